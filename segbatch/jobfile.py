@@ -1,0 +1,231 @@
+"""Reading a job file: YAML to plain values with their lines, and errors that name file, line, key.
+
+YAML as people mean it: ``1e-3`` is a number, a key twice is an error, and what a bool was made of
+(``on``, ``yes``) is told. Anchors and aliases are refused: a job file needs none, and a small file
+of nested ones grows without bounds.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from segbatch import storage
+from segbatch.errors import JobFileError
+
+MAX_BYTES = 1_000_000
+SECRET_KEY = re.compile(r"secret|password|passwd|token|access_key|api_?key|credential", re.I)
+
+Job = TypeVar("Job", bound=BaseModel)
+Key = tuple[str | int, ...]
+
+
+@dataclass
+class Document:
+    """A job file's values, and where each key stands: dotted path to line, counted from 1."""
+
+    name: str
+    values: dict[str, Any]
+    lines: dict[Key, int] = field(default_factory=dict)
+
+    def error(self, key: Key, message: str) -> JobFileError:
+        line = self.lines.get(key)
+        where = f"{self.name}:{line}" if line else self.name
+        path = _dotted(key)
+        return JobFileError(f"{where}: {path}: {message}" if path else f"{where}: {message}")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 with YAML 1.2's floats."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: list(resolvers) for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"),
+    list("-+0123456789"),
+)
+
+
+def read_document(
+    source: str | Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+) -> Document:
+    """The values of a job file, with overrides put in and variables resolved.
+
+    Raises :class:`JobFileError` for a file that is missing or not one YAML mapping.
+    """
+    if isinstance(source, Mapping):
+        document = Document("job", dict(source))
+    else:
+        document = _parse(str(source), _read(str(source)))
+    for override in overrides:
+        _override(document, override)
+    variables = os.environ if environment is None else environment
+    document.values = _resolve(document, (), document.values, variables)
+    return document
+
+
+def _read(path: str) -> str:
+    try:
+        data = storage.read_bytes(path)
+        if len(data) > MAX_BYTES:
+            raise JobFileError(f"{path}: {len(data):,} bytes is no job file")
+        return data.decode()
+    except FileNotFoundError as error:
+        raise JobFileError(f"{path}: no such job file") from error
+    except UnicodeDecodeError as error:
+        raise JobFileError(f"{path}: not a text file in UTF-8") from error
+    except OSError as error:
+        raise JobFileError(f"cannot read job file {error}") from error
+
+
+def _parse(name: str, text: str) -> Document:
+    document = Document(name, {})
+    try:
+        for event in yaml.parse(text, Loader=_Loader):
+            if isinstance(event, yaml.AliasEvent):
+                line = f":{event.start_mark.line + 1}" if event.start_mark else ""
+                raise JobFileError(f"{name}{line}: *{event.anchor}: write the value out instead")
+        node = yaml.compose(text, Loader=_Loader)
+        if not isinstance(node, yaml.MappingNode):
+            raise JobFileError(f"{name}: not a job file: it should begin with 'kind: segment'")
+        loader = _Loader("")
+        document.values = _construct(document, (), node, loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{name}:{mark.line + 1}" if mark else name
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise JobFileError(f"{where}: not valid YAML: {problem}") from error
+    except RecursionError as error:
+        raise JobFileError(f"{name}: nested too deeply for a job file") from error
+    return document
+
+
+def _construct(document: Document, key: Key, node: yaml.Node, loader: _Loader) -> Any:
+    """Plain values of a node; notes the line of every key and refuses one that stands twice."""
+    document.lines.setdefault(key, node.start_mark.line + 1)
+    if isinstance(node, yaml.MappingNode):
+        values: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            name = key_node.value if isinstance(key_node, yaml.ScalarNode) else "?"
+            child = (*key, name)
+            if name in values:
+                line = key_node.start_mark.line + 1
+                raise JobFileError(f"{document.name}:{line}: {_dotted(child)}: stands twice")
+            if key_node.tag.endswith(":bool"):
+                raise JobFileError(
+                    f"{document.name}:{key_node.start_mark.line + 1}: {_dotted(child)}: YAML takes"
+                    f" this for true or false; quote it: '{name}'"
+                )
+            document.lines[child] = key_node.start_mark.line + 1
+            values[name] = _construct(document, child, value_node, loader)
+        return values
+    if isinstance(node, yaml.SequenceNode):
+        return [
+            _construct(document, (*key, index), child, loader)
+            for index, child in enumerate(node.value)
+        ]
+    value = loader.construct_object(node)
+    if isinstance(value, bool) and node.value.lower() not in ("true", "false"):
+        raise document.error(
+            key, f"YAML takes {node.value} for {str(value).lower()}; quote it: '{node.value}'"
+        )
+    return value
+
+
+def _override(document: Document, override: str) -> None:
+    key_text, equals, value_text = override.partition("=")
+    if not equals or not key_text.strip():
+        raise JobFileError(f"--set {override}: must be key=value, as in predict.batch_size=64")
+    value = _parse("--set", f"value: {value_text}" if value_text.strip() else "value: null")
+    *parents, last = key_text.strip().split(".")
+    target: dict[str, Any] = document.values
+    for parent in parents:
+        child = target.get(parent)
+        target[parent] = dict(child) if isinstance(child, Mapping) else {}
+        target = target[parent]
+    target[last] = value.values["value"]
+
+
+def _resolve(document: Document, key: Key, value: Any, variables: Mapping[str, str]) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _resolve(document, (*key, k), v, variables) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_resolve(document, (*key, i), v, variables) for i, v in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+
+    def variable(match: re.Match[str]) -> str:
+        if match[1] not in variables:
+            raise document.error(key, f"the environment variable {match[1]} is not set")
+        return variables[match[1]]
+
+    return re.sub(r"\$\{(\w+)\}", variable, value)
+
+
+def validate(document: Document, kinds: Mapping[str, type[Job]]) -> Job:
+    """The job that a document describes. Raises :class:`JobFileError`, a line per mistake."""
+    kind = document.values.get("kind")
+    model = kinds.get(str(kind))
+    if model is None:
+        what = "is missing" if kind is None else f"{kind!r} is unknown"
+        raise document.error(("kind",), f"{what}; this version knows {', '.join(kinds)}")
+    try:
+        return model.model_validate(document.values)
+    except ValidationError as error:
+        lines = [_explain(document, model, dict(entry)) for entry in error.errors()]
+        raise JobFileError("\n".join(dict.fromkeys(lines))) from error
+
+
+def _explain(document: Document, model: type[BaseModel], entry: dict[str, Any]) -> str:
+    key: Key = tuple(part for part in entry["loc"] if part != "constrained-str")
+    message = entry["msg"].removeprefix("Value error, ").replace("Input should", "should")
+    if entry["type"] == "extra_forbidden":
+        message = _unknown_key(model, key)
+    elif entry["type"] == "missing":
+        message = "is missing"
+    elif entry["type"] not in ("value_error",) and not isinstance(entry["input"], Mapping | list):
+        message = f"{message[0].lower()}{message[1:]}, not {entry['input']!r}"
+    return str(document.error(key, message))
+
+
+def _unknown_key(model: type[BaseModel], key: Key) -> str:
+    if SECRET_KEY.search(str(key[-1])):
+        return "credentials do not belong in a job file; give them through the environment"
+    fields: list[str] = list(model.model_fields)
+    for part in key[:-1]:
+        info = model.model_fields.get(str(part))
+        nested = next((t for t in _models_in(info.annotation) if info), None) if info else None
+        if nested is None:
+            fields = []
+            break
+        model, fields = nested, list(nested.model_fields)
+    guess = difflib.get_close_matches(str(key[-1]), fields, n=1)
+    if guess:
+        return f"unknown key; did you mean {guess[0]}?"
+    return f"unknown key; known here: {', '.join(fields)}" if fields else "unknown key"
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The pydantic models that a field's annotation names (``Tile | None`` names ``Tile``)."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in getattr(annotation, "__args__", ()) for model in _models_in(part)]
+
+
+def _dotted(key: Key) -> str:
+    text = ""
+    for part in key:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
