@@ -1,0 +1,150 @@
+"""Statistics of label maps, and the struct columns that they are stored in.
+
+What is counted is one image's; the columns are built for all images of a file at once, with the
+very types of :mod:`segbatch.results.schema`. A failed image is a null struct.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cc3d
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from segbatch.results.schema import BOX
+
+
+@dataclass(frozen=True)
+class Regions:
+    """The 8-connected regions of one label map, the largest first; ignored pixels are in none.
+
+    ``class_ids`` is ``(regions,)`` uint8, 0 to 254. ``boxes`` is ``(regions, 5)`` int64: x and y
+    of the top left corner from 0, width, height, and the region's own pixels.
+    """
+
+    class_ids: npt.NDArray[np.uint8]
+    boxes: npt.NDArray[np.int64]
+
+
+def count_pixels(label_map: npt.NDArray[np.uint8], num_classes: int) -> npt.NDArray[np.int64]:
+    """Pixels of each class, ``(classes,)`` int64, in a uint8 label map; others are not counted."""
+    return np.bincount(label_map.ravel(), minlength=num_classes)[:num_classes]
+
+
+def coverage(pixels: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    """Share of each class, float32 from 0 to 1, of pixel counts ``(..., classes)``.
+
+    The shares of an image sum to 1; those of an image without any pixel are NaN.
+    """
+    with np.errstate(invalid="ignore"):
+        shares: npt.NDArray[np.float64] = pixels / pixels.sum(axis=-1, keepdims=True)
+    return shares.astype(np.float32)
+
+
+def count_components(label_map: npt.NDArray[np.uint8], num_classes: int) -> npt.NDArray[np.int32]:
+    """8-connected regions of each class, ``(classes,)`` int32, in a ``(height, width)`` uint8 map.
+
+    Where boxes are wanted as well, :func:`find_regions` and :func:`count_regions` do it in one.
+    """
+    _, class_ids = _label_regions(label_map)
+    return _count(class_ids, num_classes)
+
+
+def find_regions(label_map: npt.NDArray[np.uint8]) -> Regions:
+    """The 8-connected regions of a ``(height, width)`` uint8 label map.
+
+    Regions of one size stand in the order of their first pixels, row by row.
+    """
+    labels, class_ids = _label_regions(label_map)
+    statistics = cc3d.statistics(labels, no_slice_conversion=True)
+    pixels = statistics["voxel_counts"][1:].astype(np.int64)  # entry 0: what is in no region
+    top, bottom, left, right = statistics["bounding_boxes"][1:].astype(np.int64).T
+    boxes = np.stack([left, top, right - left + 1, bottom - top + 1, pixels], axis=1)
+    largest_first = np.argsort(-pixels, kind="stable")
+    return Regions(class_ids[largest_first], boxes[largest_first])
+
+
+def count_regions(regions: Regions, num_classes: int) -> npt.NDArray[np.int32]:
+    """Regions of each class, ``(classes,)`` int32."""
+    return _count(regions.class_ids, num_classes)
+
+
+def struct_column(
+    values: npt.NDArray[np.generic], valid: npt.NDArray[np.bool_], struct: pa.StructType
+) -> pa.StructArray:
+    """A column of structs from ``(rows, fields)`` values, one field per class or formula.
+
+    Where ``valid``, ``(rows,)`` bool, is false, the struct is null, whatever the values are;
+    elsewhere NaN becomes a null field. ``struct`` is the column's type in ``rows_schema``:
+    ``pixels``, ``coverage``, ``confidence``, ``formulas`` or ``components``. Raises
+    ``ValueError`` where the shapes do not fit it.
+    """
+    if values.shape != (len(valid), struct.num_fields):
+        raise ValueError(f"{values.shape} values for {len(valid)} rows × {struct.num_fields}")
+    null = np.isnan(values) | ~valid[:, None]
+    fields = list(struct)
+    children = [
+        pa.array(values[:, i].astype(field.type.to_pandas_dtype()), mask=null[:, i])
+        for i, field in enumerate(fields)
+    ]
+    return pa.StructArray.from_arrays(children, fields=fields, mask=pa.array(~valid))
+
+
+def boxes_column(regions: Sequence[Regions | None], struct: pa.StructType) -> pa.StructArray:
+    """The column ``boxes`` from the regions of each image, ``None`` where it failed.
+
+    ``struct`` is the column's type in ``rows_schema``. A class that an image does not have gets
+    an empty list.
+    """
+    nothing = Regions(np.empty(0, np.uint8), np.empty((0, 5), np.int64))
+    found = [nothing if image is None else image for image in regions]
+    failed = pa.array([image is None for image in regions], pa.bool_())
+    num_rows = len(regions)
+    row_of = np.repeat(np.arange(num_rows), [len(image.class_ids) for image in found])
+    class_ids = np.concatenate([nothing.class_ids, *(image.class_ids for image in found)])
+    boxes = np.concatenate([nothing.boxes, *(image.boxes for image in found)])
+
+    # One list after the other: all of the first class, row by row, then all of the second.
+    list_of = class_ids * np.int64(num_rows) + row_of
+    boxes = boxes[np.argsort(list_of, kind="stable")]
+    lengths = np.bincount(list_of, minlength=num_rows * struct.num_fields)
+    ends = np.concatenate([[0], np.cumsum(lengths)])
+
+    children = []
+    for class_id, field in enumerate(struct):
+        offsets = ends[class_id * num_rows : (class_id + 1) * num_rows + 1]
+        children.append(
+            pa.ListArray.from_arrays(
+                pa.array((offsets - offsets[0]).astype(np.int32)),
+                _box_array(boxes[offsets[0] : offsets[-1]]),
+                type=field.type,
+                mask=failed,
+            )
+        )
+    return pa.StructArray.from_arrays(children, fields=list(struct), mask=failed)
+
+
+def _label_regions(
+    label_map: npt.NDArray[np.uint8],
+) -> tuple[npt.NDArray[np.unsignedinteger], npt.NDArray[np.uint8]]:
+    """The region of each pixel, from 1, or 0 in none; and the class ids of regions 1, 2, …"""
+    # cc3d takes 0 for background. One more, in uint8, brings ignore (255) there and class 0 away.
+    shifted = np.ascontiguousarray(label_map) + np.uint8(1)
+    labels, num_regions = cc3d.connected_components(shifted, connectivity=8, return_N=True)
+    class_ids = np.empty(num_regions + 1, np.uint8)
+    class_ids[labels.ravel()] = label_map.ravel()  # every pixel of a region says the same
+    return labels, class_ids[1:]
+
+
+def _count(class_ids: npt.NDArray[np.uint8], num_classes: int) -> npt.NDArray[np.int32]:
+    return np.bincount(class_ids, minlength=num_classes)[:num_classes].astype(np.int32)
+
+
+def _box_array(boxes: npt.NDArray[np.int64]) -> pa.StructArray:
+    columns = [
+        pa.array(boxes[:, i].astype(field.type.to_pandas_dtype())) for i, field in enumerate(BOX)
+    ]
+    return pa.StructArray.from_arrays(columns, fields=list(BOX))
