@@ -1,0 +1,159 @@
+"""Run: a run's folder on storage, as everybody but its own driver sees it.
+
+``run.json`` says what the run is and how far it got; ``rows/`` and ``stats/`` are its tables. Until
+``run.json`` says ``complete`` only the table ``rows/`` tells what is committed; afterwards
+``stats/`` holds the same rows without masks, sorted, in large files.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Literal
+
+from segbatch import storage
+from segbatch.classes import Classes
+from segbatch.errors import RunError
+from segbatch.results.lease import read_lease
+from segbatch.results.table import Table, kind_of
+
+if TYPE_CHECKING:
+    import duckdb
+    import numpy as np
+    import numpy.typing as npt
+    import pandas as pd
+
+    from segbatch.results.audit import Audit
+
+FORMAT = 1
+
+# running: a driver works on it, or died; interrupted: by a signal; incomplete: run it again;
+# failed: too many failed images; complete: every image has its row, and stats/ is written.
+Status = Literal["running", "interrupted", "incomplete", "failed", "complete"]
+
+
+def read_info(uri: str) -> dict[str, Any] | None:
+    """The content of ``run.json``; ``None`` if there is none.
+
+    Raises :class:`~segbatch.errors.RunError` if it is not a run's, ``OSError`` if storage fails.
+    """
+    try:
+        data = storage.read_bytes(storage.join(uri, "run.json"))
+    except FileNotFoundError:
+        return None
+    try:
+        info = json.loads(data)
+    except ValueError as error:
+        raise RunError(f"{uri}/run.json: not valid JSON: {error}") from error
+    if not isinstance(info, dict) or "manifest" not in info or "identity" not in info:
+        raise RunError(f"{uri}: its run.json is not one of segbatch's segment runs")
+    if info.get("format") != FORMAT:
+        raise RunError(
+            f"{uri}: run.json has format {info.get('format')}, this version reads {FORMAT}"
+        )
+    return info
+
+
+def write_info(uri: str, info: dict[str, Any]) -> None:
+    """Replace ``run.json``, atomically."""
+    content = json.dumps({**info, "updated": time.time()}, indent=2, ensure_ascii=False)
+    storage.write_bytes(storage.join(uri, "run.json"), content.encode())
+
+
+def open_run(uri: str) -> Run:
+    """The run at ``uri``. Raises :class:`~segbatch.errors.RunError` if there is none."""
+    uri = storage.normalize(uri)
+    try:
+        info = read_info(uri)
+    except OSError as error:
+        raise RunError(f"cannot read run {error}") from error
+    if info is None:
+        raise RunError(f"{uri}: no run here (no run.json in it)")
+    return Run(uri, info)
+
+
+class Run:
+    """A run, as it was when it was opened; open it again to see how it went on."""
+
+    def __init__(self, uri: str, info: dict[str, Any]) -> None:
+        self.uri = uri
+        self.info = info
+        self.classes = Classes.from_json(info["model"]["classes"])
+
+    def __repr__(self) -> str:
+        return f"Run({self.uri!r}, {self.status})"
+
+    @property
+    def name(self) -> str:
+        return storage.name_of(self.uri)
+
+    @property
+    def status(self) -> Status:
+        status: Status = self.info["status"]
+        return status
+
+    @property
+    def finished(self) -> bool:
+        """Whether ``stats/`` holds every row."""
+        return self.status in ("complete", "failed")
+
+    def table(self, name: Literal["rows", "stats"]) -> Table | None:
+        """The newest version of one of the run's tables; ``None`` before there is one."""
+        return Table.open(storage.join(self.uri, name))
+
+    def sql(self, query: str) -> duckdb.DuckDBPyRelation:
+        """A DuckDB relation over the views ``images``, ``masks``, ``wide``, ``classes``,
+        ``failures`` and ``runs``. Raises :class:`~segbatch.errors.InputError` for wrong SQL.
+        """
+        from segbatch.results.query import sql
+
+        return sql([self], query)
+
+    def to_pandas(self, query: str = "SELECT * FROM wide") -> pd.DataFrame:
+        """The result of :meth:`sql` as a data frame; the flat view ``wide`` unless told."""
+        return self.sql(query).df()
+
+    def mask(self, image_id: int) -> npt.NDArray[np.uint8] | None:
+        """The label map of one image, ``(mask_height, mask_width)`` uint8 class ids.
+
+        ``None`` where the image failed or no masks are stored. Raises
+        :class:`~segbatch.errors.RunError` for an id that has no row.
+        """
+        from segbatch.masks import decode_mask
+        from segbatch.results.query import mask_png
+
+        png = mask_png(self, image_id)
+        return None if png is None else decode_mask(png)
+
+    def audit(self, *, deep: bool = False) -> Audit:
+        """Count the rows against the manifest; ``deep`` compares every file's SHA-256 too."""
+        from segbatch.results.audit import audit
+
+        return audit(self, deep=deep)
+
+    def summary(self) -> dict[str, Any]:
+        """Where the run stands, from storage alone: rows by kind, pace, whether a driver lives."""
+        table = self.table("rows")
+        kinds: Counter[str] = Counter()
+        for file in table.files() if table else []:
+            kinds[kind_of(file["path"])] += file["rows"]
+        done = sum(kinds.values())
+        total = self.info["manifest"]["rows"]
+        lease = read_lease(self.uri)
+        return {
+            "run": self.uri,
+            "status": self.status,
+            "images": total,
+            "ok": kinds.pop("ok", 0),
+            "failed": dict(sorted(kinds.items())),
+            "remaining": total - done,
+            "duplicates": self.info["manifest"]["duplicates"],
+            "images_per_second": self.info.get("images_per_second"),
+            "driver": None
+            if lease is None
+            else {key: lease.get(key) for key in ("host", "pid", "since", "heartbeat")},
+            "model": self.info["model"]["uri"],
+            "created": self.info["created"],
+            "updated": self.info["updated"],
+        }

@@ -1,0 +1,200 @@
+"""Table: a Delta table of a run, and the only file that knows the deltalake package.
+
+Workers write complete Parquet files into the table's folder, where nobody sees them; one driver
+commits them. A commit creates the log's next entry only if it is absent, so of two drivers that
+hold the same version one fails: that is the fence. A handle never reloads by itself: it moves on
+by exactly one version, its own.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pyarrow as pa
+from deltalake import CommitProperties, DeltaTable
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+from deltalake.transaction import AddAction, PostCommitHookProperties, RemoveAction
+
+from segbatch import storage
+from segbatch.errors import Fenced, RunError
+
+# The log is the proof of what was committed when, with the files' checksums: it is never cut.
+TABLE_PROPERTIES = {"delta.logRetentionDuration": "interval 36500 days"}
+STATISTICS = "stats"
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One Parquet file of a table.
+
+    ``kind`` is ``ok`` or the error that all of its rows have; in ``stats/``, where rows of every
+    kind stand together, ``stats``.
+    """
+
+    name: str
+    size: int
+    rows: int
+    first_id: int
+    last_id: int
+    kind: str
+    sha256: str
+
+    def add_action(self) -> AddAction:
+        low: dict[str, Any] = {"image_id": self.first_id}
+        high: dict[str, Any] = {"image_id": self.last_id}
+        if self.kind != STATISTICS:
+            low["status"] = high["status"] = "ok" if self.kind == "ok" else "failed"
+        stats = {
+            "numRecords": self.rows,
+            "minValues": low,
+            "maxValues": high,
+            "nullCount": dict.fromkeys(low, 0),
+        }
+        now = int(time.time() * 1000)
+        return AddAction(self.name, self.size, {}, now, True, json.dumps(stats))
+
+
+def kind_of(name: str) -> str:
+    """``ok`` or the error of all rows of a results file, from its name."""
+    return name.split("-")[1]
+
+
+def epoch_of(name: str) -> int | None:
+    """The epoch of the driver whose workers wrote a file; ``None`` if the file is not ours."""
+    first = name.split("-", maxsplit=1)[0]
+    return int(first) if first.isdigit() else None
+
+
+def file_name(epoch: int, kind: str) -> str:
+    """A fresh name: ``00000007-ok-<32 hex digits>.parquet``."""
+    return f"{epoch:08d}-{kind}-{uuid.uuid4().hex}.parquet"
+
+
+class Table:
+    """A handle on a Delta table at one version."""
+
+    def __init__(self, delta: DeltaTable, uri: str) -> None:
+        self._delta = delta
+        self.uri = uri
+
+    @classmethod
+    def create(cls, uri: str, schema: pa.Schema) -> Table:
+        """A new, empty table. Raises ``Fenced`` if somebody made it at this moment."""
+        try:
+            delta = DeltaTable.create(
+                uri,
+                schema,
+                mode="error",
+                configuration=TABLE_PROPERTIES,
+                storage_options=storage.delta_options(uri),
+            )
+        except DeltaError as error:
+            raise Fenced(f"{uri}: another driver created the table at this moment") from error
+        return cls(delta, uri)
+
+    @classmethod
+    def open(cls, uri: str, version: int | None = None) -> Table | None:
+        """The table at its newest version, or at ``version``; ``None`` if there is none.
+
+        Raises ``RunError`` for a log that cannot be read.
+        """
+        try:
+            delta = DeltaTable(uri, version=version, storage_options=storage.delta_options(uri))
+        except (TableNotFoundError, FileNotFoundError):
+            return None
+        except DeltaError as error:
+            raise RunError(f"{uri}: its Delta log cannot be read: {_line(error)}") from error
+        return cls(delta, uri)
+
+    @property
+    def version(self) -> int:
+        return self._delta.version()
+
+    @property
+    def schema(self) -> pa.Schema:
+        return pa.schema(self._delta.schema().to_arrow())
+
+    def files(self) -> list[dict[str, Any]]:
+        """The files of this version: ``path, rows, size, first_id, last_id``, by ``first_id``."""
+        columns = pa.table(self._delta.get_add_actions(flatten=True))
+        if columns.num_rows == 0:
+            return []
+        names = {
+            "path": "path",
+            "size_bytes": "size",
+            "num_records": "rows",
+            "min.image_id": "first_id",
+            "max.image_id": "last_id",
+        }
+        picked = columns.select(list(names)).rename_columns(list(names.values()))
+        files: list[dict[str, Any]] = picked.sort_by([("first_id", "ascending")]).to_pylist()
+        return files
+
+    def notes(self) -> list[dict[str, Any]]:
+        """What each commit noted about itself, the newest first, with its ``version``."""
+        return self._delta.history()
+
+    def commit(
+        self,
+        add: Sequence[DataFile] = (),
+        remove: Iterable[dict[str, Any]] = (),
+        *,
+        mode: Literal["append", "overwrite"] = "append",
+        note: dict[str, Any] | None = None,
+    ) -> int:
+        """Commit files, and take out those of :meth:`files` in ``remove``; returns the version.
+
+        Raises :class:`~segbatch.errors.Fenced` if the log has an entry that is not ours at the
+        next version, ``OSError`` if the storage failed.
+        """
+        now = int(time.time() * 1000)
+        actions: list[AddAction | RemoveAction] = [file.add_action() for file in add]
+        actions += [
+            RemoveAction(
+                path=file["path"], data_change=True, deletion_timestamp=now, size=file["size"]
+            )
+            for file in remove
+        ]
+        commit_id = uuid.uuid4().hex
+        metadata = {
+            **(note or {}),
+            "commit_id": commit_id,
+            "sha256": {file.name: file.sha256 for file in add},
+        }
+        failure: DeltaError | None = None
+        try:
+            self._delta.create_write_transaction(
+                actions,
+                mode,
+                self._delta.schema(),
+                commit_properties=CommitProperties(custom_metadata=metadata, max_commit_retries=0),
+                post_commithook_properties=PostCommitHookProperties(cleanup_expired_logs=False),
+            )
+        except CommitFailedError as error:
+            failure = error  # ours all the same, if only the answer was lost on its way
+        except DeltaError as error:
+            raise OSError(f"{self.uri}: the commit failed: {_line(error)}") from error
+        return self._move_on(commit_id, failure)
+
+    def _move_on(self, commit_id: str, failure: DeltaError | None) -> int:
+        version = self.version + 1
+        try:
+            self._delta.load_as_version(version)
+            note = self._delta.history(1)[0]
+        except DeltaError as error:
+            cause = failure or error
+            raise OSError(f"{self.uri}: the commit failed: {_line(cause)}") from cause
+        if note.get("commit_id") != commit_id:
+            holder = note.get("driver", "somebody else")
+            raise Fenced(f"{self.uri}: taken over by {holder}; what this driver has not committed"
+                         " is left to it")  # fmt: skip
+        return version
+
+
+def _line(error: BaseException) -> str:
+    return storage.one_line(error)
