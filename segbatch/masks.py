@@ -84,7 +84,9 @@ def decode_mask(data: bytes) -> npt.NDArray[np.uint8]:
                     f"the mask claims {image.width}×{image.height} pixels: at most {MAX_PIXELS:,}"
                 )
             return np.array(image)
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
+    except SourceError:
+        raise
+    except Exception as error:  # damaged bytes bring Pillow to IndexError and OverflowError, too
         raise SourceError(f"the mask is not a readable PNG: {error}") from error
 
 
