@@ -1,0 +1,421 @@
+"""Decode: the bytes of an image file → upright RGB, or the reason why not.
+
+Every format that the installed Pillow opens, first frame, any mode. The pixels are those of
+Pillow's own ``convert("RGB")`` (alpha is dropped, colour profiles are not applied), turned as
+EXIF says, except where that would be wrong: numbers of more than 8 bits are scaled and not
+clipped, and a PNG whose pixel data has a wrong checksum is broken.
+
+Nothing that a file holds raises, warns or logs: it becomes an :class:`Undecodable`.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+import threading
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError, features
+
+from segbatch.scaling import downscale, scaled_size
+
+# What Pillow would log of a broken file stands in the file's row; a million rows are no log.
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
+
+BYTES_PER_PIXEL = 3
+
+# Columns of one image's sizes, as `decode` adds them.
+SIZES = ("width", "height", "model_width", "model_height")
+
+# Value of the EXIF tag → what makes the picture upright, as in ImageOps.exif_transpose.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+LYING = frozenset({5, 6, 7, 8})  # these swap width and height
+
+# How files begin that Pillow does not open, and what they are.
+FOREIGN = (
+    (b"%PDF-", "PDF"),
+    (b"\xff\x0a", "JPEG XL"),
+    (b"\0\0\0\x0cJXL ", "JPEG XL"),
+    (b"FUJIFILMCCD-RAW", "RAW photograph"),
+    (b"IIRO", "RAW photograph"),
+    (b"IIRS", "RAW photograph"),
+    (b"MMOR", "RAW photograph"),
+    (b"IIU\0", "RAW photograph"),
+    (b"\x1aE\xdf\xa3", "Matroska or WebM video"),
+    (b"\0\0\x01\xb3", "MPEG video"),
+    (b"\0\0\x01\xba", "MPEG video"),
+    (b"FLV\x01", "Flash video"),
+    (b"PK\x03\x04", "ZIP archive"),
+    (b"\x1f\x8b", "gzip archive"),
+)
+# The same for files that begin with a box "ftyp": by the brand in it; any other one is a video.
+HEIF_BRANDS = frozenset(
+    {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"}
+)  # fmt: skip
+AVIF_BRANDS = frozenset({b"avif", b"avis"})
+
+DecodeErrorKind = Literal["truncated", "undecodable", "unsupported", "too_large"]
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """One image. ``pixels``: ``(height, width, 3)`` uint8 RGB, contiguous, read-only, upright, at
+    the size after downscaling; ``width`` and ``height``: upright, before downscaling.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Undecodable:
+    """Why there is no image; ``message`` is one line."""
+
+    kind: DecodeErrorKind
+    message: str
+
+
+def decode(
+    table: pa.Table, *, max_pixels: int, long_side: int | None, budget_bytes: int
+) -> pa.Table:
+    """``table``, as :func:`~segbatch.images.fetch.fetch` makes it, with its images decoded.
+
+    Adds
+
+    - ``pixels``, large_binary: RGB uint8, ``model_height × model_width × 3``, row by row; null if
+      there is no image or it is still encoded
+    - ``width``, ``height``, int32: of the upright image; null where ``pixels`` is
+    - ``model_width``, ``model_height``, int32: the grid of ``pixels``; null where ``pixels`` is
+
+    and fills ``error`` and ``message`` of undecodable rows; rows that have an error pass through.
+    ``data`` becomes null once it is decoded or has failed. An image whose pixels no longer fit
+    into ``budget_bytes``, all together, keeps its ``data`` and nothing else: whoever takes the
+    table decodes it alone (:func:`decode_image`), so that a table's size is bounded.
+
+    Holds at worst ``budget_bytes``, and 15 bytes a pixel of the largest image, besides ``table``.
+    """
+    pixels = bytearray()
+    ends = [0]
+    sizes: list[tuple[int | None, ...]] = []
+    encoded = []  # whether the row's data is still to be decoded
+    errors, messages = table["error"].to_pylist(), table["message"].to_pylist()
+    for row, data in enumerate(table["data"]):
+        result = None
+        if data.is_valid and errors[row] is None:
+            result = _decode(data.as_py(), max_pixels, long_side, budget_bytes - len(pixels))
+        size: tuple[int | None, ...] = (None,) * len(SIZES)
+        if isinstance(result, Undecodable):
+            errors[row], messages[row] = result.kind, result.message
+        elif result is not None:
+            height, width, _ = result.pixels.shape
+            size = (result.width, result.height, width, height)
+            pixels += result.pixels.data
+        ends.append(len(pixels))
+        sizes.append(size)
+        encoded.append(result is None)
+
+    columns = {
+        "data": pc.if_else(pa.array(encoded, pa.bool_()), table["data"], None),
+        "error": pa.array(errors, pa.string()),
+        "message": pa.array(messages, pa.string()),
+        "pixels": _binary(pixels, ends),
+        **{name: pa.array([size[i] for size in sizes], pa.int32()) for i, name in enumerate(SIZES)},
+    }
+    given = dict(zip(table.column_names, table.columns, strict=True))
+    return pa.table(given | columns)
+
+
+def _binary(content: bytearray, ends: list[int]) -> pa.Array:
+    """The large_binary column over ``content``, without copying it; what is empty is null."""
+    offsets = np.array(ends, np.int64)
+    valid = pa.array(np.diff(offsets) > 0)
+    buffers = [valid.buffers()[1], pa.py_buffer(offsets), pa.py_buffer(content)]
+    return pa.Array.from_buffers(pa.large_binary(), len(valid), buffers)
+
+
+def decode_image(data: bytes, *, max_pixels: int, long_side: int | None) -> Decoded | Undecodable:
+    """The image in ``data``, brought to ``long_side``, or why there is none. Never raises.
+
+    An image with more than ``max_pixels`` by its header is ``too_large`` and is not decoded. A
+    JPEG that is to become less than half as large is decoded at a fraction of its size.
+    """
+    result = _decode(data, max_pixels, long_side, None)
+    assert result is not None
+    return result
+
+
+def _decode(
+    data: bytes, max_pixels: int, long_side: int | None, room: int | None
+) -> Decoded | Undecodable | None:
+    """As :func:`decode_image`; ``None`` if the pixels need more than ``room`` bytes."""
+    if not data:
+        return Undecodable("truncated", "0 bytes")
+    with _pillow.limited(max_pixels):
+        try:
+            return _open(data, long_side, room)
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as bomb:
+            size = re.search(r"\d+", str(bomb))
+            number = f"{int(size[0]):,}" if size else "too many"
+            return Undecodable("too_large", f"{number} pixels; limits.max_pixels is {max_pixels:,}")
+        except MemoryError:
+            return Undecodable("too_large", "not enough memory to decode it")
+        except Exception as error:  # a decoder may raise anything for a broken file
+            return _why(data, error)
+
+
+class _Pillow:
+    """Pillow's settings while images are decoded: the job's pixel limit, and not a warning.
+
+    They belong to the process and not to a thread, so that the first thread to come in sets them
+    and the last one to leave restores them. The limit is the one of the last that came in: a
+    process works for one job.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.inside = 0
+        self.given_limit = Image.MAX_IMAGE_PIXELS
+        self.warnings = warnings.catch_warnings()
+
+    @contextmanager
+    def limited(self, max_pixels: int) -> Iterator[None]:
+        with self.lock:
+            self.inside += 1
+            if self.inside == 1:
+                self.given_limit = Image.MAX_IMAGE_PIXELS
+                self.warnings = warnings.catch_warnings()
+                self.warnings.__enter__()
+                warnings.filterwarnings("ignore", module="PIL")
+                # Pillow itself only warns up to twice the limit.
+                warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+            Image.MAX_IMAGE_PIXELS = max_pixels
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.inside -= 1
+                if self.inside == 0:
+                    Image.MAX_IMAGE_PIXELS = self.given_limit
+                    self.warnings.__exit__(None, None, None)
+
+
+_pillow = _Pillow()
+
+
+def _open(data: bytes, long_side: int | None, room: int | None) -> Decoded | None:
+    """Open, decode, turn, convert, scale. Raises whatever Pillow raises."""
+    with Image.open(io.BytesIO(data)) as image:
+        if image.format == "TIFF":
+            _refuse_previews(data, image)
+        if image.format == "PNG":
+            _verify_checksums(data)
+        if image.format == "JPEG2000" and _ends_early(data):
+            raise OSError("truncated")  # OpenJPEG gives black where there is not one tile
+        width, height = image.size
+        grid = scaled_size(width, height, long_side)
+        if room is not None and grid[0] * grid[1] * BYTES_PER_PIXEL > room:
+            return None
+        if grid != image.size:
+            # Twice the size, so that the decoder's coarse filter leaves ours something to do.
+            image.draft("RGB", (2 * grid[0], 2 * grid[1]))
+        image.load()
+        orientation = _orientation(image)
+        upright = image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
+        pixels = np.asarray(downscale(_to_rgb(upright), long_side))
+        if orientation in LYING:
+            width, height = height, width
+    if room is not None and pixels.nbytes > room:  # an icon may be larger than its header says
+        return None
+    return Decoded(pixels, width, height)
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; Pillow has already turned a TIFF and gives 1.
+
+    Damaged EXIF does not make a good picture unreadable: it counts as none.
+    """
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:
+        return 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = Image.fromarray(_eight_bits(np.asarray(image), image.mode))
+    # Pillow would carry the transparent colour over to RGB, warn of it, and stumble over odd ones.
+    image.info.pop("transparency", None)
+    return image.convert("RGB")
+
+
+def _eight_bits(values: npt.NDArray[Any], mode: str) -> npt.NDArray[np.uint8]:
+    """Grey numbers of 16 or 32 bits → ``uint8``. Pillow's own conversion clips them at 255.
+
+    16 bits lose the lower eight. 32 bits do not say what white is: whole numbers up to 255 stand
+    for themselves and larger ones are of 16 bits (so does Pillow open 16-bit PGM); fractions up
+    to 1 are parts of white and larger ones stand for themselves. What lies outside is clipped.
+    """
+    if mode == "F":
+        values = np.nan_to_num(values, nan=0.0)
+        values = np.clip(values * 255 if values.max() <= 1 else values, 0, 255)
+    elif mode == "I" and values.max() <= 255:
+        values = np.clip(values, 0, 255)
+    else:
+        values = np.clip(values, 0, 65535) >> 8
+    eight: npt.NDArray[np.uint8] = values.astype(np.uint8)
+    return eight
+
+
+def _refuse_previews(data: bytes, image: Image.Image) -> None:
+    """RAW photographs are TIFF files whose first page is a small preview: not the photograph."""
+    assert isinstance(image, TiffImagePlugin.TiffImageFile)
+    tags = image.tag_v2
+    is_preview = tags.get(ExifTags.Base.NewSubfileType, 0) == 1
+    if is_preview or ExifTags.Base.DNGVersion in tags or data[8:10] == b"CR":
+        raise OSError("not supported: a RAW photograph, or a first page that is only a preview")
+
+
+def _verify_checksums(data: bytes) -> None:
+    """Raise ``ValueError`` for a wrong checksum of a PNG's pixel data: Pillow looks at the others
+    but not at these.
+    """
+    view, position = memoryview(data), 8
+    while True:
+        end = position + 8 + _number(data, position, "big")
+        if end + 4 > len(data):  # whether a chunk that is cut off matters is Pillow's to say
+            return
+        is_pixels = data.startswith(b"IDAT", position + 4)
+        if is_pixels and zlib.crc32(view[position + 4 : end]) != _number(data, end, "big"):
+            raise ValueError("wrong checksum of the pixel data")
+        position = end + 4
+
+
+def _number(data: bytes, start: int, order: Literal["little", "big"]) -> int:
+    return int.from_bytes(data[start : start + 4], order)
+
+
+# ------------------------------------------------------------------------------------- why not
+
+
+def _why(data: bytes, error: Exception) -> Undecodable:
+    """Name what is wrong with a file that Pillow did not decode. The file is looked at rather than
+    the exception: most of those say no more than "cannot identify".
+    """
+    message = " ".join(str(error).split())[:300] or type(error).__name__
+    if foreign := _foreign(data):
+        return Undecodable("unsupported", foreign)
+    if isinstance(error, UnidentifiedImageError):
+        message = "not an image that the installed Pillow knows, or a damaged one"
+        head = data[:1024].removeprefix(b"\xef\xbb\xbf").lstrip()
+        if _is_text(head):
+            name = _markup(head)
+            kind: DecodeErrorKind = "unsupported" if name == "SVG" else "undecodable"
+            start = " ".join(head[:60].decode(errors="replace").split())
+            return Undecodable(kind, f"looks like {name}: {start}")
+    if "truncated" in message.lower() or _ends_early(data):
+        return Undecodable("truncated", "the file ends early")
+    if re.search("cannot find loader|not available|not supported|unsupported|Ghostscript", message):
+        return Undecodable("unsupported", message)
+    return Undecodable("undecodable", message)
+
+
+def _foreign(data: bytes) -> str | None:
+    """The format, if it is a known one that the installed Pillow does not open."""
+    if data[4:8] == b"ftyp":
+        brand = data[8:12]
+        if brand in AVIF_BRANDS:
+            return None if features.check("avif") else "AVIF"
+        if brand in HEIF_BRANDS:
+            return "HEIC"
+        return "RAW photograph" if brand == b"crx " else "MP4 or QuickTime video"
+    if data[:4] == b"RIFF" and data[8:12] == b"AVI ":
+        return "AVI video"
+    return next((name for magic, name in FOREIGN if data.startswith(magic)), None)
+
+
+def _is_text(head: bytes) -> bool:
+    printable = bytes([*b"\t\n\f\r", *range(0x20, 0x7F), *range(0x80, 0x100)])
+    return head[:1].isascii() and not head.translate(None, printable)
+
+
+def _markup(head: bytes) -> str:
+    lower = head.lower()
+    if lower.startswith(b"<"):
+        if b"<svg" in lower:
+            return "SVG"
+        return "HTML" if b"<html" in lower or b"<!doctype html" in lower else "XML"
+    return "JSON" if lower.startswith((b"{", b"[")) else "text"
+
+
+def _tiff_ends_early(data: bytes) -> bool:
+    """Whether the first page's directory, or the pixels that it points at, are cut off."""
+    try:
+        file = io.BytesIO(data)
+        page = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
+        file.seek(page.next)
+        page.load(file)
+        strips = (ExifTags.Base.StripOffsets, ExifTags.Base.StripByteCounts)
+        tiles = (ExifTags.Base.TileOffsets, ExifTags.Base.TileByteCounts)
+        starts, sizes = (page[tag] for tag in (tiles if tiles[0] in page else strips))
+        return any(start + size > len(data) for start, size in zip(starts, sizes, strict=False))
+    except Exception:  # a directory without an end, or without pixels
+        return True
+
+
+def _boxes_end_early(data: bytes) -> bool:
+    """Whether the last box of a file of boxes (AVIF, JPEG 2000) is cut off."""
+    position = 0
+    while position + 8 <= len(data):
+        size = int.from_bytes(data[position : position + 4], "big")
+        if size == 0:  # to the end of the file, wherever that is
+            return False
+        header = 16 if size == 1 else 8
+        if size == 1:
+            size = int.from_bytes(data[position + 8 : position + 16], "big")
+        position += max(size, header)
+    return position != len(data)
+
+
+# How files begin, and whether such a file, known to be broken, is shorter than it says or lacks
+# what its format ends with.
+ENDS_EARLY: tuple[tuple[int, bytes, Callable[[bytes], bool]], ...] = (
+    (0, b"\xff\xd8", lambda data: not data.rstrip(b"\0").endswith(b"\xff\xd9")),
+    (0, b"\x89PNG", lambda data: b"IEND" not in data),
+    (0, b"GIF8", lambda data: not data.endswith(b";")),
+    (0, b"RIFF", lambda data: len(data) < 8 + _number(data, 4, "little")),
+    (0, b"BM", lambda data: len(data) < _number(data, 2, "little")),
+    (0, b"II*\0", _tiff_ends_early),
+    (0, b"MM\0*", _tiff_ends_early),
+    (4, b"ftyp", _boxes_end_early),
+    (4, b"jP  ", _boxes_end_early),
+    (
+        0,
+        b"\xff\x4f\xff\x51",
+        lambda data: not data.endswith(b"\xff\xd9"),
+    ),  # JPEG 2000 without boxes
+)
+
+
+def _ends_early(data: bytes) -> bool:
+    return any(test(data) for start, magic, test in ENDS_EARLY if data.startswith(magic, start))

@@ -1,0 +1,37 @@
+"""Fetch: URIs → bytes, or the reason why not. The first stage of a run, on Arrow tables.
+
+Retries, limits and the number of requests at a time are the storage's (``storage.read_many``);
+what comes out of here is final for this pass.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from segbatch import storage
+
+
+def fetch(table: pa.Table, limits: storage.ReadLimits) -> pa.Table:
+    """``table`` with the content of each row's ``uri``, or why it could not be read.
+
+    Needs a column ``uri`` (string); the others pass through. Adds
+
+    - ``data``, large_binary: the object's bytes; null if it could not be read
+    - ``error``, string: ``not_found``, ``forbidden``, ``timeout``, ``unavailable`` or
+      ``too_large``; ``credentials`` where the storage refuses us and not this object, so that the
+      run should stop; null if it was read
+    - ``message``, string: one line; null if it was read
+
+    Raises nothing for what storage answers. Holds the bytes of all rows, twice for a moment: at
+    worst ``2 × rows × limits.max_bytes``.
+    """
+    contents = storage.read_many(table["uri"].to_pylist(), limits)
+    data = [None if isinstance(content, storage.Unreadable) else content for content in contents]
+    reasons = [content if isinstance(content, storage.Unreadable) else None for content in contents]
+    errors = [reason and reason.kind for reason in reasons]
+    messages = [reason and reason.message for reason in reasons]
+    return (
+        table.append_column("data", pa.array(data, pa.large_binary()))
+        .append_column("error", pa.array(errors, pa.string()))
+        .append_column("message", pa.array(messages, pa.string()))
+    )
