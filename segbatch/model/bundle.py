@@ -1,0 +1,298 @@
+"""Model bundles: a folder with everything that is needed to predict, and nothing that can run.
+
+    config.json         architecture, classes, normalisation, metrics, where it came from
+    model.safetensors   the weights, under the key names of the architecture's own library
+    README.md           a model card
+
+``config.json`` is written last, so a folder without it is a torn beginning and does not load.
+Wherever a bundle is read, ``zoo:NAME`` will do as well: torchvision's published weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from segbatch import storage
+from segbatch.classes import Classes
+from segbatch.errors import Incomplete, InputError, ModelError
+from segbatch.model import weights, zoo
+from segbatch.model.zoo import IMAGENET_MEAN, IMAGENET_STD, ZOO_PREFIX, Network
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+CARD = "README.md"
+
+RGB = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What ``config.json`` says, key by key.
+
+    ``mean`` and ``std`` are of RGB from 0 to 1. ``long_side`` is what images were brought to in
+    training, ``None`` where that is not known. ``metrics`` and ``provenance`` are any JSON.
+    """
+
+    arch: str
+    backbone: str
+    output_stride: int
+    classes: Classes
+    mean: RGB = IMAGENET_MEAN
+    std: RGB = IMAGENET_STD
+    long_side: int | None = None
+    metrics: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        values = {key.name: getattr(self, key.name) for key in fields(self)}
+        return {**values, "classes": self.classes.to_json()}
+
+    @classmethod
+    def from_json(cls, values: Any) -> ModelConfig:
+        """The inverse of :meth:`to_json`; raises ``InputError`` that names the wrong key."""
+        if not isinstance(values, dict):
+            raise InputError("not a JSON object")
+        if missing := {"arch", "backbone", "output_stride", "classes"} - values.keys():
+            raise InputError(f"{', '.join(sorted(missing))}: missing")
+        if unknown := values.keys() - {key.name for key in fields(cls)}:
+            raise InputError(f"{', '.join(sorted(unknown))}: unknown")
+        parsed = {key: _PARSERS[key](key, value) for key, value in values.items()}
+        return cls(**parsed)
+
+    def build(self) -> Network:
+        """The network, with random weights."""
+        return zoo.build(self.arch, self.backbone, len(self.classes), self.output_stride)
+
+
+def _typed(kind: type) -> Any:
+    def parse(key: str, value: Any) -> Any:
+        if type(value) is not kind:
+            raise InputError(f"{key}: {value!r} is no {kind.__name__}")
+        return value
+
+    return parse
+
+
+def _rgb(key: str, value: Any) -> RGB:
+    try:
+        red, green, blue = (float(number) for number in value)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{key}: {value!r} is not three numbers") from error
+    return red, green, blue
+
+
+def _long_side(key: str, value: Any) -> int | None:
+    if value is not None and (type(value) is not int or value < 1):
+        raise InputError(f"{key}: {value!r} is neither a number of pixels nor null")
+    return value
+
+
+_PARSERS: dict[str, Any] = {
+    "arch": _typed(str),
+    "backbone": _typed(str),
+    "output_stride": _typed(int),
+    "classes": lambda key, value: Classes.from_json(value),
+    "mean": _rgb,
+    "std": _rgb,
+    "long_side": _long_side,
+    "metrics": _typed(dict),
+    "provenance": _typed(dict),
+}
+
+
+def save_bundle(uri: str, module: torch.nn.Module, config: ModelConfig) -> None:
+    """Write a bundle into the folder ``uri``, its ``config.json`` last. Raises ``OSError``."""
+    state = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
+    storage.write_bytes(storage.join(uri, WEIGHTS), safetensors.torch.save(state))
+    storage.write_bytes(storage.join(uri, CARD), _card(uri, config).encode())
+    text = json.dumps(config.to_json(), indent=2, ensure_ascii=False)
+    storage.write_bytes(storage.join(uri, CONFIG), f"{text}\n".encode())
+
+
+def load_config(uri: str) -> ModelConfig:
+    """The configuration of a bundle; of the zoo's models, without downloading anything.
+
+    Like all that reads here, raises :class:`~segbatch.errors.ModelError` for what is no bundle or
+    a damaged one, and :class:`~segbatch.errors.Incomplete` where storage does not answer.
+    """
+    if uri.startswith(ZOO_PREFIX):
+        model = zoo.zoo_model(uri)
+        provenance = {"source": model.url}
+        return ModelConfig(
+            model.arch, model.backbone, model.output_stride, model.classes, provenance=provenance
+        )
+    return _parse(_config_bytes(uri), uri)
+
+
+def load_bundle(uri: str) -> tuple[Network, ModelConfig]:
+    """The network with its weights, in ``eval`` mode on the CPU, and the configuration."""
+    config = load_config(uri)
+    if uri.startswith(ZOO_PREFIX):
+        return zoo.zoo_model(uri).load().eval(), config
+    where = storage.join(uri, WEIGHTS)
+    return _loaded(config, weights.read_file(where), where), config
+
+
+def _loaded(config: ModelConfig, data: bytes, where: str) -> Network:
+    network = config.build()
+    state = weights.decode_safetensors(data, where)
+    weights.fit(network, state, f"{config.arch} with {config.backbone}", where)
+    return network.eval()
+
+
+def _config_bytes(uri: str) -> bytes:
+    try:
+        return weights.read_file(storage.join(uri, CONFIG))
+    except ModelError as error:
+        raise ModelError(
+            f"{error}; a model is a bundle that `segbatch submit` trained or `segbatch model"
+            " import` made of weights, or zoo:NAME"
+        ) from error
+
+
+def _parse(data: bytes, uri: str) -> ModelConfig:
+    try:
+        return ModelConfig.from_json(json.loads(data))
+    except (InputError, ValueError) as error:  # ValueError: neither JSON nor UTF-8
+        raise ModelError(
+            f"{storage.join(uri, CONFIG)}: no model's configuration: {error}"
+        ) from error
+
+
+def bundle_sha256(uri: str) -> str:
+    """Sha256 of a bundle's configuration and weights, 64 hex digits."""
+    return _sha256(_config_bytes(uri), weights.read_file(storage.join(uri, WEIGHTS)))
+
+
+def fingerprint(uri: str) -> str:
+    """64 hex digits that change with the model: :func:`bundle_sha256`, or the zoo's own."""
+    if uri.startswith(ZOO_PREFIX):
+        return zoo.zoo_model(uri).fingerprint
+    return bundle_sha256(uri)
+
+
+def _sha256(*parts: bytes) -> str:
+    return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def import_weights(
+    weights_uri: str,
+    bundle_uri: str,
+    arch: str,
+    backbone: str,
+    classes: Classes,
+    *,
+    long_side: int | None = None,
+    output_stride: int | None = None,
+) -> ModelConfig:
+    """Make a bundle of a state_dict that was trained elsewhere with one of the architectures.
+
+    ``weights_uri`` is a ``.safetensors`` file or one of ``torch.save``; an auxiliary head in it is
+    left out. Raises :class:`~segbatch.errors.ModelError` for a file that cannot be read safely,
+    or whose weights are of another architecture or number of classes.
+    """
+    network = zoo.build(arch, backbone, len(classes), output_stride)
+    data = weights.read_file(weights_uri)
+    state = zoo.without_auxiliary(weights.decode_state(data, weights_uri))
+    weights.fit(network, state, f"{arch} with {backbone}", weights_uri)
+    config = ModelConfig(
+        arch,
+        backbone,
+        network.output_stride,
+        classes,
+        long_side=long_side,
+        provenance={"imported_from": weights_uri, "sha256": _sha256(data)},
+    )
+    save_bundle(bundle_uri, network, config)
+    return config
+
+
+# ---------------------------------------------------------------------------------- inspection
+
+
+def list_bundles(uri: str) -> Iterator[tuple[str, ModelConfig]]:
+    """URI and configuration of each bundle in or below the folder ``uri``, by URI.
+
+    Folders that hold weights without a readable configuration are left out.
+    """
+    for file in _files(uri):
+        folder, _, name = file.uri.rpartition("/")
+        if name == WEIGHTS:
+            try:
+                yield folder, load_config(folder)
+            except ModelError:
+                continue
+
+
+def describe(uri: str) -> dict[str, Any]:
+    """Facts about a bundle as JSON: its configuration, parameters, sha256, and sizes in bytes.
+
+    Loads the weights, so it fails where :func:`load_bundle` would.
+    """
+    if uri.startswith(ZOO_PREFIX):
+        network, config = load_bundle(uri)
+        sha256, files = fingerprint(uri), {}
+    else:
+        text, where = _config_bytes(uri), storage.join(uri, WEIGHTS)
+        data = weights.read_file(where)
+        config = _parse(text, uri)
+        network, sha256 = _loaded(config, data, where), _sha256(text, data)
+        files = {CONFIG: len(text), WEIGHTS: len(data)}
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    return {
+        "uri": uri,
+        **config.to_json(),
+        "parameters": parameters,
+        "sha256": sha256,
+        "files": files,
+    }
+
+
+def _files(uri: str) -> list[storage.StoredFile]:
+    try:
+        return list(storage.list_files(uri))
+    except (FileNotFoundError, PermissionError) as error:
+        raise ModelError(f"{uri}: cannot be listed: {storage.one_line(error)}") from error
+    except OSError as error:
+        raise Incomplete(f"{uri}: cannot be listed: {storage.one_line(error)}") from error
+
+
+def _card(uri: str, config: ModelConfig) -> str:
+    """The model card: front matter as model hubs read it, then what a person wants to know."""
+    scores = {key: value for key, value in config.metrics.items() if isinstance(value, int | float)}
+    lines = [
+        "---",
+        "library_name: segbatch",
+        "pipeline_tag: image-segmentation",
+        "---",
+        f"# {storage.name_of(uri)}",
+        "",
+        f"Semantic segmentation: {config.arch} with {config.backbone}, output stride"
+        f" {config.output_stride}, {len(config.classes)} classes.",
+        "",
+        f"- Images are brought to: {_side(config.long_side)}",
+        f"- Normalisation: mean {list(config.mean)}, standard deviation {list(config.std)}",
+        *(f"- {key}: {value:.4g}" for key, value in scores.items()),
+        *(f"- {key}: {value}" for key, value in config.provenance.items()),
+        "",
+        "| id | class | colour |",
+        "|---|---|---|",
+        *(f"| {c.id} | {c.name} | #{bytes(c.color).hex()} |" for c in config.classes),
+        "",
+        "```python",
+        "import segbatch",
+        f'prediction = segbatch.load_model("{uri}").predict(image)  # RGB, HWC uint8',
+        "```",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _side(long_side: int | None) -> str:
+    return "nothing, they are predicted as they are" if long_side is None else f"{long_side} pixels"

@@ -1,0 +1,116 @@
+"""Patches: what the network sees of an image, and how the image's logits are put together again.
+
+A patch is the whole image or a tile of it, at some scale, mirrored or not. It is padded at the
+bottom and right with the mean colour to a multiple of 64, so that its padding depends on it alone;
+patches of one padded shape can run as one batch, whichever images they are of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from segbatch.model.reduction import Mean, Resized, Size, Surface, Upsampled
+from segbatch.model.tiles import Blended, Tile, TileOptions, tiles_of
+from segbatch.scaling import FILTER
+
+PADDING_MULTIPLE = 64
+
+Pixels = npt.NDArray[np.uint8]  # HWC, RGB
+
+
+@dataclass(frozen=True)
+class Patch:
+    """``pixels`` for the network; the logits for them are to be of ``size`` in the end.
+
+    ``image`` is the position of the image in the call, ``view`` that of the patch in its image.
+    """
+
+    image: int
+    view: int
+    pixels: Pixels
+    size: Size
+    mirrored: bool
+
+    @property
+    def padded(self) -> Size:
+        return padded_size(size_of(self.pixels))
+
+    def surface(self, coarse: Tensor, align_corners: bool) -> Surface:
+        """What the network said of it: ``coarse`` is ``(classes, height, width)`` float32."""
+        seen = size_of(self.pixels)
+        upsampled = Upsampled(coarse, self.padded, seen, align_corners, self.mirrored)
+        return upsampled if seen == self.size else Resized(upsampled, self.size)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How images are cut into patches."""
+
+    tile: TileOptions | None = None
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+
+    def tiles(self, size: Size) -> list[Tile]:
+        return tiles_of(size, self.tile) if self.tile else [Tile(0, 0, *size)]
+
+    def num_patches(self, size: Size) -> int:
+        return len(self.tiles(size)) * len(self.scales) * (2 if self.flip else 1)
+
+    def patches(self, index: int, image: Pixels) -> Iterator[Patch]:
+        """Tile by tile; of each, scale by scale; of each, itself and its mirror image."""
+        view = 0
+        for tile in self.tiles(size_of(image)):
+            rows = slice(tile.top, tile.top + tile.height)
+            pixels = image[rows, tile.left : tile.left + tile.width]
+            for scale in self.scales:
+                scaled = _scaled(pixels, scale)
+                for mirrored in (False, True) if self.flip else (False,):
+                    seen = scaled[:, ::-1] if mirrored else scaled
+                    yield Patch(index, view, seen, size_of(pixels), mirrored)
+                    view += 1
+
+    def assembled(
+        self, size: Size, views: Mapping[int, Surface], num_classes: int, device: torch.device
+    ) -> Surface:
+        """The surface of an image of ``size``, from those of all its patches by their view."""
+        tiles = self.tiles(size)
+        num_views = len(views) // len(tiles)
+        surfaces = [
+            Mean([views[view] for view in range(first, first + num_views)])
+            for first in range(0, len(views), num_views)
+        ]
+        if self.tile is None or len(tiles) == 1:
+            return surfaces[0]
+        return Blended(size, tiles, surfaces, self.tile.overlap, num_classes, device)
+
+
+def size_of(pixels: Pixels) -> Size:
+    return pixels.shape[0], pixels.shape[1]
+
+
+def padded_size(size: Size) -> Size:
+    height, width = (-(-length // PADDING_MULTIPLE) * PADDING_MULTIPLE for length in size)
+    return height, width
+
+
+def stack(patches: list[Patch], canvas: Pixels, padding: npt.NDArray[np.uint8]) -> None:
+    """Lay patches of one padded shape into ``canvas``, NHWC, padded with the colour ``padding``."""
+    for image, patch in zip(canvas, patches, strict=True):
+        height, width = size_of(patch.pixels)
+        image[:height, :width] = patch.pixels
+        image[height:] = padding
+        image[:height, width:] = padding
+
+
+def _scaled(pixels: Pixels, scale: float) -> Pixels:
+    height, width = (max(1, round(length * scale)) for length in size_of(pixels))
+    if (height, width) == size_of(pixels):
+        return pixels
+    return np.asarray(Image.fromarray(pixels).resize((width, height), FILTER))

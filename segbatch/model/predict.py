@@ -1,0 +1,333 @@
+"""Prediction: images in, label maps and their statistics out, on one device and without Ray.
+
+The way of a call: images are cut into patches, and patches of one padded shape run as one batch,
+which crosses to the device as bytes. When the last patch of an image is through, its coarse logits
+are reduced on the device to a label map and counts, which are read back while the next batch runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from segbatch import masks
+from segbatch.classes import Classes
+from segbatch.errors import InputError, JobFailed
+from segbatch.model.bundle import ModelConfig, load_bundle
+from segbatch.model.patches import Cut, Patch, Pixels, padded_size, size_of, stack
+from segbatch.model.reduction import Size, Surface, reduce
+from segbatch.model.tiles import TileOptions
+from segbatch.model.transfer import Arriving, Transfer
+from segbatch.model.zoo import Network
+from segbatch.scaling import FILTER, downscale
+
+Precision = Literal["fp32", "bf16", "fp16"]
+Item = TypeVar("Item")
+
+DTYPES: dict[Precision, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """How to predict: the keys under ``predict:`` of a job file, and whether it wants confidence.
+
+    Raises :class:`~segbatch.errors.InputError` for values out of range.
+    """
+
+    long_side: int | Literal["auto"] | None = "auto"
+    """Downscale so that the longer side is at most this; ``auto``: the model's own ``long_side``,
+    but never where images are cut into tiles; ``None``: never."""
+    tile: TileOptions | None = None
+    """Cut images into overlapping tiles."""
+    flip: bool = False
+    """Average the logits with those of the mirror image."""
+    scales: tuple[float, ...] = (1.0,)
+    """Average the logits of the image at these scales."""
+    precision: Literal["auto"] | Precision = "auto"
+    """``auto``: fp32 on the CPU, bf16 on GPUs that have it, else fp16."""
+    batch_size: int = 16
+    """At most so many patches go through the network together."""
+    compile: bool = False
+    """Compile the network with ``torch.compile``."""
+    confidence: bool = True
+    """Work out confidence and uncertainty."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise InputError(f"batch_size must be at least 1, not {self.batch_size}")
+        if not self.scales or min(self.scales) <= 0:
+            raise InputError(f"scales must be numbers above 0, not {list(self.scales)}")
+        if isinstance(self.long_side, int) and self.long_side < 1:
+            raise InputError(f"long_side must be at least 1, not {self.long_side}")
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What the model sees in one image.
+
+    ``image`` is ``(height, width, 3)`` uint8, as it was given. ``mask`` is ``(height, width)``
+    uint8 of class ids, ``pixels`` ``(classes,)`` int64 on its grid. ``confidences`` is
+    ``(classes,)`` float32, 0 to 1: the mean probability with which the class won its pixels, NaN
+    where it has none. ``uncertainty`` is 1 − the mean margin between the two likeliest classes, 0
+    to 1. Both are on the network's grid, and NaN where the options do not ask for them.
+    """
+
+    image: Pixels
+    classes: Classes
+    mask: npt.NDArray[np.uint8]
+    pixels: npt.NDArray[np.int64]
+    confidences: npt.NDArray[np.float32]
+    uncertainty: float
+
+    @property
+    def coverage(self) -> dict[str, float]:
+        """Share of the mask that each class covers, by name; 0 to 1, together 1."""
+        shares = self.pixels / self.mask.size
+        return dict(zip(self.classes.names, shares.tolist(), strict=True))
+
+    @property
+    def confidence(self) -> dict[str, float | None]:
+        """``confidences`` by class name; ``None`` where the class is absent."""
+        values = [None if np.isnan(value) else float(value) for value in self.confidences]
+        return dict(zip(self.classes.names, values, strict=True))
+
+    def overlay(self, alpha: float = 0.5) -> Image.Image:
+        """The image under the colours of its classes, on the mask's grid."""
+        image = self.image
+        if size_of(image) != self.mask.shape:
+            height, width = self.mask.shape
+            image = np.asarray(Image.fromarray(image).resize((width, height), FILTER))
+        return masks.overlay(image, self.mask, self.classes, alpha)
+
+
+class Model:
+    """A network on a device, ready to predict; ``module`` is the network, ``classes`` its classes.
+
+    ``precision`` and ``device`` are what ``auto`` came to.
+    """
+
+    def __init__(
+        self,
+        module: Network,
+        config: ModelConfig,
+        device: str | torch.device = "auto",
+        options: PredictOptions | None = None,
+    ) -> None:
+        self.config = config
+        self.options = options or PredictOptions()
+        self.device = resolve_device(device)
+        self.precision = resolve_precision(self.options.precision, self.device)
+        # Channels last: 1.7 times as fast on the CPU, and what tensor cores want.
+        self.module = module.eval().to(self.device).to(memory_format=torch.channels_last)
+        self._coarse = torch.compile(module.coarse) if self.options.compile else module.coarse
+        self._cut = Cut(self.options.tile, self.options.scales, self.options.flip)
+        self._transfer = Transfer(self.device)
+        self._mean = torch.tensor(config.mean, device=self.device)[:, None, None]
+        self._std = torch.tensor(config.std, device=self.device)[:, None, None]
+        # Batches of a padded shape that fit the device, where `batch_size` patches did not.
+        self._fitting: dict[Size, int] = {}
+
+    @property
+    def classes(self) -> Classes:
+        return self.config.classes
+
+    @property
+    def long_side(self) -> int | None:
+        """What images are to be downscaled to before they go to :meth:`predict_batch`."""
+        if self.options.long_side == "auto":
+            return None if self.options.tile else self.config.long_side
+        return self.options.long_side
+
+    def predict(self, image: Pixels | Image.Image) -> Prediction:
+        """Predict one image, RGB HWC uint8 or a Pillow image, as it stands (EXIF is not looked at).
+
+        The mask has the image's own size. Raises :class:`~segbatch.errors.InputError` for an array
+        of another shape or type.
+        """
+        original = np.asarray(image.convert("RGB")) if isinstance(image, Image.Image) else image
+        _check(original)
+        scaled = np.asarray(downscale(Image.fromarray(original), self.long_side))
+        [prediction] = self.predict_batch([scaled], [size_of(original)])
+        return replace(prediction, image=original)
+
+    @torch.inference_mode()
+    def predict_batch(
+        self, images: Sequence[Pixels], mask_sizes: Sequence[Size | None]
+    ) -> list[Prediction]:
+        """Predict images that were already brought to :attr:`long_side`; results in their order.
+
+        ``images`` are RGB HWC uint8, of any sizes. ``mask_sizes`` has ``(height, width)`` for each
+        mask, or ``None`` for the image's size. The device holds one batch in the network and one
+        in waiting, and the coarse logits of ``batch_size`` images, or of one image in tiles.
+        Raises :class:`~segbatch.errors.InputError` for other arrays and
+        :class:`~segbatch.errors.JobFailed` for an image too large for the device.
+        """
+        for image in images:
+            _check(image)
+        sizes = [size_of(image) for image in images]
+        views: list[dict[int, Surface]] = [{} for _ in images]
+        arriving: list[tuple[int, Arriving]] = []
+        predictions: dict[int, Prediction] = {}
+
+        def finish() -> None:
+            for index, result in arriving:
+                predictions[index] = self._prediction(images[index], result)
+
+        for batch, pixels in self._transfer.uploaded(self._batches(images), self._pack):
+            launched = []
+            for patch, coarse in zip(batch, self._forward(pixels), strict=True):
+                index, of_image = patch.image, views[patch.image]
+                of_image[patch.view] = patch.surface(coarse, self.module.align_corners)
+                if len(of_image) == self._cut.num_patches(sizes[index]):
+                    surface = self._cut.assembled(
+                        sizes[index], of_image, len(self.classes), self.device
+                    )
+                    launched.append((index, self._reduce(surface, mask_sizes[index])))
+                    views[index] = {}
+            finish()  # of the batch before: this one keeps the device busy meanwhile
+            arriving = launched
+        finish()
+        return [predictions[index] for index in range(len(images))]
+
+    def _batches(self, images: Sequence[Pixels]) -> Iterator[list[Patch]]:
+        """All patches of all images, in batches of one padded shape.
+
+        A few images at a time, so that the coarse logits of no more than those wait on the device.
+        """
+        together = 1 if self.options.tile else self.options.batch_size
+        for indices in _grouped(range(len(images)), lambda i: padded_size(size_of(images[i]))):
+            for start in range(0, len(indices), together):
+                patches = [
+                    patch
+                    for index in indices[start : start + together]
+                    for patch in self._cut.patches(index, images[index])
+                ]
+                for alike in _grouped(patches, lambda patch: patch.padded):
+                    yield from self._slices(alike)
+
+    def _slices(self, patches: list[Patch]) -> Iterator[list[Patch]]:
+        start = 0
+        while start < len(patches):
+            size = self._fitting.get(patches[0].padded, self.options.batch_size)
+            yield patches[start : start + size]
+            start += size
+
+    def _pack(self, batch: list[Patch], pinned: bool) -> Tensor:
+        """The patches with their padding, NHWC uint8, on the host."""
+        host = torch.empty(len(batch), *batch[0].padded, 3, dtype=torch.uint8, pin_memory=pinned)
+        stack(batch, host.numpy(), np.rint(np.multiply(self.config.mean, 255)).astype(np.uint8))
+        return host
+
+    def _forward(self, pixels: Tensor) -> list[Tensor]:
+        """Coarse logits of each of ``pixels``, NHWC uint8: ``(classes, height, width)`` float32.
+
+        Halves the batch as long as it does not fit the device.
+        """
+        num_images, height, width, _ = pixels.shape
+        try:
+            return list(self._logits(pixels))
+        except torch.OutOfMemoryError:
+            if num_images == 1:
+                raise JobFailed(
+                    f"{self.device} has not enough memory for one image of {width}×{height}:"
+                    " set predict.long_side or predict.tile"
+                ) from None
+        # Outside of `except`, which keeps the failed batch alive through its traceback.
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        half = self._fitting[height, width] = (num_images + 1) // 2
+        return self._forward(pixels[:half]) + self._forward(pixels[half:])
+
+    def _logits(self, pixels: Tensor) -> Tensor:
+        images = pixels.permute(0, 3, 1, 2).float()  # NCHW, channels last as the bytes were
+        images.div_(255).sub_(self._mean).div_(self._std)
+        dtype = DTYPES[self.precision]
+        with torch.autocast(self.device.type, dtype, enabled=self.precision != "fp32"):
+            coarse: Tensor = self._coarse(images)
+        return coarse.float().contiguous()
+
+    def _reduce(self, surface: Surface, mask_size: Size | None) -> Arriving:
+        reduced = reduce(
+            surface,
+            mask_size or surface.size,
+            len(self.classes),
+            self.device,
+            confidence=self.options.confidence,
+        )
+        return self._transfer.download(
+            (reduced.mask, reduced.pixels, reduced.confidence, reduced.uncertainty)
+        )
+
+    def _prediction(self, image: Pixels, result: Arriving) -> Prediction:
+        mask, pixels, confidence, uncertainty = result.wait()
+        return Prediction(
+            image,
+            self.classes,
+            mask=mask.numpy(),
+            pixels=pixels.numpy(),
+            confidences=confidence.numpy(),
+            uncertainty=uncertainty.item(),
+        )
+
+
+def load_model(
+    uri: str, device: str | torch.device = "auto", options: PredictOptions | None = None
+) -> Model:
+    """The model of a bundle, or of the zoo by ``zoo:NAME``, on a device (``auto``: GPU, else CPU).
+
+    Raises :class:`~segbatch.errors.ModelError` where it cannot be loaded.
+    """
+    network, config = load_bundle(uri)
+    return Model(network, config, device, options)
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """The device meant; ``auto`` is the first GPU, else the CPU. ``InputError`` for no device."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"{device!r} is no device; auto, cpu, cuda or cuda:N are") from error
+    if resolved.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device {device} was asked for, but torch sees no GPU here")
+    return resolved
+
+
+def resolve_precision(precision: Literal["auto"] | Precision, device: torch.device) -> Precision:
+    """The precision meant; ``auto`` is fp32 on the CPU, bf16 on GPUs that have it, else fp16."""
+    if precision != "auto":
+        return precision
+    if device.type != "cuda":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def _grouped(items: Iterable[Item], key: Callable[[Item], Size]) -> Iterable[list[Item]]:
+    groups: dict[Size, list[Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups.values()
+
+
+def _check(image: Any) -> None:
+    if (
+        not isinstance(image, np.ndarray)
+        or image.dtype != np.uint8
+        or image.ndim != 3
+        or image.shape[2] != 3
+        or not image.size
+    ):
+        given = f"{image.shape} {image.dtype}" if isinstance(image, np.ndarray) else type(image)
+        raise InputError(f"an image to predict must be RGB, (height, width, 3) uint8, not {given}")

@@ -1,0 +1,263 @@
+"""The zoo: the architectures that segbatch knows, each behind the same small seam.
+
+A :class:`Network` wraps a library's own model without renaming anything in it, so a plain
+state_dict of torchvision or segmentation_models_pytorch fits as it is. The seam is
+:meth:`Network.coarse`: logits as the last convolution gives them, at 1/4 to 1/16 of the input's
+resolution. ``forward`` brings them to the input's size exactly as the library does, which is what
+training needs; prediction takes the coarse ones and upsamples strip by strip
+(:mod:`segbatch.model.reduction`).
+
+To add an architecture, write a function and a line in ``ARCHITECTURES``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, cast
+from urllib.error import URLError
+
+import segmentation_models_pytorch as smp
+import torch
+import torchvision.models as tv
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from segbatch.classes import PRESETS, Classes
+from segbatch.errors import ModelError
+from segbatch.storage import one_line
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+ZOO_PREFIX = "zoo:"
+
+# torchvision's backbones and the output stride that it gives each; its weights allow no other.
+TORCHVISION_STRIDES = {"resnet50": 8, "resnet101": 8, "mobilenet_v3_large": 16}
+
+
+class Network(nn.Module):
+    """A segmentation network: normalised float images NCHW in, logits NCHW out.
+
+    ``trunk_key`` names the submodule that classification weights fit, ``head_key`` the last
+    convolution, which has one output channel per class.
+    """
+
+    trunk_key: str
+    head_key: str
+    output_stride: int
+    # How the library that trained such networks upsamples their logits to the input's size.
+    align_corners: bool
+
+    def coarse(self, images: Tensor) -> Tensor:
+        """Logits at the resolution of the last convolution."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits at the resolution of ``images``."""
+        return interpolate(
+            self.coarse(images),
+            size=images.shape[-2:],
+            mode="bilinear",
+            align_corners=self.align_corners,
+        )
+
+
+class DeepLabV3(Network):
+    """DeepLabV3 of torchvision, without the auxiliary head that only its training needs."""
+
+    trunk_key = "backbone"
+    head_key = "classifier.4"
+    align_corners = False
+
+    def __init__(self, network: nn.Module, output_stride: int) -> None:
+        super().__init__()
+        self.backbone = network.get_submodule("backbone")
+        self.classifier = network.get_submodule("classifier")
+        self.output_stride = output_stride
+
+    def coarse(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(self.backbone(images)["out"])
+        return logits
+
+
+class DeepLabV3Plus(Network):
+    """DeepLabV3+ of segmentation_models_pytorch."""
+
+    trunk_key = "encoder"
+    head_key = "segmentation_head.0"
+    align_corners = True
+
+    def __init__(self, network: nn.Module, output_stride: int) -> None:
+        super().__init__()
+        self.encoder = network.get_submodule("encoder")
+        self.decoder = network.get_submodule("decoder")
+        self.segmentation_head = network.get_submodule("segmentation_head")
+        self.output_stride = output_stride
+
+    def coarse(self, images: Tensor) -> Tensor:
+        # The head is a convolution, the upsampling that `forward` does, and no activation.
+        last_convolution = cast(nn.Sequential, self.segmentation_head)[0]
+        logits: Tensor = last_convolution(self.decoder(self.encoder(images)))
+        return logits
+
+
+def _deeplabv3(
+    backbone: str, num_classes: int, output_stride: int | None, pretrained: bool
+) -> Network:
+    if backbone not in TORCHVISION_STRIDES:
+        raise _unknown("backbone of deeplabv3", backbone, TORCHVISION_STRIDES)
+    stride = TORCHVISION_STRIDES[backbone]
+    if output_stride not in (None, stride):
+        raise ModelError(
+            f"deeplabv3 with {backbone} has output_stride {stride}, not {output_stride}: leave"
+            " output_stride out, or use arch deeplabv3plus"
+        )
+    network = tv.get_model(
+        f"deeplabv3_{backbone}",
+        weights=None,
+        weights_backbone="DEFAULT" if pretrained else None,
+        num_classes=num_classes,
+        aux_loss=False,
+    )
+    return DeepLabV3(network, stride)
+
+
+def _deeplabv3plus(
+    backbone: str, num_classes: int, output_stride: int | None, pretrained: bool
+) -> Network:
+    known = smp.encoders.get_encoder_names()
+    universal = backbone.startswith("tu-")  # any model of timm
+    if not universal and backbone not in known:
+        raise _unknown("backbone of deeplabv3plus", backbone, known)
+    stride = 16 if output_stride is None else output_stride
+    if stride not in (8, 16):
+        raise ModelError(f"deeplabv3plus has output_stride 8 or 16, not {stride}")
+    weights = (True if universal else "imagenet") if pretrained else None
+    try:
+        network = smp.DeepLabV3Plus(
+            backbone,
+            encoder_weights=weights,
+            encoder_output_stride=stride,
+            classes=num_classes,
+        )
+    except (AttributeError, KeyError, NotImplementedError, RuntimeError, ValueError) as error:
+        raise ModelError(
+            f"deeplabv3plus cannot be built on backbone {backbone!r} with output_stride {stride}:"
+            f" {one_line(error)}"
+        ) from error
+    return DeepLabV3Plus(network, stride)
+
+
+ARCHITECTURES: dict[str, Callable[[str, int, int | None, bool], Network]] = {
+    "deeplabv3": _deeplabv3,
+    "deeplabv3plus": _deeplabv3plus,
+}
+
+
+def build(
+    arch: str,
+    backbone: str,
+    num_classes: int,
+    output_stride: int | None = None,
+    *,
+    pretrained: bool = False,
+) -> Network:
+    """A network with random weights, or with its library's ImageNet weights in the backbone.
+
+    ``output_stride`` ``None`` is the architecture's own: 16 for ``deeplabv3plus``, the one that
+    torchvision gives the backbone for ``deeplabv3``. Raises :class:`~segbatch.errors.ModelError`
+    for an unknown architecture or backbone, a stride that it does not have, or weights that
+    cannot be downloaded.
+    """
+    if arch not in ARCHITECTURES:
+        raise _unknown("arch", arch, ARCHITECTURES)
+    if not pretrained:
+        return ARCHITECTURES[arch](backbone, num_classes, output_stride, False)
+    try:
+        return ARCHITECTURES[arch](backbone, num_classes, output_stride, True)
+    except OSError as error:
+        remedy = "set backbone_weights to a file that you have, or to null"
+        raise _no_download(f"the ImageNet weights of {backbone}", error, remedy) from error
+
+
+@dataclass(frozen=True)
+class ZooModel:
+    """Weights that torchvision publishes for one of its own networks."""
+
+    name: str
+    backbone: str
+    classes: Classes
+    arch = "deeplabv3"
+
+    @property
+    def output_stride(self) -> int:
+        return TORCHVISION_STRIDES[self.backbone]
+
+    @property
+    def url(self) -> str:
+        """Where the weights are; the file's name holds the first digits of its sha256."""
+        return str(self._weights.url)
+
+    @property
+    def fingerprint(self) -> str:
+        """Sha256 that changes with the weights; known without downloading them."""
+        return hashlib.sha256(self.url.encode()).hexdigest()
+
+    @property
+    def _weights(self) -> Any:
+        return tv.get_model_weights(f"deeplabv3_{self.backbone}")["COCO_WITH_VOC_LABELS_V1"]
+
+    def load(self) -> Network:
+        """The network with its published weights, downloaded once into torch's cache.
+
+        Raises :class:`~segbatch.errors.ModelError` where the download fails.
+        """
+        network = build(self.arch, self.backbone, len(self.classes))
+        try:
+            state = self._weights.get_state_dict(progress=False, check_hash=True)
+        except (OSError, RuntimeError) as error:  # RuntimeError: the hash is another one
+            remedy = (
+                f"download {self.url} where there is a network and copy it into"
+                f" {torch.hub.get_dir()}/checkpoints, or name a model bundle"
+            )
+            raise _no_download(f"the weights of {ZOO_PREFIX}{self.name}", error, remedy) from error
+        network.load_state_dict(without_auxiliary(state))
+        return network
+
+
+ZOO: dict[str, ZooModel] = {
+    f"deeplabv3_{backbone}": ZooModel(f"deeplabv3_{backbone}", backbone, PRESETS["voc"])
+    for backbone in TORCHVISION_STRIDES
+}
+
+
+def zoo_model(uri: str) -> ZooModel:
+    """The zoo's model behind ``zoo:NAME``; raises ``ModelError`` for one that it does not have."""
+    name = uri.removeprefix(ZOO_PREFIX)
+    if name not in ZOO:
+        raise _unknown("model of the zoo", name, ZOO)
+    return ZOO[name]
+
+
+def without_auxiliary(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state_dict without the auxiliary head, which torchvision's files hold and nobody asks."""
+    return {key: value for key, value in state.items() if not key.startswith("aux_classifier.")}
+
+
+def _unknown(what: str, given: str, known: Iterable[str]) -> ModelError:
+    names = [name for name in known if not name.startswith("timm-")]  # deprecated by smp
+    close = difflib.get_close_matches(given, names, n=3)
+    if close:
+        return ModelError(f"{given!r} is no {what}; did you mean {' or '.join(close)}?")
+    more = f" and {len(names) - 8} more, see `segbatch model list`" if len(names) > 8 else ""
+    return ModelError(f"{given!r} is no {what}; known: {', '.join(names[:8])}{more}")
+
+
+def _no_download(what: str, error: Exception, remedy: str) -> ModelError:
+    reason = error.reason if isinstance(error, URLError) else error
+    return ModelError(
+        f"{what} could not be downloaded: {one_line(cast(Exception, reason))}; {remedy}"
+    )
