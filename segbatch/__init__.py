@@ -1,3 +1,33 @@
-"""segbatch: batch semantic segmentation on a cluster."""
+"""segbatch: batch semantic segmentation of image collections in object storage, on Ray.
+
+The public functions are loaded when they are first used, so that asking for one thing does not
+import torch and Ray for another.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from segbatch.job import load_job
+    from segbatch.model.predict import load_model
+    from segbatch.results.run import open_run
+    from segbatch.segment import segment
+
+__all__ = ["load_job", "load_model", "open_run", "segment"]
+
+_HOME = {
+    "load_job": "segbatch.job",
+    "load_model": "segbatch.model.predict",
+    "open_run": "segbatch.results.run",
+    "segment": "segbatch.segment",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)

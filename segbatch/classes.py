@@ -8,6 +8,7 @@ the palette of every mask.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
+from segbatch import storage
 from segbatch.errors import InputError
 
 IGNORE_INDEX = 255
@@ -144,6 +146,33 @@ class Classes(Sequence[SegClass]):
         if ids != list(range(len(ids))):
             raise InputError(f"class ids must be 0 to {len(ids) - 1} without gaps, not {ids}")
         return cls(names, colors)
+
+
+def read_classes(text: str) -> Classes:
+    """The classes that ``--classes`` names: a preset, ``a,b,c``, or a file (any URI).
+
+    A file is a ``classes.json``, a JSON list of names, or a labelme ``labels.txt`` with a name a
+    line, where ``__ignore__`` is the ignore index and takes no id. Raises
+    :class:`~segbatch.errors.InputError`.
+    """
+    if text in PRESETS:
+        return PRESETS[text]
+    if "," in text:
+        return Classes([name.strip() for name in text.split(",") if name.strip()])
+    try:
+        content = storage.read_bytes(text).decode()
+        values = json.loads(content) if text.lower().endswith(".json") else content.splitlines()
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"--classes {text}: neither a,b,c, nor a preset ({', '.join(PRESETS)}), nor a file of"
+            f" names: {storage.one_line(error)}"
+        ) from error
+    if isinstance(values, dict):
+        values = values.get("classes", [])
+    if values and all(isinstance(value, dict) for value in values):
+        return Classes.from_json(values)
+    names = [value.strip() if isinstance(value, str) else value for value in values]
+    return Classes([name for name in names if name not in ("", "__ignore__")])
 
 
 def _default_color(class_id: int, name: str) -> Color:

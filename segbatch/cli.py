@@ -1,0 +1,279 @@
+"""The command line: a thin layer over the public functions.
+
+Results go to stdout, everything else to stderr. A command imports what it needs when it runs, so
+that ``--help`` and ``query`` load neither torch nor Ray.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from segbatch.errors import InputError, SegbatchError
+
+app = typer.Typer(
+    name="segbatch",
+    help="Batch semantic segmentation of image collections in object storage, on Ray.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+model_app = typer.Typer(help="Model bundles: list, inspect, import.", no_args_is_help=True)
+app.add_typer(model_app, name="model")
+
+
+class Facts(StrEnum):
+    """How facts are printed."""
+
+    text = "text"
+    json = "json"
+
+
+class Rows(StrEnum):
+    """How rows are printed or written."""
+
+    table = "table"
+    csv = "csv"
+    json = "json"
+    parquet = "parquet"
+
+
+JobFile = Annotated[str, typer.Argument(metavar="JOB", help="Job file, any URI.")]
+RunUri = Annotated[str, typer.Argument(metavar="RUN", help="The run's folder, any URI.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key: predict.batch_size=64."),
+]
+FactsFormat = Annotated[Facts, typer.Option("--format", help="How facts are printed.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from segbatch import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None: ...
+
+
+@app.command()
+def run(
+    job: JobFile,
+    overrides: Overrides = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Take failed images up again.")
+    ] = False,
+    only: Annotated[
+        str | None, typer.Option(metavar="KIND,…", help="With --retry-failed: these kinds only.")
+    ] = None,
+) -> None:
+    """Run a job on this machine, or on the Ray cluster of RAY_ADDRESS; resumes by itself."""
+    from segbatch.job import load_job
+
+    if only is not None and not retry_failed:
+        raise InputError("--only goes with --retry-failed")
+    loaded = load_job(job, overrides or ())
+    from segbatch.segment import segment
+
+    kinds = [kind.strip() for kind in (only or "").split(",") if kind.strip()]
+    finished = segment(loaded, retry_failed=retry_failed, only=kinds)
+    _print_facts(finished.summary(), Facts.text)
+
+
+@app.command()
+def status(run_uri: RunUri, format: FactsFormat = Facts.text) -> None:
+    """Where a run stands, from storage alone."""
+    from segbatch.results.run import open_run
+
+    _print_facts(open_run(run_uri).summary(), format)
+
+
+@app.command()
+def audit(
+    run_uri: RunUri,
+    deep: Annotated[bool, typer.Option(help="Compare every file's SHA-256.")] = False,
+    format: FactsFormat = Facts.text,
+) -> None:
+    """Count a run's rows against its manifest: 0 clean, 1 lost, twice or damaged, 3 unfinished."""
+    from segbatch.results.run import open_run
+
+    result = open_run(run_uri).audit(deep=deep)
+    _print_facts(result.to_json(), format)
+    raise typer.Exit(result.exit_code)
+
+
+@app.command()
+def query(
+    arguments: Annotated[
+        list[str], typer.Argument(metavar="RUN... [SQL]", help="Runs, then one SELECT.")
+    ],
+    file: Annotated[
+        Path | None, typer.Option("-f", "--file", help="Read the SQL from a file; - is stdin.")
+    ] = None,
+    format: Annotated[Rows, typer.Option("--format", help="How rows are written.")] = Rows.table,
+    output: Annotated[
+        str | None, typer.Option("-o", "--output", help="Write all rows here, any URI.")
+    ] = None,
+) -> None:
+    """SQL over one or several runs: views images, masks, wide, classes, failures, runs."""
+    from segbatch.results.query import sql, write
+    from segbatch.results.run import open_run
+
+    runs, text = list(arguments), ""
+    if file is not None:
+        text = sys.stdin.read() if str(file) == "-" else _read_text(file)
+    elif len(runs) > 1:
+        text = runs.pop()
+    else:
+        raise InputError('no SQL given: segbatch query RUN "SELECT * FROM images LIMIT 10"')
+    write(sql([open_run(uri) for uri in runs], text), format.value, output)
+
+
+@app.command()
+def predict(
+    source: Annotated[str, typer.Argument(help="An image or a folder of images, any URI.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="A model bundle or zoo:NAME.")],
+    output: Annotated[str, typer.Option("--output", "-o", help="A picture, or a folder.")],
+) -> None:
+    """Look at what a model sees, without Ray: overlays with a legend."""
+    from segbatch.pictures import predict_pictures
+
+    written = predict_pictures(source, model, output)
+    print(f"{written} picture{'s' if written != 1 else ''} in {output}", file=sys.stderr)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where everything goes.")],
+) -> None:
+    """The whole way on rendered facades: an S3 server, a small model, a run, SQL."""
+    from segbatch.demo.tour import tour
+
+    tour(folder)
+
+
+@model_app.command("list")
+def model_list(
+    uri: Annotated[str | None, typer.Argument(metavar="URI", help="Bundles below this.")] = None,
+    format: FactsFormat = Facts.text,
+) -> None:
+    """What can be named as a model; with URI, the bundles below it."""
+    from segbatch.model import bundle, zoo
+
+    if uri is None:
+        facts: Any = {
+            "architectures": list(zoo.ARCHITECTURES),
+            "published weights": [f"{zoo.ZOO_PREFIX}{name}" for name in zoo.ZOO],
+            "backbones": zoo.backbones(),
+        }
+    else:
+        facts = [
+            {
+                "uri": where,
+                "arch": config.arch,
+                "backbone": config.backbone,
+                "long_side": config.long_side,
+                "classes": config.classes.names,
+            }
+            for where, config in bundle.list_bundles(uri)
+        ]
+    _print_facts(facts, format)
+
+
+@model_app.command("info")
+def model_info(
+    uri: Annotated[str, typer.Argument(metavar="BUNDLE", help="A model bundle or zoo:NAME.")],
+    format: FactsFormat = Facts.text,
+) -> None:
+    """What a bundle holds: network, classes, sizes, metrics, provenance."""
+    from segbatch.model import bundle
+
+    _print_facts(bundle.describe(uri), format)
+
+
+@model_app.command("import")
+def model_import(
+    weights: Annotated[str, typer.Argument(help="A state_dict: .pth, .pt or .safetensors.")],
+    uri: Annotated[str, typer.Argument(metavar="BUNDLE", help="Where the bundle goes.")],
+    arch: Annotated[str, typer.Option(help="deeplabv3 or deeplabv3plus.")],
+    backbone: Annotated[str, typer.Option(help="resnet50, mobilenet_v2, …")],
+    classes: Annotated[str, typer.Option(help="Names by id: a,b,c; or a file, one a line.")],
+    output_stride: Annotated[int | None, typer.Option(help="8 or 16 (deeplabv3plus).")] = None,
+    long_side: Annotated[
+        int | None, typer.Option(help="Longer side in pixels that the model was trained at.")
+    ] = None,
+) -> None:
+    """Make a bundle of weights from torchvision or segmentation-models-pytorch."""
+    from segbatch.classes import read_classes
+    from segbatch.model import bundle
+
+    bundle.import_weights(
+        weights,
+        uri,
+        arch=arch,
+        backbone=backbone,
+        classes=read_classes(classes),
+        output_stride=output_stride,
+        long_side=long_side,
+    )
+    print(f"{uri}: imported; look at it with: segbatch model info {uri}", file=sys.stderr)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+
+
+def _print_facts(facts: Any, format: Facts) -> None:
+    if format is Facts.json:
+        print(json.dumps(facts, indent=2, ensure_ascii=False))
+        return
+    entries = facts if isinstance(facts, list) else [facts]
+    for index, entry in enumerate(entries):
+        if index:
+            print()
+        width = max(len(key) for key in entry)
+        for key, value in entry.items():
+            print(f"{key:{width}}  {_readable(key, value)}")
+
+
+def _readable(key: str, value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {_readable(k, v)}" for k, v in value.items()) or "-"
+    if isinstance(value, list):
+        return ", ".join(_readable("", item) for item in value) or "-"
+    if value is None:
+        return "-"
+    if key in ("created", "updated", "since", "heartbeat") and isinstance(value, int | float):
+        from datetime import UTC, datetime
+
+        return f"{datetime.fromtimestamp(value, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}" if key not in ("pid", "exit_code") else str(value)
+    return str(value)
+
+
+def main() -> None:
+    """Entry point: an error that segbatch raises on purpose is one line and an exit code."""
+    try:
+        app()
+    except SegbatchError as error:
+        print(f"segbatch: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        sys.exit(0)  # `segbatch query … | head`

@@ -1,0 +1,150 @@
+"""Workers: the Ray that a job runs on, and how its CPUs and GPUs are shared out."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from segbatch.errors import InputError
+from segbatch.job import Resources
+
+MIN_LOGICAL_CPUS = 4  # with fewer, the stages of a pipeline can starve each other
+CPUS_FOR_OTHER_STAGES = 2
+THREADS_PER_WORKER = 4  # more than these hardly speed one network up
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The predict workers: how many, and what each one takes."""
+
+    device: str
+    size: tuple[int, int]  # smallest and largest number
+    num_cpus: int  # and threads, on the CPU
+    num_gpus: float
+
+    @property
+    def threads(self) -> int:
+        return self.num_cpus
+
+    def __str__(self) -> str:
+        low, high = self.size
+        count = f"{low}" if low == high else f"{low} to {high}"
+        each = f"{self.num_gpus:g} GPU" if self.num_gpus else f"{self.num_cpus} CPU"
+        return f"{count} × {each}"
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def connected(say: Callable[[str], None]) -> Iterator[None]:
+    """A Ray to work on: the one that this process has, else ``RAY_ADDRESS``, else a local one.
+
+    What was started here is stopped here. Raises :class:`~segbatch.errors.InputError` where the
+    address does not answer.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    # Zero GPUs for a stage must not hide them from the rest; Ray warns of this change otherwise.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        if address:
+            say(f"connecting to Ray at {address}")
+            ray.init(address=address, log_to_driver=False)
+        else:
+            say("starting Ray on this machine")
+            ray.init(
+                address="local",
+                num_cpus=max(MIN_LOGICAL_CPUS, cores()),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+            )
+    except (ConnectionError, ValueError) as error:
+        raise InputError(f"RAY_ADDRESS={address}: no Ray cluster answers there: {error}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def resolve_device(resources: Resources) -> str:
+    """``cpu`` or ``cuda``. Raises :class:`~segbatch.errors.InputError` for a GPU there is not."""
+    gpus = _cluster().get("GPU", 0)
+    if resources.device == "cuda" and not gpus:
+        raise InputError("resources.device: cuda, but no node of the Ray cluster has a GPU")
+    if resources.device == "auto":
+        return "cuda" if gpus else "cpu"
+    return resources.device
+
+
+def share_out(resources: Resources, device: str) -> Workers:
+    """The workers that the job file asks for, or that suit the cluster.
+
+    Raises :class:`~segbatch.errors.InputError` for more than it has.
+    """
+    cluster = _cluster()
+    if device == "cuda":
+        gpus = cluster.get("GPU", 0)
+        most = max(1, int(gpus / resources.gpus_per_worker))
+        cpus = 1 if resources.cpus_per_worker == "auto" else int(resources.cpus_per_worker)
+        return Workers(device, _size(resources, most), cpus, resources.gpus_per_worker)
+    logical = int(cluster.get("CPU", MIN_LOGICAL_CPUS))
+    # A local Ray may have more logical CPUs than there are cores; threads must not.
+    physical = min(logical, cores()) if _num_nodes() == 1 else logical
+    free = max(1, min(physical, logical - CPUS_FOR_OTHER_STAGES))
+    if resources.cpus_per_worker == "auto":
+        wanted = resources.workers if isinstance(resources.workers, int) else 1
+        cpus = max(1, min(THREADS_PER_WORKER, free // wanted))
+    else:
+        cpus = int(resources.cpus_per_worker)
+    workers = Workers(device, _size(resources, max(1, free // cpus)), cpus, 0.0)
+    if workers.size[0] * cpus > max(1, logical - 1):
+        raise InputError(
+            f"resources: {workers} leave no CPU of {logical} for reading images; take fewer"
+        )
+    return workers
+
+
+def _size(resources: Resources, most: int) -> tuple[int, int]:
+    if resources.workers == "auto":
+        return most, most
+    if isinstance(resources.workers, int):
+        return resources.workers, resources.workers
+    low, high = resources.workers
+    return low, high
+
+
+def resolve_precision(asked: str, device: str) -> str:
+    """The precision meant on the workers' device, asked on one of them where it takes a GPU."""
+    if asked != "auto":
+        return asked
+    if device == "cpu":
+        return "fp32"
+    answer: str = ray.get(ray.remote(num_gpus=0.01)(_best_precision).remote(device))
+    return answer
+
+
+def _best_precision(device: str) -> str:
+    from segbatch.model.predict import resolve_device, resolve_precision
+
+    return resolve_precision("auto", resolve_device(device))
+
+
+def _cluster() -> dict[str, Any]:
+    resources: dict[str, Any] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return resources
+
+
+def _num_nodes() -> int:
+    return sum(1 for node in ray.nodes() if node["Alive"])  # type: ignore[no-untyped-call]

@@ -1,0 +1,217 @@
+"""Passes: over what is not committed, again and again, until every image has its row.
+
+A pass leaves passing failures for the next; the last one commits them. Images without any result
+(their block was lost: a node went, a worker crashed) get further passes as long as each finishes
+something: first in smaller blocks, then one by one in a process of its own, where an image that
+crashes it twice is known and committed as ``crashed``. So a killed driver, a lost node, a dropped
+block and a poisonous image are all one case.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from segbatch.errors import CredentialsRefused, Incomplete
+from segbatch.job import Limits
+from segbatch.progress import Progress
+from segbatch.results.lease import Lease
+from segbatch.results.ledger import Bits, Ledger
+from segbatch.results.schema import TRANSIENT_ERRORS
+from segbatch.results.write import NEVER_WRITTEN, Account
+
+READS_WATCHED = 1000
+PAUSE_S = 5.0  # times the pass's number, before what failed for a passing reason is tried again
+ISOLATE_BELOW = 10  # rows in a suspect block, from which on each image gets a process of its own
+
+Ids = npt.NDArray[np.int64]
+
+
+class Executor(Protocol):
+    """How a pass gets its work done; :mod:`segbatch.segment` does it with Ray."""
+
+    def blocks(self, images: pa.Table, rows: int, *, last_pass: bool) -> Iterator[Account]:
+        """Run ``images`` through the pipeline, ``rows`` a block; accounts as files are written.
+
+        May end without an account of some images: their blocks were lost.
+        """
+
+    def alone(self, images: pa.Table, *, last_pass: bool) -> Iterator[Account]:
+        """Run each image in a process of its own; one that crashes it twice is ``crashed``."""
+
+    def why(self, images: pa.Table) -> str:
+        """What one of ``images`` ends with, for the message of a run that gets nowhere."""
+
+
+class Outcome:
+    """What a pass came to: images finished, and those left to a later pass."""
+
+    def __init__(self, num_images: int) -> None:
+        self.finished = 0
+        self.transient = Bits(num_images)
+
+
+class Passes:
+    """The passes of one start of a run."""
+
+    def __init__(
+        self,
+        limits: Limits,
+        slices: Callable[[Ids], pa.Table],
+        bounds: list[tuple[int, int]],
+        block_rows: int,
+        *,
+        ledger: Ledger,
+        lease: Lease,
+        progress: Progress,
+        on_commit: Callable[[], None],
+    ) -> None:
+        self.limits = limits
+        self.slices = slices  # image ids of one slice → their rows of the manifest
+        self.bounds = bounds  # (first id, end id) of each slice
+        self.block_rows = block_rows
+        self.ledger = ledger
+        self.lease = lease
+        self.progress = progress
+        self.on_commit = on_commit
+        self.num_images = ledger.taken.size
+        self.reads: deque[tuple[int, int]] = deque()  # (reads, forbidden ones) of each account
+        self.held: list[Account] = []  # files that are committed only if few are like them
+
+    def run(self, executor: Executor) -> None:
+        """Pass until every image is committed.
+
+        Raises ``Incomplete`` where that cannot be reached now, ``Fenced``, ``OSError``.
+        """
+        number, suspects = 0, np.empty(0, np.int64)
+        suspect_rows = self.block_rows
+        while self.ledger.remaining():
+            number += 1
+            last = number >= self.limits.passes
+            self.progress.event("pass", number=number, remaining=self.ledger.remaining())
+            outcome = Outcome(self.num_images)
+            for start, stop in self.bounds:
+                ids = self.ledger.taken.missing(start, stop)
+                doubtful = np.isin(ids, suspects)
+                self._execute(executor, ids[~doubtful], self.block_rows, last, outcome)
+                self._execute(executor, ids[doubtful], suspect_rows, last, outcome)
+            self._release_held()
+            self._commit()
+            if not self.ledger.remaining():
+                return
+            suspects = self._lost(outcome)
+            suspect_rows = max(1, suspect_rows // 10)
+            if outcome.finished == 0 and (last or len(suspects) == self.ledger.remaining()):
+                raise Incomplete(self._stuck(executor))
+            if outcome.transient.count():
+                time.sleep(PAUSE_S * number)
+
+    def _execute(
+        self, executor: Executor, ids: Ids, rows: int, last: bool, outcome: Outcome
+    ) -> None:
+        if len(ids) == 0:
+            return
+        images = self.slices(ids)
+        accounts = (
+            executor.alone(images, last_pass=last)
+            if rows < min(ISOLATE_BELOW, self.block_rows)
+            else executor.blocks(images, rows, last_pass=last)
+        )
+        for account in accounts:
+            self.lease.check()
+            self._take(account, outcome)
+            self.ledger.commit_if_due()
+            self.on_commit()
+
+    def _take(self, account: Account, outcome: Outcome) -> None:
+        num = len(account.image_ids)
+        if account.kind == NEVER_WRITTEN:
+            raise CredentialsRefused(
+                f"the storage refuses our credentials: {account.message}; renew them and run again"
+            )
+        self.progress.add(account)
+        self._watch_reads(num, num if account.kind == "forbidden" else 0)
+        if account.kind in TRANSIENT_ERRORS:
+            outcome.transient.add(np.array(account.image_ids, np.int64))
+        if account.file is None:
+            return
+        if account.kind in TRANSIENT_ERRORS or account.kind == "forbidden":
+            self.held.append(account)
+        elif self.ledger.enter(account):
+            outcome.finished += num
+
+    def _watch_reads(self, reads: int, forbidden: int) -> None:
+        """More than half of the last thousand reads forbidden is not the images' fault."""
+        self.reads.append((reads, forbidden))
+        total = sum(r for r, _ in self.reads)
+        while total - self.reads[0][0] >= READS_WATCHED:
+            total -= self.reads.popleft()[0]
+        refused = sum(f for _, f in self.reads)
+        if total >= READS_WATCHED and refused > total / 2:
+            raise CredentialsRefused(
+                f"{refused} of the last {total} reads were forbidden: check the credentials and"
+                " the bucket's policy, and run again"
+            )
+
+    def _release_held(self) -> None:
+        """Enter the failures that were kept back, unless an outage explains them better."""
+        transient = sum(len(a.image_ids) for a in self.held if a.kind in TRANSIENT_ERRORS)
+        outage = transient > self.limits.max_failed_fraction * self.num_images
+        held, self.held = self.held, []
+        for account in held:
+            if not (outage and account.kind in TRANSIENT_ERRORS):
+                self.ledger.enter(account)
+        if outage:
+            self._commit()
+            raise Incomplete(
+                f"{transient} images could not be read for reasons that may pass ({held[-1].kind}:"
+                f" {held[-1].message}); they are not committed as failed: run again later"
+            )
+
+    def _lost(self, outcome: Outcome) -> Ids:
+        """Images without any result, whose blocks are taken apart in the next pass."""
+        missing = np.concatenate([self.ledger.taken.missing(*bounds) for bounds in self.bounds])
+        lost: Ids = missing[~outcome.transient.contains(missing)]
+        if len(lost):
+            self.progress.event("lost", images=len(lost))
+        return lost
+
+    def _stuck(self, executor: Executor) -> str:
+        missing = (self.ledger.taken.missing(*bounds) for bounds in self.bounds)
+        first = next(ids[:1] for ids in missing if len(ids))
+        return (
+            f"{self.ledger.remaining()} images are missing and a whole pass finished none of them;"
+            f" the first one ends with: {executor.why(self.slices(first))}"
+        )
+
+    def _commit(self) -> None:
+        self.ledger.commit()
+        self.on_commit()
+
+
+def watch(results: Callable[[float], Any], *, stall_minutes: float, lease: Lease) -> Iterator[Any]:
+    """What ``results(timeout)`` gives, until it raises ``StopIteration``.
+
+    It raises ``TimeoutError`` while there is nothing; after ``stall_minutes`` of that, this raises
+    :class:`~segbatch.errors.Incomplete`. Meanwhile the lease is looked at.
+    """
+    last = time.monotonic()
+    while True:
+        try:
+            yield results(1.0)
+            last = time.monotonic()
+        except StopIteration:
+            return
+        except TimeoutError:
+            lease.check()
+            if time.monotonic() - last > stall_minutes * 60:
+                raise Incomplete(
+                    f"no image was finished for {stall_minutes:g} minutes"
+                    " (limits.stall_minutes); run again"
+                ) from None

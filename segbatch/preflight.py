@@ -1,0 +1,157 @@
+"""Preflight: what can be known to be wrong before a cluster is asked for anything.
+
+The model is loaded, its classes are held against the formulas, the output is written to, the
+first images are read and one of them goes through the network. What was measured on the way
+settles how many images make a block and a file.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from segbatch import storage
+from segbatch.errors import JobFileError, RunError, SourceError
+from segbatch.images.decode import Decoded, decode_image
+from segbatch.images.fetch import fetch
+from segbatch.job import SegmentJob
+from segbatch.model.bundle import ModelConfig, fingerprint
+from segbatch.model.predict import Model, PredictOptions, load_model
+from segbatch.model.tiles import TileOptions
+from segbatch.results.formulas import Formula
+from segbatch.stages import BLOCK_BYTES, Reading
+
+SAMPLE_IMAGES = 16
+MAX_BLOCK_ROWS = 128  # more only makes what a lost block costs larger
+SECONDS_PER_BLOCK = 15.0
+SECONDS_PER_FILE = 60.0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What preflight found out. ``model_sha256`` belongs to the run's identity."""
+
+    model: Model
+    model_sha256: str
+    formulas: list[Formula]
+    options: PredictOptions
+    reading: Reading
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.model.config
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Rows of a block, and of a results file: a whole number of blocks."""
+
+    block_rows: int
+    file_rows: int
+
+
+def read_limits(job: SegmentJob) -> storage.ReadLimits:
+    limits = job.limits
+    return storage.ReadLimits(limits.max_bytes, limits.timeout_s, limits.retries)
+
+
+def predict_options(job: SegmentJob) -> PredictOptions:
+    keys = job.predict
+    return PredictOptions(
+        long_side=keys.long_side,
+        tile=TileOptions(keys.tile.size, keys.tile.overlap) if keys.tile else None,
+        flip=keys.flip,
+        scales=tuple(keys.scales),
+        precision=keys.precision,
+        batch_size=keys.batch_size,
+        compile=keys.compile,
+        confidence="confidence" in job.stats,
+    )
+
+
+def prepare(job: SegmentJob) -> Prepared:
+    """Load the model and hold the job against it; on the CPU, wherever the driver runs.
+
+    Raises :class:`~segbatch.errors.InputError`.
+    """
+    options = predict_options(job)
+    model = load_model(job.model, device="cpu", options=options)
+    if (
+        job.predict.tile is not None
+        and job.predict.scales != [1.0]
+        and min(job.predict.scales) < (64 / job.predict.tile.size)
+    ):
+        raise JobFileError("predict.scales: a tile would be smaller than 64 pixels at that scale")
+    formulas = [Formula.parse(name, text, model.classes) for name, text in job.formulas.items()]
+    reading = Reading(read_limits(job), job.limits.max_pixels, model.long_side)
+    return Prepared(model, fingerprint(job.model), formulas, options, reading)
+
+
+def check_output(uri: str) -> None:
+    """Write to the run's folder. Raises :class:`~segbatch.errors.RunError` if that cannot be."""
+    probe = storage.join(uri, f"preflight-{uuid.uuid4().hex}")
+    try:
+        storage.write_bytes(probe, b"")
+        storage.delete([probe])
+    except OSError as error:
+        reason = str(error).replace(f"{probe}: ", "")
+        raise RunError(f"output {uri}: cannot be written to: {reason}") from error
+
+
+def sizes_for(job: SegmentJob, prepared: Prepared, first_rows: pa.Table, device: str) -> Sizes:
+    """Rows a block and a file, from the first images of the manifest.
+
+    Raises :class:`~segbatch.errors.SourceError` if none of them can be read from storage.
+    """
+    fetched = fetch(first_rows.slice(0, SAMPLE_IMAGES), prepared.reading.limits)
+    if fetched["error"].null_count == 0:
+        raise SourceError(
+            f"none of the first {fetched.num_rows} images can be read; the first one,"
+            f" {fetched['uri'][0]}: {fetched['error'][0]}: {fetched['message'][0]}"
+        )
+    images = _decoded(fetched, prepared.reading)
+    if not images:
+        return Sizes(1, 64) if job.rows_per_file == "auto" else _rounded(1, int(job.rows_per_file))
+    pixels = float(np.mean([image.pixels.nbytes for image in images]))
+    label_maps = float(np.mean([image.width * image.height for image in images]))
+    seconds = _seconds_per_image(prepared.model, images) if device == "cpu" else 0.0
+    block_rows = int(min(MAX_BLOCK_ROWS, BLOCK_BYTES / max(pixels, label_maps)))
+    if seconds:
+        block_rows = min(block_rows, int(SECONDS_PER_BLOCK / seconds))
+    if job.rows_per_file != "auto":
+        return _rounded(block_rows, int(job.rows_per_file))
+    file_rows = min(500, int(SECONDS_PER_FILE / seconds)) if seconds else 500
+    return _rounded(block_rows, max(64, file_rows))
+
+
+def _rounded(block_rows: int, file_rows: int) -> Sizes:
+    block_rows = max(1, min(block_rows, file_rows))
+    return Sizes(block_rows, file_rows // block_rows * block_rows)
+
+
+def _decoded(fetched: pa.Table, reading: Reading) -> list[Decoded]:
+    contents: list[Any] = [data for data in fetched["data"].to_pylist() if data is not None]
+    images = (
+        decode_image(data, max_pixels=reading.max_pixels, long_side=reading.long_side)
+        for data in contents
+    )
+    return [image for image in images if isinstance(image, Decoded)]
+
+
+def _seconds_per_image(model: Model, images: list[Decoded]) -> float:
+    """Measured on a small image, and scaled by pixels: a large one could take minutes."""
+    sample = Image.fromarray(images[0].pixels)
+    sample.thumbnail((512, 512))
+    pixels = np.asarray(sample)
+    model.predict_batch([pixels], [None])  # what the libraries do once is not counted
+    start = time.perf_counter()
+    model.predict_batch([pixels], [None])
+    seconds = time.perf_counter() - start
+    mean_area = float(np.mean([image.pixels.size for image in images]))
+    return seconds * mean_area / pixels.size

@@ -1,0 +1,292 @@
+"""Run state: a run's folder as its own driver sees it, from ``run.json`` to the finished tables."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Callable, Collection, Iterator
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from segbatch import storage
+from segbatch.errors import (
+    Fenced,
+    Incomplete,
+    InputError,
+    Interrupted,
+    JobFailed,
+    LeaseHeld,
+    RunError,
+    SegbatchError,
+)
+from segbatch.images import manifest
+from segbatch.job import SegmentJob
+from segbatch.preflight import SAMPLE_IMAGES, Prepared
+from segbatch.progress import Progress, say
+from segbatch.results.finish import sweep, write_stats
+from segbatch.results.ledger import Ledger
+from segbatch.results.run import FORMAT, Run, open_run, read_info, write_info
+from segbatch.results.schema import ERRORS, stats_schema
+from segbatch.results.table import Table, kind_of
+
+NOTE_EVERY_S = 60.0
+SOFTWARE = ("segbatch", "ray", "torch", "torchvision", "segmentation-models-pytorch", "deltalake")
+
+
+class RunState:
+    """The driver's hold on ``run.json`` and the tables of one run."""
+
+    def __init__(self, uri: str, info: dict[str, Any]) -> None:
+        self.uri = uri
+        self.info = info
+        self.ledger: Ledger | None = None
+        self.progress: Progress | None = None
+        self._noted = time.monotonic()
+
+    # ------------------------------------------------------------------------- beginnings
+
+    @classmethod
+    def read(cls, uri: str) -> RunState | None:
+        """The run at ``uri``; ``None`` if there is none, or only a torn beginning of one."""
+        try:
+            info = read_info(uri)
+        except OSError as error:
+            raise RunError(f"output {error}") from error
+        return None if info is None else cls(uri, info)
+
+    @classmethod
+    def begin(
+        cls, uri: str, job: SegmentJob, prepared: Prepared, frozen: manifest.Frozen
+    ) -> RunState:
+        """A new run, whose list of images was frozen; from here on ``run.json`` is there."""
+        config = prepared.config
+        info = {
+            "format": FORMAT,
+            "kind": job.kind,
+            "run_id": uuid.uuid4().hex,
+            "status": "running",
+            "created": time.time(),
+            "job": job.model_dump(mode="json"),
+            "identity": job.identity(),
+            "model": {
+                "uri": job.model,
+                "sha256": prepared.model_sha256,
+                "arch": config.arch,
+                "backbone": config.backbone,
+                "long_side": prepared.reading.long_side,
+                "classes": config.classes.to_json(),
+            },
+            "manifest": {
+                "rows": frozen.rows,
+                "duplicates": frozen.duplicates,
+                "skipped": frozen.skipped,
+                "files": frozen.files,
+            },
+            "software": {name: version(name) for name in SOFTWARE}
+            | {"python": platform.python_version()},
+            "starts": [],
+        }
+        state = cls(uri, info)
+        state.write()
+        return state
+
+    def refuse_changes(self, job: SegmentJob, model_sha256: str) -> None:
+        """Raises :class:`~segbatch.errors.RunError`, naming the identity key that changed."""
+        for key, new in job.identity().items():
+            old = self.info["identity"].get(key)
+            if old != new:
+                raise RunError(
+                    f"{self.uri}: {key} was {_short(old)} and is {_short(new)} now; one run holds"
+                    " one job: choose a new output"
+                )
+        if self.info["model"]["sha256"] != model_sha256:
+            raise RunError(
+                f"{self.uri}: the weights of {job.model} have changed since it began; one run"
+                " holds one model: choose a new output"
+            )
+
+    def settle(self, device: str, precision: Callable[[], str]) -> str:
+        """Begin to work; the precision is settled once, so that every worker ever has the same."""
+        if "precision" not in self.info:
+            self.info["precision"] = precision()
+        self.info["starts"].append({"at": time.time(), "device": device})
+        self.write("running")
+        settled: str = self.info["precision"]
+        return settled
+
+    # ------------------------------------------------------------------------- the manifest
+
+    @property
+    def num_images(self) -> int:
+        rows: int = self.info["manifest"]["rows"]
+        return rows
+
+    @property
+    def bounds(self) -> list[tuple[int, int]]:
+        """``(first id, end id)`` of each file of the manifest: the slices of a pass."""
+        files = self.info["manifest"]["files"]
+        return [(file["first_id"], file["first_id"] + file["rows"]) for file in files]
+
+    def images_of(self, ids: Any) -> pa.Table:
+        """The manifest's rows of ``ids``, which lie in one slice."""
+        for file, (start, stop) in zip(self.info["manifest"]["files"], self.bounds, strict=True):
+            if len(ids) and start <= ids[0] < stop:
+                return manifest.read(storage.join(self.uri, "manifest"), file, ids)
+        raise ValueError("no slice holds these ids")
+
+    def first_images(self) -> pa.Table:
+        """The first rows of the manifest, which preflight looks at."""
+        return self.images_of(np.arange(min(SAMPLE_IMAGES, self.num_images)))
+
+    def user_columns(self) -> list[pa.Field]:
+        return manifest.user_columns(self.first_images().schema)
+
+    # ------------------------------------------------------------------------- while it works
+
+    def rows_table(self, schema: pa.Schema) -> Table:
+        uri = storage.join(self.uri, "rows")
+        return Table.open(uri) or Table.create(uri, schema)
+
+    def adopt(self, ledger: Ledger, progress: Progress | None = None) -> None:
+        self.ledger, self.progress = ledger, progress
+
+    def note_progress(self) -> None:
+        """Leave counts and pace in ``run.json``, once a minute, for whoever asks the storage."""
+        if time.monotonic() - self._noted >= NOTE_EVERY_S:
+            self.write()
+
+    def write(self, status: str | None = None) -> None:
+        self._noted = time.monotonic()
+        if status is not None:
+            self.info["status"] = status
+        if self.ledger is not None:
+            kinds = dict(sorted(self.ledger.kinds.items()))
+            self.info["counts"] = {"ok": kinds.pop("ok", 0), "failed": kinds}
+        if self.progress is not None and self.info["starts"]:
+            self.info["images_per_second"] = round(self.progress.images_per_second, 3)
+            self.info["starts"][-1] |= {
+                "images": self.progress.finished,
+                "wall_s": round(time.monotonic() - self.progress.started, 1),
+                "stage_s": {k: round(v, 2) for k, v in self.progress.seconds.items()},
+            }
+        write_info(self.uri, self.info)
+
+    # ------------------------------------------------------------------------- endings
+
+    @property
+    def finished(self) -> bool:
+        return self.info["status"] in ("complete", "failed")
+
+    def finish(self, job: SegmentJob) -> None:
+        """Write ``stats/``, fence, sweep, and say ``complete`` or ``failed``.
+
+        Raises :class:`~segbatch.errors.JobFailed` if too many images failed.
+        """
+        ledger = self.ledger
+        if ledger is None:
+            raise RuntimeError("a run is finished through its ledger")
+        say("writing the statistics table")
+        rows = ledger.table
+        uri = storage.join(self.uri, "stats")
+        stats = Table.open(uri) or Table.create(uri, stats_schema(rows.schema))
+        write_stats(rows, stats, self.bounds, ledger.epoch)
+        rows.commit(note={"driver": ledger.driver, "event": "finish"})  # the fence
+        sweep(rows, stats, ledger.epoch)
+        self.info["finished"] = time.time()
+        self.write("complete")
+        self._judge(job)
+
+    def close(self, job: SegmentJob) -> Run:
+        """A finished run, run again: only strays are swept and the verdict is given anew."""
+        rows = Table.open(storage.join(self.uri, "rows"))
+        stats = Table.open(storage.join(self.uri, "stats"))
+        if rows is None or stats is None:
+            raise RunError(f"{self.uri}: is finished, but its tables are gone")
+        swept = sweep(rows, stats, rows.version)
+        say(f"{self.uri}: is finished already" + (f"; swept {swept} stray files" if swept else ""))
+        self._judge(job)
+        return open_run(self.uri)
+
+    def _judge(self, job: SegmentJob) -> None:
+        failed = self.info["counts"]["failed"]
+        total = sum(failed.values())
+        limit = job.limits.max_failed_fraction
+        verdict = "failed" if total > limit * self.num_images else "complete"
+        if self.info["status"] != verdict:
+            self.write(verdict)
+        if verdict == "failed":
+            kinds = ", ".join(f"{count} {kind}" for kind, count in failed.items())
+            raise JobFailed(
+                f"{self.uri}: {total} of {self.num_images} images failed ({kinds}), more than"
+                f" limits.max_failed_fraction {limit:g} allows; the results are kept, and running"
+                " again with a higher limit makes the run complete"
+            )
+
+    def take_up_failed(self, driver: str, only: Collection[str]) -> None:
+        """Take the failed rows out of the table, so that a resume does their images again."""
+        unknown = sorted(set(only) - set(ERRORS))
+        if unknown:
+            raise InputError(
+                f"--only {','.join(unknown)}: no such kind; kinds: {', '.join(ERRORS)}"
+            )
+        rows = Table.open(storage.join(self.uri, "rows"))
+        if rows is None:
+            return
+        self.write("running")
+        wanted = set(only) or set(ERRORS)
+        failed = [file for file in rows.files() if kind_of(file["path"]) in wanted]
+        if failed:
+            rows.commit(remove=failed, note={"driver": driver, "event": "retry failed"})
+        say(f"taking up {sum(file['rows'] for file in failed)} failed images again")
+
+    @classmethod
+    @contextlib.contextmanager
+    def guard(cls, uri: str) -> Iterator[None]:
+        """Whatever ends a run early is noted in its ``run.json``, if it is still ours to write."""
+        try:
+            yield
+        except (LeaseHeld, Fenced, JobFailed):
+            raise
+        except (SegbatchError, OSError) as error:
+            status = "interrupted" if isinstance(error, Interrupted) else "incomplete"
+            with contextlib.suppress(OSError, RunError):
+                state = cls.read(uri)
+                if state is not None:
+                    state.write(status)
+            if isinstance(error, OSError):
+                raise Incomplete(f"storage: {storage.one_line(error)}; run again") from error
+            raise
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGINT and SIGTERM become :class:`~segbatch.errors.Interrupted`; a second one kills."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(signum: int, _: object) -> None:
+        for number in before:
+            signal.signal(number, signal.SIG_DFL)
+        raise Interrupted(signum)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

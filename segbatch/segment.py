@@ -1,0 +1,185 @@
+"""Segment: images in, a run out. The whole job, from top to bottom, on Ray Data.
+
+:func:`pipeline` is the way of an image. Workers write files and tell the driver of each; the
+driver alone commits them, pass by pass (:mod:`segbatch.passes`), until every image of the frozen
+manifest has its row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import ray.data
+
+from segbatch import storage
+from segbatch.cluster.executor import RayExecutor
+from segbatch.cluster.workers import (
+    Workers,
+    connected,
+    resolve_device,
+    resolve_precision,
+    share_out,
+)
+from segbatch.images import manifest
+from segbatch.job import SegmentJob, load_job
+from segbatch.passes import Passes
+from segbatch.preflight import Prepared, check_output, prepare, sizes_for
+from segbatch.progress import Progress, say
+from segbatch.results.encode import Encoding
+from segbatch.results.lease import Lease
+from segbatch.results.ledger import Ledger
+from segbatch.results.run import Run, open_run
+from segbatch.results.schema import RESERVED_COLUMNS, rows_schema
+from segbatch.results.write import Writing
+from segbatch.runstate import RunState, interruptible
+from segbatch.stages import (
+    Pipeline,
+    Predicting,
+    PredictStage,
+    decode_stage,
+    encode_stage,
+    fetch_stage,
+    write_stage,
+)
+
+
+def pipeline(
+    images: pa.Table, block_rows: int, stages: Pipeline, *, file_rows: int, workers: Workers
+) -> ray.data.Dataset:
+    """The way of an image: rows of the manifest in, accounts of written files out.
+
+    One task gives one block: a block that Ray split by its size could be split otherwise when it
+    is made again after a node was lost, and rows would vanish or come twice. Stages that ask for
+    different CPUs are not fused, so that what each of them holds at worst stays what it says.
+    """
+    blocks = [images.slice(start, block_rows) for start in range(0, len(images), block_rows)]
+    task: dict[str, Any] = {"max_retries": 1}  # by default, what crashes is retried without end
+    actor: dict[str, Any] = {"max_restarts": -1, "max_task_retries": 1}
+    tables: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": None}
+    return (
+        ray.data.from_arrow(blocks)
+        .map_batches(partial(fetch_stage, reading=stages.reading), num_cpus=1, **tables, **task)
+        .map_batches(partial(decode_stage, reading=stages.reading), num_cpus=1, **tables, **task)
+        .map_batches(
+            PredictStage,
+            fn_constructor_args=(stages.predicting, stages.reading),
+            compute=ray.data.ActorPoolStrategy(min_size=workers.size[0], max_size=workers.size[1]),
+            num_cpus=workers.num_cpus + 0.01,
+            num_gpus=workers.num_gpus,
+            **tables,
+            **actor,
+        )
+        .map_batches(
+            partial(encode_stage, encoding=stages.encoding), num_cpus=0.99, **tables, **task
+        )
+        .map_batches(
+            partial(write_stage, writing=stages.writing),
+            num_cpus=0.5,
+            **tables | {"batch_size": file_rows},
+            **task,
+        )
+    )
+
+
+def segment(
+    job: str | Mapping[str, Any] | SegmentJob,
+    *,
+    retry_failed: bool = False,
+    only: Collection[str] = (),
+) -> Run:
+    """Segment the images of a job, or go on with it; returns the finished run.
+
+    Running it again on the same output does only what is not committed. ``retry_failed`` takes
+    failed images up again, ``only`` those of some kinds. Raises
+    :class:`~segbatch.errors.InputError` for what is wrong with the job,
+    :class:`~segbatch.errors.JobFailed` if too many images failed,
+    :class:`~segbatch.errors.Incomplete` if it should be run again.
+    """
+    job = load_job(job)
+    prepared = prepare(job)
+    uri = storage.normalize(job.output)
+    state = RunState.read(uri)
+    if state is not None:
+        state.refuse_changes(job, prepared.model_sha256)
+        if state.finished and not retry_failed:
+            return state.close(job)
+    check_output(uri)
+    with interruptible(), Lease(uri, say) as lease, RunState.guard(uri):
+        state = RunState.read(uri) or freeze(uri, job, prepared)
+        if retry_failed:
+            state.take_up_failed(lease.driver, only)
+        with connected(say):
+            work_through(state, job, prepared, lease)
+        state.finish(job)
+    return open_run(uri)
+
+
+def freeze(uri: str, job: SegmentJob, prepared: Prepared) -> RunState:
+    """List the images once and for all, and begin the run with its ``run.json``."""
+    say("freezing the list of images")
+    frozen = manifest.freeze(
+        job.sources,
+        storage.join(uri, "manifest"),
+        reserved=RESERVED_COLUMNS | set(job.formulas),
+        leave_out=uri,
+    )
+    skipped = ", ".join(f"{count} {end or 'without extension'}" for end, count in
+                        sorted(frozen.skipped.items()))  # fmt: skip
+    say(f"{frozen.rows:,} images" + (f"; skipped {skipped}" if skipped else ""))
+    if frozen.duplicates:
+        say(f"{frozen.duplicates:,} of them are URIs that stand there before; each gets its row")
+    return RunState.begin(uri, job, prepared, frozen)
+
+
+def work_through(state: RunState, job: SegmentJob, prepared: Prepared, lease: Lease) -> None:
+    """Bring every image of the manifest to a committed row."""
+    classes = prepared.config.classes
+    schema = rows_schema(
+        classes,
+        stats=job.stats,
+        formulas=list(job.formulas),
+        user_columns=state.user_columns(),
+    )
+    ledger = Ledger(state.rows_table(schema), state.num_images, lease.driver)
+    state.adopt(ledger)
+    if not ledger.remaining():
+        return
+    device = resolve_device(job.resources)
+    workers = share_out(job.resources, device)
+    precision = state.settle(device, lambda: resolve_precision(job.predict.precision, device))
+    sizes = sizes_for(job, prepared, state.first_images(), device)
+    say(
+        f"{ledger.remaining():,} images to do on {workers} ({device}, {precision}),"
+        f" {sizes.block_rows} a block, {sizes.file_rows} a file"
+    )
+    encoding = Encoding(classes, schema, prepared.formulas, store_masks=job.masks != "none")
+    stages = Pipeline(
+        prepared.reading,
+        Predicting(
+            model_uri=job.model,
+            options=replace(prepared.options, precision=precision),
+            device=device,
+            threads=workers.num_cpus,
+            original_grid=job.masks == "original",
+            keep_label_maps=encoding.wants_label_maps,
+        ),
+        encoding,
+        Writing(state.uri, lease.driver, ledger.epoch, schema, last_pass=False),
+    )
+    dataset = partial(pipeline, file_rows=sizes.file_rows, workers=workers)
+    with Progress(state.uri, state.num_images, ledger.taken.count()) as progress:
+        state.adopt(ledger, progress)
+        Passes(
+            job.limits,
+            state.images_of,
+            state.bounds,
+            sizes.block_rows,
+            ledger=ledger,
+            lease=lease,
+            progress=progress,
+            on_commit=state.note_progress,
+        ).run(RayExecutor(dataset, stages, workers, lease, job.limits.stall_minutes))

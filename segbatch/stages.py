@@ -1,0 +1,224 @@
+"""Stages: what happens to an image, one function each, on Arrow tables and without Ray.
+
+Each takes a block of images and gives a block back; together they are the pipeline that
+:mod:`segbatch.segment` lays out. A block holds at most ``BLOCK_BYTES`` of decoded pixels and at
+most 500 rows; an image that does not fit in stays encoded until the model takes it.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from segbatch import storage
+from segbatch.images.decode import Decoded, decode, decode_image
+from segbatch.images.fetch import fetch
+from segbatch.results.encode import Encoding, encode
+from segbatch.results.write import Account, Writing, write
+
+if TYPE_CHECKING:
+    from segbatch.model.predict import Prediction, PredictOptions
+
+BLOCK_BYTES = 256_000_000
+SECONDS = "seconds:"  # of a stage, shared out among its rows; no user's column begins so
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How images are read: limits, and the longer side to which they are brought."""
+
+    limits: storage.ReadLimits
+    max_pixels: int
+    long_side: int | None
+
+
+@dataclass(frozen=True)
+class Predicting:
+    """How label maps are made: in each worker, from a model that it loads itself."""
+
+    model_uri: str
+    options: PredictOptions
+    device: str
+    threads: int
+    original_grid: bool  # of the label maps: the image's own, else the model's
+    keep_label_maps: bool
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """What the stages are told; it travels to workers."""
+
+    reading: Reading
+    predicting: Predicting
+    encoding: Encoding
+    writing: Writing
+
+    def in_pass(self, last_pass: bool) -> Pipeline:
+        return replace(self, writing=replace(self.writing, last_pass=last_pass))
+
+
+def fetch_stage(table: pa.Table, reading: Reading) -> pa.Table:
+    """URIs → bytes, or why not. Worst case in memory: the bytes of a block's objects, twice."""
+    start = time.perf_counter()
+    return _stamped("fetch", start, fetch(table, reading.limits))
+
+
+def decode_stage(table: pa.Table, reading: Reading) -> pa.Table:
+    """Bytes → upright RGB. Worst case: ``BLOCK_BYTES`` and one image more."""
+    start = time.perf_counter()
+    decoded = decode(
+        table,
+        max_pixels=reading.max_pixels,
+        long_side=reading.long_side,
+        budget_bytes=BLOCK_BYTES,
+    )
+    return _stamped("decode", start, decoded)
+
+
+class PredictStage:
+    """RGB → label maps and counts. One of these lives in each worker, with the model loaded.
+
+    Worst case in memory: a block's pixels, and the label maps on the grid of the mask.
+    """
+
+    def __init__(self, predicting: Predicting, reading: Reading) -> None:
+        from segbatch.model.predict import load_model
+
+        self.predicting = predicting
+        self.reading = reading
+        self.model = load_model(
+            predicting.model_uri,
+            device=predicting.device,
+            options=predicting.options,
+            threads=predicting.threads,
+        )
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        start = time.perf_counter()
+        columns = {name: table[name].to_pylist() for name in _DECODED}
+        images = [self._image(table, columns, row) for row in range(table.num_rows)]
+        there = [row for row, image in enumerate(images) if image is not None]
+        mask_sizes = [
+            (columns["height"][row], columns["width"][row])
+            if self.predicting.original_grid
+            else None
+            for row in there
+        ]
+        predictions: list[Prediction | None] = [None] * table.num_rows
+        results = self.model.predict_batch([images[row] for row in there], mask_sizes)
+        for row, prediction in zip(there, results, strict=True):
+            predictions[row] = prediction
+        return _stamped("predict", start, self._rows(table, columns, predictions))
+
+    def _image(self, table: pa.Table, columns: dict[str, list[Any]], row: int) -> Any:
+        """Pixels of one row, HWC uint8; ``None`` where it failed, now or before."""
+        if columns["error"][row] is not None:
+            return None
+        pixels = table["pixels"][row]
+        if pixels.is_valid:
+            shape = columns["model_height"][row], columns["model_width"][row], 3
+            return np.frombuffer(pixels.as_buffer(), np.uint8).reshape(shape)
+        image = decode_image(
+            table["data"][row].as_py(),
+            max_pixels=self.reading.max_pixels,
+            long_side=self.reading.long_side,
+        )
+        if isinstance(image, Decoded):
+            columns["width"][row], columns["height"][row] = image.width, image.height
+            return image.pixels
+        columns["error"][row], columns["message"][row] = image.kind, image.message
+        return None
+
+    def _rows(
+        self,
+        table: pa.Table,
+        columns: dict[str, list[Any]],
+        predictions: list[Prediction | None],
+    ) -> pa.Table:
+        masks = [None if p is None else p.mask for p in predictions]
+        keep = self.predicting.keep_label_maps
+        maps = [m.tobytes() if m is not None and keep else None for m in masks]
+        kept = [name for name in table.column_names if name not in {*_DECODED, *_PIXELS}]
+        made: dict[str, list[Any]] = {
+            **{name: columns[name] for name in ("error", "message", "width", "height")},
+            "mask_width": [m if m is None else m.shape[1] for m in masks],
+            "mask_height": [m if m is None else m.shape[0] for m in masks],
+            "label_map": maps,
+            "class_pixels": [p and p.pixels for p in predictions],
+            "class_confidence": [p and p.confidences for p in predictions],
+            "uncertainty": [p and p.uncertainty for p in predictions],
+        }
+        arrays = {name: pa.array(made[name], type_) for name, type_ in _PREDICTED.items()}
+        return pa.table({name: table[name] for name in kept} | arrays)
+
+
+_DECODED = ("error", "message", "width", "height", "model_width", "model_height")
+_PIXELS = ("data", "pixels")
+_PREDICTED = {
+    "error": pa.string(),
+    "message": pa.string(),
+    "width": pa.int32(),
+    "height": pa.int32(),
+    "mask_width": pa.int32(),
+    "mask_height": pa.int32(),
+    "label_map": pa.large_binary(),
+    "class_pixels": pa.list_(pa.int64()),
+    "class_confidence": pa.list_(pa.float32()),
+    "uncertainty": pa.float32(),
+}
+
+
+def encode_stage(table: pa.Table, encoding: Encoding) -> pa.Table:
+    """Label maps and counts → rows of the results. Worst case: a block's label maps."""
+    start = time.perf_counter()
+    rows = encode(table, encoding)
+    for name in table.column_names:
+        if name.startswith(SECONDS):
+            rows = rows.append_column(name, table[name])
+    return _stamped("encode", start, rows)
+
+
+def write_stage(table: pa.Table, writing: Writing) -> pa.Table:
+    """Rows → complete files, and one account for each. Worst case: 500 rows, twice."""
+    start = time.perf_counter()
+    seconds = {
+        name.removeprefix(SECONDS): float(np.sum(table[name].to_numpy()))
+        for name in table.column_names
+        if name.startswith(SECONDS)
+    }
+    accounts = write(table.select(writing.schema.names), writing)
+    seconds["write"] = time.perf_counter() - start
+    accounts[0] = replace(accounts[0], seconds=seconds)
+    return pa.Table.from_pylist([account.to_row() for account in accounts])
+
+
+def all_stages(table: pa.Table, stages: Pipeline) -> pa.Table:
+    """The whole way of a few images, in this process."""
+    decoded = decode_stage(fetch_stage(table, stages.reading), stages.reading)
+    predicted = PredictStage(stages.predicting, stages.reading)(decoded)
+    return write_stage(encode_stage(predicted, stages.encoding), stages.writing)
+
+
+def crashed_row(image: pa.Table, message: str, stages: Pipeline) -> pa.Table:
+    """Write the failed row of one image of the manifest that crashed its worker."""
+    unknown = {name: pa.nulls(1, type_) for name, type_ in _PREDICTED.items()}
+    said = {"error": pa.array(["crashed"]), "message": pa.array([message])}
+    columns = {name: image[name] for name in image.column_names} | unknown | said
+    return write_stage(encode_stage(pa.table(columns), stages.encoding), stages.writing)
+
+
+def accounts_of(table: pa.Table) -> list[Account]:
+    """The accounts in what :func:`write_stage` gave."""
+    return [Account.from_row(row) for row in table.to_pylist()]
+
+
+def _stamped(stage: str, start: float, table: pa.Table) -> pa.Table:
+    """``table`` with the wall seconds since ``start``, shared out among its rows."""
+    share = (time.perf_counter() - start) / max(1, table.num_rows)
+    return table.append_column(
+        SECONDS + stage, pa.array(np.full(table.num_rows, share, np.float32))
+    )
