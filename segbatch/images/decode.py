@@ -156,7 +156,7 @@ def decode_image(data: bytes, *, max_pixels: int, long_side: int | None) -> Deco
     """The image in ``data``, brought to ``long_side``, or why there is none. Never raises.
 
     An image with more than ``max_pixels`` by its header is ``too_large`` and is not decoded. A
-    JPEG that is to become less than half as large is decoded at a fraction of its size.
+    JPEG that is more than four times as long as ``long_side`` is decoded at a fraction of its size.
     """
     result = _decode(data, max_pixels, long_side, None)
     assert result is not None
@@ -230,21 +230,22 @@ def _open(data: bytes, long_side: int | None, room: int | None) -> Decoded | Non
             _verify_checksums(data)
         if image.format == "JPEG2000" and _ends_early(data):
             raise OSError("truncated")  # OpenJPEG gives black where there is not one tile
-        width, height = image.size
-        grid = scaled_size(width, height, long_side)
+        size = image.size
+        grid = scaled_size(*size, long_side)
         if room is not None and grid[0] * grid[1] * BYTES_PER_PIXEL > room:
             return None
-        if grid != image.size:
-            # Twice the size, so that the decoder's coarse filter leaves ours something to do.
-            image.draft("RGB", (2 * grid[0], 2 * grid[1]))
+        # Twice the grid, so that the decoder's coarse filter leaves ours something to do.
+        drafted = grid != size and image.draft("RGB", (2 * grid[0], 2 * grid[1]))
         image.load()
+        if not drafted:
+            size = image.size  # an icon may be larger than its header says
         orientation = _orientation(image)
-        upright = image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
-        pixels = np.asarray(downscale(_to_rgb(upright), long_side))
-        if orientation in LYING:
-            width, height = height, width
-    if room is not None and pixels.nbytes > room:  # an icon may be larger than its header says
+        scaled = downscale(_to_rgb(image), long_side)
+        upright = scaled.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else scaled
+        pixels = np.asarray(upright)
+    if room is not None and pixels.nbytes > room:
         return None
+    width, height = reversed(size) if orientation in LYING else size
     return Decoded(pixels, width, height)
 
 
@@ -333,7 +334,7 @@ def _why(data: bytes, error: Exception) -> Undecodable:
             kind: DecodeErrorKind = "unsupported" if name == "SVG" else "undecodable"
             start = " ".join(head[:60].decode(errors="replace").split())
             return Undecodable(kind, f"looks like {name}: {start}")
-    if "truncated" in message.lower() or _ends_early(data):
+    if re.search("[Tt]runcated|but only got", message) or _ends_early(data):
         return Undecodable("truncated", "the file ends early")
     if re.search("cannot find loader|not available|not supported|unsupported|Ghostscript", message):
         return Undecodable("unsupported", message)
@@ -409,11 +410,7 @@ ENDS_EARLY: tuple[tuple[int, bytes, Callable[[bytes], bool]], ...] = (
     (0, b"MM\0*", _tiff_ends_early),
     (4, b"ftyp", _boxes_end_early),
     (4, b"jP  ", _boxes_end_early),
-    (
-        0,
-        b"\xff\x4f\xff\x51",
-        lambda data: not data.endswith(b"\xff\xd9"),
-    ),  # JPEG 2000 without boxes
+    (0, b"\xff\x4f\xff\x51", lambda data: not data.endswith(b"\xff\xd9")),  # bare JPEG 2000
 )
 
 
