@@ -26,7 +26,7 @@ import fsspec
 import obstore
 from obstore.exceptions import BaseError as ObstoreError
 from obstore.exceptions import InvalidPathError, PermissionDeniedError, UnauthenticatedError
-from obstore.store import ObjectStore, from_url
+from obstore.store import HTTPStore, ObjectStore, from_url
 
 BULK_SCHEMES = frozenset({"s3", "s3a", "gs", "az", "abfs", "abfss", "http", "https"})
 HTTP_SCHEMES = frozenset({"http", "https"})
@@ -143,12 +143,17 @@ def delta_options(uri: str) -> dict[str, str]:
 @cache
 def _store(root: str, timeout_s: float, retries: int) -> ObjectStore:
     """The obstore client of one bucket; kept, because it holds the connections."""
+    return _open_store(root, timeout_s, retries)
+
+
+def _open_store(root: str, timeout_s: float, retries: int) -> ObjectStore:
     kwargs: dict[str, Any] = {}
     allow_http = root.startswith("http://")
     if scheme_of(root) in ("s3", "s3a"):
         allow_http = _endpoint().startswith("http://")
         kwargs = _s3_options()
-    return from_url(
+    # Not from_url for http: it takes apart the path, and https://….amazonaws.com for a bucket.
+    return (HTTPStore if scheme_of(root) in HTTP_SCHEMES else from_url)(
         root,
         client_options={"allow_http": allow_http, "timeout": timedelta(seconds=timeout_s)},
         retry_config={
@@ -224,6 +229,18 @@ def _bulk_key(uri: str) -> str | None:
     return key
 
 
+def _bulk_client(uri: str, timeout_s: float, retries: int) -> tuple[ObjectStore, str] | None:
+    """The obstore client for reading ``uri`` and the key to ask it for, or ``None``."""
+    key = _bulk_key(uri)
+    if key is not None:
+        return _store(split_bucket(uri)[0], timeout_s, retries), key
+    if scheme_of(uri) in HTTP_SCHEMES:
+        # A client of this URL alone asks for it as it stands, query and escapes included. Not by
+        # fsspec, which asks twice and takes a busy server's 503 for "not found".
+        return _open_store(uri, timeout_s, retries), ""
+    return None
+
+
 # --------------------------------------------------------------------------------- bulk reading
 
 
@@ -243,9 +260,9 @@ async def _read_many(uris: Sequence[str], limits: ReadLimits) -> list[bytes | Un
     async def read(uri: str) -> bytes | Unreadable:
         async with slots:
             try:
-                key = _bulk_key(uri)
-                if key is not None:
-                    return await _read_bulk(uri, key, limits)
+                client = _bulk_client(uri, limits.timeout_s, limits.retries)
+                if client is not None:
+                    return await _read_bulk(*client, limits)
                 return await asyncio.to_thread(_read_other, uri, limits)
             except Exception as error:
                 return _why(uri, error)
@@ -253,8 +270,7 @@ async def _read_many(uris: Sequence[str], limits: ReadLimits) -> list[bytes | Un
     return list(await asyncio.gather(*(read(uri) for uri in uris)))
 
 
-async def _read_bulk(uri: str, key: str, limits: ReadLimits) -> bytes | Unreadable:
-    store = _store(split_bucket(uri)[0], limits.timeout_s, limits.retries)
+async def _read_bulk(store: ObjectStore, key: str, limits: ReadLimits) -> bytes | Unreadable:
     result = await obstore.get_async(store, key)
     size = result.meta["size"]
     if size > limits.max_bytes:
@@ -268,7 +284,7 @@ def _read_other(uri: str, limits: ReadLimits) -> bytes | Unreadable:
             size = os.fstat(file.fileno()).st_size
             return _too_large(size, limits) if size > limits.max_bytes else file.read()
     fs, path = filesystem(uri)
-    with fs.open(path, "rb", block_size=0 if scheme_of(uri) in HTTP_SCHEMES else None) as file:
+    with fs.open(path, "rb") as file:
         data: bytes = file.read(limits.max_bytes + 1)
     return _too_large(len(data), limits) if len(data) > limits.max_bytes else data
 
@@ -363,12 +379,12 @@ def exists(uri: str) -> bool:
     """Whether the object is there. Raises ``PermissionError`` or ``OSError``, never guesses."""
     if is_local(uri):
         return local_path(uri).exists()
-    key = _bulk_key(uri)
     try:
-        if key is None:
+        client = _bulk_client(uri, 60.0, 10)
+        if client is None:
             fs, path = filesystem(uri)
             return bool(fs.exists(path))
-        obstore.head(_store(split_bucket(uri)[0], 60.0, 10), key)
+        obstore.head(*client)
     except FileNotFoundError:
         return False
     except (ObstoreError, OSError, ValueError) as error:
