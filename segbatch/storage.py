@@ -418,12 +418,16 @@ def list_files(folder: str) -> Iterator[StoredFile]:
 
 
 def _list_local(folder: Path) -> Iterator[StoredFile]:
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        folders.sort()
-        for name in sorted(names):
-            path = Path(parent, name)
-            if path.exists():
-                yield StoredFile(str(path), path.stat().st_size)
+    try:
+        entries = list(os.scandir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    # By key, as object storage lists: a folder stands where its files' keys do.
+    for entry in sorted(entries, key=lambda entry: entry.name + "/" * entry.is_dir()):
+        if entry.is_dir():
+            yield from _list_local(Path(entry.path))
+        elif entry.is_file():
+            yield StoredFile(entry.path, entry.stat().st_size)
 
 
 def _list_other(folder: str) -> Iterator[StoredFile]:
