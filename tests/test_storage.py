@@ -1,0 +1,394 @@
+import itertools
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from segbatch import storage
+from segbatch.storage import ReadLimits, StoredFile, Unreadable
+from tests.conftest import S3
+
+ONCE = ReadLimits(retries=0)
+
+
+def read(uri: str, limits: ReadLimits = ONCE) -> bytes | Unreadable:
+    return storage.read_many([uri], limits)[0]
+
+
+def kind(uri: str, limits: ReadLimits = ONCE) -> str:
+    content = read(uri, limits)
+    assert isinstance(content, Unreadable), content
+    assert content.message.strip()
+    assert "\n" not in content.message
+    return content.kind
+
+
+# -------------------------------------------------------------------------------- a faulty server
+
+
+class FaultyServer(ThreadingHTTPServer):
+    """Answers each object as its name says: HTTP, and S3 by path, without looking at signatures."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), FaultyHandler)
+        self.requests: Counter[tuple[str, str]] = Counter()
+        self.body_bytes = 0
+        self.leave = threading.Event()
+
+    @property
+    def root(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that hangs up is part of the tests."""
+
+
+class FaultyHandler(BaseHTTPRequestHandler):
+    server: FaultyServer
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        name = self.path.split("?")[0].rsplit("/", 1)[-1]
+        self.server.requests[self.command, name] += 1
+        ANSWERS[name](self)
+
+    do_HEAD = do_GET  # noqa: N815 (the base class names it)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def answer(self, status: int, body: bytes = b"", length: int | None = None) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body) if length is None else length))
+        self.send_header("ETag", '"1"')
+        self.send_header("Last-Modified", "Wed, 21 Oct 2015 07:28:00 GMT")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def s3_error(self, status: int, code: str) -> None:
+        text = f"<?xml version='1.0'?>\n<Error><Code>{code}</Code><Message>no</Message></Error>"
+        self.answer(status, text.encode())
+
+    def cut(self) -> None:
+        self.answer(200, b"0123456789", length=1000)
+        self.close_connection = True
+
+    def stall(self) -> None:
+        self.answer(200, b"0123456789", length=1000)
+        self.server.leave.wait(20)
+
+    def large(self) -> None:
+        self.answer(200, length=1 << 30)
+        for _ in range(1 << 14):
+            self.wfile.write(bytes(1 << 16))
+            self.server.body_bytes += 1 << 16
+
+    def recovers(self) -> None:
+        if self.server.requests["GET", "recovers"] < 3:
+            self.s3_error(503, "SlowDown")
+        else:
+            self.answer(200, b"at last")
+
+
+ANSWERS: dict[str, Callable[[FaultyHandler], None]] = {
+    "good": lambda it: it.answer(200, b"content"),
+    "empty": lambda it: it.answer(200),
+    "missing": lambda it: it.s3_error(404, "NoSuchKey"),
+    "busy": lambda it: it.s3_error(503, "SlowDown"),
+    "broken": lambda it: it.s3_error(500, "InternalError"),
+    "denied": lambda it: it.s3_error(403, "AccessDenied"),
+    "forbidden": lambda it: it.answer(403, b"no"),
+    "unauthorized": lambda it: it.answer(401, b"who are you?"),
+    "expired": lambda it: it.s3_error(400, "ExpiredToken"),
+    "unknown-key": lambda it: it.s3_error(403, "InvalidAccessKeyId"),
+    "bad-signature": lambda it: it.s3_error(403, "SignatureDoesNotMatch"),
+    "skewed-clock": lambda it: it.s3_error(403, "RequestTimeTooSkewed"),
+    "silent": lambda it: it.server.leave.wait(20) and None,
+    "stall": FaultyHandler.stall,
+    "cut": FaultyHandler.cut,
+    "large": FaultyHandler.large,
+    "recovers": FaultyHandler.recovers,
+}
+
+
+@pytest.fixture
+def server() -> Iterator[FaultyServer]:
+    with FaultyServer() as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,)).start()
+        yield server
+        server.leave.set()
+        server.shutdown()
+
+
+buckets = (f"faulty-{number}" for number in itertools.count())
+
+
+Objects = Callable[[str], str]  # name → URI
+
+
+@pytest.fixture(params=["s3", "http", "signed"])
+def faulty(
+    request: pytest.FixtureRequest, server: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> Objects:
+    """The faulty server's objects: in a bucket, whose name is new because clients are kept, or on
+    a site, as plain or as signed URLs.
+    """
+    if request.param == "http":
+        return lambda name: f"{server.root}/{name}"
+    if request.param == "signed":
+        return lambda name: f"{server.root}/%2F/{name}?X-Amz-Signature=SECRET%3D"
+    monkeypatch.delenv("AWS_PROFILE", raising=False)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.root)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    bucket = next(buckets)
+    return lambda name: f"s3://{bucket}/{name}"
+
+
+# ------------------------------------------------------------------------------------ bulk reading
+
+
+def test_a_good_object_costs_one_get_and_no_head(faulty: Objects, server: FaultyServer) -> None:
+    assert storage.read_many([faulty("good")] * 50, ReadLimits()) == [b"content"] * 50
+    assert server.requests == {("GET", "good"): 50}
+
+
+def test_an_empty_object_is_no_error(faulty: Objects) -> None:
+    assert read(faulty("empty")) == b""
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("missing", "not_found"),
+        ("busy", "unavailable"),
+        ("broken", "unavailable"),
+        ("denied", "forbidden"),
+        ("forbidden", "forbidden"),
+        ("unauthorized", "credentials"),
+        ("expired", "credentials"),
+        ("unknown-key", "credentials"),
+        ("bad-signature", "credentials"),
+        ("skewed-clock", "credentials"),
+        ("cut", "unavailable"),
+    ],
+)
+def test_every_refusal_has_its_kind(faulty: Objects, name: str, expected: str) -> None:
+    assert kind(faulty(name)) == expected
+
+
+@pytest.mark.parametrize("name", ["silent", "stall"])
+def test_no_answer_in_time_is_a_timeout(faulty: Objects, name: str) -> None:
+    started = time.monotonic()
+    assert kind(faulty(name), ReadLimits(timeout_s=0.5, retries=0)) == "timeout"
+    assert time.monotonic() - started < 5
+
+
+def test_no_server_is_unavailable() -> None:
+    assert kind("http://127.0.0.1:9/x.jpg") == "unavailable"
+
+
+def test_what_is_transient_is_tried_again(faulty: Objects, server: FaultyServer) -> None:
+    assert read(faulty("recovers"), ReadLimits(retries=5)) == b"at last"
+    assert server.requests["GET", "recovers"] == 3
+
+
+def test_tries_are_bounded(faulty: Objects, server: FaultyServer) -> None:
+    assert kind(faulty("busy"), ReadLimits(retries=2)) == "unavailable"
+    assert server.requests == {("GET", "busy"): 3}
+
+
+@pytest.mark.parametrize("name", ["missing", "denied", "unauthorized", "expired", "unknown-key"])
+def test_what_is_final_is_asked_once(faulty: Objects, server: FaultyServer, name: str) -> None:
+    kind(faulty(name), ReadLimits(retries=5))
+    assert server.requests == {("GET", name): 1}
+
+
+def test_the_length_is_looked_at_before_the_body(faulty: Objects, server: FaultyServer) -> None:
+    assert kind(faulty("large"), ReadLimits(max_bytes=1000, retries=0)) == "too_large"
+    # What lies in socket buffers is on its way before anyone can refuse it.
+    assert server.body_bytes < 32 << 20
+
+
+def test_access_denied_says_that_the_key_may_be_missing(faulty: Objects) -> None:
+    content = read(faulty("denied"))
+    assert isinstance(content, Unreadable)
+    assert "missing key" in content.message
+
+
+def test_bad_objects_do_not_disturb_good_ones(faulty: Objects) -> None:
+    names = ["good", "missing", "good", "denied", "empty", "good"]
+    contents = storage.read_many([faulty(name) for name in names], ONCE)
+    assert [c.kind if isinstance(c, Unreadable) else c for c in contents] == [
+        b"content", "not_found", b"content", "forbidden", b"", b"content",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["missing", "busy", "forbidden", "unauthorized", "cut"])
+def test_a_signature_does_not_reach_the_message(server: FaultyServer, name: str) -> None:
+    content = read(f"{server.root}/{name}?X-Amz-Signature=SECRET")
+    assert isinstance(content, Unreadable)
+    assert "SECRET" not in content.message
+
+
+ODD_KEYS = [
+    "a.jpg", "a//b.jpg", "p/../x.jpg", "./dot.jpg", "..", "p/%2F.jpg", "a%20b.jpg", "q?versionId=1",
+    "x#y.jpg", "tab\tx.jpg", "ünï 🏠.jpg", "space and+plus.jpg", "[x]*?.jpg", "~t&=@:$,;.jpg",
+    "back\\slash.jpg",
+]  # fmt: skip
+
+
+def test_keys_are_taken_as_they_stand(s3: S3) -> None:
+    root = s3.uri("odd")
+    for key in ODD_KEYS:
+        s3.put(f"{root}/{key}", key.encode())
+    contents = storage.read_many([f"{root}/{key}" for key in ODD_KEYS], ONCE)
+    assert contents == [key.encode() for key in ODD_KEYS]
+
+
+@pytest.mark.parametrize(
+    "uri", ["", "s3://", "s3://bucket", "nosuch://a/b", "http://[::1", "/no/such\0file", "/"]
+)
+def test_a_uri_that_names_nothing_is_not_found(s3: S3, uri: str) -> None:
+    assert kind(uri) == "not_found"
+
+
+def test_a_missing_key_and_a_missing_bucket_are_not_found(s3: S3) -> None:
+    assert kind(s3.uri("x") + "/none.jpg") == "not_found"
+    assert kind("s3://no-such-bucket/x.jpg") == "not_found"
+
+
+def test_local_files(tmp_path: Path) -> None:
+    (tmp_path / "a b.jpg").write_bytes(b"content")
+    assert read(str(tmp_path / "a b.jpg")) == b"content"
+    assert read(f"file://{tmp_path}/a b.jpg") == b"content"
+    assert kind(str(tmp_path / "none.jpg")) == "not_found"
+    assert kind(str(tmp_path)) == "not_found"
+    assert kind(str(tmp_path / "a b.jpg"), ReadLimits(max_bytes=6)) == "too_large"
+
+
+def test_other_protocols_go_through_fsspec() -> None:
+    storage.write_bytes("memory://folder/a.jpg", b"content")
+    assert read("memory://folder/a.jpg") == b"content"
+    assert kind("memory://folder/a.jpg", ReadLimits(max_bytes=6)) == "too_large"
+    assert kind("memory://folder/none.jpg") == "not_found"
+
+
+# ------------------------------------------------------------------- writing, listing, small things
+
+
+@pytest.fixture(params=["local", "s3", "memory"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty folder on each kind of storage."""
+    if request.param == "s3":
+        server: S3 = request.getfixturevalue("s3")
+        return server.uri("folder")
+    return str(tmp_path / "folder") if request.param == "local" else f"memory://{tmp_path}"
+
+
+def test_what_is_written_is_there_until_it_is_deleted(folder: str) -> None:
+    uri = storage.join(folder, "deep", "a.bin")
+    assert not storage.exists(uri)
+    with pytest.raises(FileNotFoundError, match=r"a\.bin"):
+        storage.read_bytes(uri)
+    for content in (b"first", b"second", b""):
+        storage.write_bytes(uri, content)
+        assert storage.read_bytes(uri) == content
+    assert storage.exists(uri)
+    storage.delete([uri, uri])
+    assert not storage.exists(uri)
+
+
+def test_a_listing_is_deep_and_sorted(folder: str) -> None:
+    assert list(storage.list_files(folder)) == []
+    names = ("a.jpg", "b-1.jpg", "b/c.jpg", "b/d/e.jpg", "b1.jpg", "z.jpg")
+    uris = [storage.join(folder, name) for name in names]
+    for uri in reversed(uris):
+        storage.write_bytes(uri, uri.encode())
+    assert list(storage.list_files(folder)) == [StoredFile(uri, len(uri)) for uri in uris]
+
+
+def test_a_listing_with_odd_keys_is_whole(s3: S3) -> None:
+    root = s3.uri("odd")
+    uris = {f"{root}/{key}" for key in ODD_KEYS}
+    for uri in uris:
+        s3.put(uri, b"x")
+    listed = [file.uri for file in storage.list_files(root)]
+    assert len(listed) == len(uris)
+    assert set(listed) == uris
+
+
+def test_listing_a_missing_bucket_is_an_error(s3: S3) -> None:
+    with pytest.raises(FileNotFoundError, match="no-such-bucket"):
+        list(storage.list_files("s3://no-such-bucket/x"))
+
+
+def test_a_local_write_is_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.bin"
+    storage.write_bytes(str(path), b"before")
+
+    def full(handle: int) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        storage.write_bytes(str(path), b"after")
+    assert path.read_bytes() == b"before"
+    assert [file.name for file in tmp_path.iterdir()] == ["a.bin"]
+
+
+def test_a_local_write_that_cannot_be_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OSError, match="file"):
+        storage.write_bytes(str(tmp_path / "file" / "a.bin"), b"content")
+
+
+def test_a_local_listing_follows_links_and_leaves_out_what_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "a.jpg").write_bytes(b"x")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    (folder / "dangling.jpg").symlink_to(tmp_path / "none.jpg")
+    os.mkfifo(folder / "pipe.jpg")
+    assert list(storage.list_files(str(folder))) == [StoredFile(f"{folder}/linked/a.jpg", 1)]
+
+
+@pytest.mark.parametrize("operation", [storage.read_bytes, storage.exists])
+def test_refusals_are_permission_errors(
+    faulty: Objects, operation: Callable[[str], object]
+) -> None:
+    for name in ("denied", "unknown-key"):
+        with pytest.raises(PermissionError, match=name):
+            operation(faulty(name))
+
+
+@pytest.mark.parametrize(
+    ("uri", "scheme"),
+    [
+        ("s3://b/k", "s3"), ("S3://b/k", "s3"), ("https://h/k", "https"), ("a/b", ""), ("/a", ""),
+        ("C:/x", ""), ("c://x", ""), ("file:///a", "file"), ("zip::s3://b/k", "zip"),
+        ("a:b.jpg", ""), ("", ""),
+    ],
+)  # fmt: skip
+def test_schemes(uri: str, scheme: str) -> None:
+    assert storage.scheme_of(uri) == scheme
+
+
+def test_joining_and_names() -> None:
+    assert storage.join("s3://b/a/", "/c/", "d.txt") == "s3://b/a/c/d.txt"
+    assert storage.name_of("s3://b/a/c/") == "c"
+    assert storage.split_bucket("s3://b/a//c") == ("s3://b", "a//c")
+    assert storage.normalize("s3://b/a/") == "s3://b/a"
+    assert storage.normalize("~") == str(Path.home())
