@@ -1,0 +1,645 @@
+import gzip
+import hashlib
+import json
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from segbatch import storage
+from segbatch.errors import SourceError
+from segbatch.images import frozen
+from segbatch.images.manifest import Frozen, freeze, read, user_columns
+from segbatch.job import Inventory, source_of
+
+RESERVED = {"image_id", "uri", "status", "mask", "width"}
+
+
+class Run:
+    """A run's folder, into which sources are frozen, and the rows that came out."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self.manifest = storage.join(folder, "manifest")
+
+    def freeze(self, *sources: Any) -> Frozen:
+        return freeze(
+            [source_of(source) for source in sources],
+            self.manifest,
+            reserved=RESERVED,
+            leave_out=self.folder,
+        )
+
+    def rows(self, *sources: Any) -> pa.Table:
+        files = self.freeze(*sources).files
+        return pa.concat_tables([read(self.manifest, file) for file in files])
+
+    def uris(self, *sources: Any) -> list[str]:
+        return self.rows(*sources)["uri"].to_pylist()
+
+    def refusal(self, *sources: Any) -> str:
+        with pytest.raises(SourceError) as caught:
+            self.freeze(*sources)
+        assert "\n" not in str(caught.value)
+        assert list(storage.list_files(self.manifest)) == []
+        return str(caught.value)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run(str(tmp_path / "run"))
+
+
+def put(root: str | Path, *names: str) -> str:
+    """Files without content under ``root``, which is a local folder or a prefix."""
+    for name in names:
+        storage.write_bytes(storage.join(str(root), name), b"")
+    return str(root)
+
+
+def parquet(path: Path | str, **columns: Any) -> str:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns), sink)
+    storage.write_bytes(str(path), sink.getvalue().to_pybytes())
+    return str(path)
+
+
+def text(path: Path | str, content: str) -> str:
+    data = content.encode()
+    storage.write_bytes(str(path), gzip.compress(data) if str(path).endswith(".gz") else data)
+    return str(path)
+
+
+@pytest.fixture(params=["local", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Somewhere to put sources: on disk and in a bucket."""
+    if request.param == "local":
+        return str(tmp_path / "source")
+    return str(request.getfixturevalue("s3").uri("source"))
+
+
+# ----------------------------------------------------------------------------------------- freezing
+
+
+def test_rows_are_numbered_in_order_over_all_files(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frozen, "ROWS_PER_FILE", 1000)
+    monkeypatch.setattr(frozen, "ROWS_PER_GROUP", 300)
+    uris = [f"s3://b/{n:05d}.jpg" for n in range(2500)]
+    result = run.freeze(parquet(tmp_path / "m.parquet", uri=uris, n=range(2500)))
+    assert [(f["first_id"], f["rows"]) for f in result.files] == [
+        (0, 1000),
+        (1000, 1000),
+        (2000, 500),
+    ]
+    for file in result.files:
+        data = storage.read_bytes(storage.join(run.manifest, file["name"]))
+        assert (file["size"], file["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
+        layout = pq.ParquetFile(pa.BufferReader(data)).metadata
+        assert layout.row_group(0).num_rows == 300
+        assert layout.row_group(0).column(1).compression == "ZSTD"
+    table = pa.concat_tables([read(run.manifest, file) for file in result.files])
+    assert table["image_id"].to_pylist() == list(range(2500))
+    assert table["uri"].to_pylist() == uris
+    assert table["n"].to_pylist() == list(range(2500))
+    assert (result.rows, result.duplicates) == (2500, 0)
+
+
+def test_a_file_of_wide_rows_ends_early(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frozen, "ROWS_PER_FILE", 1000)
+    monkeypatch.setattr(frozen, "ROWS_PER_GROUP", 100)
+    monkeypatch.setattr(frozen, "_MAX_FILE_BYTES", 300_000)
+    wide = [np.random.default_rng(n).bytes(1000) for n in range(1200)]
+    files = run.freeze(
+        parquet(tmp_path / "m.parquet", uri=[f"{n}" for n in range(1200)], wide=wide)
+    ).files
+    assert [file["rows"] for file in files] == [300, 300, 300, 100, 200]
+    assert [file["first_id"] for file in files] == [0, 300, 600, 900, 1000]
+
+
+def test_a_frozen_file_gives_single_rows_back(run: Run, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(frozen, "ROWS_PER_FILE", 10)
+    source = parquet(tmp_path / "m.parquet", uri=[str(n) for n in range(20)], city=["x"] * 20)
+    file = run.freeze(source).files[1]
+    table = read(run.manifest, file, np.array([17, 11]))
+    assert table["uri"].to_pylist() == ["17", "11"]
+    assert [field.name for field in user_columns(table.schema)] == ["city"]
+    with pytest.raises(IndexError):
+        read(run.manifest, file, [5])
+
+
+def test_a_torn_beginning_is_deleted(run: Run, tmp_path: Path) -> None:
+    put(run.manifest, "00000.parquet", "00007.parquet")
+    run.freeze(parquet(tmp_path / "m.parquet", uri=["a"]))
+    assert [storage.name_of(file.uri) for file in storage.list_files(run.manifest)] == [
+        "00000.parquet"
+    ]
+
+
+def test_a_manifest_is_frozen_in_a_bucket(s3: Any) -> None:
+    root = s3.uri("m.parquet")
+    run = Run(s3.uri("run"))
+    parquet(root, uri=["a", "b"], city=["x", None])
+    assert run.rows(root).to_pylist() == [
+        {"image_id": 0, "uri": "a", "city": "x"},
+        {"image_id": 1, "uri": "b", "city": None},
+    ]
+
+
+def test_duplicates_stay_and_are_counted(run: Run, tmp_path: Path) -> None:
+    result = run.freeze(parquet(tmp_path / "m.parquet", uri=["a", "b", "a", "a"]))
+    assert (result.rows, result.duplicates) == (4, 2)
+
+
+def test_several_sources_are_one_list(run: Run, tmp_path: Path) -> None:
+    first = parquet(tmp_path / "1.parquet", uri=["a"], city=["x"], none=pa.nulls(1))
+    second = text(tmp_path / "2.csv", "uri,floors,none\nb,3,1.5\n")
+    prefix = put(tmp_path / "photos", "c.jpg")
+    assert run.rows(first, second, prefix).to_pylist() == [
+        {"image_id": 0, "uri": "a", "city": "x", "none": None, "floors": None},
+        {"image_id": 1, "uri": "b", "city": None, "none": 1.5, "floors": 3},
+        {"image_id": 2, "uri": f"{prefix}/c.jpg", "city": None, "none": None, "floors": None},
+    ]
+
+
+def test_sources_that_disagree_are_refused(run: Run, tmp_path: Path) -> None:
+    first = parquet(tmp_path / "1.parquet", uri=["a"], floors=["3"])
+    second = parquet(tmp_path / "2.parquet", uri=["b"], floors=[3])
+    third = parquet(tmp_path / "3.parquet", uri=["b"], Floors=["3"])
+    assert "column floors is int64, but string in" in run.refusal(first, second)
+    assert "rename: {Floors: floors}" in run.refusal(first, third)
+
+
+# ----------------------------------------------------------------------------------------- prefixes
+
+
+def test_a_prefix_takes_images_in_any_case_and_counts_the_rest(run: Run, place: str) -> None:
+    put(place, "a.JPG", "d/b.png", "d/e/c.TIFF", "notes.txt", "d/notes.TXT", "README")
+    result = run.freeze(f"{place}/")
+    rows = pa.concat_tables([read(run.manifest, file) for file in result.files])
+    assert rows["uri"].to_pylist() == [f"{place}/{n}" for n in ("a.JPG", "d/b.png", "d/e/c.TIFF")]
+    assert result.skipped == {".txt": 2, "": 1}
+    assert result.user_columns == []
+
+
+def test_a_prefix_is_a_folder_and_not_the_beginning_of_a_name(run: Run, place: str) -> None:
+    put(place, "a/1.jpg", "ab/2.jpg")
+    assert run.uris(f"{place}/a") == [f"{place}/a/1.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("globs", "left"),
+    [
+        (["*/thumbs/*"], ["a.jpg", "thumbs/b.jpg"]),
+        (["**/thumbs/*"], ["a.jpg"]),
+        (["thumbs/*", "[a]*"], ["x/y/thumbs/d.jpg", "x/thumbs/c.jpg"]),
+    ],
+)
+def test_what_exclude_matches_is_left_out(
+    run: Run, place: str, globs: list[str], left: list[str]
+) -> None:
+    put(place, "a.jpg", "thumbs/b.jpg", "x/thumbs/c.jpg", "x/y/thumbs/d.jpg")
+    uris = run.uris({"prefix": place, "exclude": globs})
+    assert sorted(uris) == sorted(f"{place}/{name}" for name in left)
+
+
+def test_extensions_can_be_chosen(run: Run, place: str) -> None:
+    put(place, "a.heic", "b.jpg")
+    assert run.uris({"prefix": place, "extensions": [".HEIC"]}) == [f"{place}/a.heic"]
+
+
+def test_the_run_itself_is_not_among_its_images(place: str) -> None:
+    run = Run(storage.join(place, "runs/1"))
+    put(place, "a.jpg", "runs/1/masks/a.png", "runs/12/b.png")
+    assert run.uris(place) == [f"{place}/a.jpg", f"{place}/runs/12/b.png"]
+    assert run.uris(f"{place}/**/*.png") == [f"{place}/runs/12/b.png"]
+
+
+def test_a_relative_prefix_gives_absolute_paths(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path / "photos", "a.jpg")
+    monkeypatch.chdir(tmp_path)
+    assert run.uris("photos", "photos/*.jpg", "photos/a.jpg") == [f"{tmp_path}/photos/a.jpg"] * 3
+
+
+def test_a_prefix_without_images_says_what_is_there(run: Run, place: str) -> None:
+    put(place, "notes/a.txt", "notes/b.md", "notes/c.txt", "table/1.parquet", "thumbs/a.jpg")
+    said = run.refusal(f"{place}/notes")
+    assert "3 files, but none of them is an image: 2 .txt, 1 .md" in said
+    assert f"{{manifest: {place}/table}}" in run.refusal(f"{place}/table")
+    assert "no such folder, or nothing in it" in run.refusal(f"{place}/nothing")
+    assert "excluded" in run.refusal({"prefix": f"{place}/thumbs", "exclude": ["*"]})
+
+
+def test_a_prefix_that_is_no_folder_is_refused(run: Run, tmp_path: Path, s3: Any) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "the folder is empty" in run.refusal(str(tmp_path / "empty"))
+    assert "is a file" in run.refusal({"prefix": put(tmp_path, "x") + "/x"})
+    assert "bucket" in run.refusal("s3://no-such-bucket/photos")
+    assert "manifest" in run.refusal("https://example.org/photos/")
+
+
+def test_other_filesystems_are_listed_too(run: Run) -> None:
+    put("memory://photos", "a.jpg", "d/b.jpg", "d/thumbs/c.jpg", "run/x.jpg")
+    run.folder = "memory://photos/run"
+    uris = run.uris({"prefix": "memory://photos", "exclude": ["d/thumbs/*"]})
+    assert uris == ["memory:///photos/a.jpg", "memory:///photos/d/b.jpg"]
+    assert run.uris("memory://photos/*/*.jpg") == ["memory:///photos/d/b.jpg"]
+
+
+# -------------------------------------------------------------------------------------------- globs
+
+
+def test_a_glob_takes_exactly_what_it_names(run: Run, place: str) -> None:
+    put(place, "a.jpg", "a.txt", "x/a.jpg", "x/y/a.jpg", "x/y/b.png")
+    for glob, names in {
+        "*": ["a.jpg", "a.txt"],
+        "*.jpg": ["a.jpg"],
+        "**/a.jpg": ["a.jpg", "x/a.jpg", "x/y/a.jpg"],
+        "x/**": ["x/a.jpg", "x/y/a.jpg", "x/y/b.png"],
+        "x/?/[ab].*": ["x/y/a.jpg", "x/y/b.png"],
+        "x/y/b.png": ["x/y/b.png"],
+    }.items():
+        assert run.uris({"glob": f"{place}/{glob}"}) == [f"{place}/{name}" for name in names]
+
+
+def test_a_glob_that_names_nothing_is_refused(run: Run, place: str) -> None:
+    put(place, "a.jpg")
+    assert "no file matches" in run.refusal(f"{place}/*.png")
+    assert "no such file" in run.refusal(f"{place}/b.jpg")
+    assert "not a glob" in run.refusal(f"{place}/a**/b")
+
+
+def test_globs_without_meaning_are_refused(run: Run, tmp_path: Path) -> None:
+    assert "prefix" in run.refusal({"glob": str(tmp_path)})
+    assert "bucket" in run.refusal("s3://*/a.jpg")
+    assert "manifest" in run.refusal("https://example.org/*.jpg")
+
+
+def test_a_web_address_is_taken_as_it_is(run: Run) -> None:
+    assert run.uris("https://example.org/a.jpg?size=[1]") == ["https://example.org/a.jpg?size=[1]"]
+
+
+# ---------------------------------------------------------------------------------------- manifests
+
+
+def test_user_columns_travel_in_types_that_readers_know(run: Run, tmp_path: Path) -> None:
+    moment = datetime(2024, 5, 1, 12, tzinfo=UTC)
+    naive = datetime(2024, 5, 1, 12)
+    given: dict[str, tuple[pa.Array, pa.DataType, Any]] = {
+        "words": (pa.array(["x"]).dictionary_encode(), pa.string(), "x"),
+        "u8": (pa.array([255], pa.uint8()), pa.int16(), 255),
+        "u16": (pa.array([65535], pa.uint16()), pa.int32(), 65535),
+        "u32": (pa.array([2**32 - 1], pa.uint32()), pa.int64(), 2**32 - 1),
+        "u64": (pa.array([2**64 - 1], pa.uint64()), pa.decimal128(20, 0), Decimal(2**64 - 1)),
+        "half": (pa.array([0.5], pa.float16()), pa.float32(), 0.5),
+        "ns": (pa.array([naive], pa.timestamp("ns")), pa.timestamp("us"), naive),
+        "zoned": (
+            pa.array([moment], pa.timestamp("ns", "Europe/Zurich")),
+            pa.timestamp("us", "UTC"),
+            moment,
+        ),
+        "nothing": (pa.nulls(1), pa.string(), None),
+        "large": (pa.array(["x"], pa.large_string()), pa.string(), "x"),
+        "view": (pa.array(["x"], pa.string_view()), pa.string(), "x"),
+        "bytes": (pa.array([b"x"], pa.large_binary()), pa.binary(), b"x"),
+        "hash": (pa.array([b"xy"], pa.binary(2)), pa.binary(), b"xy"),
+        "day": (pa.array([naive.date()], pa.date64()), pa.date32(), naive.date()),
+        "money": (
+            pa.array([Decimal("1.50")], pa.decimal128(9, 2)),
+            pa.decimal128(9, 2),
+            Decimal("1.50"),
+        ),
+        "flag": (pa.array([True]), pa.bool_(), True),
+        "nested": (
+            pa.array(
+                [{"a": [1], "b": None}],
+                pa.struct([("a", pa.large_list(pa.uint8())), ("b", pa.null())]),
+            ),
+            pa.struct([("a", pa.list_(pa.int16())), ("b", pa.string())]),
+            {"a": [1], "b": None},
+        ),
+    }  # fmt: skip
+    source = parquet(tmp_path / "m.parquet", uri=["a"], **{k: v[0] for k, v in given.items()})
+    table = run.rows(source)
+    for name, (_, type_, value) in given.items():
+        assert table.schema.field(name).type == type_, name
+        assert table[name].to_pylist() == [value], name
+
+
+def test_types_that_results_cannot_hold_are_refused_by_name(run: Run, tmp_path: Path) -> None:
+    source = parquet(
+        tmp_path / "m.parquet",
+        uri=["a"],
+        opens=pa.array([1], pa.time64("us")),
+        open_for=pa.array([1], pa.duration("s")),
+        rent=pa.array([Decimal(1)], pa.decimal256(50, 0)),
+        inner=pa.array([{"t": 1}], pa.struct([("t", pa.time32("s"))])),
+    )
+    said = run.refusal(source)
+    for name in (
+        "opens (time64[us])",
+        "open_for (duration[s])",
+        "rent (decimal256(50, 0))",
+        "inner",
+    ):
+        assert name in said
+
+
+def test_uri_column_and_rename(run: Run, tmp_path: Path) -> None:
+    source = parquet(tmp_path / "m.parquet", s3_path=["a"], uri=["http://a"], IMAGE_ID=[7])
+    spelled = {"manifest": source, "uri_column": "s3_path"}
+    assert "rename: {uri: source_uri, IMAGE_ID: source_IMAGE_ID}" in run.refusal(spelled)
+    spelled["rename"] = {"uri": "link", "IMAGE_ID": "id"}
+    assert run.rows(spelled).to_pylist() == [
+        {"image_id": 0, "uri": "a", "link": "http://a", "id": 7}
+    ]
+    renamed = {"manifest": source, "rename": {"s3_path": "uri", "uri": "link", "IMAGE_ID": "id"}}
+    assert run.uris(renamed) == ["a"]
+    assert "no column nope; there are s3_path" in run.refusal(
+        {"manifest": source, "rename": {"nope": "x"}}
+    )
+
+
+def test_a_table_without_uris_says_what_it_has(run: Run, tmp_path: Path) -> None:
+    said = run.refusal(parquet(tmp_path / "m.parquet", city=["x"], s3_path=["a"]))
+    assert "no column uri; there are city, s3_path" in said
+    assert "uri_column: s3_path" in said
+    assert "rename: {s3_path: uri}" in said
+    assert "int64 and not URIs" in run.refusal(parquet(tmp_path / "n.parquet", uri=[1]))
+
+
+def test_names_of_ours_and_names_twice_come_with_their_rename(run: Run, tmp_path: Path) -> None:
+    source = parquet(tmp_path / "m.parquet", uri=["a"], Status=["x"])
+    assert "rename: {Status: source_Status}" in run.refusal(source)
+    spelled = {"manifest": source, "rename": {"Status": "source_Status"}}
+    assert run.rows(spelled)["source_Status"].to_pylist() == ["x"]
+    twice = parquet(tmp_path / "n.parquet", uri=["a"], city=["x"], City=["y"], other=[1])
+    assert "rename: {other: o, City: source_City}" in run.refusal(
+        {"manifest": twice, "rename": {"other": "o"}}
+    )
+    assert run.rows({"manifest": twice, "rename": {"City": "town"}})["town"].to_pylist() == ["y"]
+
+
+@pytest.mark.parametrize(("value", "test"), [(None, "IS NOT NULL"), ("", "<> ''")])
+def test_a_row_without_uri_is_refused_with_its_number(
+    run: Run, tmp_path: Path, value: str | None, test: str
+) -> None:
+    source = parquet(tmp_path / "m.parquet", uri=["a", "b", value], n=[1, 2, 3])
+    said = run.refusal({"manifest": source, "where": "n > 1"})
+    assert "row 2 (the first is 0)" in said
+    condition = f"(n > 1) AND uri {test}"
+    assert f'where: "{condition}"' in said
+    assert run.uris({"manifest": source, "where": condition}) == ["b"]
+
+
+def test_where_keeps_order_and_types(run: Run, tmp_path: Path) -> None:
+    source = parquet(
+        tmp_path / "m.parquet",
+        uri=[f"{n}.jpg" for n in range(200_000)],
+        n=pa.array(range(200_000), pa.uint32()),
+        city=["Zürich; Kreis 4", "Basel"] * 100_000,
+    )
+    spelled = {"manifest": source, "where": "city = 'Zürich; Kreis 4' AND n % 4 = 0"}
+    table = run.rows(spelled)
+    assert table["n"].to_pylist() == list(range(0, 200_000, 4))
+    assert table.schema.field("n").type == pa.int64()
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "nope = 1", "n = 1; DROP TABLE x", "n = 1) UNION ALL (SELECT 1", "n = 1 ORDER BY n",
+        "n FROM t", "", "n, n", "count(*) > 1", "city", "n IN (SELECT 1 FROM batch)",
+        "uri IN (SELECT content FROM read_text('/etc/hostname'))", "n = 1 LIMIT 1",
+        "uri IN (SELECT value FROM duckdb_settings(), read_csv('/etc/passwd'))",
+    ],
+)  # fmt: skip
+def test_where_is_a_condition_on_the_table_and_nothing_else(
+    run: Run, tmp_path: Path, where: str
+) -> None:
+    source = parquet(tmp_path / "m.parquet", uri=["a"], n=[1], city=["x"])
+    said = run.refusal({"manifest": source, "where": where})
+    assert said.startswith(f"{source}: where: {where}: ")
+
+
+def test_where_that_nothing_fulfils_is_refused(run: Run, tmp_path: Path) -> None:
+    source = parquet(tmp_path / "m.parquet", uri=["a"])
+    assert "no row fulfils" in run.refusal({"manifest": source, "where": "false"})
+    assert "no row" in run.refusal(parquet(tmp_path / "e.parquet", uri=pa.array([], pa.string())))
+
+
+def test_a_folder_or_glob_of_parquet_is_one_table(run: Run, place: str) -> None:
+    parquet(f"{place}/zip=8004/floor=1/0.parquet", uri=["a"], n=[1])
+    parquet(f"{place}/zip=0100/floor=2/0.parquet", uri=["b"], extra=["x"])
+    parquet(f"{place}/_temporary/0.parquet", uri=["c"])
+    put(place, "_SUCCESS", "notes.txt")
+    rows = [
+        {"image_id": 0, "uri": "b", "extra": "x", "zip": "0100", "floor": 2, "n": None},
+        {"image_id": 1, "uri": "a", "extra": None, "zip": "8004", "floor": 1, "n": 1},
+    ]
+    assert run.rows({"manifest": place}).to_pylist() == rows
+    assert run.rows({"manifest": f"{place}/zip=*/**/*.parquet"}).to_pylist() == rows
+
+
+def test_a_folder_whose_name_ends_in_parquet_is_a_folder(run: Run, place: str) -> None:
+    parquet(f"{place}/m.parquet/part-0.parquet", uri=["a"])
+    assert run.uris(f"{place}/m.parquet") == ["a"]
+
+
+def test_a_delta_table_is_refused(run: Run, place: str) -> None:
+    parquet(f"{place}/table/0.parquet", uri=["a"])
+    put(place, "table/_delta_log/00000000000000000000.json")
+    assert "Delta table" in run.refusal({"manifest": f"{place}/table"})
+    assert "Delta table" in run.refusal({"manifest": f"{place}/table/*.parquet"})
+
+
+def test_manifests_that_are_none_are_refused(run: Run, place: str) -> None:
+    put(place, "empty.parquet", "table.xlsx", "empty.csv", "mixed/a.csv", "mixed/b.parquet")
+    text(f"{place}/gone.csv.gz", "")
+    storage.write_bytes(f"{place}/plain.csv.gz", b"uri\na\n")
+    assert "cannot be read" in run.refusal(f"{place}/empty.parquet")
+    assert "must end in .parquet, .csv" in run.refusal({"manifest": f"{place}/table.xlsx"})
+    assert "several kinds" in run.refusal({"manifest": f"{place}/mixed/*"})
+    assert "no such file" in run.refusal(f"{place}/nothing.csv")
+    assert "no column uri" in run.refusal(f"{place}/empty.csv")
+    assert "no column uri" in run.refusal(f"{place}/gone.csv.gz")
+    assert "cannot be read" in run.refusal(f"{place}/plain.csv.gz")
+
+
+# ------------------------------------------------------------------------------- CSV and JSON lines
+
+
+@pytest.mark.parametrize("name", ["m.csv", "m.csv.gz"])
+def test_csv_types_come_from_the_whole_file(run: Run, place: str, name: str) -> None:
+    # 40,000 rows of numbers, and then one that is none: beyond what a sample would see.
+    lines = [f"s3://b/{n}.jpg,{n},{n},{n}.5" for n in range(40_000)]
+    source = text(f"{place}/{name}", "\n".join(["uri,a,b,c", *lines, "x,A,7,0.25\n"]))
+    table = run.rows(source)
+    assert [field.type for field in table.schema][2:] == [pa.string(), pa.int64(), pa.float64()]
+    assert table["uri"].to_pylist()[:2] == ["s3://b/0.jpg", "s3://b/1.jpg"]
+    assert table["b"].to_pylist() == [*range(40_000), 7]
+
+
+@pytest.mark.parametrize(
+    ("values", "type_", "read_as"),
+    [
+        (["8004", "0042"], pa.string(), ["8004", "0042"]),
+        (["-01", "5"], pa.string(), ["-01", "5"]),
+        (["0", "-7", ""], pa.int64(), [0, -7, None]),
+        (["0.5", "0", "1e3"], pa.float64(), [0.5, 0, 1000]),
+        (["00.5", "1.5"], pa.string(), ["00.5", "1.5"]),
+        (["9223372036854775807"], pa.int64(), [2**63 - 1]),
+        (["9223372036854775808", "1"], pa.string(), ["9223372036854775808", "1"]),
+        (["9007199254740993", "0.5"], pa.string(), ["9007199254740993", "0.5"]),
+        (["+41791234567"], pa.string(), ["+41791234567"]),
+        (["true", "FALSE"], pa.bool_(), [True, False]),
+        (["12:30"], pa.string(), ["12:30"]),
+        (["2024-05-01"], pa.date32(), [datetime(2024, 5, 1).date()]),
+        (["2024-02-31"], pa.string(), ["2024-02-31"]),
+        (["2024-05-01 12:00"], pa.timestamp("us"), [datetime(2024, 5, 1, 12)]),
+        (["2024-05-01T14:00:00+02:00"], pa.timestamp("us", "UTC"),
+         [datetime(2024, 5, 1, 12, tzinfo=UTC)]),
+        (["", ""], pa.string(), [None, None]),
+    ],
+)  # fmt: skip
+def test_csv_values_lose_nothing(
+    run: Run, tmp_path: Path, values: list[str], type_: pa.DataType, read_as: list[Any]
+) -> None:
+    lines = "".join(f"{n}.jpg,{value}\n" for n, value in enumerate(values))
+    table = run.rows(text(tmp_path / "m.csv", f"uri,x\n{lines}"))
+    assert table.schema.field("x").type == type_
+    assert table["x"].to_pylist() == read_as
+
+
+def test_csv_dialects(run: Run, tmp_path: Path) -> None:
+    for content, rows in {
+        "\ufeffuri;city\r\na,1.jpg;x\r\n": [("a,1.jpg", "x")],
+        'uri,city\n"a,""1"".jpg","x\ny"\n# b.jpg,\n': [('a,"1".jpg', "x\ny"), ("# b.jpg", None)],
+        "uri\tcity\na.jpg\tx": [("a.jpg", "x")],
+        "city, uri\nx,a.jpg\n": [("a.jpg", "x")],
+    }.items():
+        table = run.rows(text(tmp_path / "m.csv", content))
+        assert list(zip(table["uri"].to_pylist(), table["city"].to_pylist(), strict=True)) == rows
+    assert run.uris(text(tmp_path / "m.csv", "uri\na,b;c.jpg\n")) == ["a,b;c.jpg"]
+    assert run.rows(text(tmp_path / "m.csv", ",uri\n0,a\n"))["column0"].to_pylist() == [0]
+
+
+def test_broken_csv_is_refused_with_its_line(run: Run, tmp_path: Path) -> None:
+    said = run.refusal(text(tmp_path / "m.csv", "uri,city\na,x\nb\n"))
+    assert "Line: 3" in said
+    assert "Expected Number of Columns: 2 Found: 1" in said
+    said = run.refusal(text(tmp_path / "m.csv", "uri,city,city\na,x,y\n"))
+    assert "two columns named exactly city" in said
+    assert "rename: {City: source_City}" in run.refusal(
+        text(tmp_path / "m.csv", "uri,city,City\na,x,y\n")
+    )
+
+
+def test_several_csv_files_are_one_table(run: Run, place: str) -> None:
+    text(f"{place}/1.csv", "uri,zip\na,8004\n")
+    text(f"{place}/2.csv", "uri,zip\nb,0042\n")
+    assert run.rows(f"{place}/*.csv")["zip"].to_pylist() == ["8004", "0042"]
+    text(f"{place}/3.csv", "uri,city\nc,x\n")
+    assert "another header" in run.refusal(f"{place}/*.csv")
+
+
+@pytest.mark.parametrize("name", ["m.jsonl", "m.jsonl.gz", "m.ndjson"])
+def test_json_lines(run: Run, place: str, name: str) -> None:
+    rows = [
+        {"uri": "a", "zip": "0042", "n": 1, "at": "12:30:00", "tags": ["x"], "mixed": 1},
+        {"uri": "b", "zip": "8004", "n": 2.5, "at": None, "tags": [], "mixed": "y", "none": None},
+    ]
+    source = text(f"{place}/{name}", "".join(f"{json.dumps(row)}\n" for row in rows))
+    expected = [
+        {**rows[0], "image_id": 0, "mixed": "1", "none": None},
+        {**rows[1], "image_id": 1},
+    ]
+    assert run.rows(source).to_pylist() == expected
+    assert run.uris({"manifest": source, "where": "list_contains(tags, 'x')"}) == ["a"]
+
+
+def test_json_that_cannot_be_read_is_refused(run: Run, tmp_path: Path) -> None:
+    assert "Malformed JSON" in run.refusal(text(tmp_path / "m.jsonl", '{"uri": "a"}\n{nope\n'))
+    said = run.refusal(text(tmp_path / "m.jsonl", '{"uri": "a", "city": 1, "City": 2}\n'))
+    assert "City and city" in said
+
+
+# ---------------------------------------------------------------------------------------- inventory
+
+
+def inventory(s3: Any, kind: str, files: dict[str, bytes], schema: str) -> str:
+    root = s3.uri("reports")
+    for name, data in files.items():
+        s3.put(f"{root}/data/{name}", data)
+    bucket = root.split("/")[2]
+    report = {
+        "sourceBucket": "photos",
+        "destinationBucket": f"arn:aws:s3:::{bucket}",
+        "fileFormat": kind,
+        "fileSchema": schema,
+        "files": [{"key": f"reports/data/{name}", "size": len(d)} for name, d in files.items()],
+    }
+    s3.put(f"{root}/manifest.json", json.dumps(report).encode())
+    return f"{root}/manifest.json"
+
+
+def csv_inventory(s3: Any, *lines: str) -> str:
+    schema = "Bucket, Key, VersionId, IsLatest, IsDeleteMarker, Size, LastModifiedDate"
+    data = gzip.compress("".join(f"{line}\n" for line in lines).encode())
+    return inventory(s3, "CSV", {"1.csv.gz": data}, schema)
+
+
+def test_an_inventory_in_csv_gives_the_latest_images(run: Run, s3: Any) -> None:
+    source = csv_inventory(
+        s3,
+        '"photos","a%20b/caf%C3%A9.JPG","v2","true","false","10","2024-01-01T00:00:00.000Z"',
+        '"photos","a%20b/caf%C3%A9.JPG","v1","false","false","10","2024-01-01T00:00:00.000Z"',
+        '"photos","gone.jpg","v2","true","true","","2024-01-01T00:00:00.000Z"',
+        '"photos","plus%2Bsign+space.png","v1","true","false","10","2024-01-01T00:00:00.000Z"',
+        '"photos","notes.txt","v1","true","false","10","2024-01-01T00:00:00.000Z"',
+    )
+    result = run.freeze({"inventory": source})
+    assert read(run.manifest, result.files[0]).to_pylist() == [
+        {"image_id": 0, "uri": "s3://photos/a b/café.JPG"},
+        {"image_id": 1, "uri": "s3://photos/plus+sign space.png"},
+    ]
+    assert result.skipped == {".txt": 1}
+
+
+def test_an_inventory_in_parquet(run: Run, s3: Any, tmp_path: Path) -> None:
+    path = parquet(
+        tmp_path / "i.parquet",
+        bucket=["photos"] * 3,
+        key=["a%20b.jpg", "old.jpg", "gone.jpg"],
+        is_latest=[True, False, True],
+        is_delete_marker=[False, False, True],
+    )
+    files = {"1.parquet": Path(path).read_bytes()}
+    source = inventory(s3, "Parquet", files, "message s3.inventory { required binary key; }")
+    assert run.uris({"inventory": source}) == ["s3://photos/a%20b.jpg"]
+
+
+def test_inventories_that_cannot_be_read_are_refused(run: Run, s3: Any, tmp_path: Path) -> None:
+    orc = inventory(s3, "ORC", {}, "struct<key:string>")
+    assert "ORC" in run.refusal({"inventory": orc})
+    assert "manifest.json" in run.refusal({"inventory": text(tmp_path / "manifest.json", "{}")})
+    assert "no such file" in run.refusal(Inventory(inventory=str(tmp_path / "nope.json")))
+    notes = csv_inventory(s3, '"photos","notes.txt","v1","true","false","1","2024"')
+    assert "none of them is an image: 1 .txt" in run.refusal({"inventory": notes})
+
+
+def test_the_frozen_files_are_plain_parquet(run: Run, tmp_path: Path) -> None:
+    run.freeze(parquet(tmp_path / "m.parquet", uri=["a"], city=["x"]))
+    rows = duckdb.sql(f"FROM '{run.manifest}/*.parquet'").fetchall()
+    assert rows == [(0, "a", "x")]
