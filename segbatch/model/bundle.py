@@ -88,6 +88,13 @@ def _rgb(key: str, value: Any) -> RGB:
     return red, green, blue
 
 
+def _std(key: str, value: Any) -> RGB:
+    std = _rgb(key, value)
+    if min(std) <= 0:
+        raise InputError(f"{key}: {value!r} must be above 0")
+    return std
+
+
 def _long_side(key: str, value: Any) -> int | None:
     if value is not None and (type(value) is not int or value < 1):
         raise InputError(f"{key}: {value!r} is neither a number of pixels nor null")
@@ -100,7 +107,7 @@ _PARSERS: dict[str, Any] = {
     "output_stride": _typed(int),
     "classes": lambda key, value: Classes.from_json(value),
     "mean": _rgb,
-    "std": _rgb,
+    "std": _std,
     "long_side": _long_side,
     "metrics": _typed(dict),
     "provenance": _typed(dict),

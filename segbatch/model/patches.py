@@ -7,8 +7,9 @@ patches of one padded shape can run as one batch, whichever images they are of.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,7 @@ from segbatch.scaling import FILTER
 
 PADDING_MULTIPLE = 64
 
+Item = TypeVar("Item")
 Pixels = npt.NDArray[np.uint8]  # HWC, RGB
 
 
@@ -76,6 +78,29 @@ class Cut:
                     yield Patch(index, view, seen, size_of(pixels), mirrored)
                     view += 1
 
+    def batches(
+        self, images: Sequence[Pixels], batch_size: int, fitting: Mapping[Size, int]
+    ) -> Iterator[list[Patch]]:
+        """All patches of all images, in batches of one padded shape and at most ``batch_size``.
+
+        ``fitting`` has smaller sizes for some padded shapes, and is asked anew for each batch.
+        The images are taken a few at a time, ``batch_size`` or one that is cut into tiles, so
+        that no more than those wait for the rest of their patches.
+        """
+        together = 1 if self.tile else batch_size
+        for indices in _grouped(range(len(images)), lambda i: padded_size(size_of(images[i]))):
+            for start in range(0, len(indices), together):
+                patches = [
+                    patch
+                    for index in indices[start : start + together]
+                    for patch in self.patches(index, images[index])
+                ]
+                for alike in _grouped(patches, lambda patch: patch.padded):
+                    while alike:
+                        size = fitting.get(alike[0].padded, batch_size)
+                        yield alike[:size]
+                        del alike[:size]
+
     def assembled(
         self, size: Size, views: Mapping[int, Surface], num_classes: int, device: torch.device
     ) -> Surface:
@@ -107,6 +132,13 @@ def stack(patches: list[Patch], canvas: Pixels, padding: npt.NDArray[np.uint8]) 
         image[:height, :width] = patch.pixels
         image[height:] = padding
         image[:height, width:] = padding
+
+
+def _grouped(items: Iterable[Item], key: Callable[[Item], Size]) -> list[list[Item]]:
+    groups: dict[Size, list[Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return list(groups.values())
 
 
 def _scaled(pixels: Pixels, scale: float) -> Pixels:

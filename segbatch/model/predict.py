@@ -7,9 +7,9 @@ are reduced on the device to a label map and counts, which are read back while t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,21 +21,14 @@ from segbatch import masks
 from segbatch.classes import Classes
 from segbatch.errors import InputError, JobFailed
 from segbatch.model.bundle import ModelConfig, load_bundle
-from segbatch.model.patches import Cut, Patch, Pixels, padded_size, size_of, stack
+from segbatch.model.patches import Cut, Patch, Pixels, size_of, stack
 from segbatch.model.reduction import Size, Surface, reduce
 from segbatch.model.tiles import TileOptions
 from segbatch.model.transfer import Arriving, Transfer
 from segbatch.model.zoo import Network
 from segbatch.scaling import FILTER, downscale
 
-Precision = Literal["fp32", "bf16", "fp16"]
-Item = TypeVar("Item")
-
-DTYPES: dict[Precision, torch.dtype] = {
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -45,7 +38,7 @@ class PredictOptions:
     Raises :class:`~segbatch.errors.InputError` for values out of range.
     """
 
-    long_side: int | Literal["auto"] | None = "auto"
+    long_side: int | str | None = "auto"
     """Downscale so that the longer side is at most this; ``auto``: the model's own ``long_side``,
     but never where images are cut into tiles; ``None``: never."""
     tile: TileOptions | None = None
@@ -54,8 +47,9 @@ class PredictOptions:
     """Average the logits with those of the mirror image."""
     scales: tuple[float, ...] = (1.0,)
     """Average the logits of the image at these scales."""
-    precision: Literal["auto"] | Precision = "auto"
-    """``auto``: fp32 on the CPU, bf16 on GPUs that have it, else fp16."""
+    precision: str = "auto"
+    """``fp32``, ``bf16``, ``fp16``, or ``auto``: fp32 on the CPU, bf16 on GPUs that have it, else
+    fp16."""
     batch_size: int = 16
     """At most so many patches go through the network together."""
     compile: bool = False
@@ -68,8 +62,12 @@ class PredictOptions:
             raise InputError(f"batch_size must be at least 1, not {self.batch_size}")
         if not self.scales or min(self.scales) <= 0:
             raise InputError(f"scales must be numbers above 0, not {list(self.scales)}")
+        if isinstance(self.long_side, str) and self.long_side != "auto":
+            raise InputError(f"long_side must be pixels, auto or None, not {self.long_side!r}")
         if isinstance(self.long_side, int) and self.long_side < 1:
             raise InputError(f"long_side must be at least 1, not {self.long_side}")
+        if self.precision not in ("auto", *DTYPES):
+            raise InputError(f"precision must be auto, {', '.join(DTYPES)}, not {self.precision!r}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +143,7 @@ class Model:
     @property
     def long_side(self) -> int | None:
         """What images are to be downscaled to before they go to :meth:`predict_batch`."""
-        if self.options.long_side == "auto":
+        if isinstance(self.options.long_side, str):  # auto
             return None if self.options.tile else self.config.long_side
         return self.options.long_side
 
@@ -184,7 +182,8 @@ class Model:
             for index, result in arriving:
                 predictions[index] = self._prediction(images[index], result)
 
-        for batch, pixels in self._transfer.uploaded(self._batches(images), self._pack):
+        batches = self._cut.batches(images, self.options.batch_size, self._fitting)
+        for batch, pixels in self._transfer.uploaded(batches, self._pack):
             launched = []
             for patch, coarse in zip(batch, self._forward(pixels), strict=True):
                 index, of_image = patch.image, views[patch.image]
@@ -199,29 +198,6 @@ class Model:
             arriving = launched
         finish()
         return [predictions[index] for index in range(len(images))]
-
-    def _batches(self, images: Sequence[Pixels]) -> Iterator[list[Patch]]:
-        """All patches of all images, in batches of one padded shape.
-
-        A few images at a time, so that the coarse logits of no more than those wait on the device.
-        """
-        together = 1 if self.options.tile else self.options.batch_size
-        for indices in _grouped(range(len(images)), lambda i: padded_size(size_of(images[i]))):
-            for start in range(0, len(indices), together):
-                patches = [
-                    patch
-                    for index in indices[start : start + together]
-                    for patch in self._cut.patches(index, images[index])
-                ]
-                for alike in _grouped(patches, lambda patch: patch.padded):
-                    yield from self._slices(alike)
-
-    def _slices(self, patches: list[Patch]) -> Iterator[list[Patch]]:
-        start = 0
-        while start < len(patches):
-            size = self._fitting.get(patches[0].padded, self.options.batch_size)
-            yield patches[start : start + size]
-            start += size
 
     def _pack(self, batch: list[Patch], pinned: bool) -> Tensor:
         """The patches with their padding, NHWC uint8, on the host."""
@@ -282,12 +258,18 @@ class Model:
 
 
 def load_model(
-    uri: str, device: str | torch.device = "auto", options: PredictOptions | None = None
+    uri: str,
+    device: str | torch.device = "auto",
+    options: PredictOptions | None = None,
+    threads: int | None = None,
 ) -> Model:
     """The model of a bundle, or of the zoo by ``zoo:NAME``, on a device (``auto``: GPU, else CPU).
 
-    Raises :class:`~segbatch.errors.ModelError` where it cannot be loaded.
+    ``threads`` sets how many CPU threads torch takes in this process. Raises
+    :class:`~segbatch.errors.ModelError` where the model cannot be loaded.
     """
+    if threads is not None:
+        torch.set_num_threads(threads)
     network, config = load_bundle(uri)
     return Model(network, config, device, options)
 
@@ -305,20 +287,13 @@ def resolve_device(device: str | torch.device) -> torch.device:
     return resolved
 
 
-def resolve_precision(precision: Literal["auto"] | Precision, device: torch.device) -> Precision:
+def resolve_precision(precision: str, device: torch.device) -> str:
     """The precision meant; ``auto`` is fp32 on the CPU, bf16 on GPUs that have it, else fp16."""
     if precision != "auto":
         return precision
     if device.type != "cuda":
         return "fp32"
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-
-
-def _grouped(items: Iterable[Item], key: Callable[[Item], Size]) -> Iterable[list[Item]]:
-    groups: dict[Size, list[Item]] = {}
-    for item in items:
-        groups.setdefault(key(item), []).append(item)
-    return groups.values()
 
 
 def _check(image: Any) -> None:

@@ -81,7 +81,7 @@ def fit(network: Network, state: State, what: str, where: str) -> None:
     """
     expected = network.state_dict()
     head = f"{network.head_key}.weight"
-    if head in state and len(state[head]) != len(expected[head]):
+    if head in state and state[head].ndim and len(state[head]) != len(expected[head]):
         raise ModelError(
             f"{where}: these weights know {len(state[head])} classes, but"
             f" {len(expected[head])} were given"

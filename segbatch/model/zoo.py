@@ -37,6 +37,9 @@ ZOO_PREFIX = "zoo:"
 # torchvision's backbones and the output stride that it gives each; its weights allow no other.
 TORCHVISION_STRIDES = {"resnet50": 8, "resnet101": 8, "mobilenet_v3_large": 16}
 
+# Families of smp that are not offered: they cannot be dilated, or (timm-) smp announces their end.
+SMP_WITHOUT = ("densenet", "inception", "timm-", "vgg", "xception")
+
 
 class Network(nn.Module):
     """A segmentation network: normalised float images NCHW in, logits NCHW out.
@@ -128,10 +131,9 @@ def _deeplabv3(
 def _deeplabv3plus(
     backbone: str, num_classes: int, output_stride: int | None, pretrained: bool
 ) -> Network:
-    known = smp.encoders.get_encoder_names()
     universal = backbone.startswith("tu-")  # any model of timm
-    if not universal and backbone not in known:
-        raise _unknown("backbone of deeplabv3plus", backbone, known)
+    if not universal and backbone not in smp.encoders.get_encoder_names():
+        raise _unknown("backbone of deeplabv3plus", backbone, backbones()["deeplabv3plus"])
     stride = 16 if output_stride is None else output_stride
     if stride not in (8, 16):
         raise ModelError(f"deeplabv3plus has output_stride 8 or 16, not {stride}")
@@ -181,6 +183,17 @@ def build(
     except OSError as error:
         remedy = "set backbone_weights to a file that you have, or to null"
         raise _no_download(f"the ImageNet weights of {backbone}", error, remedy) from error
+
+
+def backbones() -> dict[str, list[str]]:
+    """Names of the backbones of each architecture; ``deeplabv3plus`` also takes ``tu-`` and the
+    name of any model of timm.
+    """
+    encoders = smp.encoders.get_encoder_names()
+    return {
+        "deeplabv3": list(TORCHVISION_STRIDES),
+        "deeplabv3plus": [name for name in encoders if not name.startswith(SMP_WITHOUT)],
+    }
 
 
 @dataclass(frozen=True)
@@ -248,7 +261,7 @@ def without_auxiliary(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _unknown(what: str, given: str, known: Iterable[str]) -> ModelError:
-    names = [name for name in known if not name.startswith("timm-")]  # deprecated by smp
+    names = list(known)
     close = difflib.get_close_matches(given, names, n=3)
     if close:
         return ModelError(f"{given!r} is no {what}; did you mean {' or '.join(close)}?")
