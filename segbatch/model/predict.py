@@ -126,7 +126,7 @@ class Model:
         self.options = options or PredictOptions()
         self.device = resolve_device(device)
         self.precision = resolve_precision(self.options.precision, self.device)
-        # Channels last: 1.7 times as fast on the CPU, and what tensor cores want.
+        # Channels last: on the CPU up to 1.7 times as fast, and what tensor cores want.
         self.module = module.eval().to(self.device).to(memory_format=torch.channels_last)
         self._coarse = torch.compile(module.coarse) if self.options.compile else module.coarse
         self._cut = Cut(self.options.tile, self.options.scales, self.options.flip)
