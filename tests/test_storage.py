@@ -71,7 +71,8 @@ class FaultyHandler(BaseHTTPRequestHandler):
         self.send_header("ETag", '"1"')
         self.send_header("Last-Modified", "Wed, 21 Oct 2015 07:28:00 GMT")
         self.end_headers()
-        self.wfile.write(body)
+        if self.command == "GET":
+            self.wfile.write(body)
 
     def s3_error(self, status: int, code: str) -> None:
         text = f"<?xml version='1.0'?>\n<Error><Code>{code}</Code><Message>no</Message></Error>"
