@@ -110,6 +110,8 @@ def conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
 def _cast(array: pa.Array, type_: pa.DataType) -> pa.Array:
     if array.type == type_:
         return array
+    if array.null_count == len(array):  # there is no cast from null to every type
+        return pa.nulls(len(array), type_)
     return pc.cast(array, options=pc.CastOptions(target_type=type_, allow_time_truncate=True))
 
 

@@ -17,7 +17,7 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -45,8 +45,10 @@ from segbatch.images.sources import (
     in_glob,
     in_inventory,
     in_prefix,
+    local_copy,
     manifest_files,
     reading,
+    shown,
 )
 from segbatch.job import Inventory, Manifest, Prefix, Source
 
@@ -111,23 +113,25 @@ def freeze(
     ``Incomplete`` if a source does not answer, and ``OSError`` if ``folder`` cannot be written.
     """
     storage.delete([file.uri for file in storage.list_files(folder)])
-    skipped: Counter[str] = Counter()
-    tables = [_rows_of(source, reserved, leave_out, skipped) for source in sources]
-    found = [(table.name, table.user_columns) for table in tables]
-    columns.check_spelling(found)
-    users = columns.settled(columns.union(found))
-    schema = pa.schema([URI, *users])
-    batches = (columns.conform(batch, schema) for table in tables for batch in table.batches)
-    files: list[ManifestFile] = []
-    try:
-        with _database("512MB") as database:
-            for file in write(_remembered(batches, database), schema, folder):
-                files.append(file)
-            rows = sum(file["rows"] for file in files)
-            return Frozen(rows, rows - _different(database), files, users, dict(skipped))
-    except BaseException:
-        storage.delete([storage.join(folder, file["name"]) for file in files])
-        raise
+    with tempfile.TemporaryDirectory(prefix="segbatch-") as scratch:
+        skipped: Counter[str] = Counter()
+        tables = [_rows_of(source, reserved, leave_out, skipped, scratch) for source in sources]
+        found = [(table.name, table.user_columns) for table in tables]
+        columns.check_spelling(found)
+        users = columns.settled(columns.union(found))
+        schema = pa.schema([URI, *users])
+        batches = (columns.conform(batch, schema) for table in tables for batch in table.batches)
+        files: list[ManifestFile] = []
+        try:
+            with _database("256MB") as database:
+                for file in write(_remembered(batches, database), schema, folder):
+                    files.append(file)
+                rows = sum(file["rows"] for file in files)
+                return Frozen(rows, rows - _different(database), files, users, dict(skipped))
+        except BaseException:
+            with suppress(OSError):  # what stays is a torn beginning
+                storage.delete([storage.join(folder, file["name"]) for file in files])
+            raise
 
 
 def _database(memory_limit: str) -> duckdb.DuckDBPyConnection:
@@ -160,10 +164,14 @@ def _different(database: duckdb.DuckDBPyConnection) -> int:
 
 
 def _rows_of(
-    source: Source, reserved: Collection[str], leave_out: str, skipped: Counter[str]
+    source: Source,
+    reserved: Collection[str],
+    leave_out: str,
+    skipped: Counter[str],
+    scratch: str,
 ) -> _Rows:
     if isinstance(source, Manifest):
-        return _manifest_rows(source, reserved)
+        return _manifest_rows(source, reserved, scratch)
     if isinstance(source, Prefix):
         return _listed(source.prefix, in_prefix(source, leave_out, skipped))
     if isinstance(source, Inventory):
@@ -176,10 +184,10 @@ def _listed(name: str, uris: Iterator[str]) -> _Rows:
     return _Rows(name, [], (pa.record_batch([pa.array(page)], ["uri"]) for page in pages))
 
 
-def _manifest_rows(source: Manifest, reserved: Collection[str]) -> _Rows:
+def _manifest_rows(source: Manifest, reserved: Collection[str], scratch: str) -> _Rows:
     """A table with a column of URIs. Raises ``SourceError`` for what its columns tell already."""
-    name = source.manifest
-    fields, batches = _table(name)
+    name = shown(source.manifest)
+    fields, batches = _table(source.manifest, scratch)
     old = [field.name for field in fields]
     new = columns.renamed(old, source.rename, name)
     uri = columns.uri_index(fields, new, source.uri_column, name)
@@ -220,7 +228,7 @@ def _no_uri(source: Manifest, column: str, row: int, value: str | None) -> str:
     if source.where is not None:
         condition = f"({source.where}) AND {condition}"
     return (
-        f"{source.manifest}: row {row} (the first is 0) has no URI in column {column}: leave such"
+        f"{shown(source.manifest)}: row {row} (the first is 0) has no URI in column {column}: leave such"
         f' rows out with where: "{condition}"'
     )
 
@@ -263,12 +271,15 @@ def _condition(
 # ------------------------------------------------------------------------------------------- tables
 
 
-def _table(name: str) -> Table:
-    """The columns, as they travel, and the batches of what ``manifest:`` names."""
+def _table(name: str, scratch: str) -> Table:
+    """The columns, as they travel, and the batches of what ``manifest:`` names.
+
+    ``scratch`` is a local folder that lives as long as the batches.
+    """
     files, base, kind = manifest_files(name)
-    if kind == "parquet":
-        return parquet_table(files, base, ROWS_PER_GROUP)
-    return (_csv_table if kind == "csv" else _json_table)(name, files)
+    if storage.scheme_of(name) not in storage.HTTP_SCHEMES:
+        return _READERS[kind](name, files, base)
+    return _READERS[kind](name, [local_copy(name, scratch)], base)
 
 
 @contextmanager
@@ -299,7 +310,7 @@ def _reader(file: str) -> duckdb.DuckDBPyConnection:
     return database
 
 
-def _csv_table(name: str, files: list[str]) -> Table:
+def _csv_table(name: str, files: list[str], base: str) -> Table:
     """Two readings: one to find the types over all values, one to convert them."""
     header, delimiter = _csv_header(files[0])
     for file in files[1:]:
@@ -373,7 +384,7 @@ def _csv_header(file: str) -> tuple[list[str], str]:
     return [name.strip() or f"column{n}" for n, name in enumerate(names)], delimiter
 
 
-def _json_table(name: str, files: list[str]) -> Table:
+def _json_table(name: str, files: list[str], base: str) -> Table:
     source = (
         "FROM read_json($files, format='newline_delimited', union_by_name=true, sample_size=-1,"
         " map_inference_threshold=-1)"
@@ -411,3 +422,10 @@ def _check_keys(name: str, database: duckdb.DuckDBPyConnection, files: list[str]
 
 def _quoted(column: str) -> str:
     return '"' + column.replace('"', '""') + '"'
+
+
+def _parquet_table(name: str, files: list[str], base: str) -> Table:
+    return parquet_table(files, base, ROWS_PER_GROUP)
+
+
+_READERS = {"parquet": _parquet_table, "csv": _csv_table, "json": _json_table}

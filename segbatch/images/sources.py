@@ -11,8 +11,11 @@ import fnmatch
 import gzip
 import io
 import json
+import os
 import posixpath
 import re
+import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -40,13 +43,19 @@ def reading(what: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise SourceError(f"{what}: no such file, folder or bucket") from error
+        raise SourceError(f"{shown(what)}: no such file, folder or bucket") from error
     except PermissionError as error:
-        raise SourceError(f"{what}: not allowed: {storage.one_line(error)}") from error
+        raise SourceError(f"{shown(what)}: not allowed: {storage.one_line(error)}") from error
     except (pa.ArrowInvalid, UnicodeDecodeError, gzip.BadGzipFile) as error:
-        raise SourceError(f"{what}: cannot be read: {storage.one_line(error)}") from error
+        raise SourceError(f"{shown(what)}: cannot be read: {storage.one_line(error)}") from error
     except OSError as error:
-        raise Incomplete(f"{what}: {storage.one_line(error)}") from error
+        raise Incomplete(f"{shown(what)}: {storage.one_line(error)}") from error
+
+
+def shown(uri: str) -> str:
+    """``uri`` for messages: without the query of a web address, which may be a signature."""
+    is_http = storage.scheme_of(uri) in storage.HTTP_SCHEMES
+    return uri.partition("?")[0] if is_http else uri
 
 
 # ------------------------------------------------------------------------------------- listings
@@ -137,7 +146,7 @@ def _one_file(uri: str) -> str:
 def _files(base: str, leave_out: str | None) -> Iterator[storage.StoredFile]:
     if storage.scheme_of(base) in storage.HTTP_SCHEMES:
         raise SourceError(
-            f"{base}: http cannot be listed: write the URLs into a manifest (.csv or .parquet with"
+            f"{shown(base)}: http cannot be listed: write the URLs into a manifest (.csv or .parquet with"
             " a `uri` column)"
         )
     own = f"{_as_listed(leave_out)}/" if leave_out else None
@@ -230,6 +239,20 @@ def _manifest_files(name: str) -> tuple[list[str], str]:
     return [file.uri for file in listed if _is_data(file.uri.removeprefix(base))], base
 
 
+def local_copy(address: str, scratch: str) -> str:
+    """A copy in the folder ``scratch``; its path. Many a web server gives no parts of a file."""
+    suffixes = (s for s in MANIFEST_SUFFIXES if shown(address).lower().endswith(s))
+    handle, copy = tempfile.mkstemp(suffix=next(suffixes), dir=scratch)
+    fs, path = storage.filesystem(address)
+    with (
+        os.fdopen(handle, "wb") as local,
+        reading(address),
+        fs.open(path, "rb", block_size=0) as remote,
+    ):
+        shutil.copyfileobj(remote, local)
+    return copy
+
+
 def _refuse_delta(name: str, log: Iterator[storage.StoredFile]) -> None:
     if next(log, None):
         raise SourceError(
@@ -244,16 +267,14 @@ def _is_data(path: str) -> bool:
 
 
 def _kind(file: str) -> Literal["parquet", "csv", "json"]:
-    path = file.lower()
-    if storage.scheme_of(file) in storage.HTTP_SCHEMES:
-        path = path.partition("?")[0]
+    path = shown(file).lower()
     if path.endswith(".parquet"):
         return "parquet"
     if path.endswith((".csv", ".csv.gz")):
         return "csv"
     if path.endswith(MANIFEST_SUFFIXES):
         return "json"
-    raise SourceError(f"{file}: not a manifest: must end in {', '.join(MANIFEST_SUFFIXES)}")
+    raise SourceError(f"{shown(file)}: not a manifest: must end in {', '.join(MANIFEST_SUFFIXES)}")
 
 
 # ------------------------------------------------------------------------------------ inventories

@@ -1,9 +1,13 @@
 import gzip
 import hashlib
 import json
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import duckdb
@@ -169,6 +173,12 @@ def test_several_sources_are_one_list(run: Run, tmp_path: Path) -> None:
         {"image_id": 1, "uri": "b", "city": None, "none": 1.5, "floors": 3},
         {"image_id": 2, "uri": f"{prefix}/c.jpg", "city": None, "none": None, "floors": None},
     ]
+
+
+def test_a_column_of_nulls_takes_its_type_from_another_source(run: Run, tmp_path: Path) -> None:
+    first = parquet(tmp_path / "1.parquet", uri=["a"], box=pa.nulls(1))
+    second = parquet(tmp_path / "2.parquet", uri=["b"], box=[{"x": 1}])
+    assert run.rows(first, second)["box"].to_pylist() == [None, {"x": 1}]
 
 
 def test_sources_that_disagree_are_refused(run: Run, tmp_path: Path) -> None:
@@ -455,6 +465,34 @@ def test_a_folder_or_glob_of_parquet_is_one_table(run: Run, place: str) -> None:
 def test_a_folder_whose_name_ends_in_parquet_is_a_folder(run: Run, place: str) -> None:
     parquet(f"{place}/m.parquet/part-0.parquet", uri=["a"])
     assert run.uris(f"{place}/m.parquet") == ["a"]
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[tuple[Path, str]]:
+    """A folder and the address under which a plain web server shows it."""
+    handler = partial(QuietHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever).start()
+        yield tmp_path, f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("name", ["m.csv", "m.csv.gz", "m.parquet", "m.jsonl"])
+def test_a_manifest_may_be_a_web_address(run: Run, web: tuple[Path, str], name: str) -> None:
+    folder, address = web
+    if name == "m.parquet":
+        parquet(folder / name, uri=["a"])
+    else:
+        text(folder / name, "uri\na\n" if "csv" in name else '{"uri": "a"}\n')
+    assert run.uris({"manifest": f"{address}/{name}?signature=x"}) == ["a"]
+    said = run.refusal({"manifest": f"{address}/nothing-{name}?signature=x"})
+    assert "no such file" in said
+    assert "signature" not in said
 
 
 def test_a_delta_table_is_refused(run: Run, place: str) -> None:
