@@ -228,8 +228,8 @@ def _no_uri(source: Manifest, column: str, row: int, value: str | None) -> str:
     if source.where is not None:
         condition = f"({source.where}) AND {condition}"
     return (
-        f"{shown(source.manifest)}: row {row} (the first is 0) has no URI in column {column}: leave such"
-        f' rows out with where: "{condition}"'
+        f"{shown(source.manifest)}: row {row} (the first is 0) has no URI in column {column}:"
+        f' leave such rows out with where: "{condition}"'
     )
 
 

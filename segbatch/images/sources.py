@@ -146,8 +146,8 @@ def _one_file(uri: str) -> str:
 def _files(base: str, leave_out: str | None) -> Iterator[storage.StoredFile]:
     if storage.scheme_of(base) in storage.HTTP_SCHEMES:
         raise SourceError(
-            f"{shown(base)}: http cannot be listed: write the URLs into a manifest (.csv or .parquet with"
-            " a `uri` column)"
+            f"{shown(base)}: http cannot be listed: write the URLs into a manifest (.csv or"
+            " .parquet with a `uri` column)"
         )
     own = f"{_as_listed(leave_out)}/" if leave_out else None
     with reading(base):
