@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -106,7 +107,9 @@ def _data_context(stall_minutes: float) -> Iterator[None]:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_options.preserve_order = False
-    with ray.data.DataContext.current(context):
+    with ray.data.DataContext.current(context), warnings.catch_warnings():
+        # How often a crash is retried has no named parameter in 2.60.
+        warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
         yield
 
 

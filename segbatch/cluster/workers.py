@@ -57,18 +57,22 @@ def connected(say: Callable[[str], None]) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     # Zero GPUs for a stage must not hide them from the rest; Ray warns of this change otherwise.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         if address:
             say(f"connecting to Ray at {address}")
-            ray.init(address=address, log_to_driver=False)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         else:
             say("starting Ray on this machine")
+            # The backend calls every actor that may restart an error; the driver shows its errors.
+            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
             ray.init(
                 address="local",
                 num_cpus=max(MIN_LOGICAL_CPUS, cores()),
                 include_dashboard=False,
                 log_to_driver=False,
-                logging_level=logging.WARNING,
+                logging_level=logging.ERROR,
             )
     except (ConnectionError, ValueError) as error:
         raise InputError(f"RAY_ADDRESS={address}: no Ray cluster answers there: {error}") from error
@@ -147,4 +151,4 @@ def _cluster() -> dict[str, Any]:
 
 
 def _num_nodes() -> int:
-    return sum(1 for node in ray.nodes() if node["Alive"])  # type: ignore[no-untyped-call]
+    return len([node for node in ray.nodes() if node["Alive"]])  # type: ignore[no-untyped-call]
