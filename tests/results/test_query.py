@@ -1,0 +1,551 @@
+import io
+import json
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import s3fs
+from conftest import S3
+from rich.console import Console
+from written_run import label_map, write_run
+
+from segbatch import storage
+from segbatch.errors import Incomplete, InputError, RunError
+from segbatch.results.query import _print_table, mask_png, sql, write
+from segbatch.results.run import Run, open_run
+from segbatch.results.schema import rows_schema
+from segbatch.results.table import DataFile, Table, file_name
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return write_run(str(tmp_path_factory.mktemp("runs") / "march"))
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return write_run(str(tmp_path_factory.mktemp("runs") / "april"), finished=False)
+
+
+@pytest.fixture(scope="module", params=["finished", "unfinished", "finished on S3", "on S3"])
+def any_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    s3 = "S3" in request.param
+    uri = (
+        request.getfixturevalue("s3").uri("runs/march")
+        if s3
+        else str(tmp_path_factory.mktemp("runs") / "march")
+    )
+    return write_run(uri, finished="finished" in request.param.split())
+
+
+def columns_of(run: Run, view: str) -> list[str]:
+    return sql([run], f"FROM {view}").columns
+
+
+# ---------------------------------------------------------------------------------------- views
+
+
+def test_a_filter_on_a_class_finds_the_same_wherever_the_run_is(any_run: Run) -> None:
+    found = sql([any_run], "SELECT image_id, run FROM images WHERE coverage.window >= 0.15")
+    assert found.fetchall() == [(8, "march"), (9, "march"), (10, "march"), (11, "march")]
+
+
+def test_masks_are_a_view_of_their_own(any_run: Run) -> None:
+    [(png,)] = sql([any_run], "SELECT mask FROM masks WHERE image_id = 7").fetchall()
+    assert png == mask_png(any_run, 7)
+    assert "mask" not in columns_of(any_run, "images")
+
+
+def test_failures_have_their_reason_and_the_users_columns(any_run: Run) -> None:
+    assert columns_of(any_run, "failures") == [
+        "run", "image_id", "uri", "error", "message", "width", "height", "city", "building_id"
+    ]  # fmt: skip
+    found = sql([any_run], "SELECT image_id, error, message, city FROM failures ORDER BY image_id")
+    assert found.fetchall() == [
+        (12, "not_found", "it was not_found", "Zurich"),
+        (13, "timeout", "it was timeout", "Basel"),
+    ]
+
+
+def test_classes_has_one_row_for_each_image_and_class(any_run: Run) -> None:
+    found = sql([any_run], "SELECT * EXCLUDE (run, uri) FROM classes WHERE image_id = 3")
+    assert found.columns == ["image_id", "class", "class_id", "pixels", "coverage", "confidence"]
+    rows = sorted(found.fetchall(), key=lambda row: row[2])
+    assert [row[:4] for row in rows] == [
+        (3, "background", 0, 100), (3, "wall", 1, 460), (3, "window", 2, 40),
+        (3, "traffic light", 3, 0),
+    ]  # fmt: skip
+    assert rows[2][4:] == (pytest.approx(40 / 600), pytest.approx(0.5 + 40 / 1200))
+    assert rows[3][4:] == (0, None)
+    [(count,)] = sql([any_run], "SELECT count(*) FROM classes").fetchall()
+    assert count == 12 * 4
+
+
+def test_views_are_the_same_before_and_after_the_finish(run: Run, running: Run) -> None:
+    for view in ("images", "masks", "wide", "classes", "failures", "runs"):
+        before, after = sql([running], f"FROM {view}"), sql([run], f"FROM {view}")
+        assert (before.columns, before.types) == (after.columns, after.types), view
+
+
+def test_images_has_the_columns_of_the_schema(run: Run) -> None:
+    schema = rows_schema(
+        run.classes, stats=["confidence", "components", "boxes"], formulas=["window_to_wall"]
+    )
+    names = [name for name in schema.names if name != "mask"]
+    assert columns_of(run, "images") == ["run", *names, "city", "building_id"]
+
+
+def test_wide_is_flat(run: Run) -> None:
+    wide = sql([run], "FROM wide")
+    assert {kind.id for kind in wide.types} <= {"varchar", "bigint", "integer", "float"}
+    assert "coverage_traffic_light" in wide.columns
+    assert "window_to_wall" in wide.columns
+    [row] = sql(
+        [run], "SELECT pixels_window, coverage_window, window_to_wall FROM wide WHERE image_id = 5"
+    ).fetchall()
+    assert row == (60, pytest.approx(0.1), pytest.approx(60 / 440))
+
+
+def test_a_users_column_named_like_one_of_wide_is_still_there(tmp_path: Path) -> None:
+    extra = pa.field("Coverage_Window", pa.string())
+    run = write_run(str(tmp_path / "run"), user_columns=[extra])
+    assert columns_of(run, "wide").count("coverage_window") == 1
+    assert "Coverage_Window_" in columns_of(run, "wide")
+
+
+def test_runs_has_one_row_a_run(run: Run, running: Run) -> None:
+    found = sql([run, running], "SELECT run, uri, status, model, images FROM runs ORDER BY run")
+    assert found.fetchall() == [
+        ("april", running.uri, "running", "models/facades", 14),
+        ("march", run.uri, "complete", "models/facades", 14),
+    ]
+    [(age,)] = sql([run], "SELECT now() AT TIME ZONE 'UTC' - created FROM runs").fetchall()
+    assert abs(age.total_seconds()) < 3600
+
+
+def test_runs_of_one_name_are_told_apart_by_their_uris(run: Run, tmp_path: Path) -> None:
+    other = write_run(str(tmp_path / "march"))
+    third = write_run(str(tmp_path / "may"))
+    found = sql([run, other, third], "SELECT DISTINCT run FROM images ORDER BY run")
+    assert {name for (name,) in found.fetchall()} == {run.uri, other.uri, "may"}
+
+
+def test_what_one_of_two_runs_does_not_have_is_null(run: Run, tmp_path: Path) -> None:
+    other = write_run(
+        str(tmp_path / "other"),
+        names=["background", "facade", "window"],
+        user_columns=[pa.field("owner", pa.string())],
+        finished=False,
+    )
+    found = sql(
+        [run, other],
+        "SELECT run, coverage.window, coverage.wall, coverage.facade, city"
+        " FROM images WHERE image_id = 5 ORDER BY run",
+    )
+    tenth, rest = pytest.approx(0.1), pytest.approx(440 / 600)
+    assert found.fetchall() == [
+        ("march", tenth, rest, None, "Bern"),
+        ("other", tenth, None, rest, None),
+    ]
+    wide = sql([run, other], "SELECT run, coverage_wall, owner FROM wide WHERE image_id = 5")
+    assert sorted(wide.fetchall()) == [("march", rest, None), ("other", None, None)]
+    names = sql([run, other], "SELECT DISTINCT class FROM classes WHERE class_id = 1")
+    assert sorted(names.fetchall()) == [("facade",), ("wall",)]
+
+
+def test_a_run_without_any_row_has_empty_views_of_the_same_columns(
+    run: Run, tmp_path: Path
+) -> None:
+    empty = write_run(str(tmp_path / "empty"), num_ok=0, failed=(), finished=False)
+    for view in ("images", "masks", "wide", "classes", "failures"):
+        nothing = sql([empty], f"FROM {view}")
+        assert nothing.fetchall() == []
+        assert nothing.columns == columns_of(run, view)
+
+
+def test_a_run_whose_table_is_not_there_yet_has_empty_views(tmp_path: Path, run: Run) -> None:
+    early = Run(str(tmp_path), run.info | {"status": "running"})
+    assert sql([early], "SELECT coverage.window FROM images").fetchall() == []
+    assert sql([early], "FROM failures").fetchall() == []
+
+
+def test_a_folder_with_characters_of_a_pattern_is_read(tmp_path: Path) -> None:
+    odd = write_run(str(tmp_path / "it's [a-b]*" / "year=2026"))
+    assert len(sql([odd], "FROM images").fetchall()) == 14
+    assert "year" not in columns_of(odd, "images")
+
+
+def test_a_filter_on_one_class_reads_that_column_and_no_other(any_run: Run) -> None:
+    plans = sql([any_run], "EXPLAIN SELECT image_id FROM images WHERE coverage.window > 0.1")
+    [(_, plan)] = plans.fetchall()
+    assert "Filters: coverage.window > 0.1" in plan.replace('"', "")
+    assert "Projections: image_id " in plan
+
+
+def test_of_a_remote_file_only_the_columns_asked_for_are_fetched(
+    s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = s3.uri("runs/large")
+    run = write_run(uri)
+    table = run.table("stats")
+    assert table is not None
+    [file] = table.files()
+    num_rows = 200_000
+    small = pq.read_table(io.BytesIO(storage.read_bytes(f"{table.uri}/{file['path']}")))
+    noise = np.random.default_rng(0).random((num_rows, 4), np.float32)
+    struct = small.schema.field("coverage").type
+    large = small.take(np.arange(num_rows) % 12).set_column(
+        small.schema.get_field_index("coverage"),
+        "coverage",
+        pa.StructArray.from_arrays(list(map(pa.array, noise.T)), fields=list(struct)),
+    )
+    pq.write_table(large, tmp_path / "large.parquet", row_group_size=50_000, use_dictionary=False)
+    s3.put(f"{table.uri}/{file['path']}", (tmp_path / "large.parquet").read_bytes())
+
+    fetched: list[int] = []
+    fetch_range = s3fs.S3File._fetch_range
+
+    def fetch(self: object, start: int, end: int) -> bytes:
+        data: bytes = fetch_range(self, start, end)
+        fetched.append(len(data))
+        return data
+
+    monkeypatch.setattr(s3fs.S3File, "_fetch_range", fetch)
+    [(count,)] = sql([run], "SELECT count(*) FROM images WHERE coverage.window > 0.5").fetchall()
+    assert count == int((noise[:, 2] > 0.5).sum())
+    one_column = num_rows * 4
+    assert one_column / 2 < sum(fetched) < 2 * one_column
+
+
+# ------------------------------------------------------------------------------ what may be asked
+
+
+@pytest.mark.parametrize(
+    ("question", "num_rows"),
+    [
+        ("SELECT * FROM images;", 14),
+        ("SELECT 'ü; -- no comment' AS a -- a comment\n ; -- another", 1),
+        ("-- why\nFROM images LIMIT 3", 3),
+        ("WITH a AS (FROM images) SELECT count(*) FROM a", 1),
+        ("VALUES (1), (2)", 2),
+        ("TABLE runs", 1),
+        ("SHOW TABLES", 6),
+        ("DESCRIBE failures", 9),
+        ("SUMMARIZE SELECT image_id FROM images", 1),
+        ("EXPLAIN SELECT 1", 1),
+        ("-- plan\nEXPLAIN (FORMAT json) SELECT 1;", 1),
+        ("explain analyze SELECT count(*) FROM images", 1),
+        ("EXPLAIN (SELECT 1)", 1),
+        ("PIVOT (SELECT city, status FROM images) ON status USING count(*)", 3),
+        ("SELECT image_id FROM images UNION ALL SELECT image_id FROM failures", 16),
+    ],
+)
+def test_what_reads_is_answered(run: Run, question: str, num_rows: int) -> None:
+    assert len(sql([run], question).fetchall()) == num_rows
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "",
+        "-- nothing",
+        "SELECT 1; SELECT 2",
+        "SELECT 1; COPY images TO 'out.csv'",
+        "COPY images TO 'out.csv'",
+        "COPY (PIVOT (SELECT 1 AS a, 2 AS b) ON a USING sum(b)) TO 'out.csv'",
+        "EXPLAIN ANALYZE COPY images TO 'out.csv'",
+        "EXPLAIN (ANALYZE) COPY images TO 'out.csv'",
+        "/* c */ EXPLAIN ANALYZE COPY images TO 'out.csv'",
+        "WITH a AS (COPY (SELECT 1) TO 'out.csv') SELECT * FROM a",
+        "EXPLAIN ANALYZE WITH a AS (COPY (SELECT 1) TO 'out.csv') SELECT * FROM a",
+        "WITH a AS (COPY (SELECT 1 AS x) TO 'out.csv') PIVOT a ON Count USING count(*)",
+        "CREATE TABLE a AS SELECT 1",
+        "INSERT INTO runs SELECT * FROM runs",
+        "WITH a AS (DELETE FROM runs RETURNING *) SELECT * FROM a",
+        "ATTACH 'out.db'",
+        "EXPORT DATABASE 'out'",
+        "SET threads = 1",
+        "PRAGMA version",
+        "CALL pragma_version()",
+        "INSTALL httpfs",
+        "FROM enable_logging('QueryLog', storage_path = 'out')",
+    ],
+)
+def test_what_writes_is_refused(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, question: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError) as refused:
+        sql([run], question).fetchall()
+    assert "\n" not in str(refused.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_of_ones_own_can_be_joined(
+    any_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("buildings.csv").write_text("building_id,owner\nB0,Ann\nB6,Bob\n")
+    found = sql(
+        [any_run],
+        "SELECT image_id, owner FROM images JOIN 'buildings.csv' USING (building_id) ORDER BY ALL",
+    )
+    assert found.fetchall() == [(0, "Ann"), (1, "Ann"), (12, "Bob"), (13, "Bob")]
+
+
+def test_a_file_on_s3_can_be_joined_with_a_local_run(run: Run, s3: S3) -> None:
+    uri = s3.uri("buildings.csv")
+    s3.put(uri, b"building_id,owner\nB3,Cleo\n")
+    found = sql(
+        [run], f"SELECT image_id, owner FROM images JOIN '{uri}' USING (building_id) ORDER BY 1"
+    )
+    assert found.fetchall() == [(6, "Cleo"), (7, "Cleo")]
+
+
+def test_a_uri_in_a_filter_needs_no_client_for_it(run: Run) -> None:
+    found = sql([run], "SELECT count(*) FROM images WHERE uri > 'gs://' AND uri < 'zz9://'")
+    assert found.fetchall() == [(14,)]
+
+
+def test_a_variable_of_the_program_is_no_table(run: Run) -> None:
+    frame = pa.table({"a": [1]})
+    with pytest.raises(InputError, match="frame does not exist"):
+        sql([run], "FROM frame")
+    assert frame.num_rows == 1
+
+
+# --------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("question", "message"),
+    [
+        ("SELECT window FROM images", "window is an SQL keyword; coverage.window works anywhere"),
+        ("SELECT 'ü', uri FROM images WHERE window > 0.4", "window is an SQL keyword"),
+        ("SELECT coverage.window window FROM images", "window is an SQL keyword"),
+        ("SELECT windo FROM images", "no column windo; did you mean coverage.window"),
+        ("SELECT coverage.windw FROM images", "no column windw; did you mean coverage.window"),
+        ("SELECT coverage_window FROM images", "did you mean coverage.window"),
+        ("SELECT traffic_light FROM images", "did you mean coverage.traffic_light"),
+        ("SELECT windo FROM wide", "did you mean coverage_window"),
+        ("SELECT buildingid FROM images", "did you mean building_id"),
+        ("SELECT xyzzy FROM images", '"xyzzy" not found'),
+        ("SELECT 1 FROM imges", 'Did you mean "images"'),
+        ("SELECT FROM", "syntax error"),
+        ("SELECT 'a", "unterminated"),
+        ("FROM 'nowhere.csv'", "No files found"),
+        ("SELECT $1", "parameters"),
+    ],
+)
+def test_wrong_sql_is_one_line_that_says_what_to_do(run: Run, question: str, message: str) -> None:
+    with pytest.raises(InputError) as wrong:
+        sql([run], question)
+    assert message in str(wrong.value)
+    assert "\n" not in str(wrong.value)
+
+
+def test_a_syntax_error_elsewhere_says_nothing_of_keywords(run: Run) -> None:
+    with pytest.raises(InputError, match="syntax error") as wrong:
+        sql([run], "SELECT coverage.window FROM images WHERE ORDER BY 1")
+    assert "keyword" not in str(wrong.value)
+
+
+def test_a_missing_bucket_is_one_line(run: Run, s3: S3) -> None:
+    with pytest.raises(InputError, match="bucket does not exist") as wrong:
+        sql([run], "FROM 's3://no-such-bucket/a.csv'")
+    assert "\n" not in str(wrong.value)
+
+
+def test_files_that_go_away_meanwhile_are_no_fault_of_the_query(any_run: Run) -> None:
+    run = write_run(f"{any_run.uri}-{uuid.uuid4().hex}", finished=any_run.finished)
+    table = run.table("stats" if run.finished else "rows")
+    assert table is not None
+    storage.delete(f"{table.uri}/{file['path']}" for file in table.files())
+    with pytest.raises(Incomplete, match=r"No files found.*ask again"):
+        sql([run], "SELECT * FROM images")
+
+
+def test_files_that_go_away_while_they_are_read_leave_no_half_an_answer(tmp_path: Path) -> None:
+    run = write_run(str(tmp_path / "run"))
+    begun = sql([run], "SELECT * FROM images")
+    for file in Path(run.uri, "stats").glob("*.parquet"):
+        file.unlink()
+    with pytest.raises(Incomplete, match="ask again"):
+        write(begun, "csv", str(tmp_path / "out.csv"))
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+# --------------------------------------------------------------------------------------- output
+
+
+def test_csv_has_all_rows_and_flat_columns(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    write(
+        sql([run], "SELECT image_id, coverage, boxes FROM images WHERE image_id IN (3, 12)"), "csv"
+    )
+    header, ok, failed = capsys.readouterr().out.splitlines()
+    assert header.startswith("image_id,coverage_background,coverage_wall,coverage_window,")
+    assert ok.startswith("3,0.16666667,0.76666665,0.06666667,0.0,")
+    assert '"[{""x"":6,""y"":2,""width"":4,""height"":10,""pixels"":40}]",[]' in ok
+    assert failed == "12" + "," * 8
+
+
+def test_json_is_one_array_of_objects(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    write(sql([run], "SELECT image_id, coverage, 0 / 0 AS no FROM images LIMIT 2"), "json")
+    first, second = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert first["coverage"]["window"] == pytest.approx(10 / 600)
+    assert first["no"] is None
+    assert second["image_id"] == 1
+    write(sql([run], "SELECT 1 WHERE false"), "json")
+    assert json.loads(capsys.readouterr().out) == []
+
+
+def test_parquet_keeps_structs_and_bytes(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "new folder" / "out.parquet"
+    question = "SELECT coverage, mask FROM images JOIN masks USING (image_id) WHERE image_id = 4"
+    write(sql([run], question), "parquet", str(out))
+    [row] = pq.read_table(out).to_pylist()
+    assert list(row["coverage"]) == run.classes.fields
+    assert row["mask"] == mask_png(run, 4)
+    assert [path.name for path in out.parent.iterdir()] == ["out.parquet"]
+
+
+def test_parquet_is_not_for_a_terminal(run: Run) -> None:
+    with pytest.raises(InputError, match="-o"):
+        write(sql([run], "FROM images"), "parquet")
+
+
+def test_an_answer_can_be_written_to_s3(run: Run, s3: S3) -> None:
+    uri = s3.uri("answers/images.csv")
+    write(sql([run], "SELECT image_id FROM images ORDER BY 1 LIMIT 2"), "csv", uri)
+    assert storage.read_bytes(uri) == b"image_id\n0\n1\n"
+    write(sql([run], "SELECT image_id FROM images LIMIT 1"), "table", uri)
+    assert b"1 row" in storage.read_bytes(uri)
+
+
+def test_equal_names_stay_apart(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    write(sql([run], "SELECT 1 AS a, 2 AS a"), "csv")
+    assert capsys.readouterr().out == "a,a_1\n1,2\n"
+
+
+def test_a_table_shows_forty_rows_and_says_how_many_there_are(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(sql([run], "SELECT i, '[red]' AS text, NULL AS no FROM range(1234) t(i)"))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].split() == ["0", "[red]", "–"]
+    assert lines[41].split()[0] == "39"
+    assert lines[42].startswith("1,234 rows, the first 40 shown")
+
+
+def test_a_table_of_a_few_rows_says_so(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    write(sql([run], "SELECT uri, mask FROM masks WHERE image_id = 4"))
+    out = capsys.readouterr().out
+    png = mask_png(run, 4)
+    assert png is not None
+    assert f"s3://photos/0004.jpg   {len(png)} bytes" in out
+    assert out.endswith("1 row\n")
+
+
+def test_on_a_terminal_columns_that_have_no_room_are_named(run: Run) -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, width=80, force_terminal=True, color_system=None)
+    _print_table(sql([run], "FROM wide"), console)
+    lines = screen.getvalue().splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    assert "image_id" in lines[0]
+    assert "coverage_window" not in lines[0]
+    assert "coverage_window" in " ".join(lines[16:])
+
+
+def test_a_plan_is_printed_as_it_is(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    write(sql([run], "EXPLAIN SELECT 1"))
+    assert "╭─ Projection ───╮\n│ Projections: 1 │" in capsys.readouterr().out
+
+
+def test_a_value_that_does_not_fit_is_the_querys_fault(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="Could not convert"):
+        write(sql([run], "SELECT uri::INT FROM images"), "csv", str(tmp_path / "out.csv"))
+    assert list(tmp_path.iterdir()) == []
+
+
+# ------------------------------------------------------------------------------------- one mask
+
+
+def test_a_mask_is_found_by_its_id(any_run: Run) -> None:
+    for image_id in range(12):
+        mask = any_run.mask(image_id)
+        assert mask is not None
+        np.testing.assert_array_equal(mask, label_map(image_id))
+
+
+def test_a_failed_image_has_no_mask(any_run: Run) -> None:
+    assert mask_png(any_run, 12) is None
+
+
+def test_a_run_without_masks_has_none(tmp_path: Path) -> None:
+    assert mask_png(write_run(str(tmp_path / "run"), masks=False), 3) is None
+
+
+@pytest.mark.parametrize("image_id", [-1, 14])
+def test_an_id_without_a_row_is_an_error(any_run: Run, image_id: int) -> None:
+    with pytest.raises(RunError, match=f"image_id {image_id} has no row"):
+        mask_png(any_run, image_id)
+
+
+def test_an_id_in_the_gap_of_a_file_is_found_in_another(tmp_path: Path) -> None:
+    """A later pass leaves files whose ids lie far apart, around those of others."""
+    run = write_run(str(tmp_path / "run"), finished=False)
+    table = Table.open(f"{run.uri}/rows")
+    assert table is not None
+    first, second, *_ = table.files()
+    low, high = (pq.read_table(f"{table.uri}/{file['path']}") for file in (first, second))
+    names = [file_name(2, "ok"), file_name(2, "ok")]
+    pq.write_table(pa.concat_tables([low[:1], high[1:]]), f"{table.uri}/{names[0]}")
+    pq.write_table(pa.concat_tables([low[1:], high[:1]]), f"{table.uri}/{names[1]}")
+    ranges = {names[0]: (0, 11), names[1]: (1, 6)}
+    mixed = [DataFile(name, 1, 6, *ids, "ok", "") for name, ids in ranges.items()]
+    table.commit(mixed, [first, second])
+    for image_id in range(12):
+        mask = run.mask(image_id)
+        assert mask is not None
+        np.testing.assert_array_equal(mask, label_map(image_id))
+
+
+def test_a_mask_is_found_though_stats_were_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write_run(str(tmp_path / "run"))
+    old = run.table("stats")
+    assert old is not None
+    [file] = old.files()
+    path = Path(old.uri, file["path"])
+    moved = path.with_name("00000002-stats-b.parquet")
+    path.rename(moved)
+    again = DataFile(moved.name, file["size"], file["rows"], 0, 13, "stats", "")
+    fresh = Table.open(old.uri)
+    assert fresh is not None
+    fresh.commit([again], mode="overwrite")
+    monkeypatch.setattr(run, "table", {"stats": old}.get)  # as it was looked at a moment ago
+    assert mask_png(run, 3) == mask_png(open_run(run.uri), 3)
+
+
+# -------------------------------------------------------------------------------------- imports
+
+
+def test_a_query_imports_neither_torch_nor_ray(run: Run) -> None:
+    program = (
+        "import sys\n"
+        "from segbatch.results.query import sql, write\n"
+        "from segbatch.results.run import open_run\n"
+        f"write(sql([open_run({run.uri!r})], 'SELECT count(*) AS n FROM images'), 'csv')\n"
+        "assert not {'torch', 'ray', 's3fs', 'matplotlib'} & set(sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.stderr) == ("n\n14\n", "")
