@@ -1,0 +1,100 @@
+"""Write docs/job-file.md from the types and docstrings of segbatch/job.py: scripts/docs."""
+
+from __future__ import annotations
+
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from segbatch.job import JOBS, Glob, Inventory, Manifest, Prefix
+
+PAGE = Path(__file__).with_name("job-file.md")
+
+INTRODUCTION = """\
+# Job files
+
+*Made from `segbatch/job.py` by `scripts/docs`; change it there.*
+
+YAML, one document, `kind` first. Unknown and duplicate keys, wrong types and contradictions are
+refused with file, line and key. `null` is "off"; `1e-3` is a number; a class called `on` has to be
+quoted. `--set predict.batch_size=64` overrides any key, `${VAR}` takes an environment variable.
+Relative paths are relative to the current folder. Credentials belong in the environment.
+
+Keys marked ● are part of the run's identity: running again on the same `output` resumes, and
+refuses to change one of them. All others may change from one start to the next.
+"""
+
+
+def page() -> str:
+    """The whole page as Markdown."""
+    parts = [INTRODUCTION]
+    for kind, model in JOBS.items():
+        parts.append(f"\n## `kind: {kind}`\n\n{_table(model)}")
+    parts.append("\n## Sources of images\n\nWhat an entry of `images:` may be when spelled out.\n")
+    for source in (Prefix, Glob, Manifest, Inventory):
+        parts.append(
+            f"\n**{source.__name__.lower()}**: {_text(source.__doc__)}\n\n{_table(source)}"
+        )
+    return "".join(parts)
+
+
+def _table(model: type[BaseModel]) -> str:
+    rows = ["| key | default | meaning |", "|---|---|---|", *_rows(model, "", False)]
+    return "\n".join(rows) + "\n"
+
+
+def _rows(model: type[BaseModel], prefix: str, identity: bool) -> list[str]:
+    rows: list[str] = []
+    for name, info in model.model_fields.items():
+        inside = _model_of(info)
+        marked = identity or info.json_schema_extra == {"identity": True}
+        if inside is None or info.description:
+            mark = " ●" if marked else ""
+            rows.append(
+                f"| `{prefix}{name}`{mark} | {_default(info)} | {_text(info.description)} |"
+            )
+        if inside is not None:
+            rows += _rows(inside, f"{prefix}{name}.", marked)
+    return rows
+
+
+def _model_of(info: FieldInfo) -> type[BaseModel] | None:
+    options = [info.annotation]
+    if isinstance(info.annotation, types.UnionType):
+        options = list(typing.get_args(info.annotation))
+    models = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
+    return models[0] if models else None
+
+
+def _default(info: FieldInfo) -> str:
+    if info.default is PydanticUndefined:
+        return "required"
+    if isinstance(info.default, BaseModel):
+        return ""
+    return f"`{_yaml(info.default)}`"
+
+
+def _yaml(value: Any) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return str(value).lower()
+        case list():
+            return f"[{', '.join(_yaml(item) for item in value)}]"
+        case int():
+            return f"{value:_}"
+    return str(value)
+
+
+def _text(text: str | None) -> str:
+    return " ".join((text or "").replace("``", "`").replace("|", "\\|").split())
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())

@@ -1,0 +1,49 @@
+"""The documents say what the code does."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from segbatch.job import load_job
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_page_of_job_files_is_generated_from_the_code() -> None:
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    assert (ROOT / "docs" / "job-file.md").read_text() == generate.page(), "run scripts/docs"
+
+
+@pytest.mark.parametrize("job", sorted((ROOT / "jobs").glob("*.yaml")), ids=lambda p: p.name)
+def test_every_job_to_copy_is_valid(job: Path) -> None:
+    assert load_job(str(job), environment={"BUCKET": "bucket"}).kind
+
+
+def test_the_job_in_the_readme_is_valid(tmp_path: Path) -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        (tmp_path / "job.yaml").write_text(block)
+        assert load_job(str(tmp_path / "job.yaml")).output
+
+
+def test_every_link_between_documents_leads_somewhere() -> None:
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_module_is_in_the_file_tree_of_the_readme() -> None:
+    tree = (ROOT / "README.md").read_text().split("## The code")[1]
+    for module in (ROOT / "segbatch").rglob("*.py"):
+        if module.parent.name == "demo" or module.name.startswith("__"):
+            continue
+        assert re.search(rf"\b{module.stem}\b", tree), f"{module.name} is not in the README"
