@@ -203,8 +203,7 @@ class Canvas:
         shifted = np.arange(rows.start, rows.stop) - int(shift * self.scale)
         mirror = self.mirror[np.clip(shifted, 0, len(self.mirror) - 1), columns]
         sky = (linear(self.light.sky_low) + linear(self.light.sky_top)) / 2
-        panes: Floats = np.float32(strength) * sky * mirror[..., None]
-        return panes + np.asarray(behind, np.float32)
+        return np.asarray(behind + strength * mirror[..., None] * sky, np.float32)
 
     def weather(self) -> None:
         """Years of it: clouds of soot and damp, and splashed ground."""

@@ -66,6 +66,7 @@ def fit(
     optimizer = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}],
         lr=lr,
+        fused=True,
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: pace(step / steps))
     losses = []
