@@ -45,7 +45,7 @@ def render_facade(seed: int, long_side: int | None = None) -> Scene:
     camera = _camera(rng, main, size)
     row = _row(rng, main, camera)
 
-    canvas = _surface(row, camera, light, grain)
+    canvas = _canvas(row, camera, light, grain)
     for building in row:
         build(canvas, rng, building)
     canvas.weather()
@@ -63,7 +63,7 @@ def render_facade(seed: int, long_side: int | None = None) -> Scene:
     for thing in street.things(fine, light, rng, grain):
         _put(picture, labels, thing)
     picture = developed(picture.convert("RGB").reduce(2), rng, grain, dim=light.lamps)
-    return Scene(np.asarray(picture), np.asarray(labels))
+    return Scene(np.array(picture), np.array(labels))
 
 
 def _put(picture: Image.Image, labels: Image.Image, thing: street.Thing) -> None:
@@ -115,7 +115,7 @@ def _row(rng: np.random.Generator, main: Building, camera: Camera) -> list[Build
     return row
 
 
-def _surface(
+def _canvas(
     row: list[Building], camera: Camera, light: Light, grain: np.random.Generator
 ) -> Canvas:
     """A canvas for what the picture shows of the row, finer than the picture."""
