@@ -58,19 +58,12 @@ RESULTS = HIDDEN | {
     "formulas", "components", "boxes",
 }  # fmt: skip
 
-RUNS = pa.schema(
-    [
-        ("run", pa.string()),
-        ("uri", pa.string()),
-        ("status", pa.string()),
-        ("model", pa.string()),
-        ("model_sha256", pa.string()),
-        ("images", pa.int64()),  # of the manifest
-        ("duplicates", pa.int64()),
-        ("created", pa.timestamp("us")),  # UTC
-        ("updated", pa.timestamp("us")),  # UTC
-    ]
-)
+RUNS = """
+CREATE TABLE runs (
+    run VARCHAR, uri VARCHAR, status VARCHAR, model VARCHAR, model_sha256 VARCHAR,
+    images BIGINT,  -- of the manifest
+    duplicates BIGINT, created TIMESTAMP, updated TIMESTAMP  -- UTC
+)"""
 
 SETTINGS = {
     "autoinstall_known_extensions": "false",  # a query downloads no code
@@ -169,8 +162,10 @@ def _create_views(con: duckdb.DuckDBPyConnection, runs: Sequence[Run], query: st
             views[view].append(select)
     for view, selects in views.items():
         con.execute(f"CREATE VIEW {view} AS " + "\nUNION ALL BY NAME\n".join(selects))
-    described = [_describe(run, name) for run, name in zip(runs, names, strict=True)]
-    _create_table(con, "runs", pa.Table.from_pylist(described, RUNS))
+    con.execute(RUNS)
+    for run, name in zip(runs, names, strict=True):
+        values = _describe(run, name)
+        con.execute(f"INSERT INTO runs VALUES ({', '.join('?' * len(values))})", values)
 
 
 def _names(runs: Sequence[Run]) -> list[str]:
@@ -235,19 +230,15 @@ def _flat(fields: Sequence[pa.Field]) -> list[str]:
     return list(columns.values())
 
 
-def _describe(run: Run, name: str) -> dict[str, Any]:
+def _describe(run: Run, name: str) -> list[Any]:
+    """The row of a run in the table ``runs``."""
     model, manifest = run.info["model"], run.info["manifest"]
-    return {
-        "run": name,
-        "uri": run.uri,
-        "status": run.status,
-        "model": model["uri"],
-        "model_sha256": model["sha256"],
-        "images": manifest["rows"],
-        "duplicates": manifest["duplicates"],
-        "created": datetime.fromtimestamp(run.info["created"], UTC).replace(tzinfo=None),
-        "updated": datetime.fromtimestamp(run.info["updated"], UTC).replace(tzinfo=None),
-    }
+    times = [datetime.fromtimestamp(run.info[key], UTC) for key in ("created", "updated")]
+    return [
+        *(name, run.uri, run.status, model["uri"], model["sha256"]),
+        *(manifest["rows"], manifest["duplicates"]),
+        *(time.replace(tzinfo=None) for time in times),
+    ]
 
 
 def _scan(
@@ -259,7 +250,8 @@ def _scan(
 ) -> str:
     """A view over the files of a table, or an empty table where there are none; its name."""
     if not files:
-        _create_table(con, f"segbatch.{name}", schema.empty_table())
+        # Not schema.empty_table(): that imports pandas, which takes longer than most queries.
+        con.from_arrow(pa.Table.from_batches([], schema)).create(f"segbatch.{name}")
         return f"segbatch.{name}"
     if not storage.is_local(folder):
         # Four HEADs a file otherwise: the listing answers them.
@@ -271,12 +263,6 @@ def _scan(
         f" FROM read_parquet(getvariable('{name}'), hive_partitioning = false)"
     )
     return f"segbatch.{name}"
-
-
-def _create_table(con: duckdb.DuckDBPyConnection, name: str, content: pa.Table) -> None:
-    con.register("content", content)
-    con.execute(f"CREATE TABLE {name} AS FROM content")
-    con.unregister("content")
 
 
 @cache
