@@ -29,7 +29,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pyarrow import fs
+from pyarrow import fs as arrow_fs
 from rich import box
 from rich.cells import cell_len
 from rich.console import Console
@@ -124,8 +124,10 @@ def _select_in(con: duckdb.DuckDBPyConnection, query: str) -> str:
     kinds = duckdb.StatementType
     if kind not in (kinds.SELECT, kinds.EXPLAIN, kinds.MULTI):
         raise InputError(f"{TAKES}: this is {kind.name}")
-    # MULTI is a PIVOT: what it pivots is computed already to find its columns.
-    if kind == kinds.MULTI and ("copy", True) in _words(query):
+    # MULTI is a PIVOT, and what it pivots is computed already to find its columns; the function
+    # runs any statement. Neither can be left to _refuse_writing.
+    copies = kind == kinds.MULTI and ("copy", True) in _words(query)
+    if copies or "json_execute_serialized_sql" in query.lower():
         raise InputError(f"{TAKES}: this is more than that")
     return EXPLAIN.sub("", END.sub("", query))
 
@@ -544,9 +546,10 @@ def _find_row(table: Table, image_id: int, column: str) -> dict[str, Any] | None
 def _read_row(uri: str, image_id: int, column: str) -> dict[str, Any] | None:
     """``column`` of the row with this id, from the only row group that may have it."""
     if storage.is_local(uri):
-        source, path = fs.LocalFileSystem(), str(storage.local_path(uri))
+        source, path = arrow_fs.LocalFileSystem(), str(storage.local_path(uri))
     else:
-        source, path = fs.PyFileSystem(fs.FSSpecHandler(_remote(storage.scheme_of(uri)))), uri
+        handler = arrow_fs.FSSpecHandler(_remote(storage.scheme_of(uri)))
+        source, path = arrow_fs.PyFileSystem(handler), uri
     with pq.ParquetFile(path, filesystem=source) as parquet:
         for group in range(parquet.num_row_groups):
             ids = parquet.metadata.row_group(group).column(0).statistics  # of image_id
