@@ -161,7 +161,9 @@ def read_classes(text: str) -> Classes:
         return Classes([name.strip() for name in text.split(",") if name.strip()])
     try:
         content = storage.read_bytes(text).decode()
-        values = json.loads(content) if text.lower().endswith(".json") else content.splitlines()
+        values: Any = content.splitlines()
+        if text.lower().endswith(".json"):
+            values = json.loads(content)
     except (OSError, ValueError) as error:
         raise InputError(
             f"--classes {text}: neither a,b,c, nor a preset ({', '.join(PRESETS)}), nor a file of"

@@ -129,7 +129,8 @@ def query(
     ] = None,
 ) -> None:
     """SQL over one or several runs: views images, masks, wide, classes, failures, runs."""
-    from segbatch.results.query import sql, write
+    from segbatch.results.answer import write
+    from segbatch.results.query import sql
     from segbatch.results.run import open_run
 
     runs, text = list(arguments), ""
@@ -201,7 +202,10 @@ def model_info(
     """What a bundle holds: network, classes, sizes, metrics, provenance."""
     from segbatch.model import bundle
 
-    _print_facts(bundle.describe(uri), format)
+    facts = bundle.describe(uri)
+    if format is Facts.text:
+        facts["classes"] = [entry["name"] for entry in facts["classes"]]
+    _print_facts(facts, format)
 
 
 @model_app.command("import")

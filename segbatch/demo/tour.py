@@ -232,7 +232,7 @@ def _mask(run: Run, image_id: int) -> npt.NDArray[np.uint8]:
 
 def _show(run: Run, scenes: Sequence[Scene], folder: Path) -> None:
     """The coverage table, and a few pictures: photograph, truth and prediction side by side."""
-    from segbatch.results.query import write
+    from segbatch.results.answer import write
 
     columns = ", ".join(f"round(avg(coverage.{field}), 3) AS {field}_share"
                         for field in CLASSES.fields if field != "background")  # fmt: skip

@@ -89,11 +89,11 @@ def _count_rows(table: Table, counts: np.ndarray[Any, Any], result: Audit) -> No
         uri = storage.join(table.uri, file["path"])
         filesystem, path = storage.arrow_filesystem(uri)
         try:
-            return pq.read_table(path, columns=["image_id"], filesystem=filesystem)[
-                "image_id"
-            ].to_numpy()
+            column = pq.read_table(path, columns=["image_id"], filesystem=filesystem)["image_id"]
         except (FileNotFoundError, pa.ArrowInvalid):
             return None
+        ids: np.ndarray[Any, Any] = column.to_numpy()
+        return ids
 
     files = table.files()
     with ThreadPoolExecutor(16) as threads:

@@ -1,4 +1,4 @@
-"""Query: the views of one or several runs in DuckDB, what may be asked of them, and one mask.
+"""Query: the views of one or several runs in DuckDB, and what may be asked of them.
 
 A run that is finished is read from ``stats/``, any other from ``rows/``; in both the Delta table
 says which files there are, and DuckDB reads their Parquet by itself. Each run gives one SELECT a
@@ -10,10 +10,7 @@ Remote files go through fsspec, since the DuckDB wheel speaks no S3.
 
 from __future__ import annotations
 
-import io
 import re
-import shutil
-import sys
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,33 +18,16 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from functools import cache, partial
-from itertools import accumulate
-from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 import duckdb
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from pyarrow import fs as arrow_fs
-from rich import box
-from rich.cells import cell_len
-from rich.console import Console
-from rich.table import Table as RichTable
-from rich.text import Text
 
 from segbatch import storage
-from segbatch.errors import Incomplete, InputError, RunError, SegbatchError
-from segbatch.results.run import Run, open_run
+from segbatch.errors import Incomplete, InputError, SegbatchError
+from segbatch.results.run import Run
 from segbatch.results.schema import FAILED, OK, rows_schema
-from segbatch.results.table import Table, kind_of
-
-Format = Literal["table", "csv", "json", "parquet"]
-
-# Of a table. A terminal has room for so much; in a pipe nothing is cut.
-SHOWN_ROWS = 40
-CELL_WIDTH = 60
-UNLIMITED = 1_000_000
+from segbatch.results.table import kind_of
 
 # Where a mask is, is for programs; the mask itself has a view of its own.
 HIDDEN = frozenset({"mask", "file", "file_row"})
@@ -80,9 +60,6 @@ EXPLAIN = re.compile(
 )
 END = re.compile(r";[\s;]*(?:--[^\n]*(?:\n\s*|\Z))*\Z")
 
-# JSON has no number for what a division by zero gives.
-FINITE = "CASE WHEN isfinite({0}) THEN {0} END"
-
 TRACEBACK = "Traceback (most recent call last)"
 REMOTE = re.compile(r"'([A-Za-z][\w+.-]*://)")
 
@@ -106,7 +83,7 @@ def sql(runs: Sequence[Run], query: str) -> duckdb.DuckDBPyRelation:
     try:
         _create_views(con, runs, query)
     except duckdb.Error as error:
-        raise _unreadable(error) from error
+        raise unreadable(error) from error
     try:
         con.execute("SET lock_configuration = true")  # some functions switch on logs in files
         _refuse_writing(con, body)
@@ -135,7 +112,7 @@ def _select_in(con: duckdb.DuckDBPyConnection, query: str) -> str:
 def _register_filesystems(con: duckdb.DuckDBPyConnection, uris: Sequence[str]) -> None:
     for scheme in {storage.scheme_of(uri) for uri in uris if not storage.is_local(uri)}:
         with suppress(ImportError, ValueError):  # may be no file, only a text to compare with
-            fs = _remote(scheme)
+            fs = remote_filesystem(scheme)
             fs.invalidate_cache()
             con.register_filesystem(fs)
 
@@ -194,20 +171,20 @@ def _selects(
         failed_files = [file for file in row_files if kind_of(file["path"]) != OK]
         failed = _scan(con, f"failed_{number}", folder, failed_files, schema)
 
-    begin = f"SELECT {_text(name)} AS run"
+    begin = f"SELECT {quoted_text(name)} AS run"
     images = [field for field in schema if field.name not in HIDDEN]
-    described = [_name(field.name) for field in images if field.name not in RESULTS]
-    yield "images", f"{begin}, {', '.join(_name(f.name) for f in images)} FROM {source}"
+    described = [quoted_name(field.name) for field in images if field.name not in RESULTS]
+    yield "images", f"{begin}, {', '.join(quoted_name(f.name) for f in images)} FROM {source}"
     yield "masks", f"{begin}, image_id, uri, mask FROM {masks}"
     yield "wide", f"{begin}, {', '.join(_flat(images))} FROM {source}"
     yield "failures", f"{begin}, {', '.join(described)} FROM {failed} WHERE status = '{FAILED}'"
     # One SELECT a class and not one UNNEST: what asks for one class reads only its columns.
     for c in run.classes:
-        field = _name(c.field)
+        field = quoted_name(c.field)
         confidence = f"confidence.{field}" if "confidence" in schema.names else "NULL::FLOAT"
         yield (
             "classes",
-            f"{begin}, image_id, uri, {_text(c.name)} AS class, {c.id} AS class_id,"
+            f"{begin}, image_id, uri, {quoted_text(c.name)} AS class, {c.id} AS class_id,"
             f" pixels.{field} AS pixels, coverage.{field} AS coverage, {confidence} AS confidence"
             f" FROM {source} WHERE status = '{OK}'",
         )
@@ -219,16 +196,18 @@ def _flat(fields: Sequence[pa.Field]) -> list[str]:
     for field in fields:
         if field.name == "boxes":
             continue
-        column = _name(field.name)
+        column = quoted_name(field.name)
         prefix = "" if field.name == "formulas" else f"{field.name}_"
         parts = {field.name: column}
         if pa.types.is_struct(field.type):
-            parts = {f"{prefix}{part.name}": f"{column}.{_name(part.name)}" for part in field.type}
+            parts = {
+                f"{prefix}{part.name}": f"{column}.{quoted_name(part.name)}" for part in field.type
+            }
         for name, expression in parts.items():
             alias = name
             while alias.lower() in columns:  # a user's column has the name of one of ours
                 alias += "_"
-            columns[alias.lower()] = f"{expression} AS {_name(alias)}"
+            columns[alias.lower()] = f"{expression} AS {quoted_name(alias)}"
     return list(columns.values())
 
 
@@ -257,7 +236,7 @@ def _scan(
         return f"segbatch.{name}"
     if not storage.is_local(folder):
         # Four HEADs a file otherwise: the listing answers them.
-        _remote(storage.scheme_of(folder)).ls(folder, refresh=True)
+        remote_filesystem(storage.scheme_of(folder)).ls(folder, refresh=True)
     # A variable, because parsing thousands of names in SQL takes ten times as long.
     con.execute(f"SET VARIABLE {name} = ?", [[storage.join(folder, f["path"]) for f in files]])
     con.execute(
@@ -268,7 +247,7 @@ def _scan(
 
 
 @cache
-def _remote(scheme: str) -> Any:
+def remote_filesystem(scheme: str) -> Any:
     """The fsspec filesystem for files of which only parts are wanted.
 
     fsspec reads ahead, s3fs 50 MB at a time, which turned 9 MB of columns into 450. DuckDB and
@@ -281,11 +260,11 @@ def _remote(scheme: str) -> Any:
     return fs
 
 
-def _text(value: str) -> str:
+def quoted_text(value: str) -> str:
     return "'" + value.replace("'", "''") + "'"
 
 
-def _name(value: str) -> str:
+def quoted_name(value: str) -> str:
     return '"' + value.replace('"', '""') + '"'
 
 
@@ -344,7 +323,7 @@ def _close_columns(
     return list(dict.fromkeys(known[match] for match in close))
 
 
-def _unreadable(error: duckdb.Error) -> SegbatchError:
+def unreadable(error: duckdb.Error) -> SegbatchError:
     """What to raise where an answer was begun: the files, or a value in them."""
     if isinstance(error, duckdb.IOException) or TRACEBACK in str(error):
         return Incomplete(f"{_line(error)} (if the run was being finished meanwhile, ask again)")
@@ -360,204 +339,3 @@ def _line(error: duckdb.Error) -> str:
     if TRACEBACK in lines[0]:
         return lines[-1][:300]
     return " ".join([lines[0], *(x for x in lines[1:2] if x.startswith("Did you mean"))])[:300]
-
-
-# --------------------------------------------------------------------------------------- output
-
-
-def write(
-    relation: duckdb.DuckDBPyRelation, format: Format = "table", out: str | None = None
-) -> None:
-    """Write an answer to standard output, or to the URI ``out``.
-
-    A table shows the first 40 rows and says how many there are; the others hold all of them: CSV
-    with a header, JSON as one array of objects, Parquet. Table and CSV have one column for each
-    field of a struct (``coverage_window``) and the size in place of bytes; JSON has bytes in
-    base64, and null for what it has no number for.
-
-    Raises :class:`~segbatch.errors.InputError` where the SQL fails on a value, ``Incomplete``
-    where a file cannot be read any more, ``OSError`` if ``out`` cannot be written.
-    """
-    if format == "parquet" and out is None:
-        raise InputError("--format parquet is not for a terminal: name a file with -o")
-    try:
-        relation = _ask(relation, "FROM answer")  # of two columns of one name, one gets a number
-        if format == "table":
-            _write_table(relation, out)
-        else:
-            _write_file(relation, format, out)
-    except duckdb.Error as error:
-        raise _unreadable(error) from error
-
-
-def _write_file(relation: duckdb.DuckDBPyRelation, format: Format, out: str | None) -> None:
-    columns, options = {
-        "csv": (_flat_columns, "FORMAT csv, HEADER"),
-        "json": (_json_columns, "FORMAT json, ARRAY true"),
-        "parquet": (_all_columns, "FORMAT parquet, COMPRESSION zstd"),
-    }[format]
-    target = storage.local_path(out) if out is not None and storage.is_local(out) else None
-    if target:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    # Beside a local target, so that one rename puts it there, however large it is.
-    with tempfile.TemporaryDirectory(
-        prefix=".segbatch-", dir=target.parent if target else None
-    ) as folder:
-        result = Path(folder, "result")
-        select = f"SELECT {columns(relation)} FROM answer"
-        relation.query("answer", f"COPY ({select}) TO {_text(str(result))} ({options})")
-        if target:
-            result.replace(target)
-        elif out is not None:
-            storage.write_bytes(out, result.read_bytes())
-        else:
-            with result.open(encoding="utf-8", newline="") as text:
-                shutil.copyfileobj(text, sys.stdout)
-
-
-def _ask(relation: duckdb.DuckDBPyRelation, select: str) -> duckdb.DuckDBPyRelation:
-    """What ``select`` gives of a relation, which it calls ``answer``."""
-    return cast(duckdb.DuckDBPyRelation, relation.query("answer", select))
-
-
-def _all_columns(relation: duckdb.DuckDBPyRelation) -> str:
-    return "*"
-
-
-def _json_columns(relation: duckdb.DuckDBPyRelation) -> str:
-    replaced = {"blob": "to_base64({0})", "float": FINITE, "double": FINITE}
-    return ", ".join(
-        f"{replaced.get(kind.id, '{0}').format(_name(name))} AS {_name(name)}"
-        for name, kind in zip(relation.columns, relation.types, strict=True)
-    )
-
-
-def _flat_columns(relation: duckdb.DuckDBPyRelation) -> str:
-    return ", ".join(
-        f"{expression} AS {_name(alias)}"
-        for name, kind in zip(relation.columns, relation.types, strict=True)
-        for alias, expression in _parts(name, _name(name), kind)
-    )
-
-
-def _parts(alias: str, expression: str, kind: Any) -> Iterator[tuple[str, str]]:
-    """The columns of one that may be a struct: their names, and how to get them."""
-    if kind.id == "struct":
-        for field, inner in kind.children:
-            yield from _parts(f"{alias}_{field}", f"{expression}.{_name(field)}", inner)
-    elif kind.id == "blob":
-        yield alias, f"octet_length({expression}) || ' bytes'"
-    elif kind.id in ("list", "array", "map"):
-        yield alias, f"to_json({expression})::VARCHAR"
-    else:
-        yield alias, expression
-
-
-def _write_table(relation: duckdb.DuckDBPyRelation, out: str | None) -> None:
-    if out is None:
-        _print_table(relation, Console() if sys.stdout.isatty() else Console(width=UNLIMITED))
-    else:
-        text = io.StringIO()
-        _print_table(relation, Console(file=text, width=UNLIMITED))
-        storage.write_bytes(out, text.getvalue().encode())
-
-
-def _print_table(relation: duckdb.DuckDBPyRelation, console: Console) -> None:
-    """The first rows; on a terminal only as many columns as it has room for, the rest by name."""
-    if relation.columns == ["explain_key", "explain_value"]:
-        for _, plan in relation.fetchall():
-            console.print(Text(plan), soft_wrap=True)
-        return
-    flat = _ask(relation, f"SELECT {_flat_columns(relation)} FROM answer LIMIT {SHOWN_ROWS + 1}")
-    rows = flat.fetchall()
-    limit = CELL_WIDTH if console.is_terminal else UNLIMITED
-    columns = [
-        [name, *(_cell(row[index], limit) for row in rows[:SHOWN_ROWS])]
-        for index, name in enumerate(flat.columns)
-    ]
-    ends = accumulate(2 + max(map(cell_len, column)) for column in columns)
-    num_fitting = max(1, sum(end <= console.width for end in ends))
-
-    table = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for (name, *_), kind in zip(columns[:num_fitting], flat.types, strict=False):
-        right = kind.id not in ("varchar", "boolean", "enum")
-        table.add_column(Text(name), justify="right" if right else "left", no_wrap=True)
-    for cells in list(zip(*columns[:num_fitting], strict=True))[1:]:
-        table.add_row(*map(Text, cells))
-    console.print(table)
-
-    lines = [f"{len(rows)} row{'s' if len(rows) != 1 else ''}"]
-    if len(rows) > SHOWN_ROWS:
-        [(count,)] = _ask(relation, "SELECT count(*) FROM answer").fetchall()
-        lines = [f"{count:,} rows, the first {SHOWN_ROWS} shown; --format csv writes all"]
-    if num_fitting < len(columns):
-        lines.append(f"not shown: {', '.join(flat.columns[num_fitting:])}")
-    console.print(Text("\n".join(lines)))
-
-
-def _cell(value: object, limit: int) -> str:
-    """A value on one line; of a long one the beginning and the end, where URIs differ."""
-    if value is None:
-        return "–"
-    text = f"{value:.4g}" if isinstance(value, float) else " ".join(str(value).split())
-    if len(text) > limit:
-        return f"{text[: limit // 3]}…{text[-(limit - limit // 3 - 1) :]}"
-    return text
-
-
-# ------------------------------------------------------------------------------------- one mask
-
-
-def mask_png(run: Run, image_id: int) -> bytes | None:
-    """The mask of one image as it is stored; ``None`` where it failed or no masks are stored.
-
-    Raises :class:`~segbatch.errors.RunError` for an id that has no row, ``OSError`` if storage
-    fails.
-    """
-    try:
-        return _mask_png(run, image_id)
-    except FileNotFoundError:  # swept away at the finish after the table had been looked at
-        return _mask_png(open_run(run.uri), image_id)
-
-
-def _mask_png(run: Run, image_id: int) -> bytes | None:
-    stats = run.table("stats") if run.finished else None
-    table = stats or run.table("rows")
-    row = _find_row(table, image_id, "file" if stats else "mask") if table else None
-    if row is None:
-        missing = "has no row" if run.finished else "has no row yet"
-        raise RunError(f"{run.uri}: image_id {image_id} {missing}")
-    if stats:
-        file = storage.join(run.uri, "rows", row["file"])
-        row = _read_row(file, image_id, "mask")
-        if row is None:
-            raise RunError(f"{file}: image_id {image_id} should be in it; audit the run")
-    png: bytes | None = row["mask"]
-    return png
-
-
-def _find_row(table: Table, image_id: int, column: str) -> dict[str, Any] | None:
-    """The row of an image, from the files that may have it by what the table's log says."""
-    files = (f["path"] for f in table.files() if f["first_id"] <= image_id <= f["last_id"])
-    rows = (_read_row(storage.join(table.uri, name), image_id, column) for name in files)
-    return next((row for row in rows if row is not None), None)
-
-
-def _read_row(uri: str, image_id: int, column: str) -> dict[str, Any] | None:
-    """``column`` of the row with this id, from the only row group that may have it."""
-    if storage.is_local(uri):
-        source, path = arrow_fs.LocalFileSystem(), str(storage.local_path(uri))
-    else:
-        handler = arrow_fs.FSSpecHandler(_remote(storage.scheme_of(uri)))
-        source, path = arrow_fs.PyFileSystem(handler), uri
-    with pq.ParquetFile(path, filesystem=source) as parquet:
-        for group in range(parquet.num_row_groups):
-            ids = parquet.metadata.row_group(group).column(0).statistics  # of image_id
-            if ids.min <= image_id <= ids.max:
-                rows = parquet.read_row_group(group, columns=["image_id", column])
-                found: list[dict[str, Any]] = rows.filter(
-                    pc.field("image_id") == image_id
-                ).to_pylist()
-                if found:
-                    return found[0]
-    return None

@@ -112,7 +112,8 @@ class Run:
 
     def to_pandas(self, query: str = "SELECT * FROM wide") -> pd.DataFrame:
         """The result of :meth:`sql` as a data frame; the flat view ``wide`` unless told."""
-        return self.sql(query).df()
+        frame: pd.DataFrame = self.sql(query).df()
+        return frame
 
     def mask(self, image_id: int) -> npt.NDArray[np.uint8] | None:
         """The label map of one image, ``(mask_height, mask_width)`` uint8 class ids.
@@ -121,7 +122,7 @@ class Run:
         :class:`~segbatch.errors.RunError` for an id that has no row.
         """
         from segbatch.masks import decode_mask
-        from segbatch.results.query import mask_png
+        from segbatch.results.lookup import mask_png
 
         png = mask_png(self, image_id)
         return None if png is None else decode_mask(png)

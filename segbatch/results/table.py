@@ -121,7 +121,9 @@ class Table:
 
     def files(self) -> list[dict[str, Any]]:
         """The files of this version: ``path, rows, size, first_id, last_id``, by ``first_id``."""
-        columns = pa.table(self._delta.get_add_actions(flatten=True))
+        # Not pa.table(…), which imports pandas to see whether it was given a frame of its.
+        actions = self._delta.get_add_actions(flatten=True)
+        columns = pa.RecordBatchReader.from_stream(actions).read_all()
         if columns.num_rows == 0:
             return []
         names = {

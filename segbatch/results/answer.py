@@ -1,0 +1,173 @@
+"""Answer: what a query gives, as a table to look at, CSV, JSON or Parquet."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import duckdb
+from rich import box
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from segbatch import storage
+from segbatch.errors import InputError
+from segbatch.results.query import quoted_name, quoted_text, unreadable
+
+Format = Literal["table", "csv", "json", "parquet"]
+
+# Of a table. A terminal has room for so much; in a pipe nothing is cut.
+SHOWN_ROWS = 40
+CELL_WIDTH = 60
+UNLIMITED = 1_000_000
+
+# JSON has no number for what a division by zero gives.
+FINITE = "CASE WHEN isfinite({0}) THEN {0} END"
+
+
+def write(
+    relation: duckdb.DuckDBPyRelation, format: Format = "table", out: str | None = None
+) -> None:
+    """Write an answer to standard output, or to the URI ``out``.
+
+    A table shows the first 40 rows and says how many there are; the others hold all of them: CSV
+    with a header, JSON as one array of objects, Parquet. Table and CSV have one column for each
+    field of a struct (``coverage_window``) and the size in place of bytes; JSON has bytes in
+    base64, and null for what it has no number for.
+
+    Raises :class:`~segbatch.errors.InputError` where the SQL fails on a value, ``Incomplete``
+    where a file cannot be read any more, ``OSError`` if ``out`` cannot be written.
+    """
+    if format == "parquet" and out is None:
+        raise InputError("--format parquet is not for a terminal: name a file with -o")
+    try:
+        relation = _ask(relation, "FROM answer")  # of two columns of one name, one gets a number
+        if format == "table":
+            _write_table(relation, out)
+        else:
+            _write_file(relation, format, out)
+    except duckdb.Error as error:
+        raise unreadable(error) from error
+
+
+def _write_file(relation: duckdb.DuckDBPyRelation, format: Format, out: str | None) -> None:
+    columns, options = {
+        "csv": (_flat_columns, "FORMAT csv, HEADER"),
+        "json": (_json_columns, "FORMAT json, ARRAY true"),
+        "parquet": (_all_columns, "FORMAT parquet, COMPRESSION zstd"),
+    }[format]
+    target = storage.local_path(out) if out is not None and storage.is_local(out) else None
+    if target:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    # Beside a local target, so that one rename puts it there, however large it is.
+    with tempfile.TemporaryDirectory(
+        prefix=".segbatch-", dir=target.parent if target else None
+    ) as folder:
+        result = Path(folder, "result")
+        select = f"SELECT {columns(relation)} FROM answer"
+        relation.query("answer", f"COPY ({select}) TO {quoted_text(str(result))} ({options})")
+        if target:
+            result.replace(target)
+        elif out is not None:
+            storage.write_bytes(out, result.read_bytes())
+        else:
+            with result.open(encoding="utf-8", newline="") as text:
+                shutil.copyfileobj(text, sys.stdout)
+
+
+def _ask(relation: duckdb.DuckDBPyRelation, select: str) -> duckdb.DuckDBPyRelation:
+    """What ``select`` gives of a relation, which it calls ``answer``."""
+    return cast(duckdb.DuckDBPyRelation, relation.query("answer", select))
+
+
+def _all_columns(relation: duckdb.DuckDBPyRelation) -> str:
+    return "*"
+
+
+def _json_columns(relation: duckdb.DuckDBPyRelation) -> str:
+    replaced = {"blob": "to_base64({0})", "float": FINITE, "double": FINITE}
+    return ", ".join(
+        f"{replaced.get(kind.id, '{0}').format(quoted_name(name))} AS {quoted_name(name)}"
+        for name, kind in zip(relation.columns, relation.types, strict=True)
+    )
+
+
+def _flat_columns(relation: duckdb.DuckDBPyRelation) -> str:
+    return ", ".join(
+        f"{expression} AS {quoted_name(alias)}"
+        for name, kind in zip(relation.columns, relation.types, strict=True)
+        for alias, expression in _parts(name, quoted_name(name), kind)
+    )
+
+
+def _parts(alias: str, expression: str, kind: Any) -> Iterator[tuple[str, str]]:
+    """The columns of one that may be a struct: their names, and how to get them."""
+    if kind.id == "struct":
+        for field, inner in kind.children:
+            yield from _parts(f"{alias}_{field}", f"{expression}.{quoted_name(field)}", inner)
+    elif kind.id == "blob":
+        yield alias, f"octet_length({expression}) || ' bytes'"
+    elif kind.id in ("list", "array", "map"):
+        yield alias, f"to_json({expression})::VARCHAR"
+    else:
+        yield alias, expression
+
+
+def _write_table(relation: duckdb.DuckDBPyRelation, out: str | None) -> None:
+    if out is None:
+        _print_table(relation, Console() if sys.stdout.isatty() else Console(width=UNLIMITED))
+    else:
+        text = io.StringIO()
+        _print_table(relation, Console(file=text, width=UNLIMITED))
+        storage.write_bytes(out, text.getvalue().encode())
+
+
+def _print_table(relation: duckdb.DuckDBPyRelation, console: Console) -> None:
+    """The first rows; on a terminal only as many columns as it has room for, the rest by name."""
+    if relation.columns == ["explain_key", "explain_value"]:
+        for _, plan in relation.fetchall():
+            console.print(Text(plan), soft_wrap=True)
+        return
+    flat = _ask(relation, f"SELECT {_flat_columns(relation)} FROM answer LIMIT {SHOWN_ROWS + 1}")
+    rows = flat.fetchall()
+    limit = CELL_WIDTH if console.is_terminal else UNLIMITED
+    columns = [
+        [name, *(_cell(row[index], limit) for row in rows[:SHOWN_ROWS])]
+        for index, name in enumerate(flat.columns)
+    ]
+    ends = accumulate(2 + max(map(cell_len, column)) for column in columns)
+    num_fitting = max(1, sum(end <= console.width for end in ends))
+
+    table = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for (name, *_), kind in zip(columns[:num_fitting], flat.types, strict=False):
+        right = kind.id not in ("varchar", "boolean", "enum")
+        table.add_column(Text(name), justify="right" if right else "left", no_wrap=True)
+    for cells in list(zip(*columns[:num_fitting], strict=True))[1:]:
+        table.add_row(*map(Text, cells))
+    console.print(table)
+
+    lines = [f"{len(rows)} row{'s' if len(rows) != 1 else ''}"]
+    if len(rows) > SHOWN_ROWS:
+        [(count,)] = _ask(relation, "SELECT count(*) FROM answer").fetchall()
+        lines = [f"{count:,} rows, the first {SHOWN_ROWS} shown; --format csv writes all"]
+    if num_fitting < len(columns):
+        lines.append(f"not shown: {', '.join(flat.columns[num_fitting:])}")
+    console.print(Text("\n".join(lines)))
+
+
+def _cell(value: object, limit: int) -> str:
+    """A value on one line; of a long one the beginning and the end, where URIs differ."""
+    if value is None:
+        return "–"
+    text = f"{value:.4g}" if isinstance(value, float) else " ".join(str(value).split())
+    if len(text) > limit:
+        return f"{text[: limit // 3]}…{text[-(limit - limit // 3 - 1) :]}"
+    return text
