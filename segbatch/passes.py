@@ -12,13 +12,14 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from segbatch.errors import CredentialsRefused, Incomplete
+from segbatch.errors import CredentialsRefused, Fenced, Incomplete, Interrupted
 from segbatch.job import Limits
 from segbatch.progress import Progress
 from segbatch.results.lease import Lease
@@ -28,7 +29,7 @@ from segbatch.results.write import NEVER_WRITTEN, Account
 
 READS_WATCHED = 1000
 PAUSE_S = 5.0  # times the pass's number, before what failed for a passing reason is tried again
-ISOLATE_BELOW = 10  # rows in a suspect block, from which on each image gets a process of its own
+ISOLATE_BELOW = 10  # rows of suspect blocks; instead of smaller ones, each image is done alone
 
 Ids = npt.NDArray[np.int64]
 
@@ -45,8 +46,8 @@ class Executor(Protocol):
     def alone(self, images: pa.Table, *, last_pass: bool) -> Iterator[Account]:
         """Run each image in a process of its own; one that crashes it twice is ``crashed``."""
 
-    def why(self, images: pa.Table) -> str:
-        """What one of ``images`` ends with, for the message of a run that gets nowhere."""
+    def why(self, image: pa.Table) -> str | None:
+        """What one image ends with when it is done by itself; ``None`` if nothing is wrong."""
 
 
 class Outcome:
@@ -63,7 +64,7 @@ class Passes:
     def __init__(
         self,
         limits: Limits,
-        slices: Callable[[Ids], pa.Table],
+        images_of: Callable[[Ids], pa.Table],
         bounds: list[tuple[int, int]],
         block_rows: int,
         *,
@@ -73,7 +74,7 @@ class Passes:
         on_commit: Callable[[], None],
     ) -> None:
         self.limits = limits
-        self.slices = slices  # image ids of one slice → their rows of the manifest
+        self.images_of = images_of  # ids of one slice → their rows of the manifest
         self.bounds = bounds  # (first id, end id) of each slice
         self.block_rows = block_rows
         self.ledger = ledger
@@ -89,6 +90,15 @@ class Passes:
 
         Raises ``Incomplete`` where that cannot be reached now, ``Fenced``, ``OSError``.
         """
+        try:
+            self._pass_until_done(executor)
+        except Fenced:
+            raise
+        except (Incomplete, Interrupted):
+            self._commit()  # what came in is kept
+            raise
+
+    def _pass_until_done(self, executor: Executor) -> None:
         number, suspects = 0, np.empty(0, np.int64)
         suspect_rows = self.block_rows
         while self.ledger.remaining():
@@ -99,31 +109,27 @@ class Passes:
             for start, stop in self.bounds:
                 ids = self.ledger.taken.missing(start, stop)
                 doubtful = np.isin(ids, suspects)
-                self._execute(executor, ids[~doubtful], self.block_rows, last, outcome)
-                self._execute(executor, ids[doubtful], suspect_rows, last, outcome)
+                blocks = partial(executor.blocks, rows=self.block_rows, last_pass=last)
+                self._take_all(blocks, ids[~doubtful], outcome)
+                if suspect_rows < ISOLATE_BELOW:
+                    taken_apart = partial(executor.alone, last_pass=last)
+                else:
+                    taken_apart = partial(executor.blocks, rows=suspect_rows, last_pass=last)
+                self._take_all(taken_apart, ids[doubtful], outcome)
             self._release_held()
             self._commit()
-            if not self.ledger.remaining():
-                return
-            suspects = self._lost(outcome)
-            suspect_rows = max(1, suspect_rows // 10)
-            if outcome.finished == 0 and (last or len(suspects) == self.ledger.remaining()):
-                raise Incomplete(self._stuck(executor))
+            suspects, suspect_rows = self._lost(outcome), max(1, suspect_rows // 10)
+            if outcome.finished == 0 and (last or len(suspects)):
+                self._refuse_to_go_on(executor, suspects)
             if outcome.transient.count():
                 time.sleep(PAUSE_S * number)
 
-    def _execute(
-        self, executor: Executor, ids: Ids, rows: int, last: bool, outcome: Outcome
+    def _take_all(
+        self, work: Callable[[pa.Table], Iterator[Account]], ids: Ids, outcome: Outcome
     ) -> None:
         if len(ids) == 0:
             return
-        images = self.slices(ids)
-        accounts = (
-            executor.alone(images, last_pass=last)
-            if rows < min(ISOLATE_BELOW, self.block_rows)
-            else executor.blocks(images, rows, last_pass=last)
-        )
-        for account in accounts:
+        for account in work(self.images_of(ids)):
             self.lease.check()
             self._take(account, outcome)
             self.ledger.commit_if_due()
@@ -182,12 +188,19 @@ class Passes:
             self.progress.event("lost", images=len(lost))
         return lost
 
-    def _stuck(self, executor: Executor) -> str:
-        missing = (self.ledger.taken.missing(*bounds) for bounds in self.bounds)
-        first = next(ids[:1] for ids in missing if len(ids))
-        return (
-            f"{self.ledger.remaining()} images are missing and a whole pass finished none of them;"
-            f" the first one ends with: {executor.why(self.slices(first))}"
+    def _refuse_to_go_on(self, executor: Executor, lost: Ids) -> None:
+        """Raise ``Incomplete`` after a fruitless pass, unless single images of it go well.
+
+        They do where a few poisonous ones took everything with them, in a small collection.
+        """
+        num_missing = self.ledger.remaining()
+        reason: str | None = "another pass may do"
+        for image_id in np.unique(lost[[0, len(lost) // 2, -1]]) if len(lost) else []:
+            reason = executor.why(self.images_of(np.array([image_id])))
+            if reason is None:
+                return
+        raise Incomplete(
+            f"{num_missing} images are missing and a whole pass finished none of them: {reason}"
         )
 
     def _commit(self) -> None:

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 import uuid
+from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator
 from importlib.metadata import version
 from typing import Any
@@ -22,7 +23,6 @@ from segbatch.errors import (
     InputError,
     Interrupted,
     JobFailed,
-    LeaseHeld,
     RunError,
     SegbatchError,
 )
@@ -136,10 +136,10 @@ class RunState:
 
     def images_of(self, ids: Any) -> pa.Table:
         """The manifest's rows of ``ids``, which lie in one slice."""
-        for file, (start, stop) in zip(self.info["manifest"]["files"], self.bounds, strict=True):
-            if len(ids) and start <= ids[0] < stop:
-                return manifest.read(storage.join(self.uri, "manifest"), file, ids)
-        raise ValueError("no slice holds these ids")
+        folder, files = storage.join(self.uri, "manifest"), self.info["manifest"]["files"]
+        first = ids[0] if len(ids) else files[0]["first_id"]
+        starts = [start for start, _ in self.bounds]
+        return manifest.read(folder, files[bisect_right(starts, first) - 1], ids)
 
     def first_images(self) -> pa.Table:
         """The first rows of the manifest, which preflight looks at."""
@@ -246,23 +246,26 @@ class RunState:
             rows.commit(remove=failed, note={"driver": driver, "event": "retry failed"})
         say(f"taking up {sum(file['rows'] for file in failed)} failed images again")
 
-    @classmethod
     @contextlib.contextmanager
-    def guard(cls, uri: str) -> Iterator[None]:
-        """Whatever ends a run early is noted in its ``run.json``, if it is still ours to write."""
+    def guard(self) -> Iterator[None]:
+        """Whatever ends a run early is noted in its ``run.json``, if that is still ours to write.
+
+        ``OSError`` becomes :class:`~segbatch.errors.Incomplete`: storage did not answer.
+        """
         try:
             yield
-        except (LeaseHeld, Fenced, JobFailed):
+        except (Fenced, JobFailed):
             raise
         except (SegbatchError, OSError) as error:
-            status = "interrupted" if isinstance(error, Interrupted) else "incomplete"
-            with contextlib.suppress(OSError, RunError):
-                state = cls.read(uri)
-                if state is not None:
-                    state.write(status)
+            with contextlib.suppress(OSError):
+                self.write("interrupted" if isinstance(error, Interrupted) else "incomplete")
             if isinstance(error, OSError):
-                raise Incomplete(f"storage: {storage.one_line(error)}; run again") from error
+                raise _outage(error) from error
             raise
+
+
+def _outage(error: OSError) -> Incomplete:
+    return Incomplete(f"storage: {storage.one_line(error)}; run again")
 
 
 @contextlib.contextmanager

@@ -108,13 +108,14 @@ def segment(
         if state.finished and not retry_failed:
             return state.close(job)
     check_output(uri)
-    with interruptible(), Lease(uri, say) as lease, RunState.guard(uri):
+    with interruptible(), Lease(uri, say) as lease:
         state = RunState.read(uri) or freeze(uri, job, prepared)
-        if retry_failed:
-            state.take_up_failed(lease.driver, only)
-        with connected(say):
-            work_through(state, job, prepared, lease)
-        state.finish(job)
+        with state.guard():
+            if retry_failed:
+                state.take_up_failed(lease.driver, only)
+            with connected(say):
+                work_through(state, job, prepared, lease)
+            state.finish(job)
     return open_run(uri)
 
 
@@ -127,8 +128,9 @@ def freeze(uri: str, job: SegmentJob, prepared: Prepared) -> RunState:
         reserved=RESERVED_COLUMNS | set(job.formulas),
         leave_out=uri,
     )
-    skipped = ", ".join(f"{count} {end or 'without extension'}" for end, count in
-                        sorted(frozen.skipped.items()))  # fmt: skip
+    skipped = ", ".join(
+        f"{count} {end or 'without extension'}" for end, count in sorted(frozen.skipped.items())
+    )
     say(f"{frozen.rows:,} images" + (f"; skipped {skipped}" if skipped else ""))
     if frozen.duplicates:
         say(f"{frozen.duplicates:,} of them are URIs that stand there before; each gets its row")

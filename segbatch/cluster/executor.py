@@ -78,13 +78,13 @@ class RayExecutor:
                 except RayError:
                     break
 
-    def why(self, images: pa.Table) -> str:
-        """What the first of ``images`` ends with when it is done by itself."""
+    def why(self, image: pa.Table) -> str | None:
+        """What one image ends with when it is done by itself; ``None`` if nothing is wrong."""
         try:
-            ray.get(self._alone.remote(images.slice(0, 1), self.stages.in_pass(False)))
+            ray.get(self._alone.remote(image, self.stages.in_pass(False)))
         except RayError as error:
             return _reason(error)
-        return "nothing wrong when it is done by itself; run again"
+        return None
 
 
 def _reason(error: RayError) -> str:

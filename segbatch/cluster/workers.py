@@ -28,10 +28,6 @@ class Workers:
     num_cpus: int  # and threads, on the CPU
     num_gpus: float
 
-    @property
-    def threads(self) -> int:
-        return self.num_cpus
-
     def __str__(self) -> str:
         low, high = self.size
         count = f"{low}" if low == high else f"{low} to {high}"
