@@ -7,6 +7,7 @@ settles how many images make a block and a file.
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from segbatch.stages import BLOCK_BYTES, Reading
 
 SAMPLE_IMAGES = 16
 MAX_BLOCK_ROWS = 128  # more only makes what a lost block costs larger
+MIN_FILE_ROWS, MAX_FILE_ROWS = 64, 500
 SECONDS_PER_BLOCK = 15.0
 SECONDS_PER_FILE = 60.0
 
@@ -104,33 +106,46 @@ def check_output(uri: str) -> None:
         raise RunError(f"output {uri}: cannot be written to: {reason}") from error
 
 
-def sizes_for(job: SegmentJob, prepared: Prepared, first_rows: pa.Table, device: str) -> Sizes:
-    """Rows a block and a file, from the first images of the manifest.
+def check_first_images(first_rows: pa.Table, prepared: Prepared) -> None:
+    """Raises :class:`~segbatch.errors.SourceError` if storage gives none of the first images.
 
-    Raises :class:`~segbatch.errors.SourceError` if none of them can be read from storage.
+    A broken image is a failed row; that none can be had is a wrong list or wrong credentials.
     """
-    fetched = fetch(first_rows.slice(0, SAMPLE_IMAGES), prepared.reading.limits)
+    fetched = fetch(first_rows, prepared.reading.limits)
     if fetched["error"].null_count == 0:
         raise SourceError(
             f"none of the first {fetched.num_rows} images can be read; the first one,"
             f" {fetched['uri'][0]}: {fetched['error'][0]}: {fetched['message'][0]}"
         )
-    images = _decoded(fetched, prepared.reading)
-    if not images:
-        return Sizes(1, 64) if job.rows_per_file == "auto" else _rounded(1, int(job.rows_per_file))
-    pixels = float(np.mean([image.pixels.nbytes for image in images]))
-    label_maps = float(np.mean([image.width * image.height for image in images]))
-    seconds = _seconds_per_image(prepared.model, images) if device == "cpu" else 0.0
-    block_rows = int(min(MAX_BLOCK_ROWS, BLOCK_BYTES / max(pixels, label_maps)))
-    if seconds:
-        block_rows = min(block_rows, int(SECONDS_PER_BLOCK / seconds))
+
+
+def sizes_for(
+    job: SegmentJob,
+    prepared: Prepared,
+    first_rows: pa.Table,
+    device: str,
+    *,
+    num_images: int,
+    num_workers: int,
+) -> Sizes:
+    """Rows a block and a file, from the first images of the manifest.
+
+    ``num_images`` are still to be done; a few of them make small blocks and files, so that every
+    worker has something to do and progress shows.
+    """
+    block_rows = min(MAX_BLOCK_ROWS, math.ceil(num_images / (4 * num_workers)))
+    file_rows = min(MAX_FILE_ROWS, max(MIN_FILE_ROWS, num_images // 8))
+    images = _decoded(fetch(first_rows, prepared.reading.limits), prepared.reading)
+    if images:
+        pixels = float(np.mean([image.pixels.nbytes for image in images]))
+        label_maps = float(np.mean([image.width * image.height for image in images]))
+        block_rows = min(block_rows, int(BLOCK_BYTES / max(pixels, label_maps)))
+        if device == "cpu":
+            seconds = _seconds_per_image(prepared.model, images)
+            block_rows = min(block_rows, int(SECONDS_PER_BLOCK / seconds))
+            file_rows = min(file_rows, max(MIN_FILE_ROWS, int(SECONDS_PER_FILE / seconds)))
     if job.rows_per_file != "auto":
-        return _rounded(block_rows, int(job.rows_per_file))
-    file_rows = min(500, int(SECONDS_PER_FILE / seconds)) if seconds else 500
-    return _rounded(block_rows, max(64, file_rows))
-
-
-def _rounded(block_rows: int, file_rows: int) -> Sizes:
+        file_rows = int(job.rows_per_file)
     block_rows = max(1, min(block_rows, file_rows))
     return Sizes(block_rows, file_rows // block_rows * block_rows)
 

@@ -14,9 +14,11 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from segbatch import storage
+from segbatch.classes import Classes
 from segbatch.errors import (
     Fenced,
     Incomplete,
@@ -33,7 +35,7 @@ from segbatch.progress import Progress, say
 from segbatch.results.finish import sweep, write_stats
 from segbatch.results.ledger import Ledger
 from segbatch.results.run import FORMAT, Run, open_run, read_info, write_info
-from segbatch.results.schema import ERRORS, stats_schema
+from segbatch.results.schema import ERRORS, rows_schema, stats_schema
 from segbatch.results.table import Table, kind_of
 
 NOTE_EVERY_S = 60.0
@@ -62,10 +64,8 @@ class RunState:
         return None if info is None else cls(uri, info)
 
     @classmethod
-    def begin(
-        cls, uri: str, job: SegmentJob, prepared: Prepared, frozen: manifest.Frozen
-    ) -> RunState:
-        """A new run, whose list of images was frozen; from here on ``run.json`` is there."""
+    def of(cls, uri: str, job: SegmentJob, prepared: Prepared, frozen: manifest.Frozen) -> RunState:
+        """A new run, whose list of images was frozen; it begins with its first ``write``."""
         config = prepared.config
         info = {
             "format": FORMAT,
@@ -93,9 +93,7 @@ class RunState:
             | {"python": platform.python_version()},
             "starts": [],
         }
-        state = cls(uri, info)
-        state.write()
-        return state
+        return cls(uri, info)
 
     def refuse_changes(self, job: SegmentJob, model_sha256: str) -> None:
         """Raises :class:`~segbatch.errors.RunError`, naming the identity key that changed."""
@@ -134,28 +132,33 @@ class RunState:
         files = self.info["manifest"]["files"]
         return [(file["first_id"], file["first_id"] + file["rows"]) for file in files]
 
-    def images_of(self, ids: Any) -> pa.Table:
-        """The manifest's rows of ``ids``, which lie in one slice."""
-        folder, files = storage.join(self.uri, "manifest"), self.info["manifest"]["files"]
-        first = ids[0] if len(ids) else files[0]["first_id"]
+    def images_of(self, ids: npt.NDArray[np.int64]) -> pa.Table:
+        """The manifest's rows of ``ids``, at least one, which all lie in one slice."""
         starts = [start for start, _ in self.bounds]
-        return manifest.read(folder, files[bisect_right(starts, first) - 1], ids)
+        file = self.info["manifest"]["files"][bisect_right(starts, ids[0]) - 1]
+        return manifest.read(storage.join(self.uri, "manifest"), file, ids)
 
     def first_images(self) -> pa.Table:
         """The first rows of the manifest, which preflight looks at."""
-        return self.images_of(np.arange(min(SAMPLE_IMAGES, self.num_images)))
-
-    def user_columns(self) -> list[pa.Field]:
-        return manifest.user_columns(self.first_images().schema)
+        return self.images_of(np.arange(min(SAMPLE_IMAGES, self.bounds[0][1])))
 
     # ------------------------------------------------------------------------- while it works
 
-    def rows_table(self, schema: pa.Schema) -> Table:
-        uri = storage.join(self.uri, "rows")
-        return Table.open(uri) or Table.create(uri, schema)
+    def schema(self, job: SegmentJob, classes: Classes) -> pa.Schema:
+        """The schema of every file in ``rows/``."""
+        return rows_schema(
+            classes,
+            stats=job.stats,
+            formulas=list(job.formulas),
+            user_columns=manifest.user_columns(self.first_images().schema),
+        )
 
-    def adopt(self, ledger: Ledger, progress: Progress | None = None) -> None:
-        self.ledger, self.progress = ledger, progress
+    def open_ledger(self, schema: pa.Schema, driver: str) -> Ledger:
+        """Make this driver the one that commits; the table is created at the first start."""
+        uri = storage.join(self.uri, "rows")
+        table = Table.open(uri) or Table.create(uri, schema)
+        self.ledger = Ledger(table, self.num_images, driver)
+        return self.ledger
 
     def note_progress(self) -> None:
         """Leave counts and pace in ``run.json``, once a minute, for whoever asks the storage."""
@@ -248,10 +251,7 @@ class RunState:
 
     @contextlib.contextmanager
     def guard(self) -> Iterator[None]:
-        """Whatever ends a run early is noted in its ``run.json``, if that is still ours to write.
-
-        ``OSError`` becomes :class:`~segbatch.errors.Incomplete`: storage did not answer.
-        """
+        """Whatever ends a run early is noted in ``run.json``, if that is still ours to write."""
         try:
             yield
         except (Fenced, JobFailed):
@@ -259,13 +259,16 @@ class RunState:
         except (SegbatchError, OSError) as error:
             with contextlib.suppress(OSError):
                 self.write("interrupted" if isinstance(error, Interrupted) else "incomplete")
-            if isinstance(error, OSError):
-                raise _outage(error) from error
             raise
 
 
-def _outage(error: OSError) -> Incomplete:
-    return Incomplete(f"storage: {storage.one_line(error)}; run again")
+@contextlib.contextmanager
+def outages() -> Iterator[None]:
+    """Storage that does not answer is :class:`~segbatch.errors.Incomplete`: run it again."""
+    try:
+        yield
+    except OSError as error:
+        raise Incomplete(f"storage: {storage.one_line(error)}; run again") from error
 
 
 @contextlib.contextmanager

@@ -27,15 +27,15 @@ from segbatch.cluster.workers import (
 from segbatch.images import manifest
 from segbatch.job import SegmentJob, load_job
 from segbatch.passes import Passes
-from segbatch.preflight import Prepared, check_output, prepare, sizes_for
+from segbatch.preflight import Prepared, check_first_images, check_output, prepare, sizes_for
 from segbatch.progress import Progress, say
 from segbatch.results.encode import Encoding
 from segbatch.results.lease import Lease
 from segbatch.results.ledger import Ledger
 from segbatch.results.run import Run, open_run
-from segbatch.results.schema import RESERVED_COLUMNS, rows_schema
+from segbatch.results.schema import RESERVED_COLUMNS
 from segbatch.results.write import Writing
-from segbatch.runstate import RunState, interruptible
+from segbatch.runstate import RunState, interruptible, outages
 from segbatch.stages import (
     Pipeline,
     Predicting,
@@ -108,13 +108,15 @@ def segment(
         if state.finished and not retry_failed:
             return state.close(job)
     check_output(uri)
-    with interruptible(), Lease(uri, say) as lease:
+    with interruptible(), outages(), Lease(uri, say) as lease:
         state = RunState.read(uri) or freeze(uri, job, prepared)
         with state.guard():
             if retry_failed:
                 state.take_up_failed(lease.driver, only)
-            with connected(say):
-                work_through(state, job, prepared, lease)
+            ledger = state.open_ledger(state.schema(job, prepared.config.classes), lease.driver)
+            if ledger.remaining():
+                with connected(say):
+                    work_through(state, job, prepared, ledger, lease)
             state.finish(job)
     return open_run(uri)
 
@@ -134,30 +136,33 @@ def freeze(uri: str, job: SegmentJob, prepared: Prepared) -> RunState:
     say(f"{frozen.rows:,} images" + (f"; skipped {skipped}" if skipped else ""))
     if frozen.duplicates:
         say(f"{frozen.duplicates:,} of them are URIs that stand there before; each gets its row")
-    return RunState.begin(uri, job, prepared, frozen)
+    state = RunState.of(uri, job, prepared, frozen)
+    check_first_images(state.first_images(), prepared)
+    state.write("running")
+    return state
 
 
-def work_through(state: RunState, job: SegmentJob, prepared: Prepared, lease: Lease) -> None:
+def work_through(
+    state: RunState, job: SegmentJob, prepared: Prepared, ledger: Ledger, lease: Lease
+) -> None:
     """Bring every image of the manifest to a committed row."""
-    classes = prepared.config.classes
-    schema = rows_schema(
-        classes,
-        stats=job.stats,
-        formulas=list(job.formulas),
-        user_columns=state.user_columns(),
-    )
-    ledger = Ledger(state.rows_table(schema), state.num_images, lease.driver)
-    state.adopt(ledger)
-    if not ledger.remaining():
-        return
     device = resolve_device(job.resources)
     workers = share_out(job.resources, device)
     precision = state.settle(device, lambda: resolve_precision(job.predict.precision, device))
-    sizes = sizes_for(job, prepared, state.first_images(), device)
+    sizes = sizes_for(
+        job,
+        prepared,
+        state.first_images(),
+        device,
+        num_images=ledger.remaining(),
+        num_workers=workers.size[1],
+    )
     say(
         f"{ledger.remaining():,} images to do on {workers} ({device}, {precision}),"
         f" {sizes.block_rows} a block, {sizes.file_rows} a file"
     )
+    classes = prepared.config.classes
+    schema = state.schema(job, classes)
     encoding = Encoding(classes, schema, prepared.formulas, store_masks=job.masks != "none")
     stages = Pipeline(
         prepared.reading,
@@ -174,7 +179,7 @@ def work_through(state: RunState, job: SegmentJob, prepared: Prepared, lease: Le
     )
     dataset = partial(pipeline, file_rows=sizes.file_rows, workers=workers)
     with Progress(state.uri, state.num_images, ledger.taken.count()) as progress:
-        state.adopt(ledger, progress)
+        state.progress = progress
         Passes(
             job.limits,
             state.images_of,

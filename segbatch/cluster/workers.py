@@ -13,6 +13,7 @@ import ray
 
 from segbatch.errors import InputError
 from segbatch.job import Resources
+from segbatch.model import predict
 
 MIN_LOGICAL_CPUS = 4  # with fewer, the stages of a pipeline can starve each other
 CPUS_FOR_OTHER_STAGES = 2
@@ -127,18 +128,14 @@ def _size(resources: Resources, most: int) -> tuple[int, int]:
 
 def resolve_precision(asked: str, device: str) -> str:
     """The precision meant on the workers' device, asked on one of them where it takes a GPU."""
-    if asked != "auto":
-        return asked
     if device == "cpu":
-        return "fp32"
-    answer: str = ray.get(ray.remote(num_gpus=0.01)(_best_precision).remote(device))
+        return _precision(asked, device)
+    answer: str = ray.get(ray.remote(num_gpus=0.01)(_precision).remote(asked, device))
     return answer
 
 
-def _best_precision(device: str) -> str:
-    from segbatch.model.predict import resolve_device, resolve_precision
-
-    return resolve_precision("auto", resolve_device(device))
+def _precision(asked: str, device: str) -> str:
+    return predict.resolve_precision(asked, predict.resolve_device(device))
 
 
 def _cluster() -> dict[str, Any]:
