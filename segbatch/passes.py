@@ -118,6 +118,8 @@ class Passes:
                 self._take_all(taken_apart, ids[doubtful], outcome)
             self._release_held()
             self._commit()
+            if not self.ledger.remaining():
+                return  # also where all that the last pass did was to give some images up
             suspects, suspect_rows = self._lost(outcome), max(1, suspect_rows // 10)
             if outcome.finished == 0 and (last or len(suspects)):
                 self._refuse_to_go_on(executor, suspects)
