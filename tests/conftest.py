@@ -1,17 +1,33 @@
 import itertools
+import json
+import logging
+import os
+import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
 
 from segbatch import storage
-from segbatch.demo.s3server import s3_server
+from segbatch.results.run import Run
+from tests.collection import broken, various
+from tests.faulty_s3 import CONTROL, faulty_s3
+
+# One Ray serves all tests, and drivers in processes of their own: without a token they find it.
+os.environ["RAY_AUTH_MODE"] = "disabled"
+os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
+
+ROOT = Path(__file__).parents[1]
 
 
 class S3:
     """An S3 server for tests; the AWS_* variables point at it."""
 
-    def __init__(self) -> None:
+    def __init__(self, url: str) -> None:
+        self.url = url
         self.client = boto3.client("s3")
         self.numbers = itertools.count(1)
 
@@ -25,11 +41,97 @@ class S3:
         root, key = storage.split_bucket(uri)
         self.client.put_object(Bucket=root.removeprefix("s3://"), Key=key, Body=data)
 
+    def break_down(self, *faults: dict[str, Any]) -> None:
+        """Answer with errors from now on, as :mod:`tests.faulty_s3` says; without any, heal."""
+        request = urllib.request.Request(
+            self.url + CONTROL, json.dumps(faults).encode(), method="PUT"
+        )
+        urllib.request.urlopen(request).close()
+
 
 @pytest.fixture(scope="session")
 def s3() -> Iterator[S3]:
-    with s3_server() as variables, pytest.MonkeyPatch.context() as environment:
+    with faulty_s3() as url, pytest.MonkeyPatch.context() as environment:
         environment.delenv("AWS_PROFILE", raising=False)
-        for name, value in variables.items():
-            environment.setenv(name, value)
-        yield S3()
+        environment.setenv("AWS_ENDPOINT_URL", url)
+        environment.setenv("AWS_ACCESS_KEY_ID", "testing")
+        environment.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+        environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        yield S3(url)
+
+
+@pytest.fixture(scope="session")
+def ray_address(s3: S3) -> Iterator[str]:
+    """A Ray of four CPUs that this process is connected to, and where another one finds it."""
+    import ray
+
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("PYTHONPATH", str(ROOT))  # of the workers: tests.poison is here
+        ray.init(
+            address="local",
+            num_cpus=4,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=500 << 20,
+            runtime_env={"worker_process_setup_hook": "tests.poison.install"},
+        )
+    yield ray.get_runtime_context().gcs_address
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def model_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A small bundle of five classes, all of which win pixels of the tests' pictures."""
+    from segbatch.model.bundle import ModelConfig, save_bundle
+    from tests.model.conftest import BACKBONES, CLASSES, random_network
+
+    network = random_network("deeplabv3plus")
+    uri = str(tmp_path_factory.mktemp("models") / "small")
+    backbone = BACKBONES["deeplabv3plus"]
+    config = ModelConfig("deeplabv3plus", backbone, network.output_stride, CLASSES, long_side=128)
+    save_bundle(uri, network, config)
+    return uri
+
+
+@pytest.fixture(scope="session")
+def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder: 14 images of all formats, and 7 files that are none but are called so."""
+    folder = tmp_path_factory.mktemp("collection")
+    for seed in range(14):
+        extension, data = various(seed)
+        (folder / f"{seed:03d}.{extension}").write_bytes(data)
+    for name, data in broken().items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def job(images: Any, model: str, output: str, **keys: Any) -> dict[str, Any]:
+    """A segment job: small files, and as many failed images as there may be, unless told."""
+    limits = {"max_failed_fraction": 1.0, "max_bytes": 200_000, "max_pixels": 400_000}
+    return {
+        "kind": "segment",
+        "images": images,
+        "model": model,
+        "output": output,
+        "rows_per_file": 4,
+        **keys,
+        "limits": limits | keys.get("limits", {}),
+    }
+
+
+EVERYTHING: dict[str, Any] = {
+    "stats": ["confidence", "components", "boxes"],
+    "formulas": {"window_to_wall": "window / (window + wall)"},
+}
+
+
+@pytest.fixture(scope="session")
+def whole_run(
+    ray_address: str, model_uri: str, collection: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Run:
+    """A finished run over the collection with every statistic. To be looked at, not changed."""
+    from segbatch.segment import segment
+
+    output = str(tmp_path_factory.mktemp("runs") / "whole")
+    return segment(job(f"{collection}/", model_uri, output, **EVERYTHING))

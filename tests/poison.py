@@ -1,0 +1,33 @@
+"""Images that harm the process that opens them, as a bug in a decoder does.
+
+:func:`install` runs in every worker of the tests' Ray: it teaches Pillow there to obey what a
+picture's comment says. The driver's Pillow is left as it is.
+"""
+
+import os
+import signal
+import time
+from typing import Any
+
+from PIL import Image
+
+MARK = b"segbatch-test:"
+KILL = MARK + b"kill the process;"
+RAISE = MARK + b"raise what nobody expects;"
+WAIT = MARK + b"wait a little;"
+
+
+def install() -> None:
+    harmless = Image.open
+
+    def harmful(fp: Any, *args: Any, **kwargs: Any) -> Any:
+        data = fp.getvalue() if hasattr(fp, "getvalue") else b""
+        if KILL in data:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if RAISE in data:
+            raise AssertionError("a bug in the decoder")
+        if WAIT in data:
+            time.sleep(0.3)
+        return harmless(fp, *args, **kwargs)
+
+    Image.open = harmful
