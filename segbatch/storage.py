@@ -1,12 +1,7 @@
 """Storage: every byte that is read or written goes through here.
 
-A URI is a local path, ``file://…``, or ``scheme://…`` of anything that fsspec speaks. Two clients
-stand behind it: obstore for s3, gs and az (and plain http urls), because it costs a tenth of the
-CPU a request and lists millions of keys; fsspec for every other protocol, and for the few keys
-that obstore does not take (``a//b``, ``..``, control characters).
-
-S3 is set up by the standard variables alone (``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID``,
-``AWS_PROFILE``, …), so MinIO, Ceph and R2 need no code.
+Objects are read many at a time with the reason for each that cannot be, listed, written as a whole
+or not at all, and deleted. Which client does it is decided in :mod:`segbatch.clients`.
 """
 
 from __future__ import annotations
@@ -17,22 +12,55 @@ import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
-from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import fsspec
 import obstore
 from obstore.exceptions import BaseError as ObstoreError
 from obstore.exceptions import InvalidPathError, PermissionDeniedError, UnauthenticatedError
-from obstore.store import HTTPStore, ObjectStore, from_url
+from obstore.store import ObjectStore
 
-BULK_SCHEMES = frozenset({"s3", "s3a", "gs", "az", "abfs", "abfss", "http", "https"})
-HTTP_SCHEMES = frozenset({"http", "https"})
-DELTA_SCHEMES = frozenset({"", "file", "s3", "s3a", "gs", "az", "abfs", "abfss"})
+from segbatch.clients import arrow_filesystem, bucket_client, bulk_client, delta_options, filesystem
+from segbatch.uris import (
+    DELTA_SCHEMES,
+    HTTP_SCHEMES,
+    OBJECT_SCHEMES,
+    is_local,
+    join,
+    local_path,
+    name_of,
+    normalize,
+    scheme_of,
+    split_bucket,
+)
 
-# One request of 8 MiB and more is sent in parts; below, one atomic PUT.
+__all__ = [
+    "DELTA_SCHEMES",
+    "HTTP_SCHEMES",
+    "OBJECT_SCHEMES",
+    "ReadLimits",
+    "StoredFile",
+    "Unreadable",
+    "arrow_filesystem",
+    "delete",
+    "delta_options",
+    "exists",
+    "filesystem",
+    "is_local",
+    "join",
+    "list_files",
+    "local_path",
+    "name_of",
+    "normalize",
+    "one_line",
+    "read_bytes",
+    "read_many",
+    "scheme_of",
+    "split_bucket",
+    "write_bytes",
+]
+
+# Above this an object is sent in parts; below, in one atomic PUT.
 MULTIPART_BYTES = 64 << 20
 
 # S3 error codes that speak of our credentials or clock, not of one object.
@@ -72,175 +100,6 @@ class StoredFile:
     size: int
 
 
-# ---------------------------------------------------------------------------------------- URIs
-
-
-def scheme_of(uri: str) -> str:
-    """Scheme in lower case, ``""`` for a local path; a Windows drive is not a scheme."""
-    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]+)(?:::[^/]*)?://", uri)
-    return match[1].lower() if match else ""
-
-
-def is_local(uri: str) -> bool:
-    return scheme_of(uri) in ("", "file")
-
-
-def local_path(uri: str) -> Path:
-    """The path behind a local URI; ``~`` is the home folder."""
-    return Path(uri.removeprefix("file://") if scheme_of(uri) == "file" else uri).expanduser()
-
-
-def normalize(uri: str) -> str:
-    """``uri`` without trailing slashes; a local one as an absolute path."""
-    if is_local(uri):
-        return str(local_path(uri).absolute())
-    return uri.rstrip("/")
-
-
-def join(uri: str, *parts: str) -> str:
-    return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
-
-
-def name_of(uri: str) -> str:
-    """Last part of the path."""
-    return uri.rstrip("/").rsplit("/", 1)[-1]
-
-
-def split_bucket(uri: str) -> tuple[str, str]:
-    """``scheme://bucket`` and the key behind it, exactly as it stands there."""
-    root, _, key = uri.partition("://")
-    bucket, _, key = key.partition("/")
-    return f"{root}://{bucket}", key
-
-
-# ------------------------------------------------------------------------------------- clients
-
-
-def filesystem(uri: str) -> tuple[Any, str]:
-    """The fsspec filesystem of ``uri`` and the path in it."""
-    options: dict[str, Any] = {}
-    if scheme_of(uri) in ("s3", "s3a"):
-        options = {"use_listings_cache": False, "anon": _unsigned()}
-    return fsspec.core.url_to_fs(uri, **options)  # type: ignore[no-any-return]
-
-
-def arrow_filesystem(uri: str) -> tuple[Any, str]:
-    """The pyarrow filesystem of ``uri`` and the path in it."""
-    from pyarrow.fs import FSSpecHandler, LocalFileSystem, PyFileSystem
-
-    if is_local(uri):
-        return LocalFileSystem(), str(local_path(uri))
-    fs, path = filesystem(uri)
-    return PyFileSystem(FSSpecHandler(fs)), path
-
-
-def delta_options(uri: str) -> dict[str, str]:
-    """``storage_options`` for the deltalake package; the rest it takes from the environment."""
-    plain_http = scheme_of(uri) in ("s3", "s3a") and _endpoint().startswith("http://")
-    return {"AWS_ALLOW_HTTP": "true"} if plain_http else {}
-
-
-@cache
-def _store(root: str, timeout_s: float, retries: int) -> ObjectStore:
-    """The obstore client of one bucket; kept, because it holds the connections."""
-    return _open_store(root, timeout_s, retries)
-
-
-def _open_store(root: str, timeout_s: float, retries: int) -> ObjectStore:
-    kwargs: dict[str, Any] = {}
-    allow_http = root.startswith("http://")
-    if scheme_of(root) in ("s3", "s3a"):
-        allow_http = _endpoint().startswith("http://")
-        kwargs = _s3_options()
-    # Not from_url for http: it takes apart the path, and https://….amazonaws.com for a bucket.
-    return (HTTPStore if scheme_of(root) in HTTP_SCHEMES else from_url)(
-        root,
-        client_options={"allow_http": allow_http, "timeout": timedelta(seconds=timeout_s)},
-        retry_config={
-            "max_retries": retries,
-            "retry_timeout": timedelta(seconds=timeout_s * (retries + 1)),
-        },
-        **kwargs,
-    )
-
-
-def _endpoint() -> str:
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
-
-
-def _unsigned() -> bool:
-    return os.environ.get("AWS_SKIP_SIGNATURE", "").lower() in ("1", "true")
-
-
-def _s3_options() -> dict[str, Any]:
-    """What obstore does not find by itself: profiles, SSO and the region of the config file."""
-    from botocore.session import Session
-
-    session = Session()
-    options: dict[str, Any] = {}
-    region = session.get_config_variable("region")
-    if region:
-        options["region"] = region
-    if _endpoint():
-        options["endpoint"] = _endpoint()
-    if _unsigned():
-        options["skip_signature"] = True
-    elif "AWS_ACCESS_KEY_ID" not in os.environ:
-        credentials = session.get_credentials()
-        if credentials is None:
-            raise PermissionError(
-                "no AWS credentials found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or"
-                " AWS_PROFILE, or AWS_SKIP_SIGNATURE=true for a public bucket"
-            )
-        options["credential_provider"] = _CredentialsOf(credentials)
-    return options
-
-
-class _CredentialsOf:
-    """botocore's credentials, which refresh themselves, in the form that obstore asks for."""
-
-    def __init__(self, credentials: Any) -> None:
-        self.credentials = credentials
-
-    def __call__(self) -> dict[str, Any]:
-        from datetime import UTC, datetime
-
-        frozen = self.credentials.get_frozen_credentials()
-        return {
-            "access_key_id": frozen.access_key,
-            "secret_access_key": frozen.secret_key,
-            "token": frozen.token,
-            "expires_at": datetime.now(UTC) + timedelta(minutes=5),
-        }
-
-
-def _bulk_key(uri: str) -> str | None:
-    """The key of ``uri`` if obstore takes it as it stands, else ``None``."""
-    scheme = scheme_of(uri)
-    if scheme not in BULK_SCHEMES:
-        return None
-    key = split_bucket(uri)[1]
-    if scheme in HTTP_SCHEMES:
-        # obstore encodes the path anew: only one without anything to encode is the same after.
-        return key if re.fullmatch(r"[\w.~/-]+", key, re.ASCII) and "//" not in key else None
-    parts = key.split("/")
-    if any(part in ("", ".", "..") for part in parts) or re.search(r"[\x00-\x1f\x7f]", key):
-        return None
-    return key
-
-
-def _bulk_client(uri: str, timeout_s: float, retries: int) -> tuple[ObjectStore, str] | None:
-    """The obstore client for reading ``uri`` and the key to ask it for, or ``None``."""
-    key = _bulk_key(uri)
-    if key is not None:
-        return _store(split_bucket(uri)[0], timeout_s, retries), key
-    if scheme_of(uri) in HTTP_SCHEMES:
-        # A client of this URL alone asks for it as it stands, query and escapes included. Not by
-        # fsspec, which asks twice and takes a busy server's 503 for "not found".
-        return _open_store(uri, timeout_s, retries), ""
-    return None
-
-
 # --------------------------------------------------------------------------------- bulk reading
 
 
@@ -260,7 +119,7 @@ async def _read_many(uris: Sequence[str], limits: ReadLimits) -> list[bytes | Un
     async def read(uri: str) -> bytes | Unreadable:
         async with slots:
             try:
-                client = _bulk_client(uri, limits.timeout_s, limits.retries)
+                client = bulk_client(uri, limits.timeout_s, limits.retries)
                 if client is not None:
                     return await _read_bulk(*client, limits)
                 return await asyncio.to_thread(_read_other, uri, limits)
@@ -348,14 +207,13 @@ def write_bytes(uri: str, data: bytes) -> None:
     if is_local(uri):
         _write_local(local_path(uri), data)
         return
-    key = _bulk_key(uri)
     try:
-        if key is None or scheme_of(uri) in HTTP_SCHEMES:
+        client = bulk_client(uri, 300.0, 10)
+        if client is None:
             fs, path = filesystem(uri)
             fs.pipe_file(path, data)
         else:
-            store = _store(split_bucket(uri)[0], 300.0, 10)
-            obstore.put(store, key, data, use_multipart=len(data) > MULTIPART_BYTES)
+            obstore.put(*client, data, use_multipart=len(data) > MULTIPART_BYTES)
     except (ObstoreError, OSError, ValueError) as error:
         raise _as_os_error(uri, error) from error
 
@@ -380,7 +238,7 @@ def exists(uri: str) -> bool:
     if is_local(uri):
         return local_path(uri).exists()
     try:
-        client = _bulk_client(uri, 60.0, 10)
+        client = bulk_client(uri, 60.0, 10)
         if client is None:
             fs, path = filesystem(uri)
             return bool(fs.exists(path))
@@ -403,9 +261,11 @@ def list_files(folder: str) -> Iterator[StoredFile]:
     root, prefix = split_bucket(folder)
     last = ""
     try:
-        if scheme_of(folder) in BULK_SCHEMES - HTTP_SCHEMES:
+        if scheme_of(folder) in OBJECT_SCHEMES:
             try:
-                for chunk in obstore.list(_store(root, 60.0, 10), prefix.rstrip("/") or None):
+                for chunk in obstore.list(
+                    bucket_client(root, 60.0, 10), prefix.rstrip("/") or None
+                ):
                     for entry in chunk:
                         last = f"{root}/{entry['path']}"
                         yield StoredFile(last, entry["size"])
@@ -442,8 +302,8 @@ def delete(uris: Iterable[str]) -> None:
         try:
             if is_local(uri):
                 local_path(uri).unlink(missing_ok=True)
-            elif (key := _bulk_key(uri)) is not None:
-                obstore.delete(_store(split_bucket(uri)[0], 60.0, 10), key)
+            elif (client := bulk_client(uri, 60.0, 10)) is not None:
+                obstore.delete(*client)
             else:
                 fs, path = filesystem(uri)
                 fs.rm_file(path)

@@ -160,7 +160,7 @@ def _as_listed(folder: str) -> str:
     """``folder`` in the spelling with which its files come out of a listing."""
     if storage.is_local(folder):
         return posixpath.normpath(storage.normalize(folder))
-    if storage.scheme_of(folder) in storage.BULK_SCHEMES:
+    if storage.scheme_of(folder) in storage.OBJECT_SCHEMES | storage.HTTP_SCHEMES:
         return storage.normalize(folder)
     fs, path = storage.filesystem(folder)
     return str(fs.unstrip_protocol(path)).rstrip("/")

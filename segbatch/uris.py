@@ -1,0 +1,48 @@
+"""URIs: a local path, ``file://…``, or ``scheme://…`` of anything that fsspec speaks."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+HTTP_SCHEMES = frozenset({"http", "https"})
+OBJECT_SCHEMES = frozenset({"s3", "s3a", "gs", "az", "abfs", "abfss"})
+DELTA_SCHEMES = OBJECT_SCHEMES | {"", "file"}
+
+
+def scheme_of(uri: str) -> str:
+    """Scheme in lower case, ``""`` for a local path; a Windows drive is not a scheme."""
+    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]+)(?:::[^/]*)?://", uri)
+    return match[1].lower() if match else ""
+
+
+def is_local(uri: str) -> bool:
+    return scheme_of(uri) in ("", "file")
+
+
+def local_path(uri: str) -> Path:
+    """The path behind a local URI; ``~`` is the home folder."""
+    return Path(uri.removeprefix("file://") if scheme_of(uri) == "file" else uri).expanduser()
+
+
+def normalize(uri: str) -> str:
+    """``uri`` without trailing slashes; a local one as an absolute path."""
+    if is_local(uri):
+        return str(local_path(uri).absolute())
+    return uri.rstrip("/")
+
+
+def join(uri: str, *parts: str) -> str:
+    return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def name_of(uri: str) -> str:
+    """Last part of the path."""
+    return uri.rstrip("/").rsplit("/", 1)[-1]
+
+
+def split_bucket(uri: str) -> tuple[str, str]:
+    """``scheme://bucket`` and the key behind it, exactly as it stands there."""
+    root, _, key = uri.partition("://")
+    bucket, _, key = key.partition("/")
+    return f"{root}://{bucket}", key
