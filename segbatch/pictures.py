@@ -11,7 +11,8 @@ from PIL import Image
 
 from segbatch import storage
 from segbatch.errors import InputError, JobFailed, SourceError
-from segbatch.images.decode import Undecodable, decode_image
+from segbatch.images.decode import decode_image
+from segbatch.images.diagnose import Undecodable
 from segbatch.job import IMAGE_EXTENSIONS, Limits
 from segbatch.masks import with_legend
 from segbatch.model.predict import Model, load_model

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageCms, ImageOps, PngImagePlugin, TiffImagePlugin, features
 
-from segbatch.images.decode import Decoded, Undecodable, decode, decode_image
+from segbatch.images.decode import Decoded, decode, decode_image
+from segbatch.images.diagnose import Undecodable
 from segbatch.scaling import downscale
 
 FORMATS = ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF"]

@@ -1,0 +1,150 @@
+"""Diagnosis: what is wrong with a file that Pillow did not decode.
+
+The file is looked at rather than the exception: most of those say no more than "cannot identify".
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from PIL import ExifTags, TiffImagePlugin, UnidentifiedImageError, features
+
+DecodeErrorKind = Literal["truncated", "undecodable", "unsupported", "too_large"]
+
+# How files begin that Pillow does not open, and what they are.
+FOREIGN = (
+    (b"%PDF-", "PDF"),
+    (b"\xff\x0a", "JPEG XL"),
+    (b"\0\0\0\x0cJXL ", "JPEG XL"),
+    (b"FUJIFILMCCD-RAW", "RAW photograph"),
+    (b"IIRO", "RAW photograph"),
+    (b"IIRS", "RAW photograph"),
+    (b"MMOR", "RAW photograph"),
+    (b"IIU\0", "RAW photograph"),
+    (b"\x1aE\xdf\xa3", "Matroska or WebM video"),
+    (b"\0\0\x01\xb3", "MPEG video"),
+    (b"\0\0\x01\xba", "MPEG video"),
+    (b"FLV\x01", "Flash video"),
+    (b"PK\x03\x04", "ZIP archive"),
+    (b"\x1f\x8b", "gzip archive"),
+)
+# The same for files that begin with a box "ftyp": by the brand in it; any other one is a video.
+HEIF_BRANDS = frozenset(
+    {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"}
+)  # fmt: skip
+AVIF_BRANDS = frozenset({b"avif", b"avis"})
+
+
+@dataclass(frozen=True)
+class Undecodable:
+    """Why there is no image; ``message`` is one line."""
+
+    kind: DecodeErrorKind
+    message: str
+
+
+def diagnose(data: bytes, error: Exception) -> Undecodable:
+    """Name what is wrong with a file that Pillow did not decode. The file is looked at rather than
+    the exception: most of those say no more than "cannot identify".
+    """
+    message = " ".join(str(error).split())[:300] or type(error).__name__
+    if foreign := _foreign(data):
+        return Undecodable("unsupported", foreign)
+    if isinstance(error, UnidentifiedImageError):
+        message = "not an image that the installed Pillow knows, or a damaged one"
+        head = data[:1024].removeprefix(b"\xef\xbb\xbf").lstrip()
+        if _is_text(head):
+            name = _markup(head)
+            kind: DecodeErrorKind = "unsupported" if name == "SVG" else "undecodable"
+            start = " ".join(head[:60].decode(errors="replace").split())
+            return Undecodable(kind, f"looks like {name}: {start}")
+    if re.search("[Tt]runcated|but only got", message) or ends_early(data):
+        return Undecodable("truncated", "the file ends early")
+    if re.search("cannot find loader|not available|not supported|unsupported|Ghostscript", message):
+        return Undecodable("unsupported", message)
+    return Undecodable("undecodable", message)
+
+
+def _foreign(data: bytes) -> str | None:
+    """The format, if it is a known one that the installed Pillow does not open."""
+    if data[4:8] == b"ftyp":
+        brand = data[8:12]
+        if brand in AVIF_BRANDS:
+            return None if features.check("avif") else "AVIF"
+        if brand in HEIF_BRANDS:
+            return "HEIC"
+        return "RAW photograph" if brand == b"crx " else "MP4 or QuickTime video"
+    if data[:4] == b"RIFF" and data[8:12] == b"AVI ":
+        return "AVI video"
+    return next((name for magic, name in FOREIGN if data.startswith(magic)), None)
+
+
+def _is_text(head: bytes) -> bool:
+    printable = bytes([*b"\t\n\f\r", *range(0x20, 0x7F), *range(0x80, 0x100)])
+    return head[:1].isascii() and not head.translate(None, printable)
+
+
+def _markup(head: bytes) -> str:
+    lower = head.lower()
+    if lower.startswith(b"<"):
+        if b"<svg" in lower:
+            return "SVG"
+        return "HTML" if b"<html" in lower or b"<!doctype html" in lower else "XML"
+    return "JSON" if lower.startswith((b"{", b"[")) else "text"
+
+
+def _tiff_ends_early(data: bytes) -> bool:
+    """Whether the first page's directory, or the pixels that it points at, are cut off."""
+    try:
+        file = io.BytesIO(data)
+        page = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
+        file.seek(page.next)
+        page.load(file)
+        strips = (ExifTags.Base.StripOffsets, ExifTags.Base.StripByteCounts)
+        tiles = (ExifTags.Base.TileOffsets, ExifTags.Base.TileByteCounts)
+        starts, sizes = (page[tag] for tag in (tiles if tiles[0] in page else strips))
+        return any(start + size > len(data) for start, size in zip(starts, sizes, strict=False))
+    except Exception:  # a directory without an end, or without pixels
+        return True
+
+
+def _boxes_end_early(data: bytes) -> bool:
+    """Whether the last box of a file of boxes (AVIF, JPEG 2000) is cut off."""
+    position = 0
+    while position + 8 <= len(data):
+        size = int.from_bytes(data[position : position + 4], "big")
+        if size == 0:  # to the end of the file, wherever that is
+            return False
+        header = 16 if size == 1 else 8
+        if size == 1:
+            size = int.from_bytes(data[position + 8 : position + 16], "big")
+        position += max(size, header)
+    return position != len(data)
+
+
+# How files begin, and whether such a file, known to be broken, is shorter than it says or lacks
+# what its format ends with.
+ENDS_EARLY: tuple[tuple[int, bytes, Callable[[bytes], bool]], ...] = (
+    (0, b"\xff\xd8", lambda data: not data.rstrip(b"\0").endswith(b"\xff\xd9")),
+    (0, b"\x89PNG", lambda data: b"IEND" not in data),
+    (0, b"GIF8", lambda data: not data.endswith(b";")),
+    (0, b"RIFF", lambda data: len(data) < 8 + number(data, 4, "little")),
+    (0, b"BM", lambda data: len(data) < number(data, 2, "little")),
+    (0, b"II*\0", _tiff_ends_early),
+    (0, b"MM\0*", _tiff_ends_early),
+    (4, b"ftyp", _boxes_end_early),
+    (4, b"jP  ", _boxes_end_early),
+    (0, b"\xff\x4f\xff\x51", lambda data: not data.endswith(b"\xff\xd9")),  # bare JPEG 2000
+)
+
+
+def ends_early(data: bytes) -> bool:
+    return any(test(data) for start, magic, test in ENDS_EARLY if data.startswith(magic, start))
+
+
+def number(data: bytes, start: int, order: Literal["little", "big"]) -> int:
+    return int.from_bytes(data[start : start + 4], order)
