@@ -22,7 +22,6 @@ from segbatch.classes import Classes
 from segbatch.errors import (
     Fenced,
     Incomplete,
-    InputError,
     Interrupted,
     JobFailed,
     RunError,
@@ -175,6 +174,7 @@ class RunState:
         if self.progress is not None and self.info["starts"]:
             self.info["images_per_second"] = round(self.progress.images_per_second, 3)
             self.info["starts"][-1] |= {
+                "passes": self.progress.passes,
                 "images": self.progress.finished,
                 "wall_s": round(time.monotonic() - self.progress.started, 1),
                 "stage_s": {k: round(v, 2) for k, v in self.progress.seconds.items()},
@@ -234,11 +234,6 @@ class RunState:
 
     def take_up_failed(self, driver: str, only: Collection[str]) -> None:
         """Take the failed rows out of the table, so that a resume does their images again."""
-        unknown = sorted(set(only) - set(ERRORS))
-        if unknown:
-            raise InputError(
-                f"--only {','.join(unknown)}: no such kind; kinds: {', '.join(ERRORS)}"
-            )
         rows = Table.open(storage.join(self.uri, "rows"))
         if rows is None:
             return

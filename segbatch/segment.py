@@ -24,6 +24,7 @@ from segbatch.cluster.workers import (
     resolve_precision,
     share_out,
 )
+from segbatch.errors import InputError
 from segbatch.images import manifest
 from segbatch.job import SegmentJob, load_job
 from segbatch.passes import Passes
@@ -33,7 +34,7 @@ from segbatch.results.encode import Encoding
 from segbatch.results.lease import Lease
 from segbatch.results.ledger import Ledger
 from segbatch.results.run import Run, open_run
-from segbatch.results.schema import RESERVED_COLUMNS
+from segbatch.results.schema import ERRORS, RESERVED_COLUMNS
 from segbatch.results.write import Writing
 from segbatch.runstate import RunState, interruptible, outages
 from segbatch.stages import (
@@ -100,6 +101,8 @@ def segment(
     :class:`~segbatch.errors.Incomplete` if it should be run again.
     """
     job = load_job(job)
+    if unknown := sorted(set(only) - set(ERRORS)):
+        raise InputError(f"--only {','.join(unknown)}: no such kind; kinds: {', '.join(ERRORS)}")
     prepared = prepare(job)
     uri = storage.normalize(job.output)
     state = RunState.read(uri)
