@@ -104,6 +104,7 @@ class Passes:
         while self.ledger.remaining():
             number += 1
             last = number >= self.limits.passes
+            self.progress.passes = number
             self.progress.event("pass", number=number, remaining=self.ledger.remaining())
             outcome = Outcome(self.num_images)
             for start, stop in self.bounds:

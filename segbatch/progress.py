@@ -26,6 +26,7 @@ class Progress:
         self.run = run
         self.total = total
         self.done = done
+        self.passes = 0
         self.kinds: Counter[str] = Counter()
         self.seconds: Counter[str] = Counter()
         self.started = time.monotonic()
