@@ -159,8 +159,8 @@ def _config_bytes(uri: str) -> bytes:
         return weights.read_file(storage.join(uri, CONFIG))
     except ModelError as error:
         raise ModelError(
-            f"{error}; a model is a bundle, which `segbatch model"
-            " import` makes of weights, or zoo:NAME"
+            f"{error}; a model is a bundle, which `segbatch model import` makes of weights,"
+            " or zoo:NAME"
         ) from error
 
 
