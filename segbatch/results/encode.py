@@ -49,7 +49,7 @@ def encode(table: pa.Table, encoding: Encoding) -> pa.Table:
     ok = table["error"].is_null().to_numpy()
     num_classes = len(encoding.classes)
     pixels = _per_class(table["class_pixels"], ok, num_classes).astype(np.int64)
-    label_maps = _label_maps(table, ok)
+    label_maps = _label_maps(table, ok) if encoding.wants_label_maps else []
     shares = coverage(pixels)
 
     columns: dict[str, pa.Array | pa.ChunkedArray] = {

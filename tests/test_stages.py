@@ -1,0 +1,251 @@
+"""The stages, one by one and together, in this process: no Ray."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from segbatch import stages
+from segbatch.masks import decode_mask
+from segbatch.model.bundle import load_config
+from segbatch.model.predict import PredictOptions, load_model
+from segbatch.model.tiles import TileOptions
+from segbatch.results.encode import Encoding
+from segbatch.results.lease import Lease
+from segbatch.results.schema import rows_schema
+from segbatch.results.write import Account, Writing
+from segbatch.stages import (
+    Pipeline,
+    Predicting,
+    PredictStage,
+    Reading,
+    accounts_of,
+    all_stages,
+    crashed_row,
+    decode_stage,
+    fetch_stage,
+)
+from segbatch.storage import ReadLimits
+from tests.collection import encoded, image, jpeg
+
+LIMITS = ReadLimits(max_bytes=1_000_000, retries=0)
+
+
+def manifest(folder: Path, files: dict[str, bytes]) -> pa.Table:
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    return pa.table(
+        {
+            "image_id": pa.array(range(10, 10 + len(files)), pa.int64()),
+            "uri": [str(folder / name) for name in files],
+            "city": [f"city of {name}" for name in files],
+        }
+    )
+
+
+def told(
+    run: Path,
+    model_uri: str,
+    *,
+    options: PredictOptions | None = None,
+    long_side: int | None = 128,
+    masks: str = "original",
+    stats: tuple[str, ...] = ("confidence",),
+    last_pass: bool = False,
+) -> Pipeline:
+    """What the stages are told, as the job does it."""
+    classes = load_config(model_uri).classes
+    schema = rows_schema(classes, stats=stats, user_columns=[pa.field("city", pa.string())])
+    encoding = Encoding(classes, schema, store_masks=masks != "none")
+    return Pipeline(
+        Reading(LIMITS, 1_000_000, long_side),
+        Predicting(
+            model_uri,
+            options or PredictOptions(),
+            device="cpu",
+            threads=1,
+            original_grid=masks == "original",
+            keep_label_maps=encoding.wants_label_maps,
+        ),
+        encoding,
+        Writing(str(run), "driver", 1, schema, last_pass=last_pass),
+    )
+
+
+def written(accounts: list[Account], run: Path) -> list[dict[str, Any]]:
+    """The rows in the files of ``accounts``, by their image."""
+    files = [account.file for account in accounts if account.file is not None]
+    rows = [row for file in files for row in pq.read_table(run / "rows" / file.name).to_pylist()]
+    return sorted(rows, key=lambda row: row["image_id"])
+
+
+def test_an_image_goes_the_whole_way_in_one_process(tmp_path: Path, model_uri: str) -> None:
+    files = {"a.jpg": jpeg(1), "b.jpg": jpeg(2, 80, 60), "c.jpg": b"<html>", "d.jpg": jpeg(3)}
+    images = manifest(tmp_path, files)
+    accounts = accounts_of(all_stages(images, told(tmp_path, model_uri)))
+    assert {account.kind: account.image_ids for account in accounts} == {
+        "ok": [10, 11, 13],
+        "undecodable": [12],
+    }
+    assert set(accounts[0].seconds) == {"fetch", "decode", "predict", "encode", "write"}
+    assert all(seconds > 0 for seconds in accounts[0].seconds.values())
+    rows = written(accounts, tmp_path)
+    assert [row["city"] for row in rows] == [f"city of {name}" for name in files]
+    model = load_model(model_uri, device="cpu")
+    for row, data in zip(rows, files.values(), strict=True):
+        if row["status"] == "ok":
+            expected = model.predict(Image.open(io.BytesIO(data)))
+            assert np.mean(decode_mask(row["mask"]) != expected.mask) < 1e-3
+            assert sum(row["coverage"].values()) == pytest.approx(1, abs=1e-6)
+
+
+def test_a_passing_failure_is_told_and_only_written_in_the_last_pass(
+    tmp_path: Path, model_uri: str, s3: Any
+) -> None:
+    root = s3.uri("images")
+    s3.put(f"{root}/a.jpg", jpeg(1))
+    images = pa.table({"image_id": [0], "uri": [f"{root}/a.jpg"], "city": ["Bern"]})
+    s3.break_down({"part": "a.jpg", "status": 503, "code": "SlowDown"})
+    try:
+        [first] = accounts_of(all_stages(images, told(tmp_path, model_uri)))
+        [last] = accounts_of(all_stages(images, told(tmp_path, model_uri).in_pass(True)))
+    finally:
+        s3.break_down()
+    assert (first.kind, first.image_ids, first.file) == ("unavailable", [0], None)
+    [row] = written([last], tmp_path)
+    assert (row["error"], row["city"]) == ("unavailable", "Bern")
+    assert "SlowDown" in row["message"]
+
+
+def test_what_does_not_fit_in_a_block_is_decoded_by_the_model_and_is_the_same(
+    tmp_path: Path, model_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {
+        "a.png": encoded(image(1), "PNG"),
+        "large.png": encoded(image(2, 200, 300), "PNG"),
+        "broken.jpg": jpeg(3)[:300],
+        "z.png": encoded(image(4), "PNG"),
+    }
+    images = manifest(tmp_path, files)
+    pipeline = told(tmp_path, model_uri, long_side=None)
+    roomy = written(accounts_of(all_stages(images, pipeline)), tmp_path)
+
+    monkeypatch.setattr(stages, "BLOCK_BYTES", 100_000)
+    fetched = fetch_stage(images, pipeline.reading)
+    tight = decode_stage(fetched, pipeline.reading)
+    assert tight["pixels"].is_valid().to_pylist()[1] is False, "180 kB of pixels do not fit"
+    assert tight["error"][1].as_py() is None
+    assert tight["pixels"].nbytes <= 100_000 + 1000
+    assert written(accounts_of(all_stages(images, pipeline)), tmp_path) == roomy
+    assert [row["error"] for row in roomy] == [None, None, "truncated", None]
+
+
+def test_a_broken_image_that_waited_for_the_model_fails_there(
+    tmp_path: Path, model_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "BLOCK_BYTES", 0)
+    png = encoded(image(1), "PNG")
+    files = {"a.png": png, "cut.png": png[:-100], "b.png": encoded(image(2), "PNG")}
+    accounts = accounts_of(all_stages(manifest(tmp_path, files), told(tmp_path, model_uri)))
+    rows = written(accounts, tmp_path)
+    assert [row["error"] for row in rows] == [None, "truncated", None]
+
+
+def test_the_original_grid_is_the_images_and_the_models_is_after_downscaling(
+    tmp_path: Path, model_uri: str
+) -> None:
+    images = manifest(tmp_path, {"a.png": encoded(image(1, 120, 300), "PNG")})
+    grids = {}
+    for masks in ("original", "model", "none"):
+        accounts = accounts_of(all_stages(images, told(tmp_path, model_uri, masks=masks)))
+        [row] = written(accounts, tmp_path)
+        assert (row["width"], row["height"]) == (300, 120)
+        assert sum(row["pixels"].values()) == row["mask_width"] * row["mask_height"]
+        assert (row["mask"] is None) == (masks == "none")
+        grids[masks] = row["mask_width"], row["mask_height"]
+    assert grids == {"original": (300, 120), "model": (128, 51), "none": (128, 51)}
+
+
+def test_components_are_counted_without_storing_masks(tmp_path: Path, model_uri: str) -> None:
+    images = manifest(tmp_path, {"a.jpg": jpeg(1)})
+    with_masks, without = (
+        written(
+            accounts_of(
+                all_stages(
+                    images, told(tmp_path, model_uri, masks=masks, stats=("components", "boxes"))
+                )
+            ),
+            tmp_path,
+        )[0]
+        for masks in ("model", "none")
+    )
+    assert without["mask"] is None
+    assert without["components"] == with_masks["components"]
+    assert without["boxes"] == with_masks["boxes"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        PredictOptions(long_side=None, tile=TileOptions(128, 32)),
+        PredictOptions(long_side=None, flip=True),
+        PredictOptions(long_side=None, scales=(0.5, 1.0)),
+    ],
+    ids=["tile", "flip", "scales"],
+)
+def test_a_job_predicts_with_the_options_that_load_model_takes(
+    options: PredictOptions, tmp_path: Path, model_uri: str
+) -> None:
+    picture = image(5, 220, 300)
+    images = manifest(tmp_path, {"a.png": encoded(picture, "PNG")})
+    pipeline = told(tmp_path, model_uri, options=options, long_side=None)
+    [row] = written(accounts_of(all_stages(images, pipeline)), tmp_path)
+    expected = load_model(model_uri, device="cpu", options=options).predict(picture)
+    assert np.array_equal(decode_mask(row["mask"]), expected.mask)
+    plain = load_model(model_uri, device="cpu", options=PredictOptions(long_side=None))
+    assert not np.array_equal(plain.predict(picture).mask, expected.mask)
+
+
+def test_a_block_of_nothing_but_failures_goes_through(tmp_path: Path, model_uri: str) -> None:
+    images = manifest(tmp_path, {"a.jpg": b"", "b.jpg": b"<html>"})
+    accounts = accounts_of(all_stages(images, told(tmp_path, model_uri)))
+    assert {account.kind for account in accounts} == {"truncated", "undecodable"}
+
+
+def test_predict_leaves_no_pixels_in_what_it_gives_on(tmp_path: Path, model_uri: str) -> None:
+    images = manifest(tmp_path, {"a.jpg": jpeg(1), "b.jpg": b""})
+    pipeline = told(tmp_path, model_uri)
+    decoded = decode_stage(fetch_stage(images, pipeline.reading), pipeline.reading)
+    predicted = PredictStage(pipeline.predicting, pipeline.reading)(decoded)
+    assert not {"data", "pixels"} & set(predicted.column_names)
+    assert predicted.schema.field("label_map").type == pa.large_binary()
+    assert predicted["label_map"].is_valid().to_pylist() == [True, False]
+
+
+def test_a_crashed_image_gets_its_row(tmp_path: Path, model_uri: str) -> None:
+    images = manifest(tmp_path, {"a.jpg": jpeg(1)})
+    table = crashed_row(images, "the worker's process died, 2 times", told(tmp_path, model_uri))
+    [account] = accounts_of(table)
+    assert account.kind == "crashed"
+    [row] = written([account], tmp_path)
+    assert (row["image_id"], row["status"], row["error"]) == (10, "failed", "crashed")
+    assert row["message"] == "the worker's process died, 2 times"
+    assert row["city"] == "city of a.jpg"
+
+
+def test_nothing_is_written_for_a_driver_that_lost_its_lease(
+    tmp_path: Path, model_uri: str
+) -> None:
+    from segbatch.errors import Fenced
+
+    images = manifest(tmp_path, {"a.jpg": jpeg(1)})
+    with Lease(str(tmp_path), print), pytest.raises(Fenced):
+        all_stages(images, told(tmp_path, model_uri))
+    assert not (tmp_path / "rows").exists()
