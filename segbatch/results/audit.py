@@ -67,14 +67,14 @@ def audit(run: Run, *, deep: bool = False) -> Audit:
         counts = np.zeros(result.images, np.uint8)
         if rows is not None:
             _count_rows(rows, counts, result)
-            result.uncommitted = [file.uri for file in unreferenced(rows)]
+        tables = [table for table in (rows, stats) if table is not None]
+        result.uncommitted = [file.uri for table in tables for file in unreferenced(table)]
         if run.finished and rows is not None:
             _compare_stats(rows, stats, result)
         if deep:
             _compare_manifest(run, result)
-            for table in (rows, stats):
-                if table is not None:
-                    result.damaged += _damaged(table)
+            for table in tables:
+                result.damaged += _damaged(table)
     except OSError as error:
         raise Incomplete(f"audit stopped: {error}") from error
     missing, twice = np.flatnonzero(counts == 0), np.flatnonzero(counts > 1)
