@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,26 +59,38 @@ def connected(say: Callable[[str], None]) -> Iterator[None]:
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        if address:
-            say(f"connecting to Ray at {address}")
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        else:
-            say("starting Ray on this machine")
-            # The backend calls every actor that may restart an error; the driver shows its errors.
-            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-            ray.init(
-                address="local",
-                num_cpus=max(MIN_LOGICAL_CPUS, cores()),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+        with _sigterm_kept():
+            if address:
+                say(f"connecting to Ray at {address}")
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            else:
+                say("starting Ray on this machine")
+                # The backend calls every actor that may restart an error; the driver shows its own.
+                os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+                ray.init(
+                    address="local",
+                    num_cpus=max(MIN_LOGICAL_CPUS, cores()),
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
     except (ConnectionError, ValueError) as error:
         raise InputError(f"RAY_ADDRESS={address}: no Ray cluster answers there: {error}") from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """``ray.init`` takes SIGTERM over, and the driver would end with Ray's exit code."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 def resolve_device(resources: Resources) -> str:
