@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from segbatch.errors import InputError, SegbatchError
+from segbatch.errors import Incomplete, InputError, SegbatchError
 
 app = typer.Typer(
     name="segbatch",
@@ -281,3 +281,6 @@ def main() -> None:
         sys.exit(error.exit_code)
     except BrokenPipeError:
         sys.exit(0)  # `segbatch query … | head`
+    except OSError as error:
+        print(f"segbatch: {error}; run it again", file=sys.stderr)
+        sys.exit(Incomplete.exit_code)

@@ -27,6 +27,10 @@ from segbatch.uris import (
 )
 
 
+class NoCredentials(PermissionError):
+    """There are none to be found on this machine, for whatever object."""
+
+
 def filesystem(uri: str) -> tuple[Any, str]:
     """The fsspec filesystem of ``uri`` and the path in it."""
     options: dict[str, Any] = {}
@@ -103,7 +107,7 @@ def _s3_options() -> dict[str, Any]:
     elif "AWS_ACCESS_KEY_ID" not in os.environ:
         credentials = session.get_credentials()
         if credentials is None:
-            raise PermissionError(
+            raise NoCredentials(
                 "no AWS credentials found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or"
                 " AWS_PROFILE, or AWS_SKIP_SIGNATURE=true for a public bucket"
             )

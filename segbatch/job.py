@@ -37,13 +37,24 @@ class _Strict(BaseModel):
     )
 
 
+def _location(uri: str) -> str:
+    if not uri.strip():
+        raise ValueError("must not be empty")
+    if "@" in uri.partition("://")[2].split("/")[0]:
+        raise ValueError("holds a user name or password; credentials belong in the environment")
+    return uri
+
+
+Location = Annotated[str, AfterValidator(_location)]
+
+
 # ------------------------------------------------------------------------------- where images are
 
 
 class Prefix(_Strict):
     """All images below a folder or prefix."""
 
-    prefix: str
+    prefix: Location
     """Folder or prefix, at any depth."""
     extensions: list[str] = list(IMAGE_EXTENSIONS)
     """File extensions that count as images, in any case, with or without the dot."""
@@ -54,13 +65,13 @@ class Prefix(_Strict):
 class Glob(_Strict):
     """Exactly the files that a glob names (``*``, ``**``, ``?``, ``[…]``), or one file."""
 
-    glob: str
+    glob: Location
 
 
 class Manifest(_Strict):
     """A table with a column of URIs; its other columns travel to the results."""
 
-    manifest: str
+    manifest: Location
     """A .parquet, .csv or .jsonl file, a glob of such, or a folder of Parquet files."""
     uri_column: str = "uri"
     """The column that holds the URIs."""
@@ -73,7 +84,7 @@ class Manifest(_Strict):
 class Inventory(_Strict):
     """An Amazon S3 Inventory report (CSV or Parquet)."""
 
-    inventory: str
+    inventory: Location
     """Its ``manifest.json``."""
     extensions: list[str] = list(IMAGE_EXTENSIONS)
     """File extensions that count as images, in any case."""
@@ -137,15 +148,6 @@ def _is_workers(value: Any) -> bool:
     return _is_count(value)
 
 
-def _location(uri: str) -> str:
-    if not uri.strip():
-        raise ValueError("must not be empty")
-    if "@" in uri.partition("://")[2].split("/")[0]:
-        raise ValueError("holds a user name or password; credentials belong in the environment")
-    return uri
-
-
-Location = Annotated[str, AfterValidator(_location)]
 Positive = Annotated[int, Field(ge=1)]
 Workers = Annotated[Any, _auto_or("a number of workers, or [min, max]", _is_workers)]
 LongSide = Annotated[

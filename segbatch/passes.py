@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from segbatch.errors import CredentialsRefused, Fenced, Incomplete, Interrupted
+from segbatch.errors import CredentialsRefused, Fenced, Incomplete, Interrupted, JobFailed
 from segbatch.job import Limits
 from segbatch.progress import Progress
 from segbatch.results.lease import Lease
@@ -28,6 +28,8 @@ from segbatch.results.schema import TRANSIENT_ERRORS
 from segbatch.results.write import NEVER_WRITTEN, Account
 
 READS_WATCHED = 1000
+MAX_BLOCKS = 10_000  # of one execution: the driver keeps some 7 KB about each until it ends
+GIVE_UP_FAILED = 1000
 PAUSE_S = 5.0  # times the pass's number, before what failed for a passing reason is tried again
 ISOLATE_BELOW = 10  # rows of suspect blocks; instead of smaller ones, each image is done alone
 
@@ -40,7 +42,8 @@ class Executor(Protocol):
     def blocks(self, images: pa.Table, rows: int, *, last_pass: bool) -> Iterator[Account]:
         """Run ``images`` through the pipeline, ``rows`` a block; accounts as files are written.
 
-        May end without an account of some images: their blocks were lost.
+        May end without an account of some images: their blocks were lost. Raises
+        :class:`ExecutionStopped` where it ended as a whole.
         """
 
     def alone(self, images: pa.Table, *, last_pass: bool) -> Iterator[Account]:
@@ -50,12 +53,17 @@ class Executor(Protocol):
         """What one image ends with when it is done by itself; ``None`` if nothing is wrong."""
 
 
+class ExecutionStopped(Exception):
+    """An execution ended as a whole, before its images were through; says why."""
+
+
 class Outcome:
-    """What a pass came to: images finished, and those left to a later pass."""
+    """What a pass came to: images finished, those left to a later pass, and why it stopped."""
 
     def __init__(self, num_images: int) -> None:
         self.finished = 0
         self.transient = Bits(num_images)
+        self.stopped: str | None = None
 
 
 class Passes:
@@ -94,7 +102,7 @@ class Passes:
             self._pass_until_done(executor)
         except Fenced:
             raise
-        except (Incomplete, Interrupted):
+        except (Incomplete, Interrupted, JobFailed):
             self._commit()  # what came in is kept
             raise
 
@@ -111,32 +119,42 @@ class Passes:
                 ids = self.ledger.taken.missing(start, stop)
                 doubtful = np.isin(ids, suspects)
                 blocks = partial(executor.blocks, rows=self.block_rows, last_pass=last)
-                self._take_all(blocks, ids[~doubtful], outcome)
+                self._take_all(blocks, ids[~doubtful], self.block_rows, outcome)
                 if suspect_rows < ISOLATE_BELOW:
                     taken_apart = partial(executor.alone, last_pass=last)
                 else:
                     taken_apart = partial(executor.blocks, rows=suspect_rows, last_pass=last)
-                self._take_all(taken_apart, ids[doubtful], outcome)
+                self._take_all(taken_apart, ids[doubtful], suspect_rows, outcome)
             self._release_held()
             self._commit()
             if not self.ledger.remaining():
                 return  # also where all that the last pass did was to give some images up
-            suspects, suspect_rows = self._lost(outcome), max(1, suspect_rows // 10)
-            if outcome.finished == 0 and (last or len(suspects)):
-                self._refuse_to_go_on(executor, suspects)
+            suspect_rows = max(1, (suspect_rows if len(suspects) else self.block_rows) // 10)
+            suspects = self._lost(outcome)
+            if outcome.finished == 0 and (last or outcome.stopped or len(suspects)):
+                self._refuse_to_go_on(executor, outcome, suspects)
             if outcome.transient.count():
                 time.sleep(PAUSE_S * number)
 
     def _take_all(
-        self, work: Callable[[pa.Table], Iterator[Account]], ids: Ids, outcome: Outcome
+        self,
+        work: Callable[[pa.Table], Iterator[Account]],
+        ids: Ids,
+        rows: int,
+        outcome: Outcome,
     ) -> None:
-        if len(ids) == 0:
-            return
-        for account in work(self.images_of(ids)):
-            self.lease.check()
-            self._take(account, outcome)
-            self.ledger.commit_if_due()
-            self.on_commit()
+        """Have ``ids`` of one slice worked on, a bounded number of blocks an execution."""
+        step = rows * MAX_BLOCKS
+        for start in range(0, len(ids), step):
+            try:
+                for account in work(self.images_of(ids[start : start + step])):
+                    self.lease.check()
+                    self._take(account, outcome)
+                    self.ledger.commit_if_due()
+                    self.on_commit()
+            except ExecutionStopped as stopped:
+                outcome.stopped = str(stopped)
+                self.progress.event("stopped", reason=stopped)
 
     def _take(self, account: Account, outcome: Outcome) -> None:
         num = len(account.image_ids)
@@ -154,6 +172,18 @@ class Passes:
             self.held.append(account)
         elif self.ledger.enter(account):
             outcome.finished += num
+            self._give_up_early()
+
+    def _give_up_early(self) -> None:
+        """Ten times as many failed images as are allowed: the rest will not be better."""
+        failed = self.ledger.kinds.total() - self.ledger.kinds["ok"]
+        allowed = self.limits.max_failed_fraction * self.num_images
+        if failed >= GIVE_UP_FAILED and failed > 10 * allowed:
+            raise JobFailed(
+                f"{failed} images failed so far, and limits.max_failed_fraction allows"
+                f" {allowed:.0f} of {self.num_images}: stopped; run again with a higher limit to"
+                " go on"
+            )
 
     def _watch_reads(self, reads: int, forbidden: int) -> None:
         """More than half of the last thousand reads forbidden is not the images' fault."""
@@ -170,38 +200,45 @@ class Passes:
 
     def _release_held(self) -> None:
         """Enter the failures that were kept back, unless an outage explains them better."""
-        transient = sum(len(a.image_ids) for a in self.held if a.kind in TRANSIENT_ERRORS)
-        outage = transient > self.limits.max_failed_fraction * self.num_images
         held, self.held = self.held, []
+        transient = [account for account in held if account.kind in TRANSIENT_ERRORS]
+        num_transient = sum(len(account.image_ids) for account in transient)
+        outage = num_transient > self.limits.max_failed_fraction * self.num_images
         for account in held:
-            if not (outage and account.kind in TRANSIENT_ERRORS):
+            if not (outage and account in transient):
                 self.ledger.enter(account)
         if outage:
-            self._commit()
             raise Incomplete(
-                f"{transient} images could not be read for reasons that may pass ({held[-1].kind}:"
-                f" {held[-1].message}); they are not committed as failed: run again later"
+                f"{num_transient} images could not be read for reasons that may pass"
+                f" ({transient[-1].kind}: {transient[-1].message}); they are not committed as"
+                " failed: run again later"
             )
 
     def _lost(self, outcome: Outcome) -> Ids:
-        """Images without any result, whose blocks are taken apart in the next pass."""
+        """Images without any result, whose blocks are taken apart in the next pass.
+
+        None where an execution stopped as a whole: most of them were never begun.
+        """
+        if outcome.stopped:
+            return np.empty(0, np.int64)
         missing = np.concatenate([self.ledger.taken.missing(*bounds) for bounds in self.bounds])
         lost: Ids = missing[~outcome.transient.contains(missing)]
         if len(lost):
             self.progress.event("lost", images=len(lost))
         return lost
 
-    def _refuse_to_go_on(self, executor: Executor, lost: Ids) -> None:
+    def _refuse_to_go_on(self, executor: Executor, outcome: Outcome, lost: Ids) -> None:
         """Raise ``Incomplete`` after a fruitless pass, unless single images of it go well.
 
         They do where a few poisonous ones took everything with them, in a small collection.
         """
         num_missing = self.ledger.remaining()
-        reason: str | None = "another pass may do"
+        reason = outcome.stopped or "run again later"
         for image_id in np.unique(lost[[0, len(lost) // 2, -1]]) if len(lost) else []:
-            reason = executor.why(self.images_of(np.array([image_id])))
-            if reason is None:
+            why = executor.why(self.images_of(np.array([image_id])))
+            if why is None:
                 return
+            reason = why
         raise Incomplete(
             f"{num_missing} images are missing and a whole pass finished none of them: {reason}"
         )

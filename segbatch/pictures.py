@@ -18,8 +18,6 @@ from segbatch.masks import with_legend
 from segbatch.model.predict import Model, load_model
 from segbatch.progress import say
 
-BATCH = 8
-
 
 def predict_pictures(source: str, model_uri: str, output: str) -> int:
     """Write an overlay with a legend for each image in ``source``; returns their number.
@@ -38,16 +36,14 @@ def predict_pictures(source: str, model_uri: str, output: str) -> int:
             raise InputError(f"{target}: no picture's extension; use .png or .jpg")
     model = load_model(model_uri)
     failed = 0
-    uris = list(names)
-    for start in range(0, len(uris), BATCH):
-        for uri in uris[start : start + BATCH]:
-            reason = _predict_one(model, uri, names[uri])
-            if reason:
-                failed += 1
-                say(f"{uri}: {reason}")
+    for uri, target in names.items():
+        reason = _predict_one(model, uri, target)
+        if reason:
+            failed += 1
+            say(f"{uri}: {reason}")
     if failed:
-        raise JobFailed(f"{failed} of {len(uris)} images could not be read")
-    return len(uris)
+        raise JobFailed(f"{failed} of {len(names)} images could not be read")
+    return len(names)
 
 
 def _predict_one(model: Model, uri: str, target: str) -> str | None:

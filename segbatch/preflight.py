@@ -21,10 +21,12 @@ from segbatch import storage
 from segbatch.errors import JobFileError, RunError, SourceError
 from segbatch.images.decode import Decoded, decode_image
 from segbatch.images.fetch import fetch
+from segbatch.images.sources import shown
 from segbatch.job import SegmentJob
 from segbatch.model.bundle import ModelConfig, fingerprint
 from segbatch.model.predict import Model, PredictOptions, load_model
 from segbatch.model.tiles import TileOptions
+from segbatch.model.zoo import ZOO_PREFIX
 from segbatch.results.formulas import Formula
 from segbatch.stages import BLOCK_BYTES, Reading
 
@@ -41,6 +43,7 @@ class Prepared:
 
     model: Model
     model_sha256: str
+    model_uri: str  # as workers elsewhere find it: a local one absolute
     formulas: list[Formula]
     options: PredictOptions
     reading: Reading
@@ -92,7 +95,8 @@ def prepare(job: SegmentJob) -> Prepared:
         raise JobFileError("predict.scales: a tile would be smaller than 64 pixels at that scale")
     formulas = [Formula.parse(name, text, model.classes) for name, text in job.formulas.items()]
     reading = Reading(read_limits(job), job.limits.max_pixels, model.long_side)
-    return Prepared(model, fingerprint(job.model), formulas, options, reading)
+    uri = job.model if job.model.startswith(ZOO_PREFIX) else storage.normalize(job.model)
+    return Prepared(model, fingerprint(job.model), uri, formulas, options, reading)
 
 
 def check_output(uri: str) -> None:
@@ -106,36 +110,39 @@ def check_output(uri: str) -> None:
         raise RunError(f"output {uri}: cannot be written to: {reason}") from error
 
 
-def check_first_images(first_rows: pa.Table, prepared: Prepared) -> None:
+def check_first_images(sample: pa.Table, prepared: Prepared) -> None:
     """Raises :class:`~segbatch.errors.SourceError` if storage gives none of the first images.
+
+    ``sample`` are the first rows of the manifest, and as many from all over it.
 
     A broken image is a failed row; that none can be had is a wrong list or wrong credentials.
     """
-    fetched = fetch(first_rows, prepared.reading.limits)
+    fetched = fetch(sample.slice(0, len(sample) // 2), prepared.reading.limits)
     if fetched["error"].null_count == 0:
         raise SourceError(
             f"none of the first {fetched.num_rows} images can be read; the first one,"
-            f" {fetched['uri'][0]}: {fetched['error'][0]}: {fetched['message'][0]}"
+            f" {shown(fetched['uri'][0].as_py())}: {fetched['error'][0]}: {fetched['message'][0]}"
         )
 
 
 def sizes_for(
     job: SegmentJob,
     prepared: Prepared,
-    first_rows: pa.Table,
+    sample: pa.Table,
     device: str,
     *,
     num_images: int,
     num_workers: int,
 ) -> Sizes:
-    """Rows a block and a file, from the first images of the manifest.
+    """Rows a block and a file, from images all over the manifest.
 
     ``num_images`` are still to be done; a few of them make small blocks and files, so that every
     worker has something to do and progress shows.
     """
     block_rows = min(MAX_BLOCK_ROWS, math.ceil(num_images / (4 * num_workers)))
     file_rows = min(MAX_FILE_ROWS, max(MIN_FILE_ROWS, num_images // 8))
-    images = _decoded(fetch(first_rows, prepared.reading.limits), prepared.reading)
+    spread = sample.slice(len(sample) // 2)
+    images = _decoded(fetch(spread, prepared.reading.limits), prepared.reading)
     if images:
         pixels = float(np.mean([image.pixels.nbytes for image in images]))
         label_maps = float(np.mean([image.width * image.height for image in images]))

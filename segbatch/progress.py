@@ -66,9 +66,10 @@ class Progress:
             print(f"run={self.run} event={text}", file=sys.stderr, flush=True)
 
     def add(self, account: Account) -> None:
-        """Images that came through, whether they will be committed or tried again."""
-        self.kinds[account.kind] += len(account.image_ids)
+        """Images that came through; those that will be tried again are not counted yet."""
         self.seconds.update(account.seconds)
+        if account.file is not None:
+            self.kinds[account.kind] += len(account.image_ids)
         if self._bar is not None:
             self._bar.update(
                 self._task,

@@ -10,6 +10,7 @@ import time
 import uuid
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator
+from functools import cached_property
 from importlib.metadata import version
 from typing import Any
 
@@ -31,6 +32,7 @@ from segbatch.images import manifest
 from segbatch.job import SegmentJob
 from segbatch.preflight import SAMPLE_IMAGES, Prepared
 from segbatch.progress import Progress, say
+from segbatch.results.encode import carried, user_fields
 from segbatch.results.finish import sweep, write_stats
 from segbatch.results.ledger import Ledger
 from segbatch.results.run import FORMAT, Run, open_run, read_info, write_info
@@ -38,6 +40,7 @@ from segbatch.results.schema import ERRORS, rows_schema, stats_schema
 from segbatch.results.table import Table, kind_of
 
 NOTE_EVERY_S = 60.0
+FIRST = f"{0:020d}.json"  # a Delta log's first entry
 SOFTWARE = ("segbatch", "ray", "torch", "torchvision", "segmentation-models-pytorch", "deltalake")
 
 
@@ -58,9 +61,16 @@ class RunState:
         """The run at ``uri``; ``None`` if there is none, or only a torn beginning of one."""
         try:
             info = read_info(uri)
-        except OSError as error:
+        except PermissionError as error:
             raise RunError(f"output {error}") from error
-        return None if info is None else cls(uri, info)
+        if info is None:
+            tables = ("rows", "stats")
+            if any(storage.exists(storage.join(uri, t, "_delta_log", FIRST)) for t in tables):
+                raise RunError(
+                    f"{uri}: holds the tables of a run whose run.json is gone: choose a new output"
+                )
+            return None
+        return cls(uri, info)
 
     @classmethod
     def of(cls, uri: str, job: SegmentJob, prepared: Prepared, frozen: manifest.Frozen) -> RunState:
@@ -118,6 +128,11 @@ class RunState:
         settled: str = self.info["precision"]
         return settled
 
+    def note_start(self, **facts: object) -> None:
+        """What this start works with, for whoever reads ``run.json`` later."""
+        self.info["starts"][-1] |= facts
+        self.write()
+
     # ------------------------------------------------------------------------- the manifest
 
     @property
@@ -135,11 +150,15 @@ class RunState:
         """The manifest's rows of ``ids``, at least one, which all lie in one slice."""
         starts = [start for start, _ in self.bounds]
         file = self.info["manifest"]["files"][bisect_right(starts, ids[0]) - 1]
-        return manifest.read(storage.join(self.uri, "manifest"), file, ids)
+        images = manifest.read(storage.join(self.uri, "manifest"), file, ids)
+        return images.rename_columns([carried(name) for name in images.column_names])
 
-    def first_images(self) -> pa.Table:
-        """The first rows of the manifest, which preflight looks at."""
-        return self.images_of(np.arange(min(SAMPLE_IMAGES, self.bounds[0][1])))
+    @cached_property
+    def sample(self) -> pa.Table:
+        """The first rows of the manifest, and some from all over its first slice."""
+        end = self.bounds[0][1]
+        spread = np.linspace(0, end - 1, min(SAMPLE_IMAGES, end)).astype(np.int64)
+        return self.images_of(np.concatenate([np.arange(len(spread)), spread]))
 
     # ------------------------------------------------------------------------- while it works
 
@@ -149,7 +168,7 @@ class RunState:
             classes,
             stats=job.stats,
             formulas=list(job.formulas),
-            user_columns=manifest.user_columns(self.first_images().schema),
+            user_columns=user_fields(self.sample.schema),
         )
 
     def open_ledger(self, schema: pa.Schema, driver: str) -> Ledger:
@@ -197,12 +216,12 @@ class RunState:
             raise RuntimeError("a run is finished through its ledger")
         say("writing the statistics table")
         rows = ledger.table
+        rows.commit(note={"driver": ledger.driver, "event": "finish"})  # the fence
         uri = storage.join(self.uri, "stats")
         stats = Table.open(uri) or Table.create(uri, stats_schema(rows.schema))
         write_stats(rows, stats, self.bounds, ledger.epoch)
-        rows.commit(note={"driver": ledger.driver, "event": "finish"})  # the fence
         sweep(rows, stats, ledger.epoch)
-        self.info["finished"] = time.time()
+        self.info |= {"finished": time.time(), "epoch": ledger.epoch}
         self.write("complete")
         self._judge(job)
 
@@ -212,7 +231,7 @@ class RunState:
         stats = Table.open(storage.join(self.uri, "stats"))
         if rows is None or stats is None:
             raise RunError(f"{self.uri}: is finished, but its tables are gone")
-        swept = sweep(rows, stats, rows.version)
+        swept = sweep(rows, stats, self.info["epoch"])
         say(f"{self.uri}: is finished already" + (f"; swept {swept} stray files" if swept else ""))
         self._judge(job)
         return open_run(self.uri)
@@ -249,11 +268,12 @@ class RunState:
         """Whatever ends a run early is noted in ``run.json``, if that is still ours to write."""
         try:
             yield
-        except (Fenced, JobFailed):
+        except Fenced:
             raise
         except (SegbatchError, OSError) as error:
-            with contextlib.suppress(OSError):
-                self.write("interrupted" if isinstance(error, Interrupted) else "incomplete")
+            if not self.finished:
+                with contextlib.suppress(OSError):
+                    self.write("interrupted" if isinstance(error, Interrupted) else "incomplete")
             raise
 
 

@@ -105,26 +105,29 @@ def segment(
         raise InputError(f"--only {','.join(unknown)}: no such kind; kinds: {', '.join(ERRORS)}")
     prepared = prepare(job)
     uri = storage.normalize(job.output)
-    state = RunState.read(uri)
-    if state is not None:
-        state.refuse_changes(job, prepared.model_sha256)
-        if state.finished and not retry_failed:
-            return state.close(job)
-    check_output(uri)
-    with interruptible(), outages(), Lease(uri, say) as lease:
-        state = RunState.read(uri) or freeze(uri, job, prepared)
-        with state.guard():
-            if retry_failed:
-                state.take_up_failed(lease.driver, only)
-            ledger = state.open_ledger(state.schema(job, prepared.config.classes), lease.driver)
-            if ledger.remaining():
-                with connected(say):
-                    work_through(state, job, prepared, ledger, lease)
-            state.finish(job)
-    return open_run(uri)
+    with outages(), interruptible():
+        state = RunState.read(uri)
+        if state is not None:
+            state.refuse_changes(job, prepared.model_sha256)
+            if state.finished and not retry_failed:
+                return state.close(job)
+        check_output(uri)
+        with Lease(uri, say) as lease:
+            state = RunState.read(uri) or freeze(uri, job, prepared, lease)
+            state.refuse_changes(job, prepared.model_sha256)
+            with state.guard():
+                if retry_failed:
+                    state.take_up_failed(lease.driver, only)
+                ledger = state.open_ledger(state.schema(job, prepared.config.classes), lease.driver)
+                if ledger.remaining():
+                    with connected(say):
+                        work_through(state, job, prepared, ledger, lease)
+                lease.confirm()
+                state.finish(job)
+        return open_run(uri)
 
 
-def freeze(uri: str, job: SegmentJob, prepared: Prepared) -> RunState:
+def freeze(uri: str, job: SegmentJob, prepared: Prepared, lease: Lease) -> RunState:
     """List the images once and for all, and begin the run with its ``run.json``."""
     say("freezing the list of images")
     frozen = manifest.freeze(
@@ -140,7 +143,8 @@ def freeze(uri: str, job: SegmentJob, prepared: Prepared) -> RunState:
     if frozen.duplicates:
         say(f"{frozen.duplicates:,} of them are URIs that stand there before; each gets its row")
     state = RunState.of(uri, job, prepared, frozen)
-    check_first_images(state.first_images(), prepared)
+    check_first_images(state.sample, prepared)
+    lease.confirm()
     state.write("running")
     return state
 
@@ -155,11 +159,12 @@ def work_through(
     sizes = sizes_for(
         job,
         prepared,
-        state.first_images(),
+        state.sample,
         device,
         num_images=ledger.remaining(),
         num_workers=workers.size[1],
     )
+    state.note_start(workers=str(workers), block_rows=sizes.block_rows, file_rows=sizes.file_rows)
     say(
         f"{ledger.remaining():,} images to do on {workers} ({device}, {precision}),"
         f" {sizes.block_rows} a block, {sizes.file_rows} a file"
@@ -170,7 +175,7 @@ def work_through(
     stages = Pipeline(
         prepared.reading,
         Predicting(
-            model_uri=job.model,
+            model_uri=prepared.model_uri,
             options=replace(prepared.options, precision=precision),
             device=device,
             threads=workers.num_cpus,

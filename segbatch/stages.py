@@ -82,7 +82,8 @@ def decode_stage(table: pa.Table, reading: Reading) -> pa.Table:
 class PredictStage:
     """RGB → label maps and counts. One of these lives in each worker, with the model loaded.
 
-    Worst case in memory: a block's pixels, and the label maps on the grid of the mask.
+    Worst case in memory: a block's pixels, ``BLOCK_BYTES`` more of those that came encoded and one
+    image beyond, and the block's label maps on the grid of the mask.
     """
 
     def __init__(self, predicting: Predicting, reading: Reading) -> None:
@@ -100,19 +101,32 @@ class PredictStage:
     def __call__(self, table: pa.Table) -> pa.Table:
         start = time.perf_counter()
         columns = {name: table[name].to_pylist() for name in _DECODED}
-        images = [self._image(table, columns, row) for row in range(table.num_rows)]
-        there = [row for row, image in enumerate(images) if image is not None]
-        mask_sizes = [
-            (columns["height"][row], columns["width"][row])
-            if self.predicting.original_grid
-            else None
-            for row in there
-        ]
         predictions: list[Prediction | None] = [None] * table.num_rows
-        results = self.model.predict_batch([images[row] for row in there], mask_sizes)
-        for row, prediction in zip(there, results, strict=True):
-            predictions[row] = prediction
+        group: dict[int, Any] = {}
+        held = 0  # bytes of pixels that were decoded here
+        for row in range(table.num_rows):
+            image = self._image(table, columns, row)
+            if image is not None:
+                group[row] = image
+                held += 0 if table["pixels"][row].is_valid else image.nbytes
+            if held > BLOCK_BYTES:
+                self._predict(group, columns, predictions)
+                group, held = {}, 0
+        self._predict(group, columns, predictions)
         return _stamped("predict", start, self._rows(table, columns, predictions))
+
+    def _predict(
+        self,
+        group: dict[int, Any],
+        columns: dict[str, list[Any]],
+        predictions: list[Prediction | None],
+    ) -> None:
+        """Predict the images of some rows, into ``predictions``."""
+        original = self.predicting.original_grid
+        sizes = [(columns["height"][r], columns["width"][r]) if original else None for r in group]
+        results = self.model.predict_batch(list(group.values()), sizes)
+        for row, prediction in zip(group, results, strict=True):
+            predictions[row] = replace(prediction, image=_NO_PIXELS)
 
     def _image(self, table: pa.Table, columns: dict[str, list[Any]], row: int) -> Any:
         """Pixels of one row, HWC uint8; ``None`` where it failed, now or before."""
@@ -158,6 +172,7 @@ class PredictStage:
 
 _DECODED = ("error", "message", "width", "height", "model_width", "model_height")
 _PIXELS = ("data", "pixels")
+_NO_PIXELS = np.empty((0, 0, 3), np.uint8)  # a prediction shall not keep its image in memory
 _PREDICTED = {
     "error": pa.string(),
     "message": pa.string(),

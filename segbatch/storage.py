@@ -20,7 +20,14 @@ from obstore.exceptions import BaseError as ObstoreError
 from obstore.exceptions import InvalidPathError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import ObjectStore
 
-from segbatch.clients import arrow_filesystem, bucket_client, bulk_client, delta_options, filesystem
+from segbatch.clients import (
+    NoCredentials,
+    arrow_filesystem,
+    bucket_client,
+    bulk_client,
+    delta_options,
+    filesystem,
+)
 from segbatch.uris import (
     DELTA_SCHEMES,
     HTTP_SCHEMES,
@@ -158,7 +165,11 @@ def _why(uri: str, error: Exception) -> Unreadable:
     code = re.search(r"<Code>(\w+)</Code>|\((\w+)\) when calling", text)
     name = (code[1] or code[2]) if code else ""
     message = one_line(error)
-    if isinstance(error, UnauthenticatedError) or name in CREDENTIAL_CODES or "401" in message[:40]:
+    if (
+        isinstance(error, UnauthenticatedError | NoCredentials)
+        or name in CREDENTIAL_CODES
+        or "status code: 401" in text
+    ):
         return Unreadable("credentials", message)
     if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError):
         return Unreadable("not_found", "no such object" if scheme_of(uri) else "no such file")

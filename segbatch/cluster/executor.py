@@ -12,12 +12,18 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.data
-from ray.exceptions import OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError
+from ray.exceptions import (
+    GetTimeoutError,
+    OutOfMemoryError,
+    RayError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 
 from segbatch import storage
 from segbatch.cluster.workers import Workers
-from segbatch.passes import watch
-from segbatch.progress import say
+from segbatch.errors import Incomplete, InputError
+from segbatch.passes import ExecutionStopped, watch
 from segbatch.results.lease import Lease
 from segbatch.results.write import Account
 from segbatch.stages import Pipeline, accounts_of, all_stages, crashed_row
@@ -45,6 +51,7 @@ class RayExecutor:
         self.stages = stages
         self.lease = lease
         self.stall_minutes = stall_minutes
+        self.num_workers = workers.size[1]
         # A process that is used for one image and for nothing else.
         self._alone = ray.remote(
             num_cpus=workers.num_cpus, num_gpus=workers.num_gpus, max_calls=1, max_retries=0
@@ -53,9 +60,10 @@ class RayExecutor:
     def blocks(self, images: pa.Table, rows: int, *, last_pass: bool) -> Iterator[Account]:
         """Run ``images`` through the pipeline, ``rows`` a block; accounts as files are written."""
         with _data_context(self.stall_minutes):
-            tables = _in_background(self.dataset(images, rows, self.stages.in_pass(last_pass)))
-            for table in watch(tables, stall_minutes=self.stall_minutes, lease=self.lease):
-                yield from accounts_of(table)
+            dataset = self.dataset(images, rows, self.stages.in_pass(last_pass))
+            with _in_background(dataset) as tables:
+                for table in self._watch(tables):
+                    yield from accounts_of(table)
 
     def alone(self, images: pa.Table, *, last_pass: bool) -> Iterator[Account]:
         """Run each image in a process of its own; one that crashes it twice is ``crashed``.
@@ -63,28 +71,54 @@ class RayExecutor:
         A node that dies, and storage that fails, are not the image's fault: it stays missing.
         """
         stages = self.stages.in_pass(last_pass)
-        for start in range(len(images)):
-            image = images.slice(start, 1)
-            for crash in range(1, CRASHES + 1):
-                try:
-                    yield from accounts_of(ray.get(self._alone.remote(image, stages)))
-                    break
-                except (WorkerCrashedError, OutOfMemoryError, RayTaskError) as error:
-                    if isinstance(error, RayTaskError) and isinstance(error.cause, OSError):
-                        break
-                    if crash == CRASHES:
-                        row = crashed_row(image, f"{_reason(error)}, {CRASHES} times", stages)
-                        yield from accounts_of(row)
-                except RayError:
-                    break
+        for start in range(0, len(images), self.num_workers):
+            group = [images.slice(row, 1) for row in range(start, len(images))][: self.num_workers]
+            running = [self._alone.remote(image, stages) for image in group]
+            for image, first in zip(group, running, strict=True):
+                yield from accounts_of(self._survived(image, first, stages))
+
+    def _survived(self, image: pa.Table, running: Any, stages: Pipeline) -> pa.Table:
+        """The accounts of one image done alone; nothing where what failed was not the image."""
+        crashes = 0
+        while True:
+            try:
+                return self._get(running)
+            except RayError as error:
+                if not _is_crash(error):
+                    return pa.table({"account": pa.array([], pa.string())})
+                crashes += 1
+                if crashes == CRASHES:
+                    return crashed_row(image, f"{_reason(error)}, {CRASHES} times", stages)
+                running = self._alone.remote(image, stages)
 
     def why(self, image: pa.Table) -> str | None:
         """What one image ends with when it is done by itself; ``None`` if nothing is wrong."""
         try:
-            ray.get(self._alone.remote(image, self.stages.in_pass(False)))
+            self._get(self._alone.remote(image, self.stages.in_pass(False)))
         except RayError as error:
             return _reason(error)
         return None
+
+    def _get(self, running: Any) -> pa.Table:
+        """The result of a task, watched as everything is."""
+
+        def result(timeout: float) -> pa.Table:
+            try:
+                return ray.get(running, timeout=timeout)
+            except GetTimeoutError:
+                raise TimeoutError from None
+
+        return next(self._watch(result))
+
+    def _watch(self, results: Callable[[float], Any]) -> Iterator[Any]:
+        return watch(results, stall_minutes=self.stall_minutes, lease=self.lease)
+
+
+def _is_crash(error: RayError) -> bool:
+    """Whether an image did it, and not its node, the storage, or a model that is gone."""
+    if isinstance(error, RayTaskError):
+        return not isinstance(error.cause, OSError | InputError | Incomplete)
+    return isinstance(error, WorkerCrashedError | OutOfMemoryError)
 
 
 def _reason(error: RayError) -> str:
@@ -113,18 +147,23 @@ def _data_context(stall_minutes: float) -> Iterator[None]:
         yield
 
 
-def _in_background(dataset: ray.data.Dataset) -> Callable[[float], Any]:
+@contextlib.contextmanager
+def _in_background(dataset: ray.data.Dataset) -> Iterator[Callable[[float], Any]]:
     """Run a dataset in a thread; ``next_table(timeout)`` gives what it made, as ``watch`` wants.
 
-    The driver must be able to commit, look at its lease and be interrupted meanwhile.
+    The driver must be able to commit, look at its lease and be interrupted meanwhile. Left early,
+    the execution ends with the next table that it makes.
     """
     tables: queue.Queue[Any] = queue.Queue()
     end = object()
+    left = threading.Event()
 
     def run() -> None:
         try:
             for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
                 tables.put(batch)
+                if left.is_set():
+                    break
             tables.put(end)
         except Exception as error:
             tables.put(error)
@@ -137,10 +176,12 @@ def _in_background(dataset: ray.data.Dataset) -> Callable[[float], Any]:
         except queue.Empty:
             raise TimeoutError from None
         if isinstance(item, Exception):
-            # The execution as a whole failed; what is missing goes to the next pass.
-            say(f"the execution stopped: {storage.one_line(item)}")
-        if item is end or isinstance(item, Exception):
+            raise ExecutionStopped(storage.one_line(item)) from item
+        if item is end:
             raise StopIteration
         return item
 
-    return next_table
+    try:
+        yield next_table
+    finally:
+        left.set()

@@ -16,6 +16,7 @@ import ray
 from segbatch.errors import InputError
 from segbatch.job import Resources
 from segbatch.model import predict
+from segbatch.storage import one_line
 
 MIN_LOGICAL_CPUS = 4  # with fewer, the stages of a pipeline can starve each other
 CPUS_FOR_OTHER_STAGES = 2
@@ -74,8 +75,9 @@ def connected(say: Callable[[str], None]) -> Iterator[None]:
                     log_to_driver=False,
                     logging_level=logging.ERROR,
                 )
-    except (ConnectionError, ValueError) as error:
-        raise InputError(f"RAY_ADDRESS={address}: no Ray cluster answers there: {error}") from error
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        where = f"RAY_ADDRESS={address}" if address else "Ray on this machine"
+        raise InputError(f"{where}: cannot be used: {one_line(error)}") from error
     try:
         yield
     finally:
@@ -123,12 +125,14 @@ def share_out(resources: Resources, device: str) -> Workers:
         cpus = max(1, min(THREADS_PER_WORKER, free // wanted))
     else:
         cpus = int(resources.cpus_per_worker)
-    workers = Workers(device, _size(resources, max(1, free // cpus)), cpus, 0.0)
-    if workers.size[0] * cpus > max(1, logical - 1):
+    most = free // cpus
+    low, high = _size(resources, max(1, most))
+    if low > max(1, most) or cpus > max(1, free):
         raise InputError(
-            f"resources: {workers} leave no CPU of {logical} for reading images; take fewer"
+            f"resources: {low} workers of {cpus} CPUs; of {logical} CPUs, {free} are there for"
+            " workers, the rest read and write"
         )
-    return workers
+    return Workers(device, (low, min(high, max(1, most))), cpus, 0.0)
 
 
 def _size(resources: Resources, most: int) -> tuple[int, int]:

@@ -6,6 +6,7 @@ A file holds at most a million rows, because it is one slice of the run.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any, TypedDict
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 from segbatch import storage
 
 ROWS_PER_FILE = 1_000_000
+FROZEN_NAME = re.compile(r"\d{5,}\.parquet")
 ROWS_PER_GROUP = 65_536
 # A file is made in memory; with wide user columns it ends at this size, before its rows are full.
 _MAX_FILE_BYTES = 128 << 20

@@ -29,6 +29,7 @@ from segbatch import storage
 from segbatch.errors import SourceError
 from segbatch.images import columns
 from segbatch.images.frozen import (
+    FROZEN_NAME,
     ROWS_PER_FILE,
     ROWS_PER_GROUP,
     URI,
@@ -80,13 +81,14 @@ class _Rows:
 def freeze(
     sources: Sequence[Source], folder: str, *, reserved: Collection[str], leave_out: str
 ) -> Frozen:
-    """Write the manifest of ``sources`` into ``folder``; what lies there is deleted first.
+    """Write the manifest of ``sources`` into ``folder``; a torn beginning there is deleted first.
 
     ``reserved`` are the names that a user's column must not have in any case, ``leave_out`` is
     the run's own folder. Memory does not grow with the number of rows. Raises ``SourceError``,
     ``Incomplete`` if a source does not answer, and ``OSError`` if ``folder`` cannot be written.
     """
-    storage.delete([file.uri for file in storage.list_files(folder)])
+    listed = [file.uri for file in storage.list_files(folder)]
+    storage.delete([uri for uri in listed if FROZEN_NAME.fullmatch(storage.name_of(uri))])
     with tempfile.TemporaryDirectory(prefix="segbatch-") as scratch:
         skipped: Counter[str] = Counter()
         tables = [_rows_of(source, reserved, leave_out, skipped, scratch) for source in sources]

@@ -22,6 +22,20 @@ from segbatch.results.stats import (
     struct_column,
 )
 
+# How the user's columns are called on their way, so that none of them is taken for a stage's own.
+USER = "user:"
+
+
+def carried(name: str) -> str:
+    """The name of a manifest's column on its way through the stages."""
+    return name if name in ("image_id", "uri") else f"{USER}{name}"
+
+
+def user_fields(carried_schema: pa.Schema) -> list[pa.Field]:
+    """The user's own columns, by their own names."""
+    users = [field for field in carried_schema if field.name.startswith(USER)]
+    return [field.with_name(field.name.removeprefix(USER)) for field in users]
+
 
 @dataclass(frozen=True)
 class Encoding:
@@ -40,8 +54,8 @@ class Encoding:
 def encode(table: pa.Table, encoding: Encoding) -> pa.Table:
     """One row of results for each row of ``table``, in the order and types of the schema.
 
-    ``table`` holds image_id, uri, the user's columns, ``error``, ``message``, ``width``,
-    ``height``, ``mask_width``, ``mask_height``, and of each image without an error
+    ``table`` holds image_id, uri, the user's columns as :func:`carried`, ``error``, ``message``,
+    ``width``, ``height``, ``mask_width``, ``mask_height``, and of each image without an error
     ``class_pixels`` (list of int64), ``class_confidence`` (list of float32, NaN where absent),
     ``uncertainty``, and if :attr:`Encoding.wants_label_maps`, ``label_map`` (uint8 class ids, row
     by row).
@@ -92,7 +106,8 @@ def _column(
 ) -> pa.Array | pa.ChunkedArray:
     value = columns.get(field.name)
     if value is None:
-        return table[field.name].cast(field.type)
+        user = f"{USER}{field.name}"
+        return table[user if user in table.column_names else field.name].cast(field.type)
     if isinstance(value, np.ndarray):
         return struct_column(value, ok, field.type)
     if isinstance(value, list):

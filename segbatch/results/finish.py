@@ -7,8 +7,6 @@ an older one has written; files of a newer epoch belong to a driver that took ov
 
 from __future__ import annotations
 
-import hashlib
-import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -19,7 +17,8 @@ import pyarrow.parquet as pq
 
 from segbatch import storage
 from segbatch.results.schema import stats_schema
-from segbatch.results.table import STATISTICS, DataFile, Table, epoch_of, file_name
+from segbatch.results.table import STATISTICS, Table, epoch_of
+from segbatch.results.write import store
 
 STATS_ROW_GROUP_ROWS = 131_072
 LOW_CARDINALITY = ["status", "error", "message", "file"]
@@ -42,7 +41,17 @@ def write_stats(rows: Table, stats: Table, slices: Sequence[tuple[int, int]], ep
             ids = table["image_id"]
             mine = pc.and_(pc.greater_equal(ids, start), pc.less(ids, stop))
             table = table.filter(mine).sort_by("image_id")
-            written.append(_write_stats_file(table, stats.uri, epoch))
+            written.append(
+                store(
+                    table,
+                    stats.uri,
+                    epoch,
+                    STATISTICS,
+                    compression_level=3,
+                    row_group_size=STATS_ROW_GROUP_ROWS,
+                    use_dictionary=LOW_CARDINALITY,
+                )
+            )
     stats.commit(written, mode="overwrite", note={"event": "stats", "rows": rows.version})
 
 
@@ -53,30 +62,6 @@ def _without_masks(folder: str, file: dict[str, Any], schema: pa.Schema) -> pa.T
     table = table.append_column("file", pa.array([file["path"]] * table.num_rows))
     table = table.append_column("file_row", pa.array(range(table.num_rows), pa.int64()))
     return table.cast(schema)
-
-
-def _write_stats_file(table: pa.Table, folder: str, epoch: int) -> DataFile:
-    sink = io.BytesIO()
-    pq.write_table(
-        table,
-        sink,
-        compression="zstd",
-        compression_level=3,
-        row_group_size=STATS_ROW_GROUP_ROWS,
-        use_dictionary=LOW_CARDINALITY,
-    )
-    data = sink.getvalue()
-    name = file_name(epoch, STATISTICS)
-    storage.write_bytes(storage.join(folder, name), data)
-    return DataFile(
-        name=name,
-        size=len(data),
-        rows=table.num_rows,
-        first_id=table["image_id"][0].as_py(),
-        last_id=table["image_id"][-1].as_py(),
-        kind=STATISTICS,
-        sha256=hashlib.sha256(data).hexdigest(),
-    )
 
 
 def unreferenced(table: Table, newest_epoch: int | None = None) -> list[storage.StoredFile]:

@@ -24,6 +24,7 @@ from segbatch.errors import Fenced, LeaseHeld
 
 HEARTBEAT_S = 10.0
 DEAD_AFTER_S = 90.0
+SETTLE_S = 0.5  # of two that take a free lease at once, the one that wrote last has it then
 
 
 def lease_uri(run_uri: str) -> str:
@@ -42,9 +43,11 @@ def read_lease(run_uri: str) -> dict[str, Any] | None:
 
 
 def check_lease(run_uri: str, driver: str) -> None:
-    """Raises ``Fenced`` if the lease names another driver; asked by each write task."""
+    """Raises ``Fenced`` unless the lease names ``driver``; asked by each write task."""
     lease = read_lease(run_uri)
-    if lease is not None and lease.get("driver") != driver:
+    if lease is None:
+        raise Fenced(f"{run_uri}: its lease was given up")
+    if lease.get("driver") != driver:
         raise Fenced(f"{run_uri}: taken over by {_holder(lease)}")
 
 
@@ -64,6 +67,11 @@ class Lease:
     def __enter__(self) -> Lease:
         self._wait_for_holder()
         self._write()
+        time.sleep(SETTLE_S)
+        try:
+            self.confirm()
+        except Fenced as error:
+            raise LeaseHeld(str(error)) from error
         self._thread.start()
         return self
 
@@ -71,14 +79,18 @@ class Lease:
         self._stop.set()
         self._thread.join(timeout=30)
         if self.lost is None:
-            with contextlib.suppress(OSError):
-                check_lease(self.run_uri, self.driver)
+            with contextlib.suppress(OSError, Fenced):
+                self.confirm()
                 storage.delete([lease_uri(self.run_uri)])
 
     def check(self) -> None:
         """Raises ``Fenced`` once another driver was seen to hold the lease."""
         if self.lost is not None:
             raise self.lost
+
+    def confirm(self) -> None:
+        """Raises ``Fenced`` unless the lease on storage is ours: before what only one may do."""
+        check_lease(self.run_uri, self.driver)
 
     def _wait_for_holder(self) -> None:
         """Return when nobody holds the run. Raises ``LeaseHeld`` when the holder is alive."""
@@ -100,7 +112,7 @@ class Lease:
     def _keep_alive(self) -> None:
         while not self._stop.wait(HEARTBEAT_S):
             try:
-                check_lease(self.run_uri, self.driver)
+                self.confirm()
                 self._write()
             except Fenced as error:
                 self.lost = error

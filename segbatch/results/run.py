@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from segbatch import storage
 from segbatch.classes import Classes
-from segbatch.errors import RunError
+from segbatch.errors import Incomplete, RunError
 from segbatch.results.lease import read_lease
 from segbatch.results.table import Table, kind_of
 
@@ -66,8 +66,10 @@ def open_run(uri: str) -> Run:
     uri = storage.normalize(uri)
     try:
         info = read_info(uri)
-    except OSError as error:
+    except PermissionError as error:
         raise RunError(f"cannot read run {error}") from error
+    except OSError as error:
+        raise Incomplete(f"cannot read run {error}; ask again") from error
     if info is None:
         raise RunError(f"{uri}: no run here (no run.json in it)")
     return Run(uri, info)

@@ -12,6 +12,7 @@ import json
 import time
 import uuid
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -81,6 +82,7 @@ class Table:
     def __init__(self, delta: DeltaTable, uri: str) -> None:
         self._delta = delta
         self.uri = uri
+        self._unsettled: str | None = None  # a commit that was begun and whose end was not seen
 
     @classmethod
     def create(cls, uri: str, schema: pa.Schema) -> Table:
@@ -94,6 +96,8 @@ class Table:
                 storage_options=storage.delta_options(uri),
             )
         except DeltaError as error:
+            if "already exists" not in str(error):
+                raise OSError(f"{uri}: cannot be created: {_line(error)}") from error
             raise Fenced(f"{uri}: another driver created the table at this moment") from error
         return cls(delta, uri)
 
@@ -154,6 +158,8 @@ class Table:
         Raises :class:`~segbatch.errors.Fenced` if the log has an entry that is not ours at the
         next version, ``OSError`` if the storage failed.
         """
+        if self._unsettled is not None:
+            self._settle(self._unsettled)
         now = int(time.time() * 1000)
         actions: list[AddAction | RemoveAction] = [file.add_action() for file in add]
         actions += [
@@ -169,6 +175,7 @@ class Table:
             "sha256": {file.name: file.sha256 for file in add},
         }
         failure: DeltaError | None = None
+        self._unsettled = commit_id
         try:
             self._delta.create_write_transaction(
                 actions,
@@ -195,7 +202,17 @@ class Table:
             holder = note.get("driver", "somebody else")
             raise Fenced(f"{self.uri}: taken over by {holder}; what this driver has not committed"
                          " is left to it")  # fmt: skip
+        self._unsettled = None
         return version
+
+    def _settle(self, commit_id: str) -> None:
+        """Move on if a commit took place after all that a signal or an outage cut short.
+
+        What it held may be committed once more: a file that is added twice is there once.
+        """
+        self._unsettled = None
+        with suppress(OSError):
+            self._move_on(commit_id, None)
 
 
 def _line(error: BaseException) -> str:

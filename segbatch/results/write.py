@@ -91,18 +91,24 @@ def write(rows: pa.Table, writing: Writing) -> list[Account]:
 
 
 def write_file(rows: pa.Table, folder: str, epoch: int, kind: str) -> DataFile:
-    """Write ``rows``, sorted by ``image_id``, as one complete file of the table in ``folder``."""
-    sink = io.BytesIO()
-    pq.write_table(
+    """Write ``rows`` of one kind, sorted by ``image_id``, as one file of ``rows/``."""
+    return store(
         rows,
-        sink,
-        compression="zstd",
+        folder,
+        epoch,
+        kind,
         compression_level=1,
         row_group_size=ROW_GROUP_ROWS,
         write_statistics=["image_id", "status"],
         # Masks and statistics hardly repeat: a dictionary costs time and saves nothing.
         use_dictionary=["status", "error", "message"],
     )
+
+
+def store(rows: pa.Table, folder: str, epoch: int, kind: str, **options: Any) -> DataFile:
+    """Write ``rows``, sorted by ``image_id``, as one complete file of the table in ``folder``."""
+    sink = io.BytesIO()
+    pq.write_table(rows, sink, compression="zstd", **options)
     data = sink.getvalue()
     name = file_name(epoch, kind)
     storage.write_bytes(storage.join(folder, name), data)
