@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from written_run import label_map, write_run
 
 from segbatch.classes import Classes
 from segbatch.results.query import sql
 from segbatch.results.run import Run, open_run
 from segbatch.results.schema import ERRORS, rows_schema, stats_schema
+from tests.written_run import label_map, write_run
 
 PAGE = Path(__file__).parents[1] / "docs" / "reading-results.md"
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)

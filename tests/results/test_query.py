@@ -10,9 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import s3fs
-from conftest import S3
 from rich.console import Console
-from written_run import label_map, write_run
 
 from segbatch import storage
 from segbatch.errors import Incomplete, InputError, RunError
@@ -22,6 +20,8 @@ from segbatch.results.query import sql
 from segbatch.results.run import Run, open_run
 from segbatch.results.schema import rows_schema
 from segbatch.results.table import DataFile, Table, file_name
+from tests.conftest import S3
+from tests.written_run import label_map, write_run
 
 
 @pytest.fixture(scope="module")
