@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from segbatch.storage import one_line
 
 MIN_LOGICAL_CPUS = 4  # with fewer, the stages of a pipeline can starve each other
 CPUS_FOR_OTHER_STAGES = 2
+CONNECT_S = 10.0
 THREADS_PER_WORKER = 4  # more than these hardly speed one network up
 
 
@@ -63,6 +65,7 @@ def connected(say: Callable[[str], None]) -> Iterator[None]:
         with _sigterm_kept():
             if address:
                 say(f"connecting to Ray at {address}")
+                _refuse_silence(address)
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
             else:
                 say("starting Ray on this machine")
@@ -75,13 +78,20 @@ def connected(say: Callable[[str], None]) -> Iterator[None]:
                     log_to_driver=False,
                     logging_level=logging.ERROR,
                 )
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         where = f"RAY_ADDRESS={address}" if address else "Ray on this machine"
         raise InputError(f"{where}: cannot be used: {one_line(error)}") from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _refuse_silence(address: str) -> None:
+    """Raises ``OSError`` where nobody listens: Ray itself would try for minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
 
 
 @contextmanager
