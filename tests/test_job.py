@@ -149,6 +149,18 @@ def test_credentials_in_a_uri_are_refused_and_not_repeated(refusal) -> None:
     assert "hunter2" not in message
 
 
+@pytest.mark.parametrize(
+    "images",
+    ["s3://me:hunter2@bucket/x/", "{manifest: 's3://me:hunter2@bucket/x.csv'}", "['a/', 's3://me:hunter2@b/']"],
+)  # fmt: skip
+def test_credentials_in_a_source_of_images_are_refused_and_not_repeated(
+    refusal, images: str
+) -> None:
+    message = refusal(MINIMAL.replace("s3://bucket/facades/", images))
+    assert "credentials belong in the environment" in message
+    assert "hunter2" not in message
+
+
 def test_an_output_that_cannot_hold_a_run_is_refused(refusal) -> None:
     message = refusal(MINIMAL.replace("s3://bucket/runs", "https://bucket/runs"))
     assert "https:// cannot hold a run" in message

@@ -103,6 +103,7 @@ ANSWERS: dict[str, Callable[[FaultyHandler], None]] = {
     "good": lambda it: it.answer(200, b"content"),
     "empty": lambda it: it.answer(200),
     "missing": lambda it: it.s3_error(404, "NoSuchKey"),
+    "0401-gone": lambda it: it.answer(404, b"gone"),
     "busy": lambda it: it.s3_error(503, "SlowDown"),
     "broken": lambda it: it.s3_error(500, "InternalError"),
     "denied": lambda it: it.s3_error(403, "AccessDenied"),
@@ -196,6 +197,21 @@ def test_no_answer_in_time_is_a_timeout(faulty: Objects, name: str) -> None:
 
 def test_no_server_is_unavailable() -> None:
     assert kind("http://127.0.0.1:9/x.jpg") == "unavailable"
+
+
+def test_a_number_in_a_key_is_not_taken_for_an_answer(faulty: Objects) -> None:
+    assert kind(faulty("0401-gone")) == "not_found"
+
+
+def test_no_credentials_at_all_are_everybodys_fault(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    assert kind(f"s3://{next(buckets)}/x.jpg") == "credentials"
 
 
 def test_what_is_transient_is_tried_again(faulty: Objects, server: FaultyServer) -> None:

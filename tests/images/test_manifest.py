@@ -149,6 +149,12 @@ def test_a_torn_beginning_is_deleted(run: Run, tmp_path: Path) -> None:
     ]
 
 
+def test_what_a_user_keeps_in_the_runs_folder_is_not_deleted(run: Run) -> None:
+    source = parquet(storage.join(run.manifest, "mine.parquet"), uri=["a", "b"])
+    assert run.freeze(source).rows == 2
+    assert storage.exists(source)
+
+
 def test_a_manifest_is_frozen_in_a_bucket(s3: Any) -> None:
     root = s3.uri("m.parquet")
     run = Run(s3.uri("run"))

@@ -148,6 +148,26 @@ def test_every_commit_notes_the_checksums_of_its_files(uri: str) -> None:
     assert newest["driver"] == "one"
 
 
+def test_a_commit_whose_end_was_not_seen_is_not_taken_for_another_drivers(
+    uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = Ledger(Table.create(uri, SCHEMA), 10, "one")
+    ledger.enter(written(ledger, [0, 1]))
+    move_on = Table._move_on
+
+    def interrupted(*arguments: object) -> int:
+        monkeypatch.setattr(Table, "_move_on", move_on)
+        raise KeyboardInterrupt  # a signal, right after the log's entry was written
+
+    monkeypatch.setattr(Table, "_move_on", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ledger.commit()
+    ledger.commit()
+    ledger.enter(written(ledger, [2]))
+    ledger.commit()
+    assert committed_ids(uri) == [0, 1, 2]
+
+
 def test_no_table_is_none_and_a_broken_log_is_an_error(tmp_path: Path) -> None:
     from segbatch.errors import RunError
 
