@@ -13,9 +13,9 @@ import pytest
 
 from segbatch import passes
 from segbatch.classes import Classes
-from segbatch.errors import CredentialsRefused, Fenced, Incomplete, Interrupted
+from segbatch.errors import CredentialsRefused, Fenced, Incomplete, Interrupted, JobFailed
 from segbatch.job import Limits
-from segbatch.passes import Passes, watch
+from segbatch.passes import ExecutionStopped, Passes, watch
 from segbatch.progress import Progress
 from segbatch.results.lease import Lease
 from segbatch.results.ledger import Ledger
@@ -193,7 +193,7 @@ def test_an_outage_is_not_committed_as_failures(tmp_path: Path) -> None:
 def test_an_outage_does_not_hold_back_what_is_forbidden_for_good(tmp_path: Path) -> None:
     job = Job(tmp_path, 1000)
     kinds = {0: "forbidden", **dict.fromkeys(range(1, 20), "timeout")}
-    with pytest.raises(Incomplete):
+    with pytest.raises(Incomplete, match="timeout: no"):
         job.run(Scripted(lambda i, times: kinds.get(i, OK)))
     assert job.committed() == {"ok": 980, "forbidden": 1}
 
@@ -248,6 +248,52 @@ def test_passes_go_on_beyond_their_number_as_long_as_they_finish_something(
     executor = job.run(Scripted(lambda i, times: None if i // 200 >= times else OK))
     assert [how for how, _, _ in executor.calls] == ["blocks", "blocks", "alone"]
     assert sum(job.committed().values()) == 500
+
+
+def test_an_execution_that_stopped_makes_no_image_suspect(tmp_path: Path) -> None:
+    job = Job(tmp_path, 500)
+
+    def stops_once(image_id: int, times: int) -> str:
+        if image_id == 200 and times == 1:
+            raise ExecutionStopped("the node with the reader died")
+        return OK
+
+    executor = job.run(Scripted(stops_once))
+    assert executor.calls == [("blocks", 500, 100), ("blocks", 300, 100)]
+    assert job.committed() == {"ok": 500}
+
+
+def test_executions_that_stop_at_once_end_the_run_with_the_reason(tmp_path: Path) -> None:
+    job = Job(tmp_path, 500)
+
+    def stops(image_id: int, times: int) -> str:
+        raise ExecutionStopped("no node is left")
+
+    with pytest.raises(Incomplete, match=r"500 images are missing.*no node is left"):
+        job.run(Scripted(stops))
+
+
+def test_an_execution_holds_a_bounded_number_of_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passes, "MAX_BLOCKS", 4)
+    executor = Job(tmp_path, 1000).run(Scripted(ok))
+    assert [images for _, images, _ in executor.calls] == [400, 400, 200]
+
+
+def test_ten_times_too_many_failures_stop_the_run_early(tmp_path: Path) -> None:
+    job = Job(tmp_path, 9000)
+    with pytest.raises(JobFailed, match=r"1000 images failed so far, .* 90 of 9000"):
+        job.run(Scripted(lambda i, times: "not_found"))
+    assert job.committed() == {"not_found": 1000}
+    with pytest.raises(JobFailed):
+        job.run(Scripted(lambda i, times: "not_found"))
+
+
+def test_few_failures_never_stop_a_run_early(tmp_path: Path) -> None:
+    job = Job(tmp_path, 999, max_failed_fraction=0.0)
+    job.run(Scripted(lambda i, times: "not_found"))
+    assert job.committed() == {"not_found": 999}
 
 
 def test_what_came_in_is_kept_when_the_run_is_stopped(tmp_path: Path) -> None:

@@ -156,9 +156,9 @@ def test_what_does_not_fit_in_a_block_is_decoded_by_the_model_and_is_the_same(
     assert tight["pixels"].nbytes <= 100_000 + 1000
     rows = written(accounts_of(all_stages(images, pipeline)), tmp_path)
     for row, other in zip(rows, roomy, strict=True):
-        # In batches of other sizes, convolutions round in another way.
-        assert row["uncertainty"] == pytest.approx(other["uncertainty"], rel=1e-4)
         if row["mask"] is not None:
+            # In batches of other sizes, convolutions round in another way.
+            assert row["uncertainty"] == pytest.approx(other["uncertainty"], rel=1e-4)
             assert np.mean(decode_mask(row["mask"]) != decode_mask(other["mask"])) < 1e-4
         same = row.keys() - {"mask", "pixels", "coverage", "confidence", "uncertainty"}
         assert all(row[name] == other[name] for name in same)
