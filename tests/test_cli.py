@@ -1,4 +1,4 @@
-"""The command line, as a user types it: in a process of its own."""
+"""The command line, in processes of its own."""
 
 from __future__ import annotations
 
@@ -52,7 +52,13 @@ def test_a_wrong_job_file_is_refused_by_file_key_and_suggestion(
 
 
 def test_a_missing_job_file_is_refused(tmp_path: Path) -> None:
-    result = cli("run", str(tmp_path / "none.yaml"))
+    result = subprocess.run(
+        [sys.executable, "-m", "segbatch", "run", str(tmp_path / "none.yaml")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert result.returncode == 2
     assert result.stderr.startswith("segbatch: ")
     assert "none.yaml" in result.stderr
