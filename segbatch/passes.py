@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from segbatch import signals
 from segbatch.errors import CredentialsRefused, Fenced, Incomplete, Interrupted, JobFailed
 from segbatch.job import Limits
 from segbatch.progress import Progress
@@ -252,10 +253,11 @@ def watch(results: Callable[[float], Any], *, stall_minutes: float, lease: Lease
     """What ``results(timeout)`` gives, until it raises ``StopIteration``.
 
     It raises ``TimeoutError`` while there is nothing; after ``stall_minutes`` of that, this raises
-    :class:`~segbatch.errors.Incomplete`. Meanwhile the lease is looked at.
+    :class:`~segbatch.errors.Incomplete`. Meanwhile lease and signals are looked at.
     """
     last = time.monotonic()
     while True:
+        signals.check()
         try:
             yield results(1.0)
             last = time.monotonic()

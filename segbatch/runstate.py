@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import platform
-import signal
-import threading
 import time
 import uuid
 from bisect import bisect_right
@@ -284,28 +282,6 @@ def outages() -> Iterator[None]:
         yield
     except OSError as error:
         raise Incomplete(f"storage: {storage.one_line(error)}; run again") from error
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """SIGINT and SIGTERM become :class:`~segbatch.errors.Interrupted`; a second one kills."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(signum: int, _: object) -> None:
-        for number in before:
-            signal.signal(number, signal.SIG_DFL)
-        raise Interrupted(signum)
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        signal.signal(number, interrupt)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _short(value: Any) -> str:

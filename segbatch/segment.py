@@ -36,7 +36,8 @@ from segbatch.results.ledger import Ledger
 from segbatch.results.run import Run, open_run
 from segbatch.results.schema import ERRORS, RESERVED_COLUMNS
 from segbatch.results.write import Writing
-from segbatch.runstate import RunState, interruptible, outages
+from segbatch.runstate import RunState, outages
+from segbatch.signals import interruptible
 from segbatch.stages import (
     Pipeline,
     Predicting,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import time
 from collections.abc import Callable, Container, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from segbatch.results.ledger import Ledger
 from segbatch.results.schema import FAILED, OK, TRANSIENT_ERRORS, rows_schema
 from segbatch.results.table import Table, kind_of
 from segbatch.results.write import Account, write_file
+from segbatch.signals import interruptible
 
 SCHEMA = rows_schema(Classes(["wall", "window"]))
 BLOCK_ROWS = 100
@@ -349,3 +353,17 @@ def test_a_lost_lease_is_noticed_while_nothing_comes(tmp_path: Path) -> None:
 
     with pytest.raises(Fenced):
         list(watch(never, stall_minutes=60, lease=lease))
+
+
+def test_a_signal_whose_exception_a_library_swallowed_ends_the_waiting(tmp_path: Path) -> None:
+    lease = Lease(str(tmp_path), lambda message: None)
+
+    def swallows(timeout: float) -> Any:
+        with suppress(Exception):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.1)
+        raise TimeoutError
+
+    with interruptible(), pytest.raises(Interrupted, match="SIGTERM") as caught:
+        list(watch(swallows, stall_minutes=60, lease=lease))
+    assert caught.value.exit_code == 143
