@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from functools import partial
 from typing import Any, Protocol
 
@@ -35,19 +36,20 @@ PAUSE_S = 5.0  # times the pass's number, before what failed for a passing reaso
 ISOLATE_BELOW = 10  # rows of suspect blocks; instead of smaller ones, each image is done alone
 
 Ids = npt.NDArray[np.int64]
+Accounts = Generator[Account, None, None]  # closed where it is left early
 
 
 class Executor(Protocol):
     """How a pass gets its work done; :mod:`segbatch.segment` does it with Ray."""
 
-    def blocks(self, images: pa.Table, rows: int, *, last_pass: bool) -> Iterator[Account]:
+    def blocks(self, images: pa.Table, rows: int, *, last_pass: bool) -> Accounts:
         """Run ``images`` through the pipeline, ``rows`` a block; accounts as files are written.
 
         May end without an account of some images: their blocks were lost. Raises
         :class:`ExecutionStopped` where it ended as a whole.
         """
 
-    def alone(self, images: pa.Table, *, last_pass: bool) -> Iterator[Account]:
+    def alone(self, images: pa.Table, *, last_pass: bool) -> Accounts:
         """Run each image in a process of its own; one that crashes it twice is ``crashed``."""
 
     def why(self, image: pa.Table) -> str | None:
@@ -136,10 +138,11 @@ class Passes:
                 self._refuse_to_go_on(executor, outcome, suspects)
             if outcome.transient.count():
                 time.sleep(PAUSE_S * number)
+            signals.check()
 
     def _take_all(
         self,
-        work: Callable[[pa.Table], Iterator[Account]],
+        work: Callable[[pa.Table], Accounts],
         ids: Ids,
         rows: int,
         outcome: Outcome,
@@ -148,11 +151,12 @@ class Passes:
         step = rows * MAX_BLOCKS
         for start in range(0, len(ids), step):
             try:
-                for account in work(self.images_of(ids[start : start + step])):
-                    self.lease.check()
-                    self._take(account, outcome)
-                    self.ledger.commit_if_due()
-                    self.on_commit()
+                with closing(work(self.images_of(ids[start : start + step]))) as accounts:
+                    for account in accounts:
+                        self.lease.check()
+                        self._take(account, outcome)
+                        self.ledger.commit_if_due()
+                        self.on_commit()
             except ExecutionStopped as stopped:
                 outcome.stopped = str(stopped)
                 self.progress.event("stopped", reason=stopped)

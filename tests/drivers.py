@@ -75,6 +75,7 @@ def driver(work: dict[str, Any], folder: Path, address: str) -> Iterator[BasePro
     """A driver that works on a job; killed at the end, if it is still there."""
     file = folder / "job.yaml"
     file.write_text(yaml.safe_dump(work))
+    (folder / "stderr.txt").write_text("")  # of the driver before
     process = _start(["run", str(file)], {"RAY_ADDRESS": address}, str(folder), True)
     try:
         yield process

@@ -18,7 +18,7 @@ from segbatch import passes
 from segbatch.classes import Classes
 from segbatch.errors import CredentialsRefused, Fenced, Incomplete, Interrupted, JobFailed
 from segbatch.job import Limits
-from segbatch.passes import ExecutionStopped, Passes, watch
+from segbatch.passes import Accounts, ExecutionStopped, Passes, watch
 from segbatch.progress import Progress
 from segbatch.results.lease import Lease
 from segbatch.results.ledger import Ledger
@@ -41,16 +41,21 @@ class Scripted:
         self.message = message
         self.good = good  # images that are done when they are done by themselves
         self.ledger: Ledger  # set by `Job`
+        self.left_early = 0
         self.tries: dict[int, int] = {}
         self.calls: list[tuple[str, int, int]] = []  # how, images, rows a block
 
-    def blocks(self, images: pa.Table, rows: int, *, last_pass: bool) -> Iterator[Account]:
+    def blocks(self, images: pa.Table, rows: int, *, last_pass: bool) -> Accounts:
         self.calls.append(("blocks", images.num_rows, rows))
         ids = images["image_id"].to_pylist()
-        for start in range(0, len(ids), rows):
-            yield from self._block(ids[start : start + rows], last_pass)
+        try:
+            for start in range(0, len(ids), rows):
+                yield from self._block(ids[start : start + rows], last_pass)
+        except GeneratorExit:
+            self.left_early += 1
+            raise
 
-    def alone(self, images: pa.Table, *, last_pass: bool) -> Iterator[Account]:
+    def alone(self, images: pa.Table, *, last_pass: bool) -> Accounts:
         self.calls.append(("alone", images.num_rows, 1))
         for image_id in images["image_id"].to_pylist():
             accounts = list(self._block([image_id], last_pass))
@@ -210,6 +215,7 @@ def test_refused_credentials_stop_at_once_and_nothing_of_them_is_committed(
     with pytest.raises(CredentialsRefused, match="ExpiredToken"):
         job.run(script)
     assert len(script.tries) == 600, "no block after the first one that was refused"
+    assert script.left_early == 1, "what still ran was told to end"
     assert set(job.committed()) <= {"ok"}
 
 

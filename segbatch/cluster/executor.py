@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.data
+from ray.data._internal.execution.streaming_executor import StreamingExecutor
 from ray.exceptions import (
     GetTimeoutError,
     OutOfMemoryError,
@@ -23,11 +24,11 @@ from ray.exceptions import (
 from segbatch import storage
 from segbatch.cluster.workers import Workers
 from segbatch.errors import Incomplete, InputError
-from segbatch.passes import ExecutionStopped, watch
+from segbatch.passes import Accounts, ExecutionStopped, watch
 from segbatch.results.lease import Lease
-from segbatch.results.write import Account
 from segbatch.stages import Pipeline, accounts_of, all_stages, crashed_row
 
+SHUTDOWN_S = 10.0
 CRASHES = 2  # of one image alone in a process, after which it is known
 
 Dataset = Callable[[pa.Table, int, Pipeline], "ray.data.Dataset"]
@@ -57,7 +58,7 @@ class RayExecutor:
             num_cpus=workers.num_cpus, num_gpus=workers.num_gpus, max_calls=1, max_retries=0
         )(all_stages)
 
-    def blocks(self, images: pa.Table, rows: int, *, last_pass: bool) -> Iterator[Account]:
+    def blocks(self, images: pa.Table, rows: int, *, last_pass: bool) -> Accounts:
         """Run ``images`` through the pipeline, ``rows`` a block; accounts as files are written."""
         with _data_context(self.stall_minutes):
             dataset = self.dataset(images, rows, self.stages.in_pass(last_pass))
@@ -65,7 +66,7 @@ class RayExecutor:
                 for table in self._watch(tables):
                     yield from accounts_of(table)
 
-    def alone(self, images: pa.Table, *, last_pass: bool) -> Iterator[Account]:
+    def alone(self, images: pa.Table, *, last_pass: bool) -> Accounts:
         """Run each image in a process of its own; one that crashes it twice is ``crashed``.
 
         A node that dies, and storage that fails, are not the image's fault: it stays missing.
@@ -152,23 +153,23 @@ def _in_background(dataset: ray.data.Dataset) -> Iterator[Callable[[float], Any]
     """Run a dataset in a thread; ``next_table(timeout)`` gives what it made, as ``watch`` wants.
 
     The driver must be able to commit, look at its lease and be interrupted meanwhile. Left early,
-    the execution ends with the next table that it makes.
+    the execution is ended: it would go on in the background, and connect to Ray once more after a
+    ``ray.shutdown``.
     """
     tables: queue.Queue[Any] = queue.Queue()
     end = object()
-    left = threading.Event()
+    others = set(threading.enumerate())
 
     def run() -> None:
         try:
             for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
                 tables.put(batch)
-                if left.is_set():
-                    break
             tables.put(end)
         except Exception as error:
             tables.put(error)
 
-    threading.Thread(target=run, daemon=True, name="pipeline").start()
+    pipeline = threading.Thread(target=run, daemon=True, name="pipeline")
+    pipeline.start()
 
     def next_table(timeout: float) -> Any:
         try:
@@ -184,4 +185,8 @@ def _in_background(dataset: ray.data.Dataset) -> Iterator[Callable[[float], Any]
     try:
         yield next_table
     finally:
-        left.set()
+        if pipeline.is_alive():
+            for thread in set(threading.enumerate()) - others:
+                if isinstance(thread, StreamingExecutor):
+                    thread.shutdown(force=True)
+            pipeline.join(timeout=SHUTDOWN_S)
