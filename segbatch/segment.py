@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 
-from segbatch import storage
+from segbatch import signals, storage
 from segbatch.cluster.executor import RayExecutor
 from segbatch.cluster.workers import (
     Workers,
@@ -120,9 +120,11 @@ def segment(
                 if retry_failed:
                     state.take_up_failed(lease.driver, only)
                 ledger = state.open_ledger(state.schema(job, prepared.config.classes), lease.driver)
+                signals.check()
                 if ledger.remaining():
                     with connected(say):
                         work_through(state, job, prepared, ledger, lease)
+                signals.check()
                 lease.confirm()
                 state.finish(job)
         return open_run(uri)

@@ -1,7 +1,9 @@
 """Signals: SIGINT and SIGTERM end a job in order, so that it can be gone on with.
 
-A handler raises wherever the program is at that moment. Inside a library that catches everything
-the exception can get lost: so the signal is remembered, and :func:`check` is asked while waiting.
+A handler that raises does so wherever the program is at that moment; inside a library that catches
+everything, or that is half-way through starting, the exception gets lost or becomes another one. So
+a signal is only remembered, and :func:`check` is asked where the job can end: at every step, and
+every second while it waits. A second signal kills at once.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ _arrived: list[int] = []
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """SIGINT and SIGTERM become :class:`~segbatch.errors.Interrupted`; a second one kills."""
+    """Inside, SIGINT and SIGTERM are remembered for :func:`check`; a second one kills."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -27,7 +29,6 @@ def interruptible() -> Iterator[None]:
         for number in before:
             signal.signal(number, signal.SIG_DFL)
         _arrived.append(signum)
-        raise Interrupted(signum)
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in before:

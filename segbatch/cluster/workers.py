@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray._private import auto_init_hook
 
 from segbatch.errors import InputError
 from segbatch.job import Resources
@@ -84,6 +85,10 @@ def connected(say: Callable[[str], None]) -> Iterator[None]:
     try:
         yield
     finally:
+        # A pipeline that was left early may still ask for Ray, which would start another one, and
+        # would log at length that there is none.
+        auto_init_hook.enable_auto_connect = False
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         ray.shutdown()
 
 
