@@ -1,0 +1,192 @@
+"""A labelled dataset on storage: images and masks in Parquet, one folder a split.
+
+    classes.json        ids, names, colours, ignore index, sources, and which files belong to it
+    README.md           a dataset card
+    train/*.parquet     one row per image, image and mask encoded; also val/, test/
+
+``classes.json`` is written last and names every file with its SHA-256: what it does not name does
+not belong, so an import that was killed leaves the dataset as it was. Hugging Face's
+``load_dataset`` reads the folder as it is and gives images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from segbatch import storage
+from segbatch.classes import IGNORE_INDEX, Classes
+from segbatch.errors import Incomplete, InputError, SourceError
+
+CLASSES = "classes.json"
+CARD = "README.md"
+SPLITS = ("train", "val", "test")
+
+_FILE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+
+FEATURES = {
+    "image_id": {"dtype": "int64", "_type": "Value"},
+    "uri": {"dtype": "string", "_type": "Value"},
+    "image": {"_type": "Image"},
+    "mask": {"_type": "Image"},
+    "width": {"dtype": "int32", "_type": "Value"},
+    "height": {"dtype": "int32", "_type": "Value"},
+    "group": {"dtype": "string", "_type": "Value"},
+    "split": {"dtype": "string", "_type": "Value"},
+}
+
+SCHEMA = pa.schema(
+    {
+        "image_id": pa.int64(),  # unique over the splits
+        "uri": pa.string(),  # of the image, where it was imported from
+        "image": _FILE,  # the file as it was
+        "mask": _FILE,  # palette PNG of the upright image's size, palette index = class id
+        "width": pa.int32(),  # of the upright image
+        "height": pa.int32(),
+        "group": pa.string(),  # images of one group are in one split; null without --group-by
+        "split": pa.string(),
+    },
+    metadata={"huggingface": json.dumps({"info": {"features": FEATURES}})},
+)
+
+SHARD_ROWS = 1000
+SHARD_BYTES = 256 << 20
+ROW_GROUP_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of a dataset: its path within, and what it must hold."""
+
+    path: str
+    rows: int
+    sha256: str
+
+    @property
+    def split(self) -> str:
+        return self.path.partition("/")[0]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A labelled dataset: what its ``classes.json`` says."""
+
+    uri: str
+    classes: Classes
+    shards: Sequence[Shard] = ()
+    sources: Sequence[Mapping[str, Any]] = field(default_factory=list)
+
+    @property
+    def fingerprint(self) -> str:
+        """64 hex digits that change with the images, the masks or the classes' names."""
+        facts = [self.classes.names, sorted((shard.path, shard.sha256) for shard in self.shards)]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+    @property
+    def splits(self) -> dict[str, int]:
+        """Number of images of each split that has any."""
+        counts = {split: self.num_rows(split) for split in SPLITS}
+        return {split: count for split, count in counts.items() if count}
+
+    def num_rows(self, split: str) -> int:
+        return sum(shard.rows for shard in self.shards_of(split))
+
+    def shards_of(self, split: str) -> list[Shard]:
+        return [shard for shard in self.shards if shard.split == split]
+
+    def read_shard(self, shard: Shard, columns: Sequence[str] | None = None) -> pa.Table:
+        """The rows of a shard, its bytes compared with their SHA-256 first.
+
+        Raises :class:`~segbatch.errors.SourceError` for a damaged or missing file and
+        :class:`~segbatch.errors.Incomplete` where storage does not answer.
+        """
+        where = storage.join(self.uri, shard.path)
+        data = _read(where)
+        if hashlib.sha256(data).hexdigest() != shard.sha256:
+            raise SourceError(f"{where}: is not the file that was imported: import the labels anew")
+        return pq.read_table(pa.BufferReader(data), columns=columns)
+
+    def tables(self, split: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """The rows of a split, shard by shard."""
+        for shard in self.shards_of(split):
+            yield self.read_shard(shard, columns)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "classes": self.classes.to_json(),
+            "ignore_index": IGNORE_INDEX,
+            "sources": list(self.sources),
+            "files": {
+                shard.path: {"rows": shard.rows, "sha256": shard.sha256} for shard in self.shards
+            },
+        }
+
+    def publish(self, card: str = "") -> None:
+        """Make this what the dataset is: ``classes.json``, after which other files are deleted."""
+        if card:
+            storage.write_bytes(storage.join(self.uri, CARD), card.encode())
+        text = json.dumps(self.to_json(), indent=2, ensure_ascii=False)
+        storage.write_bytes(storage.join(self.uri, CLASSES), f"{text}\n".encode())
+        named = {storage.join(self.uri, shard.path) for shard in self.shards}
+        for split in SPLITS:
+            files = storage.list_files(storage.join(self.uri, split))
+            storage.delete([file.uri for file in files if file.uri not in named])
+
+
+def open_dataset(uri: str) -> Dataset:
+    """The dataset in the folder ``uri``.
+
+    Raises :class:`~segbatch.errors.SourceError` where there is none, and
+    :class:`~segbatch.errors.Incomplete` where storage does not answer.
+    """
+    uri = storage.normalize(uri)
+    where = storage.join(uri, CLASSES)
+    try:
+        values = json.loads(_read(where))
+        if values["ignore_index"] != IGNORE_INDEX:
+            raise InputError(f"ignore_index must be {IGNORE_INDEX}")
+        shards = [
+            Shard(path, entry["rows"], entry["sha256"]) for path, entry in values["files"].items()
+        ]
+        classes = Classes.from_json(values["classes"])
+        return Dataset(uri, classes, shards, values.get("sources", []))
+    except (InputError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, SourceError):
+            raise
+        raise SourceError(f"{where}: not a labelled dataset's: {error}") from error
+
+
+def write_shard(uri: str, split: str, rows: Iterable[Mapping[str, Any]]) -> Shard:
+    """Write rows (:data:`SCHEMA`, without ``split``) as a new file; nobody sees it until
+    :meth:`Dataset.publish` names it. Raises ``OSError``.
+    """
+    table = pa.Table.from_pylist([{**row, "split": split} for row in rows], SCHEMA)
+    sink = io.BytesIO()
+    # Images and masks are compressed already.
+    pq.write_table(table, sink, row_group_size=ROW_GROUP_ROWS, compression="zstd",
+                   use_dictionary=["split"])  # fmt: skip
+    data = sink.getvalue()
+    path = f"{split}/{uuid.uuid4().hex}.parquet"
+    storage.write_bytes(storage.join(uri, path), data)
+    return Shard(path, len(table), hashlib.sha256(data).hexdigest())
+
+
+def _read(where: str) -> bytes:
+    try:
+        return storage.read_bytes(where)
+    except FileNotFoundError as error:
+        raise SourceError(
+            f"{where}: no such file; `segbatch labels import` makes a dataset"
+        ) from error
+    except PermissionError as error:
+        raise SourceError(f"{where}: may not be read: {storage.one_line(error)}") from error
+    except OSError as error:
+        raise Incomplete(f"{where}: cannot be read: {storage.one_line(error)}") from error
