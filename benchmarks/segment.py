@@ -30,7 +30,7 @@ import segbatch
 from segbatch import storage
 from segbatch.cluster.workers import cores
 from segbatch.demo.s3server import s3_server
-from segbatch.job import IMAGE_EXTENSIONS
+from segbatch.jobimages import IMAGE_EXTENSIONS
 from segbatch.masks import overlay, with_legend
 from segbatch.results.run import Run
 

@@ -11,7 +11,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from segbatch.job import JOBS, Glob, Inventory, Manifest, Prefix
+from segbatch.job import JOBS
+from segbatch.jobimages import Glob, Inventory, Manifest, Prefix
+from segbatch.jobtrain import Network, Start
 
 PAGE = Path(__file__).with_name("job-file.md")
 
@@ -40,6 +42,9 @@ def page() -> str:
         parts.append(
             f"\n**{source.__name__.lower()}**: {_text(source.__doc__)}\n\n{_table(source)}"
         )
+    parts.append("\n## Networks to train\n\nWhat `model:` of a fine-tune job may be.\n")
+    for network in (Network, Start):
+        parts.append(f"\n{_text(network.__doc__)}\n\n{_table(network)}")
     return "".join(parts)
 
 
@@ -50,7 +55,8 @@ def _table(model: type[BaseModel]) -> str:
 
 def _rows(model: type[BaseModel], prefix: str, identity: bool) -> list[str]:
     rows: list[str] = []
-    for name, info in model.model_fields.items():
+    for field, info in model.model_fields.items():
+        name = info.alias or field
         inside = _model_of(info)
         marked = identity or info.json_schema_extra == {"identity": True}
         if inside is None or info.description:
@@ -85,7 +91,7 @@ def _yaml(value: Any) -> str:
             return "null"
         case bool():
             return str(value).lower()
-        case list():
+        case list() | tuple():
             return f"[{', '.join(_yaml(item) for item in value)}]"
         case int():
             return f"{value:_}"

@@ -86,11 +86,22 @@ def run(
     if only is not None and not retry_failed:
         raise InputError("--only goes with --retry-failed")
     loaded = load_job(job, overrides or ())
-    from segbatch.segment import segment
+    if retry_failed and loaded.kind != "segment":
+        raise InputError(f"--retry-failed is for kind: segment, and {job} is {loaded.kind}")
+    if loaded.kind == "finetune":
+        from segbatch.finetune import finetune
 
-    kinds = [kind.strip() for kind in (only or "").split(",") if kind.strip()]
-    finished = segment(loaded, retry_failed=retry_failed, only=kinds)
-    _print_facts(finished.summary(), Facts.text)
+        _print_facts(finetune(loaded), Facts.text)
+    elif loaded.kind == "evaluate":
+        from segbatch.evaluate import evaluate
+
+        _print_facts(evaluate(loaded), Facts.text)
+    else:
+        from segbatch.segment import segment
+
+        kinds = [kind.strip() for kind in (only or "").split(",") if kind.strip()]
+        finished = segment(loaded, retry_failed=retry_failed, only=kinds)
+        _print_facts(finished.summary(), Facts.text)
 
 
 @app.command()

@@ -1,169 +1,42 @@
 """Job files: one YAML document, typed, with every key documented here.
 
-A key marked ``identity`` is part of what a run is: running again on the same output refuses to
-change it. All others are operational. :func:`load_job` refuses unknown and duplicate keys, wrong
-types and contradictions by file, line and key.
+A key marked ``identity`` is part of what a run or a training is: running again on the same output
+refuses to change it. All others are operational. :func:`load_job` refuses unknown and duplicate
+keys, wrong types and contradictions by file, line and key.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    field_validator,
-    model_validator,
-)
-from pydantic.config import JsonDict
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from segbatch import storage
-from segbatch.errors import InputError
-
-IDENTITY: JsonDict = {"identity": True}
-
-MANIFEST_SUFFIXES = (".parquet", ".csv", ".csv.gz", ".jsonl", ".jsonl.gz", ".ndjson")
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "jpe", "png", "webp", "tif", "tiff", "bmp", "gif")
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True
-    )
-
-
-def _location(uri: str) -> str:
-    if not uri.strip():
-        raise ValueError("must not be empty")
-    if "@" in uri.partition("://")[2].split("/")[0]:
-        raise ValueError("holds a user name or password; credentials belong in the environment")
-    return uri
-
-
-Location = Annotated[str, AfterValidator(_location)]
+from segbatch.errors import InputError, JobFileError
+from segbatch.jobimages import Source, sources_of
+from segbatch.jobkeys import (
+    IDENTITY,
+    CpusPerWorker,
+    Location,
+    LongSide,
+    Positive,
+    RowsPerFile,
+    Strict,
+    Workers,
+    identity_of,
+)
+from segbatch.jobtrain import (
+    Network,
+    Train,
+    TrainLimits,
+    TrainResources,
+    network_of,
+    trainable,
+)
 
 
-# ------------------------------------------------------------------------------- where images are
-
-
-class Prefix(_Strict):
-    """All images below a folder or prefix."""
-
-    prefix: Location
-    """Folder or prefix, at any depth."""
-    extensions: list[str] = list(IMAGE_EXTENSIONS)
-    """File extensions that count as images, in any case, with or without the dot."""
-    exclude: list[str] = []
-    """Globs over the part behind the prefix; what matches is left out."""
-
-
-class Glob(_Strict):
-    """Exactly the files that a glob names (``*``, ``**``, ``?``, ``[…]``), or one file."""
-
-    glob: Location
-
-
-class Manifest(_Strict):
-    """A table with a column of URIs; its other columns travel to the results."""
-
-    manifest: Location
-    """A .parquet, .csv or .jsonl file, a glob of such, or a folder of Parquet files."""
-    uri_column: str = "uri"
-    """The column that holds the URIs."""
-    where: str | None = None
-    """SQL condition on the table's columns (DuckDB); only rows that fulfil it are taken."""
-    rename: dict[str, str] = {}
-    """New names of columns, old name to new."""
-
-
-class Inventory(_Strict):
-    """An Amazon S3 Inventory report (CSV or Parquet)."""
-
-    inventory: Location
-    """Its ``manifest.json``."""
-    extensions: list[str] = list(IMAGE_EXTENSIONS)
-    """File extensions that count as images, in any case."""
-
-
-Source = Prefix | Glob | Manifest | Inventory
-_SOURCES: dict[str, type[Source]] = {
-    "prefix": Prefix,
-    "glob": Glob,
-    "manifest": Manifest,
-    "inventory": Inventory,
-}
-
-
-def source_of(value: Any) -> Source:
-    """The source that one entry of ``images:`` stands for, short (a string) or spelled out."""
-    if isinstance(value, Prefix | Glob | Manifest | Inventory):
-        return value
-    if isinstance(value, str):
-        if value.lower().endswith(MANIFEST_SUFFIXES):
-            return Manifest(manifest=value)
-        is_image = PurePosixPath(value).suffix.lower().lstrip(".") in IMAGE_EXTENSIONS
-        return (
-            Glob(glob=value) if is_image or any(c in value for c in "*?[") else Prefix(prefix=value)
-        )
-    kinds = [kind for kind in _SOURCES if isinstance(value, Mapping) and kind in value]
-    if len(kinds) != 1:
-        raise ValueError(
-            "must be a prefix, a glob, a manifest file, a list of these, or a mapping with exactly"
-            f" one of {', '.join(_SOURCES)}"
-        )
-    return _SOURCES[kinds[0]].model_validate(value)
-
-
-def _sources_of(value: Any) -> list[Source]:
-    entries = value if isinstance(value, list) else [value]
-    if not entries:
-        raise ValueError("must name at least one source of images")
-    return [source_of(entry) for entry in entries]
-
-
-# ------------------------------------------------------------------------------------ small types
-
-
-def _auto_or(kind: str, check: Any) -> BeforeValidator:
-    def validate(value: Any) -> Any:
-        if value == "auto" or check(value):
-            return value
-        raise ValueError(f"must be auto or {kind}, not {value!r}")
-
-    return BeforeValidator(validate)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _is_workers(value: Any) -> bool:
-    if isinstance(value, list | tuple):
-        return len(value) == 2 and all(_is_count(v) for v in value) and value[0] <= value[1]
-    return _is_count(value)
-
-
-Positive = Annotated[int, Field(ge=1)]
-Workers = Annotated[Any, _auto_or("a number of workers, or [min, max]", _is_workers)]
-LongSide = Annotated[
-    int | str | None,
-    _auto_or("null or a whole number of pixels", lambda v: v is None or _is_count(v)),
-]
-RowsPerFile = Annotated[
-    int | str, _auto_or("a number from 1 to 500", lambda v: _is_count(v) and v <= 500)
-]
-CpusPerWorker = Annotated[int | str, _auto_or("a number of CPUs", _is_count)]
-
-
-# ------------------------------------------------------------------------------------ the job file
-
-
-class Tile(_Strict):
+class Tile(Strict):
     """Sliding tiles over the image at its own size."""
 
     size: Annotated[int, Field(ge=64, le=8192)]
@@ -178,7 +51,7 @@ class Tile(_Strict):
         return self
 
 
-class Predict(_Strict):
+class Predict(Strict):
     """How the model is applied."""
 
     long_side: LongSide = Field("auto", json_schema_extra=IDENTITY)
@@ -206,7 +79,7 @@ class Predict(_Strict):
         return self
 
 
-class Limits(_Strict):
+class Limits(Strict):
     """When an image, or the run, has failed."""
 
     max_failed_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
@@ -225,7 +98,7 @@ class Limits(_Strict):
     """Minutes without one finished image after which the run stops, to be run again."""
 
 
-class Resources(_Strict):
+class Resources(Strict):
     """What the predict workers take."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -238,11 +111,11 @@ class Resources(_Strict):
     """CPUs, and threads, of one worker."""
 
 
-class SegmentJob(_Strict):
+class SegmentJob(Strict):
     """``kind: segment``: images in, a run out."""
 
     kind: Literal["segment"]
-    images: Annotated[Any, BeforeValidator(_sources_of)] = Field(json_schema_extra=IDENTITY)
+    images: Annotated[Any, BeforeValidator(sources_of)] = Field(json_schema_extra=IDENTITY)
     """Prefix, glob, manifest (.parquet, .csv, .jsonl with a ``uri`` column), a list of these, or
     spelled out: ``{prefix: …}``, ``{glob: …}``, ``{manifest: …}``, ``{inventory: …}``."""
     model: Location = Field(json_schema_extra=IDENTITY)
@@ -279,29 +152,74 @@ class SegmentJob(_Strict):
 
     def identity(self) -> dict[str, Any]:
         """The identity keys, dotted, with their values as they stand in ``run.json``."""
-        return _identity_of(self)
+        return identity_of(self)
 
 
-def _identity_of(model: BaseModel, prefix: str = "") -> dict[str, Any]:
-    keys: dict[str, Any] = {}
-    values = model.model_dump(mode="json")
-    for name, info in type(model).model_fields.items():
-        value = getattr(model, name)
-        if info.json_schema_extra == IDENTITY:
-            keys[prefix + name] = values[name]
-        elif isinstance(value, BaseModel):
-            keys |= _identity_of(value, f"{prefix}{name}.")
-    return keys
+class FinetuneJob(Strict):
+    """``kind: finetune``: a labelled dataset in, a model bundle out."""
+
+    kind: Literal["finetune"]
+    dataset: Location = Field(json_schema_extra=IDENTITY)
+    """A labelled dataset, as ``segbatch labels import`` makes it."""
+    model: Annotated[Any, BeforeValidator(network_of)] = Field(
+        Network(), json_schema_extra=IDENTITY
+    )
+    """``{arch: …, backbone: …, output_stride: …, backbone_weights: …}``, or ``{from: BUNDLE}``."""
+    output: Location
+    """Where the model goes, with all that its training leaves; immutable once finished."""
+    train: Train = Field(Train(), json_schema_extra=IDENTITY)
+    resources: TrainResources = TrainResources()
+    limits: TrainLimits = TrainLimits()
+    keep_checkpoints: Positive = 2
+    """Checkpoints that are kept: those with the best mIoU, besides the latest."""
+    track: list[Literal["tensorboard", "mlflow", "wandb"]] = ["tensorboard"]
+    """Where metrics go besides ``training/metrics.jsonl``; mlflow and wandb are extras."""
+
+    @model_validator(mode="after")
+    def _trainable(self) -> FinetuneJob:
+        trainable(self.train, self.resources)
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """The identity keys, dotted, with their values as they stand in ``run.json``."""
+        return identity_of(self)
 
 
-JOBS: dict[str, type[SegmentJob]] = {"segment": SegmentJob}
+class EvaluateJob(Strict):
+    """``kind: evaluate``: a model and a labelled dataset in, metrics out."""
+
+    kind: Literal["evaluate"]
+    dataset: Location = Field(json_schema_extra=IDENTITY)
+    """A labelled dataset."""
+    split: Literal["train", "val", "test"] = Field("val", json_schema_extra=IDENTITY)
+    """The part of it that is predicted."""
+    model: Location = Field(json_schema_extra=IDENTITY)
+    """A model bundle, or ``zoo:NAME``."""
+    output: Location
+    """Folder for the metrics and the page of the worst images."""
+    predict: Predict = Predict()
+    resources: Resources = Resources()
+
+    def identity(self) -> dict[str, Any]:
+        """The identity keys, dotted, with their values as they stand in ``metrics.json``."""
+        return identity_of(self)
+
+
+Job = SegmentJob | FinetuneJob | EvaluateJob
+JOBS: dict[str, type[Job]] = {
+    "segment": SegmentJob,
+    "finetune": FinetuneJob,
+    "evaluate": EvaluateJob,
+}
+
+J = TypeVar("J", bound=Job)
 
 
 def load_job(
-    path: str | Mapping[str, Any] | SegmentJob,
+    path: str | Mapping[str, Any] | Job,
     overrides: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
-) -> SegmentJob:
+) -> Job:
     """The job of a file (any URI), of a mapping with the same keys, or a job as it is.
 
     ``overrides`` are ``key=value`` with dotted keys and YAML values; ``${VAR}`` is taken from
@@ -309,8 +227,17 @@ def load_job(
     """
     from segbatch.jobfile import read_document, validate
 
-    if isinstance(path, SegmentJob):
+    if isinstance(path, Job):
         if overrides:
             raise InputError("overrides need a job file or a mapping, not a job that is made")
         return path
     return validate(read_document(path, overrides, environment), JOBS)
+
+
+def load_kind(path: str | Mapping[str, Any] | Job, kind: type[J]) -> J:
+    """The job of a file, a mapping or as it is, which must be of one kind."""
+    job = load_job(path)
+    if not isinstance(job, kind):
+        wanted = next(name for name, type_ in JOBS.items() if type_ is kind)
+        raise JobFileError(f"kind: {job.kind}: this takes a job of kind: {wanted}")
+    return job

@@ -13,7 +13,8 @@ from segbatch import storage
 from segbatch.errors import InputError, JobFailed, SourceError
 from segbatch.images.decode import decode_image
 from segbatch.images.diagnose import Undecodable
-from segbatch.job import IMAGE_EXTENSIONS, Limits
+from segbatch.job import Limits
+from segbatch.jobimages import IMAGE_EXTENSIONS
 from segbatch.masks import with_legend
 from segbatch.model.predict import Model, load_model
 from segbatch.progress import say

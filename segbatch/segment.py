@@ -26,7 +26,7 @@ from segbatch.cluster.workers import (
 )
 from segbatch.errors import InputError
 from segbatch.images import manifest
-from segbatch.job import SegmentJob, load_job
+from segbatch.job import Job, SegmentJob, load_kind
 from segbatch.passes import Passes
 from segbatch.preflight import Prepared, check_first_images, check_output, prepare, sizes_for
 from segbatch.progress import Progress, say
@@ -88,7 +88,7 @@ def pipeline(
 
 
 def segment(
-    job: str | Mapping[str, Any] | SegmentJob,
+    job: str | Mapping[str, Any] | Job,
     *,
     retry_failed: bool = False,
     only: Collection[str] = (),
@@ -101,7 +101,7 @@ def segment(
     :class:`~segbatch.errors.JobFailed` if too many images failed,
     :class:`~segbatch.errors.Incomplete` if it should be run again.
     """
-    job = load_job(job)
+    job = load_kind(job, SegmentJob)
     if unknown := sorted(set(only) - set(ERRORS)):
         raise InputError(f"--only {','.join(unknown)}: no such kind; kinds: {', '.join(ERRORS)}")
     prepared = prepare(job)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from segbatch.errors import JobFileError
-from segbatch.job import Glob, Manifest, Prefix, SegmentJob, load_job
+from segbatch.job import SegmentJob, load_job
+from segbatch.jobimages import Glob, Manifest, Prefix
 
 MINIMAL = """\
 kind: segment

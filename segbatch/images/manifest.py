@@ -49,7 +49,7 @@ from segbatch.images.sources import (
     shown,
 )
 from segbatch.images.textfiles import Table, csv_table, first_lines, json_table, open_database
-from segbatch.job import Inventory, Manifest, Prefix, Source
+from segbatch.jobimages import Inventory, Manifest, Prefix, Source
 
 __all__ = ["ROWS_PER_FILE", "Frozen", "ManifestFile", "freeze", "read", "user_columns"]
 

@@ -28,7 +28,7 @@ from fsspec.utils import glob_translate
 
 from segbatch import storage
 from segbatch.errors import Incomplete, SourceError
-from segbatch.job import MANIFEST_SUFFIXES, Glob, Inventory, Prefix
+from segbatch.jobimages import MANIFEST_SUFFIXES, Glob, Inventory, Prefix
 
 # Different extensions that are counted apart; file names that end in numbers have millions.
 _MAX_EXTENSIONS = 100

@@ -20,7 +20,7 @@ from segbatch import storage
 from segbatch.errors import SourceError
 from segbatch.images import frozen
 from segbatch.images.manifest import Frozen, freeze, read, user_columns
-from segbatch.job import Inventory, source_of
+from segbatch.jobimages import Inventory, source_of
 
 RESERVED = {"image_id", "uri", "status", "mask", "width"}
 
