@@ -1,0 +1,82 @@
+"""Pictures: the bytes of an annotated image, and how large it is upright. Its pixels are not needed
+here; that it has them is made sure of.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from segbatch import storage
+from segbatch.errors import CredentialsRefused, Incomplete
+from segbatch.labels.annotated import Unusable
+
+# Values of the EXIF tag with which the upright picture has width and height swapped.
+LYING = frozenset({5, 6, 7, 8})
+
+
+def read_picture(uri: str) -> bytes:
+    """The image file as it is.
+
+    Raises :class:`~segbatch.labels.annotated.Unusable` where this one image cannot be read, and
+    :class:`~segbatch.errors.Incomplete` where storage does not answer or refuses us altogether.
+    """
+    content = storage.read_many([uri], storage.ReadLimits())[0]
+    if isinstance(content, bytes):
+        return content
+    if content.kind == "credentials":
+        raise CredentialsRefused(f"{uri}: {content.message}")
+    if content.kind in ("timeout", "unavailable"):
+        raise Incomplete(f"{uri}: {content.message}")
+    raise Unusable(f"the image cannot be read: {content.message}")
+
+
+def upright_size(data: bytes) -> tuple[int, int]:
+    """Width and height of the image as its EXIF orientation turns it.
+
+    The whole image is decoded once. Raises :class:`~segbatch.labels.annotated.Unusable` with the
+    reason for anything that Pillow does not open, verify or decode, or takes for a bomb.
+    """
+    (width, height), orientation = stored_size(data)
+    return (height, width) if orientation in LYING else (width, height)
+
+
+def stored_size(data: bytes) -> tuple[tuple[int, int], int]:
+    """Width and height as the image is stored, and its EXIF orientation, 1 to 8.
+
+    Raises as :func:`upright_size`.
+    """
+    if not data:
+        raise Unusable("the image has 0 bytes")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Pillow, about what it makes good
+        try:
+            return _stored_size(data)
+        except UnidentifiedImageError as error:
+            raise Unusable("not an image that Pillow knows, or a damaged one") from error
+        except Exception as error:  # a decoder may raise anything for a broken file
+            raise Unusable(f"the image cannot be decoded: {storage.one_line(error)}") from error
+
+
+def _stored_size(data: bytes) -> tuple[tuple[int, int], int]:
+    with Image.open(io.BytesIO(data)) as image:
+        image.verify()  # the checksums of a PNG, which decoding does not look at
+    with Image.open(io.BytesIO(data)) as image:
+        size = image.size
+        # A JPEG is decoded at an eighth of its size: that reads all of its bytes, and faster.
+        drafted = image.draft("L", (1, 1))
+        image.load()
+        if not drafted:
+            size = image.size  # an icon may be larger than its header says
+        return size, _orientation(image)
+
+
+def _orientation(image: Image.Image) -> int:
+    """Pillow has already turned a TIFF and gives 1. Damaged EXIF counts as none."""
+    try:
+        orientation = int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:
+        return 1
+    return orientation if 1 <= orientation <= 8 else 1
