@@ -58,6 +58,10 @@ class Network(nn.Module):
         """Logits at the resolution of the last convolution."""
         raise NotImplementedError
 
+    def heads(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Coarse logits, and those of the auxiliary head that some networks have in training."""
+        return self.coarse(images), None
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits at the resolution of ``images``."""
         return interpolate(
@@ -69,7 +73,7 @@ class Network(nn.Module):
 
 
 class DeepLabV3(Network):
-    """DeepLabV3 of torchvision, without the auxiliary head that only its training needs."""
+    """DeepLabV3 of torchvision; with its auxiliary head only where it is trained."""
 
     trunk_key = "backbone"
     head_key = "classifier.4"
@@ -79,11 +83,18 @@ class DeepLabV3(Network):
         super().__init__()
         self.backbone = network.get_submodule("backbone")
         self.classifier = network.get_submodule("classifier")
+        self.aux_classifier = cast(nn.Module | None, network.aux_classifier)
         self.output_stride = output_stride
 
     def coarse(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.classifier(self.backbone(images)["out"])
-        return logits
+        return self.heads(images)[0]
+
+    def heads(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        features = self.backbone(images)
+        auxiliary = self.aux_classifier
+        return self.classifier(features["out"]), (
+            auxiliary(features["aux"]) if auxiliary is not None and self.training else None
+        )
 
 
 class DeepLabV3Plus(Network):
@@ -108,7 +119,7 @@ class DeepLabV3Plus(Network):
 
 
 def _deeplabv3(
-    backbone: str, num_classes: int, output_stride: int | None, pretrained: bool
+    backbone: str, num_classes: int, output_stride: int | None, pretrained: bool, auxiliary: bool
 ) -> Network:
     if backbone not in TORCHVISION_STRIDES:
         raise _unknown("backbone of deeplabv3", backbone, TORCHVISION_STRIDES)
@@ -123,13 +134,13 @@ def _deeplabv3(
         weights=None,
         weights_backbone="DEFAULT" if pretrained else None,
         num_classes=num_classes,
-        aux_loss=False,
+        aux_loss=auxiliary,
     )
     return DeepLabV3(network, stride)
 
 
 def _deeplabv3plus(
-    backbone: str, num_classes: int, output_stride: int | None, pretrained: bool
+    backbone: str, num_classes: int, output_stride: int | None, pretrained: bool, _: bool
 ) -> Network:
     universal = backbone.startswith("tu-")  # any model of timm
     if not universal and backbone not in smp.encoders.get_encoder_names():
@@ -153,7 +164,7 @@ def _deeplabv3plus(
     return DeepLabV3Plus(network, stride)
 
 
-ARCHITECTURES: dict[str, Callable[[str, int, int | None, bool], Network]] = {
+ARCHITECTURES: dict[str, Callable[[str, int, int | None, bool, bool], Network]] = {
     "deeplabv3": _deeplabv3,
     "deeplabv3plus": _deeplabv3plus,
 }
@@ -166,8 +177,11 @@ def build(
     output_stride: int | None = None,
     *,
     pretrained: bool = False,
+    auxiliary: bool = False,
 ) -> Network:
     """A network with random weights, or with its library's ImageNet weights in the backbone.
+
+    ``auxiliary`` gives it the head for the auxiliary loss of a training, where it has one.
 
     ``output_stride`` ``None`` is the architecture's own: 16 for ``deeplabv3plus``, the one that
     torchvision gives the backbone for ``deeplabv3``. Raises :class:`~segbatch.errors.ModelError`
@@ -176,10 +190,11 @@ def build(
     """
     if arch not in ARCHITECTURES:
         raise _unknown("arch", arch, ARCHITECTURES)
+    make = ARCHITECTURES[arch]
     if not pretrained:
-        return ARCHITECTURES[arch](backbone, num_classes, output_stride, False)
+        return make(backbone, num_classes, output_stride, False, auxiliary)
     try:
-        return ARCHITECTURES[arch](backbone, num_classes, output_stride, True)
+        return make(backbone, num_classes, output_stride, True, auxiliary)
     except OSError as error:
         remedy = "set backbone_weights to a file that you have, or to null"
         raise _no_download(f"the ImageNet weights of {backbone}", error, remedy) from error

@@ -1,0 +1,87 @@
+"""Journal: what a training says of itself, a line of JSON per step and per epoch.
+
+A training that goes on after a loss takes back what it said of steps that it does again.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from segbatch import storage
+from segbatch.training.trackers import TRACKERS
+
+LINES = "metrics.jsonl"
+
+
+class Journal:
+    """The journal in the folder ``uri``, from ``step`` on; ``keys`` are the job's."""
+
+    def __init__(self, uri: str, step: int, track: Sequence[str], keys: Mapping[str, Any]) -> None:
+        self._where = storage.join(uri, LINES)
+        self._lines = [line for line in read_journal(uri) if line["step"] <= step]
+        self._trackers = [TRACKERS[name](uri, step, keys) for name in track]
+
+    def step(self, **values: float) -> None:
+        """A step, at ``step``; written with the next epoch."""
+        self._lines.append({"kind": "step", **values})
+        self._track(values, "train")
+
+    def epoch(self, *, iou: Mapping[str, float | None], **values: float) -> None:
+        """An epoch, at ``step``, with the IoU of each class."""
+        self._lines.append({"kind": "epoch", **values, "iou": dict(iou)})
+        per_class = {f"iou/{name}": value for name, value in iou.items() if value is not None}
+        self._track(values | per_class, "val")
+        text = "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in self._lines)
+        storage.write_bytes(self._where, text.encode())
+        for tracker in self._trackers:
+            tracker.save()
+
+    def _track(self, values: Mapping[str, float], prefix: str) -> None:
+        named = {f"{prefix}/{key}": v for key, v in values.items() if key != "step"}
+        for tracker in self._trackers:
+            tracker.log(int(values["step"]), named)
+
+
+def read_journal(uri: str) -> list[dict[str, Any]]:
+    """The lines of the journal in the folder ``uri``; none where there is none."""
+    try:
+        text = storage.read_bytes(storage.join(uri, LINES)).decode()
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def curves(lines: Sequence[Mapping[str, Any]]) -> bytes:
+    """The learning curves as a PNG: loss per step; mIoU and IoU per class and epoch."""
+    from matplotlib.figure import Figure
+
+    steps = [line for line in lines if line["kind"] == "step"]
+    epochs = [line for line in lines if line["kind"] == "epoch"]
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot([s["step"] for s in steps], [s["loss"] for s in steps], linewidth=0.4, alpha=0.5)
+    left.plot(*_smooth(steps), linewidth=1.6, label="mean of the last 5 %")
+    left.set(xlabel="step", ylabel="training loss", ylim=(0, None))
+    left.legend()
+    numbers = [epoch["epoch"] for epoch in epochs]
+    for name in epochs[-1]["iou"] if epochs else ():
+        values = [epoch["iou"][name] for epoch in epochs]
+        right.plot(
+            numbers, [float("nan") if v is None else v for v in values], linewidth=1, label=name
+        )
+    right.plot(numbers, [epoch["miou"] for epoch in epochs], "k", linewidth=2.2, label="mIoU")
+    right.set(xlabel="epoch", ylabel="IoU on val", ylim=(0, 1))
+    right.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    sink = io.BytesIO()
+    figure.savefig(sink, format="png", dpi=110)
+    return sink.getvalue()
+
+
+def _smooth(steps: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
+    width = max(1, len(steps) // 20)
+    losses = [step["loss"] for step in steps]
+    means = [sum(losses[i - width : i]) / width for i in range(width, len(losses) + 1)]
+    return [step["step"] for step in steps[width - 1 :]], means
