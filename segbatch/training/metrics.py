@@ -1,31 +1,44 @@
-"""Metrics of segmentation: a confusion matrix, and what follows from it."""
+"""Metrics of segmentation: a confusion matrix, the boundaries, and what follows from them.
+
+Counts, and not scores, are what parts of a dataset and several workers hand over: they add up, and
+the scores of the sum are those of the whole. A class that is in neither truth nor prediction has
+no score (NaN, in JSON null) and is left out of every mean.
+"""
 
 from __future__ import annotations
+
+from math import ceil, hypot, isnan, isqrt
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from segbatch.classes import IGNORE_INDEX
+from segbatch.classes import IGNORE_INDEX, Classes
+
+BOUNDARY_TOLERANCE = 0.0075  # of the image's diagonal
 
 Ids = npt.NDArray[np.uint8]
+Counts = npt.NDArray[np.int64]
+Scores = npt.NDArray[np.float64]
 
 
 class ConfusionMatrix:
     """Pixels by true class (row) and predicted class (column): ``counts``, C×C int64.
 
-    Matrices of parts of a dataset, or of several workers, add up: ``a.counts += b.counts``.
+    Matrices of parts of a dataset, or of several workers, add up: ``a.counts += b.counts``. The
+    scores are those of Long, Shelhamer and Darrell, "Fully convolutional networks for semantic
+    segmentation", 2015, section 5.
     """
 
     def __init__(self, num_classes: int) -> None:
-        self.counts = np.zeros((num_classes, num_classes), np.int64)
+        self.counts: Counts = np.zeros((num_classes, num_classes), np.int64)
 
     def update(self, truth: Ids, prediction: Ids) -> None:
         """Count two label maps of one shape; pixels whose truth is the ignore index are left out.
 
         Raises ``ValueError`` for other shapes, or ids that are no class.
         """
-        if truth.shape != prediction.shape:
-            raise ValueError(f"truth is {truth.shape}, prediction {prediction.shape}")
+        _check_shapes(truth, prediction)
         known = truth != IGNORE_INDEX
         rows, columns = truth[known].astype(np.int64), prediction[known].astype(np.int64)
         num_classes = len(self.counts)
@@ -36,21 +49,171 @@ class ConfusionMatrix:
         pairs = np.bincount(rows * num_classes + columns, minlength=num_classes**2)
         self.counts += pairs.reshape(num_classes, num_classes)
 
-    def iou(self) -> npt.NDArray[np.float64]:
-        """Intersection over union of each class; NaN where neither truth nor prediction has it."""
-        hit = np.diag(self.counts)
-        union = self.counts.sum(0) + self.counts.sum(1) - hit
-        iou = np.full(len(hit), np.nan)
-        np.divide(hit, union, out=iou, where=union > 0)
-        return iou
+    @property
+    def hits(self) -> Counts:
+        """Pixels of each class, ``(C,)``, that were predicted as it."""
+        return np.diag(self.counts)
+
+    @property
+    def truth(self) -> Counts:
+        """Pixels, ``(C,)``, whose truth is the class."""
+        pixels: Counts = self.counts.sum(1)
+        return pixels
+
+    @property
+    def prediction(self) -> Counts:
+        """Pixels, ``(C,)``, that were predicted as the class."""
+        pixels: Counts = self.counts.sum(0)
+        return pixels
+
+    def iou(self) -> Scores:
+        """Intersection over union of each class, 0 to 1."""
+        return _ratio(self.hits, self._union)
+
+    def accuracy(self) -> Scores:
+        """Share of each class's pixels that were predicted as it; 0 where it was only predicted."""
+        return np.where(self._union > 0, np.nan_to_num(_ratio(self.hits, self.truth)), np.nan)
 
     def miou(self) -> float:
-        """Mean IoU over the classes that have one; NaN if none has."""
-        iou = self.iou()
-        present = iou[~np.isnan(iou)]
-        return float(present.mean()) if present.size else float("nan")
+        """Mean IoU over the classes."""
+        return _mean(self.iou())
+
+    def mean_accuracy(self) -> float:
+        """Mean accuracy over the classes."""
+        return _mean(self.accuracy())
+
+    def frequency_weighted_iou(self) -> float:
+        """Mean IoU over the classes, each weighted by its share of the true pixels."""
+        total = self.counts.sum()
+        return float(np.nansum(self.iou() * self.truth) / total) if total else float("nan")
 
     def pixel_accuracy(self) -> float:
-        """Share of pixels with the right class; NaN without pixels."""
+        """Share of pixels with the right class."""
         total = self.counts.sum()
-        return float(np.trace(self.counts) / total) if total else float("nan")
+        return float(self.hits.sum() / total) if total else float("nan")
+
+    @property
+    def _union(self) -> Counts:
+        return self.truth + self.prediction - self.hits
+
+
+class BoundaryCounts:
+    """Pixels of class boundaries, true and predicted, and those with a counterpart nearby.
+
+    ``counts`` is 4×C int64: true ones, those of them that were found, predicted ones, those of them
+    that are right; these add up as confusion matrices do. A pixel is on the boundary of its class
+    if one of its four neighbours is of another; the image's edge is no boundary, nor is where the
+    truth is ignored, whatever was predicted there. Near is within 0.75 % of the image's diagonal,
+    rounded up to whole pixels.
+
+    Sources: Csurka, Larlus and Perronnin, "What is a good evaluation measure for semantic
+    segmentation?", 2013; tolerance and rounding as in the boundary measure of Perazzi et al., "A
+    benchmark dataset and evaluation methodology for video object segmentation", 2016.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        self.counts: Counts = np.zeros((4, num_classes), np.int64)
+
+    def update(self, truth: Ids, prediction: Ids) -> None:
+        """Count the boundaries of two label maps, ``(height, width)``.
+
+        Raises ``ValueError`` for other shapes.
+        """
+        _check_shapes(truth, prediction)
+        radius = ceil(BOUNDARY_TOLERANCE * hypot(*truth.shape))
+        width = truth.shape[1]
+        known = truth != IGNORE_INDEX
+        true, true_ids = _boundary(truth, known)
+        predicted, predicted_ids = _boundary(prediction, known)
+        for class_id in range(self.counts.shape[1]):
+            one, other = true[true_ids == class_id], predicted[predicted_ids == class_id]
+            found, right = _near(one, other, width, radius), _near(other, one, width, radius)
+            self.counts[:, class_id] += (len(one), found, len(other), right)
+
+    def f_scores(self) -> Scores:
+        """Harmonic mean of recall and precision of each class's boundary, 0 to 1."""
+        true, found, predicted, right = self.counts
+        recall = np.nan_to_num(_ratio(found, true))
+        precision = np.nan_to_num(_ratio(right, predicted))
+        scores = np.nan_to_num(_ratio(2 * precision * recall, precision + recall))
+        return np.where(true + predicted > 0, scores, np.nan)
+
+    def mean_f(self) -> float:
+        """Mean boundary F-score over the classes."""
+        return _mean(self.f_scores())
+
+
+def report(
+    confusion: ConfusionMatrix, boundaries: BoundaryCounts, classes: Classes
+) -> dict[str, Any]:
+    """All scores as JSON: those of the whole, and by class name where there is one per class.
+
+    ``None`` is what has no score.
+    """
+    return {
+        "miou": number(confusion.miou()),
+        "pixel_accuracy": number(confusion.pixel_accuracy()),
+        "mean_accuracy": number(confusion.mean_accuracy()),
+        "frequency_weighted_iou": number(confusion.frequency_weighted_iou()),
+        "boundary_f": number(boundaries.mean_f()),
+        "iou": by_class(confusion.iou(), classes),
+        "accuracy": by_class(confusion.accuracy(), classes),
+        "boundary_f_per_class": by_class(boundaries.f_scores(), classes),
+    }
+
+
+def number(score: float) -> float | None:
+    """A score as JSON: ``None`` for NaN."""
+    return None if isnan(score) else float(score)
+
+
+def by_class(scores: Scores, classes: Classes) -> dict[str, float | None]:
+    """Scores, ``(C,)``, by class name."""
+    return dict(zip(classes.names, map(number, scores), strict=True))
+
+
+def _boundary(label_map: Ids, known: npt.NDArray[np.bool_]) -> tuple[Counts, Ids]:
+    """Boundary pixels as positions in the flattened map, ascending, and their class ids."""
+    edge = np.zeros(label_map.shape, bool)
+    for one, other in (
+        ((slice(1, None), slice(None)), (slice(-1), slice(None))),
+        ((slice(None), slice(1, None)), (slice(None), slice(-1))),
+    ):
+        differ = (label_map[one] != label_map[other]) & known[one] & known[other]
+        edge[one] |= differ
+        edge[other] |= differ
+    positions = np.flatnonzero(edge)
+    return positions, label_map.ravel()[positions]
+
+
+def _near(points: Counts, targets: Counts, width: int, radius: int) -> int:
+    """How many of ``points`` have one of ``targets`` within ``radius`` pixels.
+
+    Both are positions in a flattened map of ``width``, ``targets`` ascending: a row of the disc
+    around a point is a range of positions, and whether a target is in it two searches.
+    """
+    waiting = points
+    for dy in sorted(range(-radius, radius + 1), key=abs):
+        reach = isqrt(radius**2 - dy**2)
+        x, row = waiting % width, (waiting // width + dy) * width
+        first = np.searchsorted(targets, row + np.maximum(x - reach, 0))
+        end = np.searchsorted(targets, row + np.minimum(x + reach, width - 1), side="right")
+        waiting = waiting[first == end]
+    return len(points) - len(waiting)
+
+
+def _ratio(part: Counts | Scores, whole: Counts | Scores) -> Scores:
+    """``part / whole``, NaN where ``whole`` is 0."""
+    ratio = np.full(len(whole), np.nan)
+    np.divide(part, whole, out=ratio, where=whole > 0)
+    return ratio
+
+
+def _mean(scores: Scores) -> float:
+    present = scores[~np.isnan(scores)]
+    return float(present.mean()) if present.size else float("nan")
+
+
+def _check_shapes(truth: Ids, prediction: Ids) -> None:
+    if truth.shape != prediction.shape:
+        raise ValueError(f"truth is {truth.shape}, prediction {prediction.shape}")
