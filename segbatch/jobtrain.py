@@ -179,9 +179,3 @@ def trainable(train: Train, resources: TrainResources) -> None:
             f"train.batch_size: {train.batch_size} images cannot be shared out among {most}"
             f" workers × {train.accumulation} parts: make it a multiple of {parts}"
         )
-    if train.batch_size == parts and train.freeze != "batchnorm":
-        raise ValueError(
-            f"train.batch_size: {train.batch_size} leaves one image at a time to each worker, and"
-            f" batch norm has no variance of one: make it {2 * parts}, or set train.freeze:"
-            " batchnorm"
-        )

@@ -17,6 +17,7 @@ from ray._private import auto_init_hook
 
 from segbatch.errors import InputError
 from segbatch.job import Resources
+from segbatch.jobtrain import TrainResources
 from segbatch.model import predict
 from segbatch.storage import one_line
 
@@ -110,7 +111,7 @@ def _sigterm_kept() -> Iterator[None]:
             signal.signal(signal.SIGTERM, handler)
 
 
-def resolve_device(resources: Resources) -> str:
+def resolve_device(resources: Resources | TrainResources) -> str:
     """``cpu`` or ``cuda``. Raises :class:`~segbatch.errors.InputError` for a GPU there is not."""
     gpus = _cluster().get("GPU", 0)
     if resources.device == "cuda" and not gpus:
@@ -148,6 +149,28 @@ def share_out(resources: Resources, device: str) -> Workers:
             " workers, the rest read and write"
         )
     return Workers(device, (low, min(high, max(1, most))), cpus, 0.0)
+
+
+def share_out_training(resources: TrainResources, device: str) -> Workers:
+    """The workers that train, which need no CPUs beside them.
+
+    Raises :class:`~segbatch.errors.InputError` for more than the cluster has.
+    """
+    low, high = size = resources.num_workers
+    cluster = _cluster()
+    num_cpus = int(cluster.get("CPU", MIN_LOGICAL_CPUS))
+    # A local Ray may have more logical CPUs than there are cores; threads must not.
+    physical = min(num_cpus, cores()) if _num_nodes() == 1 else num_cpus
+    cpus = max(1, physical // high)
+    if resources.cpus_per_worker != "auto":
+        cpus = int(resources.cpus_per_worker)
+    gpus = float(resources.gpus_per_worker) if device == "cuda" else 0.0
+    if low * cpus > num_cpus or low * gpus > cluster.get("GPU", 0):
+        has = f"{num_cpus} CPUs and {cluster.get('GPU', 0):g} GPUs"
+        raise InputError(
+            f"resources: {low} workers of {cpus} CPUs and {gpus:g} GPUs, and Ray has {has}"
+        )
+    return Workers(device, size, cpus, gpus)
 
 
 def _size(resources: Resources, most: int) -> tuple[int, int]:

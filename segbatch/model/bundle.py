@@ -50,6 +50,12 @@ class ModelConfig:
     metrics: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def fill(self) -> tuple[int, int, int]:
+        """The mean colour, 0 to 255: what lies outside of an image."""
+        red, green, blue = (round(255 * value) for value in self.mean)
+        return red, green, blue
+
     def to_json(self) -> dict[str, Any]:
         values = {key.name: getattr(self, key.name) for key in fields(self)}
         return {**values, "classes": self.classes.to_json()}
@@ -66,9 +72,11 @@ class ModelConfig:
         parsed = {key: _PARSERS[key](key, value) for key, value in values.items()}
         return cls(**parsed)
 
-    def build(self) -> Network:
-        """The network, with random weights."""
-        return zoo.build(self.arch, self.backbone, len(self.classes), self.output_stride)
+    def build(self, *, auxiliary: bool = False) -> Network:
+        """The network, with random weights; ``auxiliary``: as :func:`segbatch.model.zoo.build`."""
+        return zoo.build(
+            self.arch, self.backbone, len(self.classes), self.output_stride, auxiliary=auxiliary
+        )
 
 
 def _typed(kind: type) -> Any:
@@ -183,6 +191,11 @@ def fingerprint(uri: str) -> str:
     if uri.startswith(ZOO_PREFIX):
         return zoo.zoo_model(uri).fingerprint
     return bundle_sha256(uri)
+
+
+def file_sha256(uri: str) -> str:
+    """Sha256 of a file of weights, 64 hex digits."""
+    return _sha256(weights.read_file(uri))
 
 
 def _sha256(*parts: bytes) -> str:

@@ -202,7 +202,7 @@ class Model:
     def _pack(self, batch: list[Patch], pinned: bool) -> Tensor:
         """The patches with their padding, NHWC uint8, on the host."""
         host = torch.empty(len(batch), *batch[0].padded, 3, dtype=torch.uint8, pin_memory=pinned)
-        stack(batch, host.numpy(), np.rint(np.multiply(self.config.mean, 255)).astype(np.uint8))
+        stack(batch, host.numpy(), np.array(self.config.fill, np.uint8))
         return host
 
     def _forward(self, pixels: Tensor) -> list[Tensor]:

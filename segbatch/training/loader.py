@@ -41,8 +41,8 @@ class Loader:
         image_ids: Sequence[int],
         order: Order,
         train: Train,
-        fill: tuple[int, int, int],
         *,
+        fill: tuple[int, int, int],
         rank: int = 0,
         world_size: int = 1,
         threads: int = 1,
@@ -56,8 +56,12 @@ class Loader:
         self._rank, self._world_size = rank, world_size
         self._threads = threads
         self._pinned = pinned
-        self.waited_s = 0.0
-        """Seconds that were spent waiting for images."""
+        self._waited = 0.0
+
+    def take_waited(self) -> float:
+        """Seconds that were spent waiting for images since this was asked last."""
+        waited, self._waited = self._waited, 0.0
+        return waited
 
     def steps(self, first: int) -> Iterator[list[Batch]]:
         """For each step from ``first`` on, its parts: uint8 NHWC images, int64 NHW label maps."""
@@ -85,7 +89,7 @@ class Loader:
     def _batch(self, futures: list[Future[Pair]]) -> Batch:
         began = time.perf_counter()
         pairs = [future.result() for future in futures]
-        self.waited_s += time.perf_counter() - began
+        self._waited += time.perf_counter() - began
         images, label_maps = (torch.from_numpy(np.stack(part)) for part in zip(*pairs, strict=True))
         batch = images, label_maps.long()
         return (batch[0].pin_memory(), batch[1].pin_memory()) if self._pinned else batch

@@ -51,6 +51,8 @@ class Training:
         self.order = order
         self.device = device
         self.step = 0
+        self.lr = 0.0
+        """Learning rate of the backbone in the last step."""
         self._trunk = trunk
         self._dtype = DTYPES[precision]
         self._autocasts = precision != "fp32"
@@ -81,7 +83,8 @@ class Training:
         """
         set_mode(self.network, self._trunk, self.train.freeze)
         seed_everything(self.train.seed, self.step, self._rank)  # for dropout
-        set_rate(self.optimizer, self.train.schedule, self.seen, self.order.total)
+        share = set_rate(self.optimizer, self.train.schedule, self.seen, self.order.total)
+        self.lr = share * self.train.optimizer.lr
         # DDP takes the mean over workers, which may have unlike numbers of parts.
         weight = self._world_size / self.order.parts
         total = torch.zeros((), device=self.device)

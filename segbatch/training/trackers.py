@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -88,7 +88,7 @@ TRACKERS: dict[str, Callable[[str, int, Mapping[str, Any]], Tracker]] = {
 }
 
 
-def check_trackers(names: list[str]) -> None:
+def check_trackers(names: Sequence[str]) -> None:
     """Raises :class:`~segbatch.errors.InputError` for one that is not installed."""
     for name in names:
         if name in ("mlflow", "wandb") and find_spec(name) is None:
