@@ -25,7 +25,7 @@ LINE_WIDTH = 10
 POINT_RADIUS = 5
 
 # Pillow rounds to 32-bit integers, and walks along a circle however far outside it goes on.
-MAX_COORDINATE = 1_000_000
+MAX_COORDINATE = 100_000
 
 OUTSIDE = "lies entirely outside of the image"
 
@@ -105,7 +105,7 @@ def _check(points: Points, *, at_least: int, at_most: int | None = None) -> None
         raise ValueError("has no points")
     if not at_least <= len(points) <= (at_most or len(points)):
         wanted = at_least if at_least == at_most else f"at least {at_least}"
-        raise ValueError(f"has {len(points)} points and needs {wanted}")
+        raise ValueError(f"needs {wanted} points and has {len(points)}")
     if not np.isfinite(points).all():
         raise ValueError("has coordinates that are no numbers")
     if np.abs(points).max() > MAX_COORDINATE:

@@ -1,5 +1,5 @@
 """Pictures: the bytes of an annotated image, and how large it is upright. Its pixels are not needed
-here; that it has them is made sure of.
+for drawing labels; that it has them is made sure of.
 """
 
 from __future__ import annotations
@@ -10,27 +10,30 @@ import warnings
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from segbatch import storage
-from segbatch.errors import CredentialsRefused, Incomplete
+from segbatch.errors import Incomplete
 from segbatch.labels.annotated import Unusable
 
 # Values of the EXIF tag with which the upright picture has width and height swapped.
 LYING = frozenset({5, 6, 7, 8})
 
 
-def read_picture(uri: str) -> bytes:
-    """The image file as it is.
+# What storage answers about one object; anything else it would answer about the next one, too.
+OF_ONE_FILE = frozenset({"not_found", "forbidden", "too_large"})
 
-    Raises :class:`~segbatch.labels.annotated.Unusable` where this one image cannot be read, and
+LIMITS = storage.ReadLimits(max_bytes=1 << 30)
+
+
+def read_file(uri: str) -> bytes:
+    """An image or its labels, the file as it is.
+
+    Raises :class:`~segbatch.labels.annotated.Unusable` where this one file cannot be read, and
     :class:`~segbatch.errors.Incomplete` where storage does not answer or refuses us altogether.
     """
-    content = storage.read_many([uri], storage.ReadLimits())[0]
+    content = storage.read_many([uri], LIMITS)[0]
     if isinstance(content, bytes):
         return content
-    if content.kind == "credentials":
-        raise CredentialsRefused(f"{uri}: {content.message}")
-    if content.kind in ("timeout", "unavailable"):
-        raise Incomplete(f"{uri}: {content.message}")
-    raise Unusable(f"the image cannot be read: {content.message}")
+    failure = Unusable if content.kind in OF_ONE_FILE else Incomplete
+    raise failure(f"{uri}: cannot be read: {content.message}")
 
 
 def upright_size(data: bytes) -> tuple[int, int]:

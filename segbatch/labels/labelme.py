@@ -1,0 +1,292 @@
+"""labelme: its JSON files, of versions 3 to 6, one an image.
+
+What labelme does is done here: ``imageData`` is taken before ``imagePath``, backslashes are
+slashes, a photograph is labelled as EXIF turns it, shapes lie over each other in the order of the
+file, and a shape without ``shape_type`` is a polygon.
+
+Source: ``labelme/_label_file.py`` and ``labelme/utils/`` of labelme 6.3.1, and ``label_file.py`` of
+3.16 and 5.5.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import posixpath
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import PureWindowsPath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import ExifTags, Image, ImageOps
+
+from segbatch import storage
+from segbatch.classes import IGNORE_INDEX
+from segbatch.errors import Incomplete, SourceError
+from segbatch.labels import draw, picture
+from segbatch.labels.annotated import Format, Found, Item, Labelled, Options, Skipped, Unusable
+
+IGNORED = "__ignore__"
+SPLITS = {"train": "train", "val": "val", "valid": "val", "test": "test"}
+
+SHAPES: Mapping[str, Callable[[draw.LabelMap, draw.Points, int], None]] = {
+    "polygon": draw.polygon,
+    "rectangle": draw.rectangle,
+    "oriented_rectangle": draw.polygon,
+    "circle": draw.circle,
+    "line": draw.line,
+    "linestrip": draw.line,
+    "point": draw.point,
+}
+
+# Of files that are read at once; with images in them, they are megabytes each.
+CHUNK_FILES = 64
+CHUNK_BYTES = 64 << 20
+
+
+# ------------------------------------------------------------------------------------------- find
+
+
+def find(source: str, options: Options) -> Found:
+    """The labelme files in the folder ``source`` at any depth, or the one file that it names.
+
+    The split is the name of a file's folder. The image is where ``imagePath`` points from there.
+    With ``options.images`` it is below that root: in the folder as which the file's own lies below
+    ``source``, if the root has such a one, and of a path that leads away (``..``, ``C:\\…``) only
+    the name counts. Reads every file once, and at most 64 MB of them, or one, at a time.
+
+    Raises :class:`~segbatch.errors.SourceError` where there is no labelme file, and
+    :class:`~segbatch.errors.Incomplete` where storage does not answer.
+    """
+    base = storage.normalize(source)
+    items: list[Item] = []
+    skipped: list[Skipped] = []
+    names: set[str] = set()
+    roots: dict[str, str] = {}  # of the images, by the labels' folder
+    with _listing(base):
+        for uri, content in _annotations(_json_files(base), skipped):
+            folder = uri.rpartition("/")[0]
+            if options.images is not None and folder not in roots:
+                roots[folder] = _root(options.images, folder, base)
+            image_uri = _image_uri(uri, content.get("imagePath") or "", roots.get(folder))
+            items.append(Item(image_uri, uri, SPLITS.get(storage.name_of(folder))))
+            names |= {label for shape in content["shapes"] if (label := _label(shape))}
+    if not items:
+        raise SourceError(
+            f"{base}: no labelme file; of {len(skipped):,} JSON files the first is"
+            f" {skipped[0].where}: {skipped[0].why}"
+        )
+    return Found(items, sorted(names - {IGNORED}), skipped=skipped)
+
+
+@contextmanager
+def _listing(what: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise SourceError(f"{what}: no such folder or bucket") from error
+    except PermissionError as error:
+        raise SourceError(f"{what}: not allowed: {storage.one_line(error)}") from error
+    except OSError as error:
+        raise Incomplete(f"{what}: {storage.one_line(error)}") from error
+
+
+def _json_files(base: str) -> list[storage.StoredFile]:
+    if base.lower().endswith(".json") and storage.exists(base):
+        return [storage.StoredFile(base, 0)]
+    files = []
+    extensions = set()
+    for file in storage.list_files(base):
+        extension = posixpath.splitext(file.uri)[1].lower()
+        extensions.add(extension)
+        if extension == ".json":
+            files.append(file)
+    if files:
+        return files
+    if ".xml" in extensions:
+        raise SourceError(
+            f"{base}: holds .xml and no .json: labelme writes JSON. CVAT's “LabelMe 3.0” is another"
+            " thing: export COCO or segmentation masks there, and import --from coco or --from voc"
+        )
+    raise SourceError(f"{base}: no .json file" if extensions else f"{base}: no such folder or file")
+
+
+def _annotations(
+    files: Sequence[storage.StoredFile], skipped: list[Skipped]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """URI and content of each file that is labelme's; ``skipped`` takes the others."""
+    for uris in _chunks(files):
+        for uri, data in zip(uris, storage.read_many(uris, picture.LIMITS), strict=True):
+            if isinstance(data, bytes):
+                try:
+                    yield uri, _parse(data)
+                except ValueError as error:
+                    skipped.append(Skipped(uri, str(error)))
+            elif data.kind in picture.OF_ONE_FILE:
+                skipped.append(Skipped(uri, f"cannot be read: {data.message}"))
+            else:
+                raise Incomplete(f"{uri}: cannot be read: {data.message}")
+
+
+def _chunks(files: Sequence[storage.StoredFile]) -> Iterator[list[str]]:
+    chunk: list[str] = []
+    num_bytes = 0
+    for file in files:
+        num_bytes += file.size
+        if chunk and (len(chunk) == CHUNK_FILES or num_bytes > CHUNK_BYTES):
+            yield chunk
+            chunk, num_bytes = [], file.size
+        chunk.append(file.uri)
+    yield chunk
+
+
+def _parse(data: bytes) -> dict[str, Any]:
+    """The content of a labelme file; ``ValueError`` with the reason for any other file."""
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON: {storage.one_line(error)}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
+        is_coco = isinstance(content, dict) and {"images", "annotations"} <= content.keys()
+        hint = "; it looks like COCO: --from coco" if is_coco else ""
+        raise ValueError(f"not a labelme file: it has no list of `shapes`{hint}")
+    path, image = content.get("imagePath"), content.get("imageData")
+    if not (path or image) or not isinstance(path or image, str):
+        raise ValueError("not a labelme file: it has neither `imagePath` nor `imageData`")
+    return content
+
+
+def _label(shape: Any) -> str:
+    """The shape's label; an empty text if it has none."""
+    label = shape.get("label") if isinstance(shape, dict) else None
+    return label if isinstance(label, str) and label.strip() else ""
+
+
+def _root(images: str, folder: str, base: str) -> str:
+    """The root of the images that are labelled in ``folder``, which is ``base`` or below it."""
+    images = storage.normalize(images)
+    if not folder.startswith(f"{base}/"):
+        return images
+    same = storage.join(images, folder.removeprefix(base))
+    return same if next(storage.list_files(same), None) else images
+
+
+def _image_uri(labels_uri: str, image_path: str, root: str | None) -> str:
+    """Where ``imagePath`` points; the labels' own URI if it is empty."""
+    if storage.scheme_of(image_path):
+        return image_path
+    path = PureWindowsPath(image_path)  # of both kinds of slashes
+    if not path.name:
+        return labels_uri
+    if root is not None:
+        leads_away = path.anchor or ".." in path.parts
+        return storage.join(root, path.name if leads_away else path.as_posix())
+    if storage.is_local(labels_uri):
+        bucket, key, cannot_be = "", labels_uri, path.drive
+    else:
+        bucket, key = storage.split_bucket(labels_uri)
+        bucket, cannot_be = f"{bucket}/", path.anchor
+    below = path.name if cannot_be else path.as_posix()
+    return bucket + posixpath.normpath(posixpath.join(posixpath.dirname(key), below))
+
+
+# ------------------------------------------------------------------------------------------- read
+
+
+def read(item: Item, ids: Mapping[str, int], unlabelled: int) -> Labelled:
+    """The image with its shapes drawn over each other, and why any of them is not.
+
+    A skipped shape is called by its place in the file, from 1, and its label. Raises
+    :class:`~segbatch.labels.annotated.Unusable` where file or image cannot be read or decoded, or
+    the file says another size, and :class:`~segbatch.errors.Incomplete` where storage does not
+    answer.
+    """
+    try:
+        content = _parse(picture.read_file(item.labels_uri))
+    except ValueError as error:
+        raise Unusable(f"{item.labels_uri}: {error}") from error
+
+    if embedded := content.get("imageData"):
+        image = _unpacked(embedded)
+        # labelme turns the photographs that it opens, but shows imageData as it is.
+        (width, height), orientation = picture.stored_size(image)
+    else:
+        image = picture.read_file(item.uri)
+        (width, height), orientation = picture.upright_size(image), 1
+    said = content.get("imageWidth") or width, content.get("imageHeight") or height
+    if said != (width, height):
+        raise Unusable(f"the image is {width}×{height} pixels, its labels say {said[0]}×{said[1]}")
+
+    label_map = np.full((height, width), unlabelled, np.uint8)
+    ids = {**ids, IGNORED: IGNORE_INDEX}
+    skipped = []
+    for number, shape in enumerate(content["shapes"], 1):
+        try:
+            _draw(label_map, shape, ids)
+        except ValueError as error:
+            label = f" ({_label(shape)})" if _label(shape) else ""
+            skipped.append(Skipped(f"{item.labels_uri} shape {number}{label}", str(error)))
+    num_drawn = len(content["shapes"]) - len(skipped)
+    label_map = _turned(label_map, orientation)
+    height, width = label_map.shape
+    return Labelled(image, width, height, label_map, num_drawn, tuple(skipped))
+
+
+def _unpacked(image_data: Any) -> bytes:
+    try:
+        return base64.b64decode(image_data)
+    except (ValueError, TypeError) as error:
+        raise Unusable("its imageData is not base64") from error
+
+
+def _draw(label_map: draw.LabelMap, shape: Any, ids: Mapping[str, int]) -> None:
+    """Draw one shape; ``ValueError`` with the reason if that is not possible."""
+    label = _label(shape)
+    if not label:
+        raise ValueError("has no label")
+    if label not in ids:
+        raise ValueError("its label is not one of the classes")
+    kind = shape.get("shape_type") or "polygon"
+    points = _points(shape)
+    if kind == "mask":
+        draw.mask(label_map, _mask(shape), points, ids[label])
+    elif isinstance(kind, str) and kind in SHAPES:
+        SHAPES[kind](label_map, points, ids[label])
+    else:
+        raise ValueError(f"its shape_type {kind!r} is unknown")
+
+
+def _points(shape: Mapping[str, Any]) -> draw.Points:
+    try:
+        points = np.array(shape.get("points") or np.empty((0, 2)), np.float64)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ValueError("its points are not pairs of numbers") from error
+    if points.ndim != 2 or points.shape[1] != 2:
+        raise ValueError("its points are not pairs of numbers")
+    return points
+
+
+def _mask(shape: Mapping[str, Any]) -> npt.NDArray[np.bool_]:
+    try:
+        with Image.open(io.BytesIO(base64.b64decode(shape["mask"]))) as image:
+            is_inside: npt.NDArray[np.bool_] = np.asarray(image) != 0
+    except Exception as error:  # a decoder may raise anything for a broken file
+        raise ValueError("its mask is not a picture in base64") from error
+    if is_inside.ndim != 2:
+        raise ValueError("its mask is a picture in colours")
+    return is_inside
+
+
+def _turned(label_map: draw.LabelMap, orientation: int) -> draw.LabelMap:
+    """The label map of an image as it is stored → that of the upright image."""
+    if orientation == 1:
+        return label_map
+    turned = Image.fromarray(label_map)
+    turned.getexif()[ExifTags.Base.Orientation] = orientation
+    return np.array(ImageOps.exif_transpose(turned))
+
+
+LABELME = Format(find, read)
