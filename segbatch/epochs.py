@@ -8,6 +8,7 @@ the epoch is worth. The first worker writes the journal and the checkpoint.
 from __future__ import annotations
 
 import hashlib
+import shutil
 import tempfile
 import time
 from collections.abc import Mapping
@@ -85,12 +86,20 @@ def train_epochs(plan: Plan, listener: Queue) -> str | None:
     """
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    device = ray.train.torch.get_device()
     torch.set_num_threads(plan.threads)
     share = slice(context.get_local_rank(), None, context.get_local_world_size())
     for split in ("train", "val"):
         samples.copy(plan.dataset, split, plan.cache, share)
     dist.barrier()  # the others of this node have copied theirs
+    trouble = run_epochs(plan, listener, rank, world_size)
+    dist.barrier()  # nobody comes for them any more
+    shutil.rmtree(plan.cache, ignore_errors=True)
+    return trouble
+
+
+def run_epochs(plan: Plan, listener: Queue, rank: int, world_size: int) -> str | None:
+    """Step after step from the last checkpoint on, and after every epoch its scores."""
+    device = ray.train.torch.get_device()
 
     train, order = plan.train, plan.order()
     training = make_training(plan, device)

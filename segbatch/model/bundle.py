@@ -23,6 +23,7 @@ from segbatch import storage
 from segbatch.classes import Classes
 from segbatch.errors import Incomplete, InputError, ModelError
 from segbatch.model import weights, zoo
+from segbatch.model.card import card
 from segbatch.model.zoo import IMAGENET_MEAN, IMAGENET_STD, ZOO_PREFIX, Network
 
 CONFIG = "config.json"
@@ -126,7 +127,7 @@ def save_bundle(uri: str, module: torch.nn.Module, config: ModelConfig) -> None:
     """Write a bundle into the folder ``uri``, its ``config.json`` last. Raises ``OSError``."""
     state = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
     storage.write_bytes(storage.join(uri, WEIGHTS), safetensors.torch.save(state))
-    storage.write_bytes(storage.join(uri, CARD), _card(uri, config).encode())
+    storage.write_bytes(storage.join(uri, CARD), card(storage.name_of(uri), uri, config).encode())
     text = json.dumps(config.to_json(), indent=2, ensure_ascii=False)
     storage.write_bytes(storage.join(uri, CONFIG), f"{text}\n".encode())
 
@@ -282,37 +283,3 @@ def _files(uri: str) -> list[storage.StoredFile]:
         raise ModelError(f"{uri}: cannot be listed: {storage.one_line(error)}") from error
     except OSError as error:
         raise Incomplete(f"{uri}: cannot be listed: {storage.one_line(error)}") from error
-
-
-def _card(uri: str, config: ModelConfig) -> str:
-    """The model card: front matter as model hubs read it, then what a person wants to know."""
-    scores = {key: value for key, value in config.metrics.items() if isinstance(value, int | float)}
-    lines = [
-        "---",
-        "library_name: segbatch",
-        "pipeline_tag: image-segmentation",
-        "---",
-        f"# {storage.name_of(uri)}",
-        "",
-        f"Semantic segmentation: {config.arch} with {config.backbone}, output stride"
-        f" {config.output_stride}, {len(config.classes)} classes.",
-        "",
-        f"- Images are brought to: {_side(config.long_side)}",
-        f"- Normalisation: mean {list(config.mean)}, standard deviation {list(config.std)}",
-        *(f"- {key}: {value:.4g}" for key, value in scores.items()),
-        *(f"- {key}: {value}" for key, value in config.provenance.items()),
-        "",
-        "| id | class | colour |",
-        "|---|---|---|",
-        *(f"| {c.id} | {c.name} | #{bytes(c.color).hex()} |" for c in config.classes),
-        "",
-        "```python",
-        "import segbatch",
-        f'prediction = segbatch.load_model("{uri}").predict(image)  # RGB, HWC uint8',
-        "```",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _side(long_side: int | None) -> str:
-    return "nothing, they are predicted as they are" if long_side is None else f"{long_side} pixels"
