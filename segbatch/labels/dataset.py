@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import uuid
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,6 +60,9 @@ SCHEMA = pa.schema(
 SHARD_ROWS = 1000
 SHARD_BYTES = 256 << 20
 ROW_GROUP_ROWS = 64
+
+# A shard is called by its content, so that the same import twice gives the same dataset.
+SHARD_PATH = re.compile(rf"(?:{'|'.join(SPLITS)})/[0-9a-f]{{32}}\.parquet")
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,11 @@ class Dataset:
         data = _read(where)
         if hashlib.sha256(data).hexdigest() != shard.sha256:
             raise SourceError(f"{where}: is not the file that was imported: import the labels anew")
-        return pq.read_table(pa.BufferReader(data), columns=columns)
+        try:
+            return pq.read_table(pa.BufferReader(data), columns=columns or SCHEMA.names)
+        except pa.ArrowException as error:
+            why = storage.one_line(error)
+            raise SourceError(f"{where}: not a labelled dataset's: {why}") from error
 
     def tables(self, split: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """The rows of a split, shard by shard."""
@@ -130,15 +137,30 @@ class Dataset:
         }
 
     def publish(self, card: str = "") -> None:
-        """Make this what the dataset is: ``classes.json``, after which other files are deleted."""
+        """Make this what the dataset is: ``classes.json``, after which shards that it does not
+        name are deleted. Raises ``OSError``.
+        """
         if card:
             storage.write_bytes(storage.join(self.uri, CARD), card.encode())
         text = json.dumps(self.to_json(), indent=2, ensure_ascii=False)
         storage.write_bytes(storage.join(self.uri, CLASSES), f"{text}\n".encode())
-        named = {storage.join(self.uri, shard.path) for shard in self.shards}
-        for split in SPLITS:
-            files = storage.list_files(storage.join(self.uri, split))
-            storage.delete([file.uri for file in files if file.uri not in named])
+        storage.delete(
+            storage.join(self.uri, path)
+            for path in self.unnamed_files()
+            if SHARD_PATH.fullmatch(path)
+        )
+
+    def unnamed_files(self) -> list[str]:
+        """Paths of the files in the splits' folders that do not belong to the dataset: what a
+        killed import left behind, or what somebody put there. Raises ``OSError``.
+        """
+        named = {shard.path for shard in self.shards}
+        return [
+            path
+            for split in SPLITS
+            for file in storage.list_files(storage.join(self.uri, split))
+            if (path := f"{split}/{storage.name_of(file.uri)}") not in named
+        ]
 
 
 def open_dataset(uri: str) -> Dataset:
@@ -169,14 +191,20 @@ def write_shard(uri: str, split: str, rows: Iterable[Mapping[str, Any]]) -> Shar
     :meth:`Dataset.publish` names it. Raises ``OSError``.
     """
     table = pa.Table.from_pylist([{**row, "split": split} for row in rows], SCHEMA)
+    return write_table(uri, split, table)
+
+
+def write_table(uri: str, split: str, table: pa.Table) -> Shard:
+    """As :func:`write_shard`, of a table of :data:`SCHEMA`."""
     sink = io.BytesIO()
     # Images and masks are compressed already.
     pq.write_table(table, sink, row_group_size=ROW_GROUP_ROWS, compression="zstd",
                    use_dictionary=["split"])  # fmt: skip
     data = sink.getvalue()
-    path = f"{split}/{uuid.uuid4().hex}.parquet"
+    sha256 = hashlib.sha256(data).hexdigest()
+    path = f"{split}/{sha256[:32]}.parquet"
     storage.write_bytes(storage.join(uri, path), data)
-    return Shard(path, len(table), hashlib.sha256(data).hexdigest())
+    return Shard(path, len(table), sha256)
 
 
 def _read(where: str) -> bytes:

@@ -1,0 +1,76 @@
+"""Balance: how many pixels and images of a labelled dataset each class has."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from segbatch.classes import IGNORE_INDEX, Classes
+from segbatch.labels.dataset import SPLITS
+
+
+def count_pixels(label_map: npt.NDArray[np.uint8]) -> dict[int, int]:
+    """Pixels of each id in a label map, HW uint8; ids without any are left out."""
+    counts = np.bincount(label_map.ravel())
+    return {int(i): int(counts[i]) for i in np.flatnonzero(counts)}
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one class, or void, has: pixels, their share of all pixels, images by split."""
+
+    id: int
+    name: str
+    pixels: int
+    share: float
+    images: Mapping[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "name": self.name,
+            "pixels": self.pixels,
+            "share": self.share,
+            "images": dict(self.images),
+        }
+
+
+class Balance:
+    """Pixels and images by split and id, added up image by image."""
+
+    def __init__(self) -> None:
+        self.num_images: Counter[str] = Counter()
+        self._pixels: Counter[tuple[str, int]] = Counter()
+        self._images: Counter[tuple[str, int]] = Counter()
+
+    def add(self, split: str, counts: Mapping[int, int]) -> None:
+        """One image with its pixels by id."""
+        self.num_images[split] += 1
+        for class_id, pixels in counts.items():
+            self._pixels[split, class_id] += pixels
+            self._images[split, class_id] += 1
+
+    @property
+    def splits(self) -> dict[str, int]:
+        """Number of images of each split that has any."""
+        return {split: self.num_images[split] for split in SPLITS if self.num_images[split]}
+
+    def images(self, split: str, class_id: int) -> int:
+        """Number of images of the split with a pixel of the class."""
+        return self._images[split, class_id]
+
+    def shares(self, classes: Classes) -> list[Share]:
+        """One entry per class in the order of the ids, and a last one for void."""
+        total = max(1, self._pixels.total())
+        entries = [(c.id, c.name) for c in classes] + [(IGNORE_INDEX, "void")]
+        shares = []
+        for class_id, name in entries:
+            pixels = sum(self._pixels[split, class_id] for split in SPLITS)
+            images = {split: self._images[split, class_id] for split in self.splits}
+            shares.append(Share(class_id, name, pixels, pixels / total, images))
+        return shares

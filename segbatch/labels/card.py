@@ -1,0 +1,81 @@
+"""Card: the README.md of a labelled dataset, for people and for dataset hubs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from segbatch import storage
+from segbatch.labels.balance import Balance
+from segbatch.labels.dataset import FEATURES, SPLITS, Dataset
+
+# Dataset hubs call the split so.
+HUB_SPLITS = {"val": "validation"}
+HUB_TYPES = {"Image": "image"}
+
+
+def card(dataset: Dataset, balance: Balance) -> str:
+    """The text: front matter that names the files and their features, then classes, splits,
+    sources, and how to read it.
+    """
+    splits = dataset.splits
+    lines = [
+        "---",
+        yaml.safe_dump(_front_matter(dataset), sort_keys=False).rstrip(),
+        "---",
+        f"# {storage.name_of(dataset.uri)}",
+        "",
+        f"Images with the class of every pixel: {sum(splits.values()):,} images,"
+        f" {len(dataset.classes)} classes. Made by `segbatch labels import`.",
+        "",
+        "| split | images |",
+        "|---|---|",
+        *(f"| {split} | {count:,} |" for split, count in splits.items()),
+        "",
+        "| id | class | colour | pixels | share | images |",
+        "|---|---|---|---|---|---|",
+    ]
+    colors = {c.id: f"#{bytes(c.color).hex()}" for c in dataset.classes}
+    lines += [
+        f"| {share.id} | {share.name} | {colors.get(share.id, '')} | {share.pixels:,}"
+        f" | {share.share:.2%} | {sum(share.images.values()):,} |"
+        for share in balance.shares(dataset.classes)
+    ]
+    lines += ["", "| imported | source | format | images | skipped |", "|---|---|---|---|---|"]
+    lines += [
+        f"| {entry['imported']} | {entry['source']} | {entry['format']} | {entry['images']:,}"
+        f" | {entry['skipped']:,} |"
+        for entry in dataset.sources
+    ]
+    lines += [
+        "",
+        "`image` is the file as it was, `mask` a palette PNG of the size of the upright image:"
+        " its palette index is the class id, 255 is void.",
+        "",
+        "```python",
+        "import datasets",
+        f'images = datasets.load_dataset("{dataset.uri}")',
+        "```",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _front_matter(dataset: Dataset) -> dict[str, Any]:
+    files = [
+        {
+            "split": HUB_SPLITS.get(split, split),
+            "path": [shard.path for shard in dataset.shards_of(split)],
+        }
+        for split in SPLITS
+        if dataset.shards_of(split)
+    ]
+    features = [
+        {"name": name, "dtype": feature.get("dtype") or HUB_TYPES[feature["_type"]]}
+        for name, feature in FEATURES.items()
+    ]
+    return {
+        "task_categories": ["image-segmentation"],
+        "configs": [{"config_name": "default", "data_files": files}],
+        "dataset_info": {"features": features},
+    }

@@ -1,0 +1,88 @@
+"""Pool: work on many images in processes of their own, results in order, a bounded number in hand.
+
+Python holds one lock a process, and drawing shapes holds it: threads alone would use one core.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from itertools import chain, islice
+from typing import TypeVar
+
+from segbatch import signals
+from segbatch.errors import Incomplete
+
+A = TypeVar("A")
+R = TypeVar("R")
+
+FEW = 4  # tasks that are done before processes have started
+IN_HAND = 2  # tasks a process: one that it works on, and the next
+
+
+def in_order(function: Callable[[A], R], arguments: Iterable[A]) -> Generator[R, None, None]:
+    """``function`` of each argument, in the order of the arguments; in as many processes as cores.
+
+    ``function`` must be one that another process can import; ``arguments`` are taken as they are
+    needed. Raises what ``function`` raises, :class:`~segbatch.errors.Interrupted` after a signal
+    (within :func:`~segbatch.signals.interruptible`), and :class:`~segbatch.errors.Incomplete` if a
+    process is killed.
+    """
+    remaining = iter(arguments)
+    first = list(islice(remaining, FEW + 1))
+    if len(first) <= FEW:
+        for argument in first:
+            signals.check()
+            yield function(argument)
+        return
+    num_processes = _num_cores()
+    spawn = multiprocessing.get_context("spawn")  # a fork would inherit locks of the clients
+    with ProcessPoolExecutor(num_processes, spawn, _begin) as pool:
+        upcoming = (pool.submit(function, argument) for argument in chain(first, remaining))
+        try:
+            in_hand = deque(islice(upcoming, IN_HAND * num_processes))
+            while in_hand:
+                result = _wait(in_hand.popleft())
+                in_hand.extend(islice(upcoming, 1))
+                yield result
+        except BrokenProcessPool as error:
+            signals.check()
+            raise Incomplete(
+                "a process that worked on labels was killed, most likely for want of memory"
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _wait(future: Future[R]) -> R:
+    while True:
+        signals.check()
+        try:
+            return future.result(timeout=1.0)
+        except TimeoutError:
+            if future.done():  # the function's own
+                raise
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _begin() -> None:
+    """In a process of the pool: signals are its parent's business, and it does not outlive it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -1,0 +1,116 @@
+"""The command line of labels: ``segbatch labels import`` and ``segbatch labels check``."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+labels_app = typer.Typer(
+    help="Labelled images: import them as a dataset, check it.", no_args_is_help=True
+)
+
+
+class Facts(StrEnum):
+    """How facts are printed."""
+
+    text = "text"
+    json = "json"
+
+
+DatasetUri = Annotated[
+    str, typer.Argument(metavar="DATASET", help="The labelled dataset's folder, any URI.")
+]
+FactsFormat = Annotated[Facts, typer.Option("--format", help="How facts are printed.")]
+
+
+@labels_app.command("import")
+def labels_import(
+    source: Annotated[str, typer.Argument(help="Folder of the labels, any URI.")],
+    dataset: DatasetUri,
+    *,
+    from_format: Annotated[
+        str, typer.Option("--from", metavar="FORMAT", help="labelme, voc, coco or pairs.")
+    ],
+    images: Annotated[
+        str | None,
+        typer.Option(help="Folder of the images; pairs: 'img_dir/{split}/{id}.jpg'."),
+    ] = None,
+    masks: Annotated[str | None, typer.Option(help="pairs: 'ann_dir/{split}/{id}.png'.")] = None,
+    colors: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Classes of colour masks: lines R G B name."),
+    ] = None,
+    reduce_zero_label: Annotated[
+        bool, typer.Option("--reduce-zero-label", help="pairs: 0 is void, 1 the first class.")
+    ] = False,
+    classes: Annotated[
+        str | None, typer.Option(help="Names by id: a,b,c; a file, one a line; a classes.json.")
+    ] = None,
+    renames: Annotated[
+        list[str] | None,
+        typer.Option("--map", metavar="OLD=NEW", help="Rename; NEW may be __ignore__."),
+    ] = None,
+    unlabelled: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CLASS|ignore",
+            help="What no shape covers; default: _background_ if it is a class, else ignore.",
+        ),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHARES|folder", help="val=0.1,test=0.1, or folder.", show_default="val=0.1"
+        ),
+    ] = None,
+    split_list: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Lines NAME SPLIT, or a CSV with uri and split."),
+    ] = None,
+    group_by: Annotated[
+        str | None,
+        typer.Option(metavar="REGEX", help="Images in whose URI it finds the same stay together."),
+    ] = None,
+    append: Annotated[bool, typer.Option("--append", help="Add to the dataset.")] = False,
+    add_class: Annotated[
+        bool, typer.Option("--add-class", help="With --append: new names become classes.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Make the dataset anew.")] = False,
+    format: FactsFormat = Facts.text,
+) -> None:
+    """Annotated images of labelme, VOC, COCO or mask pairs → a labelled dataset."""
+    from segbatch import storage
+    from segbatch.labels.importing import import_labels
+    from segbatch.labels.naming import read_renames
+    from segbatch.labels.report import print_report
+    from segbatch.labels.target import SKIPPED
+    from segbatch.progress import say
+
+    report = import_labels(
+        source,
+        dataset,
+        format=from_format,
+        classes=classes,
+        images=images,
+        masks=masks,
+        colors=colors,
+        reduce_zero_label=reduce_zero_label,
+        map=read_renames(renames or ()),
+        unlabelled=unlabelled,
+        split=split,
+        split_list=split_list,
+        group_by=group_by,
+        append=append,
+        add_class=add_class,
+        overwrite=overwrite,
+    )
+    if format is Facts.json:
+        print(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
+    else:
+        print_report(report, storage.join(report.dataset, SKIPPED))
+    for note in report.notes:
+        say(note)
+    say(f"look at it with: segbatch labels check {report.dataset} --sheet sheet.png")
