@@ -94,8 +94,9 @@ def run(
         _print_facts(finetune(loaded), Facts.text)
     elif loaded.kind == "evaluate":
         from segbatch.evaluate import evaluate
+        from segbatch.scores import as_text
 
-        _print_facts(evaluate(loaded), Facts.text)
+        print(as_text(evaluate(loaded)))
     else:
         from segbatch.segment import segment
 
