@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from segbatch.errors import Incomplete, InputError, SegbatchError
+from segbatch.labels_cli import labels_app
 
 app = typer.Typer(
     name="segbatch",
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 model_app = typer.Typer(help="Model bundles: list, inspect, import.", no_args_is_help=True)
 app.add_typer(model_app, name="model")
+app.add_typer(labels_app, name="labels")
 
 
 class Facts(StrEnum):

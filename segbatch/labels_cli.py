@@ -114,3 +114,40 @@ def labels_import(
     for note in report.notes:
         say(note)
     say(f"look at it with: segbatch labels check {report.dataset} --sheet sheet.png")
+
+
+@labels_app.command("check")
+def labels_check(
+    dataset: DatasetUri,
+    *,
+    sheet: Annotated[
+        str | None,
+        typer.Option("--sheet", "-o", metavar="FILE", help="Write a contact sheet, .png or .jpg."),
+    ] = None,
+    format: FactsFormat = Facts.text,
+) -> None:
+    """Look at every sample: 0 all can be trained on (warnings or not), 1 some cannot."""
+    from segbatch.labels.check import check_dataset
+    from segbatch.labels.report import print_balance
+    from segbatch.labels.sheet import sheet_format, write_sheet
+    from segbatch.progress import say
+
+    if sheet is not None:
+        sheet_format(sheet)
+    report = check_dataset(dataset)
+    if format is Facts.json:
+        print(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
+    else:
+        for finding in report.findings:
+            print(finding)
+        if report.findings:
+            print()
+        print_balance(report.balance, report.dataset.classes)
+        images = ", ".join(f"{split} {count:,}" for split, count in report.balance.splits.items())
+        warnings = len(report.findings) - report.errors
+        print(f"\nimages: {images or 'none'}; errors: {report.errors}; warnings: {warnings}")
+    if sheet is not None:
+        say(f"{write_sheet(report, sheet)} images in {sheet}")
+    else:
+        say("to see images with their masks: --sheet sheet.png")
+    raise typer.Exit(report.exit_code)

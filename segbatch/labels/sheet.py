@@ -1,0 +1,127 @@
+"""Contact sheet: some images of a labelled dataset, each beside itself with its classes over it."""
+
+from __future__ import annotations
+
+import io
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from segbatch import storage
+from segbatch.errors import InputError
+from segbatch.labels.check import CheckReport
+from segbatch.labels.dataset import Dataset
+from segbatch.labels.survey import Row
+from segbatch.masks import decode_mask, overlay, with_legend
+from segbatch.scaling import downscale
+
+MAX_IMAGES = 24
+COLUMNS = 4
+SIDE = 224  # of the square that a picture is fitted into
+GAP = 12
+CAPTION = 22
+ALPHA = 0.6
+
+
+def sheet_format(where: str) -> str:
+    """Pillow's name of the format of the file ``where``. Raises ``InputError`` for none."""
+    extension = PurePosixPath(where).suffix.lower()
+    formats = Image.registered_extensions()
+    if extension not in formats:
+        raise InputError(f"{where}: no picture's extension; use .png or .jpg")
+    return formats[extension]
+
+
+def write_sheet(report: CheckReport, where: str) -> int:
+    """Write the sheet to ``where``, any URI, its extension the format; returns how many images
+    are on it. Raises :class:`~segbatch.errors.InputError` where it cannot be written.
+    """
+    format = sheet_format(where)
+    rows = choose(report.rows, len(report.dataset.classes))
+    if not rows:
+        raise InputError(f"{report.dataset.uri}: no image that a sheet could show")
+    shares = report.balance.shares(report.dataset.classes)[:-1]
+    picture = with_legend(
+        _sheet(report.dataset, rows),
+        report.dataset.classes,
+        np.array([share.share for share in shares]),
+    )
+    sink = io.BytesIO()
+    picture.save(sink, format)
+    try:
+        storage.write_bytes(where, sink.getvalue())
+    except OSError as error:
+        raise InputError(f"cannot write {error}") from error
+    return len(rows)
+
+
+def choose(rows: Sequence[Row], num_classes: int) -> list[Row]:
+    """At most 24 images that together show every class, the rare ones where they are largest;
+    the rest evenly from all. In the order of ``rows``.
+    """
+    sound = [row for row in rows if not row.faults and row.pixels]
+    counts = [sum(class_id in row.pixels for row in sound) for class_id in range(num_classes)]
+    chosen: set[int] = set()
+    for class_id in np.argsort(counts, kind="stable").tolist():
+        shown = any(class_id in sound[index].pixels for index in chosen)
+        if counts[class_id] and not shown and len(chosen) < MAX_IMAGES:
+            chosen.add(max(range(len(sound)), key=lambda index: _share(sound[index], class_id)))
+    spread = np.linspace(0, len(sound) - 1, min(MAX_IMAGES, len(sound))).astype(int).tolist()
+    for index in spread:
+        if len(chosen) < MAX_IMAGES:
+            chosen.add(index)
+    return [sound[index] for index in sorted(chosen)]
+
+
+def _share(row: Row, class_id: int) -> float:
+    return row.pixels.get(class_id, 0) / sum(row.pixels.values())
+
+
+def _sheet(dataset: Dataset, rows: Sequence[Row]) -> Image.Image:
+    columns = min(COLUMNS, len(rows))
+    width, height = 2 * SIDE + GAP, SIDE + CAPTION + GAP
+    size = (columns * width + GAP, -(-len(rows) // columns) * height + GAP)
+    sheet = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(CAPTION // 2)
+    order = {(row.shard, row.image_id): number for number, row in enumerate(rows)}
+    for row, pair in _pairs(dataset, rows):
+        line, column = divmod(order[row.shard, row.image_id], columns)
+        x, y = GAP + column * width, GAP + line * height
+        for number, picture in enumerate(pair):
+            sheet.paste(picture, (x + number * SIDE, y))
+        caption = f"{row.image_id}  {row.split}  {storage.name_of(row.uri)}"
+        draw.text((x, y + SIDE + CAPTION // 2), caption[:64], "black", font, anchor="lm")
+    return sheet
+
+
+def _pairs(
+    dataset: Dataset, rows: Sequence[Row]
+) -> Iterator[tuple[Row, tuple[Image.Image, Image.Image]]]:
+    """Each image, small, and the same with its classes over it; one shard in memory at a time."""
+    by_shard: dict[str, dict[int, Row]] = defaultdict(dict)
+    for row in rows:
+        by_shard[row.shard][row.image_id] = row
+    for shard in dataset.shards:
+        wanted = by_shard.get(shard.path)
+        if not wanted:
+            continue
+        table = dataset.read_shard(shard, ["image_id", "image", "mask"])
+        for index, image_id in enumerate(table["image_id"].to_pylist()):
+            if image_id in wanted:
+                entry = table.slice(index, 1).to_pylist()[0]
+                yield (
+                    wanted[image_id],
+                    _pair(dataset, entry["image"]["bytes"], entry["mask"]["bytes"]),
+                )
+
+
+def _pair(dataset: Dataset, image: bytes, mask: bytes) -> tuple[Image.Image, Image.Image]:
+    with Image.open(io.BytesIO(image)) as opened:
+        photo = downscale(ImageOps.exif_transpose(opened).convert("RGB"), SIDE)
+    # Nearest neighbour: between two class ids there is no third one.
+    small = Image.fromarray(decode_mask(mask)).resize(photo.size, Image.Resampling.NEAREST)
+    return photo, overlay(np.asarray(photo), np.asarray(small), dataset.classes, ALPHA)
