@@ -28,7 +28,7 @@ FactsFormat = Annotated[Facts, typer.Option("--format", help="How facts are prin
 
 @labels_app.command("import")
 def labels_import(
-    source: Annotated[str, typer.Argument(help="Folder of the labels, any URI.")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder of the labels, any URI.")],
     dataset: DatasetUri,
     *,
     from_format: Annotated[

@@ -33,6 +33,14 @@ from segbatch.labels.splits import Splits
 from segbatch.labels.target import Target
 from segbatch.signals import interruptible
 
+# Options that mean something to some formats only.
+FORMATS_WITH: Mapping[str, Sequence[str]] = {
+    "masks": ["pairs"],
+    "colors": ["pairs", "voc"],
+    "reduce-zero-label": ["pairs"],
+    "unlabelled": ["labelme", "coco"],  # mask files say something of every pixel
+}
+
 
 def import_labels(
     source: str,
@@ -74,8 +82,15 @@ def import_labels(
         target = Target(dataset, append=append, overwrite=overwrite)
         if add_class and not append:
             raise InputError("--add-class goes with --append")
-        if format not in FORMATS:
-            raise InputError(f"--from {format}: no such format; there is {', '.join(FORMATS)}")
+        _check_format(
+            format,
+            {
+                "masks": masks,
+                "colors": colors,
+                "reduce-zero-label": reduce_zero_label,
+                "unlabelled": unlabelled,
+            },
+        )
         rules = Splits(split, split_list, group_by)
         given = given_classes(classes)
         before = target.kept.classes if target.kept is not None else None
@@ -124,13 +139,21 @@ def import_labels(
         classes=naming.classes,
         images={split: taken.images[split] for split in SPLITS if taken.images[split]},
         shapes=taken.shapes,
-        unlabelled=names.get(rest, "ignore"),
+        unlabelled=names.get(rest, "ignore") if format in FORMATS_WITH["unlabelled"] else None,
         balance=taken.balance,
         skipped=taken.skipped,
         replaced=taken.replaced,
         added=naming.added,
         notes=_notes(found, items, map or {}, rules, taken),
     )
+
+
+def _check_format(format: str, options: Mapping[str, object]) -> None:
+    if format not in FORMATS:
+        raise InputError(f"--from {format}: no such format; there is {', '.join(FORMATS)}")
+    for option, formats in FORMATS_WITH.items():
+        if options[option] and format not in formats:
+            raise InputError(f"--{option} goes with --from {' or '.join(formats)}, not {format}")
 
 
 @dataclass

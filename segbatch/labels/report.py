@@ -33,8 +33,8 @@ class ImportReport:
     """Imported now, by split."""
     shapes: int
     """Drawn now; a mask file counts as one."""
-    unlabelled: str
-    """What pixels that no shape covers became: a class, or ``ignore``."""
+    unlabelled: str | None
+    """What pixels that no shape covers became: a class, or ``ignore``; ``None`` for mask files."""
     balance: Balance
     """Of the whole dataset."""
     skipped: Sequence[Skipped] = ()
@@ -78,7 +78,7 @@ def print_report(report: ImportReport, skipped_file: str) -> None:
         "replaced": f"{report.replaced:,}",
         "new classes": ", ".join(report.added),
         "shapes": f"{report.shapes:,}",
-        "pixels that no shape covers": report.unlabelled,
+        "pixels that no shape covers": report.unlabelled or "",
     }
     if report.images == report.balance.splits:
         del facts["in the dataset"], facts["replaced"]
