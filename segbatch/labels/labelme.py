@@ -15,7 +15,6 @@ import io
 import json
 import posixpath
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import PureWindowsPath
 from typing import Any
 
@@ -26,11 +25,10 @@ from PIL import ExifTags, Image, ImageOps
 from segbatch import storage
 from segbatch.classes import IGNORE_INDEX
 from segbatch.errors import Incomplete, SourceError
-from segbatch.labels import draw, picture
+from segbatch.labels import draw, layout, picture
 from segbatch.labels.annotated import Format, Found, Item, Labelled, Options, Skipped, Unusable
-
-IGNORED = "__ignore__"
-SPLITS = {"train": "train", "val": "val", "valid": "val", "test": "test"}
+from segbatch.labels.naming import IGNORE
+from segbatch.labels.sizes import Size, check_size
 
 SHAPES: Mapping[str, Callable[[draw.LabelMap, draw.Points, int], None]] = {
     "polygon": draw.polygon,
@@ -42,9 +40,8 @@ SHAPES: Mapping[str, Callable[[draw.LabelMap, draw.Points, int], None]] = {
     "point": draw.point,
 }
 
-# Of files that are read at once; with images in them, they are megabytes each.
-CHUNK_FILES = 64
-CHUNK_BYTES = 64 << 20
+# Files that are read at once; with images in them, they are megabytes each.
+CHUNK = 32
 
 
 # ------------------------------------------------------------------------------------------- find
@@ -53,73 +50,57 @@ CHUNK_BYTES = 64 << 20
 def find(source: str, options: Options) -> Found:
     """The labelme files in the folder ``source`` at any depth, or the one file that it names.
 
-    The split is the name of a file's folder. The image is where ``imagePath`` points from there.
+    The split is what a file's folder is called. The image is where ``imagePath`` points from there.
     With ``options.images`` it is below that root: in the folder as which the file's own lies below
     ``source``, if the root has such a one, and of a path that leads away (``..``, ``C:\\…``) only
-    the name counts. Reads every file once, and at most 64 MB of them, or one, at a time.
+    the name counts. Reads every file once, and holds 32 at a time.
 
     Raises :class:`~segbatch.errors.SourceError` where there is no labelme file, and
     :class:`~segbatch.errors.Incomplete` where storage does not answer.
     """
-    base = storage.normalize(source)
+    source = storage.normalize(source)
     items: list[Item] = []
     skipped: list[Skipped] = []
     names: set[str] = set()
     roots: dict[str, str] = {}  # of the images, by the labels' folder
-    with _listing(base):
-        for uri, content in _annotations(_json_files(base), skipped):
-            folder = uri.rpartition("/")[0]
-            if options.images is not None and folder not in roots:
-                roots[folder] = _root(options.images, folder, base)
-            image_uri = _image_uri(uri, content.get("imagePath") or "", roots.get(folder))
-            items.append(Item(image_uri, uri, SPLITS.get(storage.name_of(folder))))
-            names |= {label for shape in content["shapes"] if (label := _label(shape))}
+    for uri, content in _annotations(_json_files(source), skipped):
+        folder = layout.folder_of(uri)
+        if options.images is not None and folder not in roots:
+            roots[folder] = _root(options.images, folder, source)
+        image_uri = _image_uri(uri, content.get("imagePath") or "", roots.get(folder))
+        items.append(Item(image_uri, uri, layout.split_of(storage.name_of(folder))))
+        names |= {label for shape in content["shapes"] if (label := _label(shape))}
     if not items:
         raise SourceError(
-            f"{base}: no labelme file; of {len(skipped):,} JSON files the first is"
+            f"{source}: no labelme file; of {len(skipped):,} JSON files the first is"
             f" {skipped[0].where}: {skipped[0].why}"
         )
-    return Found(items, sorted(names - {IGNORED}), skipped=skipped)
+    return Found(items, sorted(names - {IGNORE}), skipped=skipped)
 
 
-@contextmanager
-def _listing(what: str) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise SourceError(f"{what}: no such folder or bucket") from error
-    except PermissionError as error:
-        raise SourceError(f"{what}: not allowed: {storage.one_line(error)}") from error
-    except OSError as error:
-        raise Incomplete(f"{what}: {storage.one_line(error)}") from error
-
-
-def _json_files(base: str) -> list[storage.StoredFile]:
-    if base.lower().endswith(".json") and storage.exists(base):
-        return [storage.StoredFile(base, 0)]
-    files = []
-    extensions = set()
-    for file in storage.list_files(base):
-        extension = posixpath.splitext(file.uri)[1].lower()
-        extensions.add(extension)
-        if extension == ".json":
-            files.append(file)
-    if files:
-        return files
+def _json_files(source: str) -> list[str]:
+    if source.lower().endswith(".json"):
+        return [source]
+    uris = layout.list_uris(source)
+    extensions = {posixpath.splitext(uri)[1].lower() for uri in uris}
+    if ".json" in extensions:
+        return [uri for uri in uris if uri.lower().endswith(".json")]
     if ".xml" in extensions:
         raise SourceError(
-            f"{base}: holds .xml and no .json: labelme writes JSON. CVAT's “LabelMe 3.0” is another"
-            " thing: export COCO or segmentation masks there, and import --from coco or --from voc"
+            f"{source}: holds .xml and no .json: labelme writes JSON. CVAT's “LabelMe 3.0” is"
+            " another thing: export COCO or segmentation masks there, and import --from coco or"
+            " --from voc"
         )
-    raise SourceError(f"{base}: no .json file" if extensions else f"{base}: no such folder or file")
+    raise SourceError(f"{source}: no .json file" if uris else f"{source}: no such folder or file")
 
 
 def _annotations(
-    files: Sequence[storage.StoredFile], skipped: list[Skipped]
+    uris: Sequence[str], skipped: list[Skipped]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """URI and content of each file that is labelme's; ``skipped`` takes the others."""
-    for uris in _chunks(files):
-        for uri, data in zip(uris, storage.read_many(uris, picture.LIMITS), strict=True):
+    for start in range(0, len(uris), CHUNK):
+        chunk = uris[start : start + CHUNK]
+        for uri, data in zip(chunk, storage.read_many(chunk, picture.LIMITS), strict=True):
             if isinstance(data, bytes):
                 try:
                     yield uri, _parse(data)
@@ -129,18 +110,6 @@ def _annotations(
                 skipped.append(Skipped(uri, f"cannot be read: {data.message}"))
             else:
                 raise Incomplete(f"{uri}: cannot be read: {data.message}")
-
-
-def _chunks(files: Sequence[storage.StoredFile]) -> Iterator[list[str]]:
-    chunk: list[str] = []
-    num_bytes = 0
-    for file in files:
-        num_bytes += file.size
-        if chunk and (len(chunk) == CHUNK_FILES or num_bytes > CHUNK_BYTES):
-            yield chunk
-            chunk, num_bytes = [], file.size
-        chunk.append(file.uri)
-    yield chunk
 
 
 def _parse(data: bytes) -> dict[str, Any]:
@@ -165,13 +134,13 @@ def _label(shape: Any) -> str:
     return label if isinstance(label, str) and label.strip() else ""
 
 
-def _root(images: str, folder: str, base: str) -> str:
-    """The root of the images that are labelled in ``folder``, which is ``base`` or below it."""
+def _root(images: str, folder: str, source: str) -> str:
+    """The root of the images that are labelled in ``folder``, which is ``source`` or below it."""
     images = storage.normalize(images)
-    if not folder.startswith(f"{base}/"):
+    if not folder.startswith(f"{source}/"):
         return images
-    same = storage.join(images, folder.removeprefix(base))
-    return same if next(storage.list_files(same), None) else images
+    same = storage.join(images, folder.removeprefix(source))
+    return same if layout.list_uris(same) else images
 
 
 def _image_uri(labels_uri: str, image_path: str, root: str | None) -> str:
@@ -184,13 +153,12 @@ def _image_uri(labels_uri: str, image_path: str, root: str | None) -> str:
     if root is not None:
         leads_away = path.anchor or ".." in path.parts
         return storage.join(root, path.name if leads_away else path.as_posix())
-    if storage.is_local(labels_uri):
-        bucket, key, cannot_be = "", labels_uri, path.drive
-    else:
-        bucket, key = storage.split_bucket(labels_uri)
-        bucket, cannot_be = f"{bucket}/", path.anchor
-    below = path.name if cannot_be else path.as_posix()
-    return bucket + posixpath.normpath(posixpath.join(posixpath.dirname(key), below))
+    is_local = storage.is_local(labels_uri)
+    bucket, key = ("", labels_uri) if is_local else storage.split_bucket(labels_uri)
+    is_elsewhere = path.drive or (path.root and not is_local)  # on the computer of who labelled
+    below = path.name if is_elsewhere else path.as_posix()
+    whole = posixpath.normpath(posixpath.join(posixpath.dirname(key), below))
+    return f"{bucket}/{whole.lstrip('/')}"
 
 
 # ------------------------------------------------------------------------------------------- read
@@ -209,19 +177,19 @@ def read(item: Item, ids: Mapping[str, int], unlabelled: int) -> Labelled:
     except ValueError as error:
         raise Unusable(f"{item.labels_uri}: {error}") from error
 
+    said = _size(content)
     if embedded := content.get("imageData"):
         image = _unpacked(embedded)
         # labelme turns the photographs that it opens, but shows imageData as it is.
         (width, height), orientation = picture.stored_size(image)
+        if said not in (None, (width, height)):
+            raise Unusable(f"the JSON is for {said[0]}×{said[1]} and imageData {width}×{height}")
     else:
         image = picture.read_file(item.uri)
-        (width, height), orientation = picture.upright_size(image), 1
-    said = content.get("imageWidth") or width, content.get("imageHeight") or height
-    if said != (width, height):
-        raise Unusable(f"the image is {width}×{height} pixels, its labels say {said[0]}×{said[1]}")
+        (width, height), orientation = check_size(image, said, "the JSON"), 1
 
     label_map = np.full((height, width), unlabelled, np.uint8)
-    ids = {**ids, IGNORED: IGNORE_INDEX}
+    ids = {**ids, IGNORE: IGNORE_INDEX}
     skipped = []
     for number, shape in enumerate(content["shapes"], 1):
         try:
@@ -233,6 +201,13 @@ def read(item: Item, ids: Mapping[str, int], unlabelled: int) -> Labelled:
     label_map = _turned(label_map, orientation)
     height, width = label_map.shape
     return Labelled(image, width, height, label_map, num_drawn, tuple(skipped))
+
+
+def _size(content: Mapping[str, Any]) -> Size | None:
+    width, height = content.get("imageWidth"), content.get("imageHeight")
+    if not isinstance(width, int) or not isinstance(height, int):
+        return None  # early versions do not say it
+    return width, height
 
 
 def _unpacked(image_data: Any) -> bytes:

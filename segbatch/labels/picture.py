@@ -5,6 +5,7 @@ for drawing labels; that it has them is made sure of.
 from __future__ import annotations
 
 import io
+import threading
 import warnings
 
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -19,6 +20,9 @@ LYING = frozenset({5, 6, 7, 8})
 
 # What storage answers about one object; anything else it would answer about the next one, too.
 OF_ONE_FILE = frozenset({"not_found", "forbidden", "too_large"})
+
+# Filters of warnings belong to the process and not to a thread.
+_decoding = threading.Lock()
 
 LIMITS = storage.ReadLimits(max_bytes=1 << 30)
 
@@ -53,7 +57,7 @@ def stored_size(data: bytes) -> tuple[tuple[int, int], int]:
     """
     if not data:
         raise Unusable("the image has 0 bytes")
-    with warnings.catch_warnings():
+    with _decoding, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Pillow, about what it makes good
         try:
             return _stored_size(data)

@@ -294,8 +294,9 @@ def test_an_image_in_the_file_was_labelled_as_it_is_stored(
 
 
 @pytest.mark.parametrize(("image", "keys", "why"), [
-    (jpeg(20, 10), {}, "the image is 20×10 pixels, its labels say 40×30"),
-    (jpeg(orientation=6), {}, "the image is 30×40 pixels, its labels say 40×30"),
+    (jpeg(20, 10), {}, "JSON is for 40×30 and the image is 20×10"),
+    (jpeg(orientation=6), {}, "JSON is for 40×30, .* EXIF turns to 30×40"),
+    (jpeg(), {"imageData": in_base64(jpeg(20, 10))}, "JSON is for 40×30 and imageData 20×10"),
     (b"no image", {}, "not an image that Pillow knows"),
     (jpeg()[:-12], {}, "truncated"),
     (jpeg(), {"imageData": "abc"}, "imageData is not base64"),
@@ -387,6 +388,8 @@ def test_what_cvat_calls_labelme_is_an_error_that_says_so(tmp_path: Path) -> Non
 def test_nothing_to_read_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no such folder or file"):
         find(tmp_path / "nothing")
+    with pytest.raises(SourceError, match=r"a\.json: cannot be read: no such file"):
+        find(tmp_path / "a.json")
     write(tmp_path / "a.jpg", jpeg())
     with pytest.raises(SourceError, match=r"no \.json file"):
         find(tmp_path)
@@ -435,11 +438,10 @@ def test_images_are_looked_for_below_their_root(
 def test_many_files_are_read_in_chunks_and_none_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("segbatch.labels.labelme.CHUNK_FILES", 4)
-    monkeypatch.setattr("segbatch.labels.labelme.CHUNK_BYTES", 2000)
+    monkeypatch.setattr("segbatch.labels.labelme.CHUNK", 4)
     names = [f"{number:02d}.json" for number in range(23)]
-    for number, name in enumerate(names):
-        write(tmp_path / name, annotation(rectangle("wall", 0, 0, 1, 1), note="x" * number * 100))
+    for name in names:
+        write(tmp_path / name, annotation(rectangle("wall", 0, 0, 1, 1)))
     assert [storage.name_of(item.labels_uri) for item in find(tmp_path).items] == names
 
 
