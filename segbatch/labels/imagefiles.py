@@ -13,52 +13,60 @@ from segbatch.labels import layout
 
 
 class ImageFiles:
-    """The files below ``folder``, or below ``root`` where the user names one."""
+    """The files ``uris`` below ``folder``, or those below ``root`` where the user names one."""
 
     def __init__(self, folder: str, uris: Iterable[str], root: str | None) -> None:
         self._folder = folder
         self._root = storage.normalize(root) if root is not None else None
-        self._uris = set(layout.list_uris(self._root) if self._root is not None else uris)
         self._by_name: dict[str, list[str]] = defaultdict(list)
-        for uri in sorted(self._uris):
+        for uri in uris if self._root is None else layout.list_uris(self._root):
             self._by_name[storage.name_of(uri)].append(uri)
 
     def locate(self, path: str, labels_uri: str) -> str:
         """The URI of the image that the file ``labels_uri`` calls ``path``.
 
-        It is what the path leads to from the root, or else from the folder of ``labels_uri``; or,
-        where there is nothing, the file whose own path ends so. Of a path that leads out of its
-        folder, only the name has to be the same. One of several is taken if it alone is in a
-        folder of the split of ``labels_uri``. What is found nowhere is where the path leads.
-        Raises ``ValueError`` where several are left.
+        It is where the path leads from the root, or else from the folder of ``labels_uri``. Where
+        there is nothing, it is the one file below the root, below that folder, or else below the
+        folder above it, whose own path ends so and which is in no folder of another split. Of a
+        path that leads out of its folder, only the name has to be the same. What is found nowhere
+        is where the path leads. Raises ``ValueError`` where there are several such files.
         """
         if storage.scheme_of(path):
             return path
         path = posixpath.normpath(path.replace("\\", "/"))
-        leads = self._lead(path, labels_uri)
-        if leads in self._uris:
-            return leads
+        goal = self._follow(path, labels_uri)
+        same_name = self._by_name.get(storage.name_of(path), [])
+        if goal in same_name:
+            return goal
         leads_out = path.startswith(("../", "/")) or path[1:3] == ":/"
-        end = storage.name_of(path) if leads_out else path
-        same = [uri for uri in self._by_name[storage.name_of(path)] if uri.endswith(f"/{end}")]
-        if len(same) > 1:
-            split = self.split_of(labels_uri)
-            same = [
-                uri for uri in same if self.split_of(f"{layout.folder_of(uri)}/") == split
-            ] or same
-        if len(same) > 1:
-            raise ValueError(
-                f"{path} may be {same[0]} or {same[1]}: name the folder that it starts from with"
-                " --images"
-            )
-        return same[0] if same else leads
+        end = f"/{storage.name_of(path) if leads_out else path}"
+        own = layout.folder_of(labels_uri)
+        for place in [own, layout.folder_of(own)] if self._root is None else [self._root]:
+            same = [uri for uri in same_name if uri.startswith(f"{place}/") and uri.endswith(end)]
+            same = self._of_split(self.split_of(labels_uri), same)
+            if len(same) > 1:
+                raise ValueError(
+                    f"{path} may be {same[0]} or {same[1]}: name the folder that it starts from"
+                    " with --images"
+                )
+            if same:
+                return same[0]
+        return goal
 
     def split_of(self, uri: str) -> str | None:
         """The split that a path below the folder, or the folder's own name, speaks of."""
         root = self._root if self._root and uri.startswith(f"{self._root}/") else self._folder
         return layout.split_in(f"{storage.name_of(root)}{uri.removeprefix(root)}")
 
-    def _lead(self, path: str, labels_uri: str) -> str:
+    def _of_split(self, split: str | None, uris: list[str]) -> list[str]:
+        """Those in a folder of the split, else those that are in none; all, where it is unknown."""
+        if split is None:
+            return uris
+        splits = {uri: self.split_of(f"{layout.folder_of(uri)}/") for uri in uris}
+        of_split = [uri for uri in uris if splits[uri] == split]
+        return of_split or [uri for uri in uris if splits[uri] is None]
+
+    def _follow(self, path: str, labels_uri: str) -> str:
         if self._root is None and path.startswith("/"):
             return path
         folder = self._root or layout.folder_of(labels_uri)
