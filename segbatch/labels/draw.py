@@ -127,7 +127,7 @@ def _paint(
     # From the image's own corner, for the same shape moved elsewhere is rounded differently.
     canvas = Image.new("L", (right, bottom))
     draw(ImageDraw.Draw(canvas))
-    is_inside = np.asarray(canvas)[top:, left:] > 0
+    is_inside = np.asarray(canvas.crop((left, top, right, bottom))) > 0
     if not is_inside.any():
         raise ValueError(OUTSIDE)
     label_map[top:bottom, left:right][is_inside] = class_id

@@ -1,4 +1,5 @@
 import io
+import warnings
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,16 @@ def test_the_size_as_stored_comes_with_what_makes_it_upright() -> None:
 
 def test_an_orientation_that_there_is_not_counts_as_none() -> None:
     assert stored_size(encoded("JPEG", 9)) == ((90, 40), 1)
+
+
+def test_damaged_exif_counts_as_none_and_is_not_warned_of() -> None:
+    buffer = io.BytesIO()
+    damaged = b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\1\x12"
+    Image.new("RGB", (90, 40)).save(buffer, "JPEG", exif=damaged)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        assert stored_size(buffer.getvalue()) == ((90, 40), 1)
+    assert warned == []
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "CMYK", "I;16"])
