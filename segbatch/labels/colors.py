@@ -82,9 +82,9 @@ def paint_ids(
         unknown, counts = np.unique(codes[label_map == UNKNOWN], return_counts=True)
         most = int(unknown[counts.argmax()])
         raise Unusable(
-            f"{counts.sum():,} pixels of its mask have {len(counts):,} colours that are not in the"
-            f" table, most often {most >> 16} {most >> 8 & 255} {most & 255} ({counts.max():,}"
-            " pixels); many such colours come of lossy compression or of smoothed edges"
+            f"{counts.sum():,} pixels of its mask have colours that are not in the table, most"
+            f" often {most >> 16} {most >> 8 & 255} {most & 255} ({counts.max():,} pixels;"
+            f" {len(counts):,} such colours in all: many come of lossy compression or smooth edges)"
         )
     painted: npt.NDArray[np.uint8] = label_map.astype(np.uint8)
     return painted

@@ -74,7 +74,7 @@ def _by_id(files: Iterable[File], skipped: list[Skipped]) -> dict[str, File]:
     by_id: dict[str, File] = {}
     for file in files:
         if (first := by_id.setdefault(file.id, file)) is not file:
-            skipped.append(Skipped(file.uri, f"is called {file.id} as {first.uri} is"))
+            skipped.append(Skipped(file.uri, f"is called like {first.uri}, which is taken"))
     return by_id
 
 

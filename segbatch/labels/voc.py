@@ -120,7 +120,9 @@ def _splits(folder: Folder, known: set[str]) -> tuple[dict[str, str], list[Skipp
             if name not in known:
                 skipped.append(Skipped(f"{file.uri}: {name}", "has neither image nor mask"))
             elif split is not None and splits.setdefault(name, split) != split:
-                skipped.append(Skipped(f"{file.uri}: {name}", f"is in {splits[name]} already"))
+                skipped.append(
+                    Skipped(f"{file.uri}: {name}", f"is in the list of {splits[name]} already")
+                )
     return splits, skipped
 
 
