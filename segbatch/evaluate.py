@@ -112,7 +112,10 @@ def evaluate(job: str | Mapping[str, Any] | Job) -> dict[str, Any]:
                 facts |= work_through(job, dataset, prepared, scores, lease)
             scores.check(dataset.num_rows(job.split))
             lease.confirm()
-            return write(uri, facts | scores.metrics(), scores, dataset, prepared.reading)
+            metrics = scores.metrics() | facts
+            write(uri, metrics, scores, dataset, prepared.reading)
+    say(f"{storage.join(uri, 'worst.html')} shows the images that it sees worst")
+    return metrics
 
 
 def work_through(
@@ -155,7 +158,7 @@ def work_through(
 
 def write(
     uri: str, metrics: dict[str, Any], scores: Scores, dataset: Dataset, reading: Reading
-) -> dict[str, Any]:
+) -> None:
     """Write everything, ``metrics.json`` last."""
     title = f"{storage.name_of(metrics['model']['uri'])} on {storage.name_of(dataset.uri)}"
     images = list(_seen(scores, dataset, reading))
@@ -167,7 +170,6 @@ def write(
         (METRICS, f"{json.dumps(metrics, indent=2, ensure_ascii=False)}\n".encode()),
     ):
         storage.write_bytes(storage.join(uri, name), content)
-    return metrics
 
 
 def _as_production(job: EvaluateJob) -> SegmentJob:

@@ -317,24 +317,38 @@ def test_the_page_shows_upright_photographs_under_truth_and_prediction(
 # ---------------------------------------------------------------------------- running it again
 
 
-def test_running_it_again_gives_the_same_and_other_keys_are_refused(
-    tmp_path: Path, labelled: list[tuple[bytes, Ids]], model_uri: str
+def test_the_command_gives_the_same_again_and_prints_the_scores_alone_on_stdout(
+    tmp_path: Path,
+    *,
+    dataset: str,
+    model_uri: str,
+    output: str,
+    metrics: dict[str, Any],
+    ray_address: str,
 ) -> None:
-    rows = [row(i, data, truth) for i, (data, truth) in enumerate(labelled[:3])]
-    uri = dataset_of(str(tmp_path / "labels"), rows)
-    out = str(tmp_path / "out")
-    first = evaluate(work(uri, model_uri, out))
-    assert evaluate(work(uri, model_uri, out)) == first
-    assert json.loads(Path(out, "metrics.json").read_text()) == first
-    assert sorted(path.name for path in Path(out).iterdir()) == [
-        "confusion.parquet", "metrics.json", "per_image.parquet", "worst.html",
-    ]  # fmt: skip
-    with pytest.raises(RunError, match=r"another predict .*choose a new output"):
-        evaluate(work(uri, model_uri, out, predict={"flip": True}))
-    dataset_of(uri, rows[:2])
-    with pytest.raises(RunError, match=r"another dataset .*choose a new output"):
-        evaluate(work(uri, model_uri, out))
-    assert json.loads(Path(out, "metrics.json").read_text()) == first
+    file = tmp_path / "evaluate.yaml"
+    file.write_text(yaml.safe_dump(work(dataset, model_uri, output, predict=PREDICT)))
+    before = table(output, "per_image.parquet")
+    ended = cli("run", str(file), RAY_ADDRESS=ray_address, timeout=200)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == f"{as_text(metrics)}\n"
+    assert json.loads(storage.read_bytes(f"{output}/metrics.json")) == metrics
+    assert table(output, "per_image.parquet") == before
+    files = [storage.name_of(file.uri) for file in storage.list_files(output)]
+    assert files == ["confusion.parquet", "metrics.json", "per_image.parquet", "worst.html"]
+
+
+def test_an_output_holds_one_evaluation(
+    tmp_path: Path, dataset: str, model_uri: str, output: str, labelled: list[tuple[bytes, Ids]]
+) -> None:
+    other = dataset_of(str(tmp_path / "labels"), [row(0, *labelled[0])])
+    for changed, what in (
+        (work(dataset, model_uri, output, predict={**PREDICT, "flip": False}), "predict"),
+        (work(dataset, model_uri, output, predict=PREDICT, split="train"), "split"),
+        (work(other, model_uri, output, predict=PREDICT), "dataset"),
+    ):
+        with pytest.raises(RunError, match=f"another {what} .*choose a new output"):
+            evaluate(changed)
 
 
 def test_metrics_of_something_else_are_not_written_over(
@@ -466,18 +480,3 @@ def test_when_every_image_came_once_nothing_is_refused(scores: Scores) -> None:
     scores.check(4)
     assert scores.per_image()["image_id"].to_pylist() == [0, 1, 2, 3]
     assert scores.confusion.counts.tolist() == [[4] * 5] * 5
-
-
-# ------------------------------------------------------------------------------ the command line
-
-
-def test_the_command_prints_the_scores_and_nothing_else_on_stdout(
-    tmp_path: Path, labelled: list[tuple[bytes, Ids]], model_uri: str, ray_address: str
-) -> None:
-    uri = dataset_of(str(tmp_path / "labels"), [row(i, *labelled[i]) for i in range(2)])
-    file = tmp_path / "evaluate.yaml"
-    file.write_text(yaml.safe_dump(work(uri, model_uri, str(tmp_path / "out"))))
-    ended = cli("run", str(file), RAY_ADDRESS=ray_address, timeout=120)
-    assert ended.returncode == 0, ended.stderr
-    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert ended.stdout == f"{as_text(metrics)}\n"
