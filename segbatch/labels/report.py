@@ -75,13 +75,13 @@ def print_report(report: ImportReport, skipped_file: str) -> None:
         "in the dataset": ", ".join(
             f"{split} {count:,}" for split, count in report.balance.splits.items()
         ),
-        "replaced": f"{report.replaced:,}",
+        "replaced": f"{report.replaced:,}" if report.replaced else "",
         "new classes": ", ".join(report.added),
         "shapes": f"{report.shapes:,}",
         "pixels that no shape covers": report.unlabelled or "",
     }
     if report.images == report.balance.splits:
-        del facts["in the dataset"], facts["replaced"]
+        del facts["in the dataset"]
     width = max(map(len, facts))
     for name, value in facts.items():
         if value:

@@ -39,11 +39,11 @@ class Splits:
         if split is not None and split_list is not None:
             raise InputError("--split and --split-list exclude each other")
         self.by_default = split is None and split_list is None
-        self.text = split_list or split or DEFAULT
+        self.text = next(said for said in (split_list, split, DEFAULT) if said is not None)
         self._by_folder = split == FOLDER
         self._listed = None if split_list is None else _read_list(split_list)
-        fractions = self._by_folder or self._listed is not None
-        self._fractions = {} if fractions else _read_fractions(self.text)
+        by_hash = not self._by_folder and self._listed is None
+        self._fractions = _read_fractions(self.text) if by_hash else {}
         try:
             self._group_by = None if group_by is None else re.compile(group_by)
         except re.error as error:

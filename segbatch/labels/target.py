@@ -28,7 +28,7 @@ from segbatch.labels.dataset import (
 
 SKIPPED = "skipped.jsonl"
 PROBE = ".preflight"
-LEFT_BEHIND = re.compile(rf"{SHARD_PATH.pattern}|{CARD}|{SKIPPED}|{PROBE}|(.*/)?\..*")
+HIDDEN = re.compile(r"(.*/)?\..*")
 
 
 class Target:
@@ -152,7 +152,8 @@ def _refuse_other_files(uri: str) -> None:
     """A dataset goes into an empty folder, or over what a killed import left behind."""
     try:
         paths = (file.uri.removeprefix(f"{uri}/") for file in storage.list_files(uri))
-        other = next((path for path in paths if not LEFT_BEHIND.fullmatch(path)), None)
+        ours = {SKIPPED, CARD} if storage.exists(storage.join(uri, SKIPPED)) else set()
+        other = next((path for path in paths if not _is_left_behind(path, ours)), None)
     except FileNotFoundError as error:
         raise InputError(f"{error}") from error
     except PermissionError as error:
@@ -163,3 +164,7 @@ def _refuse_other_files(uri: str) -> None:
         raise InputError(
             f"{uri}: holds other files ({other}) and no labelled dataset: choose an empty folder"
         )
+
+
+def _is_left_behind(path: str, ours: Collection[str]) -> bool:
+    return path in ours or bool(SHARD_PATH.fullmatch(path) or HIDDEN.fullmatch(path))

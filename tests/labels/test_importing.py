@@ -1,0 +1,510 @@
+"""Annotated images of every format → a labelled dataset."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import segbatch
+from segbatch import storage
+from segbatch.classes import Classes
+from segbatch.errors import Incomplete, InputError, SourceError
+from segbatch.labels import reading, target
+from segbatch.labels.dataset import Dataset, open_dataset
+from segbatch.labels.report import ImportReport
+from segbatch.masks import decode_mask, encode_mask
+from tests.collection import encoded, jpeg
+from tests.conftest import S3
+from tests.labels.annotated_images import FRONT, HEIGHT, WIDTH, annotate
+
+
+def labelme(source: Path, dataset: object, **options: Any) -> ImportReport:
+    return segbatch.import_labels(str(source), str(dataset), format="labelme", **options)
+
+
+def rows(dataset: object) -> list[dict[str, Any]]:
+    """All rows by id, with their label maps."""
+    opened = open_dataset(str(dataset))
+    found = [
+        row
+        for split in opened.splits
+        for table in opened.tables(split)
+        for row in table.to_pylist()
+    ]
+    for row in found:
+        row["label_map"] = decode_mask(row["mask"]["bytes"])
+    return sorted(found, key=lambda row: row["image_id"])
+
+
+def splits(dataset: object) -> dict[str, str]:
+    return {storage.name_of(row["uri"]): row["split"] for row in rows(dataset)}
+
+
+@pytest.fixture
+def street(tmp_path: Path) -> Path:
+    """Five houses, annotated with labelme."""
+    for number in range(5):
+        annotate(tmp_path / "street", f"house-{number}")
+    return tmp_path / "street"
+
+
+# ---------------------------------------------------------------------------------- what it makes
+
+
+def test_images_masks_and_sizes_are_what_was_annotated(street: Path, tmp_path: Path) -> None:
+    report = labelme(street, tmp_path / "labels")
+    assert open_dataset(str(tmp_path / "labels")).classes == Classes(["wall", "window"])
+    first, *_ = found = rows(tmp_path / "labels")
+    assert [row["image_id"] for row in found] == [0, 1, 2, 3, 4]
+    assert [row["uri"] for row in found] == [f"{street}/house-{n}.jpg" for n in range(5)]
+    assert first["image"]["bytes"] == (street / "house-0.jpg").read_bytes()
+    assert (first["image"]["path"], first["mask"]["path"]) == ("house-0.jpg", "house-0.png")
+    assert (first["width"], first["height"]) == (WIDTH, HEIGHT)
+    expected = np.full((HEIGHT, WIDTH), 255, np.uint8)
+    expected[:32] = 0
+    expected[8:24, 8:24] = 1
+    for row in found:
+        np.testing.assert_array_equal(row["label_map"], expected)
+    assert report.shapes == 10
+    assert not report.skipped
+
+
+def test_the_report_counts_images_and_pixels(street: Path, tmp_path: Path) -> None:
+    report = labelme(street, tmp_path / "labels", split="val=0")
+    facts = report.to_json()
+    assert facts["images"] == {"train": 5}
+    assert facts["unlabelled"] == "ignore"
+    window, all_pixels = 5 * 16 * 16, 5 * WIDTH * HEIGHT
+    assert facts["classes"] == [
+        {"id": 0, "name": "wall", "pixels": 5 * 32 * WIDTH - window,
+         "share": (5 * 32 * WIDTH - window) / all_pixels, "images": {"train": 5}},
+        {"id": 1, "name": "window", "pixels": window, "share": window / all_pixels,
+         "images": {"train": 5}},
+        {"id": 255, "name": "void", "pixels": 5 * 16 * WIDTH, "share": 1 / 3,
+         "images": {"train": 5}},
+    ]  # fmt: skip
+
+
+def test_the_same_labels_give_the_same_dataset(street: Path, tmp_path: Path) -> None:
+    labelme(street, tmp_path / "a")
+    labelme(street, tmp_path / "b")
+    first, second = open_dataset(str(tmp_path / "a")), open_dataset(str(tmp_path / "b"))
+    assert first.shards == second.shards
+    assert first.fingerprint == second.fingerprint
+
+
+def test_many_images_are_read_by_several_processes_in_order(tmp_path: Path) -> None:
+    for number in range(30):
+        annotate(tmp_path / "street", f"{number:02d}", [("wall", (0, 0, number, 10))])
+    labelme(tmp_path / "street", tmp_path / "labels")
+    for number, row in enumerate(rows(tmp_path / "labels")):
+        assert row["uri"].endswith(f"/{number:02d}.jpg")
+        assert (row["label_map"] == 0).sum() == 11 * (number + 1)
+
+
+def test_labels_and_dataset_may_be_anywhere(s3: S3, street: Path) -> None:
+    uri = s3.uri("street")
+    for file in street.iterdir():
+        s3.put(f"{uri}/{file.name}", file.read_bytes())
+    dataset = s3.uri("labels")
+    segbatch.import_labels(f"{uri}/", f"{dataset}/", format="labelme")
+    assert [row["uri"] for row in rows(dataset)] == [f"{uri}/house-{n}.jpg" for n in range(5)]
+
+
+def test_a_dataset_is_written_in_files_of_bounded_size(
+    street: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(target, "SHARD_ROWS", 2)
+    labelme(street, tmp_path / "by-rows", split="val=0")
+    assert [s.rows for s in open_dataset(str(tmp_path / "by-rows")).shards] == [2, 2, 1]
+    monkeypatch.setattr(target, "SHARD_BYTES", 1)
+    labelme(street, tmp_path / "by-bytes", split="val=0")
+    assert [s.rows for s in open_dataset(str(tmp_path / "by-bytes")).shards] == [1] * 5
+
+
+def test_the_card_says_what_is_there(street: Path, tmp_path: Path) -> None:
+    import yaml
+
+    labelme(street, tmp_path / "labels", split_list=str(_list(tmp_path, val="house-1")))
+    _, front, text = (tmp_path / "labels" / "README.md").read_text().split("---\n", 2)
+    [config] = yaml.safe_load(front)["configs"]
+    assert [entry["split"] for entry in config["data_files"]] == ["train", "validation"]
+    for entry in config["data_files"]:
+        assert all((tmp_path / "labels" / path).exists() for path in entry["path"])
+    assert "| train | 4 |" in text
+    assert "| 1 | window | #0072b2 | 1,280 | 8.33% | 5 |" in text
+    assert f"| {street} | labelme | 5 | 0 |" in text
+
+
+def _list(folder: Path, **names: str) -> Path:
+    """A list of splits: the house that is named is in it, all others train."""
+    listed = dict.fromkeys((f"house-{number}" for number in range(9)), "train")
+    listed |= {name: split for split, name in names.items()}
+    (folder / "splits.txt").write_text("".join(f"{n} {s}\n" for n, s in listed.items()))
+    return folder / "splits.txt"
+
+
+# ----------------------------------------------------------------------------------- other formats
+
+
+def pairs(folder: Path) -> Path:
+    """Mask pairs in train/ and val/ as mmsegmentation lays them out: wall 0, window 1, void 255."""
+    for number, split in enumerate(["train", "train", "val"]):
+        label_map = np.zeros((HEIGHT, WIDTH), np.uint8)
+        label_map[:8], label_map[8:16] = 1, 255
+        for kind, name, data in (
+            ("img_dir", f"{number}.jpg", jpeg(number, HEIGHT, WIDTH)),
+            ("ann_dir", f"{number}.png", encoded(Image.fromarray(label_map), "PNG")),
+        ):
+            (folder / kind / split).mkdir(parents=True, exist_ok=True)
+            (folder / kind / split / name).write_bytes(data)
+    return folder
+
+
+PATTERNS = {"images": "img_dir/{split}/{id}.jpg", "masks": "ann_dir/{split}/{id}.png"}
+
+
+def test_pairs_of_images_and_masks_become_a_dataset(tmp_path: Path) -> None:
+    report = segbatch.import_labels(
+        str(pairs(tmp_path / "pairs")), str(tmp_path / "labels"), format="pairs",
+        classes=["wall", "window"], split="folder", **PATTERNS,
+    )  # fmt: skip
+    assert splits(tmp_path / "labels") == {"0.jpg": "train", "1.jpg": "train", "2.jpg": "val"}
+    first = rows(tmp_path / "labels")[0]["label_map"]
+    assert [int(first[row, 0]) for row in (0, 8, 16)] == [1, 255, 0]
+    assert report.to_json()["unlabelled"] is None
+
+
+def test_masks_added_to_a_dataset_hold_its_ids_unless_classes_are_given(tmp_path: Path) -> None:
+    annotate(tmp_path / "street", "house", [("window", (0, 0, 5, 5)), ("wall", (8, 8, 20, 20))])
+    labels = tmp_path / "labels"
+    labelme(tmp_path / "street", labels)  # wall 0, window 1
+    source = str(pairs(tmp_path / "pairs"))
+    options: dict[str, Any] = {"format": "pairs", "append": True, **PATTERNS}
+    segbatch.import_labels(source, str(labels), **options)
+    assert {int(row["label_map"][0, 0]) for row in rows(labels)[1:]} == {1}
+    segbatch.import_labels(source, str(labels), classes="window,wall", **options)
+    assert {int(row["label_map"][0, 0]) for row in rows(labels)[1:]} == {0}
+
+
+def coco(folder: Path, *, split: str, shift: int) -> None:
+    """One image with a polygon, in the file that the tools of COCO would name after its split."""
+    (folder / split).mkdir(parents=True, exist_ok=True)
+    (folder / split / "a.jpg").write_bytes(jpeg(shift, HEIGHT, WIDTH))
+    square = [shift, shift, shift + 9, shift, shift + 9, shift + 9, shift, shift + 9]
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": WIDTH, "height": HEIGHT}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 7, "segmentation": [square]}],
+        "categories": [{"id": 7, "name": "window"}, {"id": 8, "name": "door"}],
+    }
+    (folder / split / "_annotations.coco.json").write_text(json.dumps(content))
+
+
+def test_coco_by_folder(tmp_path: Path) -> None:
+    coco(tmp_path / "coco", split="train", shift=3)
+    coco(tmp_path / "coco", split="valid", shift=5)
+    report = segbatch.import_labels(
+        str(tmp_path / "coco"), str(tmp_path / "labels"), format="coco", split="folder"
+    )
+    assert report.images == {"train": 1, "val": 1}
+    assert report.classes.names == ["door", "window"]
+    assert [row["split"] for row in rows(tmp_path / "labels")] == ["train", "val"]
+
+
+def test_folders_are_not_followed_unasked_but_mentioned(tmp_path: Path) -> None:
+    coco(tmp_path / "coco", split="train", shift=3)
+    coco(tmp_path / "coco", split="valid", shift=5)
+    report = segbatch.import_labels(str(tmp_path / "coco"), str(tmp_path / "labels"), format="coco")
+    assert any("train, val: --split folder would keep" in note for note in report.notes)
+
+
+# -------------------------------------------------------------------------------- what is left out
+
+
+def test_shapes_and_files_that_are_left_out_are_said_each_with_its_reason(
+    street: Path, tmp_path: Path
+) -> None:
+    annotate(street, "house-0", [*FRONT, ("window", (900, 900, 950, 950))])
+    (street / "house-1.jpg").write_bytes(b"no image")
+    (street / "notes.json").write_text("{}")
+    report = labelme(street, tmp_path / "labels")
+    where = {Path(entry.where.split()[0]).name: entry.why for entry in report.skipped}
+    assert set(where) == {"house-0.json", "house-1.jpg", "notes.json"}
+    assert "outside" in where["house-0.json"]
+    lines = (tmp_path / "labels" / "skipped.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == report.to_json()["skipped"]
+    assert len(rows(tmp_path / "labels")) == 4
+    assert [row["image_id"] for row in rows(tmp_path / "labels")] == [0, 1, 2, 3]
+
+
+def test_an_image_that_is_labelled_twice_is_taken_once_and_said(
+    street: Path, tmp_path: Path
+) -> None:
+    shutil.copy(street / "house-0.json", street / "house-0-again.json")
+    report = labelme(street, tmp_path / "labels")
+    [entry] = report.skipped
+    assert entry.where == f"{street}/house-0.json"
+    assert f"{street}/house-0-again.json" in entry.why
+    assert len(rows(tmp_path / "labels")) == 5
+
+
+def test_labels_of_which_none_can_be_used_make_no_dataset(street: Path, tmp_path: Path) -> None:
+    for image in street.glob("*.jpg"):
+        image.unlink()
+    with pytest.raises(SourceError, match=r"no image there can be used; 5 .*house-0.jpg"):
+        labelme(street, tmp_path / "labels")
+    assert not list((tmp_path / "labels").iterdir())
+
+
+def test_a_split_that_got_no_image_is_mentioned(street: Path, tmp_path: Path) -> None:
+    report = labelme(street, tmp_path / "labels", split="val=0.1,test=0.000001")
+    assert any(note.startswith("no image fell to test") for note in report.notes)
+
+
+def test_a_map_of_what_is_not_there_is_mentioned(street: Path, tmp_path: Path) -> None:
+    report = labelme(street, tmp_path / "labels", map={"widow": "window"})
+    assert "--map: nothing is called widow" in report.notes
+
+
+# ----------------------------------------------------------------------------------------- options
+
+
+def test_what_no_shape_covers_becomes_the_class_that_is_named(street: Path, tmp_path: Path) -> None:
+    report = labelme(street, tmp_path / "a", unlabelled="wall")
+    assert set(np.unique(rows(tmp_path / "a")[0]["label_map"])) == {0, 1}
+    assert report.unlabelled == "wall"
+    report = labelme(street, tmp_path / "b", classes=["wall", "_background_", "window"])
+    assert rows(tmp_path / "b")[0]["label_map"][-1, -1] == 1
+    assert report.unlabelled == "_background_"
+
+
+def test_names_that_are_no_class_are_refused_before_anything_is_written(
+    street: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="'window': not among the classes wall, door"):
+        labelme(street, tmp_path / "labels", classes="wall,door")
+    assert not (tmp_path / "labels").exists()
+    labelme(street, tmp_path / "labels", classes="wall,door", map={"window": "__ignore__"})
+    assert set(np.unique(rows(tmp_path / "labels")[0]["label_map"])) == {0, 255}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"format": "yolo"}, "--from yolo: no such format; there is labelme, voc, coco, pairs"),
+        ({"masks": "masks/{id}.png"}, "--masks goes with --from pairs, not labelme"),
+        ({"colors": "c.txt"}, "--colors goes with --from pairs or voc"),
+        ({"reduce_zero_label": True}, "--reduce-zero-label goes with --from pairs"),
+        ({"format": "voc", "unlabelled": "wall"}, "--unlabelled goes with --from labelme or coco"),
+        ({"add_class": True}, "--add-class goes with --append"),
+        ({"append": True, "overwrite": True}, "exclude each other"),
+        ({"append": True}, "no labelled dataset to append to"),
+        ({"split": "half"}, "--split half"),
+        ({"unlabelled": "sky"}, "--unlabelled sky: 'sky' is no class; .* wall, window"),
+    ],
+)  # fmt: skip
+def test_options_that_make_no_sense_are_refused(
+    street: Path, tmp_path: Path, options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(InputError, match=said):
+        segbatch.import_labels(
+            str(street), str(tmp_path / "labels"), **{"format": "labelme", **options}
+        )
+    assert not (tmp_path / "labels").exists()
+
+
+# ------------------------------------------------------------------------------ datasets that exist
+
+
+def test_a_dataset_is_not_touched_unasked(street: Path, tmp_path: Path) -> None:
+    labelme(street, tmp_path / "labels")
+    before = open_dataset(str(tmp_path / "labels"))
+    with pytest.raises(InputError, match=r"is a labelled dataset already: .*--append.*--overwrite"):
+        labelme(street, tmp_path / "labels")
+    assert open_dataset(str(tmp_path / "labels")) == before
+
+
+def test_other_files_are_never_written_beside(street: Path, tmp_path: Path) -> None:
+    for name in ("README.md", "train/photo.jpg"):
+        folder = tmp_path / name.replace("/", "-")
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_text("somebody's")
+        with pytest.raises(InputError, match=rf"{folder}: holds other files \({name}\)"):
+            labelme(street, folder, overwrite=True)
+        assert [path for path in folder.rglob("*") if path.is_file()] == [folder / name]
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused(street: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match=f"{tmp_path}/file/labels: cannot be written to"):
+        labelme(street, tmp_path / "file" / "labels")
+
+
+def test_overwriting_makes_the_dataset_anew(street: Path, tmp_path: Path) -> None:
+    labelme(street, tmp_path / "labels", classes="window,wall")
+    (street / "house-4.json").unlink()
+    labelme(street, tmp_path / "labels", overwrite=True)
+    opened = open_dataset(str(tmp_path / "labels"))
+    assert opened.classes.names == ["wall", "window"]
+    assert len(rows(tmp_path / "labels")) == 4
+    assert opened.unnamed_files() == []
+    assert len(opened.sources) == 1
+
+
+def test_appending_keeps_what_is_there_and_adds_what_is_new(street: Path, tmp_path: Path) -> None:
+    labels = tmp_path / "labels"
+    labelme(street, labels, split="val=0.5")
+    before = rows(labels)
+    annotate(street, "house-3a")
+    annotate(street, "house-7")
+    report = labelme(street, labels, append=True, split="test=1.0")
+    after = rows(labels)
+    assert [_told(row) for row in after[:5]] == [_told(row) for row in before]
+    assert [row["image_id"] for row in after] == list(range(7))
+    assert [Path(row["uri"]).stem for row in after[5:]] == ["house-3a", "house-7"]
+    assert [row["split"] for row in after[5:]] == ["test", "test"]
+    assert report.replaced == 5
+    assert sum(report.balance.splits.values()) == 7
+    assert [entry["images"] for entry in open_dataset(str(labels)).sources] == [5, 7]
+    assert open_dataset(str(labels)).unnamed_files() == []
+
+
+def _told(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["image_id"], row["uri"], row["split"], row["image"], row["mask"]
+
+
+def test_the_same_import_twice_changes_nothing(street: Path, tmp_path: Path) -> None:
+    annotate(street, "twin-a", seed=1)
+    annotate(street, "twin-b", seed=1)
+    labelme(street, tmp_path / "labels", split="val=0.5")
+    before = rows(tmp_path / "labels")
+    labelme(street, tmp_path / "labels", append=True)
+    assert [_told(row) for row in rows(tmp_path / "labels")] == [_told(row) for row in before]
+
+
+def test_an_image_that_is_labelled_anew_keeps_its_id_and_split(
+    street: Path, tmp_path: Path
+) -> None:
+    labels = tmp_path / "labels"
+    labelme(street, labels, split_list=str(_list(tmp_path, test="house-2")))
+    annotate(tmp_path / "more", "other", [("window", (0, 0, 63, 47))])
+    (tmp_path / "more" / "other.jpg").write_bytes((street / "house-2.jpg").read_bytes())
+    report = labelme(tmp_path / "more", labels, append=True)
+    found = rows(labels)
+    assert report.replaced == 1
+    assert len(found) == 5
+    assert found[2]["uri"] == f"{tmp_path}/more/other.jpg"
+    assert found[2]["split"] == "test"
+    assert (found[2]["label_map"] == 1).all()
+
+
+def test_an_image_that_can_no_longer_be_used_stays_as_it_was(street: Path, tmp_path: Path) -> None:
+    labelme(street, tmp_path / "labels")
+    before = rows(tmp_path / "labels")
+    (street / "house-1.jpg").write_bytes(b"no image")
+    assert labelme(street, tmp_path / "labels", append=True).skipped
+    assert [_told(row) for row in rows(tmp_path / "labels")] == [_told(row) for row in before]
+
+
+def test_a_new_class_is_refused_unless_it_may_be_added(street: Path, tmp_path: Path) -> None:
+    labels = tmp_path / "labels"
+    labelme(street, labels, classes="window,wall")
+    annotate(tmp_path / "more", "house", [("balcony", (0, 0, 9, 9)), *FRONT[1:]])
+    with pytest.raises(InputError, match="'balcony': not among the classes of the dataset"):
+        labelme(tmp_path / "more", labels, append=True)
+    report = labelme(tmp_path / "more", labels, append=True, add_class=True)
+    assert report.added == ["balcony"]
+    assert open_dataset(str(labels)).classes.names == ["window", "wall", "balcony"]
+    label_map = rows(labels)[-1]["label_map"]
+    assert (label_map[0, 0], label_map[12, 12]) == (2, 0)
+
+
+def test_a_new_image_joins_the_split_of_its_group(street: Path, tmp_path: Path) -> None:
+    labels = tmp_path / "labels"
+    group = r"(house-\d)"
+    labelme(street, labels, group_by=group, split_list=str(_list(tmp_path, val="house-3")))
+    assert {row["group"] for row in rows(labels)} == {f"house-{n}" for n in range(5)}
+    annotate(tmp_path / "more", "house-3-backyard")
+    labelme(tmp_path / "more", labels, append=True, group_by=group, split="val=0")
+    assert splits(labels)["house-3-backyard.jpg"] == "val"
+
+
+# --------------------------------------------------------------------------- what goes wrong midway
+
+
+@pytest.fixture
+def labels(street: Path, tmp_path: Path) -> Iterator[Dataset]:
+    """A dataset of five images, which is the same afterwards, to the last file."""
+    labelme(street, tmp_path / "labels")
+    files = {path: path.read_bytes() for path in _files(tmp_path / "labels")}
+    yield open_dataset(str(tmp_path / "labels"))
+    assert {path: path.read_bytes() for path in _files(tmp_path / "labels")} == files
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def test_storage_that_fails_midway_leaves_the_dataset_as_it_was(s3: S3, street: Path) -> None:
+    uri = s3.uri("labels")
+    labelme(street, uri)
+    before = open_dataset(uri)
+    annotate(street, "house-8")
+    try:
+        s3.break_down({"part": "labels/train/", "method": "PUT", "status": 400, "code": "Broken"})
+        with pytest.raises(Incomplete, match=f"{uri}: cannot be written to"):
+            labelme(street, uri, append=True, split="val=0")
+    finally:
+        s3.break_down()
+    assert open_dataset(uri) == before
+    assert before.unnamed_files() == []
+
+
+def test_a_format_that_fails_midway_leaves_the_dataset_as_it_was(
+    labels: Dataset, street: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(target, "SHARD_ROWS", 1)
+    annotate(street, "house-8")
+
+    encoded = iter(range(8))
+
+    def fail_late(*args: Any) -> bytes:
+        if next(encoded) > 3:
+            raise RuntimeError("a bug")
+        return encode_mask(*args)
+
+    monkeypatch.setattr(reading, "encode_mask", fail_late)
+    with pytest.raises(RuntimeError, match="a bug"):
+        labelme(street, labels.uri, append=True)
+
+
+def test_an_import_that_another_one_overtook_is_refused(
+    street: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = target.Target.finish
+
+    def overtaken(self: target.Target, replaced: Any) -> Any:
+        monkeypatch.setattr(target.Target, "finish", real)
+        labelme(street, tmp_path / "labels", classes="window,wall")
+        return real(self, replaced)
+
+    monkeypatch.setattr(target.Target, "finish", overtaken)
+    with pytest.raises(Incomplete, match="another import changed it meanwhile"):
+        labelme(street, tmp_path / "labels")
+    assert open_dataset(str(tmp_path / "labels")).classes.names == ["window", "wall"]
+    assert len(rows(tmp_path / "labels")) == 5
+
+
+def test_a_damaged_dataset_is_not_appended_to(street: Path, tmp_path: Path) -> None:
+    labelme(street, tmp_path / "labels", split="val=0")
+    [file] = (tmp_path / "labels" / "train").iterdir()
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(SourceError, match=f"{file}: is not the file that was imported"):
+        labelme(street, tmp_path / "labels", append=True)
