@@ -16,13 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray.train
-import ray.train.torch
-import torch
-import torch.distributed as dist
-from ray.train import Checkpoint
-from ray.util.queue import Queue
-
+from segbatch.cluster.trainer import Worker
 from segbatch.examples import example, measure
 from segbatch.jobtrain import Train
 from segbatch.labels import samples
@@ -31,14 +25,14 @@ from segbatch.labels.samples import Samples
 from segbatch.model import weights
 from segbatch.model.bundle import ModelConfig
 from segbatch.model.predict import Model, PredictOptions, resolve_precision
+from segbatch.training import checkpoint
+from segbatch.training.checkpoint import Best
 from segbatch.training.journal import Journal
 from segbatch.training.loader import Loader
-from segbatch.training.loop import Diverged, Training, summed_counts
+from segbatch.training.loop import Diverged, Training, meet, summed_counts, use_threads
 from segbatch.training.loss import Objective
 from segbatch.training.metrics import ConfusionMatrix, by_class, number
 from segbatch.training.order import Order
-
-STATE = "state.pt"
 
 
 @dataclass(frozen=True)
@@ -67,51 +61,34 @@ class Plan:
         return Order(num_images, train.batch_size, self.parts, train.epochs, train.seed)
 
 
-@dataclass
-class Best:
-    """The best epoch so far."""
-
-    miou: float = -1.0
-    epoch: int = 0
-
-    def worn_out(self, epoch: int, patience: int | None) -> bool:
-        """Whether ``patience`` epochs have gone by without a better one."""
-        return patience is not None and epoch - self.epoch >= patience
-
-
-def train_epochs(plan: Plan, listener: Queue) -> str | None:
-    """The whole life of one worker; ``listener`` takes what the driver shows.
+def train_epochs(plan: Plan, worker: Worker) -> str | None:
+    """The whole life of one worker.
 
     Returns why the training cannot go on, ``None`` at its end.
     """
-    context = ray.train.get_context()
-    rank, world_size = context.get_world_rank(), context.get_world_size()
-    torch.set_num_threads(plan.threads)
-    share = slice(context.get_local_rank(), None, context.get_local_world_size())
+    use_threads(plan.threads)
+    share = slice(worker.local_rank, None, worker.local_world_size)
     for split in ("train", "val"):
         samples.copy(plan.dataset, split, plan.cache, share)
-    dist.barrier()  # the others of this node have copied theirs
-    trouble = run_epochs(plan, listener, rank, world_size)
-    dist.barrier()  # nobody comes for them any more
+    meet()  # the others of this node have copied theirs
+    trouble = run_epochs(plan, worker)
+    meet()  # nobody comes for them any more
     shutil.rmtree(plan.cache, ignore_errors=True)
     return trouble
 
 
-def run_epochs(plan: Plan, listener: Queue, rank: int, world_size: int) -> str | None:
+def run_epochs(plan: Plan, worker: Worker) -> str | None:
     """Step after step from the last checkpoint on, and after every epoch its scores."""
-    device = ray.train.torch.get_device()
-
     train, order = plan.train, plan.order()
-    training = make_training(plan, device)
-    best, epoch = restore(training)
-    held_out = Samples(plan.dataset, "val", plan.cache)
-    journal = None
-    if rank == 0:
-        journal = Journal(plan.training_uri, training.step, plan.track, plan.identity)
-    loader = make_loader(plan, rank, world_size, pinned=device.type == "cuda")
-    ends = {order.epoch_ends(epoch): epoch + 1 for epoch in range(train.epochs)}
+    training, best, epoch = make_training(plan, worker)
     if best.worn_out(epoch, train.early_stopping):
         return None
+    held_out = Samples(plan.dataset, "val", plan.cache)
+    loader = make_loader(plan, worker)
+    journal = None
+    if worker.rank == 0:
+        journal = Journal(plan.training_uri, training.step, plan.track, plan.identity)
+    ends = {order.epoch_ends(epoch): epoch + 1 for epoch in range(train.epochs)}
     began = time.perf_counter()
     for parts in loader.steps(training.step):
         try:
@@ -119,48 +96,53 @@ def run_epochs(plan: Plan, listener: Queue, rank: int, world_size: int) -> str |
         except Diverged as diverged:
             return str(diverged)
         if journal is not None:
-            now = time.perf_counter()
             facts = {
                 "step": training.step,
                 "epoch": round(training.seen / order.num_images, 3),
                 "loss": loss,
                 "lr": training.lr,
-                "seconds": round(now - began, 4),
+                "seconds": round(time.perf_counter() - began, 4),
                 "waited_seconds": round(loader.take_waited(), 4),
             }
             journal.step(**facts)
-            listener.put(facts)
-            began = now
+            worker.tell(facts)
         if training.step in ends:
             epoch = ends[training.step]
-            metrics = validate(training, held_out, plan, rank, world_size)
+            metrics = {"epoch": epoch, **validate(training, held_out, plan, worker)}
             if metrics["miou"] > best.miou:
                 best = Best(metrics["miou"], epoch)
             if journal is not None:
-                journal.epoch(step=training.step, epoch=epoch, **metrics)
-                listener.put({"epoch": epoch, "miou": metrics["miou"], "best": best.miou})
-            report(training, {"epoch": epoch, **metrics}, best, rank)
+                journal.epoch(step=training.step, **metrics)
+                worker.tell({"epoch": epoch, "miou": metrics["miou"], "best": best.miou})
+            report(training, metrics, best, worker)
             if best.worn_out(epoch, train.early_stopping):
                 return None
-            began = time.perf_counter()
+        began = time.perf_counter()
     return None
 
 
-def make_training(plan: Plan, device: torch.device) -> Training:
-    network = plan.config.build(auxiliary=True)
-    network.load_state_dict(weights.decode_safetensors(plan.start, "the weights at the start"))
+def make_training(plan: Plan, worker: Worker) -> tuple[Training, Best, int]:
+    """The training as the last checkpoint left it, or at its start; the best epoch, the last."""
     config, train = plan.config, plan.train
-    return Training(
+    network = config.build(auxiliary=True)
+    network.load_state_dict(weights.decode_safetensors(plan.start, "the weights at the start"))
+    training = Training(
         Objective(network, train.loss, config.mean, config.std, plan.class_weights),
         network.get_submodule(network.trunk_key),
         plan.order(),
         train,
-        device=device,
-        precision=resolve_precision(train.precision, device),
+        device=worker.device,
+        precision=resolve_precision(train.precision, worker.device),
     )
+    with worker.last_checkpoint() as folder:
+        if folder is None:
+            return training, Best(), 0
+        saved = checkpoint.load(folder)
+    training.load_state_dict(saved.training)
+    return training, saved.best, saved.metrics["epoch"]
 
 
-def make_loader(plan: Plan, rank: int, world_size: int, *, pinned: bool) -> Loader:
+def make_loader(plan: Plan, worker: Worker) -> Loader:
     images = Samples(plan.dataset, "train", plan.cache)
     return Loader(
         lambda index: example(images[index], plan.train.long_side),
@@ -168,23 +150,21 @@ def make_loader(plan: Plan, rank: int, world_size: int, *, pinned: bool) -> Load
         plan.order(),
         plan.train,
         fill=plan.config.fill,
-        rank=rank,
-        world_size=world_size,
+        rank=worker.rank,
+        world_size=worker.world_size,
         threads=plan.threads,
-        pinned=pinned,
+        pinned=worker.device.type == "cuda",
     )
 
 
-def validate(
-    training: Training, held_out: Samples, plan: Plan, rank: int, world_size: int
-) -> dict[str, Any]:
+def validate(training: Training, held_out: Samples, plan: Plan, worker: Worker) -> dict[str, Any]:
     """The scores over ``val``, of which every worker predicts its part as the segment job does."""
     training.settle()
     classes = plan.config.classes
     options = PredictOptions(precision=plan.train.precision, confidence=False)
     model = Model(training.network, plan.config, training.device, options)
     confusion = ConfusionMatrix(len(classes))
-    mine = range(rank, len(held_out), world_size)
+    mine = range(worker.rank, len(held_out), worker.world_size)
     measure(model, (held_out[index] for index in mine), confusion)
     confusion.counts = summed_counts(confusion.counts, training.device)
     return {
@@ -195,35 +175,11 @@ def validate(
     }
 
 
-def report(training: Training, metrics: Mapping[str, Any], best: Best, rank: int) -> None:
-    """Tell Ray of an epoch; all workers wait for each other here, and the first one saves."""
-    if rank != 0:
-        ray.train.report(dict(metrics))
+def report(training: Training, metrics: Mapping[str, Any], best: Best, worker: Worker) -> None:
+    """The end of an epoch, where all workers wait for each other and the first one saves."""
+    if worker.rank != 0:
+        worker.report(metrics, None)
         return
-    state = {
-        "training": training.state_dict(),
-        "best": {"miou": best.miou, "epoch": best.epoch},
-        "metrics": dict(metrics),
-    }
     with tempfile.TemporaryDirectory() as folder:
-        torch.save(state, Path(folder) / STATE)
-        ray.train.report(dict(metrics), checkpoint=Checkpoint.from_directory(folder))
-
-
-def restore(training: Training) -> tuple[Best, int]:
-    """Go on from the last checkpoint, if there is one; returns the best epoch and the last."""
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return Best(), 0
-    state = read_checkpoint(checkpoint)
-    training.load_state_dict(state["training"])
-    return Best(**state["best"]), state["metrics"]["epoch"]
-
-
-def read_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What :func:`report` saved, on the CPU."""
-    with checkpoint.as_directory() as folder:
-        state: dict[str, Any] = torch.load(
-            Path(folder) / STATE, map_location="cpu", weights_only=True
-        )
-    return state
+        checkpoint.save(Path(folder), training, metrics, best)
+        worker.report(metrics, Path(folder))

@@ -18,7 +18,7 @@ import safetensors.torch
 from segbatch import storage
 from segbatch.cluster.trainer import Ended, train
 from segbatch.cluster.workers import Workers, connected, resolve_device, share_out_training
-from segbatch.epochs import Plan, read_checkpoint, train_epochs
+from segbatch.epochs import Plan, train_epochs
 from segbatch.errors import InputError, JobFailed, SourceError
 from segbatch.job import FinetuneJob, Job, load_kind
 from segbatch.jobtrain import Network, Start
@@ -30,6 +30,7 @@ from segbatch.preflight import check_output
 from segbatch.progress import TrainProgress, say
 from segbatch.results.lease import Lease
 from segbatch.signals import interruptible
+from segbatch.training import checkpoint
 from segbatch.training.journal import curves, read_journal
 from segbatch.training.recipe import median_frequency, seed_everything
 from segbatch.training.trackers import check_trackers
@@ -164,12 +165,11 @@ def finish(job: FinetuneJob, plan: Plan, state: TrainState, ended: Ended) -> Non
             f"training diverged: {ended.returned}: lower train.optimizer.lr (it is {lr:g}),"
             " or raise train.schedule.warmup, and choose a new output"
         )
-    if ended.best is None:
-        raise JobFailed(f"{state.uri}: the training ended without a checkpoint")
-    saved = read_checkpoint(ended.best)
+    with ended.best_checkpoint() as folder:
+        saved = checkpoint.load(folder)
     network = plan.config.build()
-    network.load_state_dict(zoo.without_auxiliary(saved["training"]["network"]))
-    metrics = saved["metrics"]
+    network.load_state_dict(zoo.without_auxiliary(saved.network))
+    metrics = saved.metrics
     config = replace(plan.config, metrics=metrics, provenance=provenance(job, plan, state))
     picture = curves(read_journal(state.training_uri))
     storage.write_bytes(storage.join(state.training_uri, "curves.png"), picture)

@@ -1,18 +1,20 @@
-"""Trainer: Ray Train as a fine-tune job uses it."""
+"""Trainer: Ray Train as a fine-tune job uses it, on the driver's side and on a worker's."""
 
 from __future__ import annotations
 
 import logging
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
+import ray.train
 from ray.exceptions import RayActorError, RayTaskError
 from ray.train import Checkpoint
-from ray.train.torch import TorchConfig
+from ray.train.torch import TorchConfig, get_device
 
 # Where these are defined: for type checkers, `ray.train` still names those of Train V1.
 from ray.train.v2.api.config import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
@@ -31,23 +33,80 @@ POLL_S = 0.5
 
 
 @dataclass(frozen=True)
+class Worker:
+    """One of the processes that train together; ``rank`` 0 is the first of ``world_size``, and
+    ``local_rank`` 0 the first of its node. ``device`` is a ``torch.device``.
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    device: Any
+    _listener: Queue
+
+    @classmethod
+    def here(cls, listener: Queue) -> Worker:
+        """The worker that this process is."""
+        context = ray.train.get_context()
+        return cls(
+            context.get_world_rank(),
+            context.get_world_size(),
+            context.get_local_rank(),
+            context.get_local_world_size(),
+            get_device(),
+            listener,
+        )
+
+    def tell(self, facts: Mapping[str, Any]) -> None:
+        """Something for the driver to show."""
+        self._listener.put(dict(facts))
+
+    def report(self, metrics: Mapping[str, Any], checkpoint: Path | None) -> None:
+        """The end of an epoch, by all workers; one of them gives the folder to be kept."""
+        saved = None if checkpoint is None else Checkpoint.from_directory(checkpoint)
+        ray.train.report(dict(metrics), checkpoint=saved)
+
+    @contextmanager
+    def last_checkpoint(self) -> Iterator[Path | None]:
+        """The folder that was kept last, if any, as it is needed on this node."""
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            yield None
+            return
+        with checkpoint.as_directory() as folder:
+            yield Path(folder)
+
+
+@dataclass(frozen=True)
 class Ended:
     """How a training ended: what the first worker returned, and the best checkpoint."""
 
     returned: Any
-    best: Checkpoint | None
+    _best: Checkpoint | None
+
+    @contextmanager
+    def best_checkpoint(self) -> Iterator[Path]:
+        """The folder that was kept of the epoch with the best mIoU.
+
+        Raises :class:`~segbatch.errors.JobFailed` where none was.
+        """
+        if self._best is None:
+            raise JobFailed("the training ended without a checkpoint")
+        with self._best.as_directory() as folder:
+            yield Path(folder)
 
 
 def train(
-    work: Callable[[Queue], Any],
+    work: Callable[[Worker], Any],
     workers: Workers,
     job: FinetuneJob,
     training_uri: str,
     show: Callable[[dict[str, Any]], None],
 ) -> Ended:
-    """Run ``work(listener)`` on every worker until it returns; lost ones are replaced.
+    """Run ``work`` on every worker until it returns; lost ones are replaced.
 
-    What workers put into the listener goes to ``show``. Checkpoints are below ``training_uri``,
+    What workers tell goes to ``show``. Checkpoints are below ``training_uri``,
     and a training that finds some there goes on from the last. Raises
     :class:`~segbatch.errors.JobFailed` where ``work`` fails, and
     :class:`~segbatch.errors.Incomplete` where workers are lost too often.
@@ -58,7 +117,7 @@ def train(
     filesystem, path = storage.arrow_filesystem(training_uri)
     low, high = workers.size
     trainer = TorchTrainer(
-        partial(work, listener),
+        lambda: work(Worker.here(listener)),
         torch_config=TorchConfig(backend="nccl" if workers.num_gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=low if low == high else (low, high),

@@ -1,8 +1,9 @@
 """Tour: the whole way on one machine, on facades that are rendered here.
 
-Photographs go into a real S3 server, a small DeepLabV3+ is fitted on part of them, the real job
-segments the rest, SQL asks for coverage, and the rendered truth says how good it was. Only the
-network's training is shorter than anybody's would be.
+Part of them are labelled images: they are imported, and two workers fine-tune a small DeepLabV3+
+on them. The rest go into a real S3 server, the segment job predicts them with that model, SQL asks
+for coverage, and the rendered truth says how good it was. Only the training is shorter than
+anybody's would be.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import os
 import shutil
 import sys
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -27,13 +27,19 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from segbatch import storage
+from segbatch.cluster.workers import connected
 from segbatch.demo.facades import CLASSES, Scene, render_facade
 from segbatch.demo.s3server import s3_server
 from segbatch.errors import InputError
-from segbatch.masks import overlay, with_legend
+from segbatch.finetune import finetune
+from segbatch.job import load_job
+from segbatch.labels.importing import import_labels
+from segbatch.masks import encode_mask, overlay, with_legend
 from segbatch.progress import say
+from segbatch.results.answer import write
 from segbatch.results.run import Run
-from segbatch.scaling import downscale
+from segbatch.segment import segment
+from segbatch.training.metrics import ConfusionMatrix
 
 NUM_TRAIN = 300
 NUM_SEGMENT = 200
@@ -43,14 +49,26 @@ NUM_PICTURES = 6
 BUCKET = "s3://demo"
 MARKER = "demo.json"
 
-# What fits a network from random weights in a minute on two cores: a tiny one (timm's smallest
-# ResNet), on small images. The number of steps is fixed, so that the result is too.
-BACKBONE = "tu-test_resnet"
-OUTPUT_STRIDE = 8
-LONG_SIDE = 192
-STEPS = 800
+# What trains a network from random weights in a minute on two cores: a tiny one (timm's smallest
+# ResNet), on small images that are varied little.
+FINETUNE = """\
+# The demo's training: segbatch run {folder}/finetune.yaml
+kind: finetune
+dataset: {folder}/labels
+model: {{arch: deeplabv3plus, backbone: tu-test_resnet, output_stride: 8, backbone_weights: null}}
+output: {folder}/model
+train:
+  epochs: 12
+  batch_size: 8
+  long_side: 192
+  crop: 128
+  optimizer: {{name: adamw, lr: 0.01, weight_decay: 0.01, head_lr_factor: 1}}
+  schedule: {{name: cosine, warmup: 300}}
+  augment: {{scale_range: [0.9, 1.1]}}
+resources: {{workers: 2}}
+"""
 
-JOB = """\
+SEGMENT = """\
 # The same job as in the demo, on this machine's own files: segbatch run {folder}/segment.yaml
 kind: segment
 images: {images}
@@ -72,8 +90,9 @@ def tour(folder: Path) -> float:
     say(f"rendering {NUM_TRAIN + NUM_SEGMENT} facades")
     scenes = _render(NUM_TRAIN + NUM_SEGMENT)
     train, rest = scenes[:NUM_TRAIN], scenes[NUM_TRAIN:]
-    _fit(train, str(folder / "model"))
-    with _s3() as endpoint:
+    with _s3() as endpoint, connected(say):
+        _import(train, folder)
+        _finetune(folder)
         say(f"an S3 server at {endpoint}: photographs to {BUCKET}/facades, the model beside them")
         _upload(rest, folder)
         run = _segment(folder)
@@ -106,51 +125,30 @@ def _scene(seed: int) -> Scene:
     return render_facade(seed, RENDERED_SIDE)
 
 
-def _fit(scenes: Sequence[Scene], uri: str) -> None:
-    import torch
-
-    from segbatch.model.bundle import ModelConfig, save_bundle
-    from segbatch.model.zoo import IMAGENET_MEAN, IMAGENET_STD, build
-    from segbatch.training.loop import fit
-
-    say(f"fitting a small DeepLabV3+ on {len(scenes)} of them, about a minute")
-    torch.manual_seed(0)
-    network = build("deeplabv3plus", BACKBONE, len(CLASSES), OUTPUT_STRIDE)
-    pictures = [downscale(Image.fromarray(scene.image), LONG_SIDE) for scene in scenes]
-    label_maps = [
-        Image.fromarray(scene.label_map).resize(picture.size, Image.Resampling.NEAREST)
-        for scene, picture in zip(scenes, pictures, strict=True)
-    ]
-    recent: deque[float] = deque(maxlen=100)
-
-    def on_step(step: int, loss: float) -> None:
-        recent.append(loss)
-        if step % 100 == 0:
-            say(f"step={step}/{STEPS} loss={np.mean(recent):.3f}")
-
-    fit(
-        network,
-        [np.asarray(picture) for picture in pictures],
-        [np.asarray(label_map) for label_map in label_maps],
-        steps=STEPS,
-        batch_size=4,
-        crop=128,
-        lr=0.01,
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-        scale_range=(0.9, 1.1),
-        on_step=on_step,
+def _import(scenes: Sequence[Scene], folder: Path) -> None:
+    """Labelled images as a team has them, a folder of images and one of masks, into a dataset."""
+    source = folder / "annotated"
+    for number, scene in enumerate(scenes):
+        name = f"{number:04d}"
+        storage.write_bytes(str(source / "images" / f"{name}.jpg"), _jpeg(scene))
+        mask = encode_mask(scene.label_map, CLASSES.palette)
+        storage.write_bytes(str(source / "masks" / f"{name}.png"), mask)
+    say(f"importing {len(scenes)} labelled images")
+    import_labels(
+        str(source), str(folder / "labels"), format="pairs", classes=",".join(CLASSES.names)
     )
-    provenance = {"trained_on": f"{len(scenes)} facades rendered by segbatch demo", "steps": STEPS}
-    config = ModelConfig(
-        "deeplabv3plus",
-        BACKBONE,
-        OUTPUT_STRIDE,
-        CLASSES,
-        long_side=LONG_SIDE,
-        provenance=provenance,
-    )
-    save_bundle(uri, network, config)
+
+
+def _finetune(folder: Path) -> None:
+    (folder / "finetune.yaml").write_text(FINETUNE.format(folder=folder))
+    say("fine-tuning a small DeepLabV3+, about a minute and a half")
+    finetune(load_job(str(folder / "finetune.yaml")))
+
+
+def _jpeg(scene: Scene) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(scene.image).save(buffer, format="JPEG", quality=90)
+    return buffer.getvalue()
 
 
 @contextmanager
@@ -175,27 +173,21 @@ def _upload(scenes: Sequence[Scene], folder: Path) -> None:
     rng = np.random.default_rng(0)
     uris = []
     for number, scene in enumerate(scenes):
-        buffer = io.BytesIO()
-        Image.fromarray(scene.image).save(buffer, format="JPEG", quality=90)
         name = f"facades/{number:04d}.jpg"
         uris.append(f"{BUCKET}/{name}")
-        storage.write_bytes(uris[-1], buffer.getvalue())
-        storage.write_bytes(str(folder / name), buffer.getvalue())
+        for uri in (uris[-1], str(folder / name)):
+            storage.write_bytes(uri, _jpeg(scene))
     cities = [CITIES[rng.integers(len(CITIES))] for _ in uris]
     sink = io.BytesIO()
     pq.write_table(pa.table({"uri": uris, "city": cities}), sink)
     storage.write_bytes(f"{BUCKET}/facades.parquet", sink.getvalue())
-    for file in storage.list_files(str(folder / "model")):
-        storage.write_bytes(
-            f"{BUCKET}/model/{storage.name_of(file.uri)}", storage.read_bytes(file.uri)
-        )
+    for name in ("model.safetensors", "config.json"):
+        data = storage.read_bytes(str(folder / "model" / name))
+        storage.write_bytes(f"{BUCKET}/model/{name}", data)
 
 
 def _segment(folder: Path) -> Run:
-    from segbatch.job import load_job
-    from segbatch.segment import segment
-
-    here = JOB.format(
+    here = SEGMENT.format(
         folder=folder,
         images=folder / "facades",
         model=folder / "model",
@@ -215,8 +207,6 @@ def _segment(folder: Path) -> Run:
 
 def _compare(run: Run, scenes: Sequence[Scene]) -> float:
     """mIoU of the stored masks against the rendered truth, at the images' own size."""
-    from segbatch.training.metrics import ConfusionMatrix
-
     matrix = ConfusionMatrix(len(CLASSES))
     for image_id, scene in enumerate(scenes):
         matrix.update(scene.label_map, _mask(run, image_id))
@@ -232,8 +222,6 @@ def _mask(run: Run, image_id: int) -> npt.NDArray[np.uint8]:
 
 def _show(run: Run, scenes: Sequence[Scene], folder: Path) -> None:
     """The coverage table, and a few pictures: photograph, truth and prediction side by side."""
-    from segbatch.results.answer import write
-
     columns = ", ".join(f"round(avg(coverage.{field}), 3) AS {field}_share"
                         for field in CLASSES.fields if field != "background")  # fmt: skip
     write(
@@ -275,12 +263,13 @@ def _say_what_next(folder: Path, miou: float, minutes: float) -> None:
 mIoU {miou:.2f} in {minutes:.1f} minutes. What is there now:
   {shown}/run           the results: one row per image, in two Delta tables of Parquet files
   {shown}/overlays      photograph, truth and prediction side by side
-  {shown}/model         the model bundle
+  {shown}/labels        the labelled dataset, and {shown}/model the model that was trained on it
   {shown}/segment.yaml  the same job on {shown}/facades, without the S3 server
 
 What to try next:
   {program} query {shown}/run "{glass}"
   {program} audit {shown}/run --deep
   {program} run {shown}/segment.yaml
+  {program} labels check {shown}/labels --sheet {shown}/labels.png
   {program} predict {shown}/facades/0007.jpg --model {shown}/model -o {shown}/0007.png"""
     )

@@ -140,6 +140,17 @@ class Training:
         self.step = state["step"]
 
 
+def use_threads(number: int) -> None:
+    """How many CPU threads torch takes in this process."""
+    torch.set_num_threads(number)
+
+
+def meet() -> None:
+    """Wait until all workers are here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
 def summed(values: Tensor) -> Tensor:
     """The sum of what all workers have, on each of them; ``values`` stays as it is."""
     values = values.clone()
