@@ -16,8 +16,12 @@ import pytest
 
 from segbatch.labels.dataset import open_dataset, write_shard
 from tests.conftest import S3
-from tests.drivers import cli
+from tests.drivers import Ended, cli
 from tests.labels.annotated_images import FRONT, annotate
+
+
+def labels(*arguments: str) -> Ended:
+    return cli("labels", *arguments, timeout=120)
 
 
 @pytest.fixture
@@ -32,7 +36,7 @@ def test_import_says_what_came_of_the_labels_and_what_was_left_out(
 ) -> None:
     for number in range(5):
         annotate(street, f"house-{number}", [*FRONT, ("window", (900, 900, 950, 950))])
-    result = cli("labels", "import", str(street), f"{tmp_path}/labels", "--from", "labelme")
+    result = labels("import", str(street), f"{tmp_path}/labels", "--from", "labelme")
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert f"dataset                      {tmp_path}/labels" in lines
@@ -50,8 +54,8 @@ def test_import_says_what_came_of_the_labels_and_what_was_left_out(
 
 
 def test_import_tells_facts_in_json(street: Path, tmp_path: Path) -> None:
-    result = cli(
-        "labels", "import", str(street), f"{tmp_path}/labels", "--from", "labelme",
+    result = labels(
+        "import", str(street), f"{tmp_path}/labels", "--from", "labelme",
         "--format", "json", "--map", "wall=facade", "--map", "window=__ignore__",
         "--unlabelled", "facade", "--group-by", r"house-(\d)",
     )  # fmt: skip
@@ -71,7 +75,7 @@ def test_import_refuses_what_is_wrong_in_one_line(street: Path, tmp_path: Path) 
         ([source, target, "--from", "labelme", "--map", "x"], "--map x: must be old=new"),
         ([source, "/proc/labels", "--from", "labelme"], "/proc/labels: cannot be written to"),
     ]:
-        result = cli("labels", "import", *arguments)
+        result = labels("import", *arguments)
         assert result.returncode == 2, result.stderr
         assert result.stdout == ""
         assert result.stderr.startswith("segbatch: ")
@@ -82,13 +86,13 @@ def test_import_refuses_what_is_wrong_in_one_line(street: Path, tmp_path: Path) 
 
 def test_a_dataset_is_added_to_only_when_it_is_said(street: Path, s3: S3) -> None:
     uri = s3.uri("labels")
-    arguments = ("labels", "import", str(street), uri, "--from", "labelme")
-    assert cli(*arguments).returncode == 0
-    refused = cli(*arguments)
+    arguments = ("import", str(street), uri, "--from", "labelme")
+    assert labels(*arguments).returncode == 0
+    refused = labels(*arguments)
     assert refused.returncode == 2
     assert "--append" in refused.stderr
     annotate(street, "house-9")
-    added = cli(*arguments, "--append")
+    added = labels(*arguments, "--append")
     assert added.returncode == 0
     assert "replaced                     5" in added.stdout
     assert sum(open_dataset(uri).splits.values()) == 6
@@ -98,8 +102,8 @@ def test_check_ends_with_0_for_warnings_and_1_for_what_cannot_be_trained_on(
     street: Path, tmp_path: Path
 ) -> None:
     uri = f"{tmp_path}/labels"
-    cli("labels", "import", str(street), uri, "--from", "labelme", "--split", "val=0")
-    result = cli("labels", "check", uri, "--sheet", f"{tmp_path}/sheet.png")
+    labels("import", str(street), uri, "--from", "labelme", "--split", "val=0")
+    result = labels("check", uri, "--sheet", f"{tmp_path}/sheet.png")
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert lines[0] == "warning: val has no image"
@@ -111,7 +115,7 @@ def test_check_ends_with_0_for_warnings_and_1_for_what_cannot_be_trained_on(
     broken |= {"image_id": 99, "image": {"bytes": b"", "path": None}}
     shards = [*dataset.shards, write_shard(uri, "val", [broken])]
     type(dataset)(uri, dataset.classes, shards).publish()
-    result = cli("labels", "check", uri, "--format", "json")
+    result = labels("check", uri, "--format", "json")
     assert result.returncode == 1
     facts = json.loads(result.stdout)
     assert facts["errors"] == 1
@@ -119,8 +123,8 @@ def test_check_ends_with_0_for_warnings_and_1_for_what_cannot_be_trained_on(
 
 
 def test_check_refuses_what_is_no_dataset_and_what_is_no_picture(tmp_path: Path) -> None:
-    assert cli("labels", "check", str(tmp_path)).returncode == 2
-    result = cli("labels", "check", str(tmp_path), "-o", "sheet.txt")
+    assert labels("check", str(tmp_path)).returncode == 2
+    result = labels("check", str(tmp_path), "-o", "sheet.txt")
     assert result.stderr == "segbatch: sheet.txt: no picture's extension; use .png or .jpg\n"
 
 
@@ -166,10 +170,10 @@ def _is_alive(group: int) -> bool:
 def test_an_import_that_is_stopped_leaves_the_dataset_as_it_was(
     street: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
-    labels = tmp_path / "labels"
-    assert cli("labels", "import", str(street), str(labels), "--from", "labelme").returncode == 0
-    before = open_dataset(str(labels))
-    with importing(street, labels) as process:
+    dataset = tmp_path / "labels"
+    assert labels("import", str(street), str(dataset), "--from", "labelme").returncode == 0
+    before = open_dataset(str(dataset))
+    with importing(street, dataset) as process:
         process.send_signal(number)
         _, stderr = process.communicate(timeout=60)
         if number == signal.SIGKILL:
@@ -182,9 +186,9 @@ def test_an_import_that_is_stopped_leaves_the_dataset_as_it_was(
         while _is_alive(process.pid) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert not _is_alive(process.pid), "a process of the pool outlived the import"
-    assert open_dataset(str(labels)) == before
+    assert open_dataset(str(dataset)) == before
 
-    again = cli("labels", "import", str(street), str(labels), "--from", "labelme", "--append")
+    again = labels("import", str(street), str(dataset), "--from", "labelme", "--append")
     assert again.returncode == 0, again.stderr
-    assert sum(open_dataset(str(labels)).splits.values()) == 125
-    assert open_dataset(str(labels)).unnamed_files() == []
+    assert sum(open_dataset(str(dataset)).splits.values()) == 125
+    assert open_dataset(str(dataset)).unnamed_files() == []
