@@ -160,6 +160,7 @@ def test_finds_images_and_their_splits(
     [
         ("train/_annotations.coco.json", "train/a.jpg", "train"),
         ("annotations/instances_val2017.json", "val2017/a.jpg", "val"),
+        ("test/train.json", "test/a.jpg", "train"),
         ("labels.json", "images/a.jpg", None),
     ],
 )
