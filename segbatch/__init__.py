@@ -15,16 +15,26 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from segbatch.evaluate import evaluate
+    from segbatch.finetune import finetune
     from segbatch.job import load_job
     from segbatch.labels.importing import import_labels
     from segbatch.model.predict import load_model
     from segbatch.results.run import open_run
     from segbatch.segment import segment
 
-__all__ = ["evaluate", "import_labels", "load_job", "load_model", "open_run", "segment"]
+__all__ = [
+    "evaluate",
+    "finetune",
+    "import_labels",
+    "load_job",
+    "load_model",
+    "open_run",
+    "segment",
+]
 
 _HOME = {
     "evaluate": "segbatch.evaluate",
+    "finetune": "segbatch.finetune",
     "import_labels": "segbatch.labels.importing",
     "load_job": "segbatch.job",
     "load_model": "segbatch.model.predict",
