@@ -60,6 +60,7 @@ SCHEMA = pa.schema(
 SHARD_ROWS = 1000
 SHARD_BYTES = 256 << 20
 ROW_GROUP_ROWS = 64
+ROW_GROUP_BYTES = 32 << 20
 
 # A shard is called by its content, so that the same import twice gives the same dataset.
 SHARD_PATH = re.compile(rf"(?:{'|'.join(SPLITS)})/[0-9a-f]{{32}}\.parquet")
@@ -187,24 +188,42 @@ def open_dataset(uri: str) -> Dataset:
 
 
 def write_shard(uri: str, split: str, rows: Iterable[Mapping[str, Any]]) -> Shard:
-    """Write rows (:data:`SCHEMA`, without ``split``) as a new file; nobody sees it until
+    """Write rows (:data:`SCHEMA`, ``split`` may be left out) as a new file; nobody sees it until
     :meth:`Dataset.publish` names it. Raises ``OSError``.
+
+    Holds the encoded file, and a row group besides ``rows``.
     """
-    table = pa.Table.from_pylist([{**row, "split": split} for row in rows], SCHEMA)
-    return write_table(uri, split, table)
-
-
-def write_table(uri: str, split: str, table: pa.Table) -> Shard:
-    """As :func:`write_shard`, of a table of :data:`SCHEMA`."""
     sink = io.BytesIO()
-    # Images and masks are compressed already.
-    pq.write_table(table, sink, row_group_size=ROW_GROUP_ROWS, compression="zstd",
-                   use_dictionary=["split"])  # fmt: skip
+    num_rows = 0
+    with pq.ParquetWriter(sink, SCHEMA, compression="zstd", use_dictionary=["split"]) as writer:
+        for group in _row_groups(rows):
+            writer.write_table(
+                pa.Table.from_pylist([{**row, "split": split} for row in group], SCHEMA)
+            )
+            num_rows += len(group)
     data = sink.getvalue()
     sha256 = hashlib.sha256(data).hexdigest()
     path = f"{split}/{sha256[:32]}.parquet"
     storage.write_bytes(storage.join(uri, path), data)
-    return Shard(path, len(table), sha256)
+    return Shard(path, num_rows, sha256)
+
+
+def num_bytes(row: Mapping[str, Any]) -> int:
+    """Bytes of a row's image and mask."""
+    return len(row["image"]["bytes"] or b"") + len(row["mask"]["bytes"] or b"")
+
+
+def _row_groups(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
+    group: list[Mapping[str, Any]] = []
+    size = 0
+    for row in rows:
+        if group and (len(group) == ROW_GROUP_ROWS or size + num_bytes(row) > ROW_GROUP_BYTES):
+            yield group
+            group, size = [], 0
+        group.append(row)
+        size += num_bytes(row)
+    if group:
+        yield group
 
 
 def _read(where: str) -> bytes:

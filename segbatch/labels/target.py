@@ -21,13 +21,14 @@ from segbatch.labels.dataset import (
     SHARD_ROWS,
     Dataset,
     Shard,
+    num_bytes,
     open_dataset,
     write_shard,
-    write_table,
 )
 
 SKIPPED = "skipped.jsonl"
 PROBE = ".preflight"
+FEW_ROWS = 16  # that are Python's at a time
 HIDDEN = re.compile(r"(.*/)?\..*")
 
 
@@ -78,7 +79,7 @@ class Target:
 
     def add(self, split: str, row: Mapping[str, Any]) -> None:
         """A row without ``split``; holds at most a shard's rows of each split."""
-        size = len(row["image"]["bytes"]) + len(row["mask"]["bytes"])
+        size = num_bytes(row)
         if self._bytes[split] + size > SHARD_BYTES or len(self._rows[split]) == SHARD_ROWS:
             self._flush(split)
         self._rows[split].append(row)
@@ -131,7 +132,8 @@ class Target:
         rest = table.filter(pc.invert(gone))
         if not len(rest):
             return None
-        self._written.append(write_table(self.uri, shard.split, rest))
+        rows = (row for batch in rest.to_batches(FEW_ROWS) for row in batch.to_pylist())
+        self._written.append(write_shard(self.uri, shard.split, rows))
         return self._written[-1]
 
 
