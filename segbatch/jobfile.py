@@ -77,17 +77,13 @@ def read_document(
 
 
 def _read(path: str) -> str:
+    data = storage.read_input(path, JobFileError, "no such job file")
+    if len(data) > MAX_BYTES:
+        raise JobFileError(f"{path}: {len(data):,} bytes is no job file")
     try:
-        data = storage.read_bytes(path)
-        if len(data) > MAX_BYTES:
-            raise JobFileError(f"{path}: {len(data):,} bytes is no job file")
         return data.decode()
-    except FileNotFoundError as error:
-        raise JobFileError(f"{path}: no such job file") from error
     except UnicodeDecodeError as error:
         raise JobFileError(f"{path}: not a text file in UTF-8") from error
-    except OSError as error:
-        raise JobFileError(f"cannot read job file {error}") from error
 
 
 def _parse(name: str, text: str) -> Document:

@@ -28,6 +28,7 @@ from segbatch.clients import (
     delta_options,
     filesystem,
 )
+from segbatch.errors import Incomplete, InputError
 from segbatch.uris import (
     DELTA_SCHEMES,
     HTTP_SCHEMES,
@@ -61,6 +62,7 @@ __all__ = [
     "normalize",
     "one_line",
     "read_bytes",
+    "read_input",
     "read_many",
     "scheme_of",
     "split_bucket",
@@ -208,6 +210,20 @@ def read_bytes(uri: str) -> bytes:
         "timeout": TimeoutError,
     }
     raise raised.get(content.kind, OSError)(f"{uri}: {content.message}")
+
+
+def read_input(uri: str, wrong: type[InputError], missing: str = "no such file") -> bytes:
+    """:func:`read_bytes` of what a user named: raises ``wrong`` where it is missing or forbidden,
+    and :class:`~segbatch.errors.Incomplete` where storage does not answer.
+    """
+    try:
+        return read_bytes(uri)
+    except FileNotFoundError as error:
+        raise wrong(f"{uri}: {missing}") from error
+    except PermissionError as error:
+        raise wrong(f"{uri}: may not be read: {one_line(error)}") from error
+    except OSError as error:
+        raise Incomplete(f"{uri}: cannot be read: {one_line(error)}") from error
 
 
 def write_bytes(uri: str, data: bytes) -> None:

@@ -78,23 +78,10 @@ def serve() -> None:
 @contextmanager
 def faulty_s3() -> Iterator[str]:
     """A fresh server, as a process; gives its URL."""
-    import subprocess
+    from segbatch.demo.s3server import served
 
-    with subprocess.Popen(
-        [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdin is not None
-        port = process.stdout.readline().strip()
-        assert port, "the S3 server did not start"
-        try:
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            process.stdin.close()
-            try:
-                process.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                process.kill()
+    with served(sys.executable, __file__) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 if __name__ == "__main__":

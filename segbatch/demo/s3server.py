@@ -33,21 +33,26 @@ def s3_server() -> Iterator[dict[str, str]]:
     Its objects are in memory and gone with it. Raises :class:`~segbatch.errors.InputError` where
     moto is not installed.
     """
-    process = subprocess.Popen(
-        [sys.executable, "-c", SERVE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        port = process.stdout.readline().strip()
-        if not port:
-            raise InputError("the S3 server did not start; pip install 'segbatch[demo]'")
+    with served(sys.executable, "-c", SERVE) as port:
         yield {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
             "AWS_ACCESS_KEY_ID": "testing",
             "AWS_SECRET_ACCESS_KEY": "testing",
             "AWS_DEFAULT_REGION": "us-east-1",
         }
+
+
+@contextmanager
+def served(*command: str) -> Iterator[str]:
+    """The port that a server prints when it is up; it ends when its standard input does."""
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        port = process.stdout.readline().strip()
+        if not port:
+            raise InputError("the S3 server did not start; pip install 'segbatch[demo]'")
+        yield port
     finally:
         process.stdin.close()
         try:

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from segbatch import storage
 from segbatch.classes import IGNORE_INDEX, Classes
-from segbatch.errors import Incomplete, InputError, SourceError
+from segbatch.errors import InputError, SourceError
 
 CLASSES = "classes.json"
 CARD = "README.md"
@@ -227,13 +227,5 @@ def _row_groups(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str,
 
 
 def _read(where: str) -> bytes:
-    try:
-        return storage.read_bytes(where)
-    except FileNotFoundError as error:
-        raise SourceError(
-            f"{where}: no such file; `segbatch labels import` makes a dataset"
-        ) from error
-    except PermissionError as error:
-        raise SourceError(f"{where}: may not be read: {storage.one_line(error)}") from error
-    except OSError as error:
-        raise Incomplete(f"{where}: cannot be read: {storage.one_line(error)}") from error
+    missing = "no such file; `segbatch labels import` makes a dataset"
+    return storage.read_input(where, SourceError, missing)

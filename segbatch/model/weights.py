@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from segbatch import storage
-from segbatch.errors import Incomplete, ModelError
+from segbatch.errors import ModelError
 from segbatch.model.zoo import Network
 
 State = dict[str, Tensor]
@@ -30,14 +30,7 @@ def read_file(uri: str) -> bytes:
     Raises :class:`~segbatch.errors.ModelError` where it is missing or forbidden, and
     :class:`~segbatch.errors.Incomplete` where storage does not answer.
     """
-    try:
-        return storage.read_bytes(uri)
-    except FileNotFoundError as error:
-        raise ModelError(f"{uri}: no such file") from error
-    except PermissionError as error:
-        raise ModelError(f"{uri}: may not be read: {storage.one_line(error)}") from error
-    except OSError as error:
-        raise Incomplete(f"{uri}: cannot be read: {storage.one_line(error)}") from error
+    return storage.read_input(uri, ModelError)
 
 
 def decode_state(data: bytes, where: str) -> State:
