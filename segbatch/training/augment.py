@@ -25,7 +25,7 @@ def augmented(
 ) -> tuple[Array, Array]:
     """A random square of ``image`` (HWC) and ``label_map`` (HW), both ``crop`` pixels a side.
 
-    Scaled, cropped, mirrored, then changed in brightness, contrast and saturation. What lies
+    Scaled, cropped, changed in brightness, contrast and saturation, then mirrored. What lies
     outside of the image is ``fill``, and ignored. Label maps are only ever scaled to the nearest
     pixel: between two class ids lies no third.
     """
@@ -43,15 +43,16 @@ def augmented(
         left * scale[0], top * scale[1],
         (left + inside[0]) * scale[0], (top + inside[1]) * scale[1],
     )  # fmt: skip
+    seen = Image.fromarray(image).resize(inside, FILTER, shown)
+    jitter = augment.color_jitter
+    for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+        seen = change(seen).enhance(float(rng.uniform(1 - jitter, 1 + jitter)))
     picture = Image.new("RGB", (crop, crop), fill)
-    picture.paste(Image.fromarray(image).resize(inside, FILTER, shown))
+    picture.paste(seen)
     labels = Image.new("L", (crop, crop), IGNORE_INDEX)
     labels.paste(Image.fromarray(label_map).resize(inside, Image.Resampling.NEAREST, shown))
 
     if rng.random() < augment.flip_probability:
         picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         labels = labels.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    jitter = augment.color_jitter
-    for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
-        picture = change(picture).enhance(float(rng.uniform(1 - jitter, 1 + jitter)))
     return np.asarray(picture), np.asarray(labels)
