@@ -25,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-model_app = typer.Typer(help="Model bundles: list, inspect, import.", no_args_is_help=True)
+model_app = typer.Typer(help="Model bundles: list, inspect, import, export.", no_args_is_help=True)
 app.add_typer(model_app, name="model")
 app.add_typer(labels_app, name="labels")
 
@@ -35,6 +35,12 @@ class Facts(StrEnum):
 
     text = "text"
     json = "json"
+
+
+class Runtime(StrEnum):
+    """What a bundle is exported to."""
+
+    onnx = "onnx"
 
 
 class Rows(StrEnum):
@@ -248,6 +254,25 @@ def model_import(
         long_side=long_side,
     )
     print(f"{uri}: imported; look at it with: segbatch model info {uri}", file=sys.stderr)
+
+
+@model_app.command("export")
+def model_export(
+    uri: Annotated[str, typer.Argument(metavar="BUNDLE", help="A model bundle or zoo:NAME.")],
+    to: Annotated[Runtime, typer.Option("--to", help="What other runtimes load.")],
+    output: Annotated[
+        str, typer.Option("--output", "-o", help="The file, any URI.")
+    ] = "model.onnx",
+) -> None:
+    """Write a bundle as one file for other runtimes, checked against the original."""
+    from segbatch.model.onnx import export_onnx
+
+    parity = export_onnx(uri, output)
+    print(
+        f"{output}: {to.value}; on random images logits differ by {parity.difference:.1g} of the"
+        f" largest, class ids are equal at {parity.equal:.3%} of pixels",
+        file=sys.stderr,
+    )
 
 
 def _read_text(path: Path) -> str:
