@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,13 +16,13 @@ from pathlib import Path
 import pytest
 
 from segbatch.labels.dataset import open_dataset, write_shard
-from tests.conftest import S3
+from tests.conftest import ROOT, S3
 from tests.drivers import Ended, cli
 from tests.labels.annotated_images import FRONT, annotate
 
 
-def labels(*arguments: str) -> Ended:
-    return cli("labels", *arguments, timeout=120)
+def labels(*arguments: str, **environment: str) -> Ended:
+    return cli("labels", *arguments, timeout=120, **environment)
 
 
 @pytest.fixture
@@ -126,6 +127,14 @@ def test_check_refuses_what_is_no_dataset_and_what_is_no_picture(tmp_path: Path)
     assert labels("check", str(tmp_path)).returncode == 2
     result = labels("check", str(tmp_path), "-o", "sheet.txt")
     assert result.stderr == "segbatch: sheet.txt: no picture's extension; use .png or .jpg\n"
+
+
+def test_the_guide_has_every_option() -> None:
+    guide = (ROOT / "docs" / "labels.md").read_text()
+    for command in ("import", "check"):
+        said = labels(command, "--help", COLUMNS="200").stdout
+        for option in set(re.findall(r"--[a-z][a-z-]+", said)) - {"--help"}:
+            assert option in guide, option
 
 
 # ------------------------------------------------------------------------------ ended from outside

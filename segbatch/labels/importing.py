@@ -78,61 +78,60 @@ def import_labels(
     can mend (:class:`~segbatch.errors.SourceError` where it is the labels or the dataset), and
     :class:`~segbatch.errors.Incomplete` for what passes.
     """
-    with interruptible():
-        target = Target(dataset, append=append, overwrite=overwrite)
-        if add_class and not append:
-            raise InputError("--add-class goes with --append")
-        _check_format(
-            format,
-            {
-                "masks": masks,
-                "colors": colors,
-                "reduce-zero-label": reduce_zero_label,
-                "unlabelled": unlabelled,
-            },
-        )
-        rules = Splits(split, split_list, group_by)
-        given = given_classes(classes)
-        before = target.kept.classes if target.kept is not None else None
-        of_ids = given if given is not None else before
-        options = Options(
-            images=images,
-            masks=masks,
-            colors=colors,
-            reduce_zero_label=reduce_zero_label,
-            class_names=tuple(of_ids.names) if of_ids is not None else None,
-        )
-        found = FORMATS[format].find(source, options)
-        naming = name_classes(
-            source, found, given=given, renames=map or {}, before=before, add_class=add_class
-        )
-        rest = unlabelled_id(unlabelled, naming.classes)
-        items, twice = _distinct(found.items)
-        known = Known(target.kept, {item.uri for item in items})
-        coming = [item for item in items if item.uri not in known]
-        splits = rules.assign(coming, known.splits_of_groups(rules))
-        reader = Reader(FORMATS[format].read, naming.ids, rest, naming.classes.palette)
-        with target.writing():
-            taken = _take(items, reader, target, known=known, splits=splits, rules=rules)
-            taken.skipped[:0] = [*found.skipped, *twice]
-            if not taken.images:
-                raise SourceError(
-                    f"{source}: no image there can be used; {len(taken.skipped)} things were left"
-                    f" out, the first one {taken.skipped[0].where}: {taken.skipped[0].why}"
-                )
-            entry = {
-                "source": storage.normalize(source),
-                "format": format,
-                "imported": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
-                "images": taken.images.total(),
-                "shapes": taken.shapes,
-                "skipped": len(taken.skipped),
-                "split": rules.text,
-            }
-            sources = [*(target.kept.sources if target.kept is not None else ()), entry]
-            shards = target.finish(known.replaced)
-            made = Dataset(target.uri, naming.classes, shards, sources)
-            target.publish(made, card(made, taken.balance), to_lines(taken.skipped))
+    target = Target(dataset, append=append, overwrite=overwrite)
+    if add_class and not append:
+        raise InputError("--add-class goes with --append")
+    _check_format(
+        format,
+        {
+            "masks": masks,
+            "colors": colors,
+            "reduce-zero-label": reduce_zero_label,
+            "unlabelled": unlabelled,
+        },
+    )
+    rules = Splits(split, split_list, group_by)
+    given = given_classes(classes)
+    before = target.kept.classes if target.kept is not None else None
+    of_ids = given if given is not None else before
+    options = Options(
+        images=images,
+        masks=masks,
+        colors=colors,
+        reduce_zero_label=reduce_zero_label,
+        class_names=tuple(of_ids.names) if of_ids is not None else None,
+    )
+    found = FORMATS[format].find(source, options)
+    naming = name_classes(
+        source, found, given=given, renames=map or {}, before=before, add_class=add_class
+    )
+    rest = unlabelled_id(unlabelled, naming.classes)
+    items, twice = _distinct(found.items)
+    known = Known(target.kept, {item.uri for item in items})
+    coming = [item for item in items if item.uri not in known]
+    splits = rules.assign(coming, known.splits_of_groups(rules))
+    reader = Reader(FORMATS[format].read, naming.ids, rest, naming.classes.palette)
+    with interruptible(), target.writing():
+        taken = _take(items, reader, target, known=known, splits=splits, rules=rules)
+        taken.skipped[:0] = [*found.skipped, *twice]
+        if not taken.images:
+            raise SourceError(
+                f"{source}: no image there can be used; {len(taken.skipped)} things were left"
+                f" out, the first one {taken.skipped[0].where}: {taken.skipped[0].why}"
+            )
+        entry = {
+            "source": storage.normalize(source),
+            "format": format,
+            "imported": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
+            "images": taken.images.total(),
+            "shapes": taken.shapes,
+            "skipped": len(taken.skipped),
+            "split": rules.text,
+        }
+        sources = [*(target.kept.sources if target.kept is not None else ()), entry]
+        shards = target.finish(known.replaced)
+        made = Dataset(target.uri, naming.classes, shards, sources)
+        target.publish(made, card(made, taken.balance), to_lines(taken.skipped))
     names = {c.id: c.name for c in naming.classes}
     return ImportReport(
         dataset=target.uri,

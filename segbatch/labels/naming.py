@@ -27,10 +27,13 @@ class Naming:
 
 def given_classes(classes: str | Sequence[str] | None) -> Classes | None:
     """What ``--classes`` says, or a list of names."""
-    if classes is None or isinstance(classes, Classes):
-        return classes
+    if classes is None:
+        return None
     if isinstance(classes, str):
-        return read_classes(classes)
+        read = read_classes(classes)
+        if IGNORE not in read.names:
+            return read  # with the colours that a file may give
+        classes = read.names
     return Classes([name for name in classes if name != IGNORE])
 
 

@@ -54,7 +54,8 @@ def in_order(function: Callable[[A], R], arguments: Iterable[A]) -> Generator[R,
         except BrokenProcessPool as error:
             signals.check()
             raise Incomplete(
-                "a process that worked on labels was killed, most likely for want of memory"
+                "a process that worked on labels was killed, perhaps for want of memory, or could"
+                ' not start: a script must do this under `if __name__ == "__main__":`'
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)

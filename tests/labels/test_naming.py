@@ -47,6 +47,13 @@ def test_a_list_of_classes_gives_the_order(tmp_path: Path) -> None:
     assert naming.ids == {"door": 2, "window": 1}
 
 
+def test_the_ignored_label_is_no_class_wherever_it_is_listed() -> None:
+    for given in ("wall,__ignore__,window", ["__ignore__", "wall", "window"]):
+        classes = given_classes(given)
+        assert classes is not None
+        assert classes.names == ["wall", "window"]
+
+
 def test_names_may_be_mapped_to_another_or_to_nothing() -> None:
     naming = named("windows", "window", "sign", windows="window", sign="__ignore__")
     assert naming.classes.names == ["window"]
