@@ -236,10 +236,12 @@ def test_colours(tmp_path: Path) -> None:
     expected[15], expected[16] = 255, 6
     transparent = Image.open(io.BytesIO(rgb(ids, COLORS)))
     transparent.putalpha(7)
+    numbered = palette(ids, lambda index: COLORS.get(index, (1, 1, 1)))
     for mask in (
         rgb(ids, COLORS),
-        palette(ids, lambda index: COLORS.get(index, (1, 1, 1))),
         encoded(transparent, "PNG"),
+        numbered,
+        encoded(Image.open(io.BytesIO(numbered)), "PNG", transparency=bytes([0, 255, 9, 9])),
     ):
         assert label_map(tmp_path, mask, colors=str(table)) == expected.tolist()
     found = PAIRS.find(str(tmp_path), Options(colors=str(table)))
