@@ -16,6 +16,7 @@ import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -139,17 +140,18 @@ class Dataset:
 
     def publish(self, card: str = "") -> None:
         """Make this what the dataset is: ``classes.json``, after which shards that it does not
-        name are deleted. Raises ``OSError``.
+        name are deleted, if that can be: they do no harm. Raises ``OSError``.
         """
         if card:
             storage.write_bytes(storage.join(self.uri, CARD), card.encode())
         text = json.dumps(self.to_json(), indent=2, ensure_ascii=False)
         storage.write_bytes(storage.join(self.uri, CLASSES), f"{text}\n".encode())
-        storage.delete(
-            storage.join(self.uri, path)
-            for path in self.unnamed_files()
-            if SHARD_PATH.fullmatch(path)
-        )
+        with suppress(OSError):
+            storage.delete(
+                storage.join(self.uri, path)
+                for path in self.unnamed_files()
+                if SHARD_PATH.fullmatch(path)
+            )
 
     def unnamed_files(self) -> list[str]:
         """Paths of the files in the splits' folders that do not belong to the dataset: what a

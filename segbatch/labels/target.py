@@ -107,6 +107,8 @@ class Target:
         if _facts(now) != _facts(self._there):
             raise Incomplete(f"{self.uri}: another import changed it meanwhile")
         storage.write_bytes(storage.join(self.uri, SKIPPED), skipped)
+        # A write that fails may have been done all the same: from here on nothing is taken back.
+        self._written.clear()
         dataset.publish(card)
 
     def _probe(self) -> None:

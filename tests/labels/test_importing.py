@@ -467,6 +467,30 @@ def test_storage_that_fails_midway_leaves_the_dataset_as_it_was(s3: S3, street: 
     assert before.unnamed_files() == []
 
 
+@pytest.mark.parametrize("method", ["PUT", "DELETE"])
+def test_storage_that_fails_at_the_end_leaves_one_dataset_or_the_other(
+    s3: S3, street: Path, method: str
+) -> None:
+    uri = s3.uri("labels")
+    labelme(street, uri)
+    before = open_dataset(uri)
+    annotate(street, "house-8")
+    part = {"PUT": "labels/classes.json", "DELETE": "labels/train/"}[method]
+    try:
+        s3.break_down({"part": part, "method": method, "status": 403, "code": "AccessDenied"})
+        if method == "PUT":
+            with pytest.raises(Incomplete, match=f"{uri}: cannot be written to"):
+                labelme(street, uri, overwrite=True)
+        else:
+            labelme(street, uri, overwrite=True)
+    finally:
+        s3.break_down()
+    assert (open_dataset(uri) == before) == (method == "PUT")
+    assert len(rows(uri)) == (5 if method == "PUT" else 6)
+    labelme(street, uri, overwrite=True)
+    assert open_dataset(uri).unnamed_files() == []
+
+
 def test_a_format_that_fails_midway_leaves_the_dataset_as_it_was(
     labels: Dataset, street: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
