@@ -41,14 +41,12 @@ class HardestCrossEntropy(nn.Module):
 
     def forward(self, logits: Tensor, truth: Tensor) -> Tensor:
         values = self.pixelwise(logits, truth)[truth != IGNORE_INDEX]
-        if not values.numel():
-            return logits.sum() * 0.0
         hardest: Tensor = values.topk(max(1, int(HARDEST * values.numel()))).values
         return hardest.mean()
 
 
 class CrossEntropy(nn.Module):
-    """Cross entropy; 0, and not NaN, for a crop in which every pixel is ignored."""
+    """Cross entropy; 0, and not NaN, where there is nothing but classes of weight 0."""
 
     def __init__(self, weight: Tensor | None) -> None:
         super().__init__()
@@ -104,7 +102,7 @@ class Objective(nn.Module):
             images = interpolate(images, scale_factor=scale, mode="bilinear", antialias=scale < 1)
         main, auxiliary = self.network.heads(images)
         loss = self._loss(main, truth)
-        if auxiliary is not None and self.keys.auxiliary:
+        if auxiliary is not None:  # with weight 0 as well: workers wait for all gradients
             loss = loss + self.keys.auxiliary * self._loss(auxiliary, truth)
         return loss
 
@@ -115,5 +113,7 @@ class Objective(nn.Module):
             mode="bilinear",
             align_corners=self.network.align_corners,
         )
+        if (truth == IGNORE_INDEX).all():  # several losses would be NaN
+            return logits.sum() * 0.0
         loss: Tensor = self.loss(logits, truth)
         return loss
