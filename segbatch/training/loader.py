@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -59,40 +60,40 @@ class Loader:
         self._waited = 0.0
 
     def take_waited(self) -> float:
-        """Seconds that were spent waiting for images since this was asked last."""
+        """Seconds that steps had to wait for their batches since this was asked last."""
         waited, self._waited = self._waited, 0.0
         return waited
 
     def steps(self, first: int) -> Iterator[list[Batch]]:
         """For each step from ``first`` on, its parts: uint8 NHWC images, int64 NHW label maps."""
-        shares = [
-            (step, share)
-            for step in range(first, self._order.num_steps)
-            for share in self._order.share(step, self._rank, self._world_size)
-        ]
-        todo = deque(shares)
-        ahead: deque[tuple[int, list[Future[Pair]]]] = deque()
+        num_parts = len(range(self._rank, self._order.parts, self._world_size))
         with ThreadPoolExecutor(self._threads, "loader") as threads:
+            parts = self._under_way(threads, first)
             try:
-                for step in range(first, self._order.num_steps):
-                    parts = []
-                    while (todo and todo[0][0] == step) or (ahead and ahead[0][0] == step):
-                        while todo and len(ahead) < PARTS_AHEAD:
-                            number, places = todo.popleft()
-                            futures = [threads.submit(self._sample, place) for place in places]
-                            ahead.append((number, futures))
-                        parts.append(self._batch(ahead.popleft()[1]))
-                    yield parts
+                for _ in range(first, self._order.num_steps):
+                    yield [self._batch(part) for part in islice(parts, num_parts)]
             finally:
                 threads.shutdown(wait=False, cancel_futures=True)
 
-    def _batch(self, futures: list[Future[Pair]]) -> Batch:
+    def _under_way(self, threads: ThreadPoolExecutor, first: int) -> Iterator[list[Future[Pair]]]:
+        """The parts of all steps from ``first`` on; a few more than asked for are being made."""
+        ahead: deque[list[Future[Pair]]] = deque()
+        for step in range(first, self._order.num_steps):
+            for places in self._order.share(step, self._rank, self._world_size):
+                ahead.append([threads.submit(self._sample, place) for place in places])
+                if len(ahead) == PARTS_AHEAD:
+                    yield ahead.popleft()
+        yield from ahead
+
+    def _batch(self, part: list[Future[Pair]]) -> Batch:
         began = time.perf_counter()
-        pairs = [future.result() for future in futures]
-        self._waited += time.perf_counter() - began
-        images, label_maps = (torch.from_numpy(np.stack(part)) for part in zip(*pairs, strict=True))
+        pairs = [future.result() for future in part]
+        images, label_maps = (torch.from_numpy(np.stack(half)) for half in zip(*pairs, strict=True))
         batch = images, label_maps.long()
-        return (batch[0].pin_memory(), batch[1].pin_memory()) if self._pinned else batch
+        if self._pinned:
+            batch = batch[0].pin_memory(), batch[1].pin_memory()
+        self._waited += time.perf_counter() - began
+        return batch
 
     def _sample(self, place: Place) -> Pair:
         image, label_map = self._load(place.index)

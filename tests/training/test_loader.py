@@ -1,0 +1,177 @@
+"""The loader: the same images whoever makes them, in order, and no more than are needed soon."""
+
+import threading
+import time
+from collections.abc import Iterator
+from itertools import islice
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from segbatch.jobtrain import Train
+from segbatch.training.loader import PARTS_AHEAD, Loader
+from segbatch.training.order import Order
+from tests.training import toy
+
+IDS = [7 * index + 3 for index in range(toy.NUM_IMAGES)]
+
+Array = npt.NDArray[np.uint8]
+
+
+def numbered(index: int) -> tuple[Array, Array]:
+    """An image whose every pixel says which it is."""
+    return np.full((32, 32, 3), index, np.uint8), np.full((32, 32), index, np.uint8)
+
+
+PLAIN = toy.recipe(
+    augment={"scale_range": [1.0, 1.0], "flip_probability": 0.0, "color_jitter": 0.0}
+)
+
+
+def loader(
+    train: Train,
+    order: Order,
+    load: object = toy.squares,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    threads: int = 1,
+) -> Loader:
+    return Loader(
+        load, IDS, order, train,  # type: ignore[arg-type]
+        fill=(127, 127, 127), rank=rank, world_size=world_size, threads=threads,
+    )  # fmt: skip
+
+
+def pictures(
+    train: Train, order: Order, first: int = 0, **keys: int
+) -> dict[tuple[int, int], bytes]:
+    """What is made of each image in each epoch."""
+    made = {}
+    shares = {key: keys.get(key, one) for key, one in (("rank", 0), ("world_size", 1))}
+    for step, parts in enumerate(loader(train, order, **keys).steps(first), first):
+        places = order.share(step, **shares)
+        assert [len(images) for images, _ in parts] == [len(part) for part in places]
+        for (images, label_maps), part in zip(parts, places, strict=True):
+            for image, label_map, place in zip(images, label_maps, part, strict=True):
+                both = image.numpy().tobytes() + label_map.numpy().tobytes()
+                made[place.epoch, place.index] = both
+    return made
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    yield
+    assert not loading()
+
+
+def loading() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("loader")]
+
+
+def test_an_image_of_an_epoch_is_the_same_whoever_makes_it_and_when() -> None:
+    train = toy.recipe(epochs=3, batch_size=6)
+    alone = pictures(train, toy.order_of(train))
+    assert len(alone) == 30
+    threaded = pictures(train, toy.order_of(train, 3), threads=4)
+    shared = {
+        place: picture
+        for rank in range(2)
+        for place, picture in pictures(
+            train, toy.order_of(train, 6), rank=rank, world_size=2, threads=2
+        ).items()
+    }
+    resumed = pictures(train, toy.order_of(train), first=3)
+    assert alone == threaded == shared
+    assert len(resumed) == 12
+    assert resumed.items() <= alone.items()
+
+
+def test_an_image_is_another_in_every_epoch_and_with_every_seed() -> None:
+    recipes = [toy.recipe(epochs=3, batch_size=6, seed=seed) for seed in (0, 1)]
+    made = [pictures(train, toy.order_of(train)) for train in recipes]
+    different = {picture for one in made for picture in one.values()}
+    assert len(different) == 2 * 30
+
+
+def test_parts_and_their_images_come_in_order_however_long_each_takes() -> None:
+    rng = np.random.default_rng(0)
+
+    def slow(index: int) -> tuple[Array, Array]:
+        time.sleep(rng.uniform(0, 0.01))
+        return numbered(index)
+
+    train = PLAIN.model_copy(update={"batch_size": 6})
+    order = toy.order_of(train, parts=3)
+    for step, parts in enumerate(loader(train, order, slow, threads=4).steps(0)):
+        indices = [[place.index for place in part] for part in order.share(step, 0, 1)]
+        assert [images[:, 9, 9, 0].tolist() for images, _ in parts] == indices
+        assert [label_maps[:, 9, 9].tolist() for _, label_maps in parts] == indices
+    assert step == order.num_steps - 1
+
+
+def test_batches_are_bytes_and_label_maps_are_class_ids() -> None:
+    train = toy.recipe(batch_size=6)
+    [(images, label_maps), _] = next(loader(train, toy.order_of(train, 2)).steps(0))
+    assert (images.shape, images.dtype) == ((3, 32, 32, 3), torch.uint8)
+    assert (label_maps.shape, label_maps.dtype) == ((3, 32, 32), torch.int64)
+
+
+def test_an_image_that_cannot_be_loaded_is_told_of_at_its_step() -> None:
+    order = toy.order_of(PLAIN)
+    third = order.share(2, 0, 1)[0][1].index
+
+    def load(index: int) -> tuple[Array, Array]:
+        if index == third:
+            raise KeyError("no such image")
+        return numbered(index)
+
+    steps = loader(PLAIN, order, load, threads=2).steps(0)
+    next(steps)
+    next(steps)
+    with pytest.raises(KeyError, match="no such image"):
+        next(steps)
+    assert not loading()
+
+
+def test_no_more_is_made_than_what_comes_next() -> None:
+    begun = []
+
+    def load(index: int) -> tuple[Array, Array]:
+        begun.append(index)
+        return numbered(index)
+
+    train = PLAIN.model_copy(update={"epochs": 100})
+    steps = loader(train, toy.order_of(train, parts=2), load, threads=4).steps(0)
+    for step in range(3):
+        next(steps)
+        time.sleep(0.1)  # time for more, if more were to be made
+        # The step's two parts, and what is ahead of its last one.
+        assert len(begun) == 2 * (2 * step + 1 + PARTS_AHEAD)
+    steps.close()  # type: ignore[attr-defined]
+    assert not loading()
+    assert len(begun) == 2 * (5 + PARTS_AHEAD)
+
+
+def test_the_first_step_does_not_wait_for_the_order_of_all() -> None:
+    train = PLAIN.model_copy(update={"epochs": 1_000_000})
+    steps = loader(train, toy.order_of(train), numbered).steps(0)
+    began = time.perf_counter()
+    assert len(list(islice(steps, 3))) == 3
+    assert time.perf_counter() - began < 2
+    steps.close()  # type: ignore[attr-defined]
+
+
+def test_the_time_that_a_step_waits_is_told_once() -> None:
+    def load(index: int) -> tuple[Array, Array]:
+        time.sleep(0.02)
+        return numbered(index)
+
+    given = loader(PLAIN, toy.order_of(PLAIN), load)
+    steps = given.steps(0)
+    next(steps)
+    assert given.take_waited() >= 0.08  # four images
+    assert given.take_waited() == 0
+    steps.close()  # type: ignore[attr-defined]
