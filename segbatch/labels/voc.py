@@ -134,8 +134,10 @@ def _key(folder: Folder, mask_uri: str, options: Options) -> IndexKey | ColorKey
     if options.colors is not None or "labelmap.txt" in folder.paths:
         return ColorKey({VOID: IGNORE, **read_colors(options.colors or labelmap)})
     if "class_names.txt" in folder.paths:
-        lines = [name for name in layout.read_lines(class_names) if name not in ("", IGNORE)]
-        return IndexKey(tuple(lines))
+        names = [name for name in layout.read_lines(class_names) if name not in ("", IGNORE)]
+        if not names:
+            raise SourceError(f"{class_names}: no names: a line is the name of an id, 0, 1, 2 …")
+        return IndexKey(tuple(names))
     if options.class_names is not None:
         return IndexKey(options.class_names)
     if any(LIST.fullmatch(path) for path in folder.paths) and _has_voc_palette(mask_uri):

@@ -227,6 +227,10 @@ def test_masks_whose_ids_nobody_names_are_refused(tmp_path: Path, files: dict[st
             "a colour is three numbers from 0 to 255",
         ),
         (
+            {"SegmentationClass/a.png": b"", "class_names.txt": "__ignore__\n"},
+            r"class_names\.txt: no names",
+        ),
+        (
             {"SegmentationClass/a.png": b"", "class_names.txt": b"caf\xe9"},
             r"class_names\.txt: is no text in UTF-8",
         ),
