@@ -1,0 +1,67 @@
+"""Work in processes of its own."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from segbatch.errors import Incomplete, Interrupted
+from segbatch.labels.pool import FEW, in_order
+from segbatch.signals import interruptible
+
+
+def slow_first(number: int) -> tuple[int, int]:
+    time.sleep(0.3 if number == 0 else 0)
+    return number, os.getpid()
+
+
+def refuse_seven(number: int) -> int:
+    if number == 7:
+        raise ValueError("seven")
+    return number
+
+
+def die_of_seven(number: int) -> int:
+    if number == 7:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def test_results_are_in_order_from_other_processes() -> None:
+    results = list(in_order(slow_first, range(20)))
+    assert [number for number, _ in results] == list(range(20))
+    assert os.getpid() not in {process for _, process in results}
+
+
+def test_a_few_are_done_here() -> None:
+    assert {process for _, process in in_order(slow_first, range(FEW))} == {os.getpid()}
+
+
+def test_arguments_are_taken_as_they_are_needed() -> None:
+    arguments = iter(range(1, 1000))
+    results = in_order(slow_first, arguments)
+    for _ in range(3):
+        next(results)
+    assert next(arguments) < 3 + 4 * (os.cpu_count() or 1) + FEW
+    results.close()
+
+
+def test_an_error_is_raised_as_it_was() -> None:
+    with pytest.raises(ValueError, match="seven"):
+        list(in_order(refuse_seven, range(20)))
+
+
+def test_a_process_that_is_killed_ends_the_work_and_says_so() -> None:
+    with pytest.raises(Incomplete, match="was killed"):
+        list(in_order(die_of_seven, range(20)))
+
+
+@pytest.mark.parametrize("number", [FEW, 20])
+def test_a_signal_ends_the_work(number: int) -> None:
+    with interruptible():
+        results = in_order(slow_first, range(number))
+        next(results)
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Interrupted, match="SIGTERM"):
+            list(results)
