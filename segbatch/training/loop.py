@@ -58,7 +58,9 @@ class Training:
         self._autocasts = precision != "fp32"
         self._world_size = dist.get_world_size() if dist.is_initialized() else 1
         self._rank = dist.get_rank() if dist.is_initialized() else 0
-        if device.type == "cuda" and self._world_size > 1:
+        # Synchronised norms wait for each other, so all workers must have as many parts.
+        in_step = order.parts % self._world_size == 0
+        if device.type == "cuda" and self._world_size > 1 and in_step:
             objective = nn.SyncBatchNorm.convert_sync_batchnorm(objective)  # type: ignore[no-untyped-call]
         # Channels last: faster on CPUs too.
         self._objective = objective.to(device).to(memory_format=torch.channels_last)
@@ -68,8 +70,11 @@ class Training:
         self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self._shared: nn.Module = self._objective
         if self._world_size > 1:
-            # Statistics of norms are brought together when they are used: `settle`.
-            self._shared = DistributedDataParallel(self._objective, broadcast_buffers=False)
+            # Statistics of norms are brought together when they are used: `settle`. And some
+            # backbones (efficientnet) have weights that nothing depends on.
+            self._shared = DistributedDataParallel(
+                self._objective, broadcast_buffers=False, find_unused_parameters=True
+            )
 
     @property
     def seen(self) -> int:

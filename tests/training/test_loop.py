@@ -1,140 +1,162 @@
-"""The training loop and its augmentation, on pictures small enough to learn in seconds."""
+"""The loop: it learns, it goes on where it was, and two workers do what one would have done."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator
+import io
+import math
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from torch import nn
 
-from segbatch.training.augment import augmented
-from segbatch.training.loop import Fitted, fit, settle_batchnorm
+from segbatch.training.loop import Diverged, Training, summed, summed_counts
 from segbatch.training.metrics import ConfusionMatrix
-
-MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
-COLORS = np.array([[40, 40, 40], [200, 60, 60], [60, 90, 200]], np.uint8)
-
-Array = npt.NDArray[np.uint8]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """For networks this small threads cost more than they give, most on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def squares(seed: int) -> tuple[Array, Array]:
-    """A picture of two coloured squares on grey, with noise, and its label map."""
-    rng = np.random.default_rng(seed)
-    label_map = np.zeros((40, 48), np.uint8)
-    for class_id in (1, 2):
-        top, left = rng.integers(0, 28, 2)
-        label_map[top : top + 12, left : left + 12] = class_id
-    noisy = COLORS[label_map] + rng.normal(0, 12, (40, 48, 3))
-    return np.clip(noisy, 0, 255).astype(np.uint8), label_map
-
-
-def network() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 12, 3, padding=1, bias=False),
-        nn.BatchNorm2d(12),
-        nn.ReLU(),
-        nn.Dropout2d(0.1),
-        nn.Conv2d(12, 3, 1),
-    )
-
-
-def trained(module: nn.Module, steps: int = 60, seed: int = 0) -> Fitted:
-    images, label_maps = zip(*(squares(index) for index in range(6)), strict=True)
-    return fit(
-        module, images, label_maps,
-        steps=steps, batch_size=4, crop=32, lr=0.05, mean=MEAN, std=STD, seed=seed,
-    )  # fmt: skip
+from tests.training import together, toy
 
 
 def test_the_loss_falls_and_unseen_pictures_are_understood() -> None:
-    module = network()
-    losses = trained(module).losses
-    assert len(losses) == 60
-    assert np.mean(losses[-10:]) < 0.3 * np.mean(losses[:5])
-    assert not module.training
+    given = toy.training(toy.recipe(epochs=24))
+    losses = toy.run(given, given.order.num_steps)
+    assert np.mean(losses[-10:]) < 0.4 * np.mean(losses[:5])
 
-    matrix = ConfusionMatrix(3)
-    for index in range(100, 104):
-        image, label_map = squares(index)
+    network = given.network.eval()
+    confusion = ConfusionMatrix(3)
+    for seed in range(100, 104):
+        image, label_map = toy.squares(seed)
         normal = (torch.from_numpy(image).permute(2, 0, 1)[None] / 255 - 0.5) / 0.25
         with torch.inference_mode():
-            matrix.update(label_map, module(normal)[0].argmax(0).numpy().astype(np.uint8))
-    assert matrix.miou() > 0.9
+            ids = network.heads(normal)[0].argmax(1)[0]
+        confusion.update(label_map, ids.numpy().astype(np.uint8))
+    assert confusion.miou() > 0.9
 
 
-def test_the_same_seed_gives_the_same_network_and_another_seed_another() -> None:
-    modules = [network() for _ in range(3)]
-    for module, seed in zip(modules, (1, 1, 2), strict=True):
-        torch.rand(1)  # what was drawn before does not matter
-        trained(module, steps=5, seed=seed)
-    first, same, other = (torch.cat([p.flatten() for p in m.parameters()]) for m in modules)
-    assert torch.equal(first, same)
-    assert not torch.equal(first, other)
+def saved(given: Training) -> dict[str, Any]:
+    """The state as a checkpoint holds it: in a file that is not unpickled."""
+    file = io.BytesIO()
+    torch.save(given.state_dict(), file)
+    file.seek(0)
+    state: dict[str, Any] = torch.load(file, weights_only=True)
+    return state
 
 
-def test_progress_is_told_step_by_step() -> None:
-    images, label_maps = zip(*(squares(index) for index in range(3)), strict=True)
-    told: list[tuple[int, float]] = []
-    fitted = fit(
-        network(), images, label_maps, steps=3, batch_size=2, crop=16, lr=0.01, mean=MEAN, std=STD,
-        on_step=lambda step, loss: told.append((step, loss)),
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_training_goes_on_as_if_it_had_never_stopped(optimizer: str, parts: int) -> None:
+    train = toy.recipe(optimizer={"name": optimizer, "lr": 0.01}, schedule={"warmup": 8})
+    whole = toy.training(train, parts=parts)
+    losses = toy.run(whole, 4, parts=parts)
+    state = saved(whole)
+    losses += toy.run(whole, 6, parts=parts)
+
+    resumed = toy.training(train, toy.Toy(seed=1), parts=parts)
+    torch.rand(5)  # what was drawn before does not matter
+    resumed.load_state_dict(state)
+    assert (resumed.step, resumed.seen) == (4, 16)
+    assert toy.run(resumed, 6, parts=parts) == losses[4:]
+    assert resumed.lr == whole.lr
+    for name, value in whole.network.state_dict().items():
+        assert torch.equal(value, resumed.network.state_dict()[name]), name
+
+
+def test_the_seed_decides_and_nothing_else() -> None:
+    first, same, other = (toy.training(toy.recipe(seed=seed)) for seed in (1, 1, 2))
+    for given in (first, same, other):
+        toy.run(given, 3)
+        torch.rand(1)
+    assert torch.equal(toy.weights(first), toy.weights(same))
+    assert not torch.equal(toy.weights(first), toy.weights(other))
+
+
+def test_the_rate_follows_the_images_that_were_seen() -> None:
+    given = toy.training(toy.recipe(batch_size=4, optimizer={"lr": 0.5}))
+    toy.run(given, 1)
+    assert given.lr == 0.5
+    toy.run(given, 5)
+    assert given.lr == pytest.approx(0.5 * (1 - 20 / 60) ** 0.9)  # as the sixth step began
+    assert (given.step, given.seen) == (6, 24)
+
+
+def test_parts_make_the_step_of_the_mean_of_their_losses() -> None:
+    train = toy.recipe(
+        batch_size=8, freeze="batchnorm",
+        optimizer={"lr": 0.1, "weight_decay": 0.0, "head_lr_factor": 1.0},
     )  # fmt: skip
-    assert told == list(enumerate(fitted.losses, start=1))
+    given, plain = (toy.training(train, toy.Toy(dropout=0.0), parts=4) for _ in range(2))
+    parts = next(toy.loader(train, parts=4).steps(0))
+    assert [len(images) for images, _ in parts] == [2] * 4
+
+    objective = plain._objective
+    loss = torch.stack([objective(*part) for part in parts]).mean()
+    loss.backward()
+    expected = [p - 0.1 * p.grad for p in plain.network.parameters()]
+
+    assert given.run_step(parts) == pytest.approx(loss.item(), rel=1e-6)
+    for parameter, value in zip(given.network.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter, value)
 
 
-def test_batch_norm_is_settled_on_the_mean_of_all_batches() -> None:
-    norm = nn.BatchNorm2d(1)
-    norm(torch.full((2, 1, 4, 4), 100.0))  # a stale past
-    settle_batchnorm(norm, iter([torch.full((2, 1, 4, 4), value) for value in (1.0, 3.0)]))
-    assert norm.running_mean is not None
-    assert norm.running_mean.item() == pytest.approx(2)
-    assert norm.momentum == 0.1
-    assert not norm.training
+def test_a_loss_that_is_no_number_ends_the_training() -> None:
+    given = toy.training(toy.recipe())
+    toy.run(given, 2)
+    nn.init.constant_(given.network.head[1].weight, math.nan)
+    with pytest.raises(Diverged, match="the loss is nan at step 3"):
+        toy.run(given, 1)
+    assert given.step == 2
 
 
-@pytest.mark.parametrize(
-    ("images", "label_maps", "batch_size", "message"),
-    [
-        ([], [], 2, "0 images"),
-        ([np.zeros((4, 4, 3), np.uint8)], [np.zeros((4, 5), np.uint8)], 2, "image 0"),
-        ([np.zeros((4, 4, 3), np.uint8)], [np.zeros((4, 4), np.uint8)], 1, "at least 2"),
-    ],
-)
-def test_what_cannot_be_trained_on_is_refused(
-    images: list[Array], label_maps: list[Array], batch_size: int, message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        fit(
-            network(), images, label_maps,
-            steps=1, batch_size=batch_size, crop=4, lr=0.1, mean=MEAN, std=STD,
-        )  # fmt: skip
+def test_lower_precision_learns_the_same_on_the_cpu() -> None:
+    losses = [
+        toy.run(toy.training(toy.recipe(), precision=precision), 10)
+        for precision in ("fp32", "bf16")
+    ]
+    assert losses[0] != losses[1]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=0.05)
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_augmenting_moves_picture_and_label_map_together(seed: int) -> None:
-    label_map = squares(seed)[1]
-    image = COLORS[label_map]
-    picture, labels = augmented(
-        np.random.default_rng(seed), image, label_map,
-        crop=32, scale_range=(0.5, 2), color_jitter=0, fill=(0, 0, 0),
-    )  # fmt: skip
-    assert picture.shape == (32, 32, 3)
-    assert set(np.unique(labels)) <= {0, 1, 2, 255}  # never an id between two others
-    known = labels != 255
-    distance = np.abs(picture.astype(int) - COLORS[np.where(known, labels, 0)]).max(axis=2)
-    # Only where picture and label map are scaled over an edge may they differ.
-    assert np.mean(distance[known] > 60) < 0.1
-    assert not picture[~known].any()
+def test_alone_a_worker_has_nothing_to_sum_or_to_settle() -> None:
+    values = torch.tensor([1.0, 2.0])
+    assert torch.equal(summed(values), values)
+    assert summed_counts(np.array([3, 4]), torch.device("cpu")).tolist() == [3, 4]
+    given = toy.training(toy.recipe())
+    toy.run(given, 1)
+    before = saved(given)["network"]
+    given.settle()
+    after = given.network.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+# ------------------------------------------------------------------------------------ two workers
+
+
+@pytest.fixture(scope="module")
+def workers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return together.on_two_workers(tmp_path_factory.mktemp("together"))
+
+
+@pytest.mark.parametrize("kind", together.KINDS)
+def test_two_workers_do_what_one_would_have_done(workers: list[dict[str, Any]], kind: str) -> None:
+    (losses, weights), (other_losses, other_weights) = (worker[kind] for worker in workers)
+    assert losses == other_losses
+    assert torch.equal(weights, other_weights)
+    alone, weights_alone = together.steps(**together.KINDS[kind])
+    np.testing.assert_allclose(losses, alone, rtol=1e-5)
+    torch.testing.assert_close(weights, weights_alone, rtol=1e-4, atol=1e-6)
+
+
+def test_workers_settle_on_the_mean_of_their_statistics(workers: list[dict[str, Any]]) -> None:
+    one, other = (worker["settled"] for worker in workers)
+    assert torch.equal(one["weights"], other["weights"])
+    for mine, theirs, after, their_after in zip(
+        one["before"], other["before"], one["after"], other["after"], strict=True
+    ):
+        assert not torch.equal(mine, theirs)  # each has seen other images
+        torch.testing.assert_close(after, (mine + theirs) / 2)
+        assert torch.equal(after, their_after)
+
+
+def test_a_loss_that_is_no_number_ends_all_workers_alike(workers: list[dict[str, Any]]) -> None:
+    assert [worker["diverged"] for worker in workers] == ["the loss is nan at step 1"] * 2
+
+
+def test_counts_of_all_workers_are_summed(workers: list[dict[str, Any]]) -> None:
+    assert [worker["counted"] for worker in workers] == [[3, 20]] * 2

@@ -32,18 +32,21 @@ def squares(seed: int) -> tuple[Array, Array]:
 
 
 class Toy(nn.Module):
-    """Three layers, with all that a training looks at: a trunk, norms, dropout, two heads."""
+    """Three layers, with all that a training looks at: a trunk, a norm, dropout, two heads.
+
+    ``spare``: as some backbones have, weights that nothing depends on.
+    """
 
     align_corners = False
 
-    def __init__(self, *, spare: bool = False) -> None:
+    def __init__(self, seed: int = 0, *, dropout: float = 0.1, spare: bool = False) -> None:
         super().__init__()
+        torch.manual_seed(seed)
         self.trunk = nn.Sequential(
             nn.Conv2d(3, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12), nn.ReLU()
         )
-        self.head = nn.Sequential(nn.Dropout2d(0.1), nn.Conv2d(12, 3, 1))
+        self.head = nn.Sequential(nn.Dropout2d(dropout), nn.Conv2d(12, 3, 1))
         self.auxiliary = nn.Conv2d(12, 3, 1)
-        # Some backbones have weights that nothing depends on.
         self.spare = nn.Linear(2, 2) if spare else None
 
     def heads(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -61,11 +64,10 @@ def order_of(train: Train, parts: int = 1) -> Order:
 
 
 def training(
-    train: Train, *, parts: int = 1, new: int = 0, precision: str = "fp32", spare: bool = False
+    train: Train, network: Toy | None = None, *, parts: int = 1, precision: str = "fp32"
 ) -> Training:
-    """A training at its start; ``new`` is the seed of its weights."""
-    torch.manual_seed(new)
-    network = Toy(spare=spare)
+    """A training at its start."""
+    network = network or Toy()
     return Training(
         Objective(network, train.loss, MEAN, STD),
         network.trunk,

@@ -1,0 +1,99 @@
+"""Together: what two workers do that share their gradients, each in a process of its own."""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from segbatch.training.loop import Diverged, Training, summed_counts
+from segbatch.training.recipe import norms
+from tests.drivers import FORKS
+from tests.training import toy
+
+WORLD_SIZE = 2
+STEPS = 3
+
+
+def on_two_workers(folder: Path) -> list[dict[str, Any]]:
+    """What each saw, by the kind of step or the name of the function below."""
+    processes = [FORKS.Process(target=_worker, args=(rank, folder)) for rank in range(WORLD_SIZE)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(240)
+    assert [process.exitcode for process in processes] == [0] * WORLD_SIZE
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(WORLD_SIZE)]
+
+
+def _worker(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/meet",
+        rank=rank,
+        world_size=WORLD_SIZE,
+        timeout=timedelta(seconds=120),
+    )
+    scenes = {kind: steps(**keys, rank=rank, world_size=WORLD_SIZE) for kind, keys in KINDS.items()}
+    more = {"settled": settled(rank), "diverged": diverged(rank), "counted": counted(rank)}
+    torch.save(scenes | more, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def steps(
+    parts: int, *, spare: bool = False, rank: int = 0, world_size: int = 1, **keys: Any
+) -> tuple[list[float], Tensor]:
+    """Losses and weights after some steps in which only the data are random: no statistics that
+    each worker has of its own, and no dropout.
+    """
+    network = toy.Toy(dropout=0.0, spare=spare)
+    given = toy.training(toy.recipe(freeze="batchnorm", **keys), network, parts=parts)
+    losses = toy.run(given, STEPS, parts=parts, rank=rank, world_size=world_size)
+    return losses, toy.weights(given)
+
+
+def settled(rank: int) -> dict[str, Any]:
+    """Weights, and statistics before and after workers have settled on one."""
+    given = toy.training(toy.recipe(), parts=2)
+    toy.run(given, STEPS, parts=2, rank=rank, world_size=WORLD_SIZE)
+    before = _statistics(given)
+    given.settle()
+    return {"weights": toy.weights(given), "before": before, "after": _statistics(given)}
+
+
+def _statistics(given: Training) -> list[Tensor]:
+    [norm] = norms(given.network)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    return [norm.running_mean.clone(), norm.running_var.clone()]
+
+
+def diverged(rank: int) -> str:
+    """The second worker's loss is NaN."""
+    given = toy.training(toy.recipe(), parts=2)
+    if rank == 1:
+        head = given.network.head
+        head.register_forward_hook(lambda _module, _images, logits: logits * float("nan"))
+    try:
+        toy.run(given, 1, parts=2, rank=rank, world_size=WORLD_SIZE)
+    except Diverged as error:
+        return str(error)
+    return "went on"
+
+
+def counted(rank: int) -> list[int]:
+    counts: list[int] = summed_counts(np.array([rank + 1, 10]), torch.device("cpu")).tolist()
+    return counts
+
+
+# Kinds of steps that should be those of one worker that does all the parts.
+KINDS: dict[str, dict[str, Any]] = {
+    "two parts each": {"parts": 4},
+    "two parts and one": {"parts": 3, "batch_size": 6},
+    "an auxiliary head without weight": {"parts": 2, "loss": {"auxiliary": 0.0}},
+    "weights that nothing depends on": {"parts": 2, "spare": True},
+}
