@@ -119,10 +119,17 @@ def read_many(uris: Sequence[str], limits: ReadLimits) -> list[bytes | Unreadabl
     again with backoff and jitter. The length is looked at before the body is read. Raises nothing
     for what storage answers.
     """
-    return asyncio.run(_read_many(uris, limits))
+    contents: list[bytes | Unreadable] = []
+    asyncio.run(_read_into(contents, uris, limits))
+    return contents
 
 
-async def _read_many(uris: Sequence[str], limits: ReadLimits) -> list[bytes | Unreadable]:
+async def _read_into(
+    contents: list[bytes | Unreadable], uris: Sequence[str], limits: ReadLimits
+) -> None:
+    """Returns nothing: of what the main task returns, asyncio makes a ``repr`` when it puts the
+    handler of SIGINT back (Python 3.11), and of megabytes that takes tenths of a second.
+    """
     slots = asyncio.Semaphore(limits.concurrency)
 
     async def read(uri: str) -> bytes | Unreadable:
@@ -135,7 +142,7 @@ async def _read_many(uris: Sequence[str], limits: ReadLimits) -> list[bytes | Un
             except Exception as error:
                 return _why(uri, error)
 
-    return list(await asyncio.gather(*(read(uri) for uri in uris)))
+    contents += await asyncio.gather(*(read(uri) for uri in uris))
 
 
 async def _read_bulk(store: ObjectStore, key: str, limits: ReadLimits) -> bytes | Unreadable:
