@@ -10,6 +10,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from segbatch import storage
 from segbatch.training.trackers import TRACKERS
 
@@ -39,6 +42,11 @@ class Journal:
         for tracker in self._trackers:
             tracker.save()
 
+    def close(self) -> None:
+        """The end of the training, or of what this worker does of it."""
+        for tracker in self._trackers:
+            tracker.close()
+
     def _track(self, values: Mapping[str, float], prefix: str) -> None:
         named = {f"{prefix}/{key}": v for key, v in values.items() if key != "step"}
         for tracker in self._trackers:
@@ -48,10 +56,10 @@ class Journal:
 def read_journal(uri: str) -> list[dict[str, Any]]:
     """The lines of the journal in the folder ``uri``; none where there is none."""
     try:
-        text = storage.read_bytes(storage.join(uri, LINES)).decode()
+        data = storage.read_bytes(storage.join(uri, LINES))
     except FileNotFoundError:
         return []
-    return [json.loads(line) for line in text.splitlines()]
+    return [json.loads(line) for line in data.splitlines()]
 
 
 def curves(lines: Sequence[Mapping[str, Any]]) -> bytes:
@@ -80,8 +88,7 @@ def curves(lines: Sequence[Mapping[str, Any]]) -> bytes:
     return sink.getvalue()
 
 
-def _smooth(steps: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
+def _smooth(steps: Sequence[Mapping[str, Any]]) -> tuple[list[float], npt.NDArray[np.float64]]:
     width = max(1, len(steps) // 20)
-    losses = [step["loss"] for step in steps]
-    means = [sum(losses[i - width : i]) / width for i in range(width, len(losses) + 1)]
-    return [step["step"] for step in steps[width - 1 :]], means
+    sums = np.cumsum([0.0, *(step["loss"] for step in steps)])
+    return [step["step"] for step in steps[width - 1 :]], (sums[width:] - sums[:-width]) / width

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
+
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 
 from segbatch import storage
 from segbatch.errors import InputError
@@ -20,31 +26,45 @@ class Tracker(Protocol):
 
     def log(self, step: int, values: Values) -> None: ...
     def save(self) -> None: ...
+    def close(self) -> None: ...
 
 
 class TensorBoard:
-    """Event files below ``tensorboard/``; each start of a training writes one of its own."""
+    """Event files below ``tensorboard/``; each start of a training writes one of its own.
+
+    Events are written here and now: a ``SummaryWriter`` hands them to a thread, for which its
+    ``flush`` does not wait, and class names would lose their spaces.
+    """
 
     def __init__(self, uri: str, step: int, keys: Mapping[str, Any]) -> None:
-        from tensorboardX import SummaryWriter
-
         self._uri = storage.join(uri, "tensorboard")
         self._folder = tempfile.TemporaryDirectory()
+        self._writer = EventsWriter(str(Path(self._folder.name) / "events"), f".{step}")
         # What an earlier start wrote of later steps is not shown.
-        self._writer = SummaryWriter(self._folder.name, purge_step=step + 1)
+        self._write(step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def log(self, step: int, values: Values) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._write(step, summary=Summary(value=scalars))
+
+    def _write(self, step: int, **content: Any) -> None:
+        self._writer.write_event(Event(step=step, wall_time=time.time(), **content))
 
     def save(self) -> None:
         self._writer.flush()
         for file in Path(self._folder.name).iterdir():
             storage.write_bytes(storage.join(self._uri, file.name), file.read_bytes())
 
+    def close(self) -> None:
+        self._writer.close()
+        self._folder.cleanup()
+
 
 class MLflow:
-    """A run on the server of ``MLFLOW_TRACKING_URI``; its id stands in ``mlflow.txt``."""
+    """A run on the server of ``MLFLOW_TRACKING_URI``; its id stands in ``mlflow.txt``.
+
+    Steps that are done again after a loss stand there twice: MLflow takes nothing back.
+    """
 
     def __init__(self, uri: str, step: int, keys: Mapping[str, Any]) -> None:
         self._mlflow = import_module("mlflow")
@@ -57,10 +77,15 @@ class MLflow:
         storage.write_bytes(where, run.info.run_id.encode())
 
     def log(self, step: int, values: Values) -> None:
-        self._mlflow.log_metrics(dict(values), step=step)
+        # It takes no other characters, and classes have any names.
+        named = {re.sub(r"[^/\w.\- :]", "_", name): value for name, value in values.items()}
+        self._mlflow.log_metrics(named, step=step)
 
     def save(self) -> None:
         pass  # it has sent everything
+
+    def close(self) -> None:
+        self._mlflow.end_run()
 
 
 class WeightsAndBiases:
@@ -79,6 +104,9 @@ class WeightsAndBiases:
 
     def save(self) -> None:
         pass  # it sends by itself
+
+    def close(self) -> None:
+        self._run.finish()  # and loses what it has not sent without this
 
 
 TRACKERS: dict[str, Callable[[str, int, Mapping[str, Any]], Tracker]] = {
