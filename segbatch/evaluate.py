@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray.data
+from ray.exceptions import WorkerCrashedError
 
 from segbatch import storage
 from segbatch.cluster.executor import _data_context, _in_background
@@ -244,12 +245,15 @@ def _run(blocks: Callable[[], ray.data.Dataset], lease: Lease) -> Iterator[pa.Ta
             with _in_background(blocks()) as tables:
                 yield from watch(tables, stall_minutes=stall_minutes, lease=lease)
     except ExecutionStopped as stopped:
+        why = str(stopped)
         error: BaseException | None = stopped
         while error is not None:
             if isinstance(error, SegbatchError):
                 raise error from stopped
+            if isinstance(error, WorkerCrashedError):
+                why = "a worker's process died twice over the same images"
             error = getattr(error, "cause", None) or error.__cause__
-        raise Incomplete(f"the workers stopped: {stopped}; run again") from stopped
+        raise Incomplete(f"{why}; run again") from stopped
 
 
 def _seen(scores: Scores, dataset: Dataset, reading: Reading) -> Iterator[Seen]:
