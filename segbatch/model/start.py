@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -15,9 +16,6 @@ from segbatch.jobtrain import Start
 from segbatch.model import bundle, weights, zoo
 from segbatch.model.bundle import ModelConfig
 from segbatch.model.zoo import Network
-
-# Last layers of classification networks, which a backbone has not.
-CLASSIFIERS = ("fc.", "classifier.", "head.", "last_linear.")
 
 
 def start(
@@ -46,29 +44,43 @@ def start(
 
 
 def fit_trunk(network: Network, uri: str) -> None:
-    """Load classification weights into the backbone; their last layers are left out.
+    """Load classification weights into the backbone; the layers that follow on it are left out.
 
     Raises :class:`~segbatch.errors.ModelError` for a file that is not of this backbone.
     """
     trunk = network.get_submodule(network.trunk_key)
     expected = trunk.state_dict()
-    given = weights.decode_state(weights.read_file(uri), uri)
-    state = {key: value for key, value in given.items() if not key.startswith(CLASSIFIERS)}
-    prefix = "model." if all(key.startswith("model.") for key in expected) else ""  # timm's
-    state = {key if key in expected else prefix + key: value for key, value in state.items()}
-    counters = {key for key in expected if key.endswith("num_batches_tracked")}
-    missing = expected.keys() - state.keys() - counters
-    unlike = [k for k in state if k in expected and state[k].shape != expected[k].shape]
-    if missing or unlike:
-        what = f"lack {min(missing)}" if missing else f"have another shape at {unlike[0]}"
+    own = {_as_classified(key): key for key in expected}
+    parts = {key.partition(".")[0] for key in own}
+    given = {
+        own.get(name, key): value
+        for key, value in weights.decode_state(weights.read_file(uri), uri).items()
+        if (name := _as_classified(key)).partition(".")[0] in parts
+    }
+    missing = [k for k in expected if k not in given and not k.endswith("num_batches_tracked")]
+    unlike = [k for k, v in given.items() if k in expected and v.shape != expected[k].shape]
+    unknown = [key for key in given if key not in expected]
+    troubles = [
+        *(f"lack {key}" for key in missing),
+        *(f"have another shape at {key}" for key in unlike),
+        *(f"have {key}, which it does not" for key in unknown),
+    ]
+    if troubles:
         raise ModelError(
-            f"{uri}: not weights of this backbone: they {what}; set model.backbone to the network"
-            " that they are of"
+            f"{uri}: not weights of this backbone: they {troubles[0]}; set model.backbone to the"
+            " network that they are of"
         )
-    unknown = sorted(state.keys() - expected.keys())
-    if unknown:
-        raise ModelError(f"{uri}: not weights of this backbone: it has no {unknown[0]}")
-    trunk.load_state_dict(state, strict=False)
+    trunk.load_state_dict(given, strict=False)
+
+
+def _as_classified(key: str) -> str:
+    """A backbone's key, as it is called in the classification network that it was cut out of.
+
+    torchvision cuts out what stands under ``features``; timm puts all under ``model``, and calls
+    ``stages.0`` ``stages_0``.
+    """
+    key = key.removeprefix("model.").removeprefix("features.")
+    return re.sub(r"_(\d+\.)", r".\1", key)
 
 
 def _from_bundle(
