@@ -14,7 +14,6 @@ from segbatch.errors import SourceError
 from segbatch.images.decode import Decoded, decode_image
 from segbatch.labels.samples import Sample
 from segbatch.masks import decode_mask
-from segbatch.scaling import scaled_size
 from segbatch.training.metrics import ConfusionMatrix
 
 Array = npt.NDArray[np.uint8]
@@ -23,34 +22,48 @@ MAX_PIXELS = 1_000_000_000
 TOGETHER = 16  # images that are held decoded while they are measured
 
 
-def image_of(sample: Sample, long_side: int | None) -> Array:
-    """The upright image, HWC uint8 RGB, brought to ``long_side``.
+def labelled(sample: Sample, long_side: int | None) -> tuple[Array, Array]:
+    """The upright image, HWC uint8 RGB, brought to ``long_side``, and its label map, HW uint8, at
+    the image's own size.
 
-    Raises :class:`~segbatch.errors.SourceError` for one that cannot be decoded.
+    Raises :class:`~segbatch.errors.SourceError` for an image or mask that cannot be decoded, or
+    that are not of one size.
     """
     image = decode_image(sample.image, max_pixels=MAX_PIXELS, long_side=long_side)
     if not isinstance(image, Decoded):
-        raise SourceError(
-            f"image {sample.image_id} of the dataset, {sample.uri}: {image.kind}: {image.message};"
-            " `segbatch labels check` finds all such"
+        raise _damaged(sample, f"{image.kind}: {image.message}")
+    try:
+        label_map = decode_mask(sample.mask)
+    except SourceError as error:
+        raise _damaged(sample, str(error)) from error
+    height, width = label_map.shape
+    if (width, height) != (image.width, image.height):
+        raise _damaged(
+            sample, f"the image is {image.width}×{image.height}, its mask {width}×{height}"
         )
-    return image.pixels
+    return image.pixels, label_map
 
 
 def example(sample: Sample, long_side: int | None) -> tuple[Array, Array]:
-    """Image and label map (HW uint8), both brought to ``long_side``; class ids are never mixed."""
-    label_map = Image.fromarray(decode_mask(sample.mask))
-    size = scaled_size(*label_map.size, long_side)
-    if size != label_map.size:
-        label_map = label_map.resize(size, Image.Resampling.NEAREST)
-    return image_of(sample, long_side), np.asarray(label_map)
+    """:func:`labelled`, with the label map brought to ``long_side``; class ids are never mixed."""
+    image, truth = labelled(sample, long_side)
+    # As the image came out: what is drafted while it is decoded may be a pixel off.
+    size = image.shape[1], image.shape[0]
+    return image, np.asarray(Image.fromarray(truth).resize(size, Image.Resampling.NEAREST))
 
 
 def measure(model: Any, samples: Iterator[Sample], confusion: ConfusionMatrix) -> None:
     """Predict samples as the segment job does, and count pixels at the images' own size."""
     while group := list(islice(samples, TOGETHER)):
-        truths = [decode_mask(sample.mask) for sample in group]
-        images = [image_of(sample, model.long_side) for sample in group]
-        sizes = [(truth.shape[0], truth.shape[1]) for truth in truths]
-        for truth, prediction in zip(truths, model.predict_batch(images, sizes), strict=True):
+        pairs = [labelled(sample, model.long_side) for sample in group]
+        images, truths = [image for image, _ in pairs], [truth for _, truth in pairs]
+        predictions = model.predict_batch(images, [truth.shape for truth in truths])
+        for truth, prediction in zip(truths, predictions, strict=True):
             confusion.update(truth, prediction.mask)
+
+
+def _damaged(sample: Sample, why: str) -> SourceError:
+    return SourceError(
+        f"image {sample.image_id} of the dataset, {sample.uri}: {why}; `segbatch labels check`"
+        " finds all such"
+    )
