@@ -25,7 +25,7 @@ import ray.data
 from ray.exceptions import WorkerCrashedError
 
 from segbatch import storage
-from segbatch.cluster.executor import _data_context, _in_background
+from segbatch.cluster.executor import data_context, in_background
 from segbatch.cluster.workers import (
     Workers,
     connected,
@@ -240,9 +240,9 @@ def _run(blocks: Callable[[], ray.data.Dataset], lease: Lease) -> Iterator[pa.Ta
     """
     stall_minutes = Limits().stall_minutes
     try:
-        with _data_context(stall_minutes):
+        with data_context(stall_minutes):
             ray.data.DataContext.get_current().max_errored_blocks = 0  # the first one tells why
-            with _in_background(blocks()) as tables:
+            with in_background(blocks()) as tables:
                 yield from watch(tables, stall_minutes=stall_minutes, lease=lease)
     except ExecutionStopped as stopped:
         why = str(stopped)

@@ -60,9 +60,9 @@ class RayExecutor:
 
     def blocks(self, images: pa.Table, rows: int, *, last_pass: bool) -> Accounts:
         """Run ``images`` through the pipeline, ``rows`` a block; accounts as files are written."""
-        with _data_context(self.stall_minutes):
+        with data_context(self.stall_minutes):
             dataset = self.dataset(images, rows, self.stages.in_pass(last_pass))
-            with _in_background(dataset) as tables:
+            with in_background(dataset) as tables:
                 for table in self._watch(tables):
                     yield from accounts_of(table)
 
@@ -133,7 +133,7 @@ def _reason(error: RayError) -> str:
 
 
 @contextlib.contextmanager
-def _data_context(stall_minutes: float) -> Iterator[None]:
+def data_context(stall_minutes: float) -> Iterator[None]:
     """Ray Data as this job needs it; the process's own settings come back afterwards."""
     context = ray.data.DataContext.get_current().copy()
     context.target_max_block_size = None  # one task, one block: see segment.pipeline
@@ -149,7 +149,7 @@ def _data_context(stall_minutes: float) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _in_background(dataset: ray.data.Dataset) -> Iterator[Callable[[float], Any]]:
+def in_background(dataset: ray.data.Dataset) -> Iterator[Callable[[float], Any]]:
     """Run a dataset in a thread; ``next_table(timeout)`` gives what it made, as ``watch`` wants.
 
     The driver must be able to commit, look at its lease and be interrupted meanwhile. Left early,
