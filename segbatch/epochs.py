@@ -12,6 +12,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,16 +79,24 @@ def train_epochs(plan: Plan, worker: Worker) -> str | None:
 
 
 def run_epochs(plan: Plan, worker: Worker) -> str | None:
-    """Step after step from the last checkpoint on, and after every epoch its scores."""
-    train, order = plan.train, plan.order()
+    """What is left of the training after the last checkpoint."""
     training, best, epoch = make_training(plan, worker)
-    if best.worn_out(epoch, train.early_stopping):
+    if best.worn_out(epoch, plan.train.early_stopping):
         return None
+    if worker.rank != 0:
+        return run_steps(plan, worker, training, best, None)
+    log = Journal(plan.training_uri, training.step, plan.track, plan.identity)
+    with closing(log) as journal:
+        return run_steps(plan, worker, training, best, journal)
+
+
+def run_steps(
+    plan: Plan, worker: Worker, training: Training, best: Best, journal: Journal | None
+) -> str | None:
+    """Step after step, and after every epoch its scores."""
+    train, order = plan.train, plan.order()
     held_out = Samples(plan.dataset, "val", plan.cache)
     loader = make_loader(plan, worker)
-    journal = None
-    if worker.rank == 0:
-        journal = Journal(plan.training_uri, training.step, plan.track, plan.identity)
     ends = {order.epoch_ends(epoch): epoch + 1 for epoch in range(train.epochs)}
     began = time.perf_counter()
     for parts in loader.steps(training.step):
