@@ -180,14 +180,13 @@ def test_the_loss_at_several_scales_is_their_mean() -> None:
 
 
 def test_an_image_made_smaller_is_still_seen_whole() -> None:
-    network = Given(logits_of((4, 5)))
-    pixels = torch.zeros(2, 64, 80, 3, dtype=torch.uint8)
-    pixels[:, ::2] = 255  # one line black, one white: on the whole grey
-    Objective(network, Loss(scales=[0.5]), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))(
-        pixels, truth_of((64, 80))
-    )
+    network = Given(logits_of((2, 3)))
+    pixels = torch.zeros(2, 64, 96, 3, dtype=torch.uint8)
+    pixels[:, 1::4] = pixels[:, 2::4] = 255  # two lines white, two black: on the whole grey
+    objective = Objective(network, Loss(scales=[0.25]), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    objective(pixels, truth_of((64, 96)))
     [seen] = network.seen
-    assert seen.shape == (2, 3, 32, 40)
+    assert seen.shape == (2, 3, 16, 24)
     assert (seen[:, :, 1:-1] - 0.5).abs().max() < 0.1
 
 
