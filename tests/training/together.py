@@ -25,6 +25,8 @@ def on_two_workers(folder: Path) -> list[dict[str, Any]]:
         process.start()
     for process in processes:
         process.join(240)
+        process.kill()  # if it is still there
+        process.join()
     assert [process.exitcode for process in processes] == [0] * WORLD_SIZE
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(WORLD_SIZE)]
 
