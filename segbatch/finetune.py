@@ -56,26 +56,25 @@ def finetune(job: str | Mapping[str, Any] | Job) -> dict[str, Any]:
             return state.summary()
         check_output(uri)
         plan = make_plan(job, dataset, state)
-        with Lease(uri, say), state.guard():
-            state.write("running")
-            with connected(say):
-                device = resolve_device(job.resources)
-                workers = share_out_training(job.resources, device)
-                refuse_single_images(job, device)
-                say(f"training on {workers} ({device})")
-                began = time.time()
-                with TrainProgress(uri, plan.order().num_steps) as progress:
-                    plan = replace(plan, threads=workers.num_cpus)
-                    ended = train(
-                        partial(train_epochs, plan),
-                        workers,
-                        job,
-                        state.training_uri,
-                        progress.show,
-                    )
-                note_start(state, workers, began)
-                finish(job, plan, state, ended)
+        with Lease(uri, say), connected(say):
+            device = resolve_device(job.resources)
+            workers = share_out_training(job.resources, device)
+            refuse_single_images(job, device)
+            with state.guard():
+                train_and_finish(job, replace(plan, threads=workers.num_cpus), workers, state)
     return state.summary()
+
+
+def train_and_finish(job: FinetuneJob, plan: Plan, workers: Workers, state: TrainState) -> None:
+    """From the first step, or the last checkpoint, to the model."""
+    say(f"training on {workers} ({workers.device})")
+    state.write("running")
+    began = time.time()
+    work = partial(train_epochs, plan)
+    with TrainProgress(state.uri, plan.order().num_steps) as progress:
+        ended = train(work, workers, job, state.training_uri, progress.show)
+    note_start(state, workers, began)
+    finish(job, plan, state, ended)
 
 
 def open_labels(job: FinetuneJob) -> Dataset:

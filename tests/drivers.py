@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -88,6 +88,19 @@ def exit_code(process: BaseProcess, seconds: float = 60) -> int | None:
     """What a driver ends with; ``None`` if it does not in time, negative for a signal."""
     process.join(seconds)
     return process.exitcode
+
+
+def workers_named(name: str, server: str) -> list[int]:
+    """Process ids of Ray's workers that are called so; of the tests' own Ray, which alone has the
+    address of our S3 server in its environment.
+    """
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            named = name.encode() in (folder / "cmdline").read_bytes()
+            if named and server.encode() in (folder / "environ").read_bytes():
+                found.append(int(folder.name))
+    return found
 
 
 def wait_until(

@@ -21,7 +21,7 @@ from segbatch.finetune import finetune
 from segbatch.labels.dataset import Dataset, write_shard
 from segbatch.training.journal import read_journal
 from tests.conftest import ROOT, S3
-from tests.drivers import driver, exit_code, wait_until
+from tests.drivers import driver, exit_code, wait_until, workers_named
 from tests.labelled import labelled_dataset
 
 NETWORK = {
@@ -76,14 +76,9 @@ def steps_done(output: str) -> list[int]:
     return [line["step"] for line in journal(output) if line["kind"] == "step"]
 
 
-def training_workers() -> list[int]:
-    """Process ids of the workers that train on this machine."""
-    pids = []
-    for file in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            if b"RayTrainWorker" in file.read_bytes():
-                pids.append(int(file.parent.name))
-    return pids
+def training_workers(s3: S3) -> list[int]:
+    """Process ids of the workers that train."""
+    return workers_named("RayTrainWorker", s3.url)
 
 
 # ------------------------------------------------------------------------------------ what it does
@@ -184,7 +179,7 @@ def test_a_model_goes_on_with_other_classes(
 
 
 def test_a_training_that_is_stopped_and_killed_in_every_way_ends_as_an_unbroken_one(
-    ray_address: str, labels: Dataset, tmp_path: Path
+    ray_address: str, s3: S3, labels: Dataset, tmp_path: Path
 ) -> None:
     whole, broken = str(tmp_path / "whole"), str(tmp_path / "broken")
     finetune(training(labels, whole))
@@ -192,20 +187,19 @@ def test_a_training_that_is_stopped_and_killed_in_every_way_ends_as_an_unbroken_
     work = training(labels, broken)
     with driver(work, tmp_path, ray_address) as process:
         wait_until(lambda: len(steps_done(broken)) > 0, process)  # the first epoch is saved
-        os.kill(process.pid or 0, signal.SIGTERM)
-        assert exit_code(process) == 128 + signal.SIGTERM
-    assert run_json(broken)["status"] == "interrupted"
-    wait_until(lambda: not training_workers())
-    with driver(work, tmp_path, ray_address) as process:
-        wait_until(training_workers, process)
+        for pid in training_workers(s3):
+            os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: len(steps_done(broken)) > 13, process)  # so is the second
         process.kill()
         assert exit_code(process) == -signal.SIGKILL
-    wait_until(lambda: not training_workers())
+    wait_until(lambda: not training_workers(s3))
     with driver(work, tmp_path, ray_address) as process:
-        wait_until(lambda: len(steps_done(broken)) > 13, process)  # so is the second
-        for pid in training_workers():
-            os.kill(pid, signal.SIGKILL)
-        assert exit_code(process, 120) == 0, (tmp_path / "stderr.txt").read_text()
+        wait_until(lambda: training_workers(s3), process)
+        os.kill(process.pid or 0, signal.SIGTERM)
+        assert exit_code(process) == 128 + signal.SIGTERM, (tmp_path / "stderr.txt").read_text()
+    assert run_json(broken)["status"] == "interrupted"
+    wait_until(lambda: not training_workers(s3))
+    assert finetune(work)["status"] == "complete"
     assert weights(broken) == weights(whole)
     info = run_json(broken) | {"status": "running"}  # as if killed just before its last word
     storage.write_bytes(storage.join(broken, "run.json"), json.dumps(info).encode())
@@ -250,7 +244,7 @@ def test_what_cannot_be_trained_is_said_before_a_worker_starts(
     work = training(labels, output)
     with pytest.raises(InputError, match=r"workers of 3 CPUs"):
         finetune(work | {"resources": {"workers": 2, "cpus_per_worker": 3}})
-    assert not (tmp_path / "model" / "config.json").exists()
+    assert not (tmp_path / "model" / "run.json").exists()  # the output is still free
 
 
 def test_a_damaged_image_is_named(ray_address: str, labels: Dataset, tmp_path: Path) -> None:
@@ -298,7 +292,7 @@ def raylets(address: str) -> set[int]:
 
 
 def test_a_training_goes_on_with_fewer_workers_when_a_node_is_lost(
-    ray_address: str, labels: Dataset, tmp_path: Path
+    ray_address: str, s3: S3, labels: Dataset, tmp_path: Path
 ) -> None:
     output = str(tmp_path / "model")
     work = training(labels, output, workers=[1, 2], epochs=4)
@@ -308,7 +302,7 @@ def test_a_training_goes_on_with_fewer_workers_when_a_node_is_lost(
         driver(work, tmp_path, ray_address) as process,
     ):
         wait_until(lambda: len(steps_done(output)) > 0, process)
-        assert len(training_workers()) == 2
+        assert len(training_workers(s3)) == 2
         os.kill(node, signal.SIGKILL)
         assert exit_code(process, 180) == 0, (tmp_path / "stderr.txt").read_text()
     assert steps_done(output) == list(range(1, 46))  # 4 × 90 images in steps of 8

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import threading
@@ -33,7 +32,7 @@ from segbatch.segment import segment
 from tests import poison
 from tests.collection import broken, jpeg, various
 from tests.conftest import EVERYTHING, S3, job
-from tests.drivers import driver, exit_code, wait_until
+from tests.drivers import driver, exit_code, wait_until, workers_named
 
 pytestmark = pytest.mark.usefixtures("ray_address")
 
@@ -461,17 +460,6 @@ def test_an_image_that_kills_its_process_is_found_and_its_neighbours_are_done(
     assert run.audit(deep=True).exit_code == 0
 
 
-def predict_workers(s3: S3) -> list[int]:
-    """Process ids of the predict workers of the tests' own Ray, which has our S3's address."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            named = b"PredictStage" in (folder / "cmdline").read_bytes()
-            if named and s3.url.encode() in (folder / "environ").read_bytes():
-                found.append(int(folder.name))
-    return found
-
-
 def test_a_predict_worker_that_is_killed_loses_nothing(
     s3: S3, model_uri: str, tmp_path: Path
 ) -> None:
@@ -485,7 +473,7 @@ def test_a_predict_worker_that_is_killed_loses_nothing(
 
     def kill_one() -> None:
         wait_until(lambda: any((output / "rows").glob("*.parquet")))
-        killed.extend(predict_workers(s3))
+        killed.extend(workers_named("PredictStage", s3.url))
         for pid in killed:
             os.kill(pid, signal.SIGKILL)
 

@@ -152,7 +152,8 @@ def train(
         _drain(listener, show)
     [ended] = outcome
     if isinstance(ended, Result):
-        return Ended(ended.return_value, ended.get_best_checkpoint("miou", "max"))
+        best = ended.get_best_checkpoint("miou", "max") if ended.best_checkpoints else None
+        return Ended(ended.return_value, best)
     raise _explained(ended)
 
 
