@@ -9,35 +9,36 @@ import sys
 import time
 from collections import Counter
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-from segbatch.results.write import Account
+if TYPE_CHECKING:
+    from segbatch.results.write import Account
 
 EVERY_S = 10.0
 
 
-class Shown:
-    """A bar on a terminal, while this is open; else ``_bar`` is ``None``."""
+class Bar:
+    """A bar on a terminal while it is entered; elsewhere it is silent and lines are said."""
 
-    def __init__(self) -> None:
-        self._bar: RichProgress | None = None
-        if sys.stderr.isatty():
-            self._bar = RichProgress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[pace]}"),
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
-            )
+    def __init__(self, what: str, total: int, done: int = 0) -> None:
+        self._bar = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[pace]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=not sys.stderr.isatty(),
+        )
+        self._task = self._bar.add_task(what, total=total, completed=done, pace="")
+        self.started = self._last_line = time.monotonic()
 
     def __enter__(self) -> Self:
-        if self._bar is not None:
-            self._bar.start()
+        self._bar.start()
         return self
 
     def __exit__(
@@ -46,47 +47,47 @@ class Shown:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        self._bar.stop()
+
+    def move(self, done: int, pace: str) -> bool:
+        """Show how far it is; whether it is time to say it in a line, where there is no bar."""
+        self._bar.update(self._task, completed=done, pace=pace)
+        due = self._bar.disable and time.monotonic() - self._last_line >= EVERY_S
+        if due:
+            self._last_line = time.monotonic()
+        return due
+
+    def line(self, text: str, prefix: str) -> None:
+        """Something that happens now and then: above the bar, or behind ``prefix`` as a line."""
+        if self._bar.disable:
+            say(f"{prefix}{text}")
+        else:
+            self._bar.console.print(text, highlight=False)
 
 
-class Progress(Shown):
+class Progress(Bar):
     """What a run says while it works. ``done`` images were committed before."""
 
     def __init__(self, run: str, total: int, done: int) -> None:
-        super().__init__()
+        super().__init__(run, total, done)
         self.run = run
         self.total = total
         self.done = done
         self.passes = 0
         self.kinds: Counter[str] = Counter()
         self.seconds: Counter[str] = Counter()
-        self.started = time.monotonic()
-        self._last_line = self.started
-        if self._bar is not None:
-            self._task = self._bar.add_task(run, total=total, completed=done, pace="")
 
     def event(self, name: str, **facts: object) -> None:
         """Something that happens now and then: one line, at once."""
         text = " ".join([name, *(f"{key}={value}" for key, value in facts.items())])
-        if self._bar is not None:
-            self._bar.console.print(text, highlight=False)
-        else:
-            print(f"run={self.run} event={text}", file=sys.stderr, flush=True)
+        self.line(text, f"run={self.run} event=")
 
     def add(self, account: Account) -> None:
         """Images that came through; those that will be tried again are not counted yet."""
         self.seconds.update(account.seconds)
         if account.file is not None:
             self.kinds[account.kind] += len(account.image_ids)
-        if self._bar is not None:
-            self._bar.update(
-                self._task,
-                completed=self.done + self.finished,
-                pace=f"{self.images_per_second:.1f} images/s",
-            )
-        elif time.monotonic() - self._last_line >= EVERY_S:
-            self._last_line = time.monotonic()
+        if self.move(self.done + self.finished, f"{self.images_per_second:.1f} images/s"):
             self.event("progress", **self.facts())
 
     @property
@@ -107,15 +108,12 @@ class Progress(Shown):
         }
 
 
-class TrainProgress(Shown):
+class TrainProgress(Bar):
     """What a training says while it works: a line per epoch, and between them how it goes."""
 
     def __init__(self, uri: str, num_steps: int) -> None:
-        super().__init__()
+        super().__init__("steps", num_steps)
         self.uri = uri
-        self._last_line = time.monotonic()
-        if self._bar is not None:
-            self._task = self._bar.add_task("steps", total=num_steps, pace="")
 
     def show(self, facts: dict[str, Any]) -> None:
         """What a worker tells: of a step, or of an epoch, which comes out at once."""
@@ -123,15 +121,8 @@ class TrainProgress(Shown):
             f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
             for key, value in facts.items()
         )
-        if self._bar is not None:
-            if "step" in facts:
-                step, pace = facts["step"], f"loss {facts['loss']:.3f}"
-                self._bar.update(self._task, completed=step, pace=pace)
-            else:
-                self._bar.console.print(text, highlight=False)
-        elif "step" not in facts or time.monotonic() - self._last_line >= EVERY_S:
-            self._last_line = time.monotonic()
-            print(f"training={self.uri} {text}", file=sys.stderr, flush=True)
+        if "step" not in facts or self.move(facts["step"], f"loss {facts['loss']:.3f}"):
+            self.line(text, f"training={self.uri} ")
 
 
 def say(message: str) -> None:

@@ -22,6 +22,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from ray.train.v2.api.result import Result
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 from ray.util.queue import Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from segbatch import signals, storage
 from segbatch.cluster.workers import Workers
@@ -113,7 +114,9 @@ def train(
     """
     for name in ("ray.train", "ray.train.v2"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    listener = Queue(actor_options={"num_cpus": 0})
+    # On the driver's own node: a worker that tells something must not depend on any other.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    listener = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     filesystem, path = storage.arrow_filesystem(training_uri)
     low, high = workers.size
     trainer = TorchTrainer(
