@@ -89,7 +89,7 @@ def training_workers(s3: S3) -> list[int]:
 def trained(ray_address: str, labels: Dataset, s3: S3) -> str:
     """A model that two workers trained into a bucket. To be looked at, not changed."""
     output = s3.uri("model")
-    work = training(labels, output, workers=2, epochs=16, optimizer={"lr": 0.02})
+    work = training(labels, output, workers=2, epochs=12, optimizer={"lr": 0.02})
     finetune(work | {"track": ["tensorboard"]})
     return output
 
@@ -127,8 +127,8 @@ def test_a_model_says_what_it_is_and_predicts_as_it_was_measured(
 def test_a_training_leaves_its_curves_its_journal_and_its_events(trained: str) -> None:
     lines = journal(trained)
     epochs = [line for line in lines if line["kind"] == "epoch"]
-    assert [line["epoch"] for line in epochs] == list(range(1, 17))
-    assert steps_done(trained) == list(range(1, 181))  # 16 × 90 images in steps of 8
+    assert [line["epoch"] for line in epochs] == list(range(1, 13))
+    assert steps_done(trained) == list(range(1, 136))  # 12 × 90 images in steps of 8
     files = [file.uri for file in storage.list_files(f"{trained}/training")]
     assert sum("events.out.tfevents" in file for file in files) == 1
     assert sum(file.endswith("state.pt") for file in files) <= 3  # the best two, and the last
@@ -159,21 +159,12 @@ def test_the_segment_job_takes_the_model_as_it_is(
 def test_a_finished_training_is_left_as_it_is(
     trained: str, labels: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    work = training(labels, trained, workers=2, epochs=16, optimizer={"lr": 0.02})
+    work = training(labels, trained, workers=2, epochs=12, optimizer={"lr": 0.02})
     before = weights(trained)
     assert finetune(work)["status"] == "complete"
     assert weights(trained) == before
-    with pytest.raises(RunError, match=r"train\.epochs was 16 and is 17 now.*choose a new output"):
-        finetune(training(labels, trained, workers=2, epochs=17, optimizer={"lr": 0.02}))
-
-
-def test_a_model_goes_on_with_other_classes(
-    trained: str, ray_address: str, labels: Dataset, tmp_path: Path, capsys: Any
-) -> None:
-    output = str(tmp_path / "model")
-    work = training(labels, output, epochs=1) | {"model": {"from": trained}}
-    finetune(work)
-    assert journal(output)[0]["loss"] < journal(trained)[0]["loss"]
+    with pytest.raises(RunError, match=r"train\.epochs was 12 and is 13 now.*choose a new output"):
+        finetune(training(labels, trained, workers=2, epochs=13, optimizer={"lr": 0.02}))
 
 
 # ------------------------------------------------------------------------------- what goes wrong
@@ -219,11 +210,13 @@ def test_a_loss_that_is_no_number_ends_with_what_to_change(
     assert run_json(output)["status"] == "failed"
 
 
-def test_training_ends_when_nothing_gets_better(
-    ray_address: str, labels: Dataset, tmp_path: Path
+def test_training_goes_on_from_a_model_and_ends_when_nothing_gets_better(
+    trained: str, ray_address: str, labels: Dataset, tmp_path: Path
 ) -> None:
     output = str(tmp_path / "model")
-    finetune(training(labels, output, epochs=9, optimizer={"lr": 1e-12}, early_stopping=1))
+    work = training(labels, output, epochs=9, optimizer={"lr": 1e-12}, early_stopping=1)
+    finetune(work | {"model": {"from": trained}})
+    assert journal(output)[0]["loss"] < journal(trained)[0]["loss"]
     epochs = [line for line in journal(output) if line["kind"] == "epoch"]
     assert len(epochs) < 9
 
@@ -290,8 +283,14 @@ def raylets(address: str) -> set[int]:
 
 
 def test_a_training_goes_on_with_fewer_workers_when_a_node_is_lost(
-    ray_address: str, s3: S3, labels: Dataset, tmp_path: Path
+    ray_address: str,
+    s3: S3,
+    labels: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # For as long as Ray waits for a second worker before it tries with one.
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
     output = str(tmp_path / "model")
     work = training(labels, output, workers=[1, 2], epochs=4)
     work["resources"]["cpus_per_worker"] = 3  # one on each node
