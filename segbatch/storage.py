@@ -11,6 +11,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -64,6 +65,7 @@ __all__ = [
     "read_bytes",
     "read_input",
     "read_many",
+    "reading_input",
     "scheme_of",
     "split_bucket",
     "write_bytes",
@@ -220,11 +222,18 @@ def read_bytes(uri: str) -> bytes:
 
 
 def read_input(uri: str, wrong: type[InputError], missing: str = "no such file") -> bytes:
-    """:func:`read_bytes` of what a user named: raises ``wrong`` where it is missing or forbidden,
-    and :class:`~segbatch.errors.Incomplete` where storage does not answer.
+    """:func:`read_bytes` of what a user named; raises as :func:`reading_input`."""
+    with reading_input(uri, wrong, missing):
+        return read_bytes(uri)
+
+
+@contextmanager
+def reading_input(uri: str, wrong: type[InputError], missing: str) -> Iterator[None]:
+    """Errors about what a user named: ``wrong`` where it is missing or forbidden, and
+    :class:`~segbatch.errors.Incomplete` where storage does not answer.
     """
     try:
-        return read_bytes(uri)
+        yield
     except FileNotFoundError as error:
         raise wrong(f"{uri}: {missing}") from error
     except PermissionError as error:

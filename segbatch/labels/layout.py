@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 from segbatch import storage
-from segbatch.errors import Incomplete, SourceError
+from segbatch.errors import SourceError
 
 SPLIT_WORDS = {
     "train": "train",
@@ -71,13 +70,5 @@ def read_lines(uri: str) -> list[str]:
     return [line.strip() for line in text.splitlines()]
 
 
-@contextmanager
-def _reading(uri: str) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise SourceError(f"{uri}: no such file, folder or bucket") from error
-    except PermissionError as error:
-        raise SourceError(f"{uri}: may not be read: {storage.one_line(error)}") from error
-    except OSError as error:
-        raise Incomplete(f"{uri}: cannot be read: {storage.one_line(error)}") from error
+def _reading(uri: str) -> AbstractContextManager[None]:
+    return storage.reading_input(uri, SourceError, "no such file, folder or bucket")

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image
 
 from segbatch.classes import voc_color
+from segbatch.labels.annotated import Found
 from tests.collection import encoded
 
 Array = npt.NDArray[np.uint8]
@@ -59,3 +60,18 @@ def to_bytes(content: Any) -> bytes:
     if isinstance(content, bytes):
         return content
     return (content if isinstance(content, str) else json.dumps(content)).encode()
+
+
+def placed(root: Path, found: Found) -> list[tuple[str, str, str | None]]:
+    return [
+        (
+            str(Path(item.uri).relative_to(root)),
+            str(Path(item.labels_uri).relative_to(root)),
+            item.split,
+        )
+        for item in found.items
+    ]
+
+
+def left_out(root: Path, found: Found) -> dict[str, str]:
+    return {skipped.where.removeprefix(f"{root}/"): skipped.why for skipped in found.skipped}

@@ -18,8 +18,10 @@ from tests.labels.files import (
     Array,
     blank,
     grey,
+    left_out,
     palette,
     photograph,
+    placed,
     rgb,
     to_bytes,
     write,
@@ -41,21 +43,6 @@ def indices(first: int = 0, second: int = 1) -> Array:
 def find(root: Path, files: Mapping[str, Any], **options: Any) -> Found:
     write(root, files)
     return PAIRS.find(str(root), Options(**{"class_names": NAMES, **options}))
-
-
-def placed(root: Path, found: Found) -> list[tuple[str, str, str | None]]:
-    return [
-        (
-            str(Path(item.uri).relative_to(root)),
-            str(Path(item.labels_uri).relative_to(root)),
-            item.split,
-        )
-        for item in found.items
-    ]
-
-
-def left_out(root: Path, found: Found) -> dict[str, str]:
-    return {skipped.where.removeprefix(f"{root}/"): skipped.why for skipped in found.skipped}
 
 
 def label_map(root: Path, mask: bytes, **options: Any) -> Any:

@@ -16,8 +16,10 @@ from tests.labels.files import (
     Array,
     blank,
     grey,
+    left_out,
     palette,
     photograph,
+    placed,
     rgb,
     to_bytes,
     write,
@@ -47,21 +49,6 @@ def find(root: Path, files: Mapping[str, Any], **options: Any) -> Found:
 def read(item: Item, *names: str) -> Array:
     """The label map, where the classes are ``names``."""
     return VOC.read(item, {name: index for index, name in enumerate(names)}, 99).label_map
-
-
-def placed(root: Path, found: Found) -> list[tuple[str, str, str | None]]:
-    return [
-        (
-            str(Path(item.uri).relative_to(root)),
-            str(Path(item.labels_uri).relative_to(root)),
-            item.split,
-        )
-        for item in found.items
-    ]
-
-
-def left_out(root: Path, found: Found) -> dict[str, str]:
-    return {skipped.where.removeprefix(f"{root}/"): skipped.why for skipped in found.skipped}
 
 
 DEVKIT = {
