@@ -6,7 +6,6 @@ that ``--help`` and ``query`` load neither torch nor Ray.
 
 from __future__ import annotations
 
-import json
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from segbatch.errors import Incomplete, InputError, SegbatchError
+from segbatch.facts import Facts, FactsFormat, print_facts
 from segbatch.labels_cli import labels_app
 
 app = typer.Typer(
@@ -28,13 +28,6 @@ app = typer.Typer(
 model_app = typer.Typer(help="Model bundles: list, inspect, import, export.", no_args_is_help=True)
 app.add_typer(model_app, name="model")
 app.add_typer(labels_app, name="labels")
-
-
-class Facts(StrEnum):
-    """How facts are printed."""
-
-    text = "text"
-    json = "json"
 
 
 class Runtime(StrEnum):
@@ -58,7 +51,6 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key: predict.batch_size=64."),
 ]
-FactsFormat = Annotated[Facts, typer.Option("--format", help="How facts are printed.")]
 
 
 def _version(wanted: bool) -> None:
@@ -99,7 +91,7 @@ def run(
     if loaded.kind == "finetune":
         from segbatch.finetune import finetune
 
-        _print_facts(finetune(loaded), Facts.text)
+        print_facts(finetune(loaded), Facts.text)
     elif loaded.kind == "evaluate":
         from segbatch.evaluate import evaluate
         from segbatch.scores import as_text
@@ -110,7 +102,7 @@ def run(
 
         kinds = [kind.strip() for kind in (only or "").split(",") if kind.strip()]
         finished = segment(loaded, retry_failed=retry_failed, only=kinds)
-        _print_facts(finished.summary(), Facts.text)
+        print_facts(finished.summary(), Facts.text)
 
 
 @app.command()
@@ -118,7 +110,7 @@ def status(run_uri: RunUri, format: FactsFormat = Facts.text) -> None:
     """Where a run stands, from storage alone."""
     from segbatch.results.run import open_run
 
-    _print_facts(open_run(run_uri).summary(), format)
+    print_facts(open_run(run_uri).summary(), format)
 
 
 @app.command()
@@ -131,7 +123,7 @@ def audit(
     from segbatch.results.run import open_run
 
     result = open_run(run_uri).audit(deep=deep)
-    _print_facts(result.to_json(), format)
+    print_facts(result.to_json(), format)
     raise typer.Exit(result.exit_code)
 
 
@@ -211,7 +203,7 @@ def model_list(
             }
             for where, config in bundle.list_bundles(uri)
         ]
-    _print_facts(facts, format)
+    print_facts(facts, format)
 
 
 @model_app.command("info")
@@ -225,7 +217,7 @@ def model_info(
     facts = bundle.describe(uri)
     if format is Facts.text:
         facts["classes"] = [entry["name"] for entry in facts["classes"]]
-    _print_facts(facts, format)
+    print_facts(facts, format)
 
 
 @model_app.command("import")
@@ -280,35 +272,6 @@ def _read_text(path: Path) -> str:
         return path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
-
-
-def _print_facts(facts: Any, format: Facts) -> None:
-    if format is Facts.json:
-        print(json.dumps(facts, indent=2, ensure_ascii=False))
-        return
-    entries = facts if isinstance(facts, list) else [facts]
-    for index, entry in enumerate(entries):
-        if index:
-            print()
-        width = max(len(key) for key in entry)
-        for key, value in entry.items():
-            print(f"{key:{width}}  {_readable(key, value)}")
-
-
-def _readable(key: str, value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{k} {_readable(k, v)}" for k, v in value.items()) or "-"
-    if isinstance(value, list):
-        return ", ".join(_readable("", item) for item in value) or "-"
-    if value is None:
-        return "-"
-    if key in ("created", "updated", "since", "heartbeat") and isinstance(value, int | float):
-        from datetime import UTC, datetime
-
-        return f"{datetime.fromtimestamp(value, UTC):%Y-%m-%d %H:%M:%S} UTC"
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}" if key not in ("pid", "exit_code") else str(value)
-    return str(value)
 
 
 def main() -> None:

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from enum import StrEnum
 from typing import Annotated
 
 import typer
+
+from segbatch.facts import Facts, FactsFormat, print_facts
 
 labels_app = typer.Typer(
     help="Labelled images: import them as a dataset, check it.", no_args_is_help=True
 )
 
 
-class Facts(StrEnum):
-    """How facts are printed."""
-
-    text = "text"
-    json = "json"
-
-
 DatasetUri = Annotated[
     str, typer.Argument(metavar="DATASET", help="The labelled dataset's folder, any URI.")
 ]
-FactsFormat = Annotated[Facts, typer.Option("--format", help="How facts are printed.")]
 
 
 @labels_app.command("import")
@@ -108,7 +100,7 @@ def labels_import(
         overwrite=overwrite,
     )
     if format is Facts.json:
-        print(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
+        print_facts(report.to_json(), format)
     else:
         print_report(report, storage.join(report.dataset, SKIPPED))
     for note in report.notes:
@@ -136,7 +128,7 @@ def labels_check(
         sheet_format(sheet)
     report = check_dataset(dataset)
     if format is Facts.json:
-        print(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
+        print_facts(report.to_json(), format)
     else:
         for finding in report.findings:
             print(finding)
