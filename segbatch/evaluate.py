@@ -38,7 +38,7 @@ from segbatch.images.decode import Decoded, decode_image
 from segbatch.job import EvaluateJob, Job, Limits, SegmentJob, load_kind
 from segbatch.labels.dataset import Dataset, open_dataset
 from segbatch.masks import decode_mask
-from segbatch.passes import ExecutionStopped, watch
+from segbatch.passes import ExecutionStopped
 from segbatch.preflight import Prepared, check_output, prepare
 from segbatch.progress import EVERY_S, say
 from segbatch.results.lease import Lease
@@ -47,6 +47,7 @@ from segbatch.scores import Scores
 from segbatch.scoring import Scoring, read_stage, score_stage
 from segbatch.signals import interruptible
 from segbatch.stages import BLOCK_BYTES, Predicting, PredictStage, Reading, decode_stage
+from segbatch.watch import Watch
 from segbatch.worst import PICTURE_SIDE, Seen, page
 
 METRICS = "metrics.json"
@@ -243,7 +244,10 @@ def _run(blocks: Callable[[], ray.data.Dataset], lease: Lease) -> Iterator[pa.Ta
         with data_context(stall_minutes):
             ray.data.DataContext.get_current().max_errored_blocks = 0  # the first one tells why
             with in_background(blocks()) as tables:
-                yield from watch(tables, stall_minutes=stall_minutes, lease=lease)
+                watch = Watch(lease, stall_minutes)
+                for table in watch.over(tables):
+                    watch.moved()
+                    yield table
     except ExecutionStopped as stopped:
         why = str(stopped)
         error: BaseException | None = stopped

@@ -2,19 +2,18 @@
 
 A pass leaves passing failures for the next; the last one commits them. Images without any result
 (their block was lost: a node went, a worker crashed) get further passes as long as each finishes
-something: first in smaller blocks, then one by one in a process of its own, where an image that
-crashes it twice is known and committed as ``crashed``. So a killed driver, a lost node, a dropped
-block and a poisonous image are all one case.
+something: one at a time, where an image that crashes a process of its own twice is known and
+committed as ``crashed``; many of them in blocks once more before that. So a killed driver, a lost
+node, a dropped block and a poisonous image are all one case.
 """
 
 from __future__ import annotations
 
-import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Generator
 from contextlib import closing
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,16 +23,16 @@ from segbatch import signals
 from segbatch.errors import CredentialsRefused, Fenced, Incomplete, Interrupted, JobFailed
 from segbatch.job import Limits
 from segbatch.progress import Progress
-from segbatch.results.lease import Lease
 from segbatch.results.ledger import Bits, Ledger
 from segbatch.results.schema import TRANSIENT_ERRORS
 from segbatch.results.write import NEVER_WRITTEN, Account
+from segbatch.watch import Watch
 
 READS_WATCHED = 1000
 MAX_BLOCKS = 10_000  # of one execution: the driver keeps some 7 KB about each until it ends
 GIVE_UP_FAILED = 1000
+FEW_LOST = 1000  # images of lost blocks that are done alone at once; more are done as blocks again
 PAUSE_S = 5.0  # times the pass's number, before what failed for a passing reason is tried again
-ISOLATE_BELOW = 10  # rows of suspect blocks; instead of smaller ones, each image is done alone
 
 Ids = npt.NDArray[np.int64]
 Accounts = Generator[Account, None, None]  # closed where it is left early
@@ -50,7 +49,7 @@ class Executor(Protocol):
         """
 
     def alone(self, images: pa.Table, *, last_pass: bool) -> Accounts:
-        """Run each image in a process of its own; one that crashes it twice is ``crashed``."""
+        """Run images one at a time; one that crashes a process of its own twice is ``crashed``."""
 
     def why(self, image: pa.Table) -> str | None:
         """What one image ends with when it is done by itself; ``None`` if nothing is wrong."""
@@ -66,6 +65,9 @@ class Outcome:
     def __init__(self, num_images: int) -> None:
         self.finished = 0
         self.transient = Bits(num_images)
+        self.kinds: Counter[str] = (
+            Counter()
+        )  # of what came through, and of what will be tried again
         self.stopped: str | None = None
 
 
@@ -80,7 +82,7 @@ class Passes:
         block_rows: int,
         *,
         ledger: Ledger,
-        lease: Lease,
+        watch: Watch,
         progress: Progress,
         on_commit: Callable[[], None],
     ) -> None:
@@ -89,7 +91,7 @@ class Passes:
         self.bounds = bounds  # (first id, end id) of each slice
         self.block_rows = block_rows
         self.ledger = ledger
-        self.lease = lease
+        self.watch = watch
         self.progress = progress
         self.on_commit = on_commit
         self.num_images = ledger.taken.size
@@ -110,53 +112,51 @@ class Passes:
             raise
 
     def _pass_until_done(self, executor: Executor) -> None:
-        number, suspects = 0, np.empty(0, np.int64)
-        suspect_rows = self.block_rows
+        number, counted = 0, 0
+        lost_before, suspects = Bits(self.num_images), np.empty(0, np.int64)
         while self.ledger.remaining():
             number += 1
-            last = number >= self.limits.passes
+            last = counted + 1 >= self.limits.passes
             self.progress.passes = number
-            self.progress.event("pass", number=number, remaining=self.ledger.remaining())
+            self.progress.event("pass", remaining=self.ledger.remaining(), alone=len(suspects))
             outcome = Outcome(self.num_images)
             for start, stop in self.bounds:
                 ids = self.ledger.taken.missing(start, stop)
-                doubtful = np.isin(ids, suspects)
+                suspect = np.isin(ids, suspects)
                 blocks = partial(executor.blocks, rows=self.block_rows, last_pass=last)
-                self._take_all(blocks, ids[~doubtful], self.block_rows, outcome)
-                if suspect_rows < ISOLATE_BELOW:
-                    taken_apart = partial(executor.alone, last_pass=last)
-                else:
-                    taken_apart = partial(executor.blocks, rows=suspect_rows, last_pass=last)
-                self._take_all(taken_apart, ids[doubtful], suspect_rows, outcome)
+                self._take_all(blocks, ids[~suspect], outcome)
+                self._take_all(partial(executor.alone, last_pass=last), ids[suspect], outcome)
+            self.progress.event("pass_end", **outcome.kinds)
             self._release_held()
             self._commit()
             if not self.ledger.remaining():
                 return  # also where all that the last pass did was to give some images up
-            suspect_rows = max(1, (suspect_rows if len(suspects) else self.block_rows) // 10)
-            suspects = self._lost(outcome)
-            if outcome.finished == 0 and (last or outcome.stopped or len(suspects)):
-                self._refuse_to_go_on(executor, outcome, suspects)
+            counted += 0 if outcome.stopped else 1  # one that stopped has not tried every image
+            lost = self._lost(outcome)
+            if outcome.finished == 0 and (last or outcome.stopped or len(lost)):
+                self._refuse_to_go_on(executor, outcome, lost)
+            suspects = lost if len(lost) <= FEW_LOST else lost[lost_before.contains(lost)]
+            lost_before.add(lost)
             if outcome.transient.count():
-                time.sleep(PAUSE_S * number)
-            signals.check()
+                self.watch.pause(PAUSE_S * number)
 
     def _take_all(
         self,
         work: Callable[[pa.Table], Accounts],
         ids: Ids,
-        rows: int,
         outcome: Outcome,
     ) -> None:
         """Have ``ids`` of one slice worked on, a bounded number of blocks an execution."""
-        step = rows * MAX_BLOCKS
+        step = self.block_rows * MAX_BLOCKS
         for start in range(0, len(ids), step):
+            signals.check()
             try:
                 with closing(work(self.images_of(ids[start : start + step]))) as accounts:
                     for account in accounts:
-                        self.lease.check()
+                        self.watch.check()
                         self._take(account, outcome)
-                        self.ledger.commit_if_due()
-                        self.on_commit()
+                        # After a signal there may not be time for more than one.
+                        self._commit() if signals.arrived() else self._commit_if_due()
             except ExecutionStopped as stopped:
                 outcome.stopped = str(stopped)
                 self.progress.event("stopped", reason=stopped)
@@ -168,9 +168,12 @@ class Passes:
                 f"the storage refuses our credentials: {account.message}; renew them and run again"
             )
         self.progress.add(account)
+        outcome.kinds[account.kind] += num
         self._watch_reads(num, num if account.kind == "forbidden" else 0)
         if account.kind in TRANSIENT_ERRORS:
             outcome.transient.add(np.array(account.image_ids, np.int64))
+        if not self._is_outage(outcome.transient.count()):
+            self.watch.moved()
         if account.file is None:
             return
         if account.kind in TRANSIENT_ERRORS or account.kind == "forbidden":
@@ -203,12 +206,16 @@ class Passes:
                 " the bucket's policy, and run again"
             )
 
+    def _is_outage(self, num_transient: int) -> bool:
+        """Whether so many passing failures are the storage's state and not the images'."""
+        return num_transient > self.limits.max_failed_fraction * self.num_images
+
     def _release_held(self) -> None:
         """Enter the failures that were kept back, unless an outage explains them better."""
         held, self.held = self.held, []
         transient = [account for account in held if account.kind in TRANSIENT_ERRORS]
         num_transient = sum(len(account.image_ids) for account in transient)
-        outage = num_transient > self.limits.max_failed_fraction * self.num_images
+        outage = self._is_outage(num_transient)
         for account in held:
             if not (outage and account in transient):
                 self.ledger.enter(account)
@@ -252,25 +259,6 @@ class Passes:
         self.ledger.commit()
         self.on_commit()
 
-
-def watch(results: Callable[[float], Any], *, stall_minutes: float, lease: Lease) -> Iterator[Any]:
-    """What ``results(timeout)`` gives, until it raises ``StopIteration``.
-
-    It raises ``TimeoutError`` while there is nothing; after ``stall_minutes`` of that, this raises
-    :class:`~segbatch.errors.Incomplete`. Meanwhile lease and signals are looked at.
-    """
-    last = time.monotonic()
-    while True:
-        signals.check()
-        try:
-            yield results(1.0)
-            last = time.monotonic()
-        except StopIteration:
-            return
-        except TimeoutError:
-            lease.check()
-            if time.monotonic() - last > stall_minutes * 60:
-                raise Incomplete(
-                    f"no image was finished for {stall_minutes:g} minutes"
-                    " (limits.stall_minutes); run again"
-                ) from None
+    def _commit_if_due(self) -> None:
+        self.ledger.commit_if_due()
+        self.on_commit()

@@ -1,8 +1,8 @@
 """Preflight: what can be known to be wrong before a cluster is asked for anything.
 
 The model is loaded, its classes are held against the formulas, the output is written to, the
-first images are read and one of them goes through the network. What was measured on the way
-settles how many images make a block and a file.
+first images are read. How large images are and how long the network takes settle how many of them
+make a block and a file.
 """
 
 from __future__ import annotations
@@ -11,15 +11,12 @@ import math
 import time
 import uuid
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 
 from segbatch import storage
 from segbatch.errors import JobFileError, RunError, SourceError
-from segbatch.images.decode import Decoded, decode_image
 from segbatch.images.fetch import fetch
 from segbatch.images.sources import shown
 from segbatch.job import SegmentJob
@@ -110,14 +107,12 @@ def check_output(uri: str) -> None:
         raise RunError(f"output {uri}: cannot be written to: {reason}") from error
 
 
-def check_first_images(sample: pa.Table, prepared: Prepared) -> None:
+def check_first_images(images: pa.Table, prepared: Prepared) -> None:
     """Raises :class:`~segbatch.errors.SourceError` if storage gives none of the first images.
-
-    ``sample`` are the first rows of the manifest, and as many from all over it.
 
     A broken image is a failed row; that none can be had is a wrong list or wrong credentials.
     """
-    fetched = fetch(sample.slice(0, len(sample) // 2), prepared.reading.limits)
+    fetched = fetch(images, prepared.reading.limits)
     if fetched["error"].null_count == 0:
         raise SourceError(
             f"none of the first {fetched.num_rows} images can be read; the first one,"
@@ -128,27 +123,24 @@ def check_first_images(sample: pa.Table, prepared: Prepared) -> None:
 def sizes_for(
     job: SegmentJob,
     prepared: Prepared,
-    sample: pa.Table,
+    decoded: list[tuple[int, int]],
     device: str,
     *,
     num_images: int,
     num_workers: int,
 ) -> Sizes:
-    """Rows a block and a file, from images all over the manifest.
+    """Rows a block and a file; ``decoded`` are sizes of images from all over the manifest.
 
     ``num_images`` are still to be done; a few of them make small blocks and files, so that every
     worker has something to do and progress shows.
     """
     block_rows = min(MAX_BLOCK_ROWS, math.ceil(num_images / (4 * num_workers)))
     file_rows = min(MAX_FILE_ROWS, max(MIN_FILE_ROWS, num_images // 8))
-    spread = sample.slice(len(sample) // 2)
-    images = _decoded(fetch(spread, prepared.reading.limits), prepared.reading)
-    if images:
-        pixels = float(np.mean([image.pixels.nbytes for image in images]))
-        label_maps = float(np.mean([image.width * image.height for image in images]))
-        block_rows = min(block_rows, int(BLOCK_BYTES / max(pixels, label_maps)))
+    if decoded:
+        label_map, pixels = np.mean(decoded, axis=0)
+        block_rows = min(block_rows, int(BLOCK_BYTES / max(pixels, label_map)))
         if device == "cpu":
-            seconds = _seconds_per_image(prepared.model, images)
+            seconds = _seconds_per_byte(prepared.model) * pixels
             block_rows = min(block_rows, int(SECONDS_PER_BLOCK / seconds))
             file_rows = min(file_rows, max(MIN_FILE_ROWS, int(SECONDS_PER_FILE / seconds)))
     if job.rows_per_file != "auto":
@@ -157,23 +149,10 @@ def sizes_for(
     return Sizes(block_rows, file_rows // block_rows * block_rows)
 
 
-def _decoded(fetched: pa.Table, reading: Reading) -> list[Decoded]:
-    contents: list[Any] = [data for data in fetched["data"].to_pylist() if data is not None]
-    images = (
-        decode_image(data, max_pixels=reading.max_pixels, long_side=reading.long_side)
-        for data in contents
-    )
-    return [image for image in images if isinstance(image, Decoded)]
-
-
-def _seconds_per_image(model: Model, images: list[Decoded]) -> float:
-    """Measured on a small image, and scaled by pixels: a large one could take minutes."""
-    sample = Image.fromarray(images[0].pixels)
-    sample.thumbnail((512, 512))
-    pixels = np.asarray(sample)
+def _seconds_per_byte(model: Model) -> float:
+    """Of an RGB image, measured on a small one: a large one could take minutes."""
+    pixels = np.random.default_rng(0).integers(0, 256, (384, 512, 3), np.uint8)
     model.predict_batch([pixels], [None])  # what the libraries do once is not counted
     start = time.perf_counter()
     model.predict_batch([pixels], [None])
-    seconds = time.perf_counter() - start
-    mean_area = float(np.mean([image.pixels.size for image in images]))
-    return seconds * mean_area / pixels.size
+    return (time.perf_counter() - start) / pixels.nbytes

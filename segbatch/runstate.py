@@ -152,11 +152,14 @@ class RunState:
         return images.rename_columns([carried(name) for name in images.column_names])
 
     @cached_property
+    def first_images(self) -> pa.Table:
+        """The first rows of the manifest."""
+        return self.images_of(np.arange(min(SAMPLE_IMAGES, self.bounds[0][1])))
+
     def sample(self) -> pa.Table:
-        """The first rows of the manifest, and some from all over its first slice."""
+        """Some rows from all over the manifest's first slice."""
         end = self.bounds[0][1]
-        spread = np.linspace(0, end - 1, min(SAMPLE_IMAGES, end)).astype(np.int64)
-        return self.images_of(np.concatenate([np.arange(len(spread)), spread]))
+        return self.images_of(np.linspace(0, end - 1, min(SAMPLE_IMAGES, end)).astype(np.int64))
 
     # ------------------------------------------------------------------------- while it works
 
@@ -166,7 +169,7 @@ class RunState:
             classes,
             stats=job.stats,
             formulas=list(job.formulas),
-            user_columns=user_fields(self.sample.schema),
+            user_columns=user_fields(self.first_images.schema),
         )
 
     def open_ledger(self, schema: pa.Schema, driver: str) -> Ledger:

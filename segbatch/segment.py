@@ -16,7 +16,7 @@ import pyarrow as pa
 import ray.data
 
 from segbatch import signals, storage
-from segbatch.cluster.executor import RayExecutor
+from segbatch.cluster.executor import RayExecutor, sizes_of
 from segbatch.cluster.workers import (
     Workers,
     connected,
@@ -47,6 +47,9 @@ from segbatch.stages import (
     fetch_stage,
     write_stage,
 )
+from segbatch.watch import Watch
+
+GRACE_S = 10.0  # after a signal, for files that are being written; Kubernetes kills after 30
 
 
 def pipeline(
@@ -61,14 +64,20 @@ def pipeline(
     blocks = [images.slice(start, block_rows) for start in range(0, len(images), block_rows)]
     task: dict[str, Any] = {"max_retries": 1}  # by default, what crashes is retried without end
     actor: dict[str, Any] = {"max_restarts": -1, "max_task_retries": 1}
+    tenure = stages.writing.tenure
     tables: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": None}
     return (
         ray.data.from_arrow(blocks)
-        .map_batches(partial(fetch_stage, reading=stages.reading), num_cpus=1, **tables, **task)
+        .map_batches(
+            partial(fetch_stage, reading=stages.reading, tenure=tenure),
+            num_cpus=1,
+            **tables,
+            **task,
+        )
         .map_batches(partial(decode_stage, reading=stages.reading), num_cpus=1, **tables, **task)
         .map_batches(
             PredictStage,
-            fn_constructor_args=(stages.predicting, stages.reading),
+            fn_constructor_args=(stages.predicting, stages.reading, tenure),
             compute=ray.data.ActorPoolStrategy(min_size=workers.size[0], max_size=workers.size[1]),
             num_cpus=workers.num_cpus + 0.01,
             num_gpus=workers.num_gpus,
@@ -146,7 +155,7 @@ def freeze(uri: str, job: SegmentJob, prepared: Prepared, lease: Lease) -> RunSt
     if frozen.duplicates:
         say(f"{frozen.duplicates:,} of them are URIs that stand there before; each gets its row")
     state = RunState.of(uri, job, prepared, frozen)
-    check_first_images(state.sample, prepared)
+    check_first_images(state.first_images, prepared)
     lease.confirm()
     state.write("running")
     return state
@@ -162,7 +171,7 @@ def work_through(
     sizes = sizes_for(
         job,
         prepared,
-        state.sample,
+        sizes_of(state.sample(), prepared.reading),
         device,
         num_images=ledger.remaining(),
         num_workers=workers.size[1],
@@ -186,9 +195,10 @@ def work_through(
             keep_label_maps=encoding.wants_label_maps,
         ),
         encoding,
-        Writing(state.uri, lease.driver, ledger.epoch, schema, last_pass=False),
+        Writing(lease.tenure, ledger.epoch, schema, last_pass=False),
     )
     dataset = partial(pipeline, file_rows=sizes.file_rows, workers=workers)
+    watch = Watch(lease, job.limits.stall_minutes, GRACE_S)
     with Progress(state.uri, state.num_images, ledger.taken.count()) as progress:
         state.progress = progress
         Passes(
@@ -197,7 +207,7 @@ def work_through(
             state.bounds,
             sizes.block_rows,
             ledger=ledger,
-            lease=lease,
+            watch=watch,
             progress=progress,
             on_commit=state.note_progress,
-        ).run(RayExecutor(dataset, stages, workers, lease, job.limits.stall_minutes))
+        ).run(RayExecutor(dataset, stages, workers, watch))

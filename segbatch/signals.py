@@ -41,6 +41,11 @@ def interruptible() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def arrived() -> bool:
+    """Whether a signal has arrived and the job still runs."""
+    return bool(_arrived)
+
+
 def check() -> None:
     """Raises :class:`~segbatch.errors.Interrupted` if a signal arrived and the job still runs."""
     if _arrived:

@@ -18,6 +18,7 @@ from segbatch import storage
 from segbatch.images.decode import Decoded, decode, decode_image
 from segbatch.images.fetch import fetch
 from segbatch.results.encode import Encoding, encode
+from segbatch.results.lease import Tenure
 from segbatch.results.write import Account, Writing, write
 
 if TYPE_CHECKING:
@@ -61,9 +62,14 @@ class Pipeline:
         return replace(self, writing=replace(self.writing, last_pass=last_pass))
 
 
-def fetch_stage(table: pa.Table, reading: Reading) -> pa.Table:
-    """URIs → bytes, or why not. Worst case in memory: the bytes of a block's objects, twice."""
+def fetch_stage(table: pa.Table, reading: Reading, tenure: Tenure) -> pa.Table:
+    """URIs → bytes, or why not. Worst case in memory: the bytes of a block's objects, twice.
+
+    Gives no rows once the driver stops: what is not begun is left to the next one.
+    """
     start = time.perf_counter()
+    if tenure.ends():
+        table = table.slice(0, 0)
     return _stamped("fetch", start, fetch(table, reading.limits))
 
 
@@ -86,11 +92,14 @@ class PredictStage:
     image beyond, and the block's label maps on the grid of the mask.
     """
 
-    def __init__(self, predicting: Predicting, reading: Reading) -> None:
+    def __init__(
+        self, predicting: Predicting, reading: Reading, tenure: Tenure | None = None
+    ) -> None:
         from segbatch.model.predict import load_model
 
         self.predicting = predicting
         self.reading = reading
+        self.tenure = tenure
         self.model = load_model(
             predicting.model_uri,
             device=predicting.device,
@@ -100,6 +109,8 @@ class PredictStage:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         start = time.perf_counter()
+        if self.tenure is not None and self.tenure.ends():
+            table = table.slice(0, 0)
         columns = {name: table[name].to_pylist() for name in _DECODED}
         predictions: list[Prediction | None] = [None] * table.num_rows
         group: dict[int, Any] = {}
@@ -207,15 +218,40 @@ def write_stage(table: pa.Table, writing: Writing) -> pa.Table:
     }
     accounts = write(table.select(writing.schema.names), writing)
     seconds["write"] = time.perf_counter() - start
-    accounts[0] = replace(accounts[0], seconds=seconds)
-    return pa.Table.from_pylist([account.to_row() for account in accounts])
+    if accounts:
+        accounts[0] = replace(accounts[0], seconds=seconds)
+    return pa.table({"account": pa.array([a.to_text() for a in accounts], pa.string())})
+
+
+class AllStages:
+    """The whole way of a few images, in one process, which loads the model once."""
+
+    def __init__(self, stages: Pipeline) -> None:
+        self.stages = stages
+        self.predict = PredictStage(stages.predicting, stages.reading)
+
+    def run(self, table: pa.Table) -> pa.Table:
+        """Images of the manifest in, accounts out."""
+        stages = self.stages
+        fetched = fetch_stage(table, stages.reading, stages.writing.tenure)
+        predicted = self.predict(decode_stage(fetched, stages.reading))
+        return write_stage(encode_stage(predicted, stages.encoding), stages.writing)
 
 
 def all_stages(table: pa.Table, stages: Pipeline) -> pa.Table:
-    """The whole way of a few images, in this process."""
-    decoded = decode_stage(fetch_stage(table, stages.reading), stages.reading)
-    predicted = PredictStage(stages.predicting, stages.reading)(decoded)
-    return write_stage(encode_stage(predicted, stages.encoding), stages.writing)
+    """The same for images that have a process to themselves."""
+    return AllStages(stages).run(table)
+
+
+def decoded_sizes(table: pa.Table, reading: Reading) -> list[tuple[int, int]]:
+    """Of each image that can be decoded: its pixels, and its bytes as the model takes it."""
+    fetched = fetch(table, reading.limits)
+    decoded = (
+        decode_image(data.as_py(), max_pixels=reading.max_pixels, long_side=reading.long_side)
+        for data in fetched["data"]
+        if data.is_valid
+    )
+    return [(i.width * i.height, i.pixels.nbytes) for i in decoded if isinstance(i, Decoded)]
 
 
 def crashed_row(image: pa.Table, message: str, stages: Pipeline) -> pa.Table:
@@ -228,7 +264,7 @@ def crashed_row(image: pa.Table, message: str, stages: Pipeline) -> pa.Table:
 
 def accounts_of(table: pa.Table) -> list[Account]:
     """The accounts in what :func:`write_stage` gave."""
-    return [Account.from_row(row) for row in table.to_pylist()]
+    return [Account.from_text(text) for text in table["account"].to_pylist()]
 
 
 def _stamped(stage: str, start: float, table: pa.Table) -> pa.Table:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import time
 from collections.abc import Callable, Container, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +15,14 @@ from segbatch import passes
 from segbatch.classes import Classes
 from segbatch.errors import CredentialsRefused, Fenced, Incomplete, Interrupted, JobFailed
 from segbatch.job import Limits
-from segbatch.passes import Accounts, ExecutionStopped, Passes, watch
+from segbatch.passes import Accounts, ExecutionStopped, Passes
 from segbatch.progress import Progress
 from segbatch.results.lease import Lease
 from segbatch.results.ledger import Ledger
 from segbatch.results.schema import FAILED, OK, TRANSIENT_ERRORS, rows_schema
 from segbatch.results.table import Table, kind_of
 from segbatch.results.write import Account, write_file
-from segbatch.signals import interruptible
+from segbatch.watch import Watch
 
 SCHEMA = rows_schema(Classes(["wall", "window"]))
 BLOCK_ROWS = 100
@@ -107,7 +104,7 @@ class Job:
             [(start, min(start + 1000, num_images)) for start in starts],
             BLOCK_ROWS,
             ledger=self.ledger,
-            lease=self.lease,
+            watch=Watch(self.lease, stall_minutes=60),
             progress=Progress(str(folder), num_images, 0),
             on_commit=lambda: None,
         )
@@ -150,20 +147,30 @@ def test_what_is_committed_is_not_done_again(tmp_path: Path) -> None:
     assert set(executor.tries) == set(range(1, 300, 2))
 
 
-def test_a_block_that_was_lost_once_is_done_by_the_next_pass(tmp_path: Path) -> None:
+def test_few_images_of_lost_blocks_are_done_one_at_a_time(tmp_path: Path) -> None:
     job = Job(tmp_path, 500)
-    job.run(Scripted(lambda i, times: None if i == 250 and times == 1 else OK))
+    executor = job.run(Scripted(lambda i, times: None if i == 250 else OK))
+    assert executor.calls == [("blocks", 500, 100), ("alone", 100, 1)]
+    assert job.committed() == {"ok": 499, "crashed": 1}
+
+
+def test_many_images_of_lost_blocks_are_done_in_blocks_once_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passes, "FEW_LOST", 200)
+    job = Job(tmp_path, 500)
+    lost_once = Scripted(lambda i, times: None if i < 300 and times == 1 else OK)
+    assert job.run(lost_once).calls == [("blocks", 500, 100), ("blocks", 300, 100)]
     assert job.committed() == {"ok": 500}
 
 
-def test_a_block_that_is_lost_again_is_taken_apart_down_to_the_image(tmp_path: Path) -> None:
+def test_what_is_lost_in_blocks_again_and_again_is_done_one_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passes, "FEW_LOST", 50)
     job = Job(tmp_path, 500)
-    executor = job.run(Scripted(lambda i, times: None if i == 250 else OK))
-    assert executor.calls == [
-        ("blocks", 500, 100),
-        ("blocks", 100, 10),
-        ("alone", 10, 1),
-    ]
+    executor = Scripted(lambda i, times: None if i == 250 else OK, good=set(range(251, 500)))
+    assert [how for how, _, _ in job.run(executor).calls] == ["blocks", "blocks", "alone"]
     assert job.committed() == {"ok": 499, "crashed": 1}
 
 
@@ -252,11 +259,12 @@ def test_a_poisonous_image_in_every_block_of_a_small_collection_does_not_end_the
 
 
 def test_passes_go_on_beyond_their_number_as_long_as_they_finish_something(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = Job(tmp_path, 500, passes=1)
+    monkeypatch.setattr(passes, "FEW_LOST", 0)
     executor = job.run(Scripted(lambda i, times: None if i // 200 >= times else OK))
-    assert [how for how, _, _ in executor.calls] == ["blocks", "blocks", "alone"]
+    assert executor.calls == [("blocks", 500, 100), ("blocks", 300, 100), ("alone", 100, 1)]
     assert sum(job.committed().values()) == 500
 
 
@@ -271,6 +279,66 @@ def test_an_execution_that_stopped_makes_no_image_suspect(tmp_path: Path) -> Non
     executor = job.run(Scripted(stops_once))
     assert executor.calls == [("blocks", 500, 100), ("blocks", 300, 100)]
     assert job.committed() == {"ok": 500}
+
+
+def test_a_pass_that_stopped_as_a_whole_does_not_count(tmp_path: Path) -> None:
+    job = Job(tmp_path, 1000, passes=2)
+
+    def answer(image_id: int, times: int) -> str:
+        if image_id == 500 and times == 1:
+            raise ExecutionStopped("every node died")
+        return "timeout" if image_id < 5 and times < 3 else OK
+
+    job.run(Scripted(answer))
+    assert job.committed() == {"ok": 1000}
+
+
+class Clock:
+    """Seconds that pass when they are told to, and a little whenever they are asked for."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 0.001
+        return self.now
+
+
+def a_clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("segbatch.watch.time.monotonic", clock)
+    return clock
+
+
+def test_an_outage_of_too_long_ends_the_run_although_workers_go_on_failing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = Job(tmp_path, 1000)
+    clock = a_clock(monkeypatch)
+
+    def down(image_id: int, times: int) -> str:
+        clock.now += 6.0  # ten minutes a block, six blocks an hour
+        return "unavailable" if image_id >= 200 else OK
+
+    script = Scripted(down)
+    with pytest.raises(Incomplete, match=r"no image was finished for 60 minutes"):
+        job.run(script)
+    assert job.committed() == {"ok": 200}
+    assert len(script.tries) < 1000, "it was not tried to the end"
+
+
+def test_few_passing_failures_are_no_stall_however_long_they_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = Job(tmp_path, 1000, max_failed_fraction=0.9)
+    clock = a_clock(monkeypatch)
+
+    def slow(image_id: int, times: int) -> str:
+        clock.now += 6.0
+        return "timeout" if image_id >= 200 else OK
+
+    job.run(Scripted(slow))
+    assert job.committed() == {"ok": 200, "timeout": 800}
 
 
 def test_executions_that_stop_at_once_end_the_run_with_the_reason(tmp_path: Path) -> None:
@@ -325,51 +393,3 @@ def test_a_driver_that_lost_its_lease_stops_before_it_enters_more(tmp_path: Path
     with pytest.raises(Fenced):
         job.run(Scripted(ok))
     assert job.committed() == {}
-
-
-def test_nothing_for_too_long_is_a_stall(tmp_path: Path) -> None:
-    lease = Lease(str(tmp_path), lambda message: None)
-
-    def never(timeout: float) -> Any:
-        raise TimeoutError
-
-    with pytest.raises(Incomplete, match=r"no image was finished for 0.001 minutes"):
-        list(watch(never, stall_minutes=0.001, lease=lease))
-
-
-def test_slow_results_are_no_stall(tmp_path: Path) -> None:
-    lease = Lease(str(tmp_path), lambda message: None)
-    script: list[Any] = [TimeoutError, 1, TimeoutError, TimeoutError, 2, StopIteration]
-
-    def slow(timeout: float) -> Any:
-        item = script.pop(0)
-        if isinstance(item, type):
-            raise item
-        return item
-
-    assert list(watch(slow, stall_minutes=60, lease=lease)) == [1, 2]
-
-
-def test_a_lost_lease_is_noticed_while_nothing_comes(tmp_path: Path) -> None:
-    lease = Lease(str(tmp_path), lambda message: None)
-    lease.lost = Fenced("taken over")
-
-    def never(timeout: float) -> Any:
-        raise TimeoutError
-
-    with pytest.raises(Fenced):
-        list(watch(never, stall_minutes=60, lease=lease))
-
-
-def test_a_signal_whose_exception_a_library_swallowed_ends_the_waiting(tmp_path: Path) -> None:
-    lease = Lease(str(tmp_path), lambda message: None)
-
-    def swallows(timeout: float) -> Any:
-        with suppress(Exception):
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(0.1)
-        raise TimeoutError
-
-    with interruptible(), pytest.raises(Interrupted, match="SIGTERM") as caught:
-        list(watch(swallows, stall_minutes=60, lease=lease))
-    assert caught.value.exit_code == 143

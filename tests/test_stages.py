@@ -21,7 +21,7 @@ from segbatch.model.bundle import load_config
 from segbatch.model.predict import PredictOptions, load_model
 from segbatch.model.tiles import TileOptions
 from segbatch.results.encode import Encoding, carried
-from segbatch.results.lease import Lease, read_lease
+from segbatch.results.lease import Lease, Tenure, read_lease
 from segbatch.results.schema import rows_schema
 from segbatch.results.write import Account, Writing
 from segbatch.stages import (
@@ -33,7 +33,9 @@ from segbatch.stages import (
     all_stages,
     crashed_row,
     decode_stage,
+    encode_stage,
     fetch_stage,
+    write_stage,
 )
 from segbatch.storage import ReadLimits
 from tests.collection import encoded, image, jpeg
@@ -86,7 +88,7 @@ def told(
             keep_label_maps=encoding.wants_label_maps,
         ),
         encoding,
-        Writing(str(run), holder["driver"], 1, schema, last_pass=False),
+        Writing(Tenure(str(run), holder["driver"]), 1, schema, last_pass=False),
     )
 
 
@@ -149,7 +151,7 @@ def test_what_does_not_fit_in_a_block_is_decoded_by_the_model_and_is_the_same(
     roomy = written(accounts_of(all_stages(images, pipeline)), tmp_path)
 
     monkeypatch.setattr(stages, "BLOCK_BYTES", 100_000)
-    fetched = fetch_stage(images, pipeline.reading)
+    fetched = fetch_stage(images, pipeline.reading, pipeline.writing.tenure)
     tight = decode_stage(fetched, pipeline.reading)
     assert tight["pixels"].is_valid().to_pylist()[1] is False, "180 kB of pixels do not fit"
     assert tight["error"][1].as_py() is None
@@ -240,7 +242,9 @@ def test_a_block_of_nothing_but_failures_goes_through(tmp_path: Path, model_uri:
 def test_predict_leaves_no_pixels_in_what_it_gives_on(tmp_path: Path, model_uri: str) -> None:
     images = manifest(tmp_path, {"a.jpg": jpeg(1), "b.jpg": b""})
     pipeline = told(tmp_path, model_uri)
-    decoded = decode_stage(fetch_stage(images, pipeline.reading), pipeline.reading)
+    decoded = decode_stage(
+        fetch_stage(images, pipeline.reading, pipeline.writing.tenure), pipeline.reading
+    )
     predicted = PredictStage(pipeline.predicting, pipeline.reading)(decoded)
     assert not {"data", "pixels"} & set(predicted.column_names)
     assert predicted.schema.field("label_map").type == pa.large_binary()
@@ -262,10 +266,35 @@ def test_nothing_is_written_for_a_driver_that_lost_its_lease(
     tmp_path: Path, model_uri: str, lease: Lease
 ) -> None:
     images, pipeline = manifest(tmp_path, {"a.jpg": jpeg(1)}), told(tmp_path, model_uri)
-    written_by_another = replace(pipeline, writing=replace(pipeline.writing, driver="another"))
+    another = replace(pipeline.writing.tenure, driver="another")
+    written_by_another = replace(pipeline, writing=replace(pipeline.writing, tenure=another))
     with pytest.raises(Fenced, match="taken over by process"):
         all_stages(images, written_by_another)
     lease.__exit__()
     with pytest.raises(Fenced, match="given up"):
         all_stages(images, pipeline)
     assert not (tmp_path / "rows").exists()
+
+
+# ---------------------------------------------------------------------------- when the driver stops
+
+
+def test_nothing_is_begun_once_the_driver_stops_and_what_was_begun_is_written(
+    tmp_path: Path, model_uri: str, lease: Lease
+) -> None:
+    images = manifest(tmp_path, {"a.jpg": jpeg(1), "b.jpg": b""})
+    pipeline = told(tmp_path, model_uri)
+    reading, tenure = pipeline.reading, pipeline.writing.tenure
+    predict = PredictStage(pipeline.predicting, reading, tenure)
+    decoded = decode_stage(fetch_stage(images, reading, tenure), reading)
+    predicted = predict(decoded)
+    lease.announce_stop()
+    assert fetch_stage(images, reading, tenure).num_rows == 0
+    assert predict(decoded).num_rows == 0
+    assert all_stages(images, pipeline).num_rows == 0
+    rows = encode_stage(predicted, pipeline.encoding)
+    accounts = accounts_of(write_stage(rows, pipeline.writing))
+    assert {account.kind: account.image_ids for account in accounts} == {
+        "ok": [10],
+        "truncated": [11],
+    }

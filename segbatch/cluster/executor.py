@@ -22,14 +22,23 @@ from ray.exceptions import (
 )
 
 from segbatch import storage
-from segbatch.cluster.workers import Workers
+from segbatch.cluster.workers import Workers, cluster_resources
 from segbatch.errors import Incomplete, InputError
-from segbatch.passes import Accounts, ExecutionStopped, watch
-from segbatch.results.lease import Lease
-from segbatch.stages import Pipeline, accounts_of, all_stages, crashed_row
+from segbatch.passes import Accounts, ExecutionStopped
+from segbatch.stages import (
+    AllStages,
+    Pipeline,
+    Reading,
+    accounts_of,
+    all_stages,
+    crashed_row,
+    decoded_sizes,
+)
+from segbatch.watch import Watch
 
 SHUTDOWN_S = 10.0
 CRASHES = 2  # of one image alone in a process, after which it is known
+NOTHING = pa.table({"account": pa.array([], pa.string())})  # what failed was not the image
 
 Dataset = Callable[[pa.Table, int, Pipeline], "ray.data.Dataset"]
 
@@ -45,52 +54,72 @@ class RayExecutor:
         dataset: Dataset,
         stages: Pipeline,
         workers: Workers,
-        lease: Lease,
-        stall_minutes: float,
+        watch: Watch,
     ) -> None:
         self.dataset = dataset
         self.stages = stages
-        self.lease = lease
-        self.stall_minutes = stall_minutes
-        self.num_workers = workers.size[1]
+        self.watch = watch
+        self.workers = workers
+        each: dict[str, Any] = {"num_cpus": workers.num_cpus, "num_gpus": workers.num_gpus}
+        self._actor: Any = ray.remote(**each)(AllStages)
         # A process that is used for one image and for nothing else.
-        self._alone = ray.remote(
-            num_cpus=workers.num_cpus, num_gpus=workers.num_gpus, max_calls=1, max_retries=0
-        )(all_stages)
+        self._alone: Any = ray.remote(**each, max_calls=1, max_retries=0)(all_stages)
 
     def blocks(self, images: pa.Table, rows: int, *, last_pass: bool) -> Accounts:
         """Run ``images`` through the pipeline, ``rows`` a block; accounts as files are written."""
-        with data_context(self.stall_minutes):
+        with data_context(self.watch.stall_minutes):
             dataset = self.dataset(images, rows, self.stages.in_pass(last_pass))
             with in_background(dataset) as tables:
-                for table in self._watch(tables):
+                for table in self.watch.over(tables):
                     yield from accounts_of(table)
 
     def alone(self, images: pa.Table, *, last_pass: bool) -> Accounts:
-        """Run each image in a process of its own; one that crashes it twice is ``crashed``.
+        """Run images one at a time; one that crashes a process of its own twice is ``crashed``.
 
-        A node that dies, and storage that fails, are not the image's fault: it stays missing.
+        Each of some processes does many, and loads the model once; an image in whose turn one
+        died, or raised, gets a process of its own. A node that dies, and storage that fails, are
+        not the image's fault: it stays missing.
         """
         stages = self.stages.in_pass(last_pass)
-        for start in range(0, len(images), self.num_workers):
-            group = [images.slice(row, 1) for row in range(start, len(images))][: self.num_workers]
-            running = [self._alone.remote(image, stages) for image in group]
-            for image, first in zip(group, running, strict=True):
-                yield from accounts_of(self._survived(image, first, stages))
+        actors: list[Any] = []
+        rows = [images.slice(row, 1) for row in range(len(images))]
+        try:
+            while rows:
+                actors = actors or [self._actor.remote(stages) for _ in range(self._room())]
+                group, rows = rows[: len(actors)], rows[len(actors) :]
+                running = [a.run.remote(image) for a, image in zip(actors, group, strict=False)]
+                for actor, image, task in list(zip(actors, group, running, strict=False)):
+                    try:
+                        done = self._get(task)
+                    except RayTaskError as error:
+                        done = NOTHING if not _is_crash(error) else self._twice(image, stages)
+                    except RayError:
+                        actors.remove(actor)
+                        ray.kill(actor)  # where it only did not answer
+                        done = self._twice(image, stages)
+                    yield from accounts_of(done)
+        finally:
+            for actor in actors:
+                ray.kill(actor)
 
-    def _survived(self, image: pa.Table, running: Any, stages: Pipeline) -> pa.Table:
-        """The accounts of one image done alone; nothing where what failed was not the image."""
-        crashes = 0
-        while True:
+    def _room(self) -> int:
+        """Processes that the nodes of this moment have room for."""
+        has = cluster_resources()
+        most = [self.workers.size[1], int(has.get("CPU", 0) / self.workers.num_cpus)]
+        if self.workers.num_gpus:
+            most.append(int(has.get("GPU", 0) / self.workers.num_gpus))
+        return max(1, min(most))
+
+    def _twice(self, image: pa.Table, stages: Pipeline) -> pa.Table:
+        """The accounts of one image in a process of its own, tried twice if it crashes."""
+        for _ in range(CRASHES):
             try:
-                return self._get(running)
+                return self._get(self._alone.remote(image, stages))
             except RayError as error:
                 if not _is_crash(error):
-                    return pa.table({"account": pa.array([], pa.string())})
-                crashes += 1
-                if crashes == CRASHES:
-                    return crashed_row(image, f"{_reason(error)}, {CRASHES} times", stages)
-                running = self._alone.remote(image, stages)
+                    return NOTHING
+                reason = _reason(error)
+        return crashed_row(image, f"{reason}, {CRASHES} times", stages)
 
     def why(self, image: pa.Table) -> str | None:
         """What one image ends with when it is done by itself; ``None`` if nothing is wrong."""
@@ -109,10 +138,21 @@ class RayExecutor:
             except GetTimeoutError:
                 raise TimeoutError from None
 
-        return next(self._watch(result))
+        return next(self.watch.over(result))
 
-    def _watch(self, results: Callable[[float], Any]) -> Iterator[Any]:
-        return watch(results, stall_minutes=self.stall_minutes, lease=self.lease)
+
+def sizes_of(images: pa.Table, reading: Reading) -> list[tuple[int, int]]:
+    """:func:`~segbatch.stages.decoded_sizes`, each image in a task: one that crashes is left out.
+
+    Not in the driver, which a poisonous image would take with it.
+    """
+    task: Any = ray.remote(num_cpus=1, max_retries=0)(decoded_sizes)
+    running = [task.remote(images.slice(row, 1), reading) for row in range(len(images))]
+    sizes: list[tuple[int, int]] = []
+    for result in running:
+        with contextlib.suppress(RayError):
+            sizes += ray.get(result)
+    return sizes
 
 
 def _is_crash(error: RayError) -> bool:

@@ -113,7 +113,7 @@ def _sigterm_kept() -> Iterator[None]:
 
 def resolve_device(resources: Resources | TrainResources) -> str:
     """``cpu`` or ``cuda``. Raises :class:`~segbatch.errors.InputError` for a GPU there is not."""
-    gpus = _cluster().get("GPU", 0)
+    gpus = cluster_resources().get("GPU", 0)
     if resources.device == "cuda" and not gpus:
         raise InputError("resources.device: cuda, but no node of the Ray cluster has a GPU")
     if resources.device == "auto":
@@ -126,7 +126,7 @@ def share_out(resources: Resources, device: str) -> Workers:
 
     Raises :class:`~segbatch.errors.InputError` for more than it has.
     """
-    cluster = _cluster()
+    cluster = cluster_resources()
     if device == "cuda":
         gpus = cluster.get("GPU", 0)
         most = max(1, int(gpus / resources.gpus_per_worker))
@@ -157,7 +157,7 @@ def share_out_training(resources: TrainResources, device: str) -> Workers:
     Raises :class:`~segbatch.errors.InputError` for more than the cluster has.
     """
     low, high = size = resources.num_workers
-    cluster = _cluster()
+    cluster = cluster_resources()
     num_cpus = int(cluster.get("CPU", MIN_LOGICAL_CPUS))
     # A local Ray may have more logical CPUs than there are cores; threads must not.
     physical = min(num_cpus, cores()) if _num_nodes() == 1 else num_cpus
@@ -194,7 +194,8 @@ def _precision(asked: str, device: str) -> str:
     return predict.resolve_precision(asked, predict.resolve_device(device))
 
 
-def _cluster() -> dict[str, Any]:
+def cluster_resources() -> dict[str, Any]:
+    """What the nodes that are there now have in all, by Ray's names."""
     resources: dict[str, Any] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     return resources
 

@@ -7,7 +7,6 @@ not moved for ``DEAD_AFTER_S``, or at once if it ran on this very host and its p
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import socket
@@ -16,6 +15,8 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +43,28 @@ def read_lease(run_uri: str) -> dict[str, Any] | None:
     return lease if isinstance(lease, dict) else None
 
 
-def check_lease(run_uri: str, driver: str) -> None:
-    """Raises ``Fenced`` unless the lease names ``driver``; asked by each write task."""
-    lease = read_lease(run_uri)
-    if lease is None:
-        raise Fenced(f"{run_uri}: its lease was given up")
-    if lease.get("driver") != driver:
-        raise Fenced(f"{run_uri}: taken over by {_holder(lease)}")
+@dataclass(frozen=True)
+class Tenure:
+    """What workers know of the driver they work for; it travels to them."""
+
+    run_uri: str
+    driver: str
+
+    def check(self) -> None:
+        """Raises ``Fenced`` unless the lease names the driver; asked by each write task."""
+        lease = read_lease(self.run_uri)
+        if lease is None:
+            raise Fenced(f"{self.run_uri}: its lease was given up")
+        if lease.get("driver") != self.driver:
+            raise Fenced(f"{self.run_uri}: taken over by {_holder(lease)}")
+
+    def ends(self) -> bool:
+        """Whether nothing new should be begun: the driver stops, is gone, or is another one."""
+        try:
+            lease = read_lease(self.run_uri)
+        except OSError:
+            return False  # an outage, which is no answer
+        return lease is None or lease.get("driver") != self.driver or "stopping" in lease
 
 
 class Lease:
@@ -56,13 +72,19 @@ class Lease:
 
     def __init__(self, run_uri: str, say: Callable[[str], None]) -> None:
         self.run_uri = run_uri
-        self.driver = uuid.uuid4().hex
+        self.tenure = Tenure(run_uri, uuid.uuid4().hex)
         self.lost: Fenced | None = None
         self._say = say
         self._beat = 0
         self._since = time.time()
+        self._stopping = False
+        self._writing = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep_alive, daemon=True, name="lease")
+
+    @property
+    def driver(self) -> str:
+        return self.tenure.driver
 
     def __enter__(self) -> Lease:
         self._wait_for_holder()
@@ -79,7 +101,7 @@ class Lease:
         self._stop.set()
         self._thread.join(timeout=30)
         if self.lost is None:
-            with contextlib.suppress(OSError, Fenced):
+            with suppress(OSError, Fenced):
                 self.confirm()
                 storage.delete([lease_uri(self.run_uri)])
 
@@ -90,7 +112,14 @@ class Lease:
 
     def confirm(self) -> None:
         """Raises ``Fenced`` unless the lease on storage is ours: before what only one may do."""
-        check_lease(self.run_uri, self.driver)
+        self.tenure.check()
+
+    def announce_stop(self) -> None:
+        """Have workers finish what they are at, and begin nothing new. Raises ``OSError``."""
+        self._stopping = True
+        with suppress(Fenced):
+            self.confirm()
+            self._write()
 
     def _wait_for_holder(self) -> None:
         """Return when nobody holds the run. Raises ``LeaseHeld`` when the holder is alive."""
@@ -121,8 +150,13 @@ class Lease:
                 continue  # an outage of the storage: the next beat may come through
 
     def _write(self) -> None:
-        self._beat += 1
-        content = {
+        with self._writing:  # a heartbeat that was on its way must not unsay that we stop
+            self._beat += 1
+            content = self._content()
+            storage.write_bytes(lease_uri(self.run_uri), json.dumps(content).encode())
+
+    def _content(self) -> dict[str, Any]:
+        return {
             "driver": self.driver,
             "host": socket.gethostname(),
             "boot": _boot_id(),
@@ -132,8 +166,8 @@ class Lease:
             "beat": self._beat,
             "heartbeat": time.time(),
             "command": Path(sys.argv[0]).name,
+            **({"stopping": True} if self._stopping else {}),
         }
-        storage.write_bytes(lease_uri(self.run_uri), json.dumps(content).encode())
 
 
 def _holder(lease: dict[str, Any]) -> str:
@@ -163,7 +197,7 @@ def _gone(lease: dict[str, Any]) -> bool:
 
 def _boot_id() -> str:
     """Tells containers and reboots of one host name apart; ``""`` where Linux does not say."""
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
     return ""

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from segbatch import storage
-from segbatch.results.lease import check_lease
+from segbatch.results.lease import Tenure
 from segbatch.results.schema import OK, TRANSIENT_ERRORS
 from segbatch.results.table import DataFile, file_name
 
@@ -40,12 +40,12 @@ class Account:
     file: DataFile | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def to_row(self) -> dict[str, Any]:
-        return {"account": json.dumps(asdict(self))}
+    def to_text(self) -> str:
+        return json.dumps(asdict(self))
 
     @classmethod
-    def from_row(cls, row: dict[str, Any]) -> Account:
-        values = json.loads(row["account"])
+    def from_text(cls, text: str) -> Account:
+        values = json.loads(text)
         file = values.pop("file")
         return cls(**values, file=None if file is None else DataFile(**file))
 
@@ -54,15 +54,14 @@ class Account:
 class Writing:
     """Where and for whom rows are written. ``schema`` is that of ``rows/``."""
 
-    run_uri: str
-    driver: str
+    tenure: Tenure
     epoch: int
     schema: pa.Schema
     last_pass: bool
 
     @property
     def folder(self) -> str:
-        return storage.join(self.run_uri, "rows")
+        return storage.join(self.tenure.run_uri, "rows")
 
 
 def write(rows: pa.Table, writing: Writing) -> list[Account]:
@@ -71,7 +70,7 @@ def write(rows: pa.Table, writing: Writing) -> list[Account]:
     Raises :class:`~segbatch.errors.Fenced` if the lease names another driver, ``OSError`` if the
     storage failed.
     """
-    check_lease(writing.run_uri, writing.driver)
+    writing.tenure.check()
     kinds = pc.fill_null(rows["error"], OK)
     accounts: list[Account] = []
     for kind in pc.unique(kinds).to_pylist():
