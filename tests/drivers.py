@@ -71,12 +71,14 @@ def cli(*arguments: str, timeout: float = 60, **environment: str) -> Ended:
 
 
 @contextmanager
-def driver(work: dict[str, Any], folder: Path, address: str) -> Iterator[BaseProcess]:
+def driver(
+    work: dict[str, Any], folder: Path, address: str, *options: str
+) -> Iterator[BaseProcess]:
     """A driver that works on a job; killed at the end, if it is still there."""
     file = folder / "job.yaml"
     file.write_text(yaml.safe_dump(work))
     (folder / "stderr.txt").write_text("")  # of the driver before
-    process = _start(["run", str(file)], {"RAY_ADDRESS": address}, str(folder), True)
+    process = _start(["run", str(file), *options], {"RAY_ADDRESS": address}, str(folder), True)
     try:
         yield process
     finally:

@@ -1,12 +1,8 @@
 """Fine-tuning end to end: real workers on a real Ray, on facades that are rendered here."""
 
-import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +16,10 @@ from segbatch.errors import InputError, JobFailed, RunError, SourceError
 from segbatch.finetune import finetune
 from segbatch.labels.dataset import Dataset, write_shard
 from segbatch.training.journal import read_journal
-from tests.conftest import ROOT, S3
+from tests.conftest import S3
 from tests.drivers import driver, exit_code, wait_until, workers_named
 from tests.labelled import labelled_dataset
+from tests.nodes import another_node
 
 NETWORK = {
     "arch": "deeplabv3plus",
@@ -249,35 +246,6 @@ def test_a_damaged_image_is_named(ray_address: str, labels: Dataset, tmp_path: P
 
 
 # ------------------------------------------------------------------------------ more than one node
-
-
-@contextlib.contextmanager
-def another_node(address: str, num_cpus: int) -> Iterator[int]:
-    """A second node for the tests' Ray; gives its raylet's process id."""
-    before = raylets(address)
-    subprocess.run(
-        [Path(sys.executable).with_name("ray"), "start", f"--address={address}",
-         f"--num-cpus={num_cpus}", "--object-store-memory=100000000"],
-        check=True, capture_output=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    [pid] = raylets(address) - before
-    try:
-        yield pid
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-
-
-def raylets(address: str) -> set[int]:
-    """Process ids of the nodes of one Ray that are on this machine."""
-    found = set()
-    for file in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            command = file.read_bytes().split(b"\0")
-            if command[0].endswith(b"/raylet") and any(address.encode() in c for c in command):
-                found.add(int(file.parent.name))
-    return found
 
 
 def test_a_training_whose_node_is_lost_goes_on_when_there_is_another(

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,57 +19,17 @@ from segbatch.errors import (
     CredentialsRefused,
     Incomplete,
     JobFailed,
-    LeaseHeld,
     RunError,
     SourceError,
 )
 from segbatch.masks import decode_mask
 from segbatch.results.run import Run
 from segbatch.segment import segment
-from tests import poison
 from tests.collection import broken, jpeg, various
 from tests.conftest import EVERYTHING, S3, job
-from tests.drivers import driver, exit_code, wait_until, workers_named
+from tests.runs import FEW, rows_of, share_that_differs, stats_of
 
 pytestmark = pytest.mark.usefixtures("ray_address")
-
-FEW = 1e-5  # share of pixels that rounding in convolutions may change
-
-
-def rows_of(run: Run) -> pa.Table:
-    """Every committed row, by its image."""
-    table = run.table("rows")
-    assert table is not None
-    files = [storage.join(table.uri, file["path"]) for file in table.files()]
-    read = [pa.parquet.read_table(path, filesystem=fs)
-            for fs, path in map(storage.arrow_filesystem, files)]  # fmt: skip
-    return pa.concat_tables(read).sort_by("image_id")
-
-
-def stats_of(run: Run) -> pa.Table:
-    table = run.table("stats")
-    assert table is not None
-    files = [storage.join(table.uri, file["path"]) for file in table.files()]
-    read = [pa.parquet.read_table(path, filesystem=fs)
-            for fs, path in map(storage.arrow_filesystem, files)]  # fmt: skip
-    return pa.concat_tables(read)
-
-
-def share_that_differs(one: pa.Table, other: pa.Table) -> float:
-    """Of all pixels of the masks of two runs over the same images."""
-    differing = total = 0
-    for a, b in zip(one["mask"].to_pylist(), other["mask"].to_pylist(), strict=True):
-        assert (a is None) == (b is None)
-        if a is not None:
-            first, second = decode_mask(a), decode_mask(b)
-            assert first.shape == second.shape
-            differing += int((first != second).sum())
-            total += first.size
-    return differing / total
-
-
-SAME = ["image_id", "uri", "status", "error", "message", "width", "height", "mask_width",
-        "mask_height"]  # fmt: skip
 
 
 def contents(folder: Path) -> dict[str, int]:
@@ -241,84 +198,6 @@ def test_label_maps_depend_on_no_neighbour_no_batch_and_no_worker(
     assert set(two.column_names) - set(one.column_names) == set()
 
 
-# ------------------------------------------------------------------------- drivers that are killed
-
-
-def rows_commits(run: Path) -> int:
-    log = run / "rows" / "_delta_log"
-    return sum('"event":"rows"' in entry.read_text().replace(" ", "").replace("\\", "")
-               for entry in log.glob("*.json"))  # fmt: skip
-
-
-def test_a_run_killed_five_times_equals_an_unbroken_one(
-    whole_run: Run, model_uri: str, collection: Path, tmp_path: Path, ray_address: str
-) -> None:
-    run = tmp_path / "run"
-    work = job(f"{collection}/", model_uri, str(run), **EVERYTHING)
-    moments = [
-        (run / "lease.json").exists,
-        (run / "run.json").exists,
-        lambda: any((run / "rows").glob("*.parquet")),
-        lambda: rows_commits(run) >= 3,
-        (run / "stats").exists,
-    ]
-    for moment in moments:
-        with driver(work, tmp_path, ray_address) as process:
-            wait_until(moment, process)
-            process.kill()
-            assert exit_code(process) == -signal.SIGKILL
-        if (run / "run.json").exists():
-            audit = segbatch.open_run(str(run)).audit(deep=True)
-            assert audit.exit_code in (0, 3), audit
-    resumed = segment(work)
-    audit = resumed.audit(deep=True)
-    assert (audit.exit_code, audit.uncommitted) == (0, [])
-    unbroken, mended = rows_of(whole_run), rows_of(resumed)
-    assert mended.select(SAME) == unbroken.select(SAME)
-    assert share_that_differs(mended, unbroken) < FEW
-    assert stats_of(resumed).num_rows == unbroken.num_rows
-
-
-def test_a_second_driver_is_refused_and_a_signal_leaves_the_run_to_the_next(
-    whole_run: Run, model_uri: str, collection: Path, tmp_path: Path, ray_address: str
-) -> None:
-    run = tmp_path / "run"
-    work = job(f"{collection}/", model_uri, str(run), **EVERYTHING)
-    with driver(work, tmp_path, ray_address) as process:
-        wait_until((run / "run.json").exists, process)
-        with pytest.raises(LeaseHeld, match=f"process {process.pid} on ") as caught:
-            segment(work)
-        assert caught.value.exit_code == 3
-        wait_until(lambda: rows_commits(run) >= 1, process)
-        process.terminate()
-        assert exit_code(process) == 143, "the first one went on, until it was told to stop"
-    assert "segbatch: interrupted by SIGTERM; run it again" in said(tmp_path)
-    assert_left_in_order(run)
-    with driver(work, tmp_path, ray_address) as process:
-        wait_until(lambda: "images to do on" in said(tmp_path), process)
-        os.kill(process.pid or 0, signal.SIGINT)
-        assert exit_code(process) == 130
-    assert "segbatch: interrupted by SIGINT" in said(tmp_path)
-    assert_left_in_order(run)
-    resumed = segment(work)
-    assert resumed.audit(deep=True).exit_code == 0
-    assert rows_of(resumed).select(SAME) == rows_of(whole_run).select(SAME)
-
-
-def said(folder: Path) -> str:
-    text = (folder / "stderr.txt").read_text()
-    assert "Traceback" not in text, text
-    return text
-
-
-def assert_left_in_order(run: Path) -> None:
-    """Interrupted, resumable, and nobody's."""
-    left = segbatch.open_run(str(run))
-    assert left.status == "interrupted"
-    assert left.audit(deep=True).exit_code == 3
-    assert not (run / "lease.json").exists()
-
-
 # ---------------------------------------------------------------------------- running it once again
 
 
@@ -438,52 +317,6 @@ def test_a_kind_that_does_not_exist_is_refused(
     with pytest.raises(segbatch.errors.InputError, match="no such kind"):
         segment(work, retry_failed=True, only=["missing"])
     assert contents(Path(whole_run.uri)) == before
-
-
-# --------------------------------------------------------------------------------- workers that die
-
-
-def test_an_image_that_kills_its_process_is_found_and_its_neighbours_are_done(
-    model_uri: str, tmp_path: Path
-) -> None:
-    images = tmp_path / "images"
-    images.mkdir()
-    comments = {19: poison.KILL}
-    for number in range(22):
-        data = jpeg(number, 64, 64, comment=comments.get(number, b""))
-        (images / f"{number:02d}.jpg").write_bytes(data)
-    run = segment(job(f"{images}/", model_uri, str(tmp_path / "run"), rows_per_file=2))
-    rows = rows_of(run).to_pylist()
-    assert [row["image_id"] for row in rows] == list(range(22))
-    assert {row["image_id"]: row["error"] for row in rows if row["error"]} == {19: "crashed"}
-    assert "the worker's process died" in rows[19]["message"]
-    assert run.audit(deep=True).exit_code == 0
-
-
-def test_a_predict_worker_that_is_killed_loses_nothing(
-    s3: S3, model_uri: str, tmp_path: Path
-) -> None:
-    images = tmp_path / "images"
-    images.mkdir()
-    for number in range(24):
-        data = jpeg(number, 64, 64, comment=poison.WAIT)
-        (images / f"{number:02d}.jpg").write_bytes(data)
-    output = tmp_path / "run"
-    killed: list[int] = []
-
-    def kill_one() -> None:
-        wait_until(lambda: any((output / "rows").glob("*.parquet")))
-        killed.extend(workers_named("PredictStage", s3.url))
-        for pid in killed:
-            os.kill(pid, signal.SIGKILL)
-
-    killer = threading.Thread(target=kill_one)
-    killer.start()
-    run = segment(job(f"{images}/", model_uri, str(output)))
-    killer.join()
-    assert killed
-    assert run.info["counts"] == {"ok": 24, "failed": {}}
-    assert run.audit(deep=True).exit_code == 0
 
 
 # ---------------------------------------------------------------------------- storage that is down

@@ -51,15 +51,48 @@ def test_a_lost_lease_is_noticed_while_nothing_comes(tmp_path: Path) -> None:
         list(Watch(lease, 60).over(never))
 
 
-def test_a_signal_whose_exception_a_library_swallowed_ends_the_waiting(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_whose_exception_a_library_swallowed_ends_the_waiting(
+    signum: signal.Signals, code: int, tmp_path: Path
+) -> None:
     lease = Lease(str(tmp_path), lambda message: None)
 
     def swallows(timeout: float) -> Any:
         with suppress(Exception):
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signum)
             time.sleep(0.1)
         raise TimeoutError
 
-    with interruptible(), pytest.raises(Interrupted, match="SIGTERM") as caught:
+    with interruptible(), pytest.raises(Interrupted, match=signum.name) as caught:
         list(Watch(lease, 60).over(swallows))
-    assert caught.value.exit_code == 143
+    assert caught.value.exit_code == code
+
+
+def test_after_a_signal_what_is_begun_may_be_finished_and_workers_are_told(tmp_path: Path) -> None:
+    with Lease(str(tmp_path), lambda message: None) as lease, interruptible():
+        script: list[Any] = [1, 2, 3]
+
+        def results(timeout: float) -> Any:
+            if not script:
+                raise StopIteration
+            if script[0] == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            if script[0] == 3:
+                assert lease.tenure.ends()
+            return script.pop(0)
+
+        watch = Watch(lease, 60, grace_s=30)
+        assert not lease.tenure.ends()
+        assert list(watch.over(results)) == [1, 2, 3]
+
+
+def test_the_grace_after_a_signal_ends(tmp_path: Path) -> None:
+    with Lease(str(tmp_path), lambda message: None) as lease, interruptible():
+
+        def never(timeout: float) -> Any:
+            time.sleep(0.05)
+            raise TimeoutError
+
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Interrupted):
+            list(Watch(lease, 60, grace_s=0.3).over(never))

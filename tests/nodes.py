@@ -1,0 +1,50 @@
+"""Nodes: more raylets for the tests' Ray, which can be lost."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from tests.conftest import ROOT
+
+
+@contextmanager
+def another_node(address: str, num_cpus: int) -> Iterator[int]:
+    """One more node for the Ray at ``address``; gives its raylet's process id."""
+    before = raylets(address)
+    subprocess.run(
+        [Path(sys.executable).with_name("ray"), "start", f"--address={address}",
+         f"--num-cpus={num_cpus}", "--object-store-memory=100000000"],
+        check=True, capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    [pid] = raylets(address) - before
+    try:
+        yield pid
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def raylets(address: str) -> set[int]:
+    """Process ids of the nodes of one Ray that are on this machine."""
+    found = set()
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            command = file.read_bytes().split(b"\0")
+            if command[0].endswith(b"/raylet") and any(address.encode() in c for c in command):
+                found.add(int(file.parent.name))
+    return found
+
+
+def children(raylet: int) -> set[int]:
+    """Process ids of a node's workers."""
+    found = set()
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            if int(file.read_text().rpartition(")")[2].split()[1]) == raylet:
+                found.add(int(file.parent.name))
+    return found
