@@ -27,11 +27,11 @@ from segbatch.uris import (
     split_bucket,
 )
 
-# Of small things; bulk reads have limits of their own. Ten tries outlast a minute without storage.
+# Of small things; bulk reads have limits of their own. Ten tries outlast a minute without answers.
 TIMEOUT_S = 60.0
 RETRIES = 10
-BACKOFF_S = 0.1
-BACKOFF_FACTOR = 6
+BACKOFF_S = 0.2
+BACKOFF_FACTOR = 4
 MAX_BACKOFF_S = 20.0
 
 
@@ -73,14 +73,9 @@ def delta_options(uri: str) -> dict[str, str]:
 
 
 def waits(retries: int) -> Iterator[float]:
-    """Seconds to wait before each further try: longer and longer, and never all at once.
-
-    The way of the clients that try again by themselves, obstore and deltalake.
-    """
-    wait = BACKOFF_S
-    for _ in range(retries):
-        wait = min(MAX_BACKOFF_S, random.uniform(BACKOFF_S, wait * BACKOFF_FACTOR))
-        yield wait
+    """Seconds to wait before each further try: longer and longer, and never all at once."""
+    for number in range(retries):
+        yield min(MAX_BACKOFF_S, BACKOFF_S * BACKOFF_FACTOR**number) * random.uniform(0.5, 1.5)
 
 
 def _seconds_in_all(timeout_s: float, retries: int) -> float:

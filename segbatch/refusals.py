@@ -47,7 +47,7 @@ def why_not(uri: str, error: Exception) -> Unreadable:
     if isinstance(error, PermissionDeniedError | PermissionError):
         hint = " (S3 says so for a missing key too, where listing is not allowed)"
         return Unreadable("forbidden", message + (hint if name == "AccessDenied" else ""))
-    if isinstance(error, TimeoutError) or "kind: Timeout" in text:
+    if isinstance(error, TimeoutError) or re.search("kind: Timeout|timeout on endpoint", text):
         return Unreadable("timeout", "no answer in time")
     if isinstance(error, ValueError | ImportError | InvalidPathError):
         return Unreadable("not_found", message)  # a URI that names nothing
@@ -66,6 +66,7 @@ def may_pass(why: Unreadable, error: Exception) -> bool:
 def one_line(error: BaseException) -> str:
     """What an exception says, on one line, without a client's debug dump or signed queries."""
     text = str(error).split("\n\nDebug source")[0]
+    text = re.sub(r"\s*\x1b\[\d*m(↳\x1b\[0m)?", ":", text)  # deltalake's, which is coloured
     text = re.sub(r"(https?://[^\s?]+)\?\S+", r"\1", text)
     text = re.sub(r" in \S+(, after .*?)? - ", ": ", text)
     answer = re.search(r"status code: (.*?):? ?(?:<\?xml.*?)?<Code>(\w+)</Code>", text, re.DOTALL)

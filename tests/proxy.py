@@ -4,7 +4,7 @@ Faults are set by a ``PUT`` of JSON to ``/-/faults``: a list of objects, of whic
 fits a request is done to it. ``GET /-/requests`` tells how many requests came since then, as
 ``[[method, path, number], …]``. A fault has:
 
-- ``kind``: one of :data:`KINDS`
+- ``kind``: one of :data:`KINDS`; ``error`` by default
 - ``method``, ``part``: of the requests that it fits, ``part`` of their path; any by default
 - ``rate``: of these requests, the share that is broken; all by default. Which ones depends on the
   path and on how often it was asked for, and not on the order in which requests come
@@ -105,8 +105,8 @@ class Proxy:
             writer.write(response(200, "OK", self.told(path, body)))
             return True
         self.requests[method, path] += 1
-        fault = self.fault(method, path) or {}
-        kind = fault.get("kind")
+        fault = self.fault(method, path) or {"kind": None}
+        kind = fault.get("kind", "error")
         if kind == "error":
             writer.write(error(fault, method))
             return True
