@@ -79,6 +79,9 @@ def run(
     only: Annotated[
         str | None, typer.Option(metavar="KIND,…", help="With --retry-failed: these kinds only.")
     ] = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="First move damaged files away, and do them again.")
+    ] = False,
 ) -> None:
     """Run a job on this machine, or on the Ray cluster of RAY_ADDRESS; resumes by itself."""
     from segbatch.job import load_job
@@ -88,6 +91,8 @@ def run(
     loaded = load_job(job, overrides or ())
     if retry_failed and loaded.kind != "segment":
         raise InputError(f"--retry-failed is for kind: segment, and {job} is {loaded.kind}")
+    if repair and loaded.kind != "segment":
+        raise InputError(f"--repair is for kind: segment, and {job} is {loaded.kind}")
     if loaded.kind == "finetune":
         from segbatch.finetune import finetune
 
@@ -101,7 +106,7 @@ def run(
         from segbatch.segment import segment
 
         kinds = [kind.strip() for kind in (only or "").split(",") if kind.strip()]
-        finished = segment(loaded, retry_failed=retry_failed, only=kinds)
+        finished = segment(loaded, retry_failed=retry_failed, only=kinds, repair=repair)
         print_facts(finished.summary(), Facts.text)
 
 

@@ -9,7 +9,9 @@ like mean what they mean everywhere, so MinIO, Ceph and R2 need no code.
 from __future__ import annotations
 
 import os
+import random
 import re
+from collections.abc import Iterator
 from datetime import timedelta
 from functools import cache
 from typing import Any
@@ -21,41 +23,66 @@ from segbatch.uris import (
     HTTP_SCHEMES,
     OBJECT_SCHEMES,
     is_local,
-    local_path,
     scheme_of,
     split_bucket,
 )
+
+# Of small things; bulk reads have limits of their own. Ten tries outlast a minute without answers.
+TIMEOUT_S = 60.0
+RETRIES = 10
+BACKOFF_S = 0.2
+BACKOFF_FACTOR = 4
+MAX_BACKOFF_S = 20.0
 
 
 class NoCredentials(PermissionError):
     """There are none to be found on this machine, for whatever object."""
 
 
-def filesystem(uri: str) -> tuple[Any, str]:
+def filesystem(uri: str, timeout_s: float = TIMEOUT_S, retries: int = RETRIES) -> tuple[Any, str]:
     """The fsspec filesystem of ``uri`` and the path in it."""
-    options: dict[str, Any] = {}
-    if scheme_of(uri) in ("s3", "s3a"):
-        options = {"use_listings_cache": False, "anon": _unsigned()}
-    return fsspec.core.url_to_fs(uri, **options)  # type: ignore[no-any-return]
-
-
-def arrow_filesystem(uri: str) -> tuple[Any, str]:
-    """The pyarrow filesystem of ``uri`` and the path in it."""
-    from pyarrow.fs import FSSpecHandler, LocalFileSystem, PyFileSystem
-
-    if is_local(uri):
-        return LocalFileSystem(), str(local_path(uri))
-    fs, path = filesystem(uri)
-    return PyFileSystem(FSSpecHandler(fs)), path
+    if scheme_of(uri) not in ("s3", "s3a"):
+        return fsspec.core.url_to_fs(uri)  # type: ignore[no-any-return]
+    config = {
+        "connect_timeout": timeout_s,
+        "read_timeout": timeout_s,
+        "retries": {"mode": "standard", "total_max_attempts": retries + 1},
+    }
+    fs, path = fsspec.core.url_to_fs(
+        uri, use_listings_cache=False, anon=_unsigned(), config_kwargs=config
+    )
+    fs.retries = 1  # s3fs tries again what botocore tried again: 25 requests where 5 were meant
+    return fs, path
 
 
 def delta_options(uri: str) -> dict[str, str]:
     """``storage_options`` for the deltalake package; the rest it takes from the environment."""
-    plain_http = scheme_of(uri) in ("s3", "s3a") and _endpoint().startswith("http://")
-    return {"AWS_ALLOW_HTTP": "true"} if plain_http else {}
+    if is_local(uri):
+        return {}
+    options = {
+        "timeout": f"{TIMEOUT_S:.0f}s",
+        "max_retries": str(RETRIES),
+        "retry_timeout": f"{_seconds_in_all(TIMEOUT_S, RETRIES):.0f}s",
+        "backoff_config.init_backoff": f"{1000 * BACKOFF_S:.0f}ms",
+        "backoff_config.max_backoff": f"{MAX_BACKOFF_S:.0f}s",
+        "backoff_config.base": str(BACKOFF_FACTOR),
+    }
+    if scheme_of(uri) in ("s3", "s3a") and _endpoint().startswith("http://"):
+        options["AWS_ALLOW_HTTP"] = "true"
+    return options
 
 
-def bucket_client(root: str, timeout_s: float, retries: int) -> ObjectStore:
+def waits(retries: int) -> Iterator[float]:
+    """Seconds to wait before each further try: longer and longer, and never all at once."""
+    for number in range(retries):
+        yield min(MAX_BACKOFF_S, BACKOFF_S * BACKOFF_FACTOR**number) * random.uniform(0.5, 1.5)
+
+
+def _seconds_in_all(timeout_s: float, retries: int) -> float:
+    return timeout_s * (retries + 1) + MAX_BACKOFF_S * retries
+
+
+def bucket_client(root: str, timeout_s: float = TIMEOUT_S, retries: int = RETRIES) -> ObjectStore:
     """The obstore client of one bucket, ``scheme://bucket``; kept, as it holds the connections."""
     return _kept(root, timeout_s, retries, _endpoint())
 
@@ -77,7 +104,12 @@ def _open_store(root: str, timeout_s: float, retries: int) -> ObjectStore:
         client_options={"allow_http": allow_http, "timeout": timedelta(seconds=timeout_s)},
         retry_config={
             "max_retries": retries,
-            "retry_timeout": timedelta(seconds=timeout_s * (retries + 1)),
+            "retry_timeout": timedelta(seconds=_seconds_in_all(timeout_s, retries)),
+            "backoff": {
+                "init_backoff": timedelta(seconds=BACKOFF_S),
+                "max_backoff": timedelta(seconds=MAX_BACKOFF_S),
+                "base": BACKOFF_FACTOR,
+            },
         },
         **kwargs,
     )
@@ -148,7 +180,9 @@ def _bulk_key(uri: str) -> str | None:
     return key
 
 
-def bulk_client(uri: str, timeout_s: float, retries: int) -> tuple[ObjectStore, str] | None:
+def bulk_client(
+    uri: str, timeout_s: float = TIMEOUT_S, retries: int = RETRIES
+) -> tuple[ObjectStore, str] | None:
     """The obstore client of ``uri`` and the key to ask it for; ``None`` where fsspec has to."""
     key = _bulk_key(uri)
     if key is not None:

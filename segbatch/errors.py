@@ -6,6 +6,7 @@
     │   ├── SourceError         the images, the manifest, a labelled dataset
     │   ├── ModelError          the model bundle or its weights
     │   └── RunError            the run's folder: not a run, another job's run, a finished one
+    │       └── Damaged             a file of it is not what was written
     ├── JobFailed           1   the job ran and will fail again unchanged
     ├── Incomplete          3   run it again as it is
     │   ├── LeaseHeld           another driver works on this run
@@ -48,6 +49,13 @@ class ModelError(InputError):
 
 class RunError(InputError):
     """The run's folder cannot be used for what was asked."""
+
+
+class Damaged(RunError):
+    """A file of a run is not what was written. Only its bytes tell: never an error of storage."""
+
+    def __init__(self, uri: str, why: str) -> None:
+        super().__init__(f"{uri}: is damaged: {why}; mend it with: segbatch run JOB --repair")
 
 
 class JobFailed(SegbatchError):

@@ -10,21 +10,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from segbatch import storage
 from segbatch.errors import InputError, JobFileError
-from segbatch.jobimages import Source, sources_of
+from segbatch.jobimages import Manifest, Source, sources_of
 from segbatch.jobkeys import (
     IDENTITY,
+    MAX_COUNT,
     CpusPerWorker,
     Location,
     LongSide,
+    Output,
     Positive,
     RowsPerFile,
     Strict,
     Workers,
     identity_of,
+    outside,
 )
 from segbatch.jobtrain import (
     Network,
@@ -62,7 +65,7 @@ class Predict(Strict):
     flip: bool = Field(False, json_schema_extra=IDENTITY)
     """Average with the mirrored image."""
     scales: list[Annotated[float, Field(ge=0.1, le=4.0)]] = Field(
-        [1.0], min_length=1, json_schema_extra=IDENTITY
+        [1.0], min_length=1, max_length=16, json_schema_extra=IDENTITY
     )
     """Average over these scales of the image."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", json_schema_extra=IDENTITY)
@@ -86,15 +89,15 @@ class Limits(Strict):
     """Share of the manifest's rows that may fail; more, and the run ends as failed."""
     max_pixels: Positive = 200_000_000
     """Largest image, in pixels, that is decoded."""
-    max_bytes: Positive = 256_000_000
+    max_bytes: Annotated[int, Field(ge=1, le=2**40)] = 256_000_000
     """Largest object that is read."""
-    timeout_s: Annotated[float, Field(gt=0)] = 30
+    timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 30
     """Seconds that one request may take."""
-    retries: Annotated[int, Field(ge=0)] = 5
+    retries: Annotated[int, Field(ge=0, le=1000)] = 5
     """Further tries of a request that failed for a passing reason."""
     passes: Positive = 3
     """Passes over what is missing; the last one commits passing failures as failed."""
-    stall_minutes: Annotated[float, Field(gt=0)] = 60
+    stall_minutes: Annotated[float, Field(gt=0, le=MAX_COUNT)] = 60
     """Minutes without one finished image after which the run stops, to be run again."""
 
 
@@ -105,7 +108,7 @@ class Resources(Strict):
     """``auto``: the GPU where there is one."""
     workers: Workers = "auto"
     """``auto``, a number, or ``[min, max]``."""
-    gpus_per_worker: Annotated[float, Field(gt=0)] = 1
+    gpus_per_worker: Annotated[float, Field(gt=0, le=MAX_COUNT)] = 1
     """GPUs of one worker; a fraction shares one."""
     cpus_per_worker: CpusPerWorker = "auto"
     """CPUs, and threads, of one worker."""
@@ -120,7 +123,7 @@ class SegmentJob(Strict):
     spelled out: ``{prefix: …}``, ``{glob: …}``, ``{manifest: …}``, ``{inventory: …}``."""
     model: Location = Field(json_schema_extra=IDENTITY)
     """A model bundle, or ``zoo:NAME`` for published weights."""
-    output: Location
+    output: Output
     """The run's folder."""
     predict: Predict = Predict()
     masks: Literal["original", "model", "none"] = Field("original", json_schema_extra=IDENTITY)
@@ -138,12 +141,16 @@ class SegmentJob(Strict):
 
     @field_validator("output")
     @classmethod
-    def _delta_can_write(cls, output: str) -> str:
+    def _can_hold_a_run(cls, output: str, given: ValidationInfo) -> str:
         if storage.scheme_of(output) not in storage.DELTA_SCHEMES:
             raise ValueError(
                 f"{storage.scheme_of(output)}:// cannot hold a run: use a local folder, s3, gs"
                 " or az"
             )
+        outside(output, {"the model": given.data.get("model")})
+        for source in given.data.get("images", []):
+            if isinstance(source, Manifest):
+                outside(output, {"the manifest": source.manifest})
         return output
 
     @property
@@ -165,7 +172,7 @@ class FinetuneJob(Strict):
         Network(), json_schema_extra=IDENTITY
     )
     """``{arch: …, backbone: …, output_stride: …, backbone_weights: …}``, or ``{from: BUNDLE}``."""
-    output: Location
+    output: Output
     """Where the model goes, with all that its training leaves; immutable once finished."""
     train: Train = Field(Train(), json_schema_extra=IDENTITY)
     resources: TrainResources = TrainResources()
@@ -174,6 +181,12 @@ class FinetuneJob(Strict):
     """Checkpoints that are kept: those with the best mIoU, besides the latest."""
     track: list[Literal["tensorboard", "mlflow", "wandb"]] = ["tensorboard"]
     """Where metrics go besides ``training/metrics.jsonl``; mlflow and wandb are extras."""
+
+    @field_validator("output")
+    @classmethod
+    def _apart(cls, output: str, given: ValidationInfo) -> str:
+        bundle = getattr(given.data.get("model"), "bundle", None)
+        return outside(output, {"the dataset": given.data.get("dataset"), "the model": bundle})
 
     @model_validator(mode="after")
     def _trainable(self) -> FinetuneJob:
@@ -195,10 +208,17 @@ class EvaluateJob(Strict):
     """The part of it that is predicted."""
     model: Location = Field(json_schema_extra=IDENTITY)
     """A model bundle, or ``zoo:NAME``."""
-    output: Location
+    output: Output
     """Folder for the metrics and the page of the worst images."""
     predict: Predict = Predict()
     resources: Resources = Resources()
+
+    @field_validator("output")
+    @classmethod
+    def _apart(cls, output: str, given: ValidationInfo) -> str:
+        return outside(
+            output, {"the dataset": given.data.get("dataset"), "the model": given.data.get("model")}
+        )
 
     def identity(self) -> dict[str, Any]:
         """The identity keys, dotted, with their values as they stand in ``metrics.json``."""

@@ -1,8 +1,8 @@
 """Reading a job file: YAML to plain values with their lines, and errors that name file, line, key.
 
-YAML as people mean it: ``1e-3`` is a number, a key twice is an error, and what a bool was made of
-(``on``, ``yes``) is told. Anchors and aliases are refused: a job file needs none, and a small file
-of nested ones grows without bounds.
+YAML as people mean it: ``1e-3`` is a number, a key twice is an error, and what a bool or a date was
+made of (``on``, ``2026-11-21``) is told. Anchors and aliases are refused: a job file needs none,
+and a small file of nested ones grows without bounds.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from typing import Any, TypeVar
 
 import yaml
@@ -20,7 +21,11 @@ from pydantic import BaseModel, ValidationError
 from segbatch import storage
 from segbatch.errors import JobFileError
 
-MAX_BYTES = 1_000_000
+MAX_BYTES = 200_000
+MAX_INTEGER = 1 << 62
+MAX_MESSAGE = 500  # characters
+MAX_MISTAKES = 20  # that are listed
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 SECRET_KEY = re.compile(r"secret|password|passwd|token|access_key|api_?key|credential", re.I)
 
 Job = TypeVar("Job", bound=BaseModel)
@@ -39,11 +44,24 @@ class Document:
         line = self.lines.get(key)
         where = f"{self.name}:{line}" if line else self.name
         path = _dotted(key)
+        if len(message) > MAX_MESSAGE:
+            message = f"{message[:MAX_MESSAGE]}…"
         return JobFileError(f"{where}: {path}: {message}" if path else f"{where}: {message}")
 
 
+class _Alias(yaml.MarkedYAMLError):
+    """An alias, which may stand for a thousand values."""
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 with YAML 1.2's floats."""
+    """YAML 1.1 with YAML 1.2's floats, and without aliases."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            alias: Any = self.peek_event()  # type: ignore[no-untyped-call]
+            problem = f"*{alias.anchor}: write the value out instead"
+            raise _Alias(None, None, problem, alias.start_mark)
+        return super().compose_node(parent, index)
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -65,18 +83,24 @@ def read_document(
 
     Raises :class:`JobFileError` for a file that is missing or not one YAML mapping.
     """
-    if isinstance(source, Mapping):
-        document = Document("job", dict(source))
-    else:
-        document = _parse(str(source), _read(str(source)))
-    for override in overrides:
-        _override(document, override)
+    name = "job" if isinstance(source, Mapping) else str(source)
     variables = os.environ if environment is None else environment
-    document.values = _resolve(document, (), document.values, variables)
+    try:
+        if isinstance(source, Mapping):
+            document = Document(name, dict(source))
+        else:
+            document = _parse(name, _read(name))
+        for override in overrides:
+            _override(document, override)
+        document.values = _resolve(document, (), document.values, variables)
+    except RecursionError as error:
+        raise JobFileError(f"{name}: nested too deeply for a job file") from error
     return document
 
 
 def _read(path: str) -> str:
+    if storage.is_local(path) and os.path.isdir(storage.local_path(path)):
+        raise JobFileError(f"{path}: is a folder, not a job file")
     data = storage.read_input(path, JobFileError, "no such job file")
     if len(data) > MAX_BYTES:
         raise JobFileError(f"{path}: {len(data):,} bytes is no job file")
@@ -89,10 +113,6 @@ def _read(path: str) -> str:
 def _parse(name: str, text: str) -> Document:
     document = Document(name, {})
     try:
-        for event in yaml.parse(text, Loader=_Loader):
-            if isinstance(event, yaml.AliasEvent):
-                line = f":{event.start_mark.line + 1}" if event.start_mark else ""
-                raise JobFileError(f"{name}{line}: *{event.anchor}: write the value out instead")
         node = yaml.compose(text, Loader=_Loader)
         if not isinstance(node, yaml.MappingNode):
             raise JobFileError(f"{name}: not a job file: it should begin with 'kind: segment'")
@@ -102,9 +122,8 @@ def _parse(name: str, text: str) -> Document:
         mark = getattr(error, "problem_mark", None)
         where = f"{name}:{mark.line + 1}" if mark else name
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise JobFileError(f"{where}: not valid YAML: {problem}") from error
-    except RecursionError as error:
-        raise JobFileError(f"{name}: nested too deeply for a job file") from error
+        what = "" if isinstance(error, _Alias) else "not valid YAML: "
+        raise JobFileError(f"{where}: {what}{problem[:MAX_MESSAGE]}") from error
     return document
 
 
@@ -116,15 +135,15 @@ def _construct(document: Document, key: Key, node: yaml.Node, loader: _Loader) -
         for key_node, value_node in node.value:
             name = key_node.value if isinstance(key_node, yaml.ScalarNode) else "?"
             child = (*key, name)
-            if name in values:
-                line = key_node.start_mark.line + 1
-                raise JobFileError(f"{document.name}:{line}: {_dotted(child)}: stands twice")
-            if key_node.tag.endswith(":bool"):
-                raise JobFileError(
-                    f"{document.name}:{key_node.start_mark.line + 1}: {_dotted(child)}: YAML takes"
-                    f" this for true or false; quote it: '{name}'"
-                )
             document.lines[child] = key_node.start_mark.line + 1
+            if name in values:
+                raise document.error(child, "stands twice")
+            if key_node.tag.endswith(":bool"):
+                raise document.error(
+                    child, f"YAML takes this for true or false; quote it: '{name}'"
+                )
+            if CONTROL.search(name):
+                raise document.error(key, "a key holds a control character")
             values[name] = _construct(document, child, value_node, loader)
         return values
     if isinstance(node, yaml.SequenceNode):
@@ -132,11 +151,30 @@ def _construct(document: Document, key: Key, node: yaml.Node, loader: _Loader) -
             _construct(document, (*key, index), child, loader)
             for index, child in enumerate(node.value)
         ]
-    value = loader.construct_object(node)
-    if isinstance(value, bool) and node.value.lower() not in ("true", "false"):
+    return _scalar(document, key, node, loader)
+
+
+def _scalar(document: Document, key: Key, node: yaml.Node, loader: _Loader) -> Any:
+    kind = node.tag.rpartition(":")[2]
+    try:
+        value = loader.construct_object(node)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise document.error(
-            key, f"YAML takes {node.value} for {str(value).lower()}; quote it: '{node.value}'"
+            key, f"{node.value[:40]!r} is no {kind}; a text is to be quoted"
+        ) from error
+    taken_for = None
+    if isinstance(value, bool) and node.value.lower() not in ("true", "false"):
+        taken_for = str(value).lower()
+    if isinstance(value, date):
+        taken_for = "a date"
+    if taken_for:
+        raise document.error(
+            key, f"YAML takes {node.value} for {taken_for}; quote it: '{node.value}'"
         )
+    if isinstance(value, int) and abs(value) > MAX_INTEGER:
+        raise document.error(key, "this number is too large")
+    if isinstance(value, str) and CONTROL.search(value):
+        raise document.error(key, "holds a control character")
     return value
 
 
@@ -181,7 +219,9 @@ def validate(document: Document, kinds: Mapping[str, type[Job]]) -> Job:
         return model.model_validate(document.values)
     except ValidationError as error:
         lines = [_explain(document, model, dict(entry)) for entry in error.errors()]
-        raise JobFileError("\n".join(dict.fromkeys(lines))) from error
+        lines = list(dict.fromkeys(lines))
+        more = [f"and {len(lines) - MAX_MISTAKES:,} more"] * (len(lines) > MAX_MISTAKES)
+        raise JobFileError("\n".join(lines[:MAX_MISTAKES] + more)) from error
 
 
 def _explain(document: Document, model: type[BaseModel], entry: dict[str, Any]) -> str:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.config import JsonDict
 
+from segbatch import uris
+
+MAX_COUNT = 2**31 - 1
 IDENTITY: JsonDict = {"identity": True}
 
 
@@ -21,12 +26,38 @@ class Strict(BaseModel):
 def _location(uri: str) -> str:
     if not uri.strip():
         raise ValueError("must not be empty")
-    if "@" in uri.partition("://")[2].split("/")[0]:
+    if re.match(r"[A-Za-z][\w+.-]*:/*[^/]*@", uri):
         raise ValueError("holds a user name or password; credentials belong in the environment")
+    if uri != uri.strip() or re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", uri):
+        raise ValueError(f"{uri!r} holds spaces around it or control characters")
+    if correct := uris.meant(uri):
+        raise ValueError(f"{uri} is no location; did you mean {correct}?")
+    if uris.scheme_of(uri) in uris.OBJECT_SCHEMES and not uris.split_bucket(uri)[0].split("//")[1]:
+        raise ValueError(f"{uri} names no bucket")
+    return uri
+
+
+def _output(uri: str) -> str:
+    """Delta tables take some characters of their paths for something else, and write elsewhere."""
+    odd = re.search(r"[?#%*\[\]\\]", uri)
+    if odd:
+        raise ValueError(f"{uri} holds {odd[0]}, which does not work in every path: rename it")
+    key = uris.split_bucket(uri.rstrip("/"))[1]
+    if key and not {"", ".", ".."}.isdisjoint(key.split("/")):
+        raise ValueError(f"{uri} holds a part that is empty, . or ..: write it without")
     return uri
 
 
 Location = Annotated[str, AfterValidator(_location)]
+Output = Annotated[Location, AfterValidator(_output)]
+
+
+def outside(output: str, folders: Mapping[str, Any]) -> str:
+    """``output``, if it lies in none of ``folders``, by what each of them is; ``None`` is none."""
+    for what, folder in folders.items():
+        if folder is not None and uris.is_inside(output, folder):
+            raise ValueError(f"lies in {what}, {folder}: choose a folder of its own")
+    return output
 
 
 def auto_or(kind: str, check: Any) -> BeforeValidator:
@@ -39,7 +70,7 @@ def auto_or(kind: str, check: Any) -> BeforeValidator:
 
 
 def is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_COUNT
 
 
 def is_workers(value: Any) -> bool:
@@ -48,7 +79,7 @@ def is_workers(value: Any) -> bool:
     return is_count(value)
 
 
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 Workers = Annotated[Any, auto_or("a number of workers, or [min, max]", is_workers)]
 LongSide = Annotated[
     int | str | None,

@@ -8,7 +8,7 @@ import time
 import uuid
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from typing import Any
 
@@ -19,6 +19,7 @@ import pyarrow as pa
 from segbatch import storage
 from segbatch.classes import Classes
 from segbatch.errors import (
+    Damaged,
     Fenced,
     Incomplete,
     Interrupted,
@@ -33,12 +34,13 @@ from segbatch.progress import Progress, say
 from segbatch.results.encode import carried, user_fields
 from segbatch.results.finish import sweep, write_stats
 from segbatch.results.ledger import Ledger
-from segbatch.results.run import FORMAT, Run, open_run, read_info, write_info
+from segbatch.results.log import entry_uri
+from segbatch.results.repair import Repair, quarantine, recall
+from segbatch.results.run import FORMAT, Run, frozen_copy, open_run, read_info, write_info
 from segbatch.results.schema import ERRORS, rows_schema, stats_schema
 from segbatch.results.table import Table, kind_of
 
 NOTE_EVERY_S = 60.0
-FIRST = f"{0:020d}.json"  # a Delta log's first entry
 SOFTWARE = ("segbatch", "ray", "torch", "torchvision", "segmentation-models-pytorch", "deltalake")
 
 
@@ -62,13 +64,38 @@ class RunState:
         except PermissionError as error:
             raise RunError(f"output {error}") from error
         if info is None:
-            tables = ("rows", "stats")
-            if any(storage.exists(storage.join(uri, t, "_delta_log", FIRST)) for t in tables):
-                raise RunError(
-                    f"{uri}: holds the tables of a run whose run.json is gone: choose a new output"
-                )
+            if any(storage.exists(entry_uri(storage.join(uri, t), 0)) for t in ("rows", "stats")):
+                raise Damaged(f"{uri}/run.json", "it is gone, and the run's tables are there")
             return None
         return cls(uri, info)
+
+    @classmethod
+    def repair(cls, uri: str, job: SegmentJob, prepared: Prepared, driver: str) -> None:
+        """Move away what is damaged, so that reading and resuming the run mends it.
+
+        Raises :class:`~segbatch.errors.RunError` for what cannot be mended; then, and where storage
+        fails, nothing is changed.
+        """
+        info, whole = None, True
+        try:
+            info = read_info(uri)
+        except Damaged:
+            whole = False
+        known = info or recall(uri)
+        state = repair = None
+        if known is not None:
+            state = cls(uri, known)
+            state.refuse_changes(job, prepared.model_sha256)
+            repair = Repair(Run(uri, known), driver, say)
+        if not whole:
+            quarantine(uri, storage.join(uri, "run.json"))
+            say("run.json: is damaged; moved to quarantine/run.json")
+        if state is None or repair is None:
+            return  # a torn beginning, which starts over
+        if repair.needed or info is None:
+            repair.do(partial(state.schema, job, prepared.config.classes))
+        else:
+            say(f"{uri}: nothing is damaged")
 
     @classmethod
     def of(cls, uri: str, job: SegmentJob, prepared: Prepared, frozen: manifest.Frozen) -> RunState:
@@ -121,6 +148,8 @@ class RunState:
         """Begin to work; the precision is settled once, so that every worker ever has the same."""
         if "precision" not in self.info:
             self.info["precision"] = precision()
+        if self.ledger is not None:
+            self.ledger.facts["precision"] = self.info["precision"]
         self.info["starts"].append({"at": time.time(), "device": device})
         self.write("running")
         settled: str = self.info["precision"]
@@ -175,9 +204,16 @@ class RunState:
     def open_ledger(self, schema: pa.Schema, driver: str) -> Ledger:
         """Make this driver the one that commits; the table is created at the first start."""
         uri = storage.join(self.uri, "rows")
-        table = Table.open(uri) or Table.create(uri, schema)
+        table = Table.open(uri) or Table.create(uri, schema, note={"run": frozen_copy(self.info)})
         self.ledger = Ledger(table, self.num_images, driver)
         return self.ledger
+
+    def prove_logs(self) -> None:
+        """Raises :class:`~segbatch.errors.Damaged`: a driver commits and deletes nothing then."""
+        run = Run(self.uri, self.info)
+        for log in (run.log("rows"), run.log("stats")):
+            if log is not None:
+                log.refuse_damage()
 
     def note_progress(self) -> None:
         """Leave counts and pace in ``run.json``, once a minute, for whoever asks the storage."""
@@ -188,9 +224,12 @@ class RunState:
         self._noted = time.monotonic()
         if status is not None:
             self.info["status"] = status
+            if status not in ("interrupted", "incomplete"):
+                self.info.pop("reason", None)
         if self.ledger is not None:
             kinds = dict(sorted(self.ledger.kinds.items()))
             self.info["counts"] = {"ok": kinds.pop("ok", 0), "failed": kinds}
+            self.info["log"] = self.info.get("log", {}) | {"rows": self.ledger.table.proof}
         if self.progress is not None and self.info["starts"]:
             self.info["images_per_second"] = round(self.progress.images_per_second, 3)
             self.info["starts"][-1] |= {
@@ -220,19 +259,20 @@ class RunState:
         rows.commit(note={"driver": ledger.driver, "event": "finish"})  # the fence
         uri = storage.join(self.uri, "stats")
         stats = Table.open(uri) or Table.create(uri, stats_schema(rows.schema))
-        write_stats(rows, stats, self.bounds, ledger.epoch)
-        sweep(rows, stats, ledger.epoch)
-        self.info |= {"finished": time.time(), "epoch": ledger.epoch}
+        write_stats(rows, stats, ledger.epoch)
+        sweep(self.uri, rows, stats, ledger.epoch)
+        self.info |= {"finished": time.time(), "epoch": ledger.epoch, "log": {"stats": stats.proof}}
         self.write("complete")
         self._judge(job)
 
     def close(self, job: SegmentJob) -> Run:
         """A finished run, run again: only strays are swept and the verdict is given anew."""
+        self.prove_logs()
         rows = Table.open(storage.join(self.uri, "rows"))
         stats = Table.open(storage.join(self.uri, "stats"))
         if rows is None or stats is None:
-            raise RunError(f"{self.uri}: is finished, but its tables are gone")
-        swept = sweep(rows, stats, self.info["epoch"])
+            raise Damaged(f"{self.uri}/{'stats' if rows else 'rows'}", "it is gone")
+        swept = sweep(self.uri, rows, stats, self.info["epoch"])
         say(f"{self.uri}: is finished already" + (f"; swept {swept} stray files" if swept else ""))
         self._judge(job)
         return open_run(self.uri)
@@ -273,6 +313,7 @@ class RunState:
             raise
         except (SegbatchError, OSError) as error:
             if not self.finished:
+                self.info["reason"] = storage.one_line(error)
                 with contextlib.suppress(OSError):
                     self.write("interrupted" if isinstance(error, Interrupted) else "incomplete")
             raise

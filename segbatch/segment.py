@@ -101,11 +101,13 @@ def segment(
     *,
     retry_failed: bool = False,
     only: Collection[str] = (),
+    repair: bool = False,
 ) -> Run:
     """Segment the images of a job, or go on with it; returns the finished run.
 
     Running it again on the same output does only what is not committed. ``retry_failed`` takes
-    failed images up again, ``only`` those of some kinds. Raises
+    failed images up again, ``only`` those of some kinds; ``repair`` first moves damaged files of
+    the run to ``quarantine/``, so that their images are done again. Raises
     :class:`~segbatch.errors.InputError` for what is wrong with the job,
     :class:`~segbatch.errors.JobFailed` if too many images failed,
     :class:`~segbatch.errors.Incomplete` if it should be run again.
@@ -116,16 +118,21 @@ def segment(
     prepared = prepare(job)
     uri = storage.normalize(job.output)
     with outages(), interruptible():
-        state = RunState.read(uri)
+        state = None if repair else RunState.read(uri)
         if state is not None:
             state.refuse_changes(job, prepared.model_sha256)
             if state.finished and not retry_failed:
                 return state.close(job)
         check_output(uri)
         with Lease(uri, say) as lease:
+            if repair:
+                RunState.repair(uri, job, prepared, lease.driver)
             state = RunState.read(uri) or freeze(uri, job, prepared, lease)
             state.refuse_changes(job, prepared.model_sha256)
+            if state.finished and not retry_failed:  # by another driver, or nothing was damaged
+                return state.close(job)
             with state.guard():
+                state.prove_logs()
                 if retry_failed:
                     state.take_up_failed(lease.driver, only)
                 ledger = state.open_ledger(state.schema(job, prepared.config.classes), lease.driver)

@@ -8,28 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, BinaryIO
 
 import obstore
 from obstore.exceptions import BaseError as ObstoreError
-from obstore.exceptions import InvalidPathError, PermissionDeniedError, UnauthenticatedError
-from obstore.store import ObjectStore
+from obstore.exceptions import InvalidPathError
 
 from segbatch.clients import (
-    NoCredentials,
-    arrow_filesystem,
     bucket_client,
     bulk_client,
     delta_options,
     filesystem,
+    waits,
 )
+from segbatch.download import Download, TooLarge, check_size
 from segbatch.errors import Incomplete, InputError
+from segbatch.refusals import Unreadable, as_os_error, may_pass, one_line, why_not
 from segbatch.uris import (
     DELTA_SCHEMES,
     HTTP_SCHEMES,
@@ -74,16 +74,6 @@ __all__ = [
 # Above this an object is sent in parts; below, in one atomic PUT.
 MULTIPART_BYTES = 64 << 20
 
-# S3 error codes that speak of our credentials or clock, not of one object.
-CREDENTIAL_CODES = frozenset(
-    {"ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "RequestTimeTooSkewed",
-     "SignatureDoesNotMatch", "TokenRefreshRequired"}
-)  # fmt: skip
-
-FailureKind = Literal[
-    "not_found", "forbidden", "timeout", "unavailable", "too_large", "credentials"
-]
-
 
 @dataclass(frozen=True)
 class ReadLimits:
@@ -93,14 +83,6 @@ class ReadLimits:
     timeout_s: float = 30.0
     retries: int = 5
     concurrency: int = 32
-
-
-@dataclass(frozen=True)
-class Unreadable:
-    """Why an object could not be read. ``credentials``: refused for every object alike."""
-
-    kind: FailureKind
-    message: str
 
 
 @dataclass(frozen=True)
@@ -117,9 +99,10 @@ class StoredFile:
 def read_many(uris: Sequence[str], limits: ReadLimits) -> list[bytes | Unreadable]:
     """The bytes of each object, or why not, in the order of ``uris``.
 
-    One GET an object and no HEAD, ``limits.concurrency`` at a time; what is transient is tried
-    again with backoff and jitter. The length is looked at before the body is read. Raises nothing
-    for what storage answers.
+    One GET an object and no HEAD, ``limits.concurrency`` at a time; what may pass is tried again,
+    ``limits.retries`` times at most, after waits that grow to twenty seconds. The length is looked
+    at before the body is read, and what came is held against it. Raises nothing for what storage
+    answers.
     """
     contents: list[bytes | Unreadable] = []
     asyncio.run(_read_into(contents, uris, limits))
@@ -136,72 +119,50 @@ async def _read_into(
 
     async def read(uri: str) -> bytes | Unreadable:
         async with slots:
-            try:
-                client = bulk_client(uri, limits.timeout_s, limits.retries)
-                if client is not None:
-                    return await _read_bulk(*client, limits)
-                return await asyncio.to_thread(_read_other, uri, limits)
-            except Exception as error:
-                return _why(uri, error)
+            return await _read(uri, limits)
 
     contents += await asyncio.gather(*(read(uri) for uri in uris))
 
 
-async def _read_bulk(store: ObjectStore, key: str, limits: ReadLimits) -> bytes | Unreadable:
-    result = await obstore.get_async(store, key)
-    size = result.meta["size"]
-    if size > limits.max_bytes:
-        return _too_large(size, limits)
-    return bytes(await result.bytes_async())
+async def _read(uri: str, limits: ReadLimits) -> bytes | Unreadable:
+    """One object, tried again here and by no client: so tries are counted once for all of them."""
+    download: Download | None = None
+    pauses = waits(0 if is_local(uri) else limits.retries)
+    while True:
+        try:
+            if download is None and (client := bulk_client(uri, limits.timeout_s, 0)):
+                download = Download(*client, limits.max_bytes)
+            if download is None:
+                return await asyncio.to_thread(_read_other, uri, limits)
+            return await download.go_on()
+        except TooLarge as error:
+            return Unreadable("too_large", str(error))
+        except Exception as error:
+            why = why_not(uri, error)
+            pause = next(pauses, None) if may_pass(why, error) else None
+            if pause is None:
+                return why
+        await asyncio.sleep(pause)
 
 
-def _read_other(uri: str, limits: ReadLimits) -> bytes | Unreadable:
+def _read_other(uri: str, limits: ReadLimits) -> bytes:
+    """Raises :class:`~segbatch.download.TooLarge`, or what the filesystem does."""
     if is_local(uri):
-        with local_path(uri).open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            return _too_large(size, limits) if size > limits.max_bytes else file.read()
-    fs, path = filesystem(uri)
+        with _opened(local_path(uri)) as file:
+            check_size(os.fstat(file.fileno()).st_size, limits.max_bytes)
+            return file.read()
+    fs, path = filesystem(uri, limits.timeout_s, retries=0)
     with fs.open(path, "rb") as file:
         data: bytes = file.read(limits.max_bytes + 1)
-    return _too_large(len(data), limits) if len(data) > limits.max_bytes else data
+    check_size(len(data), limits.max_bytes)
+    return data
 
 
-def _too_large(size: int, limits: ReadLimits) -> Unreadable:
-    return Unreadable("too_large", f"{size:,} bytes; limits.max_bytes is {limits.max_bytes:,}")
-
-
-def _why(uri: str, error: Exception) -> Unreadable:
-    """The kind of a storage client's exception; all of them say it in words of their own."""
-    text = str(error)
-    code = re.search(r"<Code>(\w+)</Code>|\((\w+)\) when calling", text)
-    name = (code[1] or code[2]) if code else ""
-    message = one_line(error)
-    if (
-        isinstance(error, UnauthenticatedError | NoCredentials)
-        or name in CREDENTIAL_CODES
-        or "status code: 401" in text
-    ):
-        return Unreadable("credentials", message)
-    if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError):
-        return Unreadable("not_found", "no such object" if scheme_of(uri) else "no such file")
-    if isinstance(error, PermissionDeniedError | PermissionError):
-        hint = " (S3 says so for a missing key too, where listing is not allowed)"
-        return Unreadable("forbidden", message + (hint if name == "AccessDenied" else ""))
-    if isinstance(error, TimeoutError) or "kind: Timeout" in text:
-        return Unreadable("timeout", "no answer in time")
-    if isinstance(error, ValueError | ImportError | InvalidPathError):
-        return Unreadable("not_found", message)  # a URI that names nothing
-    return Unreadable("unavailable", message)
-
-
-def one_line(error: BaseException) -> str:
-    """What an exception says, on one line, without a client's debug dump or signed queries."""
-    text = str(error).split("\n\nDebug source")[0]
-    text = re.sub(r"(https?://[^\s?]+)\?\S+", r"\1", text)
-    answer = re.search(r"status code: (.*?):? ?(?:<\?xml.*?)?<Code>(\w+)</Code>", text, re.DOTALL)
-    if answer:
-        text = f"{answer[1].split(':')[0]}: {answer[2]}"
-    return " ".join(text.split())[:300] or type(error).__name__
+def _opened(path: Path) -> BinaryIO:
+    """A regular file: to open a named pipe may take for ever, and so may reading a device."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise FileNotFoundError(path)
+    return path.open("rb")
 
 
 # ----------------------------------------------------------------------------------- small things
@@ -242,6 +203,13 @@ def reading_input(uri: str, wrong: type[InputError], missing: str) -> Iterator[N
         raise Incomplete(f"{uri}: cannot be read: {one_line(error)}") from error
 
 
+def arrow_filesystem(uri: str) -> tuple[Any, str]:
+    """The pyarrow filesystem of ``uri`` and the path in it."""
+    from segbatch import arrowfiles  # and pyarrow only where it is needed
+
+    return arrowfiles.arrow_filesystem(uri)
+
+
 def write_bytes(uri: str, data: bytes) -> None:
     """Write the whole object: either all of it is seen under ``uri`` or what was there before.
 
@@ -251,14 +219,14 @@ def write_bytes(uri: str, data: bytes) -> None:
         _write_local(local_path(uri), data)
         return
     try:
-        client = bulk_client(uri, 300.0, 10)
+        client = bulk_client(uri, 300.0)
         if client is None:
             fs, path = filesystem(uri)
             fs.pipe_file(path, data)
         else:
             obstore.put(*client, data, use_multipart=len(data) > MULTIPART_BYTES)
     except (ObstoreError, OSError, ValueError) as error:
-        raise _as_os_error(uri, error) from error
+        raise as_os_error(uri, error) from error
 
 
 def _write_local(path: Path, data: bytes) -> None:
@@ -281,7 +249,7 @@ def exists(uri: str) -> bool:
     if is_local(uri):
         return local_path(uri).exists()
     try:
-        client = bulk_client(uri, 60.0, 10)
+        client = bulk_client(uri)
         if client is None:
             fs, path = filesystem(uri)
             return bool(fs.exists(path))
@@ -289,7 +257,7 @@ def exists(uri: str) -> bool:
     except FileNotFoundError:
         return False
     except (ObstoreError, OSError, ValueError) as error:
-        raise _as_os_error(uri, error) from error
+        raise as_os_error(uri, error) from error
     return True
 
 
@@ -306,9 +274,7 @@ def list_files(folder: str) -> Iterator[StoredFile]:
     try:
         if scheme_of(folder) in OBJECT_SCHEMES:
             try:
-                for chunk in obstore.list(
-                    bucket_client(root, 60.0, 10), prefix.rstrip("/") or None
-                ):
+                for chunk in obstore.list(bucket_client(root), prefix.rstrip("/") or None):
                     for entry in chunk:
                         last = f"{root}/{entry['path']}"
                         yield StoredFile(last, entry["size"])
@@ -317,7 +283,7 @@ def list_files(folder: str) -> Iterator[StoredFile]:
                 pass  # one key that obstore does not take ends its listing: fsspec goes on
         yield from (file for file in _list_other(folder) if file.uri > last)
     except (ObstoreError, OSError, ValueError, NotImplementedError) as error:
-        raise _as_os_error(folder, error) from error
+        raise as_os_error(folder, error) from error
 
 
 def _list_local(folder: Path) -> Iterator[StoredFile]:
@@ -345,7 +311,7 @@ def delete(uris: Iterable[str]) -> None:
         try:
             if is_local(uri):
                 local_path(uri).unlink(missing_ok=True)
-            elif (client := bulk_client(uri, 60.0, 10)) is not None:
+            elif (client := bulk_client(uri)) is not None:
                 obstore.delete(*client)
             else:
                 fs, path = filesystem(uri)
@@ -353,14 +319,4 @@ def delete(uris: Iterable[str]) -> None:
         except FileNotFoundError:
             continue
         except (ObstoreError, ValueError) as error:
-            raise _as_os_error(uri, error) from error
-
-
-def _as_os_error(uri: str, error: Exception) -> OSError:
-    """One family of errors for what callers catch, whichever client raised it."""
-    why = _why(uri, error)
-    if why.kind == "not_found" or "NoSuchBucket" in str(error):
-        return FileNotFoundError(f"{uri}: {one_line(error)}")
-    if why.kind in ("forbidden", "credentials"):
-        return PermissionError(f"{uri}: {why.message}")
-    return OSError(f"{uri}: {why.message}")
+            raise as_os_error(uri, error) from error

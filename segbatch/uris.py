@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 from pathlib import Path
 
@@ -14,6 +15,28 @@ def scheme_of(uri: str) -> str:
     """Scheme in lower case, ``""`` for a local path; a Windows drive is not a scheme."""
     match = re.match(r"([A-Za-z][A-Za-z0-9+.-]+)(?:::[^/]*)?://", uri)
     return match[1].lower() if match else ""
+
+
+def meant(uri: str) -> str | None:
+    """What was probably meant where ``uri`` is close to a location and none: ``s3:/bucket``,
+    ``S3://bucket``, ``file://bucket``. ``None`` where nothing is wrong.
+    """
+    match = re.match(r"(s3a?|gs|az|abfss?|https?|file)(:/*|//+)(.*)", uri, re.I | re.S)
+    if match is None or uri.startswith(("file:///", "file://~")):
+        return None
+    scheme, separator, path = match[1].lower(), match[2], match[3]
+    if scheme == "file" and separator == "://":
+        return f"s3://{path} or file:///{path}"
+    right = f"{scheme}://{'/' if scheme == 'file' else ''}{path}"
+    return right if right != uri else None
+
+
+def is_inside(uri: str, folder: str) -> bool:
+    """Whether ``uri`` is ``folder`` or lies below it."""
+    inner, outer = (
+        posixpath.normpath(normalize(u)) if is_local(u) else normalize(u) for u in (uri, folder)
+    )
+    return f"{inner}/".startswith(f"{outer.rstrip('/')}/")
 
 
 def is_local(uri: str) -> bool:

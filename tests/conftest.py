@@ -11,9 +11,10 @@ import boto3
 import pytest
 
 from segbatch import storage
+from segbatch.demo.s3server import s3_server
 from segbatch.results.run import Run
 from tests.collection import broken, various
-from tests.faulty_s3 import CONTROL, faulty_s3
+from tests.proxy import CONTROL, REQUESTS, proxy
 
 # One Ray serves all tests, and drivers in processes of their own: without a token they find it.
 os.environ["RAY_AUTH_MODE"] = "disabled"
@@ -42,21 +43,29 @@ class S3:
         self.client.put_object(Bucket=root.removeprefix("s3://"), Key=key, Body=data)
 
     def break_down(self, *faults: dict[str, Any]) -> None:
-        """Answer with errors from now on, as :mod:`tests.faulty_s3` says; without any, heal."""
+        """Break requests from now on, as :mod:`tests.proxy` says; without any, heal."""
         request = urllib.request.Request(
             self.url + CONTROL, json.dumps(faults).encode(), method="PUT"
         )
         urllib.request.urlopen(request).close()
 
+    def requests(self, method: str, part: str) -> dict[str, int]:
+        """How many requests of each path with ``part`` in it came since the last break-down."""
+        with urllib.request.urlopen(self.url + REQUESTS) as answer:
+            counts = json.load(answer)
+        return {path: num for asked, path, num in counts if asked == method and part in path}
+
 
 @pytest.fixture(scope="session")
 def s3() -> Iterator[S3]:
-    with faulty_s3() as url, pytest.MonkeyPatch.context() as environment:
+    with (
+        s3_server() as variables,
+        proxy(variables["AWS_ENDPOINT_URL"]) as url,
+        pytest.MonkeyPatch.context() as environment,
+    ):
         environment.delenv("AWS_PROFILE", raising=False)
-        environment.setenv("AWS_ENDPOINT_URL", url)
-        environment.setenv("AWS_ACCESS_KEY_ID", "testing")
-        environment.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-        environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        for name, value in (variables | {"AWS_ENDPOINT_URL": url}).items():
+            environment.setenv(name, value)
         yield S3(url)
 
 

@@ -148,7 +148,7 @@ def _write_stats(uri: str, parts: dict[str, pa.Table], schema: pa.Schema) -> Non
     ]
     whole = pa.concat_tables(rows, promote_options="default").cast(table.schema)
     file = _write(table.uri, file_name(1, "stats"), whole.sort_by("image_id"), row_group_size=100)
-    table.commit([file], mode="overwrite")
+    table.commit([file])
 
 
 def _write(folder: str, name: str, rows: pa.Table, *, row_group_size: int) -> DataFile:

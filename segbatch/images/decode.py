@@ -10,7 +10,6 @@ Nothing that a file holds raises, warns or logs: it becomes an :class:`Undecodab
 
 from __future__ import annotations
 
-import io
 import logging
 import re
 import threading
@@ -19,6 +18,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import ExifTags, Image, TiffImagePlugin
 
+from segbatch.images.bombs import (
+    MAX_EXIF_BYTES,
+    MAX_PARTS,
+    Bomb,
+    Encoded,
+    refuse_strip,
+    refuse_undecoded,
+    refuse_unopened,
+)
 from segbatch.images.diagnose import Undecodable, diagnose, ends_early, number
 from segbatch.scaling import downscale, scaled_size
 
@@ -79,7 +88,7 @@ def decode(
     into ``budget_bytes``, all together, keeps its ``data`` and nothing else: whoever takes the
     table decodes it alone (:func:`decode_image`), so that a table's size is bounded.
 
-    Holds at worst ``budget_bytes``, and 15 bytes a pixel of the largest image, besides ``table``.
+    Holds at worst ``budget_bytes``, and 18 bytes a pixel of the largest image, besides ``table``.
     """
     pixels = bytearray()
     ends = [0]
@@ -139,11 +148,13 @@ def _decode(
         return Undecodable("truncated", "0 bytes")
     with _pillow.limited(max_pixels):
         try:
-            return _open(data, long_side, room)
+            return _open(data, max_pixels, long_side, room)
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as bomb:
             size = re.search(r"\d+", str(bomb))
             number = f"{int(size[0]):,}" if size else "too many"
             return Undecodable("too_large", f"{number} pixels; limits.max_pixels is {max_pixels:,}")
+        except Bomb as bomb:
+            return Undecodable(bomb.kind, str(bomb))
         except MemoryError:
             return Undecodable("too_large", "not enough memory to decode it")
         except Exception as error:  # a decoder may raise anything for a broken file
@@ -189,9 +200,13 @@ class _Pillow:
 _pillow = _Pillow()
 
 
-def _open(data: bytes, long_side: int | None, room: int | None) -> Decoded | None:
+def _open(data: bytes, max_pixels: int, long_side: int | None, room: int | None) -> Decoded | None:
     """Open, decode, turn, convert, scale. Raises whatever Pillow raises."""
-    with Image.open(io.BytesIO(data)) as image:
+    refuse_unopened(data)
+    file = Encoded(data)
+    with Image.open(file, formats=_formats()) as image:
+        refuse_undecoded(data, image)
+        file.reads_left += image.width * image.height
         if image.format == "TIFF":
             _refuse_previews(data, image)
         if image.format == "PNG":
@@ -200,6 +215,7 @@ def _open(data: bytes, long_side: int | None, room: int | None) -> Decoded | Non
             raise OSError("truncated")  # OpenJPEG gives black where there is not one tile
         size = image.size
         grid = scaled_size(*size, long_side)
+        refuse_strip(*grid, max_pixels)
         if room is not None and grid[0] * grid[1] * BYTES_PER_PIXEL > room:
             return None
         # Twice the grid, so that the decoder's coarse filter leaves ours something to do.
@@ -217,11 +233,21 @@ def _open(data: bytes, long_side: int | None, room: int | None) -> Decoded | Non
     return Decoded(pixels, width, height)
 
 
+@cache
+def _formats() -> tuple[str, ...]:
+    """What Pillow opens by itself. PostScript is a program, which it leaves Ghostscript to run."""
+    Image.init()
+    return tuple(name for name in Image.ID if name != "EPS")
+
+
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 to 8; Pillow has already turned a TIFF and gives 1.
 
-    Damaged EXIF does not make a good picture unreadable: it counts as none.
+    Damaged EXIF does not make a good picture unreadable: it counts as none, as does one of many
+    megabytes.
     """
+    if len(image.info.get("exif", b"")) > MAX_EXIF_BYTES:
+        return 1
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:
@@ -270,7 +296,7 @@ def _verify_checksums(data: bytes) -> None:
     but not at these.
     """
     view, position = memoryview(data), 8
-    while True:
+    for _ in range(MAX_PARTS):
         end = position + 8 + number(data, position, "big")
         if end + 4 > len(data):  # whether a chunk that is cut off matters is Pillow's to say
             return
@@ -278,3 +304,4 @@ def _verify_checksums(data: bytes) -> None:
         if is_pixels and zlib.crc32(view[position + 4 : end]) != number(data, end, "big"):
             raise ValueError("wrong checksum of the pixel data")
         position = end + 4
+    raise Bomb(f"a PNG of more than {MAX_PARTS:,} chunks")

@@ -18,6 +18,8 @@ DecodeErrorKind = Literal["truncated", "undecodable", "unsupported", "too_large"
 # How files begin that Pillow does not open, and what they are.
 FOREIGN = (
     (b"%PDF-", "PDF"),
+    (b"%!PS", "PostScript"),
+    (b"\xc5\xd0\xd3\xc6", "PostScript"),
     (b"\xff\x0a", "JPEG XL"),
     (b"\0\0\0\x0cJXL ", "JPEG XL"),
     (b"FUJIFILMCCD-RAW", "RAW photograph"),

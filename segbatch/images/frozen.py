@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from segbatch import storage
+from segbatch.errors import Damaged
 
 ROWS_PER_FILE = 1_000_000
 FROZEN_NAME = re.compile(r"\d{5,}\.parquet")
@@ -44,9 +45,14 @@ def read(
 ) -> pa.Table:
     """The rows of one frozen file: all, or those of ``image_ids``, in that order.
 
-    Raises ``OSError``, and ``IndexError`` for an id that is not in the file.
+    Raises :class:`~segbatch.errors.Damaged` if it is not what was frozen, ``OSError``, and
+    ``IndexError`` for an id that is not in the file.
     """
-    table = pq.read_table(pa.BufferReader(storage.read_bytes(storage.join(folder, file["name"]))))
+    uri = storage.join(folder, file["name"])
+    data = storage.read_bytes(uri)
+    if hashlib.sha256(data).hexdigest() != file["sha256"]:
+        raise Damaged(uri, "it is not what was frozen")
+    table = pq.read_table(pa.BufferReader(data))
     if image_ids is None:
         return table
     return table.take(pc.subtract(pa.array(image_ids, pa.int64()), file["first_id"]))

@@ -5,24 +5,27 @@ An I/O error while looking is an error of its own and never taken for damage.
 
 from __future__ import annotations
 
-import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segbatch import storage
-from segbatch.errors import Incomplete
+from segbatch.errors import Damaged, Incomplete
 from segbatch.results.finish import unreferenced
+from segbatch.results.log import Log, entry_uri
+from segbatch.results.proof import read_columns, read_whole
 from segbatch.results.table import Table
 
 if TYPE_CHECKING:
     from segbatch.results.run import Run
 
 EXAMPLES = 10
+READERS = 8  # each holds one file
 
 
 @dataclass
@@ -55,27 +58,30 @@ class Audit:
 
 
 def audit(run: Run, *, deep: bool = False) -> Audit:
-    """Count every committed row of ``run`` against its manifest.
+    """Count every committed row of ``run`` against its manifest, and prove the logs.
 
-    ``deep`` reads every file and compares its SHA-256 with the one that its commit noted. Raises
-    :class:`~segbatch.errors.Incomplete` if the storage failed while looking.
+    ``deep`` reads every file and compares its SHA-256 with the one that was noted when it was
+    written. Raises :class:`~segbatch.errors.Incomplete` if the storage failed while looking.
     """
     result = Audit(run.uri, run.status, run.info["manifest"]["rows"])
     try:
-        rows, stats = run.table("rows"), run.table("stats")
+        rows, stats = run.log("rows"), run.log("stats")
         counts = np.zeros(result.images, np.uint32)
         if rows is not None:
-            _count_rows(rows, counts, result)
-        tables = [table for table in (rows, stats) if table is not None]
-        result.uncommitted = [file.uri for table in tables for file in unreferenced(table)]
+            _count_rows(rows, counts, result, deep)
+        for log in (rows, stats):
+            if log is not None:
+                result.damaged += _damaged_entries(log)
+                strays = unreferenced(log.uri, log.files())
+                result.uncommitted += [file.uri for file in strays]
         if run.finished and rows is not None:
             _compare_stats(rows, stats, result)
         if deep:
-            _compare_manifest(run, result)
-            for table in tables:
-                result.damaged += _damaged(table)
+            _prove_manifest(run, result)
+            if stats is not None and not stats.damaged:
+                _prove_files(stats, result)
     except OSError as error:
-        raise Incomplete(f"audit stopped: {error}") from error
+        raise Incomplete(f"audit stopped: {storage.one_line(error)}") from error
     missing, twice = np.flatnonzero(counts == 0), np.flatnonzero(counts > 1)
     result.missing, result.missing_ids = len(missing), missing[:EXAMPLES].tolist()
     result.twice, result.twice_ids = len(twice), twice[:EXAMPLES].tolist()
@@ -83,25 +89,27 @@ def audit(run: Run, *, deep: bool = False) -> Audit:
     return result
 
 
-def _count_rows(table: Table, counts: np.ndarray[Any, Any], result: Audit) -> None:
-    def ids_of(file: dict[str, Any]) -> np.ndarray[Any, Any] | None:
-        uri = storage.join(table.uri, file["path"])
-        filesystem, path = storage.arrow_filesystem(uri)
+def _count_rows(log: Log, counts: npt.NDArray[np.uint32], result: Audit, deep: bool) -> None:
+    def ids_of(file: dict[str, Any]) -> npt.NDArray[np.int64] | None:
         try:
-            column = pq.read_table(path, columns=["image_id"], filesystem=filesystem)["image_id"]
-        except (FileNotFoundError, pa.ArrowInvalid):
+            if not deep:
+                table = read_columns(log.uri, file["path"], ["image_id"])
+            else:
+                uri = storage.join(log.uri, file["path"])
+                data = read_whole(uri, log.sha256.get(file["path"], ""))
+                if data is None:
+                    return None
+                table = pq.read_table(pa.BufferReader(data), columns=["image_id"])
+        except Damaged:
             return None
-        except OSError:
-            storage.read_bytes(uri)  # raises if it was the storage's fault; else the file is bad
-            return None
-        ids: np.ndarray[Any, Any] = column.to_numpy()
+        ids: npt.NDArray[np.int64] = table["image_id"].to_numpy()
         return ids
 
-    files = table.files()
-    with ThreadPoolExecutor(16) as threads:
+    files = log.files()
+    with ThreadPoolExecutor(READERS) as threads:
         for file, ids in zip(files, threads.map(ids_of, files), strict=True):
             if ids is None or len(ids) != file["rows"]:
-                result.damaged.append(storage.join(table.uri, file["path"]))
+                result.damaged.append(storage.join(log.uri, file["path"]))
                 continue
             result.rows += len(ids)
             known = (ids >= 0) & (ids < result.images)
@@ -109,32 +117,40 @@ def _count_rows(table: Table, counts: np.ndarray[Any, Any], result: Audit) -> No
             np.add.at(counts, ids[known], 1)
 
 
-def _compare_stats(rows: Table, stats: Table | None, result: Audit) -> None:
+def _damaged_entries(log: Log) -> list[str]:
+    """Entries of the log that are damaged or gone, and checkpoints that do not fit the others."""
+    damaged = [entry_uri(log.uri, version) for version in log.damaged]
+    if log.checkpoints and not damaged:  # not ours; but readers go by them
+        try:
+            table = Table.open(log.uri, log.version)
+            fits = table is not None and _names(table.files()) == _names(log.files())
+        except Damaged:
+            fits = False
+        return [] if fits else log.checkpoints
+    return damaged
+
+
+def _names(files: list[dict[str, Any]]) -> set[str]:
+    return {file["path"] for file in files}
+
+
+def _compare_stats(rows: Log, stats: Log | None, result: Audit) -> None:
     """A finished run's ``stats/`` must be made from the very version of ``rows/``."""
-    if stats is None or stats.notes()[0].get("rows") != rows.version:
+    if stats is not None and stats.damaged:
+        return  # which files count is not known
+    if stats is None or stats.entries[stats.version].note.get("rows") != rows.version:
         result.damaged.append(storage.join(result.run, "stats"))
 
 
-def _compare_manifest(run: Run, result: Audit) -> None:
+def _prove_manifest(run: Run, result: Audit) -> None:
     for file in run.info["manifest"]["files"]:
         uri = storage.join(run.uri, "manifest", file["name"])
-        if not _matches(uri, file["sha256"]):
+        if read_whole(uri, file["sha256"]) is None:
             result.damaged.append(uri)
 
 
-def _damaged(table: Table) -> list[str]:
-    expected: dict[str, str] = {}
-    for note in table.notes():
-        expected |= note.get("sha256", {})
-    names = [file["path"] for file in table.files()]
-    uris = [storage.join(table.uri, name) for name in names]
-    with ThreadPoolExecutor(16) as threads:
-        matches = threads.map(_matches, uris, [expected.get(name, "") for name in names])
-        return [uri for uri, good in zip(uris, matches, strict=True) if not good]
-
-
-def _matches(uri: str, sha256: str) -> bool:
-    try:
-        return hashlib.sha256(storage.read_bytes(uri)).hexdigest() == sha256
-    except FileNotFoundError:
-        return False
+def _prove_files(log: Log, result: Audit) -> None:
+    for file in log.files():
+        uri = storage.join(log.uri, file["path"])
+        if read_whole(uri, log.sha256.get(file["path"], "")) is None:
+            result.damaged.append(uri)

@@ -25,6 +25,7 @@ from segbatch.errors import Fenced, LeaseHeld
 
 HEARTBEAT_S = 10.0
 DEAD_AFTER_S = 90.0
+LARGEST = 1 << 40  # of a lease's numbers: times and process ids; beyond, it is damaged
 SETTLE_S = 0.5  # of two that take a free lease at once, the one that wrote last has it then
 
 
@@ -33,14 +34,20 @@ def lease_uri(run_uri: str) -> str:
 
 
 def read_lease(run_uri: str) -> dict[str, Any] | None:
-    """The lease as it stands, or ``None``. Raises ``OSError`` if that cannot be told."""
+    """The lease as it stands, or ``None``. Raises ``OSError`` if that cannot be told.
+
+    A damaged one is a holder without a heartbeat: it blocks nobody for ever.
+    """
     try:
         lease = json.loads(storage.read_bytes(lease_uri(run_uri)))
+        numbers = [lease.get(key, 0) for key in ("pid", "since", "heartbeat")]
+        if all(0 <= number < LARGEST for number in numbers):
+            return dict(lease)
     except FileNotFoundError:
         return None
-    except ValueError:
-        return {"driver": "unknown", "beat": -1}
-    return lease if isinstance(lease, dict) else None
+    except (ValueError, TypeError, AttributeError):
+        pass
+    return {"driver": "unknown", "beat": -1}
 
 
 @dataclass(frozen=True)
@@ -168,6 +175,26 @@ class Lease:
             "command": Path(sys.argv[0]).name,
             **({"stopping": True} if self._stopping else {}),
         }
+
+
+def heartbeat_age_s(lease: dict[str, Any]) -> float | None:
+    """Seconds since the last heartbeat, by our clock and the holder's; ``None`` if unreadable."""
+    heartbeat = lease.get("heartbeat")
+    return time.time() - heartbeat if isinstance(heartbeat, int | float) else None
+
+
+def alive(lease: dict[str, Any]) -> bool | None:
+    """Whether the holder is at work, as far as one look tells; ``None`` where it does not.
+
+    On this host its process is there or not. Elsewhere its heartbeat is fresh, if the two clocks
+    agree; one from the future says that they do not.
+    """
+    age_s = heartbeat_age_s(lease)
+    if age_s is None:
+        return None
+    if _here(lease):
+        return _running(lease)
+    return None if age_s < -DEAD_AFTER_S else age_s < DEAD_AFTER_S
 
 
 def _holder(lease: dict[str, Any]) -> str:

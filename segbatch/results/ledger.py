@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 
-from segbatch import storage
+from segbatch.results.proof import read_columns
 from segbatch.results.table import DataFile, Table, kind_of
 from segbatch.results.write import Account
 
@@ -54,6 +53,7 @@ class Ledger:
         self.driver = driver
         self.taken = Bits(num_images)  # committed, or entered for the next commit
         self.kinds: Counter[str] = Counter()
+        self.facts: dict[str, str] = {}  # noted with each commit of rows
         self._entered: list[DataFile] = []
         self._last_commit = time.monotonic()
         # A driver's first act. Its version is the epoch that begins the name of every file.
@@ -69,8 +69,7 @@ class Ledger:
     def _ids_of(self, file: dict[str, Any]) -> npt.NDArray[np.int64]:
         if file["last_id"] - file["first_id"] + 1 == file["rows"]:  # without a gap
             return np.arange(file["first_id"], file["last_id"] + 1, dtype=np.int64)
-        filesystem, path = storage.arrow_filesystem(storage.join(self.table.uri, file["path"]))
-        column = pq.read_table(path, columns=["image_id"], filesystem=filesystem)["image_id"]
+        column = read_columns(self.table.uri, file["path"], ["image_id"])["image_id"]
         ids: npt.NDArray[np.int64] = column.to_numpy()
         return ids
 
@@ -101,5 +100,6 @@ class Ledger:
         """Commit what was entered; nothing where nothing was. Raises ``Fenced``, ``OSError``."""
         self._last_commit = time.monotonic()
         if self._entered:
-            self.table.commit(self._entered, note={"driver": self.driver, "event": "rows"})
+            note = {"driver": self.driver, "event": "rows", **self.facts}
+            self.table.commit(self._entered, note=note)
             self._entered = []

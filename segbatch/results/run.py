@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections import Counter
@@ -14,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from segbatch import storage
 from segbatch.classes import Classes
-from segbatch.errors import Incomplete, RunError
-from segbatch.results.lease import read_lease
+from segbatch.errors import Damaged, Incomplete, RunError
+from segbatch.results.lease import alive, heartbeat_age_s, read_lease
+from segbatch.results.log import Log
 from segbatch.results.table import Table, kind_of
 
 if TYPE_CHECKING:
@@ -26,7 +28,12 @@ if TYPE_CHECKING:
 
     from segbatch.results.audit import Audit
 
-FORMAT = 1
+FORMAT = 2  # 1: without a checksum
+
+# What is settled once, with the list of images; a copy of it stands in the first entry of the log.
+FROZEN = (
+    "format", "kind", "run_id", "created", "job", "identity", "model", "manifest", "software"
+)  # fmt: skip
 
 # running: a driver works on it, or died; interrupted: by a signal; incomplete: run it again;
 # failed: too many failed images; complete: every image has its row, and stats/ is written.
@@ -36,19 +43,27 @@ Status = Literal["running", "interrupted", "incomplete", "failed", "complete"]
 def read_info(uri: str) -> dict[str, Any] | None:
     """The content of ``run.json``; ``None`` if there is none.
 
-    Raises :class:`~segbatch.errors.RunError` if it is not a run's, ``OSError`` if storage fails.
+    Raises :class:`~segbatch.errors.Damaged` if it is not what was written,
+    :class:`~segbatch.errors.RunError` if it is not a run's, ``OSError`` if storage fails.
     """
+    where = storage.join(uri, "run.json")
     try:
-        data = storage.read_bytes(storage.join(uri, "run.json"))
+        data = storage.read_bytes(where)
     except FileNotFoundError:
         return None
     try:
         info = json.loads(data)
     except ValueError as error:
-        raise RunError(f"{uri}/run.json: not valid JSON: {error}") from error
+        raise Damaged(where, f"not valid JSON: {error}") from error
+    if isinstance(info, dict) and "checksum" in info:
+        del info["checksum"]
+        if _rendered(info) != data:
+            raise Damaged(where, "it does not fit its checksum")
+    elif isinstance(info, dict) and info.get("format") == FORMAT:
+        raise Damaged(where, "its checksum is gone")
     if not isinstance(info, dict) or "manifest" not in info or "identity" not in info:
         raise RunError(f"{uri}: its run.json is not one of segbatch's segment runs")
-    if info.get("format") != FORMAT:
+    if info.get("format") not in (1, FORMAT):
         raise RunError(
             f"{uri}: run.json has format {info.get('format')}, this version reads {FORMAT}"
         )
@@ -57,8 +72,20 @@ def read_info(uri: str) -> dict[str, Any] | None:
 
 def write_info(uri: str, info: dict[str, Any]) -> None:
     """Replace ``run.json``, atomically."""
-    content = json.dumps({**info, "updated": time.time()}, indent=2, ensure_ascii=False)
-    storage.write_bytes(storage.join(uri, "run.json"), content.encode())
+    whole = _rendered({**info, "format": FORMAT, "updated": time.time()})
+    storage.write_bytes(storage.join(uri, "run.json"), whole)
+
+
+def _rendered(info: dict[str, Any]) -> bytes:
+    """The bytes of ``run.json``, with the checksum of all before it."""
+    content = json.dumps(info, indent=2, ensure_ascii=False)
+    checksum = hashlib.sha256(content.encode()).hexdigest()
+    return json.dumps({**info, "checksum": checksum}, indent=2, ensure_ascii=False).encode()
+
+
+def frozen_copy(info: dict[str, Any]) -> str:
+    """What is settled of a run, as the log of ``rows/`` keeps it."""
+    return json.dumps({key: info[key] for key in FROZEN if key in info}, ensure_ascii=False)
 
 
 def open_run(uri: str) -> Run:
@@ -104,6 +131,11 @@ class Run:
         """The newest version of one of the run's tables; ``None`` before there is one."""
         return Table.open(storage.join(self.uri, name))
 
+    def log(self, name: Literal["rows", "stats"]) -> Log | None:
+        """The proved log of one of the tables; ``None`` before there is one."""
+        noted = self.info.get("log", {}).get(name, {})
+        return Log.read(storage.join(self.uri, name), noted)
+
     def sql(self, query: str) -> duckdb.DuckDBPyRelation:
         """A DuckDB relation over the views ``images``, ``masks``, ``wide``, ``classes``,
         ``failures`` and ``runs``. Raises :class:`~segbatch.errors.InputError` for wrong SQL.
@@ -136,27 +168,45 @@ class Run:
         return audit(self, deep=deep)
 
     def summary(self) -> dict[str, Any]:
-        """Where the run stands, from storage alone: rows by kind, pace, whether a driver lives."""
+        """Where the run stands, from storage alone: rows by kind, pace, whether its driver lives.
+
+        ``driver`` is ``None`` where nobody works on it; its ``alive`` where that cannot be told.
+        ``rest_s`` is what the rest takes at this pace, in seconds; ``reason`` why the last start
+        ended early.
+        """
         table = self.table("rows")
         kinds: Counter[str] = Counter()
         for file in table.files() if table else []:
             kinds[kind_of(file["path"])] += file["rows"]
-        done = sum(kinds.values())
         total = self.info["manifest"]["rows"]
+        remaining = total - kinds.total()
         lease = read_lease(self.uri)
+        pace = self.info.get("images_per_second")
+        starts = self.info.get("starts", [])
         return {
             "run": self.uri,
             "status": self.status,
+            "reason": self.info.get("reason"),
             "images": total,
             "ok": kinds.pop("ok", 0),
             "failed": dict(sorted(kinds.items())),
-            "remaining": total - done,
+            "remaining": remaining,
             "duplicates": self.info["manifest"]["duplicates"],
-            "images_per_second": self.info.get("images_per_second"),
-            "driver": None
-            if lease is None
-            else {key: lease.get(key) for key in ("host", "pid", "since", "heartbeat")},
+            "starts": len(starts),
+            "pass": starts[-1].get("passes") if starts else None,
+            "images_per_second": pace,
+            "rest_s": round(remaining / pace) if pace and remaining else None,
+            "driver": None if lease is None else _driver(lease),
             "model": self.info["model"]["uri"],
             "created": self.info["created"],
             "updated": self.info["updated"],
         }
+
+
+def _driver(lease: dict[str, Any]) -> dict[str, Any]:
+    age_s = heartbeat_age_s(lease)
+    return {
+        "alive": alive(lease),
+        **{key: lease.get(key) for key in ("host", "pid", "since", "heartbeat")},
+        "heartbeat_age_s": None if age_s is None else round(age_s, 1),
+    }

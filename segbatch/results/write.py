@@ -107,7 +107,7 @@ def write_file(rows: pa.Table, folder: str, epoch: int, kind: str) -> DataFile:
 def store(rows: pa.Table, folder: str, epoch: int, kind: str, **options: Any) -> DataFile:
     """Write ``rows``, sorted by ``image_id``, as one complete file of the table in ``folder``."""
     sink = io.BytesIO()
-    pq.write_table(rows, sink, compression="zstd", **options)
+    pq.write_table(rows, sink, compression="zstd", write_page_checksum=True, **options)
     data = sink.getvalue()
     name = file_name(epoch, kind)
     storage.write_bytes(storage.join(folder, name), data)

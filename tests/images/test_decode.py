@@ -1,6 +1,8 @@
 import io
 import os
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +20,7 @@ from PIL import ExifTags, Image, ImageCms, ImageOps, PngImagePlugin, TiffImagePl
 from segbatch.images.decode import Decoded, decode, decode_image
 from segbatch.images.diagnose import Undecodable
 from segbatch.scaling import downscale
+from tests import hostile
 
 FORMATS = ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF"]
 MODES = [
@@ -249,6 +252,7 @@ def test_a_file_that_ends_early_is_truncated(format: str, options: dict[str, Any
         ("Grüezi\nmitenand".encode(), "undecodable", "looks like text: Grüezi mitenand"),
         (b"<?xml version='1.0'?>\n<svg width='1'/>", "unsupported", "SVG"),
         (b"%PDF-1.7\n", "unsupported", "PDF"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n{} loop", "unsupported", "PostScript"),
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "unsupported", "HEIC"),
         (b"\0\0\0\x18ftypcrx \0\0\0\x01crx isom", "unsupported", "RAW"),
         (b"\0\0\0\x18ftypisom\0\0\0\0isommp42", "unsupported", "MP4"),
@@ -307,6 +311,52 @@ def test_decoding_in_threads_leaves_no_trace() -> None:
         for image in threads.map(decoded, [noisy] * 200):
             assert image.width == 64
     assert (Image.MAX_IMAGE_PIXELS, list(warnings.filters)) == before
+
+
+# -------------------------------------------------------------------------------------------- bombs
+
+
+def test_bombs_are_refused_and_pictures_beside_them_are_not() -> None:
+    for name, data in hostile.refused().items():
+        assert kind_of(data) == name.split()[0], name
+    for name, data in hostile.harmless().items():
+        assert decoded(data).width in (4, 8, 64, 1, 100_000), name
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+from segbatch.images.decode import decode_image
+
+def high_water() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
+
+files = [path.read_bytes() for path in sorted(Path(sys.argv[1]).iterdir())]
+decode_image(b"GIF89a", max_pixels=10, long_side=None)
+before = high_water()
+for data in files:
+    decode_image(data, max_pixels=4_000_000, long_side=None)
+print(high_water() - before)
+"""
+
+
+def test_no_bomb_takes_more_memory_than_the_largest_image_may(tmp_path: Path) -> None:
+    largest = {"rgba.png": encoded(Image.new("RGBA", (2000, 2000)), "PNG"),
+               "rgb.webp": encoded(Image.new("RGB", (2000, 2000)), "WEBP", lossless=True, method=0),
+               "floats.tif": encoded(Image.new("F", (2000, 2000)), "TIFF")}  # fmt: skip
+    for name, data in (hostile.refused() | hostile.harmless() | largest).items():
+        (tmp_path / name).write_bytes(data)
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(tmp_path)], capture_output=True, check=True, timeout=100
+    )
+    assert int(done.stdout) < 18 * 4_000_000 + 10_000_000
+
+
+def test_a_long_strip_is_an_image_of_one_line() -> None:
+    image = decoded(encoded(Image.new("RGB", (100_000, 1)), "PNG"), long_side=1024)
+    assert image.pixels.shape == (1, 1024, 3)
+    assert (image.width, image.height) == (100_000, 1)
 
 
 SEEDS = [encoded(picture(), format) for format in [*FORMATS, "JPEG2000", "ICO", "TGA", "PPM"]]

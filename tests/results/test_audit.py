@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import pytest
 from segbatch import storage
 from segbatch.errors import Incomplete
 from segbatch.results.audit import Audit
-from segbatch.results.run import Run, open_run
+from segbatch.results.run import Run, open_run, read_info, write_info
 from segbatch.results.table import Table
 from segbatch.results.write import write_file
 from tests.conftest import EVERYTHING, S3, job
@@ -40,8 +39,9 @@ def files_of(run: Path, name: str = "rows") -> list[Path]:
 
 
 def say_running(run: Path) -> None:
-    info = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(json.dumps(info | {"status": "running"}))
+    info = read_info(str(run))
+    assert info is not None
+    write_info(str(run), info | {"status": "running"})
 
 
 def contents(run: Path) -> dict[str, tuple[int, int]]:

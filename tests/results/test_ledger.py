@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from segbatch.classes import Classes
-from segbatch.errors import Fenced
+from segbatch.errors import Damaged, Fenced
 from segbatch.results.ledger import Bits, Ledger
 from segbatch.results.schema import FAILED, OK, rows_schema
 from segbatch.results.table import Table, epoch_of, kind_of
@@ -143,7 +143,7 @@ def test_every_commit_notes_the_checksums_of_its_files(uri: str) -> None:
     ledger.enter(account)
     ledger.commit()
     assert account.file is not None
-    newest = reopened(uri).notes()[0]
+    newest = reopened(uri).newest.note
     assert newest["sha256"] == {account.file.name: account.file.sha256}
     assert newest["driver"] == "one"
 
@@ -169,11 +169,9 @@ def test_a_commit_whose_end_was_not_seen_is_not_taken_for_another_drivers(
 
 
 def test_no_table_is_none_and_a_broken_log_is_an_error(tmp_path: Path) -> None:
-    from segbatch.errors import RunError
-
     assert Table.open(str(tmp_path / "nothing")) is None
     table = Table.create(str(tmp_path / "rows"), SCHEMA)
     table.commit()
     (tmp_path / "rows" / "_delta_log" / f"{0:020d}.json").write_text("{")
-    with pytest.raises(RunError, match="Delta log cannot be read"):
+    with pytest.raises(Damaged, match=r"0\.json: is damaged.* segbatch run JOB --repair"):
         Table.open(str(tmp_path / "rows"))

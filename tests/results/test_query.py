@@ -532,7 +532,7 @@ def test_a_mask_is_found_though_stats_were_written_again(
     again = DataFile(moved.name, file["size"], file["rows"], 0, 13, "stats", "")
     fresh = Table.open(old.uri)
     assert fresh is not None
-    fresh.commit([again], mode="overwrite")
+    fresh.commit([again], remove=fresh.files())
     monkeypatch.setattr(run, "table", {"stats": old}.get)  # as it was looked at a moment ago
     assert mask_png(run, 3) == mask_png(open_run(run.uri), 3)
 
