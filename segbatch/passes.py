@@ -155,8 +155,9 @@ class Passes:
                     for account in accounts:
                         self.watch.check()
                         self._take(account, outcome)
-                        # After a signal there may not be time for more than one.
-                        self._commit() if signals.arrived() else self._commit_if_due()
+                        if self.ledger.commit_is_due or signals.arrived():
+                            self._commit()
+                        self.on_commit()
             except ExecutionStopped as stopped:
                 outcome.stopped = str(stopped)
                 self.progress.event("stopped", reason=stopped)
@@ -180,6 +181,8 @@ class Passes:
             self.held.append(account)
         elif self.ledger.enter(account):
             outcome.finished += num
+            if account.kind == "crashed":
+                self.progress.event("crashed", image_ids=account.image_ids, reason=account.message)
             self._give_up_early()
 
     def _give_up_early(self) -> None:
@@ -256,9 +259,6 @@ class Passes:
         )
 
     def _commit(self) -> None:
-        self.ledger.commit()
-        self.on_commit()
-
-    def _commit_if_due(self) -> None:
-        self.ledger.commit_if_due()
+        if images := self.ledger.commit():
+            self.progress.event("commit", version=self.ledger.table.version, committed=images)
         self.on_commit()

@@ -78,9 +78,11 @@ class Progress(Bar):
         self.seconds: Counter[str] = Counter()
 
     def event(self, name: str, **facts: object) -> None:
-        """Something that happens now and then: one line, at once."""
-        text = " ".join([name, *(f"{key}={value}" for key, value in facts.items())])
-        self.line(text, f"run={self.run} event=")
+        """Something that happens now and then: one line, at once, that can be read by itself."""
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        everywhere = {"pass": self.passes, **self.facts()}
+        text = " ".join(f"{key}={value}" for key, value in (everywhere | facts).items())
+        self.line(f"{name} {text}", f"time={now} run={self.run} event=")
 
     def add(self, account: Account) -> None:
         """Images that came through; those that will be tried again are not counted yet."""
@@ -88,7 +90,7 @@ class Progress(Bar):
         if account.file is not None:
             self.kinds[account.kind] += len(account.image_ids)
         if self.move(self.done + self.finished, f"{self.images_per_second:.1f} images/s"):
-            self.event("progress", **self.facts())
+            self.event("progress")
 
     @property
     def finished(self) -> int:

@@ -33,6 +33,7 @@ from segbatch.preflight import SAMPLE_IMAGES, Prepared
 from segbatch.progress import Progress, say
 from segbatch.results.encode import carried, user_fields
 from segbatch.results.finish import sweep, write_stats
+from segbatch.results.lease import Tenure
 from segbatch.results.ledger import Ledger
 from segbatch.results.log import entry_uri
 from segbatch.results.repair import Repair, quarantine, recall
@@ -221,6 +222,9 @@ class RunState:
             self.write()
 
     def write(self, status: str | None = None) -> None:
+        """Raises ``Fenced`` for a driver that slept, and must not write over what came after."""
+        if self.ledger is not None:
+            Tenure(self.uri, self.ledger.driver).check()
         self._noted = time.monotonic()
         if status is not None:
             self.info["status"] = status
@@ -314,7 +318,7 @@ class RunState:
         except (SegbatchError, OSError) as error:
             if not self.finished:
                 self.info["reason"] = storage.one_line(error)
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError, Fenced):
                     self.write("interrupted" if isinstance(error, Interrupted) else "incomplete")
             raise
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from segbatch import signals
 from segbatch.errors import Incomplete
+from segbatch.progress import say
 from segbatch.results.lease import Lease
 
 
@@ -37,6 +38,11 @@ class Watch:
         now = time.monotonic()
         if signals.arrived() and self._deadline is None:
             self._deadline = now + self.grace_s
+            if self.grace_s:
+                say(
+                    f"finishing what is being written, {self.grace_s:.0f} s at most;"
+                    " a second signal stops at once"
+                )
             with suppress(OSError):
                 self.lease.announce_stop()
         if self._deadline is not None and now >= self._deadline:

@@ -92,14 +92,16 @@ class Ledger:
         self._note(account.file.name, ids)
         return True
 
-    def commit_if_due(self) -> None:
-        if time.monotonic() - self._last_commit >= COMMIT_EVERY_S:
-            self.commit()
+    @property
+    def commit_is_due(self) -> bool:
+        return time.monotonic() - self._last_commit >= COMMIT_EVERY_S
 
-    def commit(self) -> None:
-        """Commit what was entered; nothing where nothing was. Raises ``Fenced``, ``OSError``."""
+    def commit(self) -> int:
+        """Commit what was entered; returns the number of images. Raises ``Fenced``, ``OSError``."""
         self._last_commit = time.monotonic()
+        images = sum(file.rows for file in self._entered)
         if self._entered:
             note = {"driver": self.driver, "event": "rows", **self.facts}
             self.table.commit(self._entered, note=note)
             self._entered = []
+        return images
