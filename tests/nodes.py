@@ -9,24 +9,27 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.conftest import ROOT
+from tests.drivers import wait_until
 
 
 @contextmanager
 def another_node(address: str, num_cpus: int) -> Iterator[int]:
     """One more node for the Ray at ``address``; gives its raylet's process id."""
     before = raylets(address)
-    subprocess.run(
+    node = subprocess.Popen(
         [Path(sys.executable).with_name("ray"), "start", f"--address={address}",
-         f"--num-cpus={num_cpus}", "--object-store-memory=100000000"],
-        check=True, capture_output=True,
+         f"--num-cpus={num_cpus}", "--object-store-memory=100000000", "--block"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
-    [pid] = raylets(address) - before
     try:
+        wait_until(lambda: raylets(address) - before)
+        [pid] = raylets(address) - before
         yield pid
     finally:
         with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+            os.killpg(node.pid, signal.SIGKILL)
+        node.wait()
 
 
 def raylets(address: str) -> set[int]:

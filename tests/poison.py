@@ -14,6 +14,7 @@ from PIL import Image
 MARK = b"segbatch-test:"
 KILL = MARK + b"kill the process;"
 WAIT = MARK + b"wait a little;"
+EAT = MARK + b"eat all memory;"
 
 
 def install() -> None:
@@ -25,6 +26,11 @@ def install() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         if WAIT in data:
             time.sleep(0.3)
+        if EAT in data:
+            eaten = []
+            for _ in range(80):  # at most 8 GB, and all of it touched
+                eaten.append(bytearray(os.urandom(1)) * 100_000_000)
+                time.sleep(0.02)
         return harmless(fp, *args, **kwargs)
 
     Image.open = harmful
