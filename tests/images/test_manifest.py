@@ -407,6 +407,21 @@ def test_names_of_ours_and_names_twice_come_with_their_rename(run: Run, tmp_path
     assert run.rows({"manifest": twice, "rename": {"City": "town"}})["town"].to_pylist() == ["y"]
 
 
+def test_a_name_that_no_column_can_have_comes_with_its_rename(run: Run, tmp_path: Path) -> None:
+    source = parquet(tmp_path / "m.parquet", **{"uri": ["a"], "": ["x"], "a\0b\n": ["y"]})
+    assert "rename: {'': column, \"a\\0b\\n\": a_b_}" in run.refusal(source)
+    renamed = {"manifest": source, "rename": {"": "column", "a\0b\n": "a_b_"}}
+    assert run.rows(renamed).column_names == ["image_id", "uri", "column", "a_b_"]
+
+
+@pytest.mark.parametrize("name", ["select", 'a"b', "a.b", "; DROP TABLE x", "'", "{0}", "e\u0301"])
+def test_a_name_is_not_sql(run: Run, tmp_path: Path, name: str) -> None:
+    assert run.rows(parquet(tmp_path / "m.parquet", uri=["a"], **{name: ["x"]}))[name][0].as_py()
+    quoted = '"' + name.replace('"', '""') + '"'
+    where = {"manifest": str(tmp_path / "m.parquet"), "where": f"{quoted} = 'x'"}
+    assert run.uris(where) == ["a"]
+
+
 @pytest.mark.parametrize(("value", "test"), [(None, "IS NOT NULL"), ("", "<> ''")])
 def test_a_row_without_uri_is_refused_with_its_number(
     run: Run, tmp_path: Path, value: str | None, test: str
