@@ -33,6 +33,12 @@ def field_name(name: str) -> str:
     return re.sub(r"[\W_]+", "_", name.lower())
 
 
+def is_name(value: object) -> bool:
+    """Whether a class can be called so."""
+    is_text = isinstance(value, str) and bool(value.strip())
+    return is_text and len(value) <= MAX_NAME and not CONTROL.search(value)
+
+
 def voc_color(class_id: int) -> Color:
     """Colour of a class id, 0 to 255, in the Pascal VOC colour map: its bits dealt to R, G and B.
 
@@ -78,12 +84,10 @@ class Classes(Sequence[SegClass]):
             raise InputError(f"{len(names)} class names but {len(colors)} colours")
         by_field: dict[str, str] = {}
         for name in names:
-            if not isinstance(name, str) or not name.strip():
-                raise InputError(f"class name {name!r}: must be a text that is not empty")
-            if len(name) > MAX_NAME or CONTROL.search(name):
+            if not is_name(name):
                 raise InputError(
-                    f"class name {name[:MAX_NAME]!r}: at most {MAX_NAME} characters, and no"
-                    " control characters"
+                    f"class name {str(name)[:MAX_NAME]!r}: must be a text that is not empty, of at"
+                    f" most {MAX_NAME} characters and no control characters"
                 )
             other = by_field.setdefault(field_name(name), name)
             if other is not name:
