@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from benchmarks.faults.bench import Bench, Row
@@ -28,7 +29,7 @@ BURST_S = (3, 63)  # from the start of the job
 
 def rows(bench: Bench) -> Iterator[Row]:
     part = f"storage ({bench.name})"
-    yield Row(part, "none", "", bench.num_images, 0, 0, 1, bench.undisturbed_s, 1.0)
+    yield replace(bench.undisturbed, part=part)
     for rate in RATES:
         for name, fault in EVERYWHERE.items():
             yield bench.row(part, name, f"{rate:.0%} of all requests", [fault | {"rate": rate}])
