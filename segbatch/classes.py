@@ -22,6 +22,8 @@ from segbatch.errors import InputError
 
 IGNORE_INDEX = 255
 MAX_CLASSES = 255
+MAX_NAME = 200  # characters
+CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 Color = tuple[int, int, int]
 
@@ -29,6 +31,12 @@ Color = tuple[int, int, int]
 def field_name(name: str) -> str:
     """The column name of a class: lower case, every run of other characters turned into ``_``."""
     return re.sub(r"[\W_]+", "_", name.lower())
+
+
+def is_name(value: object) -> bool:
+    """Whether a class can be called so."""
+    is_text = isinstance(value, str) and bool(value.strip())
+    return is_text and len(value) <= MAX_NAME and not CONTROL.search(value)
 
 
 def voc_color(class_id: int) -> Color:
@@ -76,8 +84,11 @@ class Classes(Sequence[SegClass]):
             raise InputError(f"{len(names)} class names but {len(colors)} colours")
         by_field: dict[str, str] = {}
         for name in names:
-            if not isinstance(name, str) or not name.strip():
-                raise InputError(f"class name {name!r}: must be a text that is not empty")
+            if not is_name(name):
+                raise InputError(
+                    f"class name {str(name)[:MAX_NAME]!r}: must be a text that is not empty, of at"
+                    f" most {MAX_NAME} characters and no control characters"
+                )
             other = by_field.setdefault(field_name(name), name)
             if other is not name:
                 raise InputError(
@@ -134,12 +145,14 @@ class Classes(Sequence[SegClass]):
     @classmethod
     def from_json(cls, entries: Sequence[Mapping[str, Any]]) -> Classes:
         """The inverse of :meth:`to_json`; raises ``InputError`` where ids are not 0, 1, 2, …"""
+        if isinstance(entries, list) and len(entries) > MAX_CLASSES:
+            raise InputError(f"{len(entries)} classes: masks hold at most {MAX_CLASSES}")
         try:
             ordered = sorted(entries, key=lambda entry: entry["id"])
             ids = [entry["id"] for entry in ordered]
             names = [entry["name"] for entry in ordered]
             colors = [_color(entry.get("color")) for entry in ordered]
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"classes must be a list of {{id, name, color}}: {type(error).__name__} {error}"
             ) from error
@@ -164,7 +177,7 @@ def read_classes(text: str) -> Classes:
         values: Any = content.splitlines()
         if text.lower().endswith(".json"):
             values = json.loads(content)
-    except (OSError, ValueError) as error:
+    except (OSError, RecursionError, ValueError) as error:
         raise InputError(
             f"--classes {text}: neither a,b,c, nor a preset ({', '.join(PRESETS)}), nor a file of"
             f" names: {storage.one_line(error)}"

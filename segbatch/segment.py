@@ -154,6 +154,7 @@ def freeze(uri: str, job: SegmentJob, prepared: Prepared, lease: Lease) -> RunSt
         storage.join(uri, "manifest"),
         reserved=RESERVED_COLUMNS | set(job.formulas),
         leave_out=uri,
+        confirm=lease.confirm,
     )
     skipped = ", ".join(
         f"{count} {end or 'without extension'}" for end, count in sorted(frozen.skipped.items())

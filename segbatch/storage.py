@@ -85,6 +85,9 @@ class ReadLimits:
     concurrency: int = 32
 
 
+SINGLE = ReadLimits(max_bytes=1 << 36, timeout_s=60, retries=7)  # outlasts a minute without answers
+
+
 @dataclass(frozen=True)
 class StoredFile:
     """One file of a listing: its URI and its size in bytes."""
@@ -170,7 +173,7 @@ def _opened(path: Path) -> BinaryIO:
 
 def read_bytes(uri: str) -> bytes:
     """The whole object. Raises ``FileNotFoundError``, ``PermissionError`` or ``OSError``."""
-    content = read_many([uri], ReadLimits(max_bytes=1 << 36, timeout_s=300))[0]
+    content = read_many([uri], SINGLE)[0]
     if isinstance(content, bytes):
         return content
     raised: Mapping[str, type[OSError]] = {
@@ -219,12 +222,13 @@ def write_bytes(uri: str, data: bytes) -> None:
         _write_local(local_path(uri), data)
         return
     try:
-        client = bulk_client(uri, 300.0)
+        large = len(data) > MULTIPART_BYTES
+        client = bulk_client(uri, 300.0 if large else 60.0)
         if client is None:
             fs, path = filesystem(uri)
             fs.pipe_file(path, data)
         else:
-            obstore.put(*client, data, use_multipart=len(data) > MULTIPART_BYTES)
+            obstore.put(*client, data, use_multipart=large)
     except (ObstoreError, OSError, ValueError) as error:
         raise as_os_error(uri, error) from error
 

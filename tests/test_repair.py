@@ -5,7 +5,9 @@ from __future__ import annotations
 import random
 import shutil
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,9 +17,10 @@ import pytest
 from deltalake import DeltaTable
 
 from segbatch import storage
-from segbatch.errors import Damaged, Incomplete, RunError
+from segbatch.errors import Damaged, Fenced, Incomplete, RunError
 from segbatch.images import manifest
 from segbatch.job import SegmentJob, load_kind
+from segbatch.jobimages import Manifest
 from segbatch.preflight import Prepared, prepare
 from segbatch.results.encode import Encoding
 from segbatch.results.lease import Lease
@@ -28,6 +31,7 @@ from segbatch.results.schema import RESERVED_COLUMNS
 from segbatch.results.table import Table
 from segbatch.results.write import Account, Writing, write_file
 from segbatch.runstate import RunState
+from segbatch.segment import segment
 from segbatch.stages import AllStages, Pipeline, Predicting, accounts_of
 from tests.conftest import EVERYTHING, S3, job
 
@@ -446,3 +450,101 @@ def test_storage_that_fails_while_looking_changes_nothing(
         s3.break_down()
     assert_whole(repaired(uri, work, rows), rows)
     assert storage.read_bytes(f"{uri}/quarantine/rows/{victim}") == b"damaged"
+
+
+def test_a_log_that_storage_does_not_give_is_not_taken_for_a_damaged_one(
+    s3: S3, finished: Path
+) -> None:
+    uri = s3.uri("rows")
+    for name, data in contents(finished / "rows").items():
+        s3.put(f"{uri}/{name}", data)
+    table = Table.open(uri)
+    assert table is not None
+    try:
+        for status, code in ((403, "AccessDenied"), (404, "NoSuchBucket"), (400, "ExpiredToken")):
+            s3.break_down({"part": "_delta_log", "status": status, "code": code})
+            for look in (lambda: Table.open(uri), lambda: Log.read(uri, {}), table.commit):
+                with pytest.raises(OSError, match=uri):
+                    look()
+    finally:
+        s3.break_down()
+    version = table.version
+    assert table.commit() == version + 1
+
+
+# ------------------------------------------------------------------------------- torn beginnings
+
+
+def frozen(run: Path, images: list[str], **options: Any) -> manifest.Frozen:
+    source = run.parent / "list.csv"
+    source.write_text("\n".join(["uri", *images]))
+    return manifest.freeze(
+        [Manifest(manifest=str(source))],
+        str(run / "manifest"),
+        reserved=RESERVED_COLUMNS,
+        leave_out=str(run),
+        **options,
+    )
+
+
+def test_a_beginning_that_was_torn_never_lets_ids_point_at_other_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A driver is killed while it freezes the list, which is another one at the next start."""
+    monkeypatch.setattr("segbatch.images.frozen.ROWS_PER_FILE", 4)
+    run = tmp_path / "run"
+    frozen(run, [f"old-{number}.jpg" for number in range(14)])  # its run.json is never written
+    assert len(list((run / "manifest").iterdir())) == 4
+    images = [f"new-{number}.jpg" for number in range(6)]
+    again = frozen(run, images)
+    assert [file["name"] for file in again.files] == ["00000.parquet", "00001.parquet"]
+    plain = pq.read_table(run / "manifest").sort_by("image_id")
+    assert plain["uri"].to_pylist() == images
+    for file in again.files:
+        read_back = manifest.read(str(run / "manifest"), file).to_pylist()
+        assert all(row["uri"] == images[row["image_id"]] for row in read_back)
+
+
+def test_a_driver_that_slept_while_it_froze_leaves_the_next_ones_list_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("segbatch.images.frozen.ROWS_PER_FILE", 4)
+    run = tmp_path / "run"
+    asked = count()
+    newer: dict[str, bytes] = {}
+
+    def confirm() -> None:
+        if next(asked) == 1:  # it has written one file; meanwhile another driver took over
+            frozen(run, ["new-0.jpg", "new-1.jpg"])
+            newer.update(contents(run))
+        if newer:
+            raise Fenced("taken over")
+
+    with pytest.raises(Fenced):
+        frozen(run, [f"old-{number}.jpg" for number in range(14)], confirm=confirm)
+    assert contents(run) == newer
+
+
+# -------------------------------------------------------------------------------- with everything
+
+
+def test_a_damaged_run_is_mended_by_running_its_job_with_repair(
+    whole_run: Run, model_uri: str, collection: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(whole_run.uri, tmp_path / "run"))
+    (run / "run.json").write_bytes((run / "run.json").read_bytes()[:-1])
+    victim = next((run / "rows").glob("*-ok-*.parquet"))
+    victim.write_bytes(victim.read_bytes()[:-7])
+    statistics = next((run / "stats").glob("*.parquet"))
+    statistics.unlink()
+    again = job(f"{collection}/", model_uri, str(run), **EVERYTHING)
+    with pytest.raises(Damaged) as caught:
+        segment(again)
+    assert caught.value.exit_code == 2
+    mended = segment(again, repair=True)
+    audit = mended.audit(deep=True)
+    assert (audit.exit_code, audit.rows, audit.uncommitted) == (0, 21, [])
+    same = ["image_id", "uri", "status", "error", "width", "height"]
+    assert rows_of(mended).select(same) == rows_of(whole_run).select(same)
+    kept = {str(path.relative_to(run)) for path in (run / "quarantine").rglob("*.*")}
+    assert kept == {"quarantine/run.json", f"quarantine/rows/{victim.name}"}

@@ -7,6 +7,7 @@ manifest is frozen, and what has no counterpart is refused by name.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import pyarrow as pa
@@ -205,8 +206,14 @@ def check_names(
     """Check the user's columns, given as ``(old name, new name)``.
 
     Raises ``SourceError`` with the ``rename`` that mends it for a name that, in any case, is in
-    ``reserved`` or stands there twice.
+    ``reserved`` or stands there twice, and for one that is empty or holds control characters.
     """
+    unfit = {old: _fit(new) for old, new in columns if _fit(new) != new}
+    if unfit:
+        raise SourceError(
+            f"{origin}: no column can be called {', '.join(map(repr, unfit))}: rename:"
+            f" {as_yaml({**rename, **unfit})}"
+        )
     kept = {name.lower() for name in reserved}
     seen: set[str] = set()
     all_names = kept | {new.lower() for _, new in columns}
@@ -222,6 +229,10 @@ def check_names(
             f"{origin}: the name of column {', '.join(mend)} {reason} (upper and lower case are"
             f" the same): rename: {as_yaml({**rename, **mend})}"
         )
+
+
+def _fit(name: str) -> str:
+    return re.sub(r"[\x00-\x1f\x7f]", "_", name) if name.strip() else "column"
 
 
 def _free_name(name: str, taken: Collection[str]) -> str:

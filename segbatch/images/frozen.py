@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any, TypedDict
 
@@ -64,9 +64,12 @@ def user_columns(schema: pa.Schema) -> list[pa.Field]:
 
 
 def write(
-    batches: Iterable[pa.RecordBatch], schema: pa.Schema, folder: str
+    batches: Iterable[pa.RecordBatch], schema: pa.Schema, folder: str, confirm: Callable[[], None]
 ) -> Iterator[ManifestFile]:
-    """Write numbered rows; a file is made in memory and stored as a whole or not at all."""
+    """Write numbered rows; a file is made in memory and stored as a whole or not at all.
+
+    ``confirm`` raises once the folder is another's to write to; it is asked before each file.
+    """
     schema = pa.schema([IMAGE_ID, *schema])
     # URIs are all different: looking for a dictionary in them is time lost.
     dictionaries = [field.name for field in user_columns(schema)]
@@ -85,6 +88,7 @@ def write(
                     break
         data = sink.getvalue().to_pybytes()
         name = f"{number:05d}.parquet"
+        confirm()
         storage.write_bytes(storage.join(folder, name), data)
         yield ManifestFile(
             name=name,

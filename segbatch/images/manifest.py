@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from segbatch import storage
-from segbatch.errors import SourceError
+from segbatch.errors import SegbatchError, SourceError
 from segbatch.images import columns
 from segbatch.images.frozen import (
     FROZEN_NAME,
@@ -79,13 +79,20 @@ class _Rows:
 
 
 def freeze(
-    sources: Sequence[Source], folder: str, *, reserved: Collection[str], leave_out: str
+    sources: Sequence[Source],
+    folder: str,
+    *,
+    reserved: Collection[str],
+    leave_out: str,
+    confirm: Callable[[], None] = lambda: None,
 ) -> Frozen:
     """Write the manifest of ``sources`` into ``folder``; a torn beginning there is deleted first.
 
     ``reserved`` are the names that a user's column must not have in any case, ``leave_out`` is
-    the run's own folder. Memory does not grow with the number of rows. Raises ``SourceError``,
-    ``Incomplete`` if a source does not answer, and ``OSError`` if ``folder`` cannot be written.
+    the run's own folder. ``confirm`` raises once another writes to ``folder``: a driver that slept
+    meanwhile leaves its files alone. Memory does not grow with the number of rows. Raises
+    ``SourceError``, ``Incomplete`` if a source does not answer, and ``OSError`` if ``folder``
+    cannot be written.
     """
     listed = [file.uri for file in storage.list_files(folder)]
     storage.delete([uri for uri in listed if FROZEN_NAME.fullmatch(storage.name_of(uri))])
@@ -100,12 +107,13 @@ def freeze(
         files: list[ManifestFile] = []
         try:
             with open_database("256MB") as database:
-                for file in write(_remembered(batches, database), schema, folder):
+                for file in write(_remembered(batches, database), schema, folder, confirm):
                     files.append(file)
                 rows = sum(file["rows"] for file in files)
                 return Frozen(rows, rows - _different(database), files, users, dict(skipped))
         except BaseException:
-            with suppress(OSError):  # what stays is a torn beginning
+            with suppress(OSError, SegbatchError):  # what stays is a torn beginning
+                confirm()
                 storage.delete([storage.join(folder, file["name"]) for file in files])
             raise
 

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps
 
 from segbatch import storage
-from segbatch.classes import IGNORE_INDEX
+from segbatch.classes import CONTROL, IGNORE_INDEX, is_name
 from segbatch.errors import Incomplete, SourceError
 from segbatch.labels import draw, layout, picture
 from segbatch.labels.annotated import Format, Found, Item, Labelled, Options, Skipped, Unusable
@@ -40,6 +40,11 @@ SHAPES: Mapping[str, Callable[[draw.LabelMap, draw.Points, int], None]] = {
     "point": draw.point,
 }
 
+# More than anyone draws by hand; a polygon's points are gone through for every line of the image.
+MAX_SHAPES = 100_000
+MAX_POINTS = 50_000
+MAX_PATH = 4096
+
 # Files that are read at once; with images in them, they are megabytes each.
 CHUNK = 32
 
@@ -52,8 +57,9 @@ def find(source: str, options: Options) -> Found:
 
     The split is what a file's folder is called. The image is where ``imagePath`` points from there.
     With ``options.images`` it is below that root: in the folder as which the file's own lies below
-    ``source``, if the root has such a one, and of a path that leads away (``..``, ``C:\\…``) only
-    the name counts. Reads every file once, and holds 32 at a time.
+    ``source``, if the root has such a one, and of a path that leads away (``..``, ``C:\\…``,
+    ``https://…``) only the name counts, so that nothing outside of the root is read. Reads every
+    file once, and holds 32 at a time.
 
     Raises :class:`~segbatch.errors.SourceError` where there is no labelme file, and
     :class:`~segbatch.errors.Incomplete` where storage does not answer.
@@ -125,13 +131,17 @@ def _parse(data: bytes) -> dict[str, Any]:
     path, image = content.get("imagePath"), content.get("imageData")
     if not (path or image) or not isinstance(path or image, str):
         raise ValueError("not a labelme file: it has neither `imagePath` nor `imageData`")
+    if path and (len(path) > MAX_PATH or CONTROL.search(path)):
+        raise ValueError("its `imagePath` is no path")
+    if len(content["shapes"]) > MAX_SHAPES:
+        raise ValueError(f"has {len(content['shapes']):,} shapes; at most {MAX_SHAPES:,} are read")
     return content
 
 
 def _label(shape: Any) -> str:
-    """The shape's label; an empty text if it has none."""
+    """The shape's label; an empty text if it has none that a class could have."""
     label = shape.get("label") if isinstance(shape, dict) else None
-    return label if isinstance(label, str) and label.strip() else ""
+    return label if is_name(label) else ""
 
 
 def _root(images: str, folder: str, source: str) -> str:
@@ -145,13 +155,14 @@ def _root(images: str, folder: str, source: str) -> str:
 
 def _image_uri(labels_uri: str, image_path: str, root: str | None) -> str:
     """Where ``imagePath`` points; the labels' own URI if it is empty."""
-    if storage.scheme_of(image_path):
+    has_scheme = storage.scheme_of(image_path)
+    if has_scheme and root is None:
         return image_path
     path = PureWindowsPath(image_path)  # of both kinds of slashes
     if not path.name:
         return labels_uri
     if root is not None:
-        leads_away = path.anchor or ".." in path.parts
+        leads_away = has_scheme or path.anchor or ".." in path.parts
         return storage.join(root, path.name if leads_away else path.as_posix())
     is_local = storage.is_local(labels_uri)
     bucket, key = ("", labels_uri) if is_local else storage.split_bucket(labels_uri)
@@ -241,12 +252,15 @@ def _points(shape: Mapping[str, Any]) -> draw.Points:
         raise ValueError("its points are not pairs of numbers") from error
     if points.ndim != 2 or points.shape[1] != 2:
         raise ValueError("its points are not pairs of numbers")
+    if len(points) > MAX_POINTS:
+        raise ValueError(f"has {len(points):,} points; at most {MAX_POINTS:,} are drawn")
     return points
 
 
 def _mask(shape: Mapping[str, Any]) -> npt.NDArray[np.bool_]:
     try:
-        with Image.open(io.BytesIO(base64.b64decode(shape["mask"]))) as image:
+        data = io.BytesIO(base64.b64decode(shape["mask"]))
+        with Image.open(data, formats=["PNG"]) as image:
             is_inside: npt.NDArray[np.bool_] = np.asarray(image) != 0
     except Exception as error:  # a decoder may raise anything for a broken file
         raise ValueError("its mask is not a picture in base64") from error

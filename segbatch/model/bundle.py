@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -29,6 +30,8 @@ from segbatch.model.zoo import IMAGENET_MEAN, IMAGENET_STD, ZOO_PREFIX, Network
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 CARD = "README.md"
+
+MAX_CONFIG_BYTES = 10_000_000
 
 RGB = tuple[float, float, float]
 
@@ -89,12 +92,26 @@ def _typed(kind: type) -> Any:
     return parse
 
 
+def _backbone(key: str, value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[\w.-]{1,100}", value):
+        raise InputError(f"{key}: {value!r} is no name")  # timm would download some that are not
+    return value
+
+
 def _rgb(key: str, value: Any) -> RGB:
-    try:
-        red, green, blue = (float(number) for number in value)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{key}: {value!r} is not three numbers") from error
+    if not isinstance(value, list | tuple) or len(value) != 3:
+        raise InputError(f"{key}: {value!r} is not three numbers")
+    if not all(type(number) in (int, float) and abs(number) <= 1000 for number in value):
+        raise InputError(f"{key}: {value!r} is not three numbers")
+    red, green, blue = (float(number) for number in value)
     return red, green, blue
+
+
+def _mean(key: str, value: Any) -> RGB:
+    mean = _rgb(key, value)
+    if not all(0 <= number <= 1 for number in mean):
+        raise InputError(f"{key}: {value!r} must be from 0 to 1")
+    return mean
 
 
 def _std(key: str, value: Any) -> RGB:
@@ -105,17 +122,17 @@ def _std(key: str, value: Any) -> RGB:
 
 
 def _long_side(key: str, value: Any) -> int | None:
-    if value is not None and (type(value) is not int or value < 1):
+    if value is not None and (type(value) is not int or not 1 <= value < 1 << 31):
         raise InputError(f"{key}: {value!r} is neither a number of pixels nor null")
     return value
 
 
 _PARSERS: dict[str, Any] = {
     "arch": _typed(str),
-    "backbone": _typed(str),
+    "backbone": _backbone,
     "output_stride": _typed(int),
     "classes": lambda key, value: Classes.from_json(value),
-    "mean": _rgb,
+    "mean": _mean,
     "std": _std,
     "long_side": _long_side,
     "metrics": _typed(dict),
@@ -174,12 +191,14 @@ def _config_bytes(uri: str) -> bytes:
 
 
 def _parse(data: bytes, uri: str) -> ModelConfig:
+    where = storage.join(uri, CONFIG)
+    if len(data) > MAX_CONFIG_BYTES:
+        raise ModelError(f"{where}: {len(data):,} bytes are no model's configuration")
     try:
         return ModelConfig.from_json(json.loads(data))
-    except (InputError, ValueError) as error:  # ValueError: neither JSON nor UTF-8
-        raise ModelError(
-            f"{storage.join(uri, CONFIG)}: no model's configuration: {error}"
-        ) from error
+    except (InputError, RecursionError, ValueError) as error:  # ValueError: neither JSON nor UTF-8
+        message = storage.one_line(error)
+        raise ModelError(f"{where}: no model's configuration: {message}") from error
 
 
 def bundle_sha256(uri: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,7 +44,9 @@ def decode_state(data: bytes, where: str) -> State:
     if where.endswith(".safetensors"):
         return decode_safetensors(data, where)
     try:
-        saved = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is wrong is said below, in one line
+            saved = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"{where}: not a file of torch.save, or more than tensors is in it, which could run"
@@ -60,7 +63,7 @@ def decode_safetensors(data: bytes, where: str) -> State:
     """The tensors of a safetensors file; raises ``ModelError`` for a damaged one."""
     try:
         return safetensors.torch.load(data)
-    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+    except Exception as error:  # of a wrong header it raises anything
         raise ModelError(
             f"{where}: damaged, or no safetensors: {storage.one_line(error)}"
         ) from error
@@ -91,6 +94,11 @@ def fit(network: Network, state: State, what: str, where: str) -> None:
                 f"{where}: not weights of {what}: {key} is {tuple(tensor.shape)}, must be"
                 f" {tuple(expected[key].shape)}"
             )
+        if tensor.is_floating_point() != expected[key].is_floating_point():
+            raise ModelError(f"{where}: not weights of {what}: {key} is {tensor.dtype}")
+        is_plain = tensor.layout == torch.strided and not tensor.is_meta
+        if not is_plain or not torch.isfinite(tensor).all():
+            raise ModelError(f"{where}: damaged: {key} holds something else than finite numbers")
     network.load_state_dict(state)
 
 

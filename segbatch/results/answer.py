@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import shutil
 import sys
 import tempfile
@@ -28,6 +29,9 @@ Format = Literal["table", "csv", "json", "parquet"]
 SHOWN_ROWS = 40
 CELL_WIDTH = 60
 UNLIMITED = 1_000_000
+
+# What a name in a bucket could tell a terminal to do.
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 # JSON has no number for what a division by zero gives.
 FINITE = "CASE WHEN isfinite({0}) THEN {0} END"
@@ -149,7 +153,9 @@ def _print_table(relation: duckdb.DuckDBPyRelation, console: Console) -> None:
     table = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for (name, *_), kind in zip(columns[:num_fitting], flat.types, strict=False):
         right = kind.id not in ("varchar", "boolean", "enum")
-        table.add_column(Text(name), justify="right" if right else "left", no_wrap=True)
+        table.add_column(
+            Text(_cell(name, UNLIMITED)), justify="right" if right else "left", no_wrap=True
+        )
     for cells in list(zip(*columns[:num_fitting], strict=True))[1:]:
         table.add_row(*map(Text, cells))
     console.print(table)
@@ -168,6 +174,7 @@ def _cell(value: object, limit: int) -> str:
     if value is None:
         return "–"
     text = f"{value:.4g}" if isinstance(value, float) else " ".join(str(value).split())
+    text = CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
     if len(text) > limit:
         return f"{text[: limit // 3]}…{text[-(limit - limit // 3 - 1) :]}"
     return text

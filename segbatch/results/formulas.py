@@ -27,6 +27,9 @@ from segbatch.classes import Classes, field_name
 from segbatch.errors import InputError
 from segbatch.results.schema import RESERVED_COLUMNS
 
+# Structs with a field a class, which the view `wide` takes apart.
+FLATTENED = ("pixels", "coverage", "confidence", "components")
+
 MAX_LENGTH = 10_000  # characters: the sum of 254 classes fits
 MAX_DEPTH = 50  # of parentheses and minus signs inside each other
 
@@ -77,6 +80,8 @@ class Formula:
             )
         if name in RESERVED_COLUMNS:
             raise InputError(f"{where}: results have a column {name} already; rename the formula")
+        if name in {f"{column}_{c.field}" for column in FLATTENED for c in classes}:
+            raise InputError(f"{where}: the view `wide` has a column {name} already; rename it")
         if len(text) > MAX_LENGTH:
             raise InputError(f"{where}: {len(text)} characters; at most {MAX_LENGTH} are allowed")
         return cls(name, text, _Parser(where, text, classes).parse())

@@ -12,7 +12,6 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -89,6 +88,13 @@ def _parsed(version: int, data: bytes) -> Entry | None:
         return None
 
 
+def _read_listed(uri: str) -> bytes:
+    try:
+        return storage.read_bytes(uri)
+    except FileNotFoundError as error:
+        raise OSError(f"{uri}: is listed, and cannot be read") from error
+
+
 def _proved(version: int, data: bytes, sha256: str | None) -> Entry | None:
     entry = _parsed(version, data)
     return entry if entry is None or sha256 in (None, entry.sha256) else None
@@ -136,10 +142,10 @@ class Log:
             for name in names
             if _CHECKPOINT.fullmatch(name)
         ]
-        log._prove(noted)
+        log._prove(noted, set(versions))
         return log
 
-    def _prove(self, noted: Mapping[str, str]) -> None:
+    def _prove(self, noted: Mapping[str, str], listed: set[int]) -> None:
         """Read the entries, and hold each against those after it, the newest first."""
         uris = [entry_uri(self.uri, version) for version in range(self.version + 1)]
         contents = storage.read_many(uris, storage.ReadLimits())
@@ -148,9 +154,8 @@ class Log:
             proof = proofs.get(str(version)) or noted.get(str(version))
             content = contents[version]
             entry = _proved(version, content, proof) if isinstance(content, bytes) else None
-            if entry is None:  # looked at twice: what was garbled on its way is not damage
-                with suppress(FileNotFoundError):
-                    entry = _proved(version, storage.read_bytes(uris[version]), proof)
+            if entry is None and version in listed:  # what was garbled on its way is not damage
+                entry = _proved(version, _read_listed(uris[version]), proof)
             if entry is None:
                 self.damaged.insert(0, version)
                 continue

@@ -24,7 +24,10 @@ def read_whole(uri: str, sha256: str) -> bytes | None:
     for _ in range(2):  # what was garbled once on its way is not damage
         try:
             data = storage.read_bytes(uri)
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            listed = storage.list_files(uri.rpartition("/")[0])
+            if storage.name_of(uri) in map(storage.name_of, (file.uri for file in listed)):
+                raise OSError(f"{uri}: is listed, and cannot be read") from error
             return None
         if hashlib.sha256(data).hexdigest() == sha256:
             return data

@@ -72,6 +72,10 @@ def sql(runs: Sequence[Run], query: str) -> duckdb.DuckDBPyRelation:
     A relation is computed when it is read. Raises :class:`~segbatch.errors.InputError` for wrong
     SQL and for whatever writes, ``OSError`` if storage fails.
     """
+    try:
+        query.encode()
+    except UnicodeEncodeError as error:
+        raise InputError("the query is no text in UTF-8") from error
     con = duckdb.connect()
     for name, value in SETTINGS.items():
         con.execute(f"SET {name} = {value}")

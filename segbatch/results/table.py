@@ -123,6 +123,8 @@ class Table:
             if log.checkpoints:
                 raise Damaged(log.checkpoints[0], "it does not fit the log") from error
             raise OSError(f"{uri}: its Delta log cannot be read: {_line(error)}") from error
+        except OSError as error:
+            raise OSError(f"{uri}: its Delta log cannot be read: {_line(error)}") from error
         return cls(delta, uri)
 
     @property
@@ -208,7 +210,7 @@ class Table:
             )
         except CommitFailedError as error:
             failure = error  # ours all the same, if only the answer was lost on its way
-        except DeltaError as error:
+        except (DeltaError, OSError) as error:
             raise OSError(f"{self.uri}: the commit failed: {_line(error)}") from error
         return self._move_on(commit_id, failure)
 

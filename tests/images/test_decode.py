@@ -366,6 +366,12 @@ SEEDS += [
     encoded(picture("F"), "TIFF"),
     encoded(picture("CMYK"), "JPEG"),
     encoded(picture(), "TIFF", compression="tiff_lzw"),
+    encoded(picture(), "JPEG", progressive=True),
+    encoded(picture(), "AVIF"),
+    encoded(picture(), "TIFF", compression="jpeg"),
+    encoded(picture("1"), "TIFF", compression="group4"),
+    encoded(picture("P"), "BMP"),
+    *(data for data in hostile.refused().values() if 0 < len(data) < 1000),
 ]
 
 
@@ -375,10 +381,15 @@ def damaged_files(draw: st.DrawFn) -> bytes:
     positions = st.one_of(st.integers(0, min(len(data), 128) - 1), st.integers(0, len(data) - 1))
     for position in draw(st.lists(positions, max_size=6)):
         data[position] = draw(st.integers(0, 255))
+    if draw(st.booleans()):  # a part of another file, or of this one again
+        other = draw(st.sampled_from(SEEDS))
+        start = draw(st.integers(0, len(other) - 1))
+        position = draw(positions)
+        data[position:position] = other[start : start + draw(st.integers(1, 200))]
     return bytes(data[: draw(st.one_of(st.none(), st.integers(0, len(data))))])
 
 
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=400, derandomize=True)
 @given(st.one_of(st.binary(max_size=300), damaged_files()), st.sampled_from([None, 16]))
 def test_no_bytes_raise_or_warn(data: bytes, long_side: int | None) -> None:
     result = result_of(data, long_side=long_side)

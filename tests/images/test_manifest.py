@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from segbatch import storage
 from segbatch.errors import SourceError
@@ -405,6 +406,23 @@ def test_names_of_ours_and_names_twice_come_with_their_rename(run: Run, tmp_path
         {"manifest": twice, "rename": {"other": "o"}}
     )
     assert run.rows({"manifest": twice, "rename": {"City": "town"}})["town"].to_pylist() == ["y"]
+
+
+def test_a_name_that_no_column_can_have_comes_with_its_rename(run: Run, tmp_path: Path) -> None:
+    source = parquet(tmp_path / "m.parquet", **{"uri": ["a"], "": ["x"], "a\0b\n": ["y"]})
+    rename = yaml.safe_load(run.refusal(source).partition("rename: ")[2])
+    assert rename == {"": "column", "a\0b\n": "a_b_"}
+    assert run.rows({"manifest": source, "rename": rename}).column_names == [
+        "image_id", "uri", "column", "a_b_",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["select", 'a"b', "a.b", "; DROP TABLE x", "'", "{0}", "e\u0301"])
+def test_a_name_is_not_sql(run: Run, tmp_path: Path, name: str) -> None:
+    assert run.rows(parquet(tmp_path / "m.parquet", uri=["a"], **{name: ["x"]}))[name][0].as_py()
+    quoted = '"' + name.replace('"', '""') + '"'
+    where = {"manifest": str(tmp_path / "m.parquet"), "where": f"{quoted} = 'x'"}
+    assert run.uris(where) == ["a"]
 
 
 @pytest.mark.parametrize(("value", "test"), [(None, "IS NOT NULL"), ("", "<> ''")])

@@ -3,12 +3,15 @@ import io
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
 from segbatch import storage
@@ -482,3 +485,131 @@ def test_a_storage_that_fails_leaves_no_file_out(s3: S3) -> None:
             find(source)
     finally:
         s3.break_down()
+
+
+# -------------------------------------------------------------------------------- hostile content
+
+
+@pytest.mark.parametrize(
+    ("odd", "why"),
+    [
+        ({"points": [[1, 1]] * 50_001}, "has 50,001 points"),
+        ({"points": [[1e308, 1], [2, -1e308], [3, 3]]}, "has coordinates beyond 100,000 pixels"),
+        ({"points": [[float("nan"), 1], [2, 2], [3, 3]]}, "has coordinates that are no numbers"),
+        ({"points": [[float("inf"), 1], [2, 2], [3, 3]]}, "has coordinates that are no numbers"),
+        ({"points": [[10**400, 1], [2, 2]]}, "its points are not pairs of numbers"),
+        ({"points": "abc"}, "its points are not pairs of numbers"),
+        ({"points": 5}, "its points are not pairs of numbers"),
+        ({"points": [[[[1]]]]}, "its points are not pairs of numbers"),
+        ({"points": {"x": 1}}, "its points are not pairs of numbers"),
+        ({"points": []}, "has no points"),
+        ({"shape_type": ["polygon"]}, "its shape_type ['polygon'] is unknown"),
+        ({"shape_type": "mask", "mask": 5}, "its mask is not a picture in base64"),
+        ({"shape_type": "mask", "mask": in_base64(b"%!PS-Adobe-3.0 EPSF")}, "not a picture"),
+        ({"label": ["wall"]}, "has no label"),
+        ({"label": "a\0b"}, "has no label"),
+        ({"label": "\ud800"}, "has no label"),
+        ({"label": "x" * 10**6}, "has no label"),
+    ],
+)
+def test_a_hostile_shape_is_skipped_and_the_others_are_drawn(
+    tmp_path: Path, odd: dict[str, Any], why: str
+) -> None:
+    hostile = shape("window", "polygon", [1, 1], [9, 1], [5, 9]) | odd
+    result = labelled(tmp_path, hostile, rectangle("window", 5, 4, 9, 7))
+    assert [why in skipped.why for skipped in result.skipped] == [True]
+    np.testing.assert_array_equal(result.label_map, box(4, 8, 5, 10))
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"[" * 100_000, "not JSON"),
+        (b'{"shapes": ' + b"9" * 5000 + b"}", "not JSON"),
+        (annotation(*[{}] * 100_001), "has 100,001 shapes"),
+        (annotation(imagePath="a\0.jpg"), "its `imagePath` is no path"),
+        (annotation(imagePath="\ud800.jpg"), "its `imagePath` is no path"),
+        (annotation(imagePath="a" * 5000), "its `imagePath` is no path"),
+        (annotation(imagePath=5), "neither `imagePath` nor `imageData`"),
+        (annotation(imagePath=["a.jpg"]), "neither `imagePath` nor `imageData`"),
+    ],
+)
+def test_a_hostile_file_is_skipped(tmp_path: Path, content: Any, why: str) -> None:
+    write(tmp_path / "bad.json", content)
+    write(tmp_path / "good.json", annotation(rectangle("wall", 1, 1, 5, 5)))
+    found = find(tmp_path)
+    assert [item.labels_uri for item in found.items] == [str(tmp_path / "good.json")]
+    assert why in found.skipped[0].why
+
+
+@pytest.mark.parametrize("image_data", [5, ["x"], "!", in_base64(bytes(10**6))])
+def test_hostile_image_data_makes_the_image_unusable(tmp_path: Path, image_data: Any) -> None:
+    write(tmp_path / "a.json", annotation(imageData=image_data))
+    with pytest.raises(Unusable):
+        read(find(tmp_path).items[0])
+
+
+@pytest.mark.parametrize(
+    "away",
+    ["../../etc/passwd", "/etc/passwd", "file:///etc/passwd", "https://host/passwd",
+     "s3://bucket/passwd", "C:\\etc\\passwd", "sub/../../../passwd"],
+)  # fmt: skip
+def test_with_a_root_no_image_is_read_outside_of_it(tmp_path: Path, away: str) -> None:
+    write(tmp_path / "labels" / "a.json", annotation(imagePath=away))
+    (item,) = find(tmp_path / "labels", tmp_path / "images").items
+    assert item.uri == str(tmp_path / "images" / "passwd")
+
+
+VALUES: list[Any] = [
+    None, True, -1, 1e308, float("nan"), float("inf"), 10**300, "", "\ud800", "\0", "a" * 5000, [],
+    {}, [[]], [[1, 2, 3]], [["a", "b"]], [[1e308, 1e308], [3, 3]], [[float("nan"), 1], [2, 3]],
+    "mask", [[99_999, 99_999], [-99_999, 0], [0, 99_999]], "polygon", "../../etc/passwd", "/dev/null",
+    "s3://", "file:///etc", "..", "/", "a.jpg/", "wall", [[[1]]], "!!!!",
+]  # fmt: skip
+
+
+@st.composite
+def damaged_annotations(draw: st.DrawFn) -> bytes:
+    """A labelme file, some of whose values are others."""
+    mask = mask_of(np.ones((5, 4)))
+    content = annotation(
+        rectangle("wall", 1, 2, 20, 20),
+        shape("window", "polygon", [1, 1], [10, 1], [5, 9]),
+        shape("door", "circle", [5, 5], [9, 9]),
+        shape("window", "mask", [2, 3], [5, 7], mask=mask),
+        **draw(st.sampled_from([{}, {"imageData": in_base64(jpeg())}])),
+    )
+    for _ in range(draw(st.integers(1, 4))):
+        target: Any = content
+        while True:
+            keys = list(target) if isinstance(target, dict) else list(range(len(target)))
+            if not keys:
+                break
+            key = draw(st.sampled_from(keys))
+            if not isinstance(target[key], dict | list) or draw(st.booleans()):
+                target[key] = draw(st.sampled_from(VALUES))
+                break
+            target = target[key]
+    data = bytearray(json.dumps(content).encode())
+    for position in draw(st.lists(st.integers(0, len(data) - 1), max_size=2)):
+        data[position] = draw(st.integers(0, 255))
+    return bytes(data)
+
+
+@settings(deadline=None, max_examples=200, derandomize=True)
+@given(damaged_annotations())
+@example(json.dumps(annotation(shape("wall", "polygon") | {"points": 5})).encode())
+@example(json.dumps(annotation(rectangle("\ud800", 1, 1, 5, 5))).encode())
+@example(b"[" * 5000)
+def test_any_content_is_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "fuzzed-labels"
+    write(folder / "a.jpg", jpeg())
+    write(folder / "a.json", content)
+    with suppress(SourceError, Unusable):
+        found = find(folder)
+        ids = {name: number for number, name in enumerate(found.names)}
+        result = read(found.items[0], ids)
+        assert result.label_map.shape == (result.height, result.width)
+        assert "\n" not in "".join(skipped.why for skipped in result.skipped)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -104,6 +105,25 @@ def test_a_pickle_named_safetensors_is_refused(saved, tmp_path):
         (lambda text: text.replace("0.485", '"red"'), "mean: .*not three numbers"),
         (lambda text: text.replace("0.229", "0"), "std: .*above 0"),
         (lambda text: text.replace('"name": "wall"', '"name": ""'), "class name ''"),
+        (lambda text: text.replace('"name": "wall"', r'"name": "a\u0000"'), "control characters"),
+        (lambda text: text.replace('"name": "wall"', r'"name": "\ud800"'), "control characters"),
+        (lambda text: text.replace('"wall"', f'"{"x" * 10**6}"'), "at most 200 characters"),
+        (lambda text: text.replace('"long_side": null', f'"long_side": {10**12}'), "long_side: 10"),
+        (lambda text: text.replace("0.485", "NaN"), "mean: .*not three numbers"),
+        (lambda text: text.replace("0.485", "9" * 400), "mean: .*9999"),
+        (lambda text: text.replace("0.485", "123.7"), "mean: .*from 0 to 1"),
+        (lambda text: text.replace("0.229", "NaN"), "std: .*not three numbers"),
+        (lambda text: text.replace(": 16", f": {'9' * 5000}"), "Exceeds the limit"),
+        (lambda text: text.replace("mobilenet_v2", "tu-hf-hub:evil/model"), "backbone: .*no name"),
+        (lambda text: text.replace("mobilenet_v2", "../../x"), "backbone: .*no name"),
+        (lambda text: "[" * 100_000, "recursion"),
+        (lambda text: " " * 10_000_001 + text, "bytes are no model's configuration"),
+        (
+            lambda text: json.dumps(
+                {**json.loads(text), "classes": [{"id": n, "name": f"c{n}"} for n in range(10**4)]}
+            ),
+            "10000 classes",
+        ),
     ],
 )
 def test_a_wrong_configuration_is_refused_by_key(saved, change, message):
@@ -112,6 +132,45 @@ def test_a_wrong_configuration_is_refused_by_key(saved, change, message):
     with pytest.raises(ModelError, match=message) as error:
         bundle.load_bundle(str(saved))
     assert "\n" not in str(error.value)
+
+
+def header_of(weights: bytes) -> tuple[dict[str, Any], bytes]:
+    length = int.from_bytes(weights[:8], "little")
+    return json.loads(weights[8 : 8 + length]), weights[8 + length :]
+
+
+def with_header(header: Any, data: bytes) -> bytes:
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"shape": [2**62, 2**62]}, {"shape": [-1]}, {"data_offsets": [0, 10**15]},
+        {"data_offsets": [-4, 4]}, {"dtype": "EVIL"}, {"dtype": "BOOL"},
+    ],
+)  # fmt: skip
+def test_weights_whose_header_lies_are_refused(saved, lie):
+    weights = saved / "model.safetensors"
+    header, data = header_of(weights.read_bytes())
+    header["segmentation_head.0.bias"].update(lie)
+    weights.write_bytes(with_header(header, data))
+    refused(saved, "damaged")
+
+
+@pytest.mark.parametrize("length", [0, 2**63, 2**64 - 1])
+def test_weights_with_a_header_of_another_length_are_refused(saved, length):
+    weights = saved / "model.safetensors"
+    weights.write_bytes(length.to_bytes(8, "little") + weights.read_bytes()[8:])
+    refused(saved, "damaged")
+
+
+def test_weights_that_are_no_numbers_are_refused(saved):
+    weights = saved / "model.safetensors"
+    header, data = header_of(weights.read_bytes())
+    weights.write_bytes(with_header(header, b"\xff" * len(data)))
+    refused(saved, "something else than finite numbers")
 
 
 def test_a_configuration_of_fewer_classes_than_the_weights_have_is_refused(saved):
@@ -227,6 +286,32 @@ def test_a_file_without_a_state_dict_is_refused(tmp_path, content, message):
     with pytest.raises(ModelError, match=message) as error:
         import_torchvision(path, tmp_path / "m")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_a_bare_pickle_is_refused_and_not_run(tmp_path, protocol):
+    (tmp_path / "w.pth").write_bytes(pickle.dumps(Explosive(tmp_path / "ran"), protocol))
+    with pytest.raises(ModelError, match="could run code"):
+        import_torchvision(tmp_path / "w.pth", tmp_path / "m")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("odd", "message"),
+    [
+        (lambda t: t.to_sparse(), "something else than finite numbers"),
+        (lambda t: t.to("meta"), "something else than finite numbers"),
+        (lambda t: t * float("inf"), "something else than finite numbers"),
+        (lambda t: t.to(torch.complex64), "is torch.complex64"),
+        (lambda t: t.to(torch.int8), "is torch.int8"),
+        (lambda t: torch.zeros(1).expand(10**12), r"\(1000000000000,\), must be"),
+    ],
+)
+def test_odd_tensors_are_refused(tmp_path, odd, message):
+    state = torchvision_state()
+    torch.save({**state, "classifier.1.weight": odd(state["classifier.1.weight"])}, tmp_path / "w")
+    with pytest.raises(ModelError, match=message):
+        import_torchvision(tmp_path / "w", tmp_path / "m")
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -177,6 +177,11 @@ def test_the_name_of_another_column_is_refused(name: str) -> None:
     assert f"results have a column {name} already" in error_of("window", name)
 
 
+def test_the_name_of_a_column_of_the_view_wide_is_refused() -> None:
+    with pytest.raises(InputError, match="view `wide` has a column coverage_window already"):
+        Formula.parse("coverage_window", "window", Classes(["wall", "window"]))
+
+
 def test_nesting_is_limited() -> None:
     assert value("(" * (MAX_DEPTH - 1) + "1" + ")" * (MAX_DEPTH - 1)) == 1
     assert f"more than {MAX_DEPTH}" in error_of("(" * 5_000)

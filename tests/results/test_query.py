@@ -176,6 +176,52 @@ def test_a_run_whose_table_is_not_there_yet_has_empty_views(tmp_path: Path, run:
     assert sql([early], "FROM failures").fetchall() == []
 
 
+HOSTILE_CLASSES = [
+    "background", "wall", "window", "a'); DROP TABLE x; --", "select", "x;y", "{0}%s$1", "日本語",
+    "🧱", "e\u0301", "image id", "coverage", "run", "null", "a.b", 'a"b c', "\\x", "über größe",
+]  # fmt: skip
+HOSTILE_COLUMNS = [
+    "select", 'a"b', "a.b", "; DROP VIEW images", "'", "{0}", "a,b", "a=b", "x(y)", "é", "e\u0301",
+    "$x", "null", "class", "images", "coverage_window", "COVERAGE_WALL", " lead", "%", "\\",
+]  # fmt: skip
+
+
+def test_names_are_names_whatever_sql_stands_in_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    columns = [pa.field(name, pa.string()) for name in HOSTILE_COLUMNS]
+    uri = str(tmp_path / 'it\'s; a "run"')
+    run = write_run(
+        uri, names=HOSTILE_CLASSES, num_ok=2, failed=("not_found",), user_columns=columns
+    )
+    for view in ("images", "wide", "failures", "masks", "runs"):
+        assert sql([run], f"SELECT * FROM {view}").fetchall(), view
+    assert {row[0] for row in sql([run], "SELECT class FROM classes").fetchall()} == {
+        *HOSTILE_CLASSES
+    }
+    assert {*HOSTILE_COLUMNS} <= {*sql([run], "FROM images").columns}
+    assert sql([run], "SELECT DISTINCT run FROM wide").fetchall() == [(run.name,)]
+    for field in run.classes.fields:
+        assert sql([run], f'SELECT sum(coverage."{field}") FROM images').fetchall()[0][0] >= 0
+    for format in ("table", "csv", "json"):
+        write(sql([run], "FROM wide"), format)
+        assert "DROP" in capsys.readouterr().out
+
+
+def test_a_terminal_is_told_nothing_by_what_stands_in_a_run(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(sql([run], """SELECT 'a' || chr(27) || '[31m' || chr(7) || 'b' AS "x\x1b[2J" """))
+    out = capsys.readouterr().out
+    assert "a\ufffd[31m\ufffdb" in out
+    assert "\x1b" not in out
+
+
+def test_a_query_that_is_no_text_is_refused(run: Run) -> None:
+    with pytest.raises(InputError, match="no text in UTF-8"):
+        sql([run], "SELECT '\udcff'")
+
+
 def test_a_folder_with_characters_of_a_pattern_is_read(tmp_path: Path) -> None:
     odd = write_run(str(tmp_path / "it's [a-b]*" / "year=2026"))
     assert len(sql([odd], "FROM images").fetchall()) == 14

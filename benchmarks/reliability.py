@@ -1,0 +1,97 @@
+"""What faults cost, and that they lose nothing: scripts/bench reliability.
+
+    scripts/bench reliability [--only storage] [--endpoint NAME] [-o RESULT.json]
+
+Each part breaks a real job in its ways and yields a row of the table a fault; one that is new is a
+module in benchmarks/faults and a line in PARTS. The S3 server is moto; with `--endpoint`, the one
+of the AWS_* variables, called NAME in the table. The rows go to `-o` as JSON, beside those of parts
+and servers that are there already, and all of them to benchmarks/reliability.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, fields
+from datetime import date
+from pathlib import Path
+
+import ray
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.faults import storage  # noqa: E402
+from benchmarks.faults.bench import Bench, Row  # noqa: E402
+from segbatch.demo.s3server import s3_server  # noqa: E402
+from segbatch.model.bundle import ModelConfig, save_bundle  # noqa: E402
+from tests.model.conftest import BACKBONES, CLASSES, random_network  # noqa: E402
+from tests.proxy import proxy  # noqa: E402
+
+PARTS: dict[str, Callable[[Bench], Iterator[Row]]] = {"storage": storage.rows}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", choices=PARTS, help="one part; all by default")
+    parser.add_argument("--endpoint", help="what to call the AWS_* variables' server")
+    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=ROOT / f"benchmarks/results/{date.today()}-reliability.json",
+    )
+    arguments = parser.parse_args()
+    rows: list[Row] = []
+    with contextlib.ExitStack() as stack:
+        if not arguments.endpoint:
+            os.environ |= stack.enter_context(s3_server())
+        url = stack.enter_context(proxy(os.environ["AWS_ENDPOINT_URL"]))
+        os.environ["AWS_ENDPOINT_URL"] = url  # of Ray's workers, too
+        ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+        stack.callback(ray.shutdown)
+        model = small_model(stack.enter_context(tempfile.TemporaryDirectory()))
+        bench = Bench(arguments.endpoint or "moto", url, model, arguments.images)
+        for part in [arguments.only] if arguments.only else PARTS:
+            for row in PARTS[part](bench):
+                print(*asdict(row).values(), flush=True)
+                rows.append(row)
+                save(arguments.output, rows)
+
+
+def small_model(folder: str) -> str:
+    """A bundle whose network costs little: it is storage and driver that are measured."""
+    network = random_network("deeplabv3plus")
+    backbone = BACKBONES["deeplabv3plus"]
+    config = ModelConfig("deeplabv3plus", backbone, network.output_stride, CLASSES, long_side=128)
+    save_bundle(f"{folder}/model", network, config)
+    return f"{folder}/model"
+
+
+def save(path: Path, rows: list[Row]) -> None:
+    """Rows of parts that were not run now stay."""
+    before = [Row(**row) for row in json.loads(path.read_text())] if path.exists() else []
+    new = {row.part for row in rows}
+    every = [row for row in before if row.part not in new] + rows
+    path.write_text(json.dumps([asdict(row) for row in every], indent=1) + "\n")
+    names = [field.name for field in fields(Row)]
+    lines = [" | ".join(str(value) for value in asdict(row).values()) for row in every]
+    table = [" | ".join(names).replace("_", " "), " | ".join("---" for _ in names), *lines]
+    text = (
+        f"# Reliability\n\n{path.stem.removesuffix('-reliability')}, written by"
+        " `scripts/bench reliability`. `extra s` is against an undisturbed run of the same session,"
+        " whose own seconds stand in the row of no fault; `starts` are runs of the same job, more"
+        " than one where it ended with exit 3; `requests per image` are those of the whole job.\n\n"
+    )
+    text += "\n".join(f"| {line} |" for line in table) + "\n"
+    (ROOT / "benchmarks/reliability.md").write_text(text)
+
+
+if __name__ == "__main__":
+    main()
