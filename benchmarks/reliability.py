@@ -21,19 +21,22 @@ from dataclasses import asdict, fields
 from datetime import date
 from pathlib import Path
 
-import ray
+os.environ["RAY_AUTH_MODE"] = "disabled"  # read when Ray is imported; drivers find it so
+
+import ray  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.faults import storage  # noqa: E402
-from benchmarks.faults.bench import Bench, Row  # noqa: E402
+from benchmarks.faults import processes, storage  # noqa: E402
+from benchmarks.faults.bench import Bench, Row, small_model  # noqa: E402
 from segbatch.demo.s3server import s3_server  # noqa: E402
-from segbatch.model.bundle import ModelConfig, save_bundle  # noqa: E402
-from tests.model.conftest import BACKBONES, CLASSES, random_network  # noqa: E402
 from tests.proxy import proxy  # noqa: E402
 
-PARTS: dict[str, Callable[[Bench], Iterator[Row]]] = {"storage": storage.rows}
+PARTS: dict[str, Callable[[Bench], Iterator[Row]]] = {
+    "storage": storage.rows,
+    "processes": processes.rows,
+}
 
 
 def main() -> None:
@@ -54,7 +57,14 @@ def main() -> None:
             os.environ |= stack.enter_context(s3_server())
         url = stack.enter_context(proxy(os.environ["AWS_ENDPOINT_URL"]))
         os.environ["AWS_ENDPOINT_URL"] = url  # of Ray's workers, too
-        ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+        os.environ["PYTHONPATH"] = str(ROOT)  # of the workers: tests.poison is here
+        ray.init(
+            "local",
+            num_cpus=4,
+            include_dashboard=False,
+            log_to_driver=False,
+            runtime_env={"worker_process_setup_hook": "tests.poison.install"},
+        )
         stack.callback(ray.shutdown)
         model = small_model(stack.enter_context(tempfile.TemporaryDirectory()))
         bench = Bench(arguments.endpoint or "moto", url, model, arguments.images)
@@ -63,15 +73,6 @@ def main() -> None:
                 print(*asdict(row).values(), flush=True)
                 rows.append(row)
                 save(arguments.output, rows)
-
-
-def small_model(folder: str) -> str:
-    """A bundle whose network costs little: it is storage and driver that are measured."""
-    network = random_network("deeplabv3plus")
-    backbone = BACKBONES["deeplabv3plus"]
-    config = ModelConfig("deeplabv3plus", backbone, network.output_stride, CLASSES, long_side=128)
-    save_bundle(f"{folder}/model", network, config)
-    return f"{folder}/model"
 
 
 def save(path: Path, rows: list[Row]) -> None:

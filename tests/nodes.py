@@ -15,7 +15,7 @@ from tests.drivers import wait_until
 @contextmanager
 def another_node(address: str, num_cpus: int) -> Iterator[int]:
     """One more node for the Ray at ``address``; gives its raylet's process id."""
-    before = raylets(address)
+    before, alive = raylets(address), num_alive()
     node = subprocess.Popen(
         [Path(sys.executable).with_name("ray"), "start", f"--address={address}",
          f"--num-cpus={num_cpus}", "--object-store-memory=100000000", "--block"],
@@ -23,13 +23,20 @@ def another_node(address: str, num_cpus: int) -> Iterator[int]:
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     try:
-        wait_until(lambda: raylets(address) - before)
+        wait_until(lambda: num_alive() > alive)
         [pid] = raylets(address) - before
         yield pid
     finally:
         with suppress(ProcessLookupError):
             os.killpg(node.pid, signal.SIGKILL)
         node.wait()
+
+
+def num_alive() -> int:
+    """Nodes that the tests' Ray counts on."""
+    import ray
+
+    return sum(node["Alive"] for node in ray.nodes())
 
 
 def raylets(address: str) -> set[int]:

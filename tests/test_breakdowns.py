@@ -6,10 +6,10 @@ import os
 import random
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -212,34 +212,27 @@ def test_an_image_that_kills_its_process_is_found_and_its_neighbours_are_done(
 def test_workers_and_a_node_that_are_killed_lose_nothing_and_a_new_node_is_used(
     s3: S3, model_uri: str, tmp_path: Path, ray_address: str
 ) -> None:
-    output = tmp_path / "run"
+    run = tmp_path / "run"
     images = slow_images(tmp_path / "images", 120)
-    killed: list[int] = []
-    used: set[int] = set()
+    work = job(images, model_uri, str(run), resources={"workers": 3, "cpus_per_worker": 1})
 
-    def stages_running() -> set[int]:
-        return {pid for name in ("_stage", "Stage") for pid in workers_named(name, s3.url)}
+    def running(*names: str) -> set[int]:
+        return {pid for name in names for pid in workers_named(name, s3.url)}
 
-    def break_it(nodes: ExitStack, lost: int) -> None:
-        wait_until(lambda: any((output / "rows").glob("*.parquet")))
+    with (
+        another_node(ray_address, num_cpus=2) as lost,
+        another_node(ray_address, num_cpus=2),
+        driver(work, tmp_path, ray_address) as process,
+    ):
+        wait_until(lambda: rows_commits(run) >= 1, process)
         for name in ("fetch_stage", "PredictStage"):
-            wait_until(lambda: workers_named(name, s3.url))  # noqa: B023
-            killed.append(workers_named(name, s3.url)[0])
-            os.kill(killed[-1], signal.SIGKILL)
+            wait_until(partial(running, name), process)
+            os.kill(running(name).pop(), signal.SIGKILL)
         os.kill(lost, signal.SIGKILL)
-        new = nodes.enter_context(another_node(ray_address, num_cpus=2))
-        wait_until(lambda: used.update(children(new) & stages_running()) or used)
-
-    resources = {"workers": 3, "cpus_per_worker": 1}
-    with ExitStack() as nodes:
-        lost, _ = [nodes.enter_context(another_node(ray_address, num_cpus=2)) for _ in range(2)]
-        breaker = threading.Thread(target=break_it, args=(nodes, lost))
-        breaker.start()
-        run = segment(job(images, model_uri, str(output), resources=resources))
-        breaker.join()
-    assert len(killed) == 2
-    assert used
-    assert_whole(run, 120)
+        with another_node(ray_address, num_cpus=2) as new:
+            wait_until(lambda: children(new) & running("_stage", "PredictStage"), process)
+            assert exit_code(process, 240) == 0
+    assert_whole(segbatch.open_run(str(run)), 120)
 
 
 # ------------------------------------------------------------------------------ disks that are full

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import itertools
 import json
+import signal
 import time
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import segbatch
 from segbatch import storage
 from segbatch.errors import Incomplete
+from segbatch.model.bundle import ModelConfig, save_bundle
 from tests.collection import jpeg
+from tests.drivers import driver
+from tests.model.conftest import BACKBONES, CLASSES, random_network
 from tests.proxy import CONTROL, REQUESTS
 
 MAX_STARTS = 5
@@ -50,44 +58,83 @@ class Bench:
 
     def row(self, part: str, fault: str, how_often: str, faults: list[dict[str, Any]]) -> Row:
         """Run the job through ``faults``, again and again while it says so; audit what came out."""
-        job = {
-            "kind": "segment",
-            "images": f"{self.root}/images/",
-            "model": self.model,
-            "output": f"{self.root}/runs/{next(self.numbers)}",
-            "limits": {"timeout_s": 5, "max_failed_fraction": 1.0},
-            "rows_per_file": 32,
-        }
+        job = self._job(f"{self.root}/images/")
         self._set(faults)
         start = time.perf_counter()
         for starts in itertools.count(1):
             try:
-                run = segbatch.segment(job)
+                segbatch.segment(job)
             except Incomplete as error:
                 print(f"{fault} {how_often}: start {starts}: {error}", flush=True)
                 if starts == MAX_STARTS:
                     raise
                 continue
             break
-        seconds = time.perf_counter() - start
+        seconds = time.perf_counter() - start - self.undisturbed_s
+        return self._row((part, fault, how_often), job, starts, seconds)
+
+    def driven(
+        self,
+        part: str,
+        address: str,
+        fault: str,
+        how_often: str,
+        damage: Callable[[BaseProcess], None],
+        *,
+        images: str = "",
+        undisturbed_s: float = 0.0,
+    ) -> Row:
+        """The same, in drivers of their own on the Ray at ``address``, while ``damage`` is done."""
+        job = self._job(images or f"{self.root}/images/")
+        job["resources"] = {"workers": 2, "cpus_per_worker": 1}
+        self._set([])
+        start = time.perf_counter()
+        with TemporaryDirectory() as folder:
+            starts, done = 0, False
+            while not done:
+                starts += 1
+                with driver(job, Path(folder), address) as process:
+                    damage(process)
+                    process.join()
+                done = process.exitcode == 0
+                if not done and process.exitcode != -signal.SIGKILL:
+                    raise RuntimeError((Path(folder) / "stderr.txt").read_text())
+        seconds = time.perf_counter() - start - undisturbed_s
+        return self._row((part, fault, how_often), job, starts, seconds)
+
+    def _job(self, images: str) -> dict[str, Any]:
+        return {
+            "kind": "segment",
+            "images": images,
+            "model": self.model,
+            "output": f"{self.root}/runs/{next(self.numbers)}",
+            "limits": {"timeout_s": 5, "max_failed_fraction": 1.0},
+            "rows_per_file": 32,
+        }
+
+    def _row(self, what: tuple[str, str, str], job: dict[str, Any], starts: int, s: float) -> Row:
         with urllib.request.urlopen(self.proxy + REQUESTS) as answer:
             counts = [num for method, path, num in json.load(answer) if path.endswith(".jpg")]
         self._set([])
+        run = segbatch.open_run(job["output"])
         audit = run.audit(deep=True)
-        return Row(
-            part,
-            fault,
-            how_often,
-            self.num_images,
-            self.num_images - run.info["counts"]["ok"],
-            audit.twice,
-            starts,
-            round(seconds - self.undisturbed_s, 1),
-            round(sum(counts) / self.num_images, 2),
-        )
+        # A failed row is as good as lost here, but for the image that is a fault itself.
+        done = run.info["counts"]["ok"] + run.info["counts"]["failed"].get("crashed", 0)
+        lost = self.num_images - done + len(audit.damaged)
+        requests = round(sum(counts) / self.num_images, 2)
+        return Row(*what, self.num_images, lost, audit.twice, starts, round(s, 1), requests)
 
     def _set(self, faults: list[dict[str, Any]]) -> None:
         body = json.dumps(faults).encode()
         urllib.request.urlopen(
             urllib.request.Request(self.proxy + CONTROL, body, method="PUT")
         ).close()
+
+
+def small_model(folder: str) -> str:
+    """A bundle whose network costs little: it is everything else that is measured."""
+    network = random_network("deeplabv3plus")
+    backbone = BACKBONES["deeplabv3plus"]
+    config = ModelConfig("deeplabv3plus", backbone, network.output_stride, CLASSES, long_side=128)
+    save_bundle(f"{folder}/model", network, config)
+    return f"{folder}/model"
