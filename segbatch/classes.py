@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any, TypeGuard, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -33,10 +33,11 @@ def field_name(name: str) -> str:
     return re.sub(r"[\W_]+", "_", name.lower())
 
 
-def is_name(value: object) -> bool:
+def is_name(value: object) -> TypeGuard[str]:
     """Whether a class can be called so."""
-    is_text = isinstance(value, str) and bool(value.strip())
-    return is_text and len(value) <= MAX_NAME and not CONTROL.search(value)
+    if not isinstance(value, str) or not value.strip():
+        return False
+    return len(value) <= MAX_NAME and not CONTROL.search(value)
 
 
 def voc_color(class_id: int) -> Color:

@@ -234,8 +234,8 @@ def test_a_job_through_all_faults_at_once_loses_nothing(
     s3.break_down(
         {"part": "/07.jpg", "times": 1, "kind": "stall_body", "seconds": 6},
         *({"part": ".jpg", "rate": 0.02, **fault} for fault in faults),
-        *({"part": ".parquet", "rate": 0.1, **fault} for fault in (RESET, LOST, LOST_ERROR)),
-        {"part": f"/{root.split('/')[2]}/", "rate": 0.05, **SLOW_DOWN},
+        *({"part": ".parquet", "rate": 0.05, **fault} for fault in (RESET, LOST, LOST_ERROR)),
+        {"part": f"/{root.split('/')[2]}/", "rate": 0.02, **SLOW_DOWN},
     )
     keys = {"timeout_s": 5, "max_failed_fraction": 0.0}
     run = segment(job(f"{root}/", model_uri, f"{root}/run", limits=keys, rows_per_file=8))

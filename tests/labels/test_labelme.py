@@ -563,8 +563,8 @@ def test_with_a_root_no_image_is_read_outside_of_it(tmp_path: Path, away: str) -
 VALUES: list[Any] = [
     None, True, -1, 1e308, float("nan"), float("inf"), 10**300, "", "\ud800", "\0", "a" * 5000, [],
     {}, [[]], [[1, 2, 3]], [["a", "b"]], [[1e308, 1e308], [3, 3]], [[float("nan"), 1], [2, 3]],
-    "mask", [[99_999, 99_999], [-99_999, 0], [0, 99_999]], "polygon", "../../etc/passwd", "/dev/null",
-    "s3://", "file:///etc", "..", "/", "a.jpg/", "wall", [[[1]]], "!!!!",
+    "mask", [[99_999, 99_999], [-99_999, 0], [0, 99_999]], "polygon", "../../etc/passwd",
+    "/dev/null", "s3://", "file:///etc", "..", "/", "a.jpg/", "wall", [[[1]]], "!!!!",
 ]  # fmt: skip
 
 
