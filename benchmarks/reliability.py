@@ -23,7 +23,7 @@ from pathlib import Path
 
 os.environ["RAY_AUTH_MODE"] = "disabled"  # read when Ray is imported; drivers find it so
 
-import ray  # noqa: E402
+import ray
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))

@@ -9,7 +9,6 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -213,8 +212,9 @@ def test_workers_and_a_node_that_are_killed_lose_nothing_and_a_new_node_is_used(
     s3: S3, model_uri: str, tmp_path: Path, ray_address: str
 ) -> None:
     run = tmp_path / "run"
-    images = slow_images(tmp_path / "images", 120)
-    work = job(images, model_uri, str(run), resources={"workers": 3, "cpus_per_worker": 1})
+    images = slow_images(tmp_path / "images", 300)
+    three = {"workers": 3, "cpus_per_worker": 1}
+    work = job(images, model_uri, str(run), resources=three, rows_per_file=10)
 
     def running(*names: str) -> set[int]:
         return {pid for name in names for pid in workers_named(name, s3.url)}
@@ -224,15 +224,15 @@ def test_workers_and_a_node_that_are_killed_lose_nothing_and_a_new_node_is_used(
         another_node(ray_address, num_cpus=2),
         driver(work, tmp_path, ray_address) as process,
     ):
+        wait_until(lambda: running("fetch_stage"), process)
+        os.kill(running("fetch_stage").pop(), signal.SIGKILL)
         wait_until(lambda: rows_commits(run) >= 1, process)
-        for name in ("fetch_stage", "PredictStage"):
-            wait_until(partial(running, name), process)
-            os.kill(running(name).pop(), signal.SIGKILL)
+        os.kill(running("PredictStage").pop(), signal.SIGKILL)
         os.kill(lost, signal.SIGKILL)
         with another_node(ray_address, num_cpus=2) as new:
             wait_until(lambda: children(new) & running("_stage", "PredictStage"), process)
             assert exit_code(process, 240) == 0
-    assert_whole(segbatch.open_run(str(run)), 120)
+    assert_whole(segbatch.open_run(str(run)), 300)
 
 
 # ------------------------------------------------------------------------------ disks that are full
