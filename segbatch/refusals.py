@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -42,7 +43,9 @@ def why_not(uri: str, error: Exception) -> Unreadable:
         or "status code: 401" in text
     ):
         return Unreadable("credentials", message)
-    if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError):
+    names_nothing = isinstance(error, OSError) and error.errno in (errno.ELOOP, errno.ENAMETOOLONG)
+    missing = isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError)
+    if missing or names_nothing:
         return Unreadable("not_found", "no such object" if scheme_of(uri) else "no such file")
     if isinstance(error, PermissionDeniedError | PermissionError):
         hint = " (S3 says so for a missing key too, where listing is not allowed)"

@@ -15,7 +15,7 @@ from tests.drivers import wait_until
 @contextmanager
 def another_node(address: str, num_cpus: int) -> Iterator[int]:
     """One more node for the Ray at ``address``; gives its raylet's process id."""
-    before, alive = raylets(address), num_alive()
+    before, ever = raylets(address), num_ever()
     node = subprocess.Popen(
         [Path(sys.executable).with_name("ray"), "start", f"--address={address}",
          f"--num-cpus={num_cpus}", "--object-store-memory=100000000", "--block"],
@@ -23,7 +23,7 @@ def another_node(address: str, num_cpus: int) -> Iterator[int]:
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     try:
-        wait_until(lambda: num_alive() > alive)
+        wait_until(lambda: num_ever() > ever)
         [pid] = raylets(address) - before
         yield pid
     finally:
@@ -32,11 +32,11 @@ def another_node(address: str, num_cpus: int) -> Iterator[int]:
         node.wait()
 
 
-def num_alive() -> int:
-    """Nodes that the tests' Ray counts on."""
+def num_ever() -> int:
+    """Nodes that the tests' Ray has known, also those that died."""
     import ray
 
-    return sum(node["Alive"] for node in ray.nodes())
+    return len(ray.nodes())
 
 
 def raylets(address: str) -> set[int]:

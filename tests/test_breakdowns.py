@@ -212,27 +212,28 @@ def test_workers_and_a_node_that_are_killed_lose_nothing_and_a_new_node_is_used(
     s3: S3, model_uri: str, tmp_path: Path, ray_address: str
 ) -> None:
     run = tmp_path / "run"
-    images = slow_images(tmp_path / "images", 300)
-    three = {"workers": 3, "cpus_per_worker": 1}
-    work = job(images, model_uri, str(run), resources=three, rows_per_file=10)
+    images = slow_images(tmp_path / "images", 150)
+    one_each = {"workers": 3, "cpus_per_worker": 2}  # no node has room for two
+    work = job(images, model_uri, str(run), resources=one_each)
 
     def running(*names: str) -> set[int]:
         return {pid for name in names for pid in workers_named(name, s3.url)}
 
     with (
-        another_node(ray_address, num_cpus=2) as lost,
-        another_node(ray_address, num_cpus=2),
+        another_node(ray_address, num_cpus=3) as lost,
+        another_node(ray_address, num_cpus=3),
         driver(work, tmp_path, ray_address) as process,
     ):
         wait_until(lambda: running("fetch_stage"), process)
         os.kill(running("fetch_stage").pop(), signal.SIGKILL)
-        wait_until(lambda: rows_commits(run) >= 1, process)
-        os.kill(running("PredictStage").pop(), signal.SIGKILL)
+        wait_until(lambda: children(lost) & running("PredictStage"), process)
         os.kill(lost, signal.SIGKILL)
-        with another_node(ray_address, num_cpus=2) as new:
-            wait_until(lambda: children(new) & running("_stage", "PredictStage"), process)
+        with another_node(ray_address, num_cpus=3) as new:
+            wait_until(lambda: children(new) & running("PredictStage"), process)
+            wait_until(lambda: rows_commits(run) >= 1, process)
+            os.kill(running("PredictStage").pop(), signal.SIGKILL)
             assert exit_code(process, 240) == 0
-    assert_whole(segbatch.open_run(str(run)), 300)
+    assert_whole(segbatch.open_run(str(run)), 150)
 
 
 # ------------------------------------------------------------------------------ disks that are full

@@ -178,19 +178,6 @@ def a_file(number: int) -> DataFile:
     return DataFile(f"00000000-ok-{number}.parquet", 1, 1, number, number, "ok", "0" * 64)
 
 
-def commit(table: Table, file: DataFile) -> None:
-    """As the ledger does: what could not be committed is in the next commit once more."""
-    for _ in range(3):
-        try:
-            table.commit([file])
-        except Fenced:
-            raise
-        except OSError:
-            continue
-        return
-    pytest.fail("not committed")
-
-
 @pytest.mark.parametrize(
     "fault", [SLOW_DOWN, RESET, LOST, LOST_ERROR, {"kind": "stall", "seconds": 2}], ids=named
 )
@@ -204,13 +191,13 @@ def test_a_commit_is_made_once_whatever_becomes_of_its_answer(
     assert other is not None
     s3.break_down({"method": "PUT", "part": "0001.json", "times": 1, **fault})
     for number in range(2):
-        commit(table, a_file(number))
+        table.commit([a_file(number)])
     assert [file["first_id"] for file in table.files()] == [0, 1]
     newest = Table.open(uri)
     assert newest is not None
     assert newest.files() == table.files()
     with pytest.raises(Fenced):
-        commit(other, a_file(2))
+        other.commit([a_file(2)])
 
 
 # ----------------------------------------------------------------------------------- the whole job

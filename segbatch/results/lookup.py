@@ -57,7 +57,7 @@ def _read_row(uri: str, image_id: int, column: str) -> dict[str, Any] | None:
     else:
         handler = arrow_fs.FSSpecHandler(remote_filesystem(storage.scheme_of(uri)))
         source, path = arrow_fs.PyFileSystem(handler), uri
-    with pq.ParquetFile(path, filesystem=source) as parquet:
+    with pq.ParquetFile(path, filesystem=source, page_checksum_verification=True) as parquet:
         for group in range(parquet.num_row_groups):
             ids = parquet.metadata.row_group(group).column(0).statistics  # of image_id
             if ids.min <= image_id <= ids.max:

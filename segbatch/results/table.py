@@ -18,10 +18,11 @@ from typing import Any
 
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable
-from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+from deltalake.exceptions import DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction, PostCommitHookProperties, RemoveAction
 
 from segbatch import storage
+from segbatch.clients import waits
 from segbatch.errors import Damaged, Fenced
 from segbatch.results.log import NOTED, Entry, Log, digest, read_entry
 
@@ -29,6 +30,7 @@ from segbatch.results.log import NOTED, Entry, Log, digest, read_entry
 # there are no checkpoints of it, which nothing would prove. Reading 1,500 entries takes 0.5 s.
 TABLE_PROPERTIES = {"delta.logRetentionDuration": "interval 36500 days"}
 _HOOKS = PostCommitHookProperties(create_checkpoint=False, cleanup_expired_logs=False)
+COMMIT_TRIES = 6  # of a commit that was not made: for about a minute
 STATISTICS = "stats"
 
 
@@ -196,36 +198,46 @@ class Table:
             "log": {**note.get("log", {}), **self.proof},
             "sha256": {file.name: file.sha256 for file in add},
         }
-        failure: DeltaError | None = None
+        noted = _noted(metadata, added, removed)
         self._unsettled = commit_id
+        failure: Exception | None = None
+        for wait in waits(COMMIT_TRIES):
+            failure = self._try_to_commit([*added, *removed], noted)
+            try:
+                return self._move_on(commit_id)
+            except FileNotFoundError:
+                time.sleep(wait)  # nobody committed anything: it may be tried again
+            except (DeltaError, OSError) as error:
+                failure = failure or error
+                break
+        reason = "the log does not show it" if failure is None else _line(failure)
+        raise OSError(f"{self.uri}: the commit failed: {reason}") from failure
+
+    def _try_to_commit(
+        self, actions: list[AddAction | RemoveAction], note: dict[str, Any]
+    ) -> Exception | None:
+        """Commit; what failed is no answer yet: the commit may have been made all the same."""
         try:
             self._delta.create_write_transaction(
-                [*added, *removed],
+                actions,
                 "append",
                 self._delta.schema(),
-                commit_properties=CommitProperties(
-                    custom_metadata=_noted(metadata, added, removed), max_commit_retries=0
-                ),
+                commit_properties=CommitProperties(custom_metadata=note, max_commit_retries=0),
                 post_commithook_properties=_HOOKS,
             )
-        except CommitFailedError as error:
-            failure = error  # ours all the same, if only the answer was lost on its way
         except (DeltaError, OSError) as error:
-            raise OSError(f"{self.uri}: the commit failed: {_line(error)}") from error
-        return self._move_on(commit_id, failure)
+            return error
+        return None
 
-    def _move_on(self, commit_id: str, failure: DeltaError | None) -> int:
+    def _move_on(self, commit_id: str) -> int:
+        """Move on to the next version, if it is ours. Raises ``Fenced``, ``OSError``."""
         version = self.version + 1
-        try:
-            newest = read_entry(self.uri, version)
-            if newest.note.get("commit_id") != commit_id:
-                holder = newest.note.get("driver", "somebody else")
-                raise Fenced(f"{self.uri}: taken over by {holder}; what this driver has not"
-                             " committed is left to it")  # fmt: skip
-            self._delta.load_as_version(version)
-        except (DeltaError, OSError) as error:
-            cause = failure or error
-            raise OSError(f"{self.uri}: the commit failed: {_line(cause)}") from cause
+        newest = read_entry(self.uri, version)
+        if newest.note.get("commit_id") != commit_id:
+            holder = newest.note.get("driver", "somebody else")
+            raise Fenced(f"{self.uri}: taken over by {holder}; what this driver has not committed"
+                         " is left to it")  # fmt: skip
+        self._delta.load_as_version(version)
         self._newest, self._unsettled = newest, None
         return version
 
@@ -235,8 +247,8 @@ class Table:
         What it held may be committed once more: a file that is added twice is there once.
         """
         self._unsettled = None
-        with suppress(OSError):
-            self._move_on(commit_id, None)
+        with suppress(DeltaError, OSError):
+            self._move_on(commit_id)
 
 
 def _noted(
