@@ -27,6 +27,7 @@ from ray.exceptions import WorkerCrashedError
 from segbatch import storage
 from segbatch.cluster.executor import data_context, in_background
 from segbatch.cluster.workers import (
+    A_LITTLE,
     Workers,
     connected,
     resolve_device,
@@ -78,7 +79,7 @@ def pipeline(
             PredictStage,
             fn_constructor_args=(predicting, reading),
             compute=ray.data.ActorPoolStrategy(min_size=workers.size[0], max_size=workers.size[1]),
-            num_cpus=workers.num_cpus + 0.01,
+            num_cpus=workers.num_cpus + A_LITTLE,
             num_gpus=workers.num_gpus,
             **tables,
             **actor,

@@ -18,6 +18,7 @@ import ray.data
 from segbatch import signals, storage
 from segbatch.cluster.executor import RayExecutor, sizes_of
 from segbatch.cluster.workers import (
+    A_LITTLE,
     Workers,
     connected,
     resolve_device,
@@ -79,7 +80,7 @@ def pipeline(
             PredictStage,
             fn_constructor_args=(stages.predicting, stages.reading, tenure),
             compute=ray.data.ActorPoolStrategy(min_size=workers.size[0], max_size=workers.size[1]),
-            num_cpus=workers.num_cpus + 0.01,
+            num_cpus=workers.num_cpus + A_LITTLE,
             num_gpus=workers.num_gpus,
             **tables,
             **actor,

@@ -14,8 +14,11 @@ from tests.drivers import wait_until
 
 @contextmanager
 def another_node(address: str, num_cpus: int) -> Iterator[int]:
-    """One more node for the Ray at ``address``; gives its raylet's process id."""
-    before, ever = raylets(address), num_ever()
+    """One more node for the Ray at ``address``; gives its raylet's process id.
+
+    This process has to be connected to it.
+    """
+    before, known = raylets(address), set(nodes())
     node = subprocess.Popen(
         [Path(sys.executable).with_name("ray"), "start", f"--address={address}",
          f"--num-cpus={num_cpus}", "--object-store-memory=100000000", "--block"],
@@ -23,20 +26,22 @@ def another_node(address: str, num_cpus: int) -> Iterator[int]:
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     try:
-        wait_until(lambda: num_ever() > ever)
+        wait_until(lambda: nodes().keys() - known)
         [pid] = raylets(address) - before
         yield pid
     finally:
         with suppress(ProcessLookupError):
             os.killpg(node.pid, signal.SIGKILL)
         node.wait()
+        new = nodes().keys() - known
+        wait_until(lambda: not any(nodes()[name] for name in new))
 
 
-def num_ever() -> int:
-    """Nodes that the tests' Ray has known, also those that died."""
+def nodes() -> dict[str, bool]:
+    """Every node that the connected Ray has known, and whether it lives."""
     import ray
 
-    return len(ray.nodes())
+    return {node["NodeID"]: node["Alive"] for node in ray.nodes()}
 
 
 def raylets(address: str) -> set[int]:

@@ -43,6 +43,14 @@ def test_more_than_leaves_room_for_the_other_stages_is_refused(asked: dict[str, 
         share_out(Resources(**asked), "cpu")
 
 
+def test_a_worker_fits_on_a_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "node_cpus", lambda: [4.0, 4.0, 4.0])
+    found = share_out(Resources(), "cpu")
+    assert (found.size, found.num_cpus) == ((3, 3), 3), "with four it would fit on none"
+    with pytest.raises(InputError, match="on one node 4"):
+        share_out(Resources(cpus_per_worker=4), "cpu")
+
+
 def test_a_gpu_that_is_not_there_is_refused() -> None:
     assert workers.cores() == 2
     with pytest.raises(InputError, match="no node of the Ray cluster has a GPU"):

@@ -22,7 +22,7 @@ from ray.exceptions import (
 )
 
 from segbatch import storage
-from segbatch.cluster.workers import Workers, cluster_resources
+from segbatch.cluster.workers import Workers, cluster_resources, node_cpus
 from segbatch.errors import Incomplete, InputError
 from segbatch.passes import Accounts, ExecutionStopped
 from segbatch.stages import (
@@ -104,10 +104,9 @@ class RayExecutor:
 
     def _room(self) -> int:
         """Processes that the nodes of this moment have room for."""
-        has = cluster_resources()
-        most = [self.workers.size[1], int(has.get("CPU", 0) / self.workers.num_cpus)]
+        most = [self.workers.size[1], sum(int(has / self.workers.num_cpus) for has in node_cpus())]
         if self.workers.num_gpus:
-            most.append(int(has.get("GPU", 0) / self.workers.num_gpus))
+            most.append(int(cluster_resources().get("GPU", 0) / self.workers.num_gpus))
         return max(1, min(most))
 
     def _twice(self, image: pa.Table, stages: Pipeline) -> pa.Table:

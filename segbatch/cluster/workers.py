@@ -24,6 +24,7 @@ from segbatch.storage import one_line
 MIN_LOGICAL_CPUS = 4  # with fewer, the stages of a pipeline can starve each other
 CPUS_FOR_OTHER_STAGES = 2
 CONNECT_S = 10.0
+A_LITTLE = 0.01  # of a CPU more for each worker than for other stages: see segment.pipeline
 THREADS_PER_WORKER = 4  # more than these hardly speed one network up
 
 
@@ -132,21 +133,24 @@ def share_out(resources: Resources, device: str) -> Workers:
         most = max(1, int(gpus / resources.gpus_per_worker))
         cpus = 1 if resources.cpus_per_worker == "auto" else int(resources.cpus_per_worker)
         return Workers(device, _size(resources, most), cpus, resources.gpus_per_worker)
-    logical = int(cluster.get("CPU", MIN_LOGICAL_CPUS))
+    nodes = node_cpus()
+    logical = int(sum(nodes))
     # A local Ray may have more logical CPUs than there are cores; threads must not.
-    physical = min(logical, cores()) if _num_nodes() == 1 else logical
+    physical = min(logical, cores()) if len(nodes) == 1 else logical
     free = max(1, min(physical, logical - CPUS_FOR_OTHER_STAGES))
     if resources.cpus_per_worker == "auto":
         wanted = resources.workers if isinstance(resources.workers, int) else 1
-        cpus = max(1, min(THREADS_PER_WORKER, free // wanted))
+        cpus = max(1, min(THREADS_PER_WORKER, free // wanted, int(max(nodes)) - 1))
     else:
         cpus = int(resources.cpus_per_worker)
-    most = free // cpus
+    room = sum(int(has / (cpus + A_LITTLE)) for has in nodes)  # a worker is on one node
+    most = min(free // cpus, room)
     low, high = _size(resources, max(1, most))
     if low > max(1, most) or cpus > max(1, free):
         raise InputError(
-            f"resources: {low} workers of {cpus} CPUs; of {logical} CPUs, {free} are there for"
-            " workers, the rest read and write"
+            f"resources: {low} workers of {cpus} CPUs; of {logical} CPUs on {len(nodes)} nodes,"
+            f" {free} are there for workers, the rest read and write; on one node"
+            f" {int(max(nodes))}"
         )
     return Workers(device, (low, min(high, max(1, most))), cpus, 0.0)
 
@@ -160,7 +164,7 @@ def share_out_training(resources: TrainResources, device: str) -> Workers:
     cluster = cluster_resources()
     num_cpus = int(cluster.get("CPU", MIN_LOGICAL_CPUS))
     # A local Ray may have more logical CPUs than there are cores; threads must not.
-    physical = min(num_cpus, cores()) if _num_nodes() == 1 else num_cpus
+    physical = min(num_cpus, cores()) if len(node_cpus()) == 1 else num_cpus
     cpus = max(1, physical // high)
     if resources.cpus_per_worker != "auto":
         cpus = int(resources.cpus_per_worker)
@@ -200,5 +204,7 @@ def cluster_resources() -> dict[str, Any]:
     return resources
 
 
-def _num_nodes() -> int:
-    return len([node for node in ray.nodes() if node["Alive"]])  # type: ignore[no-untyped-call]
+def node_cpus() -> list[float]:
+    """Logical CPUs of each node that is there now."""
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return [node["Resources"].get("CPU", 0.0) for node in nodes if node["Alive"]]
