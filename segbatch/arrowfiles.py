@@ -92,9 +92,13 @@ class ObjectFile(io.RawIOBase):
         start, self.position = self.position, max(self.position, end)
         if end <= start:
             return b""
-        return bytes(
-            self._persist(lambda: obstore.get_range(self.store, self.key, start=start, end=end))
-        )
+        return bytes(self._persist(lambda: self._get(start, end)))
+
+    def _get(self, start: int, end: int) -> Any:
+        data = obstore.get_range(self.store, self.key, start=start, end=end)
+        if len(data) != end - start:
+            raise OSError(f"{len(data)} bytes came of {end - start}")
+        return data
 
     def _persist(self, ask: Any) -> Any:
         pauses = waits(RETRIES)

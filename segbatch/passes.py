@@ -23,6 +23,7 @@ from segbatch import signals
 from segbatch.errors import CredentialsRefused, Fenced, Incomplete, Interrupted, JobFailed
 from segbatch.job import Limits
 from segbatch.progress import Progress
+from segbatch.refusals import one_line
 from segbatch.results.ledger import Bits, Ledger
 from segbatch.results.schema import TRANSIENT_ERRORS
 from segbatch.results.write import NEVER_WRITTEN, Account
@@ -126,6 +127,7 @@ class Passes:
                 blocks = partial(executor.blocks, rows=self.block_rows, last_pass=last)
                 self._take_all(blocks, ids[~suspect], outcome)
                 self._take_all(partial(executor.alone, last_pass=last), ids[suspect], outcome)
+            signals.check()  # a pass that a signal ended says nothing
             self.progress.event("pass_end", **outcome.kinds)
             self._release_held()
             self._commit()
@@ -156,7 +158,7 @@ class Passes:
                         self.watch.check()
                         self._take(account, outcome)
                         if self.ledger.commit_is_due or signals.arrived():
-                            self._commit()
+                            self._commit_if_possible()
                         self.on_commit()
             except ExecutionStopped as stopped:
                 outcome.stopped = str(stopped)
@@ -173,7 +175,8 @@ class Passes:
         self._watch_reads(num, num if account.kind == "forbidden" else 0)
         if account.kind in TRANSIENT_ERRORS:
             outcome.transient.add(np.array(account.image_ids, np.int64))
-        if not self._is_outage(outcome.transient.count()):
+        few = not self._is_outage(outcome.transient.count())
+        if few or account.kind not in TRANSIENT_ERRORS:
             self.watch.moved()
         if account.file is None:
             return
@@ -220,7 +223,7 @@ class Passes:
         num_transient = sum(len(account.image_ids) for account in transient)
         outage = self._is_outage(num_transient)
         for account in held:
-            if not (outage and account in transient):
+            if not (outage and account.kind in TRANSIENT_ERRORS):
                 self.ledger.enter(account)
         if outage:
             raise Incomplete(
@@ -257,6 +260,13 @@ class Passes:
         raise Incomplete(
             f"{num_missing} images are missing and a whole pass finished none of them: {reason}"
         )
+
+    def _commit_if_possible(self) -> None:
+        """Now and then: where the storage fails, all of it is in the next commit."""
+        try:
+            self._commit()
+        except OSError as error:
+            self.progress.event("not_committed", reason=one_line(error))
 
     def _commit(self) -> None:
         if images := self.ledger.commit():

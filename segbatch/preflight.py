@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from segbatch import storage
-from segbatch.errors import JobFileError, RunError, SourceError
+from segbatch.errors import Incomplete, JobFileError, RunError, SourceError
 from segbatch.images.fetch import fetch
 from segbatch.images.sources import shown
 from segbatch.job import SegmentJob
@@ -25,6 +25,7 @@ from segbatch.model.predict import Model, PredictOptions, load_model
 from segbatch.model.tiles import TileOptions
 from segbatch.model.zoo import ZOO_PREFIX
 from segbatch.results.formulas import Formula
+from segbatch.results.schema import TRANSIENT_ERRORS
 from segbatch.stages import BLOCK_BYTES, Reading
 
 SAMPLE_IMAGES = 16
@@ -97,24 +98,28 @@ def prepare(job: SegmentJob) -> Prepared:
 
 
 def check_output(uri: str) -> None:
-    """Write to the run's folder. Raises :class:`~segbatch.errors.RunError` if that cannot be."""
+    """Write to the run's folder. Raises :class:`~segbatch.errors.RunError` if that may not be,
+    ``OSError`` if storage fails.
+    """
     probe = storage.join(uri, f"preflight-{uuid.uuid4().hex}")
     try:
         storage.write_bytes(probe, b"")
         storage.delete([probe])
-    except OSError as error:
+    except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
         reason = str(error).replace(f"{probe}: ", "")
         raise RunError(f"output {uri}: cannot be written to: {reason}") from error
 
 
 def check_first_images(images: pa.Table, prepared: Prepared) -> None:
-    """Raises :class:`~segbatch.errors.SourceError` if storage gives none of the first images.
+    """Raises :class:`~segbatch.errors.SourceError` if storage gives none of the first images,
+    :class:`~segbatch.errors.Incomplete` if it does not answer for any of them.
 
     A broken image is a failed row; that none can be had is a wrong list or wrong credentials.
     """
     fetched = fetch(images, prepared.reading.limits)
     if fetched["error"].null_count == 0:
-        raise SourceError(
+        passing = all(kind in TRANSIENT_ERRORS for kind in fetched["error"].to_pylist())
+        raise (Incomplete if passing else SourceError)(
             f"none of the first {fetched.num_rows} images can be read; the first one,"
             f" {shown(fetched['uri'][0].as_py())}: {fetched['error'][0]}: {fetched['message'][0]}"
         )

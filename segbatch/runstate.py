@@ -71,11 +71,19 @@ class RunState:
         return cls(uri, info)
 
     @classmethod
-    def repair(cls, uri: str, job: SegmentJob, prepared: Prepared, driver: str) -> None:
+    def repair(
+        cls,
+        uri: str,
+        job: SegmentJob,
+        prepared: Prepared,
+        driver: str,
+        confirm: Callable[[], None],
+    ) -> None:
         """Move away what is damaged, so that reading and resuming the run mends it.
 
-        Raises :class:`~segbatch.errors.RunError` for what cannot be mended; then, and where storage
-        fails, nothing is changed.
+        ``confirm`` raises once the run is another's; it is asked before anything is changed. Raises
+        :class:`~segbatch.errors.RunError` for what cannot be mended; then, and where storage fails,
+        nothing is changed.
         """
         info, whole = None, True
         try:
@@ -88,6 +96,7 @@ class RunState:
             state = cls(uri, known)
             state.refuse_changes(job, prepared.model_sha256)
             repair = Repair(Run(uri, known), driver, say)
+        confirm()  # looking may have taken hours
         if not whole:
             quarantine(uri, storage.join(uri, "run.json"))
             say("run.json: is damaged; moved to quarantine/run.json")
@@ -219,7 +228,8 @@ class RunState:
     def note_progress(self) -> None:
         """Leave counts and pace in ``run.json``, once a minute, for whoever asks the storage."""
         if time.monotonic() - self._noted >= NOTE_EVERY_S:
-            self.write()
+            with contextlib.suppress(OSError):  # there is another in a minute
+                self.write()
 
     def write(self, status: str | None = None) -> None:
         """Raises ``Fenced`` for a driver that slept, and must not write over what came after."""

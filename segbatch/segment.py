@@ -127,7 +127,7 @@ def segment(
         check_output(uri)
         with Lease(uri, say) as lease:
             if repair:
-                RunState.repair(uri, job, prepared, lease.driver)
+                RunState.repair(uri, job, prepared, lease.driver, lease.confirm)
             state = RunState.read(uri) or freeze(uri, job, prepared, lease)
             state.refuse_changes(job, prepared.model_sha256)
             if state.finished and not retry_failed:  # by another driver, or nothing was damaged
@@ -150,12 +150,17 @@ def segment(
 def freeze(uri: str, job: SegmentJob, prepared: Prepared, lease: Lease) -> RunState:
     """List the images once and for all, and begin the run with its ``run.json``."""
     say("freezing the list of images")
+
+    def confirm() -> None:
+        signals.check()
+        lease.confirm()
+
     frozen = manifest.freeze(
         job.sources,
         storage.join(uri, "manifest"),
         reserved=RESERVED_COLUMNS | set(job.formulas),
         leave_out=uri,
-        confirm=lease.confirm,
+        confirm=confirm,
     )
     skipped = ", ".join(
         f"{count} {end or 'without extension'}" for end, count in sorted(frozen.skipped.items())
@@ -174,13 +179,14 @@ def work_through(
     state: RunState, job: SegmentJob, prepared: Prepared, ledger: Ledger, lease: Lease
 ) -> None:
     """Bring every image of the manifest to a committed row."""
+    watch = Watch(lease, job.limits.stall_minutes, GRACE_S)
     device = resolve_device(job.resources)
     workers = share_out(job.resources, device)
     precision = state.settle(device, lambda: resolve_precision(job.predict.precision, device))
     sizes = sizes_for(
         job,
         prepared,
-        sizes_of(state.sample(), prepared.reading),
+        sizes_of(state.sample(), prepared.reading, watch),
         device,
         num_images=ledger.remaining(),
         num_workers=workers.size[1],
@@ -207,7 +213,6 @@ def work_through(
         Writing(lease.tenure, ledger.epoch, schema, last_pass=False),
     )
     dataset = partial(pipeline, file_rows=sizes.file_rows, workers=workers)
-    watch = Watch(lease, job.limits.stall_minutes, GRACE_S)
     with Progress(state.uri, state.num_images, ledger.taken.count()) as progress:
         state.progress = progress
         Passes(

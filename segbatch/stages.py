@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from segbatch import storage
+from segbatch.errors import Incomplete, SegbatchError
 from segbatch.images.decode import Decoded, decode, decode_image
 from segbatch.images.fetch import fetch
 from segbatch.results.encode import Encoding, encode
@@ -228,7 +229,12 @@ class AllStages:
 
     def __init__(self, stages: Pipeline) -> None:
         self.stages = stages
-        self.predict = PredictStage(stages.predicting, stages.reading)
+        try:
+            self.predict = PredictStage(stages.predicting, stages.reading)
+        except SegbatchError:
+            raise
+        except Exception as error:  # of this node, and of no image
+            raise Incomplete(f"a worker cannot start: {storage.one_line(error)}") from error
 
     def run(self, table: pa.Table) -> pa.Table:
         """Images of the manifest in, accounts out."""

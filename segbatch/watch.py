@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from typing import Any
 
 from segbatch import signals
 from segbatch.errors import Incomplete
 from segbatch.progress import say
 from segbatch.results.lease import Lease
+
+
+class NothingYet(Exception):
+    """What is waited for has not come in time."""
 
 
 class Watch:
@@ -43,8 +46,7 @@ class Watch:
                     f"finishing what is being written, {self.grace_s:.0f} s at most;"
                     " a second signal stops at once"
                 )
-            with suppress(OSError):
-                self.lease.announce_stop()
+            self.lease.announce_stop()
         if self._deadline is not None and now >= self._deadline:
             signals.check()
         self.lease.check()
@@ -57,7 +59,7 @@ class Watch:
     def over(self, results: Callable[[float], Any]) -> Iterator[Any]:
         """What ``results(timeout)`` gives, until it raises ``StopIteration``.
 
-        It raises ``TimeoutError`` while there is nothing.
+        It raises :class:`NothingYet` while there is nothing.
         """
         while True:
             self.check()
@@ -65,7 +67,7 @@ class Watch:
                 yield results(1.0)
             except StopIteration:
                 return
-            except TimeoutError:
+            except NothingYet:
                 continue
 
     def pause(self, seconds: float) -> None:

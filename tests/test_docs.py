@@ -47,3 +47,14 @@ def test_every_module_is_in_the_file_tree_of_the_readme() -> None:
         if module.parent.name == "demo" or module.name.startswith("__"):
             continue
         assert re.search(rf"\b{module.stem}\b", tree), f"{module.name} is not in the README"
+
+
+def test_every_promise_names_a_test_that_is_there() -> None:
+    page = (ROOT / "docs" / "guarantees.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| ") and "shown by" not in line]
+    assert rows
+    for row in rows:
+        shown = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", row.split("|")[3])
+        assert shown, row
+        for file, test in shown:
+            assert f"def {test or 'test_'}" in (ROOT / file).read_text(), (file, test)

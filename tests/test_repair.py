@@ -41,6 +41,10 @@ SEED = 4
 # ----------------------------------------------------------------------- a run that is made by hand
 
 
+def nobody_else() -> None:
+    """Holds the lease."""
+
+
 @pytest.fixture(scope="module")
 def work(model_uri: str, collection: Path) -> tuple[SegmentJob, Prepared]:
     asked = load_kind(job(f"{collection}/", model_uri, "unused", **EVERYTHING), SegmentJob)
@@ -118,7 +122,7 @@ def resume(uri: Path | str, work: tuple[SegmentJob, Prepared], rows: pa.Table) -
 
 
 def repaired(uri: Path | str, work: tuple[SegmentJob, Prepared], rows: pa.Table) -> Run:
-    RunState.repair(str(uri), *work, "repairing driver")
+    RunState.repair(str(uri), *work, "repairing driver", nobody_else)
     resume(uri, work, rows)
     return open_run(str(uri))
 
@@ -292,7 +296,7 @@ def test_each_thing_that_was_found_is_said_in_one_line(
     (run / "manifest" / "00000.parquet").write_bytes(b"")
     victim = next((run / "stats").glob("*.parquet"))
     victim.unlink()
-    RunState.repair(str(run), *work, "driver")
+    RunState.repair(str(run), *work, "driver", nobody_else)
     assert capsys.readouterr().err.splitlines() == [
         "run.json: is damaged; moved to quarantine/run.json",
         "manifest/00000.parquet: is damaged; moved to quarantine/manifest/00000.parquet",
@@ -324,7 +328,7 @@ def test_what_cannot_be_proved_any_more_is_refused_and_nothing_is_changed(
             path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
         before = contents(run)
         with pytest.raises(RunError, match=r"cannot be proved any more: choose a new output"):
-            RunState.repair(str(run), *work, "driver")
+            RunState.repair(str(run), *work, "driver", nobody_else)
         assert contents(run) == before
         for path, whole in wholes.items():
             path.write_bytes(whole)
@@ -335,7 +339,7 @@ def test_another_jobs_run_is_not_repaired(run: Path, work: tuple[SegmentJob, Pre
     before = contents(run)
     other = work[0].model_copy(update={"masks": "none"})
     with pytest.raises(RunError, match="masks was original and is none now"):
-        RunState.repair(str(run), other, work[1], "driver")
+        RunState.repair(str(run), other, work[1], "driver", nobody_else)
     assert contents(run) == before
 
 
@@ -343,7 +347,7 @@ def test_a_torn_beginning_starts_over(tmp_path: Path, work: tuple[SegmentJob, Pr
     (tmp_path / "run.json").write_text('{"form')
     with pytest.raises(Damaged):
         RunState.read(str(tmp_path))
-    RunState.repair(str(tmp_path), *work, "driver")
+    RunState.repair(str(tmp_path), *work, "driver", nobody_else)
     assert RunState.read(str(tmp_path)) is None
     assert contents(tmp_path) == {"quarantine/run.json": b'{"form'}
 
@@ -442,7 +446,7 @@ def test_storage_that_fails_while_looking_changes_nothing(
         ):
             s3.break_down({"part": part, **refused})
             with pytest.raises((Incomplete, OSError)) as caught:
-                RunState.repair(uri, *work, "driver")
+                RunState.repair(uri, *work, "driver", nobody_else)
             assert not isinstance(caught.value, RunError)
             s3.break_down()
             assert {file.uri: file.size for file in storage.list_files(uri)} == before

@@ -39,6 +39,7 @@ from segbatch.stages import (
 )
 from segbatch.storage import ReadLimits
 from tests.collection import encoded, image, jpeg
+from tests.drivers import wait_until
 
 LIMITS = ReadLimits(max_bytes=1_000_000, retries=0)
 
@@ -289,6 +290,7 @@ def test_nothing_is_begun_once_the_driver_stops_and_what_was_begun_is_written(
     decoded = decode_stage(fetch_stage(images, reading, tenure), reading)
     predicted = predict(decoded)
     lease.announce_stop()
+    wait_until(tenure.ends)
     assert fetch_stage(images, reading, tenure).num_rows == 0
     assert predict(decoded).num_rows == 0
     assert all_stages(images, pipeline).num_rows == 0

@@ -14,14 +14,15 @@ import pytest
 from segbatch.errors import Fenced, Incomplete, Interrupted
 from segbatch.results.lease import Lease
 from segbatch.signals import interruptible
-from segbatch.watch import Watch
+from segbatch.watch import NothingYet, Watch
+from tests.drivers import wait_until
 
 
 def test_nothing_for_too_long_is_a_stall(tmp_path: Path) -> None:
     lease = Lease(str(tmp_path), lambda message: None)
 
     def never(timeout: float) -> Any:
-        raise TimeoutError
+        raise NothingYet
 
     with pytest.raises(Incomplete, match=r"no image was finished for 0.001 minutes"):
         list(Watch(lease, 0.001).over(never))
@@ -29,7 +30,7 @@ def test_nothing_for_too_long_is_a_stall(tmp_path: Path) -> None:
 
 def test_slow_results_are_no_stall(tmp_path: Path) -> None:
     lease = Lease(str(tmp_path), lambda message: None)
-    script: list[Any] = [TimeoutError, 1, TimeoutError, TimeoutError, 2, StopIteration]
+    script: list[Any] = [NothingYet, 1, NothingYet, NothingYet, 2, StopIteration]
 
     def slow(timeout: float) -> Any:
         item = script.pop(0)
@@ -45,7 +46,7 @@ def test_a_lost_lease_is_noticed_while_nothing_comes(tmp_path: Path) -> None:
     lease.lost = Fenced("taken over")
 
     def never(timeout: float) -> Any:
-        raise TimeoutError
+        raise NothingYet
 
     with pytest.raises(Fenced):
         list(Watch(lease, 60).over(never))
@@ -61,7 +62,7 @@ def test_a_signal_whose_exception_a_library_swallowed_ends_the_waiting(
         with suppress(Exception):
             os.kill(os.getpid(), signum)
             time.sleep(0.1)
-        raise TimeoutError
+        raise NothingYet
 
     with interruptible(), pytest.raises(Interrupted, match=signum.name) as caught:
         list(Watch(lease, 60).over(swallows))
@@ -78,7 +79,7 @@ def test_after_a_signal_what_is_begun_may_be_finished_and_workers_are_told(tmp_p
             if script[0] == 2:
                 os.kill(os.getpid(), signal.SIGTERM)
             if script[0] == 3:
-                assert lease.tenure.ends()
+                wait_until(lease.tenure.ends)
             return script.pop(0)
 
         watch = Watch(lease, 60, grace_s=30)
@@ -91,7 +92,7 @@ def test_the_grace_after_a_signal_ends(tmp_path: Path) -> None:
 
         def never(timeout: float) -> Any:
             time.sleep(0.05)
-            raise TimeoutError
+            raise NothingYet
 
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(Interrupted):

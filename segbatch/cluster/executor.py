@@ -34,7 +34,7 @@ from segbatch.stages import (
     crashed_row,
     decoded_sizes,
 )
-from segbatch.watch import Watch
+from segbatch.watch import NothingYet, Watch
 
 SHUTDOWN_S = 10.0
 CRASHES = 2  # of one image alone in a process, after which it is known
@@ -88,16 +88,18 @@ class RayExecutor:
                 actors = actors or [self._actor.remote(stages) for _ in range(self._room())]
                 group, rows = rows[: len(actors)], rows[len(actors) :]
                 running = [a.run.remote(image) for a, image in zip(actors, group, strict=False)]
+                crashed = []
                 for actor, image, task in list(zip(actors, group, running, strict=False)):
                     try:
-                        done = self._get(task)
-                    except RayTaskError as error:
-                        done = NOTHING if not _is_crash(error) else self._twice(image, stages)
-                    except RayError:
+                        yield from accounts_of(self._get(task))
+                    except RayError as error:
+                        if isinstance(error, RayTaskError) and not _is_crash(error):
+                            continue
                         actors.remove(actor)
-                        ray.kill(actor)  # where it only did not answer
-                        done = self._twice(image, stages)
-                    yield from accounts_of(done)
+                        ray.kill(actor)  # so that there is room for another process
+                        crashed.append(image)
+                for image in crashed:  # while nothing else runs that could be to blame
+                    yield from accounts_of(self._twice(image, stages))
         finally:
             for actor in actors:
                 ray.kill(actor)
@@ -129,18 +131,23 @@ class RayExecutor:
         return None
 
     def _get(self, running: Any) -> pa.Table:
-        """The result of a task, watched as everything is."""
-
-        def result(timeout: float) -> pa.Table:
-            try:
-                return ray.get(running, timeout=timeout)
-            except GetTimeoutError:
-                raise TimeoutError from None
-
-        return next(self.watch.over(result))
+        result: pa.Table = get(running, self.watch)
+        return result
 
 
-def sizes_of(images: pa.Table, reading: Reading) -> list[tuple[int, int]]:
+def get(running: Any, watch: Watch) -> Any:
+    """The result of a task, watched as everything is."""
+
+    def result(timeout: float) -> Any:
+        try:
+            return ray.get(running, timeout=timeout)
+        except GetTimeoutError:  # not of a task that raised TimeoutError
+            raise NothingYet from None
+
+    return next(watch.over(result))
+
+
+def sizes_of(images: pa.Table, reading: Reading, watch: Watch) -> list[tuple[int, int]]:
     """:func:`~segbatch.stages.decoded_sizes`, each image in a task: one that crashes is left out.
 
     Not in the driver, which a poisonous image would take with it.
@@ -150,7 +157,7 @@ def sizes_of(images: pa.Table, reading: Reading) -> list[tuple[int, int]]:
     sizes: list[tuple[int, int]] = []
     for result in running:
         with contextlib.suppress(RayError):
-            sizes += ray.get(result)
+            sizes += get(result, watch)
     return sizes
 
 
@@ -214,7 +221,7 @@ def in_background(dataset: ray.data.Dataset) -> Iterator[Callable[[float], Any]]
         try:
             item = tables.get(timeout=timeout)
         except queue.Empty:
-            raise TimeoutError from None
+            raise NothingYet from None
         if isinstance(item, Exception):
             raise ExecutionStopped(storage.one_line(item)) from item
         if item is end:

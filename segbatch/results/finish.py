@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from segbatch import storage
+from segbatch import signals, storage
 from segbatch.results.proof import read_columns
 from segbatch.results.schema import stats_schema
 from segbatch.results.table import STATISTICS, Table, epoch_of
@@ -64,6 +64,7 @@ def _parts(rows: Table) -> Iterator[pa.Table]:
     pending: list[pa.Table] = []
     with ThreadPoolExecutor(READERS) as threads:
         for start in range(0, len(files), READERS):
+            signals.check()
             group, later = files[start : start + READERS], files[start + READERS :][:1]
             pending += threads.map(lambda file: _without_masks(rows.uri, file, schema), group)
             if later and sum(table.nbytes for table in pending) < PART_BYTES:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segbatch import storage
+from segbatch import signals, storage
 from segbatch.errors import Fenced, LeaseHeld
 
 HEARTBEAT_S = 10.0
@@ -84,9 +84,8 @@ class Lease:
         self._say = say
         self._beat = 0
         self._since = time.time()
-        self._stopping = False
-        self._writing = threading.Lock()
-        self._stop = threading.Event()
+        self._stopping = self._over = False
+        self._beat_now = threading.Event()
         self._thread = threading.Thread(target=self._keep_alive, daemon=True, name="lease")
 
     @property
@@ -105,7 +104,8 @@ class Lease:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop.set()
+        self._over = True
+        self._beat_now.set()
         self._thread.join(timeout=30)
         if self.lost is None:
             with suppress(OSError, Fenced):
@@ -122,11 +122,11 @@ class Lease:
         self.tenure.check()
 
     def announce_stop(self) -> None:
-        """Have workers finish what they are at, and begin nothing new. Raises ``OSError``."""
+        """Have workers finish what they are at, and begin nothing new; with the next heartbeat,
+        which is at once.
+        """
         self._stopping = True
-        with suppress(Fenced):
-            self.confirm()
-            self._write()
+        self._beat_now.set()
 
     def _wait_for_holder(self) -> None:
         """Return when nobody holds the run. Raises ``LeaseHeld`` when the holder is alive."""
@@ -139,6 +139,7 @@ class Lease:
         deadline = time.monotonic() + DEAD_AFTER_S
         while time.monotonic() < deadline:
             time.sleep(1.0)
+            signals.check()
             lease = read_lease(self.run_uri)
             if lease is None:
                 return
@@ -146,7 +147,11 @@ class Lease:
                 raise LeaseHeld(f"{self.run_uri}: {_holder(lease)} works on it")
 
     def _keep_alive(self) -> None:
-        while not self._stop.wait(HEARTBEAT_S):
+        while True:
+            self._beat_now.wait(HEARTBEAT_S)
+            self._beat_now.clear()
+            if self._over:
+                return
             try:
                 self.confirm()
                 self._write()
@@ -157,10 +162,9 @@ class Lease:
                 continue  # an outage of the storage: the next beat may come through
 
     def _write(self) -> None:
-        with self._writing:  # a heartbeat that was on its way must not unsay that we stop
-            self._beat += 1
-            content = self._content()
-            storage.write_bytes(lease_uri(self.run_uri), json.dumps(content).encode())
+        self._beat += 1
+        content = json.dumps(self._content()).encode()
+        storage.write_bytes(lease_uri(self.run_uri), content)
 
     def _content(self) -> dict[str, Any]:
         return {
