@@ -33,6 +33,8 @@ from benchmarks.faults.bench import Bench, Row, small_model  # noqa: E402
 from segbatch.demo.s3server import s3_server  # noqa: E402
 from tests.proxy import proxy  # noqa: E402
 
+MEMORY_KB = 4_000_000  # for the whole of Ray; an image that eats more is killed
+
 PARTS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "storage": storage.rows,
     "processes": processes.rows,
@@ -57,6 +59,10 @@ def main() -> None:
             os.environ |= stack.enter_context(s3_server())
         url = stack.enter_context(proxy(os.environ["AWS_ENDPOINT_URL"]))
         os.environ["AWS_ENDPOINT_URL"] = url  # of Ray's workers, too
+        os.environ |= {
+            "RAY_memory_usage_threshold": f"{threshold():.3f}",
+            "RAY_task_oom_retries": "1",
+        }
         os.environ["PYTHONPATH"] = str(ROOT)  # of the workers: tests.poison is here
         ray.init(
             "local",
@@ -73,6 +79,13 @@ def main() -> None:
                 print(*asdict(row).values(), flush=True)
                 rows.append(row)
                 save(arguments.output, rows)
+
+
+def threshold() -> float:
+    """The share of this machine's memory at which Ray kills: a few GB from here."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    kb = {line.split(":")[0]: int(line.split()[1]) for line in lines}
+    return 1 - (kb["MemAvailable"] - MEMORY_KB) / kb["MemTotal"]
 
 
 def save(path: Path, rows: list[Row]) -> None:

@@ -22,6 +22,7 @@ from segbatch.images import manifest
 from segbatch.job import SegmentJob, load_kind
 from segbatch.jobimages import Manifest
 from segbatch.preflight import Prepared, prepare
+from segbatch.results import lease as lease_module
 from segbatch.results.encode import Encoding
 from segbatch.results.lease import Lease
 from segbatch.results.ledger import Ledger
@@ -39,6 +40,14 @@ SEED = 4
 
 
 # ----------------------------------------------------------------------- a run that is made by hand
+
+
+@pytest.fixture(scope="module", autouse=True)
+def alone() -> Iterator[None]:
+    """Nobody takes the lease at the same moment."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lease_module, "SETTLE_S", 0.0)
+        yield
 
 
 def nobody_else() -> None:
@@ -101,24 +110,25 @@ def opened(
 
 
 def resume(uri: Path | str, work: tuple[SegmentJob, Prepared], rows: pa.Table) -> None:
-    """What ``segment`` does after it has the lease; the images' rows are known already."""
+    """What ``segment`` does, where the images' rows are known already."""
     state = read(uri)
     if state.finished:
         state.close(work[0])
         return
-    state, ledger = opened(uri, work, "driver")
-    missing = ledger.taken.missing(0, state.num_images)
-    for start in range(0, len(missing), 6):
-        ids = missing[start : start + 6]
-        chosen = rows.filter(pc.is_in(rows["image_id"], pa.array(ids)))
-        assert state.images_of(ids)["uri"].to_pylist() == chosen["uri"].to_pylist()
-        kinds = pc.fill_null(chosen["error"], "ok")
-        for kind in pc.unique(kinds).to_pylist():
-            mine = chosen.filter(pc.equal(kinds, kind))
-            file = write_file(mine, ledger.table.uri, ledger.epoch, kind)
-            assert ledger.enter(Account(kind, mine["image_id"].to_pylist(), file=file))
-        ledger.commit()
-    state.finish(work[0])
+    with Lease(str(uri), print) as lease:
+        state, ledger = opened(uri, work, lease.driver)
+        missing = ledger.taken.missing(0, state.num_images)
+        for start in range(0, len(missing), 6):
+            ids = missing[start : start + 6]
+            chosen = rows.filter(pc.is_in(rows["image_id"], pa.array(ids)))
+            assert state.images_of(ids)["uri"].to_pylist() == chosen["uri"].to_pylist()
+            kinds = pc.fill_null(chosen["error"], "ok")
+            for kind in pc.unique(kinds).to_pylist():
+                mine = chosen.filter(pc.equal(kinds, kind))
+                file = write_file(mine, ledger.table.uri, ledger.epoch, kind)
+                assert ledger.enter(Account(kind, mine["image_id"].to_pylist(), file=file))
+            ledger.commit()
+        state.finish(work[0])
 
 
 def repaired(uri: Path | str, work: tuple[SegmentJob, Prepared], rows: pa.Table) -> Run:

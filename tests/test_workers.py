@@ -48,7 +48,7 @@ def test_a_worker_fits_on_a_node(monkeypatch: pytest.MonkeyPatch) -> None:
     found = share_out(Resources(), "cpu")
     assert (found.size, found.num_cpus) == ((3, 3), 3), "with four it would fit on none"
     with pytest.raises(InputError, match="on one node 4"):
-        share_out(Resources(cpus_per_worker=4), "cpu")
+        share_out(Resources(workers=1, cpus_per_worker=4), "cpu")
 
 
 def test_a_gpu_that_is_not_there_is_refused() -> None:

@@ -36,12 +36,12 @@ def rows(bench: Bench) -> Iterator[Row]:
         yield row(f"{name} killed -9", f"every {EVERY_S:.0f} s", kill)
     with another_node(address, num_cpus=2) as lost:
         yield row("node lost, another joins", "once", partial(_lose, address, lost))
-    images = f"{bench.root}/poisonous/"
-    for number in range(bench.num_images):
-        comment = poison.KILL if number == bench.num_images // 2 else b""
-        storage.write_bytes(f"{images}{number:04d}.jpg", jpeg(number, 192, 256, comment))
-    one = f"1 image of {bench.num_images}"
-    yield row("image that aborts its process", one, _nothing, images=images)
+    for harm, fault in ((poison.KILL, "aborts its process"), (poison.EAT, "eats all memory")):
+        images = f"{bench.root}/{next(bench.numbers)}/"
+        for number in range(bench.num_images):
+            comment = harm if number == bench.num_images // 2 else b""
+            storage.write_bytes(f"{images}{number:04d}.jpg", jpeg(number, 192, 256, comment))
+        yield row(f"image that {fault}", f"1 of {bench.num_images}", _nothing, images=images)
 
 
 def _nothing(process: BaseProcess) -> None:

@@ -62,6 +62,8 @@ def connected(say: Callable[[str], None]) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     # Zero GPUs for a stage must not hide them from the rest; Ray warns of this change otherwise.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # An image that eats a node's memory would be tried without end. It has no named parameter.
+    os.environ.setdefault("RAY_task_oom_retries", "1")
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
@@ -146,7 +148,7 @@ def share_out(resources: Resources, device: str) -> Workers:
     room = sum(int(has / (cpus + A_LITTLE)) for has in nodes)  # a worker is on one node
     most = min(free // cpus, room)
     low, high = _size(resources, max(1, most))
-    if low > max(1, most) or cpus > max(1, free):
+    if room == 0 or low > max(1, most) or cpus > max(1, free):
         raise InputError(
             f"resources: {low} workers of {cpus} CPUs; of {logical} CPUs on {len(nodes)} nodes,"
             f" {free} are there for workers, the rest read and write; on one node"
