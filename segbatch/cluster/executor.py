@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import queue
 import threading
 import warnings
@@ -25,6 +26,7 @@ from segbatch import storage
 from segbatch.cluster.workers import Workers, cluster_resources, node_cpus
 from segbatch.errors import Incomplete, InputError
 from segbatch.passes import Accounts, ExecutionStopped
+from segbatch.progress import say
 from segbatch.stages import (
     AllStages,
     Pipeline,
@@ -168,14 +170,28 @@ def _is_crash(error: RayError) -> bool:
     return isinstance(error, WorkerCrashedError | OutOfMemoryError)
 
 
-def _reason(error: RayError) -> str:
+def _reason(error: BaseException) -> str:
     if isinstance(error, RayTaskError):
-        return f"{type(error.cause).__name__}: {storage.one_line(error.cause)}"
+        cause = error.cause.__cause__ or error.cause  # Ray Data wraps what a stage raises
+        return f"{type(cause).__name__}: {storage.one_line(cause)}"
     if isinstance(error, OutOfMemoryError):
         return "the worker ran out of memory"
     if isinstance(error, WorkerCrashedError):
         return "the worker's process died"
     return storage.one_line(error)
+
+
+class _LostBlocks(logging.Filter):
+    """Says in one line why a block was lost, for which Ray Data has some eighty."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None:
+            say(f"a block was lost: {_reason(error)}")
+        return error is None
+
+
+_RAY_DATA_LOG = logging.getLogger("ray.data._internal.execution.streaming_executor_state")
 
 
 @contextlib.contextmanager
@@ -188,10 +204,15 @@ def data_context(stall_minutes: float) -> Iterator[None]:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_options.preserve_order = False
-    with ray.data.DataContext.current(context), warnings.catch_warnings():
-        # How often a crash is retried has no named parameter in 2.60.
-        warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
-        yield
+    lost_blocks = _LostBlocks()
+    _RAY_DATA_LOG.addFilter(lost_blocks)
+    try:
+        with ray.data.DataContext.current(context), warnings.catch_warnings():
+            # How often a crash is retried has no named parameter in 2.60.
+            warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
+            yield
+    finally:
+        _RAY_DATA_LOG.removeFilter(lost_blocks)
 
 
 @contextlib.contextmanager

@@ -205,8 +205,10 @@ class Table:
             failure = self._try_to_commit([*added, *removed], noted)
             try:
                 return self._move_on(commit_id)
-            except FileNotFoundError:
-                time.sleep(wait)  # nobody committed anything: it may be tried again
+            except FileNotFoundError:  # nobody committed anything: it may be tried again
+                if storage.is_local(self.uri):
+                    break  # a disk that is full stays so
+                time.sleep(wait)
             except (DeltaError, OSError) as error:
                 failure = failure or error
                 break
