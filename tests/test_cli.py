@@ -123,6 +123,7 @@ def test_a_ray_address_that_answers_nothing_is_refused_in_reasonable_time(
 
 
 @pytest.mark.usefixtures("s3")
+@pytest.mark.long
 def test_a_storage_that_refuses_connections_is_no_endless_wait(
     tmp_path: Path, model_uri: str
 ) -> None:

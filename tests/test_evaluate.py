@@ -380,7 +380,7 @@ def test_a_split_without_images_is_refused(dataset: str, model_uri: str, tmp_pat
 
 def test_a_folder_without_a_dataset_is_refused(tmp_path: Path, model_uri: str) -> None:
     with pytest.raises(SourceError, match="labels import"):
-        evaluate(work(str(tmp_path), model_uri, str(tmp_path / "out")))
+        evaluate(work(str(tmp_path / "none"), model_uri, str(tmp_path / "out")))
 
 
 def test_a_job_of_another_kind_is_refused(tmp_path: Path, model_uri: str) -> None:

@@ -248,6 +248,7 @@ def test_a_damaged_image_is_named(ray_address: str, labels: Dataset, tmp_path: P
 # ------------------------------------------------------------------------------ more than one node
 
 
+@pytest.mark.long
 def test_a_training_whose_node_is_lost_goes_on_when_there_is_another(
     ray_address: str, s3: S3, labels: Dataset, tmp_path: Path
 ) -> None:

@@ -1,0 +1,12 @@
+"""The tests that take too long for every change: lost nodes, a frozen driver, a dead endpoint.
+
+scripts/bench long [arguments of pytest]
+"""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+if __name__ == "__main__":
+    sys.exit(pytest.main(["-m", "long", f"--rootdir={Path(__file__).parents[1]}", *sys.argv[1:]]))
