@@ -1,7 +1,4 @@
-"""The tests that take too long for every change: lost nodes, a frozen driver, a dead endpoint.
-
-scripts/bench long [arguments of pytest]
-"""
+"""Tests that take minutes: lost nodes, a frozen driver, a dead endpoint: scripts/bench long."""
 
 import sys
 from pathlib import Path

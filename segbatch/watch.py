@@ -21,8 +21,8 @@ class Watch:
 
     After ``stall_minutes`` without :meth:`moved` it raises
     :class:`~segbatch.errors.Incomplete`. A signal is told to the workers through the lease, so that
-    they begin nothing new; ``grace_s`` later at the latest :class:`~segbatch.errors.Interrupted`
-    is raised.
+    they begin nothing new; :class:`~segbatch.errors.Interrupted` is raised ``grace_s`` later, or as
+    much again if results still come.
     """
 
     def __init__(self, lease: Lease, stall_minutes: float, grace_s: float = 0.0) -> None:
@@ -40,14 +40,14 @@ class Watch:
         """Raises ``Interrupted``, ``Fenced`` or ``Incomplete`` where the work has to end."""
         now = time.monotonic()
         if signals.arrived() and self._deadline is None:
-            self._deadline = now + self.grace_s
+            self._deadline = now + self.grace_s  # and as much again while results come
             if self.grace_s:
                 say(
-                    f"finishing what is being written, {self.grace_s:.0f} s at most;"
+                    f"finishing what is being written, {self.grace_s:.0f} s for it;"
                     " a second signal stops at once"
                 )
             self.lease.announce_stop()
-        if self._deadline is not None and now >= self._deadline:
+        if self._deadline is not None and now >= self._deadline + self.grace_s:
             signals.check()
         self.lease.check()
         if now - self._moved > self.stall_minutes * 60:
@@ -68,7 +68,8 @@ class Watch:
             except StopIteration:
                 return
             except NothingYet:
-                continue
+                if self._deadline is not None and time.monotonic() >= self._deadline:
+                    signals.check()
 
     def pause(self, seconds: float) -> None:
         """Sleep, and wake up for what :meth:`check` finds."""

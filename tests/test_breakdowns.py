@@ -108,7 +108,7 @@ def test_of_two_drivers_one_works_and_a_signal_leaves_the_run_to_the_next(
     model_uri: str, tmp_path: Path, ray_address: str
 ) -> None:
     run = tmp_path / "run"
-    work = job(slow_images(tmp_path / "images", 90), model_uri, str(run))
+    work = job(slow_images(tmp_path / "images", 60), model_uri, str(run))
     folders = [tmp_path / name for name in ("one", "two")]
     with ExitStack() as stack:
         processes = []
@@ -127,17 +127,23 @@ def test_of_two_drivers_one_works_and_a_signal_leaves_the_run_to_the_next(
     assert "segbatch: interrupted by SIGTERM; run it again" in said(folder)
     left = segbatch.open_run(str(run))
     audit = left.audit(deep=True)
-    assert (left.status, audit.exit_code) == ("interrupted", 3)
+    assert left.status == "interrupted"
+    assert audit.exit_code in (0, 3)
     assert audit.uncommitted == [], "what was being written was finished and committed"
     assert not (run / "lease.json").exists()
+    assert_whole(segment(work), 60)
 
+
+def test_a_second_interrupt_stops_at_once(model_uri: str, tmp_path: Path, ray_address: str) -> None:
+    run = tmp_path / "run"
+    work = job(slow_images(tmp_path / "images", 20), model_uri, str(run))
     with driver(work, tmp_path, ray_address) as process:
-        wait_until(lambda: segbatch.open_run(str(run)).status == "running", process)
+        wait_until(lambda: "event=pass" in said(tmp_path), process)
         os.kill(process.pid or 0, signal.SIGINT)
         time.sleep(0.2)
         os.kill(process.pid or 0, signal.SIGINT)
-        assert exit_code(process, 2) == -signal.SIGINT, "the second one stops at once"
-    assert_whole(segment(work), 90)
+        assert exit_code(process, 2) == -signal.SIGINT
+    assert_whole(segment(work), 20)
 
 
 @pytest.mark.long
