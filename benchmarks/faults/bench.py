@@ -56,9 +56,17 @@ class Bench:
         self.undisturbed = self.row("", "none", "", [])
         self.undisturbed_s = self.undisturbed.extra_s
 
-    def row(self, part: str, fault: str, how_often: str, faults: list[dict[str, Any]]) -> Row:
+    def row(
+        self,
+        part: str,
+        fault: str,
+        how_often: str,
+        faults: list[dict[str, Any]],
+        *,
+        images: str = "",
+    ) -> Row:
         """Run the job through ``faults``, again and again while it says so; audit what came out."""
-        job = self._job(f"{self.root}/images/")
+        job = self._job(images or f"{self.root}/images/")
         self._set(faults)
         start = time.perf_counter()
         for starts in itertools.count(1):
@@ -81,11 +89,10 @@ class Bench:
         how_often: str,
         damage: Callable[[BaseProcess], None],
         *,
-        images: str = "",
         undisturbed_s: float = 0.0,
     ) -> Row:
         """The same, in drivers of their own on the Ray at ``address``, while ``damage`` is done."""
-        job = self._job(images or f"{self.root}/images/")
+        job = self._job(f"{self.root}/images/")
         job["resources"] = {"workers": 2, "cpus_per_worker": 1}
         self._set([])
         start = time.perf_counter()
