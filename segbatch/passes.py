@@ -66,9 +66,8 @@ class Outcome:
     def __init__(self, num_images: int) -> None:
         self.finished = 0
         self.transient = Bits(num_images)
-        self.kinds: Counter[str] = (
-            Counter()
-        )  # of what came through, and of what will be tried again
+        # Of what came through, and of what will be tried again.
+        self.kinds: Counter[str] = Counter()
         self.stopped: str | None = None
 
 

@@ -12,16 +12,15 @@ FEW = 1e-5  # share of pixels that rounding in convolutions may change
 
 def rows_of(run: Run) -> pa.Table:
     """Every committed row, by its image."""
-    table = run.table("rows")
-    assert table is not None
-    files = [storage.join(table.uri, file["path"]) for file in table.files()]
-    read = [pa.parquet.read_table(path, filesystem=fs)
-            for fs, path in map(storage.arrow_filesystem, files)]  # fmt: skip
-    return pa.concat_tables(read).sort_by("image_id")
+    return _read(run, "rows").sort_by("image_id")
 
 
 def stats_of(run: Run) -> pa.Table:
-    table = run.table("stats")
+    return _read(run, "stats")
+
+
+def _read(run: Run, name: str) -> pa.Table:
+    table = run.table(name)
     assert table is not None
     files = [storage.join(table.uri, file["path"]) for file in table.files()]
     read = [pa.parquet.read_table(path, filesystem=fs)

@@ -93,7 +93,7 @@ class RayExecutor:
                 crashed = []
                 for actor, image, task in list(zip(actors, group, running, strict=False)):
                     try:
-                        yield from accounts_of(self._get(task))
+                        yield from accounts_of(get(task, self.watch))
                     except RayError as error:
                         if isinstance(error, RayTaskError) and not _is_crash(error):
                             continue
@@ -117,7 +117,8 @@ class RayExecutor:
         """The accounts of one image in a process of its own, tried twice if it crashes."""
         for _ in range(CRASHES):
             try:
-                return self._get(self._alone.remote(image, stages))
+                table: pa.Table = get(self._alone.remote(image, stages), self.watch)
+                return table
             except RayError as error:
                 if not _is_crash(error):
                     return NOTHING
@@ -127,14 +128,10 @@ class RayExecutor:
     def why(self, image: pa.Table) -> str | None:
         """What one image ends with when it is done by itself; ``None`` if nothing is wrong."""
         try:
-            self._get(self._alone.remote(image, self.stages.in_pass(False)))
+            get(self._alone.remote(image, self.stages.in_pass(False)), self.watch)
         except RayError as error:
             return _reason(error)
         return None
-
-    def _get(self, running: Any) -> pa.Table:
-        result: pa.Table = get(running, self.watch)
-        return result
 
 
 def get(running: Any, watch: Watch) -> Any:

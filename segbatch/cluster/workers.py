@@ -129,13 +129,14 @@ def share_out(resources: Resources, device: str) -> Workers:
 
     Raises :class:`~segbatch.errors.InputError` for more than it has.
     """
-    cluster = cluster_resources()
     if device == "cuda":
-        gpus = cluster.get("GPU", 0)
+        gpus = cluster_resources().get("GPU", 0)
         most = max(1, int(gpus / resources.gpus_per_worker))
         cpus = 1 if resources.cpus_per_worker == "auto" else int(resources.cpus_per_worker)
         return Workers(device, _size(resources, most), cpus, resources.gpus_per_worker)
     nodes = node_cpus()
+    if not any(nodes):  # scaled to zero: what is asked for makes them come
+        nodes = [float(MIN_LOGICAL_CPUS)]
     logical = int(sum(nodes))
     # A local Ray may have more logical CPUs than there are cores; threads must not.
     physical = min(logical, cores()) if len(nodes) == 1 else logical

@@ -77,9 +77,12 @@ def audit(run: Run, *, deep: bool = False) -> Audit:
         if run.finished and rows is not None:
             _compare_stats(rows, stats, result)
         if deep:
-            _prove_manifest(run, result)
+            files = run.info["manifest"]["files"]
+            noted = {file["name"]: file["sha256"] for file in files}
+            result.damaged += _changed(storage.join(run.uri, "manifest"), noted)
             if stats is not None and not stats.damaged:
-                _prove_files(stats, result)
+                noted = {file["path"]: stats.sha256.get(file["path"], "") for file in stats.files()}
+                result.damaged += _changed(stats.uri, noted)
     except OSError as error:
         raise Incomplete(f"audit stopped: {storage.one_line(error)}") from error
     missing, twice = np.flatnonzero(counts == 0), np.flatnonzero(counts > 1)
@@ -142,15 +145,10 @@ def _compare_stats(rows: Log, stats: Log | None, result: Audit) -> None:
         result.damaged.append(storage.join(result.run, "stats"))
 
 
-def _prove_manifest(run: Run, result: Audit) -> None:
-    for file in run.info["manifest"]["files"]:
-        uri = storage.join(run.uri, "manifest", file["name"])
-        if read_whole(uri, file["sha256"]) is None:
-            result.damaged.append(uri)
-
-
-def _prove_files(log: Log, result: Audit) -> None:
-    for file in log.files():
-        uri = storage.join(log.uri, file["path"])
-        if read_whole(uri, log.sha256.get(file["path"], "")) is None:
-            result.damaged.append(uri)
+def _changed(folder: str, noted: dict[str, str]) -> list[str]:
+    """URIs of the files in ``folder`` whose SHA-256 is not the noted one."""
+    return [
+        uri
+        for name, sha256 in noted.items()
+        if read_whole(uri := storage.join(folder, name), sha256) is None
+    ]
