@@ -15,7 +15,7 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 
@@ -51,7 +51,16 @@ from segbatch.images.sources import (
 from segbatch.images.textfiles import Table, csv_table, first_lines, json_table, open_database
 from segbatch.jobimages import Inventory, Manifest, Prefix, Source
 
-__all__ = ["ROWS_PER_FILE", "Frozen", "ManifestFile", "freeze", "read", "user_columns"]
+__all__ = [
+    "ROWS_PER_FILE",
+    "Frozen",
+    "Listing",
+    "ManifestFile",
+    "freeze",
+    "listed",
+    "read",
+    "user_columns",
+]
 
 
 @dataclass(frozen=True)
@@ -67,6 +76,18 @@ class Frozen:
     files: list[ManifestFile]
     user_columns: list[pa.Field]
     skipped: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The rows of all sources in their order, as they stream by: ``uri`` and the user's columns.
+
+    ``skipped`` counts as in :class:`Frozen`, each source when it is through.
+    """
+
+    schema: pa.Schema
+    batches: Iterator[pa.RecordBatch]
+    skipped: Counter[str]
 
 
 @dataclass(frozen=True)
@@ -94,28 +115,39 @@ def freeze(
     ``SourceError``, ``Incomplete`` if a source does not answer, and ``OSError`` if ``folder``
     cannot be written.
     """
-    listed = [file.uri for file in storage.list_files(folder)]
-    storage.delete([uri for uri in listed if FROZEN_NAME.fullmatch(storage.name_of(uri))])
-    with tempfile.TemporaryDirectory(prefix="segbatch-") as scratch:
-        skipped: Counter[str] = Counter()
-        tables = [_rows_of(source, reserved, leave_out, skipped, scratch) for source in sources]
-        found = [(table.name, table.user_columns) for table in tables]
-        columns.check_spelling(found)
-        users = columns.settled(columns.union(found))
-        schema = pa.schema([URI, *users])
-        batches = (columns.conform(batch, schema) for table in tables for batch in table.batches)
+    torn = [file.uri for file in storage.list_files(folder)]
+    storage.delete([uri for uri in torn if FROZEN_NAME.fullmatch(storage.name_of(uri))])
+    with listed(sources, reserved=reserved, leave_out=leave_out) as listing:
         files: list[ManifestFile] = []
         try:
             with open_database("256MB") as database:
-                for file in write(_remembered(batches, database), schema, folder, confirm):
+                batches = _remembered(listing.batches, database)
+                for file in write(batches, listing.schema, folder, confirm):
                     files.append(file)
                 rows = sum(file["rows"] for file in files)
-                return Frozen(rows, rows - _different(database), files, users, dict(skipped))
+                users = user_columns(listing.schema)
+                duplicates = rows - _different(database)
+                return Frozen(rows, duplicates, files, users, dict(listing.skipped))
         except BaseException:
             with suppress(OSError, SegbatchError):  # what stays is a torn beginning
                 confirm()
                 storage.delete([storage.join(folder, file["name"]) for file in files])
             raise
+
+
+@contextmanager
+def listed(
+    sources: Sequence[Source], *, reserved: Collection[str], leave_out: str
+) -> Iterator[Listing]:
+    """The images of ``sources``, to be read once; raises as :func:`freeze`, also while reading."""
+    with tempfile.TemporaryDirectory(prefix="segbatch-") as scratch:
+        skipped: Counter[str] = Counter()
+        tables = [_rows_of(source, reserved, leave_out, skipped, scratch) for source in sources]
+        found = [(table.name, table.user_columns) for table in tables]
+        columns.check_spelling(found)
+        schema = pa.schema([URI, *columns.settled(columns.union(found))])
+        batches = (columns.conform(batch, schema) for table in tables for batch in table.batches)
+        yield Listing(schema, batches, skipped)
 
 
 def _remembered(
