@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from segbatch.cluster.submit import submit
     from segbatch.evaluate import evaluate
     from segbatch.finetune import finetune
     from segbatch.job import load_job
@@ -30,6 +31,7 @@ __all__ = [
     "load_model",
     "open_run",
     "segment",
+    "submit",
 ]
 
 _HOME = {
@@ -40,6 +42,7 @@ _HOME = {
     "load_model": "segbatch.model.predict",
     "open_run": "segbatch.results.run",
     "segment": "segbatch.segment",
+    "submit": "segbatch.cluster.submit",
 }
 
 

@@ -13,9 +13,20 @@ from typing import Annotated, Any
 
 import typer
 
+from segbatch.cluster_cli import cluster_app
 from segbatch.errors import Incomplete, InputError, SegbatchError
 from segbatch.facts import Facts, FactsFormat, print_facts
 from segbatch.labels_cli import labels_app
+from segbatch.options import (
+    JobFile,
+    Only,
+    Overrides,
+    Repair,
+    RetryFailed,
+    RunUri,
+    kinds_of,
+    refuse_misfits,
+)
 
 app = typer.Typer(
     name="segbatch",
@@ -28,6 +39,7 @@ app = typer.Typer(
 model_app = typer.Typer(help="Model bundles: list, inspect, import, export.", no_args_is_help=True)
 app.add_typer(model_app, name="model")
 app.add_typer(labels_app, name="labels")
+app.add_typer(cluster_app)  # without a name: submit, jobs, logs, stop
 
 
 class Runtime(StrEnum):
@@ -43,14 +55,6 @@ class Rows(StrEnum):
     csv = "csv"
     json = "json"
     parquet = "parquet"
-
-
-JobFile = Annotated[str, typer.Argument(metavar="JOB", help="Job file, any URI.")]
-RunUri = Annotated[str, typer.Argument(metavar="RUN", help="The run's folder, any URI.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key: predict.batch_size=64."),
-]
 
 
 def _version(wanted: bool) -> None:
@@ -73,26 +77,16 @@ def _root(
 def run(
     job: JobFile,
     overrides: Overrides = None,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Take failed images up again.")
-    ] = False,
-    only: Annotated[
-        str | None, typer.Option(metavar="KIND,…", help="With --retry-failed: these kinds only.")
-    ] = None,
-    repair: Annotated[
-        bool, typer.Option("--repair", help="First move damaged files away, and do them again.")
-    ] = False,
+    retry_failed: RetryFailed = False,
+    only: Only = None,
+    repair: Repair = False,
 ) -> None:
     """Run a job on this machine, or on the Ray cluster of RAY_ADDRESS; resumes by itself."""
     from segbatch.job import load_job
 
-    if only is not None and not retry_failed:
-        raise InputError("--only goes with --retry-failed")
     loaded = load_job(job, overrides or ())
-    if retry_failed and loaded.kind != "segment":
-        raise InputError(f"--retry-failed is for kind: segment, and {job} is {loaded.kind}")
-    if repair and loaded.kind != "segment":
-        raise InputError(f"--repair is for kind: segment, and {job} is {loaded.kind}")
+    kinds = kinds_of(only)
+    refuse_misfits(loaded, retry_failed=retry_failed, only=kinds, repair=repair)
     if loaded.kind == "finetune":
         from segbatch.finetune import finetune
 
@@ -105,7 +99,6 @@ def run(
     else:
         from segbatch.segment import segment
 
-        kinds = [kind.strip() for kind in (only or "").split(",") if kind.strip()]
         finished = segment(loaded, retry_failed=retry_failed, only=kinds, repair=repair)
         print_facts(finished.summary(), Facts.text)
 

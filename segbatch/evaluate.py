@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import io
 import json
-import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import partial
-from importlib.metadata import version
 from math import ceil
 from typing import Any
 
@@ -43,10 +41,11 @@ from segbatch.passes import ExecutionStopped
 from segbatch.preflight import Prepared, check_output, prepare
 from segbatch.progress import EVERY_S, say
 from segbatch.results.lease import Lease
-from segbatch.runstate import SOFTWARE, outages
+from segbatch.runstate import outages
 from segbatch.scores import Scores
 from segbatch.scoring import Scoring, read_stage, score_stage
 from segbatch.signals import interruptible
+from segbatch.software import software
 from segbatch.stages import BLOCK_BYTES, Predicting, PredictStage, Reading, decode_stage
 from segbatch.watch import Watch
 from segbatch.worst import PICTURE_SIDE, Seen, page
@@ -201,8 +200,7 @@ def _facts(job: EvaluateJob, dataset: Dataset, prepared: Prepared) -> dict[str, 
             "long_side": prepared.reading.long_side,
         },
         "predict": {key.removeprefix("predict."): value for key, value in options.items()},
-        "software": {name: version(name) for name in SOFTWARE}
-        | {"python": platform.python_version()},
+        "software": software("deltalake"),
     }
 
 

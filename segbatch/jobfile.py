@@ -8,8 +8,10 @@ and a small file of nested ones grows without bounds.
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
@@ -21,6 +23,7 @@ from pydantic import BaseModel, ValidationError
 from segbatch import storage
 from segbatch.errors import JobFileError
 
+STDIN = "-"
 MAX_BYTES = 200_000
 MAX_INTEGER = 1 << 62
 MAX_MESSAGE = 500  # characters
@@ -67,11 +70,32 @@ class _Loader(yaml.SafeLoader):
 _Loader.yaml_implicit_resolvers = {
     first: list(resolvers) for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(
+FLOAT: tuple[str, re.Pattern[str], list[str]] = (
     "tag:yaml.org,2002:float",
     re.compile(r"[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"),
     list("-+0123456789"),
 )
+_Loader.add_implicit_resolver(*FLOAT)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what :class:`_Loader` reads back as the same values."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+_Dumper.yaml_implicit_resolvers = {
+    first: list(resolvers) for first, resolvers in yaml.SafeDumper.yaml_implicit_resolvers.items()
+}
+_Dumper.add_implicit_resolver(*FLOAT)
+
+
+def job_text(values: Mapping[str, Any]) -> str:
+    """A job file with these values."""
+    return yaml.dump(
+        dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=math.inf
+    )
 
 
 def read_document(
@@ -79,17 +103,18 @@ def read_document(
     overrides: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
 ) -> Document:
-    """The values of a job file, with overrides put in and variables resolved.
+    """The values of a job file (``-`` is stdin), with overrides put in and variables resolved.
 
     Raises :class:`JobFileError` for a file that is missing or not one YAML mapping.
     """
     name = "job" if isinstance(source, Mapping) else str(source)
+    name = "<stdin>" if name == STDIN else name
     variables = os.environ if environment is None else environment
     try:
         if isinstance(source, Mapping):
             document = Document(name, dict(source))
         else:
-            document = _parse(name, _read(name))
+            document = _parse(name, _read_stdin() if source == STDIN else _read(name))
         for override in overrides:
             _override(document, override)
         document.values = _resolve(document, (), document.values, variables)
@@ -101,13 +126,20 @@ def read_document(
 def _read(path: str) -> str:
     if storage.is_local(path) and os.path.isdir(storage.local_path(path)):
         raise JobFileError(f"{path}: is a folder, not a job file")
-    data = storage.read_input(path, JobFileError, "no such job file")
+    return _decoded(path, storage.read_input(path, JobFileError, "no such job file"))
+
+
+def _read_stdin() -> str:
+    return _decoded("<stdin>", sys.stdin.buffer.read(MAX_BYTES + 1))
+
+
+def _decoded(name: str, data: bytes) -> str:
     if len(data) > MAX_BYTES:
-        raise JobFileError(f"{path}: {len(data):,} bytes is no job file")
+        raise JobFileError(f"{name}: {len(data):,} bytes is no job file")
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        raise JobFileError(f"{path}: not a text file in UTF-8") from error
+        raise JobFileError(f"{name}: not a text file in UTF-8") from error
 
 
 def _parse(name: str, text: str) -> Document:

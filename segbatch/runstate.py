@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import platform
 import time
 import uuid
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator
 from functools import cached_property, partial
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -40,9 +38,10 @@ from segbatch.results.repair import Repair, quarantine, recall
 from segbatch.results.run import FORMAT, Run, frozen_copy, open_run, read_info, write_info
 from segbatch.results.schema import ERRORS, rows_schema, stats_schema
 from segbatch.results.table import Table, kind_of
+from segbatch.software import software
+from segbatch.submitted import submission
 
 NOTE_EVERY_S = 60.0
-SOFTWARE = ("segbatch", "ray", "torch", "torchvision", "segmentation-models-pytorch", "deltalake")
 
 
 class RunState:
@@ -133,8 +132,7 @@ class RunState:
                 "skipped": frozen.skipped,
                 "files": frozen.files,
             },
-            "software": {name: version(name) for name in SOFTWARE}
-            | {"python": platform.python_version()},
+            "software": software("deltalake"),
             "starts": [],
         }
         return cls(uri, info)
@@ -216,6 +214,7 @@ class RunState:
         uri = storage.join(self.uri, "rows")
         table = Table.open(uri) or Table.create(uri, schema, note={"run": frozen_copy(self.info)})
         self.ledger = Ledger(table, self.num_images, driver)
+        self.info["submission"] = submission()
         return self.ledger
 
     def prove_logs(self) -> None:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-import platform
 import time
 from collections.abc import Iterator
-from importlib.metadata import version
 from typing import Any
 
 from segbatch import storage
 from segbatch.errors import Incomplete, Interrupted, JobFailed, RunError, SegbatchError
 from segbatch.job import FinetuneJob
-
-SOFTWARE = ("segbatch", "ray", "torch", "torchvision", "segmentation-models-pytorch")
+from segbatch.software import software
+from segbatch.submitted import submission
 
 
 class TrainState:
@@ -43,8 +41,7 @@ class TrainState:
             "identity": job.identity(),
             "dataset": dataset,
             "start_sha256": start_sha256,
-            "software": {name: version(name) for name in SOFTWARE}
-            | {"python": platform.python_version()},
+            "software": software(),
             "starts": [],
         }
         where = storage.join(uri, "run.json")
@@ -91,7 +88,8 @@ class TrainState:
 
     def write(self, status: str, **facts: Any) -> None:
         """Replace ``run.json``, atomically."""
-        self.info = {**self.info, **facts, "status": status, "updated": time.time()}
+        told = {"submission": submission(), "updated": time.time()}
+        self.info = {**self.info, **facts, "status": status, **told}
         text = json.dumps(self.info, indent=2, ensure_ascii=False)
         storage.write_bytes(storage.join(self.uri, "run.json"), f"{text}\n".encode())
 

@@ -197,6 +197,7 @@ class Run:
             "images_per_second": pace,
             "rest_s": round(remaining / pace) if pace and remaining else None,
             "driver": None if lease is None else _driver(lease),
+            "submission": self.info.get("submission"),
             "model": self.info["model"]["uri"],
             "created": self.info["created"],
             "updated": self.info["updated"],

@@ -1,0 +1,22 @@
+"""Submitted: what a driver knows of the job on Ray's Jobs API that it is, if it is one."""
+
+from __future__ import annotations
+
+import json
+import os
+
+ADDRESS = "SEGBATCH_SUBMISSION_ADDRESS"  # set by segbatch submit: the server does not know it
+JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray for every entrypoint of the Jobs API
+
+
+def submission() -> dict[str, str | None] | None:
+    """Submission ``id`` of this process and the ``address`` that it was sent to.
+
+    ``None`` for a driver that nobody submitted; no address where another than ``segbatch submit``
+    did (a KubeRay RayJob, ``ray job submit``).
+    """
+    try:
+        submission_id = json.loads(os.environ[JOB_CONFIG])["metadata"]["job_submission_id"]
+    except (KeyError, TypeError, ValueError):
+        return None
+    return {"id": submission_id, "address": os.environ.get(ADDRESS)}
