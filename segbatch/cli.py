@@ -128,7 +128,7 @@ def audit(
 @app.command()
 def query(
     arguments: Annotated[
-        list[str], typer.Argument(metavar="RUN... [SQL]", help="Runs, then one SELECT.")
+        list[str], typer.Argument(metavar="RUN... [SQL]", help="Runs or globs, then one SELECT.")
     ],
     file: Annotated[
         Path | None, typer.Option("-f", "--file", help="Read the SQL from a file; - is stdin.")
@@ -141,7 +141,7 @@ def query(
     """SQL over one or several runs: views images, masks, wide, classes, failures, runs."""
     from segbatch.results.answer import write
     from segbatch.results.query import sql
-    from segbatch.results.run import open_run
+    from segbatch.results.run import open_runs
 
     runs, text = list(arguments), ""
     if file is not None:
@@ -150,7 +150,37 @@ def query(
         text = runs.pop()
     else:
         raise InputError('no SQL given: segbatch query RUN "SELECT * FROM images LIMIT 10"')
-    write(sql([open_run(uri) for uri in runs], text), format.value, output)
+    write(sql(open_runs(runs), text), format.value, output)
+
+
+@app.command()
+def diff(
+    run_a: Annotated[str, typer.Argument(metavar="RUN_A", help="The run to start from, any URI.")],
+    run_b: Annotated[str, typer.Argument(metavar="RUN_B", help="The run to hold against it.")],
+    format: FactsFormat = Facts.text,
+    output: Annotated[
+        str | None,
+        typer.Option("-o", "--output", help="Write a row per image: .parquet, .csv, .json."),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=0, help="How many rows of a kind are shown.")] = 20,
+) -> None:
+    """How two runs over the same images differ: by class, by pixel, and where most."""
+    from segbatch.results.answer import SHOWN_ROWS, format_of, write
+    from segbatch.results.run import open_run
+
+    output_format = None if output is None else format_of(output)
+    found = open_run(run_a).diff(open_run(run_b))
+    for note in found.notes():
+        print(note, file=sys.stderr)
+    if output_format is not None:
+        write(found.images, output_format, output)
+    if format is Facts.json:
+        print_facts(found.to_json(limit), format)
+        return
+    print_facts(found.facts, format)
+    for title, rows in found.tables(limit).items():
+        print(f"\n{title}")
+        write(rows, shown_rows=max(limit, SHOWN_ROWS))
 
 
 @app.command()

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from itertools import accumulate
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, cast
 
 import duckdb
@@ -21,7 +21,8 @@ from rich.text import Text
 
 from segbatch import storage
 from segbatch.errors import InputError
-from segbatch.results.query import quoted_name, quoted_text, unreadable
+from segbatch.results.database import quoted_name, quoted_text
+from segbatch.results.query import unreadable
 
 Format = Literal["table", "csv", "json", "parquet"]
 
@@ -38,14 +39,18 @@ FINITE = "CASE WHEN isfinite({0}) THEN {0} END"
 
 
 def write(
-    relation: duckdb.DuckDBPyRelation, format: Format = "table", out: str | None = None
+    relation: duckdb.DuckDBPyRelation,
+    format: Format = "table",
+    out: str | None = None,
+    *,
+    shown_rows: int = SHOWN_ROWS,
 ) -> None:
     """Write an answer to standard output, or to the URI ``out``.
 
-    A table shows the first 40 rows and says how many there are; the others hold all of them: CSV
-    with a header, JSON as one array of objects, Parquet. Table and CSV have one column for each
-    field of a struct (``coverage_window``) and the size in place of bytes; JSON has bytes in
-    base64, and null for what it has no number for.
+    A table shows the first ``shown_rows`` and says how many there are; the others hold all of
+    them: CSV with a header, JSON as one array of objects, Parquet. Table and CSV have one column
+    for each field of a struct (``coverage_window``) and the size in place of bytes; JSON has bytes
+    in base64, and null for what it has no number for.
 
     Raises :class:`~segbatch.errors.InputError` where the SQL fails on a value, ``Incomplete``
     where a file cannot be read any more, ``OSError`` if ``out`` cannot be written.
@@ -55,11 +60,23 @@ def write(
     try:
         relation = _ask(relation, "FROM answer")  # of two columns of one name, one gets a number
         if format == "table":
-            _write_table(relation, out)
+            _write_table(relation, out, shown_rows)
         else:
             _write_file(relation, format, out)
     except duckdb.Error as error:
         raise unreadable(error) from error
+
+
+def format_of(out: str) -> Format:
+    """The format that the ending of a file's name stands for.
+
+    Raises :class:`~segbatch.errors.InputError` for any other than .parquet, .csv and .json.
+    """
+    formats: dict[str, Format] = {".parquet": "parquet", ".csv": "csv", ".json": "json"}
+    ending = PurePosixPath(storage.name_of(out)).suffix.lower()
+    if ending not in formats:
+        raise InputError(f"{out}: rows are written as {', '.join(formats)}: give it such an ending")
+    return formats[ending]
 
 
 def _write_file(relation: duckdb.DuckDBPyRelation, format: Format, out: str | None) -> None:
@@ -125,26 +142,29 @@ def _parts(alias: str, expression: str, kind: Any) -> Iterator[tuple[str, str]]:
         yield alias, expression
 
 
-def _write_table(relation: duckdb.DuckDBPyRelation, out: str | None) -> None:
+def _write_table(relation: duckdb.DuckDBPyRelation, out: str | None, shown_rows: int) -> None:
     if out is None:
-        _print_table(relation, Console() if sys.stdout.isatty() else Console(width=UNLIMITED))
+        console = Console() if sys.stdout.isatty() else Console(width=UNLIMITED)
+        _print_table(relation, console, shown_rows)
     else:
         text = io.StringIO()
-        _print_table(relation, Console(file=text, width=UNLIMITED))
+        _print_table(relation, Console(file=text, width=UNLIMITED), shown_rows)
         storage.write_bytes(out, text.getvalue().encode())
 
 
-def _print_table(relation: duckdb.DuckDBPyRelation, console: Console) -> None:
+def _print_table(
+    relation: duckdb.DuckDBPyRelation, console: Console, shown_rows: int = SHOWN_ROWS
+) -> None:
     """The first rows; on a terminal only as many columns as it has room for, the rest by name."""
     if relation.columns == ["explain_key", "explain_value"]:
         for _, plan in relation.fetchall():
             console.print(Text(plan), soft_wrap=True)
         return
-    flat = _ask(relation, f"SELECT {_flat_columns(relation)} FROM answer LIMIT {SHOWN_ROWS + 1}")
+    flat = _ask(relation, f"SELECT {_flat_columns(relation)} FROM answer LIMIT {shown_rows + 1}")
     rows = flat.fetchall()
     limit = CELL_WIDTH if console.is_terminal else UNLIMITED
     columns = [
-        [name, *(_cell(row[index], limit) for row in rows[:SHOWN_ROWS])]
+        [name, *(_cell(row[index], limit) for row in rows[:shown_rows])]
         for index, name in enumerate(flat.columns)
     ]
     ends = accumulate(2 + max(map(cell_len, column)) for column in columns)
@@ -161,9 +181,9 @@ def _print_table(relation: duckdb.DuckDBPyRelation, console: Console) -> None:
     console.print(table)
 
     lines = [f"{len(rows)} row{'s' if len(rows) != 1 else ''}"]
-    if len(rows) > SHOWN_ROWS:
+    if len(rows) > shown_rows:
         [(count,)] = _ask(relation, "SELECT count(*) FROM answer").fetchall()
-        lines = [f"{count:,} rows, the first {SHOWN_ROWS} shown; --format csv writes all"]
+        lines = [f"{count:,} rows, the first {shown_rows} shown; --format csv writes all"]
     if num_fitting < len(columns):
         lines.append(f"not shown: {', '.join(flat.columns[num_fitting:])}")
     console.print(Text("\n".join(lines)))

@@ -10,7 +10,7 @@ from pyarrow import fs as arrow_fs
 
 from segbatch import storage
 from segbatch.errors import RunError
-from segbatch.results.query import remote_filesystem
+from segbatch.results.database import remote_filesystem
 from segbatch.results.run import Run, open_run
 from segbatch.results.table import Table
 

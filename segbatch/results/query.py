@@ -4,20 +4,15 @@ A run that is finished is read from ``stats/``, any other from ``rows/``; in bot
 says which files there are, and DuckDB reads their Parquet by itself. Each run gives one SELECT a
 view, and several are united by name, so that runs of other classes can be compared: what one does
 not have is NULL.
-
-Remote files go through fsspec, since the DuckDB wheel speaks no S3.
 """
 
 from __future__ import annotations
 
 import re
-import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from difflib import get_close_matches
-from functools import cache, partial
 from typing import Any
 
 import duckdb
@@ -25,6 +20,13 @@ import pyarrow as pa
 
 from segbatch import storage
 from segbatch.errors import Incomplete, InputError, SegbatchError
+from segbatch.results.database import (
+    open_database,
+    quoted_name,
+    quoted_text,
+    register_filesystems,
+    scan,
+)
 from segbatch.results.run import Run
 from segbatch.results.schema import FAILED, OK, rows_schema
 from segbatch.results.table import kind_of
@@ -44,15 +46,6 @@ CREATE TABLE runs (
     images BIGINT,  -- of the manifest
     duplicates BIGINT, created TIMESTAMP, updated TIMESTAMP  -- UTC
 )"""
-
-SETTINGS = {
-    "autoinstall_known_extensions": "false",  # a query downloads no code
-    "autoload_known_extensions": "false",
-    "enable_progress_bar": "false",
-    "validate_external_file_cache": "'NO_VALIDATION'",  # files of a table never change
-    "python_enable_replacements": "false",  # FROM x is never a variable of this program
-    "temp_directory": f"'{tempfile.gettempdir()}/segbatch-query'",  # not the user's folder
-}
 
 # How an EXPLAIN begins, and how a statement may end.
 EXPLAIN = re.compile(
@@ -76,14 +69,12 @@ def sql(runs: Sequence[Run], query: str) -> duckdb.DuckDBPyRelation:
         query.encode()
     except UnicodeEncodeError as error:
         raise InputError("the query is no text in UTF-8") from error
-    con = duckdb.connect()
-    for name, value in SETTINGS.items():
-        con.execute(f"SET {name} = {value}")
+    con = open_database()
     try:
         body = _select_in(con, query)
     except duckdb.Error as error:
         raise InputError(_wrong_sql(con, runs, query, error)) from error
-    _register_filesystems(con, [*(run.uri for run in runs), *re.findall(REMOTE, query)])
+    register_filesystems(con, [*(run.uri for run in runs), *re.findall(REMOTE, query)])
     try:
         _create_views(con, runs, query)
     except duckdb.Error as error:
@@ -113,14 +104,6 @@ def _select_in(con: duckdb.DuckDBPyConnection, query: str) -> str:
     return EXPLAIN.sub("", END.sub("", query))
 
 
-def _register_filesystems(con: duckdb.DuckDBPyConnection, uris: Sequence[str]) -> None:
-    for scheme in {storage.scheme_of(uri) for uri in uris if not storage.is_local(uri)}:
-        with suppress(ImportError, ValueError):  # may be no file, only a text to compare with
-            fs = remote_filesystem(scheme)
-            fs.invalidate_cache()
-            con.register_filesystem(fs)
-
-
 def _refuse_writing(con: duckdb.DuckDBPyConnection, body: str) -> None:
     """Refuse a COPY or INSERT behind EXPLAIN or in a WITH: no subquery can hold one."""
     try:
@@ -137,7 +120,6 @@ def _refuse_writing(con: duckdb.DuckDBPyConnection, body: str) -> None:
 
 
 def _create_views(con: duckdb.DuckDBPyConnection, runs: Sequence[Run], query: str) -> None:
-    con.execute("CREATE SCHEMA segbatch")  # SHOW TABLES leaves it out
     names = _names(runs)
     views: defaultdict[str, list[str]] = defaultdict(list)
     for number, (run, name) in enumerate(zip(runs, names, strict=True)):
@@ -167,13 +149,13 @@ def _selects(
     folder = storage.join(run.uri, "rows")
     row_schema = rows.schema if rows else rows_schema(run.classes)
     schema = stats.schema if stats else row_schema
-    masks = _scan(con, f"rows_{number}", folder, row_files, row_schema)
+    masks = scan(con, f"rows_{number}", folder, row_files, row_schema)
     if stats:
-        source = failed = _scan(con, f"stats_{number}", stats.uri, stats.files(), schema)
+        source = failed = scan(con, f"stats_{number}", stats.uri, stats.files(), schema)
     else:
         source = masks
         failed_files = [file for file in row_files if kind_of(file["path"]) != OK]
-        failed = _scan(con, f"failed_{number}", folder, failed_files, schema)
+        failed = scan(con, f"failed_{number}", folder, failed_files, schema)
 
     begin = f"SELECT {quoted_text(name)} AS run"
     images = [field for field in schema if field.name not in HIDDEN]
@@ -224,52 +206,6 @@ def _describe(run: Run, name: str) -> list[Any]:
         *(manifest["rows"], manifest["duplicates"]),
         *(time.replace(tzinfo=None) for time in times),
     ]
-
-
-def _scan(
-    con: duckdb.DuckDBPyConnection,
-    name: str,
-    folder: str,
-    files: Sequence[Mapping[str, Any]],
-    schema: pa.Schema,
-) -> str:
-    """A view over the files of a table, or an empty table where there are none; its name."""
-    if not files:
-        # Not schema.empty_table(): that imports pandas, which takes longer than most queries.
-        con.from_arrow(pa.Table.from_batches([], schema)).create(f"segbatch.{name}")
-        return f"segbatch.{name}"
-    if not storage.is_local(folder):
-        # Four HEADs a file otherwise: the listing answers them.
-        remote_filesystem(storage.scheme_of(folder)).ls(folder, refresh=True)
-    # A variable, because parsing thousands of names in SQL takes ten times as long.
-    con.execute(f"SET VARIABLE {name} = ?", [[storage.join(folder, f["path"]) for f in files]])
-    con.execute(
-        f"CREATE VIEW segbatch.{name} AS"
-        f" FROM read_parquet(getvariable('{name}'), hive_partitioning = false)"
-    )
-    return f"segbatch.{name}"
-
-
-@cache
-def remote_filesystem(scheme: str) -> Any:
-    """The fsspec filesystem for files of which only parts are wanted.
-
-    fsspec reads ahead, s3fs 50 MB at a time, which turned 9 MB of columns into 450. DuckDB and
-    Arrow ask for exactly what they need.
-    """
-    fs, _ = storage.filesystem(f"{scheme}://")
-    options = {**fs.storage_options, "use_listings_cache": True, "skip_instance_cache": True}
-    fs = type(fs)(*fs.storage_args, **options)
-    fs._open = partial(fs._open, cache_type="none")
-    return fs
-
-
-def quoted_text(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"
-
-
-def quoted_name(value: str) -> str:
-    return '"' + value.replace('"', '""') + '"'
 
 
 # --------------------------------------------------------------------------------------- errors

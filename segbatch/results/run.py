@@ -11,6 +11,7 @@ import hashlib
 import json
 import time
 from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from segbatch import storage
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from segbatch.results.audit import Audit
+    from segbatch.results.diff import Diff
 
 FORMAT = 2  # 1: without a checksum
 
@@ -102,6 +104,37 @@ def open_run(uri: str) -> Run:
     return Run(uri, info)
 
 
+def open_runs(uris: Sequence[str]) -> list[Run]:
+    """The runs at ``uris``, each once; a glob names the folders with a ``run.json``, by key.
+
+    Raises :class:`~segbatch.errors.RunError` if there is none at one of them.
+    """
+    return [open_run(uri) for uri in dict.fromkeys(found for uri in uris for found in _named(uri))]
+
+
+def _named(uri: str) -> list[str]:
+    """The URIs of the runs that ``uri`` names: its own, unless it is a glob and no run's."""
+    uri = storage.normalize(uri)
+    where = storage.join(uri, "run.json")
+    if not any(character in uri for character in "*?["):
+        return [uri]
+    try:
+        if storage.exists(where):
+            return [uri]
+        fs, path = storage.filesystem(where)
+        # By level and not all below: a run has as many files as it likes.
+        found = [storage.normalize(fs.unstrip_protocol(name)) for name in fs.glob(path)]
+    except FileNotFoundError:  # the bucket
+        found = []
+    except PermissionError as error:
+        raise RunError(f"cannot look for runs {error}") from error
+    except OSError as error:
+        raise Incomplete(f"cannot look for runs {error}; ask again") from error
+    if not found:
+        raise RunError(f"{uri}: no run matches (no folder with a run.json in it)")
+    return sorted(name.removesuffix("/run.json") for name in found)
+
+
 class Run:
     """A run, as it was when it was opened; open it again to see how it went on."""
 
@@ -166,6 +199,14 @@ class Run:
         from segbatch.results.audit import audit
 
         return audit(self, deep=deep)
+
+    def diff(self, other: Run) -> Diff:
+        """What changed from this run to ``other``, another one over the same images: coverages,
+        pixels of another class, and which images changed most.
+        """
+        from segbatch.results.diff import diff
+
+        return diff(self, other)
 
     def summary(self) -> dict[str, Any]:
         """Where the run stands, from storage alone: rows by kind, pace, whether its driver lives.

@@ -1,0 +1,326 @@
+"""Diff: one run held against another over the same images: coverages, and pixel by pixel.
+
+Images are joined on their URIs; one that stands in a run several times is joined with its
+counterparts in their order. Classes are the same where their fields are, as in the views of a
+query, whatever ids two models gave them.
+
+DuckDB joins the rows, and spills what does not fit into the memory that it is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+from time import monotonic
+from typing import Any, cast
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from segbatch import storage
+from segbatch.classes import Classes
+from segbatch.errors import RunError
+from segbatch.progress import Bar
+from segbatch.results.database import (
+    open_database,
+    quoted_name,
+    quoted_text,
+    register_filesystems,
+    scan,
+)
+from segbatch.results.disagreement import COMPARED, NUM_IDS, Counts, Pair, compare_masks
+from segbatch.results.query import unreadable
+from segbatch.results.run import Run
+from segbatch.results.schema import FAILED, OK, rows_schema
+
+MEMORY = "1GB"
+FETCHED_ROWS = 10_000  # at a time
+VOID = "void"  # the ignore index, and ids that are no class
+
+PAIRS = """
+CREATE TABLE pairs AS
+SELECT
+    coalesce(a.uri, b.uri) AS uri, a.image_id AS image_id_a, b.image_id AS image_id_b,
+    a.status AS status_a, b.status AS status_b, a.error AS error_a, b.error AS error_b,
+    a.file AS file_a, b.file AS file_b, a.coverage AS coverage_a, b.coverage AS coverage_b
+FROM ({a}) AS a FULL JOIN ({b}) AS b ON a.uri = b.uri AND a.nth = b.nth"""
+
+BOTH_OK = f"(status_a = '{OK}' AND status_b = '{OK}')"
+
+COUNTS = {
+    "ok_in_both": BOTH_OK,
+    "failed_in_a": f"status_a = '{FAILED}' AND status_b = '{OK}'",
+    "failed_in_b": f"status_a = '{OK}' AND status_b = '{FAILED}'",
+    "failed_in_both": f"status_a = '{FAILED}' AND status_b = '{FAILED}'",
+    "only_in_a": "status_b IS NULL",
+    "only_in_b": "status_a IS NULL",
+}
+
+
+@dataclass(frozen=True)
+class Diff:
+    """How run B differs from run A. The relations are DuckDB's, computed when they are read.
+
+    ``facts``: what is compared, and how many images there are of each kind.
+
+    ``images``: a row for each pair of images, and for each without a counterpart. ``uri``;
+    ``image_id``, ``status`` and ``error``, each with ``_a`` and ``_b``, null where it is not
+    there; ``disagreement``, the share of pixels with another class, 0 to 1, null where one of the
+    masks is missing; ``resized``, whether the smaller mask was brought to the grid of the larger
+    by nearest neighbour; ``coverage_distance``, the total variation distance of the coverages
+    (half the sum of all absolute changes), 0 to 1, which is at most the disagreement of masks of
+    one grid; ``change``, a struct of the coverage in B less that in A by class, null where one of
+    the runs does not have the class.
+
+    ``coverage``: means over the images that are ok in both, by class: ``class, coverage_a,
+    coverage_b, change``.
+
+    ``confusion``: pixels of all masks compared, by their class in A and in B, most pixels first:
+    ``class_a, class_b, pixels``, and ``share`` of the pixels that are ``class_a`` in A.
+    """
+
+    facts: dict[str, Any]
+    images: duckdb.DuckDBPyRelation
+    coverage: duckdb.DuckDBPyRelation
+    confusion: duckdb.DuckDBPyRelation
+
+    def most_changed(self, limit: int = 20) -> duckdb.DuckDBPyRelation:
+        """Images with the most disagreement; without masks, with the largest coverage distance."""
+        return _ask(
+            self.images,
+            "SELECT uri, disagreement, coverage_distance, change FROM answer"
+            " WHERE disagreement > 0 OR coverage_distance > 0"
+            f" ORDER BY disagreement DESC NULLS LAST, coverage_distance DESC, uri LIMIT {limit}",
+        )
+
+    def one_sided(self, limit: int = 20) -> duckdb.DuckDBPyRelation:
+        """Images that are in one of the runs only, or failed in one of them only."""
+        return _ask(
+            self.images,
+            "SELECT uri, status_a, status_b, coalesce(error_a, error_b) AS error FROM answer"
+            " WHERE status_a IS DISTINCT FROM status_b"
+            f" ORDER BY image_id_a NULLS LAST, image_id_b LIMIT {limit}",
+        )
+
+    def changed_pixels(self, limit: int = 20) -> duckdb.DuckDBPyRelation:
+        """The part of ``confusion`` in which the classes differ."""
+        return _ask(self.confusion, f"SELECT * FROM answer WHERE class_a <> class_b LIMIT {limit}")
+
+    def notes(self) -> list[str]:
+        """What is to be known about the disagreement, a line each."""
+        lines = {
+            "without_mask": "have no mask in one of the runs: their disagreement is null",
+            "resized": "have masks of two sizes: the smaller was brought to the grid of the larger"
+            " by nearest neighbour",
+        }
+        return [
+            f"{self.facts[key]:,} images {line}" for key, line in lines.items() if self.facts[key]
+        ]
+
+    def tables(self, limit: int = 20) -> dict[str, duckdb.DuckDBPyRelation]:
+        """What is looked at, by title; only tables that have a row."""
+        tables = {
+            "Coverage, mean over the images that are ok in both": self.coverage,
+            "Pixels that are of another class": self.changed_pixels(limit),
+            "Images that changed most": self.most_changed(limit),
+            "Images in one run only, or failed in one only": self.one_sided(limit),
+        }
+        return {title: rows for title, rows in tables.items() if rows.limit(1).fetchall()}
+
+    def to_json(self, limit: int = 20) -> dict[str, Any]:
+        """All of it, but of the images at most ``limit`` of each kind."""
+        return {
+            **self.facts,
+            "coverage": _records(self.coverage),
+            "confusion": _records(self.confusion),
+            "most_changed": _records(self.most_changed(limit)),
+            "one_sided": _records(self.one_sided(limit)),
+        }
+
+
+def diff(a: Run, b: Run) -> Diff:
+    """Compare two runs as they are now, finished or not; of one that works, what is committed.
+
+    Memory does not grow with the number of images. Raises :class:`~segbatch.errors.RunError` if
+    no image is in both, :class:`~segbatch.errors.Damaged` for a file that is, ``OSError`` if
+    storage fails.
+    """
+    con = open_database()
+    con.execute(f"SET memory_limit = '{MEMORY}'")
+    register_filesystems(con, [a.uri, b.uri])
+    try:
+        con.execute(PAIRS.format(a=_rows(con, a, "a"), b=_rows(con, b, "b")))
+        _refuse_strangers(con, a, b)
+        con.from_arrow(pa.Table.from_batches([], COMPARED)).create("compared")
+        # What is known to have no masks costs no reading of the other's.
+        stored = all(run.info["job"].get("masks") != "none" for run in (a, b))
+        pixels = _compare(con, a, b) if stored else np.zeros((NUM_IDS, NUM_IDS), np.int64)
+        return Diff(
+            facts=_facts(con, a, b),
+            images=con.sql(_images(a.classes, b.classes)),
+            coverage=_coverage(con, a.classes, b.classes),
+            confusion=_confusion(con, a.classes, b.classes, pixels),
+        )
+    except duckdb.Error as error:
+        raise unreadable(error) from error
+
+
+def _rows(con: duckdb.DuckDBPyConnection, run: Run, side: str) -> str:
+    """The SELECT of a run's rows, each with its number among those of its URI."""
+    stats = run.table("stats") if run.finished else None
+    table = stats or run.table("rows")
+    folder = storage.join(run.uri, "stats" if stats else "rows")
+    schema = table.schema if table else rows_schema(run.classes)
+    source = scan(con, f"source_{side}", folder, table.files() if table else [], schema)
+    return (
+        "SELECT image_id, uri, status, error, coverage, parse_filename(file) AS file,"
+        f" row_number() OVER (PARTITION BY uri ORDER BY image_id) AS nth FROM {source}"
+    )
+
+
+def _refuse_strangers(con: duckdb.DuckDBPyConnection, a: Run, b: Run) -> None:
+    """Runs without a URI in common: the same images from another place, or others."""
+    [(common, only_a, only_b)] = con.execute(
+        "SELECT count(*) FILTER (status_a IS NOT NULL AND status_b IS NOT NULL),"
+        " min(uri) FILTER (status_b IS NULL), min(uri) FILTER (status_a IS NULL) FROM pairs"
+    ).fetchall()
+    if not common and only_a and only_b:
+        raise RunError(
+            f"{a.uri} and {b.uri} have no image in common: runs are joined on uri, which is"
+            f" {only_a} in the first and {only_b} in the second"
+        )
+
+
+def _compare(con: duckdb.DuckDBPyConnection, a: Run, b: Run) -> Counts:
+    """Fill the table ``compared``; gives the pixels of all masks by id in A and in B."""
+    [(total,)] = con.execute(f"SELECT count(*) FROM pairs WHERE {BOTH_OK}").fetchall()
+    cursor = con.cursor()  # is read from while the connection writes
+    cursor.execute(
+        f"SELECT file_a, image_id_a, file_b, image_id_b FROM pairs WHERE {BOTH_OK}"
+        " ORDER BY file_a, file_b, image_id_a"
+    )
+    fetched: Iterator[list[Pair]] = iter(lambda: cursor.fetchmany(FETCHED_ROWS), [])
+    pixels, done, started = np.zeros((NUM_IDS, NUM_IDS), np.int64), 0, monotonic()
+    with Bar("diff", total) as bar:
+        for comparison in compare_masks(a, b, chain.from_iterable(fetched)):
+            con.from_arrow(comparison.rows).insert_into("compared")
+            pixels += comparison.pixels
+            done += comparison.num_pairs
+            pace = f"{done / (monotonic() - started):.1f}"
+            if bar.move(done, f"{pace} images/s"):
+                bar.line(f"images={done}/{total} images_per_second={pace}", "event=diff ")
+    return pixels
+
+
+def _facts(con: duckdb.DuckDBPyConnection, a: Run, b: Run) -> dict[str, Any]:
+    aggregates = ", ".join(f"count(*) FILTER ({condition})" for condition in COUNTS.values())
+    [row] = con.execute(f"SELECT {aggregates} FROM pairs").fetchall()
+    counts = dict(zip(COUNTS, row, strict=True))
+    [(compared, resized, identical, mean)] = con.execute(
+        "SELECT count(*), count(*) FILTER (resized), count(*) FILTER (disagreement = 0),"
+        " avg(disagreement) FROM compared"
+    ).fetchall()
+    return {
+        **{f"run_{side}": run.uri for side, run in (("a", a), ("b", b))},
+        **{f"status_{side}": run.status for side, run in (("a", a), ("b", b))},
+        **{f"model_{side}": run.info["model"]["uri"] for side, run in (("a", a), ("b", b))},
+        "same_model": a.info["model"]["sha256"] == b.info["model"]["sha256"],
+        "classes_only_in_a": [c.name for c in a.classes if c.field not in b.classes.fields],
+        "classes_only_in_b": [c.name for c in b.classes if c.field not in a.classes.fields],
+        **counts,
+        "without_mask": counts["ok_in_both"] - compared,
+        "resized": resized,
+        "identical": identical,
+        "disagreement": None if mean is None else round(mean, 6),
+    }
+
+
+def _images(a: Classes, b: Classes) -> str:
+    """The SELECT of :attr:`Diff.images`."""
+    changes, distances = [], []
+    for field in _names(a, b):
+        of_a = f"coverage_a.{quoted_name(field)}" if field in a.fields else "NULL::FLOAT"
+        of_b = f"coverage_b.{quoted_name(field)}" if field in b.fields else "NULL::FLOAT"
+        changes.append(f"{quoted_text(field)}: {of_b} - {of_a}")
+        distances.append(f"abs(coalesce({of_b}, 0) - coalesce({of_a}, 0))")
+    return f"""
+        SELECT
+            uri, image_id_a, image_id_b, status_a, status_b, error_a, error_b,
+            disagreement, resized,
+            CASE WHEN {BOTH_OK} THEN ({" + ".join(distances)}) / 2 END AS coverage_distance,
+            CASE WHEN {BOTH_OK} THEN {{{", ".join(changes)}}} END AS change
+        FROM pairs LEFT JOIN compared USING (image_id_a)
+        ORDER BY image_id_a NULLS LAST, image_id_b"""
+
+
+def _coverage(con: duckdb.DuckDBPyConnection, a: Classes, b: Classes) -> duckdb.DuckDBPyRelation:
+    names = _names(a, b)
+    means = [
+        f"avg(coverage_{side}.{quoted_name(field)})" if field in classes.fields else "NULL"
+        for field in names
+        for side, classes in (("a", a), ("b", b))
+    ]
+    [row] = con.execute(f"SELECT {', '.join(means)} FROM pairs WHERE {BOTH_OK}").fetchall()
+    rows = [
+        {
+            "class": name,
+            "coverage_a": of_a,
+            "coverage_b": of_b,
+            "change": None if of_a is None or of_b is None else of_b - of_a,
+        }
+        for name, of_a, of_b in zip(names.values(), row[::2], row[1::2], strict=True)
+    ]
+    schema = pa.schema(
+        [("class", pa.string())]
+        + [(name, pa.float64()) for name in ("coverage_a", "coverage_b", "change")]
+    )
+    return con.from_arrow(pa.Table.from_pylist(rows, schema))
+
+
+def _confusion(
+    con: duckdb.DuckDBPyConnection, a: Classes, b: Classes, pixels: Counts
+) -> duckdb.DuckDBPyRelation:
+    names = _names(a, b)
+    of_a = pixels.sum(axis=1)
+    rows = [
+        {
+            "class_a": _name(names, a, id_a),
+            "class_b": _name(names, b, id_b),
+            "pixels": pixels[id_a, id_b],
+            "share": pixels[id_a, id_b] / of_a[id_a],
+        }
+        for id_a, id_b in np.argwhere(pixels).tolist()
+    ]
+    schema = pa.schema(
+        {
+            "class_a": pa.string(),
+            "class_b": pa.string(),
+            "pixels": pa.int64(),
+            "share": pa.float64(),
+        }
+    )
+    rows.sort(key=lambda row: -row["pixels"])
+    return con.from_arrow(pa.Table.from_pylist(rows, schema))
+
+
+def _names(a: Classes, b: Classes) -> dict[str, str]:
+    """The classes of both runs by field, those of A first; where both have one, A's name."""
+    names = {c.field: c.name for c in a}
+    for c in b:
+        names.setdefault(c.field, c.name)
+    return names
+
+
+def _name(names: dict[str, str], classes: Classes, class_id: int) -> str:
+    return names[classes[class_id].field] if class_id < len(classes) else VOID
+
+
+def _ask(relation: duckdb.DuckDBPyRelation, select: str) -> duckdb.DuckDBPyRelation:
+    """What ``select`` gives of a relation, which it calls ``answer``."""
+    return cast(duckdb.DuckDBPyRelation, relation.query("answer", select))
+
+
+def _records(relation: duckdb.DuckDBPyRelation) -> list[dict[str, Any]]:
+    return [dict(zip(relation.columns, row, strict=True)) for row in relation.fetchall()]

@@ -1,0 +1,157 @@
+"""Disagreement: the masks of two runs, image by image and pixel by pixel.
+
+Masks are read a file of run A at a time, with the files of run B that hold the same images: each
+of them once or twice where both runs list their images in one order, as from one prefix or
+manifest, and otherwise as often as it is met.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from operator import itemgetter
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from PIL import Image
+
+from segbatch import storage
+from segbatch.classes import IGNORE_INDEX, Classes
+from segbatch.errors import RunError, SourceError
+from segbatch.masks import decode_mask
+from segbatch.results.proof import read_columns
+from segbatch.results.run import Run
+
+NUM_IDS = 256  # of a uint8 label map
+STRIP = 1 << 18  # pixels that are counted at a time: they stay in the processor's cache
+THREADS = 8  # each holds a file of either run, and two label maps
+
+Ids = npt.NDArray[np.uint8]
+Counts = npt.NDArray[np.int64]
+Pair = tuple[str, int, str, int]  # an image's file in rows/ and its id, in run A and in run B
+
+COMPARED = pa.schema(
+    [
+        ("image_id_a", pa.int64()),
+        ("disagreement", pa.float64()),  # pixels of another class ÷ all pixels, 0 to 1
+        ("resized", pa.bool_()),  # whether the masks were of two sizes
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What comparing some pairs gave.
+
+    ``rows`` are of :data:`COMPARED`, for those of the ``num_pairs`` that have both masks;
+    ``pixels`` is what :func:`count_confusion` gives, over all of them.
+    """
+
+    rows: pa.Table
+    num_pairs: int
+    pixels: Counts
+
+
+def compare_masks(a: Run, b: Run, pairs: Iterable[Pair]) -> Iterator[Comparison]:
+    """Compare the masks of images that are ok in both runs, in threads.
+
+    ``pairs`` stand together by their file in run A, and within it by that in run B. Only a few
+    files are taken ahead, however many there are. Raises :class:`~segbatch.errors.RunError` for a
+    mask that is not where it should be or cannot be read, ``OSError`` if storage fails.
+    """
+    compare = partial(_compare, a, b, _shared_ids(a.classes, b.classes))
+    by_file = groupby(pairs, itemgetter(0))
+    return _in_threads(compare, (list(group) for _, group in by_file))
+
+
+def count_confusion(a: Ids, b: Ids) -> Counts:
+    """Pixels by class id in label map ``a``, the row, and in ``b``, the column: 256×256 int64.
+
+    Both are ``(height, width)`` uint8. Where the grids differ, the one with fewer pixels is
+    brought to that of the other by nearest neighbour.
+    """
+    if a.shape != b.shape:
+        a, b = (a, _resized(b, a)) if a.size >= b.size else (_resized(a, b), b)
+    flat_a, flat_b = a.ravel(), b.ravel()
+    counts = np.zeros(NUM_IDS * NUM_IDS, np.int64)
+    for start in range(0, flat_a.size, STRIP):
+        part_a, part_b = flat_a[start : start + STRIP], flat_b[start : start + STRIP]
+        counts += np.bincount(part_a.astype(np.uint16) << 8 | part_b, minlength=len(counts))
+    return counts.reshape(NUM_IDS, NUM_IDS)
+
+
+def _resized(label_map: Ids, like: Ids) -> Ids:
+    size = like.shape[1], like.shape[0]
+    return np.asarray(Image.fromarray(label_map).resize(size, Image.Resampling.NEAREST))
+
+
+def _shared_ids(a: Classes, b: Classes) -> tuple[list[int], list[int]]:
+    """The ids in A and in B of each class that both have, and of void."""
+    ids_b = {c.field: c.id for c in b}
+    shared = [(c.id, ids_b[c.field]) for c in a if c.field in ids_b]
+    return [*(x for x, _ in shared), IGNORE_INDEX], [*(y for _, y in shared), IGNORE_INDEX]
+
+
+def _in_threads(
+    compare: Callable[[list[Pair]], Comparison], parts: Iterable[list[Pair]]
+) -> Iterator[Comparison]:
+    with ThreadPoolExecutor(THREADS) as threads:
+        ahead: deque[Future[Comparison]] = deque()
+        for part in parts:
+            ahead.append(threads.submit(compare, part))
+            if len(ahead) > 2 * THREADS:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
+def _compare(
+    a: Run, b: Run, shared_ids: tuple[list[int], list[int]], pairs: list[Pair]
+) -> Comparison:
+    """Compare images of one file of run A."""
+    masks_a = _Masks.read(a, pairs[0][0])
+    rows, pixels = [], np.zeros((NUM_IDS, NUM_IDS), np.int64)
+    for file_b, group in groupby(pairs, itemgetter(2)):
+        masks_b = _Masks.read(b, file_b)
+        for _, id_a, _, id_b in group:
+            map_a, map_b = masks_a.label_map(id_a), masks_b.label_map(id_b)
+            if map_a is None or map_b is None:
+                continue
+            counts = count_confusion(map_a, map_b)
+            num_pixels = counts.sum()
+            share = (num_pixels - counts[shared_ids].sum()) / num_pixels
+            rows.append(
+                {"image_id_a": id_a, "disagreement": share, "resized": map_a.shape != map_b.shape}
+            )
+            pixels += counts
+    return Comparison(pa.Table.from_pylist(rows, COMPARED), len(pairs), pixels)
+
+
+@dataclass(frozen=True)
+class _Masks:
+    """The masks of one file of ``rows/``, encoded, by image id."""
+
+    uri: str
+    by_id: dict[int, pa.BinaryScalar]
+
+    @classmethod
+    def read(cls, run: Run, name: str) -> _Masks:
+        folder = storage.join(run.uri, "rows")
+        rows = read_columns(folder, name, ["image_id", "mask"])
+        by_id = dict(zip(rows["image_id"].to_pylist(), rows["mask"], strict=True))
+        return cls(storage.join(folder, name), by_id)
+
+    def label_map(self, image_id: int) -> Ids | None:
+        """Its label map; ``None`` where no mask is stored."""
+        if image_id not in self.by_id:
+            raise RunError(f"{self.uri}: image_id {image_id} should be in it; audit the run")
+        png = self.by_id[image_id].as_py()
+        try:
+            return None if png is None else decode_mask(png)
+        except SourceError as error:
+            raise RunError(f"{self.uri}: image_id {image_id}: {error}; audit the run") from error
