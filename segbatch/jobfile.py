@@ -91,6 +91,15 @@ _Dumper.yaml_implicit_resolvers = {
 _Dumper.add_implicit_resolver(*FLOAT)
 
 
+def _write_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    # YAML folds what breaks a line, in Unicode's sense, unless it stands in double quotes.
+    style = '"' if len(text.splitlines()) > 1 or text != text.strip() else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+_Dumper.add_representer(str, _write_text)
+
+
 def job_text(values: Mapping[str, Any]) -> str:
     """A job file with these values."""
     return yaml.dump(
