@@ -23,11 +23,14 @@ POLL_S = 0.5
 
 # What ended a job before its driver ran: whether sending it again can help.
 _PASSING = {
-    JobErrorType.JOB_SUPERVISOR_ACTOR_DIED,
-    JobErrorType.JOB_SUPERVISOR_ACTOR_START_TIMEOUT,
-    JobErrorType.JOB_SUPERVISOR_ACTOR_UNSCHEDULABLE,
-    JobErrorType.JOB_SUPERVISOR_ACTOR_START_FAILURE,
-    JobErrorType.JOB_SUPERVISOR_ACTOR_UNKNOWN_FAILURE,
+    kind.value
+    for kind in (
+        JobErrorType.JOB_SUPERVISOR_ACTOR_DIED,
+        JobErrorType.JOB_SUPERVISOR_ACTOR_START_TIMEOUT,
+        JobErrorType.JOB_SUPERVISOR_ACTOR_UNSCHEDULABLE,
+        JobErrorType.JOB_SUPERVISOR_ACTOR_START_FAILURE,
+        JobErrorType.JOB_SUPERVISOR_ACTOR_UNKNOWN_FAILURE,
+    )
 }
 
 

@@ -19,13 +19,14 @@ from segbatch import storage, submitted
 from segbatch.cluster.dashboard import connect
 from segbatch.cluster.environment import with_segbatch, with_variables
 from segbatch.cluster.submission import OUTPUT, STOP_S, Submission, start
-from segbatch.errors import InputError, SegbatchError
+from segbatch.errors import Incomplete, InputError
 from segbatch.job import JOBS, FinetuneJob, Job, SegmentJob
 from segbatch.jobfile import Document, Key, job_text, read_document, validate
 from segbatch.options import refuse_misfits
 
 ZOO = "zoo:"
 MAX_ENTRYPOINT = 100_000  # bytes; Linux takes 131,072 in one argument
+MIN_SECRET = 4  # characters; less could stand anywhere
 STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
 
 LOCATIONS = {
@@ -154,9 +155,9 @@ def _without(secrets: Mapping[str, str]) -> Iterator[None]:
     """Values of variables come back in what Ray says of an environment; not in an error of ours."""
     try:
         yield
-    except SegbatchError as error:
+    except (InputError, Incomplete) as error:
         text = str(error)
         for name, value in secrets.items():
-            if name not in (STOP_WAIT, submitted.ADDRESS) and value:
+            if name != submitted.ADDRESS and len(value) >= MIN_SECRET:
                 text = text.replace(value, f"${name}")
-        raise type(error)(text) from None
+        raise (InputError if isinstance(error, InputError) else Incomplete)(text) from None
