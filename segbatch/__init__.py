@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from segbatch.cluster.plan import plan
     from segbatch.cluster.submit import submit
     from segbatch.evaluate import evaluate
     from segbatch.finetune import finetune
@@ -30,6 +31,7 @@ __all__ = [
     "load_job",
     "load_model",
     "open_run",
+    "plan",
     "segment",
     "submit",
 ]
@@ -41,6 +43,7 @@ _HOME = {
     "load_job": "segbatch.job",
     "load_model": "segbatch.model.predict",
     "open_run": "segbatch.results.run",
+    "plan": "segbatch.cluster.plan",
     "segment": "segbatch.segment",
     "submit": "segbatch.cluster.submit",
 }

@@ -27,6 +27,7 @@ from segbatch.options import (
     kinds_of,
     refuse_misfits,
 )
+from segbatch.plan_cli import plan_app
 
 app = typer.Typer(
     name="segbatch",
@@ -40,6 +41,7 @@ model_app = typer.Typer(help="Model bundles: list, inspect, import, export.", no
 app.add_typer(model_app, name="model")
 app.add_typer(labels_app, name="labels")
 app.add_typer(cluster_app)  # without a name: submit, jobs, logs, stop
+app.add_typer(plan_app)
 
 
 class Runtime(StrEnum):

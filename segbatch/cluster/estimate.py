@@ -1,0 +1,279 @@
+"""Estimate: from what a sample took to images per second, hours and money. Nothing but arithmetic.
+
+One node has ``cpus`` CPUs that Ray gives out, and predict workers that take some of them. With the
+seconds that an image took in each stage (``wall``: of a clock, ``cpu``: of all cores together):
+
+======== =========================================== =======================================
+bound    images per second                           what it means
+======== =========================================== =======================================
+device   workers ÷ wall(predict)                     the predict workers never wait
+cpus     (cpus − CPUs of the workers) ÷ slots        the CPUs beside them never wait, where
+                                                     slots = wall(fetch) + wall(decode) +
+                                                     wall(encode) + wall(write) ÷ 2, as stages
+                                                     ask Ray for CPUs while they run
+cores    cores ÷ (all cpu + overhead of a block)     no core ever waits
+network  gigabits ÷ bits of an image                 the line never waits
+======== =========================================== =======================================
+
+A node's pace is the least of them. ``n`` nodes are ``n`` times as fast, up to what one driver can
+hand out (``BLOCKS_PER_S``). Hours are ``start-up + images ÷ pace``, money is
+``hours × (nodes × price of a node + price of the head) + requests + transfer``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+# Measured on 2 shared x86-64 cores, 2026-11 (docs/clusters/planning.md says how).
+BLOCKS_PER_S = 24.0  # small blocks that one driver handed out in a second
+BLOCK_CPU_S = 2 / BLOCKS_PER_S  # so much of a core went into each
+RAY_START_S = 8.0
+WORKER_START_S = 8.0  # until a new process has imported torch and Ray
+MAX_NODES = 1000
+
+WRITE_CPUS = 0.5  # what a write task asks for; the other stages ask for one
+STAGES = {"fetch": "network", "decode": "decode", "predict": "device", "encode": "encode"}
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """Seconds of one stage for one image: of a clock, and of all cores together."""
+
+    wall_s: float
+    cpu_s: float
+
+
+@dataclass(frozen=True)
+class ImageCost:
+    """What one image took, on average, and how many go into a block.
+
+    ``stages`` has fetch, decode, predict, encode and write. ``read_bytes`` came over the network.
+    """
+
+    stages: Mapping[str, StageCost]
+    read_bytes: float
+    block_rows: int
+
+    @property
+    def slot_s(self) -> float:
+        """CPUs of Ray's × seconds that the stages beside the predict workers hold."""
+        wall = {name: cost.wall_s for name, cost in self.stages.items()}
+        return wall["fetch"] + wall["decode"] + wall["encode"] + WRITE_CPUS * wall["write"]
+
+    @property
+    def core_s(self) -> float:
+        """Cores × seconds that are spent in all."""
+        cpu_s = sum(cost.cpu_s for cost in self.stages.values())
+        return cpu_s + BLOCK_CPU_S / self.block_rows
+
+    @property
+    def slowest_beside(self) -> str:
+        """What the CPUs beside the predict workers are held by most."""
+        beside = {name: self.stages[name].wall_s for name in ("fetch", "decode", "encode", "write")}
+        return _named(max(beside, key=beside.__getitem__))
+
+    @property
+    def heaviest(self) -> str:
+        """What the cores are busy with most."""
+        return _named(max(self.stages, key=lambda name: self.stages[name].cpu_s))
+
+
+def _named(stage: str) -> str:
+    return STAGES.get(stage, stage)
+
+
+@dataclass(frozen=True)
+class Node:
+    """One machine as the stages see it. ``workers`` predict, with ``worker_cpus`` CPUs each."""
+
+    cpus: float  # that Ray gives out
+    cores: float
+    workers: float
+    worker_cpus: float
+    gbps: float | None = None
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Images per second, and what limits them; ``bounds`` are the rows of the table above."""
+
+    images_per_second: float
+    limit: str
+    bounds: Mapping[str, float] = field(default_factory=dict)
+
+
+def pace(cost: ImageCost, node: Node) -> Pace:
+    """The pace of one node."""
+    bounds = {
+        "device": node.workers / cost.stages["predict"].wall_s,
+        "cpus": max(0.0, node.cpus - node.workers * node.worker_cpus) / cost.slot_s,
+        "cores": node.cores / cost.core_s,
+    }
+    if node.gbps is not None:
+        bounds["network"] = node.gbps * 1e9 / 8 / cost.read_bytes if cost.read_bytes else math.inf
+    least = min(bounds, key=bounds.__getitem__)
+    names = {"cpus": cost.slowest_beside, "cores": cost.heaviest}
+    return Pace(bounds[least], names.get(least, least), bounds)
+
+
+def balanced(cost: ImageCost, cpus: float, worker_cpus: float, gbps: float | None = None) -> Node:
+    """A node without GPUs, on which as many workers predict as keep its other CPUs busy."""
+    predict_s = cost.stages["predict"].wall_s * worker_cpus
+    workers = cpus / worker_cpus * predict_s / (predict_s + cost.slot_s)
+    return Node(cpus, cpus, workers, worker_cpus, gbps)
+
+
+def cpus_beside_worker(cost: ImageCost) -> float:
+    """CPUs that prepare images, and store results, as fast as one worker predicts."""
+    return cost.slot_s / cost.stages["predict"].wall_s
+
+
+def start_up_s(load_s: float, node_start_s: float = 0.0) -> float:
+    """Seconds before the first image: nodes, the processes on them, the model."""
+    return node_start_s + WORKER_START_S + load_s
+
+
+# ------------------------------------------------------------------------------ hours and money
+
+
+@dataclass(frozen=True)
+class Part:
+    """Nodes of one type: how many belong to a unit, and the price of one for an hour."""
+
+    name: str
+    share: float
+    price: float | None  # not in the table
+
+    def nodes(self, units: int) -> int:
+        """Whole nodes for so many units."""
+        return math.ceil(self.share * units - 1e-9)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Nodes that work together at a pace; the cluster may have ``most`` such units."""
+
+    parts: Sequence[Part]
+    pace: Pace
+    most: int
+
+    def price(self, units: int) -> float | None:
+        """Of so many units for an hour; ``None`` if the table has not all of it."""
+        total = 0.0
+        for part in self.parts:
+            if part.price is None:
+                return None
+            total += part.nodes(units) * part.price
+        return total
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be done: ``images``, after ``start_up_s``; ``fixed`` is money however long it
+    takes, ``head`` the price of the head node for an hour; at most ``most_per_second`` images.
+    """
+
+    images: int
+    start_up_s: float
+    fixed: float
+    head: float
+    most_per_second: float = math.inf
+
+
+@dataclass(frozen=True)
+class Offer:
+    """``units`` of a kind: how long they take, and what that costs."""
+
+    units: int
+    images_per_second: float
+    hours: float
+    money: float | None
+
+
+def offer(work: Work, unit: Unit, units: int) -> Offer:
+    """What ``units`` of a kind come to."""
+    rate = min(units * unit.pace.images_per_second, work.most_per_second)
+    hours = (work.start_up_s + (work.images / rate if work.images else 0.0)) / 3600
+    price = unit.price(units)
+    money = None if price is None else hours * (price + work.head) + work.fixed
+    return Offer(units, rate, hours, money)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """``offer`` does what was asked; ``None`` if nothing does. ``cheapest`` needs a price."""
+
+    offer: Offer | None
+    fastest: Offer
+    cheapest: Offer | None
+    closest: Offer
+
+
+def solve(work: Work, unit: Unit, deadline_h: float | None, budget: float | None) -> Solution:
+    """The fewest units that end by the deadline, within the budget if there is one.
+
+    With a budget alone: the most that the cluster may have and the budget allows. The deadline may
+    take more than the cluster may have now, ``MAX_NODES`` at most.
+    """
+    most = unit.most if deadline_h is None else MAX_NODES
+    offers = [offer(work, unit, units) for units in range(1, most + 1)]
+    good = [
+        o
+        for o in offers
+        if (deadline_h is None or o.hours <= deadline_h)
+        and (budget is None or (o.money is not None and o.money <= budget))
+    ]
+    fastest = min(offers, key=lambda o: o.hours)
+    priced = [o for o in offers if o.money is not None]
+    cheapest = min(priced, key=lambda o: o.money or 0.0, default=None)
+    in_order = good if deadline_h is not None else good[::-1]
+    late = deadline_h is not None and fastest.hours > deadline_h
+    return Solution(
+        in_order[0] if good else None, fastest, cheapest, fastest if late else cheapest or fastest
+    )
+
+
+# ------------------------------------------------------------------------------------ requests
+
+LIST_PAGE = 1000  # keys that one LIST answers with
+COMMIT_EVERY_S = 60.0
+STATS_BYTES = 256 << 20  # of statistics in memory that become one file
+
+
+def requests(
+    images: int,
+    listed: int,
+    *,
+    block_rows: int,
+    file_rows: int,
+    passing_failures: float = 0.0,
+    tries: int = 1,
+    seconds: float = 0.0,
+) -> dict[str, int]:
+    """Requests by kind: ``images`` are read, ``listed`` keys are looked at.
+
+    GET: one an image, and for each share of ``passing_failures`` as many more as there are
+    ``tries``; the lease twice a block and once a file. PUT: a file of rows, and a commit a minute
+    of the ``seconds`` that it takes. Heartbeats (360 an hour) are left out.
+    """
+    blocks, files = math.ceil(images / block_rows), math.ceil(images / file_rows)
+    return {
+        "get": math.ceil(images * (1 + passing_failures * (tries - 1))) + 2 * blocks + files,
+        "put": files + math.ceil(seconds / COMMIT_EVERY_S) + 3,
+        "list": math.ceil(listed / LIST_PAGE),
+    }
+
+
+def share_at_most(seen: int, of: int) -> float:
+    """The largest share, 0 to 1, that fits ``seen`` of ``of`` in 95 of 100 samples.
+
+    Wilson's score interval, one-sided (z = 1.645): E. B. Wilson, JASA 22 (1927), p. 209.
+    """
+    if not of:
+        return 1.0
+    z, share = 1.645, seen / of
+    centre = share + z * z / (2 * of)
+    spread = z * math.sqrt(share * (1 - share) / of + z * z / (4 * of * of))
+    return min(1.0, (centre + spread) / (1 + z * z / of))

@@ -1,0 +1,195 @@
+"""Offers: which nodes of a ``cluster.yaml`` could do a job, how long it takes and what it costs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from segbatch.cluster.estimate import (
+    BLOCKS_PER_S,
+    Node,
+    Pace,
+    Part,
+    Solution,
+    Unit,
+    Work,
+    balanced,
+    offer,
+    pace,
+    solve,
+    start_up_s,
+)
+from segbatch.cluster.nodetypes import Cluster, NodeType
+from segbatch.cluster.prices import Prices
+from segbatch.cluster.sample import Sample
+from segbatch.cluster.workers import A_LITTLE, THREADS_PER_WORKER
+from segbatch.job import Resources
+
+MARKETS = ("spot", "on_demand")
+
+
+@dataclass(frozen=True)
+class Option:
+    """Nodes that could do the job, by the name of their type; ``reason``, and no hours, where
+    they could not, or nobody knows.
+
+    ``pace`` is that of all of them. Money is that of nodes, requests and transfer, by ``market``:
+    spot and on_demand, ``None`` where a price is missing. ``asked_of`` is the market that
+    ``cluster.yaml`` takes them from.
+    """
+
+    name: str
+    market: str
+    nodes: dict[str, int]
+    reason: str | None = None
+    images_per_second: float | None = None
+    limit: str | None = None
+    hours: float | None = None
+    money: dict[str, float | None] | None = None
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the user asks for: to be done in so many hours, for so much money."""
+
+    deadline_h: float | None = None
+    budget: float | None = None
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """Nodes that work together: so many of each type, or a fraction of one."""
+
+    name: str
+    parts: list[tuple[NodeType, float]]
+    pace: Pace
+    sample: Sample
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What all options have in common; ``fixed`` is money however long the job takes."""
+
+    images: int
+    resources: Resources
+    cluster: Cluster
+    prices: Prices
+    fixed: float
+    wish: Wish
+
+
+def options(samples: Sequence[Sample], terms: Terms) -> list[Option]:
+    """What each type of node comes to, with and without others that prepare images for it."""
+    found = []
+    for kind in terms.cluster.workers:
+        choices = _choices(kind, samples, terms)
+        if isinstance(choices, str):
+            found.append(Option(kind.name, _market(kind), {}, choices))
+        else:
+            found += [_option(choice, terms) for choice in choices]
+    return found
+
+
+# ------------------------------------------------------------------------------------- choices
+
+
+def _choices(kind: NodeType, samples: Sequence[Sample], terms: Terms) -> list[_Choice] | str:
+    """What may be done with one type of node, or why nobody knows how long it takes."""
+    instance = terms.prices.instances.get(kind.instance or "")
+    gbps = instance.gbps if instance else None
+    if not kind.gpus:
+        sample = next((sample for sample in samples if not sample.on_gpu), None)
+        if sample is None:
+            return "prepares images for the GPUs of other nodes"
+        threads = min(THREADS_PER_WORKER, max(1, int(kind.cpus) - 1))
+        node = balanced(sample.cost, kind.cpus, threads + A_LITTLE, gbps)
+        return [_Choice(kind.name, [(kind, 1.0)], pace(sample.cost, node), sample)]
+    gpu = kind.gpu or (instance.gpu if instance else None)
+    if gpu is None:
+        return f"which GPU {kind.instance or 'it'} has stands in no table"
+    sample = next((sample for sample in samples if _is(gpu, sample.device)), None)
+    if sample is None:
+        return f"no {gpu} was measured"
+    node = Node(
+        cpus=kind.cpus,
+        cores=kind.cpus,
+        workers=kind.gpus / terms.resources.gpus_per_worker,
+        worker_cpus=sample.threads + A_LITTLE,
+        gbps=gbps,
+    )
+    alone = pace(sample.cost, node)
+    choices = [_Choice(kind.name, [(kind, 1.0)], alone, sample)]
+    helper = next((other for other in terms.cluster.workers if not other.gpus), None)
+    if helper is not None and alone.bounds["cpus"] < alone.bounds["device"]:
+        missing = alone.bounds["device"] * sample.cost.slot_s
+        missing -= max(0.0, node.cpus - node.workers * node.worker_cpus)
+        share = missing / helper.cpus
+        cpus = node.cpus + missing
+        together = pace(sample.cost, replace(node, cpus=cpus, cores=cpus))
+        name = f"{kind.name} + {helper.name}"
+        choices.append(_Choice(name, [(kind, 1.0), (helper, share)], together, sample))
+    return choices
+
+
+def _is(gpu: str, device: str) -> bool:
+    """Whether a GPU of a table (``A10G``) is the one that its driver calls ``NVIDIA A10G``."""
+    words = re.split(r"[\s_-]+", device.lower())
+    return re.split(r"[\s_-]+", gpu.lower())[0] in words
+
+
+def _market(kind: NodeType) -> str:
+    return "spot" if kind.spot else "on_demand"
+
+
+# --------------------------------------------------------------------------------------- money
+
+
+def _option(choice: _Choice, terms: Terms) -> Option:
+    prices, wish, head = terms.prices, terms.wish, terms.cluster.head
+    market = _market(choice.parts[0][0])
+    work = Work(
+        images=terms.images,
+        start_up_s=start_up_s(choice.sample.load_s, prices.node_start_minutes * 60),
+        fixed=terms.fixed,
+        head=(prices.of(head.instance, spot=False) or 0.0) if head else 0.0,
+        most_per_second=BLOCKS_PER_S * choice.sample.block_rows,
+    )
+    most = max(1, int(min(part.most / share for part, share in choice.parts)))
+    units = {
+        name: Unit(
+            [
+                Part(part.name, share, prices.of(part.instance, spot=name == "spot"))
+                for part, share in choice.parts
+            ],
+            choice.pace,
+            most,
+        )
+        for name in MARKETS
+    }
+    found, reason = offer(work, units[market], most), None
+    if wish.deadline_h is not None or wish.budget is not None:
+        solution = solve(work, units[market], wish.deadline_h, wish.budget)
+        found = solution.offer or solution.closest
+        reason = None if solution.offer else _impossible(solution, prices.currency)
+    return Option(
+        name=choice.name,
+        market=market,
+        nodes={part.name: part.nodes(found.units) for part in units[market].parts},
+        reason=reason,
+        images_per_second=found.images_per_second,
+        limit=choice.pace.limit if found.images_per_second < work.most_per_second else "driver",
+        hours=found.hours,
+        money={name: offer(work, unit, found.units).money for name, unit in units.items()},
+    )
+
+
+def _impossible(solution: Solution, currency: str) -> str:
+    """Why no number of nodes does what was asked."""
+    fastest, cheapest = solution.fastest, solution.cheapest
+    if cheapest is None or cheapest.money is None:
+        return "has no price in the table, so that no budget can be held"
+    return (
+        f"impossible: at the fastest {fastest.hours:.2g} h ({fastest.units} of them), at the"
+        f" cheapest {cheapest.money:.2f} {currency} ({cheapest.units} of them)"
+    )
