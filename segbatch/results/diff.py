@@ -9,7 +9,7 @@ DuckDB joins the rows, and spills what does not fit into the memory that it is g
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from time import monotonic
@@ -17,7 +17,6 @@ from typing import Any, cast
 
 import duckdb
 import numpy as np
-import pyarrow as pa
 
 from segbatch import storage
 from segbatch.classes import Classes
@@ -30,14 +29,14 @@ from segbatch.results.database import (
     register_filesystems,
     scan,
 )
-from segbatch.results.disagreement import COMPARED, NUM_IDS, Counts, Pair, compare_masks
+from segbatch.results.disagreement import Counts, Pair, compare_masks
 from segbatch.results.query import unreadable
 from segbatch.results.run import Run
 from segbatch.results.schema import FAILED, OK, rows_schema
 
 MEMORY = "1GB"
 FETCHED_ROWS = 10_000  # at a time
-VOID = "void"  # the ignore index, and ids that are no class
+VOID = "void"  # pixels of no class
 
 PAIRS = """
 CREATE TABLE pairs AS
@@ -46,6 +45,11 @@ SELECT
     a.status AS status_a, b.status AS status_b, a.error AS error_a, b.error AS error_b,
     a.file AS file_a, b.file AS file_b, a.coverage AS coverage_a, b.coverage AS coverage_b
 FROM ({a}) AS a FULL JOIN ({b}) AS b ON a.uri = b.uri AND a.nth = b.nth"""
+
+TABLES = """
+CREATE TABLE compared (image_id_a BIGINT, disagreement DOUBLE, resized BOOLEAN);
+CREATE TABLE coverage (class VARCHAR, coverage_a DOUBLE, coverage_b DOUBLE, change DOUBLE);
+CREATE TABLE confusion (class_a VARCHAR, class_b VARCHAR, pixels BIGINT, share DOUBLE)"""
 
 BOTH_OK = f"(status_a = '{OK}' AND status_b = '{OK}')"
 
@@ -153,15 +157,14 @@ def diff(a: Run, b: Run) -> Diff:
     try:
         con.execute(PAIRS.format(a=_rows(con, a, "a"), b=_rows(con, b, "b")))
         _refuse_strangers(con, a, b)
-        con.from_arrow(pa.Table.from_batches([], COMPARED)).create("compared")
-        # What is known to have no masks costs no reading of the other's.
-        stored = all(run.info["job"].get("masks") != "none" for run in (a, b))
-        pixels = _compare(con, a, b) if stored else np.zeros((NUM_IDS, NUM_IDS), np.int64)
+        con.execute(TABLES)
+        _compare(con, a, b)
+        _fill_coverage(con, a.classes, b.classes)
         return Diff(
             facts=_facts(con, a, b),
             images=con.sql(_images(a.classes, b.classes)),
-            coverage=_coverage(con, a.classes, b.classes),
-            confusion=_confusion(con, a.classes, b.classes, pixels),
+            coverage=con.table("coverage"),
+            confusion=con.sql("FROM confusion ORDER BY pixels DESC"),
         )
     except duckdb.Error as error:
         raise unreadable(error) from error
@@ -193,8 +196,10 @@ def _refuse_strangers(con: duckdb.DuckDBPyConnection, a: Run, b: Run) -> None:
         )
 
 
-def _compare(con: duckdb.DuckDBPyConnection, a: Run, b: Run) -> Counts:
-    """Fill the table ``compared``; gives the pixels of all masks by id in A and in B."""
+def _compare(con: duckdb.DuckDBPyConnection, a: Run, b: Run) -> None:
+    """Fill the tables ``compared`` and ``confusion``."""
+    if any(run.info["job"].get("masks") == "none" for run in (a, b)):
+        return  # and the masks of the other need no reading
     [(total,)] = con.execute(f"SELECT count(*) FROM pairs WHERE {BOTH_OK}").fetchall()
     cursor = con.cursor()  # is read from while the connection writes
     cursor.execute(
@@ -202,16 +207,22 @@ def _compare(con: duckdb.DuckDBPyConnection, a: Run, b: Run) -> Counts:
         " ORDER BY file_a, file_b, image_id_a"
     )
     fetched: Iterator[list[Pair]] = iter(lambda: cursor.fetchmany(FETCHED_ROWS), [])
-    pixels, done, started = np.zeros((NUM_IDS, NUM_IDS), np.int64), 0, monotonic()
+    pixels = np.zeros((len(a.classes) + 1, len(b.classes) + 1), np.int64)
+    done, started = 0, monotonic()
     with Bar("diff", total) as bar:
-        for comparison in compare_masks(a, b, chain.from_iterable(fetched)):
-            con.from_arrow(comparison.rows).insert_into("compared")
-            pixels += comparison.pixels
-            done += comparison.num_pairs
+        for found in compare_masks(a, b, chain.from_iterable(fetched)):
+            _insert(con, "compared", found.image_ids, found.shares, found.resized)
+            pixels += found.pixels
+            done += found.num_pairs
             pace = f"{done / (monotonic() - started):.1f}"
             if bar.move(done, f"{pace} images/s"):
                 bar.line(f"images={done}/{total} images_per_second={pace}", "event=diff ")
-    return pixels
+    _fill_confusion(con, a.classes, b.classes, pixels)
+
+
+def _insert(con: duckdb.DuckDBPyConnection, table: str, *columns: Sequence[Any]) -> None:
+    """Insert rows, given by column."""
+    con.execute(f"INSERT INTO {table} SELECT {', '.join(['unnest(?)'] * len(columns))}", columns)
 
 
 def _facts(con: duckdb.DuckDBPyConnection, a: Run, b: Run) -> dict[str, Any]:
@@ -241,8 +252,7 @@ def _images(a: Classes, b: Classes) -> str:
     """The SELECT of :attr:`Diff.images`."""
     changes, distances = [], []
     for field in _names(a, b):
-        of_a = f"coverage_a.{quoted_name(field)}" if field in a.fields else "NULL::FLOAT"
-        of_b = f"coverage_b.{quoted_name(field)}" if field in b.fields else "NULL::FLOAT"
+        of_a, of_b = _coverage_of(field, a, "a"), _coverage_of(field, b, "b")
         changes.append(f"{quoted_text(field)}: {of_b} - {of_a}")
         distances.append(f"abs(coalesce({of_b}, 0) - coalesce({of_a}, 0))")
     return f"""
@@ -255,54 +265,32 @@ def _images(a: Classes, b: Classes) -> str:
         ORDER BY image_id_a NULLS LAST, image_id_b"""
 
 
-def _coverage(con: duckdb.DuckDBPyConnection, a: Classes, b: Classes) -> duckdb.DuckDBPyRelation:
-    names = _names(a, b)
-    means = [
-        f"avg(coverage_{side}.{quoted_name(field)})" if field in classes.fields else "NULL"
-        for field in names
-        for side, classes in (("a", a), ("b", b))
-    ]
-    [row] = con.execute(f"SELECT {', '.join(means)} FROM pairs WHERE {BOTH_OK}").fetchall()
-    rows = [
-        {
-            "class": name,
-            "coverage_a": of_a,
-            "coverage_b": of_b,
-            "change": None if of_a is None or of_b is None else of_b - of_a,
-        }
-        for name, of_a, of_b in zip(names.values(), row[::2], row[1::2], strict=True)
-    ]
-    schema = pa.schema(
-        [("class", pa.string())]
-        + [(name, pa.float64()) for name in ("coverage_a", "coverage_b", "change")]
-    )
-    return con.from_arrow(pa.Table.from_pylist(rows, schema))
+def _fill_coverage(con: duckdb.DuckDBPyConnection, a: Classes, b: Classes) -> None:
+    for field, name in _names(a, b).items():
+        of_a, of_b = _coverage_of(field, a, "a"), _coverage_of(field, b, "b")
+        con.execute(
+            f"INSERT INTO coverage SELECT ?, avg({of_a}) AS of_a, avg({of_b}) AS of_b, of_b - of_a"
+            f" FROM pairs WHERE {BOTH_OK}",
+            [name],
+        )
 
 
-def _confusion(
-    con: duckdb.DuckDBPyConnection, a: Classes, b: Classes, pixels: Counts
-) -> duckdb.DuckDBPyRelation:
+def _fill_confusion(con: duckdb.DuckDBPyConnection, a: Classes, b: Classes, pixels: Counts) -> None:
     names = _names(a, b)
-    of_a = pixels.sum(axis=1)
-    rows = [
-        {
-            "class_a": _name(names, a, id_a),
-            "class_b": _name(names, b, id_b),
-            "pixels": pixels[id_a, id_b],
-            "share": pixels[id_a, id_b] / of_a[id_a],
-        }
-        for id_a, id_b in np.argwhere(pixels).tolist()
-    ]
-    schema = pa.schema(
-        {
-            "class_a": pa.string(),
-            "class_b": pa.string(),
-            "pixels": pa.int64(),
-            "share": pa.float64(),
-        }
+    rows, columns = np.nonzero(pixels)
+    shares = pixels / pixels.sum(axis=1, keepdims=True).clip(1)
+    _insert(
+        con,
+        "confusion",
+        [names[a[class_id].field] if class_id < len(a) else VOID for class_id in rows],
+        [names[b[class_id].field] if class_id < len(b) else VOID for class_id in columns],
+        pixels[rows, columns].tolist(),
+        shares[rows, columns].tolist(),
     )
-    rows.sort(key=lambda row: -row["pixels"])
-    return con.from_arrow(pa.Table.from_pylist(rows, schema))
+
+
+def _coverage_of(field: str, classes: Classes, side: str) -> str:
+    return f"coverage_{side}.{quoted_name(field)}" if field in classes.fields else "NULL::FLOAT"
 
 
 def _names(a: Classes, b: Classes) -> dict[str, str]:
@@ -311,10 +299,6 @@ def _names(a: Classes, b: Classes) -> dict[str, str]:
     for c in b:
         names.setdefault(c.field, c.name)
     return names
-
-
-def _name(names: dict[str, str], classes: Classes, class_id: int) -> str:
-    return names[classes[class_id].field] if class_id < len(classes) else VOID
 
 
 def _ask(relation: duckdb.DuckDBPyRelation, select: str) -> duckdb.DuckDBPyRelation:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
 from operator import itemgetter
@@ -21,13 +21,12 @@ import pyarrow as pa
 from PIL import Image
 
 from segbatch import storage
-from segbatch.classes import IGNORE_INDEX, Classes
+from segbatch.classes import Classes
 from segbatch.errors import RunError, SourceError
 from segbatch.masks import decode_mask
 from segbatch.results.proof import read_columns
 from segbatch.results.run import Run
 
-NUM_IDS = 256  # of a uint8 label map
 STRIP = 1 << 18  # pixels that are counted at a time: they stay in the processor's cache
 THREADS = 8  # each holds a file of either run, and two label maps
 
@@ -35,26 +34,21 @@ Ids = npt.NDArray[np.uint8]
 Counts = npt.NDArray[np.int64]
 Pair = tuple[str, int, str, int]  # an image's file in rows/ and its id, in run A and in run B
 
-COMPARED = pa.schema(
-    [
-        ("image_id_a", pa.int64()),
-        ("disagreement", pa.float64()),  # pixels of another class ÷ all pixels, 0 to 1
-        ("resized", pa.bool_()),  # whether the masks were of two sizes
-    ]
-)
 
-
-@dataclass(frozen=True)
+@dataclass
 class Comparison:
-    """What comparing some pairs gave.
+    """What comparing ``num_pairs`` images gave.
 
-    ``rows`` are of :data:`COMPARED`, for those of the ``num_pairs`` that have both masks;
-    ``pixels`` is what :func:`count_confusion` gives, over all of them.
+    Of those that have both masks: ``image_ids`` in run A; ``shares``, pixels of another class ÷
+    all pixels, 0 to 1; ``resized``, whether the masks were of two sizes. ``pixels`` is what
+    :func:`count_confusion` gives, over all of them.
     """
 
-    rows: pa.Table
     num_pairs: int
     pixels: Counts
+    image_ids: list[int] = field(default_factory=list)
+    shares: list[float] = field(default_factory=list)
+    resized: list[bool] = field(default_factory=list)
 
 
 def compare_masks(a: Run, b: Run, pairs: Iterable[Pair]) -> Iterator[Comparison]:
@@ -64,25 +58,27 @@ def compare_masks(a: Run, b: Run, pairs: Iterable[Pair]) -> Iterator[Comparison]
     files are taken ahead, however many there are. Raises :class:`~segbatch.errors.RunError` for a
     mask that is not where it should be or cannot be read, ``OSError`` if storage fails.
     """
-    compare = partial(_compare, a, b, _shared_ids(a.classes, b.classes))
     by_file = groupby(pairs, itemgetter(0))
-    return _in_threads(compare, (list(group) for _, group in by_file))
+    return _in_threads(partial(_compare, a, b), (list(group) for _, group in by_file))
 
 
-def count_confusion(a: Ids, b: Ids) -> Counts:
-    """Pixels by class id in label map ``a``, the row, and in ``b``, the column: 256×256 int64.
+def count_confusion(a: Ids, b: Ids, num_a: int, num_b: int) -> Counts:
+    """Pixels by class id in label map ``a``, the row, and in ``b``, the column, int64.
 
     Both are ``(height, width)`` uint8. Where the grids differ, the one with fewer pixels is
-    brought to that of the other by nearest neighbour.
+    brought to that of the other by nearest neighbour. The result is ``(num_a + 1, num_b + 1)``,
+    last what is no class, 0 to ``num_a - 1`` or ``num_b - 1``.
     """
     if a.shape != b.shape:
         a, b = (a, _resized(b, a)) if a.size >= b.size else (_resized(a, b), b)
     flat_a, flat_b = a.ravel(), b.ravel()
-    counts = np.zeros(NUM_IDS * NUM_IDS, np.int64)
+    counts = np.zeros((num_a + 1) * (num_b + 1), np.int64)
     for start in range(0, flat_a.size, STRIP):
-        part_a, part_b = flat_a[start : start + STRIP], flat_b[start : start + STRIP]
-        counts += np.bincount(part_a.astype(np.uint16) << 8 | part_b, minlength=len(counts))
-    return counts.reshape(NUM_IDS, NUM_IDS)
+        rows, columns = flat_a[start : start + STRIP], flat_b[start : start + STRIP]
+        cells = np.minimum(rows, num_a).astype(np.uint16) * np.uint16(num_b + 1)
+        cells += np.minimum(columns, num_b)
+        counts += np.bincount(cells, minlength=len(counts))
+    return counts.reshape(num_a + 1, num_b + 1)
 
 
 def _resized(label_map: Ids, like: Ids) -> Ids:
@@ -90,11 +86,11 @@ def _resized(label_map: Ids, like: Ids) -> Ids:
     return np.asarray(Image.fromarray(label_map).resize(size, Image.Resampling.NEAREST))
 
 
-def _shared_ids(a: Classes, b: Classes) -> tuple[list[int], list[int]]:
-    """The ids in A and in B of each class that both have, and of void."""
+def _same(a: Classes, b: Classes) -> tuple[list[int], list[int]]:
+    """Where :func:`count_confusion` counts pixels of one class, or of none in either."""
     ids_b = {c.field: c.id for c in b}
-    shared = [(c.id, ids_b[c.field]) for c in a if c.field in ids_b]
-    return [*(x for x, _ in shared), IGNORE_INDEX], [*(y for _, y in shared), IGNORE_INDEX]
+    cells = [(c.id, ids_b[c.field]) for c in a if c.field in ids_b] + [(len(a), len(b))]
+    return [row for row, _ in cells], [column for _, column in cells]
 
 
 def _in_threads(
@@ -110,26 +106,24 @@ def _in_threads(
             yield ahead.popleft().result()
 
 
-def _compare(
-    a: Run, b: Run, shared_ids: tuple[list[int], list[int]], pairs: list[Pair]
-) -> Comparison:
+def _compare(a: Run, b: Run, pairs: list[Pair]) -> Comparison:
     """Compare images of one file of run A."""
+    num_a, num_b, same = len(a.classes), len(b.classes), _same(a.classes, b.classes)
+    result = Comparison(len(pairs), np.zeros((num_a + 1, num_b + 1), np.int64))
     masks_a = _Masks.read(a, pairs[0][0])
-    rows, pixels = [], np.zeros((NUM_IDS, NUM_IDS), np.int64)
     for file_b, group in groupby(pairs, itemgetter(2)):
         masks_b = _Masks.read(b, file_b)
         for _, id_a, _, id_b in group:
             map_a, map_b = masks_a.label_map(id_a), masks_b.label_map(id_b)
             if map_a is None or map_b is None:
                 continue
-            counts = count_confusion(map_a, map_b)
+            counts = count_confusion(map_a, map_b, num_a, num_b)
             num_pixels = counts.sum()
-            share = (num_pixels - counts[shared_ids].sum()) / num_pixels
-            rows.append(
-                {"image_id_a": id_a, "disagreement": share, "resized": map_a.shape != map_b.shape}
-            )
-            pixels += counts
-    return Comparison(pa.Table.from_pylist(rows, COMPARED), len(pairs), pixels)
+            result.pixels += counts
+            result.image_ids.append(id_a)
+            result.shares.append(float((num_pixels - counts[same].sum()) / num_pixels))
+            result.resized.append(map_a.shape != map_b.shape)
+    return result
 
 
 @dataclass(frozen=True)

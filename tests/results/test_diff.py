@@ -300,12 +300,15 @@ def test_where_masks_are_missing_coverage_alone_is_compared_and_that_is_said(
     assert unsaid.diff(after).facts["without_mask"] == 5
 
 
-def test_pixels_are_counted_by_both_ids_however_large_the_masks() -> None:
+def test_pixels_are_counted_by_both_ids_however_large_the_masks_and_many_the_classes() -> None:
     rng = np.random.default_rng(0)
     a, b = rng.integers(0, 256, (2, 700, 900), np.uint8)
     expected = np.zeros((256, 256), int)
     np.add.at(expected, (a, b), 1)
-    np.testing.assert_array_equal(count_confusion(a, b), expected)
+    np.testing.assert_array_equal(count_confusion(a, b, 255, 255), expected)
+    few = count_confusion(a, b, 3, 2)
+    np.testing.assert_array_equal(few[:3, :2], expected[:3, :2])
+    assert few[3, 2] == expected[3:, 2:].sum()
 
 
 def test_a_mask_that_cannot_be_read_is_one_line_that_names_it(before: Run, after: Run) -> None:
