@@ -277,13 +277,14 @@ def _fill_coverage(con: duckdb.DuckDBPyConnection, a: Classes, b: Classes) -> No
 
 def _fill_confusion(con: duckdb.DuckDBPyConnection, a: Classes, b: Classes, pixels: Counts) -> None:
     names = _names(a, b)
+    names_a, names_b = ([*(names[c.field] for c in classes), VOID] for classes in (a, b))
     rows, columns = np.nonzero(pixels)
     shares = pixels / pixels.sum(axis=1, keepdims=True).clip(1)
     _insert(
         con,
         "confusion",
-        [names[a[class_id].field] if class_id < len(a) else VOID for class_id in rows],
-        [names[b[class_id].field] if class_id < len(b) else VOID for class_id in columns],
+        [names_a[row] for row in rows],
+        [names_b[column] for column in columns],
         pixels[rows, columns].tolist(),
         shares[rows, columns].tolist(),
     )
