@@ -1,7 +1,7 @@
 """Sample: a few images go through the real stages here and now, and what that took. Without Ray.
 
 Stages run one after the other, so that the seconds of a clock and of the cores belong to one. The
-first images are not counted: libraries do much once. Rows are written to a temporary folder.
+first batch is not counted: libraries do much once. Rows are written to a temporary folder.
 """
 
 from __future__ import annotations
@@ -42,8 +42,6 @@ from segbatch.stages import (
     fetch_stage,
     write_stage,
 )
-
-WARM_UP_IMAGES = 4
 
 
 @dataclass(frozen=True)
@@ -121,7 +119,7 @@ def measure(
         Lease(folder, say) as lease,
     ):
         way = _Way(job, prepared, images.schema, place, lease)
-        way.write(way.through(images.slice(0, WARM_UP_IMAGES)), sizes.file_rows)
+        way.write(way.through(images.slice(0, job.predict.batch_size)), sizes.file_rows)  # warm up
         way.clock, way.counted = _Clock(), Counter()
         rows: list[pa.Table] = []
         start, taken = time.monotonic(), 0
