@@ -2,6 +2,7 @@ import itertools
 import json
 import logging
 import os
+import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,23 +71,49 @@ def s3() -> Iterator[S3]:
 
 
 @pytest.fixture(scope="session")
-def ray_address(s3: S3) -> Iterator[str]:
-    """A Ray of four CPUs that this process is connected to, and where another one finds it."""
+def ray_context(s3: S3) -> Iterator[Any]:
+    """A Ray of four CPUs with its dashboard, that this process is connected to.
+
+    Other ones may run beside it: none of its ports is a fixed one.
+    """
     import ray
+    from ray.cluster_utils import Cluster
 
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("PYTHONPATH", str(ROOT))  # of the workers: tests.poison is here
-        ray.init(
-            address="local",
-            num_cpus=4,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=500 << 20,
-            runtime_env={"worker_process_setup_hook": "tests.poison.install"},
+        programs = Path(sys.executable).parent  # of submitted jobs, which run `python`
+        environment.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+        cluster = Cluster(
+            initialize_head=True,
+            head_node_args={
+                "num_cpus": 4,
+                "include_dashboard": True,
+                "dashboard_port": None,
+                "dashboard_agent_listen_port": 0,
+                "object_store_memory": 500 << 20,
+            },
         )
-    yield ray.get_runtime_context().gcs_address
+    yield ray.init(
+        address=cluster.address,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        runtime_env={"worker_process_setup_hook": "tests.poison.install"},
+    )
     ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.fixture(scope="session")
+def ray_address(ray_context: Any) -> str:
+    """Where another process finds that Ray."""
+    address: str = ray_context.address_info["gcs_address"]
+    return address
+
+
+@pytest.fixture(scope="session")
+def jobs_server(ray_context: Any) -> str:
+    """Where jobs are submitted to that Ray."""
+    return f"http://{ray_context.dashboard_url}"
 
 
 @pytest.fixture(scope="session")

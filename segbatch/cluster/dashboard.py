@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -48,9 +49,14 @@ class Dashboard(JobSubmissionClient):
             raise Unanswered(f"{self._address}: does not answer: {_why(error)}") from error
 
     def _raise_error(self, r: requests.Response) -> NoReturn:
-        lines = [line for line in r.text.splitlines() if line.strip()] or [r.reason]
-        said = f"{self._address}: {lines[-1].removeprefix('ValueError: ').strip()[:300]}"
+        said = f"{self._address}: {last_line(r.text).removeprefix('ValueError: ')}"
         raise InputError(said) if r.status_code < 500 else Unanswered(said)
+
+
+def last_line(text: str) -> str:
+    """The last line that says something: of a traceback, what it was."""
+    lines = [line.strip() for line in text.splitlines() if re.search(r"\w", line)]
+    return lines[-1][:300] if lines else "no reason is given"
 
 
 def connect(address: str | None) -> Dashboard:

@@ -18,8 +18,14 @@ from ray.runtime_env import RuntimeEnv
 
 import segbatch
 from segbatch import storage
-from segbatch.cluster.dashboard import Dashboard
-from segbatch.cluster.submission import Submission, exit_code, last_line, outcome, start
+from segbatch.cluster.dashboard import Dashboard, last_line
+from segbatch.cluster.submission import (
+    PROBE_ID,
+    Submission,
+    exit_code,
+    outcome,
+    start,
+)
 from segbatch.errors import InputError
 from segbatch.progress import say
 from segbatch.storage import one_line
@@ -112,22 +118,20 @@ def with_variables(
     return {**environment, "env_vars": {**defaults, **own, **variables}}
 
 
-def with_segbatch(
-    dashboard: Dashboard, environment: dict[str, Any], metadata: Mapping[str, str]
-) -> dict[str, Any]:
+def with_segbatch(dashboard: Dashboard, environment: dict[str, Any]) -> dict[str, Any]:
     """``environment``, in which the driver has this version of segbatch: it is asked for it.
 
     Where it has none it is added: by name if it was installed by name here, else this checkout and
     what it needs. Raises :class:`~segbatch.errors.InputError` where it has another version.
     """
-    found = installed(dashboard, environment, metadata)
+    found = installed(dashboard, environment)
     where = dashboard.get_address()
     if found.segbatch is None:
         _refuse_ray(found.ray, where)
         environment = added(environment)
         what = "this checkout" if "py_modules" in environment else f"segbatch=={_here()}"
         say(f"{where} has no segbatch: sending {what}; pip installs what is missing on each node")
-        found = installed(dashboard, environment, metadata)
+        found = installed(dashboard, environment)
     if found.segbatch != _here():
         raise InputError(
             f"{where} has segbatch {found.segbatch} and here is {_here()}: install"
@@ -137,18 +141,15 @@ def with_segbatch(
     return environment
 
 
-def installed(
-    dashboard: Dashboard, environment: dict[str, Any], metadata: Mapping[str, str]
-) -> Installed:
-    """What a driver in ``environment`` has, asked by a job of a second, which leaves no trace.
+def installed(dashboard: Dashboard, environment: dict[str, Any]) -> Installed:
+    """What a driver in ``environment`` has, asked by a job of a second.
 
     Raises :class:`~segbatch.errors.InputError` where the environment cannot be made.
     """
-    probe = Submission(f"segbatch_probe_{uuid.uuid4().hex[:12]}", dashboard)
-    start(probe, PROBE, environment, metadata)
+    probe = Submission(f"{PROBE_ID}{uuid.uuid4().hex[:12]}", dashboard)
+    start(probe, PROBE, environment, {})
     details = probe.wait(PROBE_S)
     log = dashboard.get_job_logs(probe.id) if details.driver_exit_code is not None else ""
-    dashboard.delete_job(probe.id)
     answers = [line for line in log.splitlines() if line.startswith(MARK)]
     if exit_code(details) != 0 or not answers:
         why = last_line(log) if log else outcome(details)

@@ -12,11 +12,12 @@ from typing import Any
 from ray.job_submission import JobDetails, JobErrorType, JobStatus, JobType
 
 from segbatch import storage
-from segbatch.cluster.dashboard import Dashboard, connect
+from segbatch.cluster.dashboard import Dashboard, connect, last_line
 from segbatch.errors import Incomplete, InputError
 from segbatch.storage import one_line
 
 OUTPUT = {"segment": "run", "finetune": "model", "evaluate": "evaluation"}  # in the metadata
+PROBE_ID = "segbatch_probe_"  # of jobs that ask for a version; Ray forgets no job for good
 STOPPED = 143  # as of a driver that SIGTERM ended in order
 STOP_S = 45  # between SIGTERM and SIGKILL: a driver finishes and commits what is being written
 POLL_S = 0.5
@@ -112,12 +113,6 @@ def outcome(details: JobDetails) -> str:
     return status
 
 
-def last_line(text: str) -> str:
-    """The last line that says something: of a traceback, what it was."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "no reason is given"
-
-
 def find(what: str, address: str | None) -> Submission:
     """The job with the submission id ``what``; or the latest of the run, model or evaluation there.
 
@@ -140,9 +135,13 @@ def find(what: str, address: str | None) -> Submission:
 
 
 def submissions(dashboard: Dashboard) -> list[JobDetails]:
-    """Every job that was submitted to a cluster, the oldest first."""
+    """Every job that was submitted to a cluster, the oldest first; without what only asks."""
     jobs: Iterable[JobDetails] = dashboard.list_jobs()
-    submitted = [job for job in jobs if job.type == JobType.SUBMISSION and job.submission_id]
+    submitted = [
+        job
+        for job in jobs
+        if job.type == JobType.SUBMISSION and not (job.submission_id or "").startswith(PROBE_ID)
+    ]
     return sorted(submitted, key=lambda job: job.start_time or 0)
 
 

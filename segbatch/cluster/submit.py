@@ -18,7 +18,7 @@ import segbatch
 from segbatch import storage, submitted
 from segbatch.cluster.dashboard import connect
 from segbatch.cluster.environment import with_segbatch, with_variables
-from segbatch.cluster.submission import OUTPUT, STOP_S, Submission, start
+from segbatch.cluster.submission import OUTPUT, STOP_S, Submission, start, submissions
 from segbatch.errors import Incomplete, InputError
 from segbatch.job import JOBS, FinetuneJob, Job, SegmentJob
 from segbatch.jobfile import Document, Key, job_text, read_document, validate
@@ -67,6 +67,8 @@ def submit(
     options += [f"--only={','.join(only)}"] if only else []
     entrypoint = entrypoint_of(document.values, options)
     dashboard = connect(address)
+    if submission_id in [known.submission_id for known in submissions(dashboard)]:
+        raise InputError(f"{submission_id}: a job of this id is there already; give another one")
     metadata = metadata_of(checked)
     environment = with_variables(
         runtime_env or {},
@@ -74,7 +76,7 @@ def submit(
         {**(env_vars or {}), submitted.ADDRESS: dashboard.get_address()},
     )
     with _without(environment["env_vars"]):
-        environment = with_segbatch(dashboard, environment, metadata)
+        environment = with_segbatch(dashboard, environment)
         new = Submission(submission_id or f"segbatch_{uuid.uuid4().hex[:16]}", dashboard)
         start(new, entrypoint, environment, metadata)
     return new
