@@ -23,13 +23,12 @@ import ray.data
 from ray.exceptions import WorkerCrashedError
 
 from segbatch import storage
-from segbatch.cluster.executor import data_context, in_background
+from segbatch.cluster.executor import auto_precision, data_context, in_background, shared
 from segbatch.cluster.workers import (
     A_LITTLE,
     Workers,
     connected,
     resolve_device,
-    resolve_precision,
     share_out,
 )
 from segbatch.errors import Incomplete, RunError, SegbatchError, SourceError
@@ -80,7 +79,7 @@ def pipeline(
             compute=ray.data.ActorPoolStrategy(min_size=workers.size[0], max_size=workers.size[1]),
             num_cpus=workers.num_cpus + A_LITTLE,
             num_gpus=workers.num_gpus,
-            **tables,
+            **tables | {"batch_size": block_rows},  # a block, which Ray wants to be told with GPUs
             **actor,
         )
         .map_batches(partial(score_stage, scoring=scoring), num_cpus=0.99, **tables, **task)
@@ -124,14 +123,16 @@ def work_through(
     job: EvaluateJob, dataset: Dataset, prepared: Prepared, scores: Scores, lease: Lease
 ) -> dict[str, Any]:
     """Score every image of the split; returns what was settled on the way."""
+    watch = Watch(lease, Limits().stall_minutes)
     device = resolve_device(job.resources)
+    auto = auto_precision(device, watch)
+    precision = auto if job.predict.precision == "auto" else job.predict.precision
     workers = share_out(job.resources, device)
-    precision = resolve_precision(job.predict.precision, device)
     total = dataset.num_rows(job.split)
     block_rows = _block_rows(dataset, job, workers)
     say(f"{total:,} images to score on {workers} ({device}, {precision}), {block_rows} a block")
     predicting = Predicting(
-        model_uri=prepared.model_uri,
+        model=shared(prepared.model),
         options=replace(prepared.options, precision=precision),
         device=device,
         threads=workers.num_cpus,
@@ -149,7 +150,7 @@ def work_through(
         workers=workers,
     )
     began = said = time.monotonic()
-    for table in _run(blocks, lease):
+    for table in _run(blocks, watch):
         scores.add(table)
         if time.monotonic() - said >= EVERY_S:
             said = time.monotonic()
@@ -229,21 +230,19 @@ def _block_rows(dataset: Dataset, job: EvaluateJob, workers: Workers) -> int:
     """Rows a block, so that its label maps stay below ``BLOCK_BYTES``; by the first shard."""
     first = dataset.read_shard(dataset.shards_of(job.split)[0], ["width", "height"])
     pixels = float(np.mean(first["width"].to_numpy() * first["height"].to_numpy().astype(float)))
-    share = ceil(dataset.num_rows(job.split) / (4 * workers.size[1]))
+    share = ceil(dataset.num_rows(job.split) / (4 * workers.expected))
     return max(1, min(BLOCK_ROWS, share, int(BLOCK_BYTES / pixels)))
 
 
-def _run(blocks: Callable[[], ray.data.Dataset], lease: Lease) -> Iterator[pa.Table]:
+def _run(blocks: Callable[[], ray.data.Dataset], watch: Watch) -> Iterator[pa.Table]:
     """What a pipeline gives, while lease and signals are looked at.
 
     Raises what a stage raised on purpose, and ``Incomplete`` for whatever else ended it.
     """
-    stall_minutes = Limits().stall_minutes
     try:
-        with data_context(stall_minutes):
+        with data_context(watch.stall_minutes):
             ray.data.DataContext.get_current().max_errored_blocks = 0  # the first one tells why
             with in_background(blocks()) as tables:
-                watch = Watch(lease, stall_minutes)
                 for table in watch.over(tables):
                     watch.moved()
                     yield table

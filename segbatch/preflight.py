@@ -23,7 +23,6 @@ from segbatch.job import SegmentJob
 from segbatch.model.bundle import ModelConfig, fingerprint
 from segbatch.model.predict import Model, PredictOptions, load_model
 from segbatch.model.tiles import TileOptions
-from segbatch.model.zoo import ZOO_PREFIX
 from segbatch.results.formulas import Formula
 from segbatch.results.schema import TRANSIENT_ERRORS
 from segbatch.stages import BLOCK_BYTES, Reading
@@ -41,7 +40,6 @@ class Prepared:
 
     model: Model
     model_sha256: str
-    model_uri: str  # as workers elsewhere find it: a local one absolute
     formulas: list[Formula]
     options: PredictOptions
     reading: Reading
@@ -93,8 +91,7 @@ def prepare(job: SegmentJob) -> Prepared:
         raise JobFileError("predict.scales: a tile would be smaller than 64 pixels at that scale")
     formulas = [Formula.parse(name, text, model.classes) for name, text in job.formulas.items()]
     reading = Reading(read_limits(job), job.limits.max_pixels, model.long_side)
-    uri = job.model if job.model.startswith(ZOO_PREFIX) else storage.normalize(job.model)
-    return Prepared(model, fingerprint(job.model), uri, formulas, options, reading)
+    return Prepared(model, fingerprint(job.model), formulas, options, reading)
 
 
 def check_output(uri: str) -> None:

@@ -76,6 +76,7 @@ class Progress(Bar):
         self.passes = 0
         self.kinds: Counter[str] = Counter()
         self.seconds: Counter[str] = Counter()
+        self.counted: Counter[str] = Counter()
 
     def event(self, name: str, **facts: object) -> None:
         """Something that happens now and then: one line, at once, that can be read by itself."""
@@ -87,8 +88,10 @@ class Progress(Bar):
     def add(self, account: Account) -> None:
         """Images that came through; those that will be tried again are not counted yet."""
         self.seconds.update(account.seconds)
+        self.counted.update(account.counted)
         if account.file is not None:
             self.kinds[account.kind] += len(account.image_ids)
+            self.counted["written_bytes"] += account.file.size
         if self.move(self.done + self.finished, f"{self.images_per_second:.1f} images/s"):
             self.event("progress")
 

@@ -152,10 +152,9 @@ class RunState:
                 " holds one model: choose a new output"
             )
 
-    def settle(self, device: str, precision: Callable[[], str]) -> str:
+    def settle(self, device: str, precision: str) -> str:
         """Begin to work; the precision is settled once, so that every worker ever has the same."""
-        if "precision" not in self.info:
-            self.info["precision"] = precision()
+        self.info.setdefault("precision", precision)
         if self.ledger is not None:
             self.ledger.facts["precision"] = self.info["precision"]
         self.info["starts"].append({"at": time.time(), "device": device})
@@ -250,6 +249,7 @@ class RunState:
                 "images": self.progress.finished,
                 "wall_s": round(time.monotonic() - self.progress.started, 1),
                 "stage_s": {k: round(v, 2) for k, v in self.progress.seconds.items()},
+                **{name: round(number) for name, number in self.progress.counted.items()},
             }
         write_info(self.uri, self.info)
 

@@ -16,13 +16,12 @@ import pyarrow as pa
 import ray.data
 
 from segbatch import signals, storage
-from segbatch.cluster.executor import RayExecutor, sizes_of
+from segbatch.cluster.executor import RayExecutor, auto_precision, shared, sizes_of
 from segbatch.cluster.workers import (
     A_LITTLE,
     Workers,
     connected,
     resolve_device,
-    resolve_precision,
     share_out,
 )
 from segbatch.errors import InputError
@@ -82,7 +81,7 @@ def pipeline(
             compute=ray.data.ActorPoolStrategy(min_size=workers.size[0], max_size=workers.size[1]),
             num_cpus=workers.num_cpus + A_LITTLE,
             num_gpus=workers.num_gpus,
-            **tables,
+            **tables | {"batch_size": block_rows},  # a block, which Ray wants to be told with GPUs
             **actor,
         )
         .map_batches(
@@ -181,15 +180,18 @@ def work_through(
     """Bring every image of the manifest to a committed row."""
     watch = Watch(lease, job.limits.stall_minutes, GRACE_S)
     device = resolve_device(job.resources)
+    auto = auto_precision(device, watch)  # where a cluster scaled to zero is waited for
+    precision = state.settle(
+        device, auto if job.predict.precision == "auto" else job.predict.precision
+    )
     workers = share_out(job.resources, device)
-    precision = state.settle(device, lambda: resolve_precision(job.predict.precision, device))
     sizes = sizes_for(
         job,
         prepared,
         sizes_of(state.sample(), prepared.reading, watch),
         device,
         num_images=ledger.remaining(),
-        num_workers=workers.size[1],
+        num_workers=workers.expected,
     )
     state.note_start(workers=str(workers), block_rows=sizes.block_rows, file_rows=sizes.file_rows)
     say(
@@ -202,7 +204,7 @@ def work_through(
     stages = Pipeline(
         prepared.reading,
         Predicting(
-            model_uri=prepared.model_uri,
+            model=shared(prepared.model),
             options=replace(prepared.options, precision=precision),
             device=device,
             threads=workers.num_cpus,

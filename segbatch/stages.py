@@ -8,11 +8,13 @@ most 500 rows; an image that does not fit in stays encoded until the model takes
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from segbatch import storage
 from segbatch.errors import Incomplete, SegbatchError
@@ -23,10 +25,12 @@ from segbatch.results.lease import Tenure
 from segbatch.results.write import Account, Writing, write
 
 if TYPE_CHECKING:
+    from segbatch.model.bundle import Packed
     from segbatch.model.predict import Prediction, PredictOptions
 
 BLOCK_BYTES = 256_000_000
 SECONDS = "seconds:"  # of a stage, shared out among its rows; no user's column begins so
+COUNTED = "counted:"  # by a stage, likewise
 
 
 @dataclass(frozen=True)
@@ -40,9 +44,12 @@ class Reading:
 
 @dataclass(frozen=True)
 class Predicting:
-    """How label maps are made: in each worker, from a model that it loads itself."""
+    """How label maps are made: in each worker, from a model that it loads itself.
 
-    model_uri: str
+    ``model`` is where it is, or what fetches the one that another process has packed.
+    """
+
+    model: str | Callable[[], Packed]
     options: PredictOptions
     device: str
     threads: int
@@ -71,7 +78,9 @@ def fetch_stage(table: pa.Table, reading: Reading, tenure: Tenure) -> pa.Table:
     start = time.perf_counter()
     if tenure.ends():
         table = table.slice(0, 0)
-    return _stamped("fetch", start, fetch(table, reading.limits))
+    fetched = fetch(table, reading.limits)
+    num_bytes = pc.fill_null(pc.binary_length(fetched["data"]), 0)
+    return _stamped("fetch", start, fetched.append_column(f"{COUNTED}read_bytes", num_bytes))
 
 
 def decode_stage(table: pa.Table, reading: Reading) -> pa.Table:
@@ -102,14 +111,16 @@ class PredictStage:
         self.reading = reading
         self.tenure = tenure
         self.model = load_model(
-            predicting.model_uri,
+            predicting.model if isinstance(predicting.model, str) else predicting.model(),
             device=predicting.device,
             options=predicting.options,
             threads=predicting.threads,
         )
+        self.idle_since = time.perf_counter()
 
     def __call__(self, table: pa.Table) -> pa.Table:
         start = time.perf_counter()
+        batches = self.model.num_batches
         if self.tenure is not None and self.tenure.ends():
             table = table.slice(0, 0)
         columns = {name: table[name].to_pylist() for name in _DECODED}
@@ -125,7 +136,15 @@ class PredictStage:
                 self._predict(group, columns, predictions)
                 group, held = {}, 0
         self._predict(group, columns, predictions)
-        return _stamped("predict", start, self._rows(table, columns, predictions))
+        rows = _shared_out(
+            self._rows(table, columns, predictions),
+            {
+                f"{SECONDS}wait": start - self.idle_since,  # for images
+                f"{COUNTED}batches": self.model.num_batches - batches,
+            },
+        )
+        self.idle_since = time.perf_counter()
+        return _stamped("predict", start, rows)
 
     def _predict(
         self,
@@ -204,7 +223,7 @@ def encode_stage(table: pa.Table, encoding: Encoding) -> pa.Table:
     start = time.perf_counter()
     rows = encode(table, encoding)
     for name in table.column_names:
-        if name.startswith(SECONDS):
+        if name.startswith((SECONDS, COUNTED)):
             rows = rows.append_column(name, table[name])
     return _stamped("encode", start, rows)
 
@@ -212,15 +231,11 @@ def encode_stage(table: pa.Table, encoding: Encoding) -> pa.Table:
 def write_stage(table: pa.Table, writing: Writing) -> pa.Table:
     """Rows → complete files, and one account for each. Worst case: 500 rows, twice."""
     start = time.perf_counter()
-    seconds = {
-        name.removeprefix(SECONDS): float(np.sum(table[name].to_numpy()))
-        for name in table.column_names
-        if name.startswith(SECONDS)
-    }
+    seconds, counted = _summed(table, SECONDS), _summed(table, COUNTED)
     accounts = write(table.select(writing.schema.names), writing)
     seconds["write"] = time.perf_counter() - start
     if accounts:
-        accounts[0] = replace(accounts[0], seconds=seconds)
+        accounts[0] = replace(accounts[0], seconds=seconds, counted=counted)
     return pa.table({"account": pa.array([a.to_text() for a in accounts], pa.string())})
 
 
@@ -275,7 +290,22 @@ def accounts_of(table: pa.Table) -> list[Account]:
 
 def _stamped(stage: str, start: float, table: pa.Table) -> pa.Table:
     """``table`` with the wall seconds since ``start``, shared out among its rows."""
-    share = (time.perf_counter() - start) / max(1, table.num_rows)
-    return table.append_column(
-        SECONDS + stage, pa.array(np.full(table.num_rows, share, np.float32))
-    )
+    return _shared_out(table, {SECONDS + stage: time.perf_counter() - start})
+
+
+def _shared_out(table: pa.Table, totals: dict[str, float]) -> pa.Table:
+    """``table`` with a column for each total, the same in every row."""
+    num_rows = table.num_rows
+    for name, total in totals.items():
+        share = np.full(num_rows, total / max(1, num_rows), np.float32)
+        table = table.append_column(name, pa.array(share))
+    return table
+
+
+def _summed(table: pa.Table, prefix: str) -> dict[str, float]:
+    """The totals of the columns that begin with ``prefix``."""
+    return {
+        name.removeprefix(prefix): float(np.sum(table[name].to_numpy(), dtype=np.float64))
+        for name in table.column_names
+        if name.startswith(prefix)
+    }

@@ -21,6 +21,7 @@ from tests.proxy import CONTROL, REQUESTS, proxy
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
+os.environ.update({"RAY_metrics_report_interval_ms": "1000"})
 
 ROOT = Path(__file__).parents[1]
 

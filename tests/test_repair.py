@@ -105,7 +105,7 @@ def opened(
     state = read(uri)
     state.prove_logs()
     ledger = state.open_ledger(state.schema(asked, prepared.config.classes), driver)
-    state.settle("cpu", lambda: "fp32")
+    state.settle("cpu", "fp32")
     return state, ledger
 
 

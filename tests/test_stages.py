@@ -108,8 +108,13 @@ def test_an_image_goes_the_whole_way_in_one_process(tmp_path: Path, model_uri: s
         "ok": [10, 11, 13],
         "undecodable": [12],
     }
-    assert set(accounts[0].seconds) == {"fetch", "decode", "predict", "encode", "write"}
+    stages = {"fetch", "decode", "wait", "predict", "encode", "write"}
+    assert accounts[0].seconds.keys() == stages
     assert all(seconds > 0 for seconds in accounts[0].seconds.values())
+    assert accounts[0].counted == {
+        "read_bytes": sum(map(len, files.values())),
+        "batches": pytest.approx(2),  # of the padded shapes 64×128 (b) and 128×128
+    }
     rows = written(accounts, tmp_path)
     assert [row["city"] for row in rows] == [f"city of {name}" for name in files]
     model = load_model(model_uri, device="cpu")

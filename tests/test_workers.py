@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from ray.core.generated.autoscaler_pb2 import ClusterConfig
 
+from segbatch.classes import Classes
 from segbatch.cluster import workers
-from segbatch.cluster.workers import resolve_device, share_out
+from segbatch.cluster.executor import data_context
+from segbatch.cluster.workers import Workers, resolve_device, share_out, share_out_training
 from segbatch.errors import InputError
 from segbatch.job import Resources
+from segbatch.jobtrain import TrainResources
+from segbatch.model.predict import PredictOptions
+from segbatch.results.encode import Encoding
+from segbatch.results.lease import Tenure
+from segbatch.results.run import open_run
+from segbatch.results.schema import rows_schema
+from segbatch.results.write import Writing
+from segbatch.segment import pipeline
+from segbatch.stages import Pipeline, Predicting, Reading
+from segbatch.storage import ReadLimits
+from tests.collection import jpeg
+from tests.conftest import S3, job
+from tests.drivers import driver, exit_code, wait_until, workers_named
+from tests.nodes import another_node
 
 pytestmark = pytest.mark.usefixtures("ray_address")
 
@@ -22,17 +43,13 @@ def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_by_itself_one_worker_has_all_cores_and_two_cpus_stay_free() -> None:
     assert resolve_device(Resources()) == "cpu"
     found = share_out(Resources(), "cpu")
-    assert (found.size, found.num_cpus) == ((1, 1), 2)
+    assert (found.size, found.num_cpus) == ((1, None), 2)
+    assert str(found) == "1 or more × 2 CPU"
 
 
 def test_the_cores_are_divided_among_the_workers_that_are_asked_for() -> None:
     found = share_out(Resources(workers=2), "cpu")
     assert (found.size, found.num_cpus) == ((2, 2), 1)
-
-
-def test_a_range_ends_where_the_cores_do() -> None:
-    found = share_out(Resources(workers=[1, 50], cpus_per_worker=1), "cpu")
-    assert found.size == (1, 2)
 
 
 @pytest.mark.parametrize(
@@ -46,9 +63,79 @@ def test_more_than_leaves_room_for_the_other_stages_is_refused(asked: dict[str, 
 def test_a_worker_fits_on_a_node(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "node_cpus", lambda: [4.0, 4.0, 4.0])
     found = share_out(Resources(), "cpu")
-    assert (found.size, found.num_cpus) == ((3, 3), 3), "with four it would fit on none"
+    assert (found.size, found.num_cpus) == ((3, None), 3), "with four it would fit on none"
     with pytest.raises(InputError, match="on one node 4"):
         share_out(Resources(workers=1, cpus_per_worker=4), "cpu")
+
+
+def scaled_to_zero(num_cpus: int) -> ClusterConfig:
+    """What Ray's autoscaler tells of a cluster with one type of workers."""
+    config = ClusterConfig()
+    config.node_group_configs.add(name="gpu", max_count=6).resources.update({"CPU": num_cpus})
+    return config
+
+
+def test_nodes_that_an_autoscaler_may_start_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    may_come = {"CPU": 96, "GPU": 8}
+    monkeypatch.setattr(workers.state, "get_max_resources_from_cluster_config", lambda: may_come)
+    monkeypatch.setattr(workers.state, "get_cluster_config", lambda: scaled_to_zero(16))
+    assert resolve_device(Resources()) == resolve_device(Resources(device="cuda")) == "cuda"
+    found = share_out(Resources(gpus_per_worker=1), "cuda")
+    assert (found.size, found.num_cpus, found.num_gpus) == ((1, None), 1, 1.0)
+    training = share_out_training(TrainResources(workers=4), "cuda")
+    assert (training.size, training.num_cpus, training.num_gpus) == ((4, 4), 16, 1.0)
+    with pytest.raises(InputError, match=r"9 workers of .* Ray has 96 CPUs and 8 GPUs"):
+        share_out_training(TrainResources(workers=9), "cuda")
+
+
+def test_a_cluster_without_nodes_is_asked_for_one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "node_cpus", lambda: [0.0])
+    found = share_out(Resources(), "cpu")
+    assert (found.size, found.num_cpus) == ((1, None), 2)
+
+
+def test_ray_takes_a_pipeline_with_gpus(model_uri: str) -> None:
+    classes = Classes(["wall", "window"])
+    schema = rows_schema(classes, stats=[])
+    stages = Pipeline(
+        Reading(ReadLimits(1000, 1.0, 0), 1000, None),
+        Predicting(model_uri, PredictOptions(), "cuda", 1, True, True),
+        Encoding(classes, schema),
+        Writing(Tenure("file:///run", "driver"), 1, schema, last_pass=False),
+    )
+    images = pa.table({"image_id": [0, 1], "uri": ["a.jpg", "b.jpg"]})
+    gpus = Workers("cuda", (1, None), 1, 0.5)
+    with data_context(stall_minutes=1):
+        assert "PredictStage" in repr(pipeline(images, 1, stages, file_rows=1, workers=gpus))
+
+
+@pytest.mark.long
+def test_workers_grow_from_their_minimum_and_go_with_a_node(
+    s3: S3, model_uri: str, tmp_path: Path, ray_address: str
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(60):
+        (images / f"{number}.jpg").write_bytes(jpeg(number, 300, 400))
+    slow = {"long_side": None, "scales": [1.0, 2.0]}
+    run = tmp_path / "run"
+    one_or_more = {"workers": [1, 8], "cpus_per_worker": 1}
+    work = job(f"{images}/", model_uri, str(run), predict=slow, rows_per_file=1,
+               resources=one_or_more)  # fmt: skip
+
+    def predicting() -> set[int]:
+        return set(workers_named("PredictStage", s3.url))
+
+    with contextlib.ExitStack() as stack:
+        node = stack.enter_context(another_node(ray_address, num_cpus=4))
+        process = stack.enter_context(driver(work, tmp_path, ray_address))
+        wait_until(lambda: len(predicting()) > 1, process)
+        os.kill(node, signal.SIGKILL)
+        assert exit_code(process, 240) == 0
+    finished = open_run(str(run))
+    assert finished.info["starts"][0]["workers"] == "1 to 8 × 1 CPU"
+    assert finished.audit(deep=True).exit_code == 0
+    assert finished.info["counts"] == {"ok": 60, "failed": {}}
 
 
 def test_a_gpu_that_is_not_there_is_refused() -> None:

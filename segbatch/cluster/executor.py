@@ -6,8 +6,10 @@ import contextlib
 import logging
 import queue
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -23,10 +25,15 @@ from ray.exceptions import (
 )
 
 from segbatch import storage
+from segbatch.cluster.metrics import Metrics
 from segbatch.cluster.workers import Workers, cluster_resources, node_cpus
 from segbatch.errors import Incomplete, InputError
+from segbatch.model import predict
+from segbatch.model.bundle import Packed, pack
+from segbatch.model.predict import Model
 from segbatch.passes import Accounts, ExecutionStopped
 from segbatch.progress import say
+from segbatch.results.write import Account
 from segbatch.stages import (
     AllStages,
     Pipeline,
@@ -39,6 +46,7 @@ from segbatch.stages import (
 from segbatch.watch import NothingYet, Watch
 
 SHUTDOWN_S = 10.0
+SAY_EVERY_S = 60.0
 CRASHES = 2  # of one image alone in a process, after which it is known
 NOTHING = pa.table({"account": pa.array([], pa.string())})  # what failed was not the image
 
@@ -58,6 +66,7 @@ class RayExecutor:
         workers: Workers,
         watch: Watch,
     ) -> None:
+        self.metrics = Metrics(stages.writing.tenure.run_uri)
         self.dataset = dataset
         self.stages = stages
         self.watch = watch
@@ -73,7 +82,7 @@ class RayExecutor:
             dataset = self.dataset(images, rows, self.stages.in_pass(last_pass))
             with in_background(dataset) as tables:
                 for table in self.watch.over(tables):
-                    yield from accounts_of(table)
+                    yield from self._told(table)
 
     def alone(self, images: pa.Table, *, last_pass: bool) -> Accounts:
         """Run images one at a time; one that crashes a process of its own twice is ``crashed``.
@@ -93,7 +102,7 @@ class RayExecutor:
                 crashed = []
                 for actor, image, task in list(zip(actors, group, running, strict=False)):
                     try:
-                        yield from accounts_of(get(task, self.watch))
+                        yield from self._told(get(task, self.watch))
                     except RayError as error:
                         if isinstance(error, RayTaskError) and not _is_crash(error):
                             continue
@@ -101,17 +110,23 @@ class RayExecutor:
                         ray.kill(actor)  # so that there is room for another process
                         crashed.append(image)
                 for image in crashed:  # while nothing else runs that could be to blame
-                    yield from accounts_of(self._twice(image, stages))
+                    yield from self._told(self._twice(image, stages))
         finally:
             for actor in actors:
                 ray.kill(actor)
 
+    def _told(self, table: pa.Table) -> list[Account]:
+        accounts = accounts_of(table)
+        for account in accounts:
+            self.metrics.add(account)
+        return accounts
+
     def _room(self) -> int:
         """Processes that the nodes of this moment have room for."""
-        most = [self.workers.size[1], sum(int(has / self.workers.num_cpus) for has in node_cpus())]
+        most = sum(int(has / self.workers.num_cpus) for has in node_cpus())
         if self.workers.num_gpus:
-            most.append(int(cluster_resources().get("GPU", 0) / self.workers.num_gpus))
-        return max(1, min(most))
+            most = min(most, int(cluster_resources().get("GPU", 0) / self.workers.num_gpus))
+        return max(1, min(most, self.workers.size[1] or most))
 
     def _twice(self, image: pa.Table, stages: Pipeline) -> pa.Table:
         """The accounts of one image in a process of its own, tried twice if it crashes."""
@@ -134,16 +149,47 @@ class RayExecutor:
         return None
 
 
-def get(running: Any, watch: Watch) -> Any:
-    """The result of a task, watched as everything is."""
+def get(running: Any, watch: Watch, waiting: str | None = None) -> Any:
+    """The result of a task, watched as everything is; ``waiting`` is said once a minute."""
+    said = time.monotonic()
 
     def result(timeout: float) -> Any:
+        nonlocal said
         try:
             return ray.get(running, timeout=timeout)
         except GetTimeoutError:  # not of a task that raised TimeoutError
+            if waiting and time.monotonic() - said >= SAY_EVERY_S:
+                say(waiting)
+                said = time.monotonic()
             raise NothingYet from None
 
     return next(watch.over(result))
+
+
+def auto_precision(device: str, watch: Watch) -> str:
+    """What ``precision: auto`` means on the workers' device, asked on a node that has one.
+
+    So a cluster scaled to zero is waited for, which is said once a minute.
+    """
+    task: Any = ray.remote(num_cpus=1, num_gpus=0.01 if device == "cuda" else 0)(_auto_precision)
+    kind = "GPU" if device == "cuda" else "CPU"
+    precision: str = get(task.remote(device), watch, f"waiting for a node with a free {kind}")
+    return precision
+
+
+def _auto_precision(device: str) -> str:
+    return predict.resolve_precision("auto", predict.resolve_device(device))
+
+
+def shared(model: Model) -> Callable[[], Packed]:
+    """``model`` for workers: each node fetches it once, from the driver or from each other."""
+    reference: Any = ray.put(pack(model.module, model.config))
+    return partial(_fetched, reference)
+
+
+def _fetched(reference: Any) -> Packed:
+    packed: Packed = ray.get(reference)
+    return packed
 
 
 def sizes_of(images: pa.Table, reading: Reading, watch: Watch) -> list[tuple[int, int]]:

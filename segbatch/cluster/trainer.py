@@ -118,7 +118,7 @@ def train(
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     listener = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     filesystem, path = storage.arrow_filesystem(training_uri)
-    low, high = workers.size
+    low, high = job.resources.num_workers
     trainer = TorchTrainer(
         lambda: work(Worker.here(listener)),
         torch_config=TorchConfig(backend="nccl" if workers.num_gpus else "gloo"),

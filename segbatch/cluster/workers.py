@@ -14,11 +14,11 @@ from typing import Any
 
 import ray
 from ray._private import auto_init_hook
+from ray._private.state import state
 
 from segbatch.errors import InputError
 from segbatch.job import Resources
 from segbatch.jobtrain import TrainResources
-from segbatch.model import predict
 from segbatch.storage import one_line
 
 MIN_LOGICAL_CPUS = 4  # with fewer, the stages of a pipeline can starve each other
@@ -33,13 +33,21 @@ class Workers:
     """The predict workers: how many, and what each one takes."""
 
     device: str
-    size: tuple[int, int]  # smallest and largest number
+    size: tuple[int, int | None]  # smallest and largest number; None: as the cluster grows
     num_cpus: int  # and threads, on the CPU
     num_gpus: float
 
+    @property
+    def expected(self) -> int:
+        """How many there may be, as far as that is known."""
+        low, high = self.size
+        return high or low
+
     def __str__(self) -> str:
         low, high = self.size
-        count = f"{low}" if low == high else f"{low} to {high}"
+        count = f"{low} or more" if high is None else f"{low} to {high}"
+        if low == high:
+            count = f"{low}"
         each = f"{self.num_gpus:g} GPU" if self.num_gpus else f"{self.num_cpus} CPU"
         return f"{count} × {each}"
 
@@ -115,10 +123,16 @@ def _sigterm_kept() -> Iterator[None]:
 
 
 def resolve_device(resources: Resources | TrainResources) -> str:
-    """``cpu`` or ``cuda``. Raises :class:`~segbatch.errors.InputError` for a GPU there is not."""
-    gpus = cluster_resources().get("GPU", 0)
+    """``cpu`` or ``cuda``: the GPU if there is one, or may be once the cluster has grown.
+
+    Raises :class:`~segbatch.errors.InputError` for a GPU there is not.
+    """
+    gpus = most_of("GPU")
     if resources.device == "cuda" and not gpus:
-        raise InputError("resources.device: cuda, but no node of the Ray cluster has a GPU")
+        raise InputError(
+            "resources.device: cuda, but no node of the Ray cluster has a GPU, and none that it"
+            " may start"
+        )
     if resources.device == "auto":
         return "cuda" if gpus else "cpu"
     return resources.device
@@ -130,10 +144,9 @@ def share_out(resources: Resources, device: str) -> Workers:
     Raises :class:`~segbatch.errors.InputError` for more than it has.
     """
     if device == "cuda":
-        gpus = cluster_resources().get("GPU", 0)
-        most = max(1, int(gpus / resources.gpus_per_worker))
+        now = max(1, int(cluster_resources().get("GPU", 0) / resources.gpus_per_worker))
         cpus = 1 if resources.cpus_per_worker == "auto" else int(resources.cpus_per_worker)
-        return Workers(device, _size(resources, most), cpus, resources.gpus_per_worker)
+        return Workers(device, _size(resources, now), cpus, resources.gpus_per_worker)
     nodes = node_cpus()
     if not any(nodes):  # scaled to zero: what is asked for makes them come
         nodes = [float(MIN_LOGICAL_CPUS)]
@@ -147,64 +160,68 @@ def share_out(resources: Resources, device: str) -> Workers:
     else:
         cpus = int(resources.cpus_per_worker)
     room = sum(int(has / (cpus + A_LITTLE)) for has in nodes)  # a worker is on one node
-    most = min(free // cpus, room)
-    low, high = _size(resources, max(1, most))
-    if room == 0 or low > max(1, most) or cpus > max(1, free):
+    now = max(1, min(free // cpus, room))
+    low, high = _size(resources, now)
+    if room == 0 or low > now or cpus > max(1, free):
         raise InputError(
             f"resources: {low} workers of {cpus} CPUs; of {logical} CPUs on {len(nodes)} nodes,"
             f" {free} are there for workers, the rest read and write; on one node"
             f" {int(max(nodes))}"
         )
-    return Workers(device, (low, min(high, max(1, most))), cpus, 0.0)
+    return Workers(device, (low, high), cpus, 0.0)
 
 
 def share_out_training(resources: TrainResources, device: str) -> Workers:
     """The workers that train, which need no CPUs beside them.
 
-    Raises :class:`~segbatch.errors.InputError` for more than the cluster has.
+    Raises :class:`~segbatch.errors.InputError` for more than the cluster has, or may have.
     """
     low, high = size = resources.num_workers
-    cluster = cluster_resources()
-    num_cpus = int(cluster.get("CPU", MIN_LOGICAL_CPUS))
+    num_cpus = int(most_of("CPU")) or MIN_LOGICAL_CPUS
     # A local Ray may have more logical CPUs than there are cores; threads must not.
-    physical = min(num_cpus, cores()) if len(node_cpus()) == 1 else num_cpus
-    cpus = max(1, physical // high)
+    physical = min(num_cpus, cores()) if node_cpus() == [num_cpus] else num_cpus
+    cpus = max(1, min(physical // high, int(largest_node())))
     if resources.cpus_per_worker != "auto":
         cpus = int(resources.cpus_per_worker)
     gpus = float(resources.gpus_per_worker) if device == "cuda" else 0.0
-    if low * cpus > num_cpus or low * gpus > cluster.get("GPU", 0):
-        has = f"{num_cpus} CPUs and {cluster.get('GPU', 0):g} GPUs"
+    if low * cpus > num_cpus or low * gpus > most_of("GPU"):
+        has = f"{num_cpus} CPUs and {most_of('GPU'):g} GPUs"
         raise InputError(
             f"resources: {low} workers of {cpus} CPUs and {gpus:g} GPUs, and Ray has {has}"
         )
     return Workers(device, size, cpus, gpus)
 
 
-def _size(resources: Resources, most: int) -> tuple[int, int]:
+def _size(resources: Resources, now: int) -> tuple[int, int | None]:
+    """Smallest and largest number: by itself what there is room for now, and more later.
+
+    Ray Data never gives a stage what it has reserved for the others, so "more" starves none.
+    """
     if resources.workers == "auto":
-        return most, most
+        return now, None
     if isinstance(resources.workers, int):
         return resources.workers, resources.workers
     low, high = resources.workers
     return low, high
 
 
-def resolve_precision(asked: str, device: str) -> str:
-    """The precision meant on the workers' device, asked on one of them where it takes a GPU."""
-    if device == "cpu":
-        return _precision(asked, device)
-    answer: str = ray.get(ray.remote(num_gpus=0.01)(_precision).remote(asked, device))
-    return answer
-
-
-def _precision(asked: str, device: str) -> str:
-    return predict.resolve_precision(asked, predict.resolve_device(device))
-
-
 def cluster_resources() -> dict[str, Any]:
     """What the nodes that are there now have in all, by Ray's names."""
     resources: dict[str, Any] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     return resources
+
+
+def most_of(resource: str) -> float:
+    """What the cluster has of a resource, or may have once its autoscaler has started nodes."""
+    may_come: dict[str, int] = state.get_max_resources_from_cluster_config() or {}
+    return max(float(cluster_resources().get(resource, 0)), may_come.get(resource, 0))
+
+
+def largest_node() -> float:
+    """CPUs of the largest node that is there, or that the autoscaler may start."""
+    config = state.get_cluster_config()
+    types = config.node_group_configs if config is not None else []
+    return max([*node_cpus(), *(float(each.resources.get("CPU", 0)) for each in types)])
 
 
 def node_cpus() -> list[float]:

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import numpy.typing as npt
 import safetensors.torch
 import torch
 
@@ -162,6 +163,26 @@ def load_config(uri: str) -> ModelConfig:
             model.arch, model.backbone, model.output_stride, model.classes, provenance=provenance
         )
     return _parse(_config_bytes(uri), uri)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A model as it crosses between processes: arrays, which they can share without a copy."""
+
+    config: ModelConfig
+    state: dict[str, npt.NDArray[Any]]
+
+    def unpack(self) -> Network:
+        """A network of one's own, in ``eval`` mode on the CPU."""
+        network = self.config.build()
+        network.load_state_dict({key: torch.tensor(value) for key, value in self.state.items()})
+        return network.eval()
+
+
+def pack(network: torch.nn.Module, config: ModelConfig) -> Packed:
+    """A network on the CPU with its configuration."""
+    state = network.state_dict()
+    return Packed(config, {key: value.contiguous().numpy() for key, value in state.items()})
 
 
 def load_bundle(uri: str) -> tuple[Network, ModelConfig]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from segbatch import masks
 from segbatch.classes import Classes
 from segbatch.errors import InputError, JobFailed
-from segbatch.model.bundle import ModelConfig, load_bundle
+from segbatch.model.bundle import ModelConfig, Packed, load_bundle
 from segbatch.model.patches import Cut, Patch, Pixels, size_of, stack
 from segbatch.model.reduction import Size, Surface, reduce
 from segbatch.model.tiles import TileOptions
@@ -112,7 +112,8 @@ class Prediction:
 class Model:
     """A network on a device, ready to predict; ``module`` is the network, ``classes`` its classes.
 
-    ``precision`` and ``device`` are what ``auto`` came to.
+    ``precision`` and ``device`` are what ``auto`` came to, ``num_batches`` counts those that went
+    through the network.
     """
 
     def __init__(
@@ -133,6 +134,7 @@ class Model:
         self._transfer = Transfer(self.device)
         self._mean = torch.tensor(config.mean, device=self.device)[:, None, None]
         self._std = torch.tensor(config.std, device=self.device)[:, None, None]
+        self.num_batches = 0
         # Batches of a padded shape that fit the device, where `batch_size` patches did not.
         self._fitting: dict[Size, int] = {}
 
@@ -212,7 +214,9 @@ class Model:
         """
         num_images, height, width, _ = pixels.shape
         try:
-            return list(self._logits(pixels))
+            coarse = list(self._logits(pixels))
+            self.num_batches += 1
+            return coarse
         except torch.OutOfMemoryError:
             if num_images == 1:
                 raise JobFailed(
@@ -258,19 +262,23 @@ class Model:
 
 
 def load_model(
-    uri: str,
+    uri: str | Packed,
     device: str | torch.device = "auto",
     options: PredictOptions | None = None,
     threads: int | None = None,
 ) -> Model:
     """The model of a bundle, or of the zoo by ``zoo:NAME``, on a device (``auto``: GPU, else CPU).
 
-    ``threads`` sets how many CPU threads torch takes in this process. Raises
-    :class:`~segbatch.errors.ModelError` where the model cannot be loaded.
+    One that another process has packed is unpacked. ``threads`` sets how many CPU threads torch
+    takes in this process. Raises :class:`~segbatch.errors.ModelError` where the model cannot be
+    loaded.
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    network, config = load_bundle(uri)
+    if isinstance(uri, Packed):
+        network, config = uri.unpack(), uri.config
+    else:
+        network, config = load_bundle(uri)
     return Model(network, config, device, options)
 
 

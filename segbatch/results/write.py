@@ -31,7 +31,8 @@ class Account:
     """What a write task tells the driver: images of one ``kind``, and the file that holds them.
 
     ``file`` is ``None`` for images that are left to a later pass. ``seconds`` are those of each
-    stage over all images that the task wrote, and stand in the first of its accounts.
+    stage over all images that the task wrote, ``counted`` what it counted of them (``read_bytes``,
+    ``batches``); both stand in the first of its accounts.
     """
 
     kind: str
@@ -39,6 +40,7 @@ class Account:
     message: str = ""
     file: DataFile | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    counted: dict[str, float] = field(default_factory=dict)
 
     def to_text(self) -> str:
         return json.dumps(asdict(self))

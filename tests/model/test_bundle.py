@@ -17,6 +17,7 @@ from segbatch.classes import Classes
 from segbatch.errors import ModelError
 from segbatch.model import bundle
 from segbatch.model.bundle import ModelConfig
+from segbatch.model.predict import load_model
 from tests.model.conftest import CLASSES, config_of
 
 
@@ -58,6 +59,19 @@ def test_a_bundle_comes_back_as_it_was(networks, tmp_path):
     card = Path(uri, "README.md").read_text()
     assert "große Tür" in card
     assert "miou: 0.5" in card
+
+
+def test_a_packed_model_crosses_to_another_process_as_it_was(saved):
+    module, config = bundle.load_bundle(str(saved))
+    packed = pickle.loads(pickle.dumps(bundle.pack(module, config), protocol=5))
+    unpacked = load_model(packed, device="cpu")
+    assert unpacked.config == config
+    assert not unpacked.module.training
+    for key, value in module.state_dict().items():
+        assert torch.equal(unpacked.module.state_dict()[key], value), key
+    with torch.no_grad():  # a network of its own: what it learns changes no other
+        next(unpacked.module.parameters()).add_(1)
+    assert not torch.equal(next(packed.unpack().parameters()), next(unpacked.module.parameters()))
 
 
 def test_config_json_is_written_last(networks, tmp_path, monkeypatch):

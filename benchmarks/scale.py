@@ -1,0 +1,262 @@
+"""What the driver's own work costs as a run grows: scripts/bench scale.
+
+    scripts/bench scale [--images 10000 100000 1000000] [--folder FOLDER] [-o RESULT.json]
+
+The whole run but for the workers: a Parquet manifest is frozen, real files are written by an
+instant executor (one label map of 192×256, 500 rows a file), entered and committed, the run is
+resumed when half of it is done, audited, finished, resumed once more and asked. Real Delta tables
+and Parquet on a local disk; what workers do with images is measured elsewhere (`scripts/bench
+segment`). Each size runs in a process of its own, whose memory is its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.faults.bench import small_model  # noqa: E402
+from segbatch.demo.facades import render_facade  # noqa: E402
+from segbatch.images import manifest  # noqa: E402
+from segbatch.job import SegmentJob, load_kind  # noqa: E402
+from segbatch.passes import Accounts, Passes  # noqa: E402
+from segbatch.preflight import prepare  # noqa: E402
+from segbatch.progress import Progress  # noqa: E402
+from segbatch.results import ledger as ledgers  # noqa: E402
+from segbatch.results.encode import Encoding, encode  # noqa: E402
+from segbatch.results.lease import Lease  # noqa: E402
+from segbatch.results.run import open_run  # noqa: E402
+from segbatch.results.schema import RESERVED_COLUMNS, rows_schema  # noqa: E402
+from segbatch.results.write import Writing  # noqa: E402
+from segbatch.runstate import RunState  # noqa: E402
+from segbatch.stages import accounts_of, write_stage  # noqa: E402
+from segbatch.watch import Watch  # noqa: E402
+
+FILE_ROWS = 500
+COMMIT_EVERY_S = 1.0  # a run of millions commits some hundred times, and this one is short
+QUERY = "SELECT uri FROM images WHERE coverage.{name} > 0.1 ORDER BY image_id LIMIT 100"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--folder", type=Path, help="of the runs; a temporary one by default")
+    parser.add_argument(
+        "-o", "--output", type=Path,
+        default=ROOT / f"benchmarks/results/{date.today()}-scale.json",
+    )  # fmt: skip
+    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(json.dumps(measure(arguments.folder, arguments.one)))
+        return
+    results = []
+    for num_images in arguments.images:
+        with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+            command = [sys.executable, __file__, "--one", str(num_images), "--folder", folder]
+            ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        results.append(json.loads(ended.stdout.splitlines()[-1]))
+        arguments.output.write_text(json.dumps(results, indent=1) + "\n")
+    print("| | " + " | ".join(f"{row['images']:,}" for row in results) + " |")
+    print("| --- " * (len(results) + 1) + "|")
+    for name in results[0]:
+        print(f"| {name} | " + " | ".join(shown(row[name]) for row in results) + " |")
+
+
+def shown(value: object) -> str:
+    return value if isinstance(value, str) else f"{value:,}"
+
+
+def measure(folder: Path, num_images: int) -> dict[str, Any]:
+    """One run of ``num_images``, from its manifest to a query; seconds, bytes, MB."""
+    found: dict[str, Any] = {"images": num_images}
+
+    @contextmanager
+    def timed(name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        found[f"{name}_s"] = round(time.perf_counter() - start, 3)
+        print(f"{num_images:,} {name} {found[f'{name}_s']} s", file=sys.stderr)
+
+    ledgers.COMMIT_EVERY_S = COMMIT_EVERY_S
+    ids = np.arange(num_images)
+    listed = folder / "images.parquet"
+    uris = [f"s3://bucket/facades/{number // 1000:06d}/{number:09d}.jpg" for number in ids]
+    pq.write_table(pa.table({"uri": uris, "building": [f"b{n // 3:08d}" for n in ids]}), listed)
+    del uris
+    run = str(folder / "run")
+    job = load_kind(
+        {"kind": "segment", "images": str(listed), "model": small_model(str(folder)),
+         "output": run},
+        SegmentJob,
+    )  # fmt: skip
+    prepared = prepare(job)
+    rows = template(prepared)
+    memory = [peak_mb()]
+    with timed("freeze"):
+        frozen = manifest.freeze(
+            job.sources, f"{run}/manifest", reserved=RESERVED_COLUMNS, leave_out=run
+        )
+        state = RunState.of(run, job, prepared, frozen)
+        state.write("running")
+    memory.append(peak_mb())
+    with timed("rows"):
+        work(run, job, prepared, rows, until=num_images // 2)
+    with timed("second_start"):  # what is committed is read, and nothing is left to do at first
+        work(run, job, prepared, rows, until=0)
+    with timed("other_rows"):
+        work(run, job, prepared, rows, until=num_images)
+    memory.append(peak_mb())
+    with timed("finish"), Lease(run, print_to_stderr) as lease:
+        state = opened(run, job, prepared, lease)
+        state.finish(job)
+    memory.append(peak_mb())
+    with timed("audit"):
+        assert open_run(run).audit().exit_code == 0
+    with timed("run_again"):
+        finished = RunState.read(run)
+        assert finished is not None
+        finished.close(job)
+    with timed("query"):
+        name = prepared.config.classes.names[1]
+        assert len(open_run(run).sql(QUERY.format(name=name)).fetchall()) == 100
+    with timed("one_mask"):
+        open_run(run).mask(num_images - 1)
+    memory.append(peak_mb())
+    found["peak_mb_before_freeze_rows_finish_query"] = " / ".join(map(str, memory))
+    return found | sizes(Path(run))
+
+
+def sizes(run: Path) -> dict[str, int]:
+    return {
+        "manifest_bytes": size_of(run / "manifest"),
+        "rows_files": len(list((run / "rows").glob("*.parquet"))),
+        "rows_bytes": size_of(run / "rows"),
+        "stats_files": len(list((run / "stats").glob("*.parquet"))),
+        "stats_bytes": size_of(run / "stats"),
+        "log_entries": len(list((run / "rows" / "_delta_log").glob("*.json"))),
+    }
+
+
+def work(run: str, job: SegmentJob, prepared: Any, rows: pa.Table, until: int) -> None:
+    """One start of a driver, whose executor is instant, up to ``until`` committed images."""
+    with Lease(run, print_to_stderr) as lease:
+        state = opened(run, job, prepared, lease)
+        ledger = state.ledger
+        assert ledger is not None
+        writing = Writing(lease.tenure, ledger.epoch, ledger.table.schema, last_pass=False)
+        executor = Instant(rows, writing)
+        with Progress(run, state.num_images, ledger.taken.count()) as progress:
+            state.settle("cpu", "fp32")
+            state.progress = progress
+            bounds = [(first, min(end, until)) for first, end in state.bounds if first < until]
+            passes = Passes(
+                job.limits, state.images_of, bounds, FILE_ROWS, ledger=ledger,
+                watch=Watch(lease, 60), progress=progress, on_commit=state.note_progress,
+            )  # fmt: skip
+            if until == state.num_images:
+                passes.run(executor)
+            else:  # as if the driver were killed there
+                for first, end in bounds:
+                    accounts = executor.blocks(
+                        state.images_of(ledger.taken.missing(first, end)), FILE_ROWS,
+                        last_pass=False,
+                    )  # fmt: skip
+                    for account in accounts:
+                        ledger.enter(account)
+                        if ledger.commit_is_due:
+                            ledger.commit()
+                ledger.commit()
+
+
+def opened(run: str, job: SegmentJob, prepared: Any, lease: Lease) -> RunState:
+    state = RunState.read(run)
+    assert state is not None
+    state.prove_logs()
+    state.open_ledger(state.schema(job, prepared.config.classes), lease.driver)
+    return state
+
+
+class Instant:
+    """Rows at once, written for real."""
+
+    def __init__(self, rows: pa.Table, writing: Writing) -> None:
+        self.rows = rows
+        self.writing = writing
+
+    def blocks(self, images: pa.Table, rows: int, *, last_pass: bool) -> Accounts:
+        for start in range(0, len(images), rows):
+            block = images.slice(start, rows)
+            table = self.rows.slice(0, len(block))
+            for column in block.column_names:
+                name = column.removeprefix("user:")
+                table = table.set_column(table.column_names.index(name), name, block[column])
+            yield from accounts_of(write_stage(table, self.writing))
+
+    def alone(self, images: pa.Table, *, last_pass: bool) -> Accounts:
+        return self.blocks(images, 1, last_pass=last_pass)
+
+    def why(self, image: pa.Table) -> str | None:
+        return None
+
+
+def template(prepared: Any) -> pa.Table:
+    """Rows of a file, of label maps of rendered facades."""
+    classes = prepared.config.classes
+    schema = rows_schema(
+        classes, stats=["confidence"], user_columns=[pa.field("building", pa.string())]
+    )
+    maps = [render_facade(seed, 256).label_map % len(classes) for seed in range(25)]
+    maps = [maps[row % len(maps)].astype(np.uint8) for row in range(FILE_ROWS)]
+    counts = [np.bincount(m.ravel(), minlength=len(classes)) for m in maps]
+    heights, widths = [m.shape[0] for m in maps], [m.shape[1] for m in maps]
+    nothing = pa.nulls(FILE_ROWS, pa.string())
+    table = pa.table(
+        {
+            "image_id": pa.array(range(FILE_ROWS), pa.int64()), "uri": nothing,
+            "user:building": nothing, "error": nothing, "message": nothing,
+            "width": pa.array(widths, pa.int32()), "height": pa.array(heights, pa.int32()),
+            "mask_width": pa.array(widths, pa.int32()),
+            "mask_height": pa.array(heights, pa.int32()),
+            "label_map": pa.array([m.tobytes() for m in maps], pa.large_binary()),
+            "class_pixels": pa.array([c.tolist() for c in counts], pa.list_(pa.int64())),
+            "class_confidence": pa.array(
+                [(0.5 + c / c.sum() / 2).tolist() for c in counts], pa.list_(pa.float32())
+            ),
+            "uncertainty": pa.array(np.linspace(0, 1, FILE_ROWS), pa.float32()),
+        }
+    )  # fmt: skip
+    return encode(table, Encoding(classes, schema))
+
+
+def peak_mb() -> int:
+    """The most memory that this process has had to itself so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def print_to_stderr(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
