@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -22,6 +23,10 @@ CONNECT_S = 5.0
 ANSWER_S = 15.0
 UPLOAD_S = 120.0
 EXAMPLE = "--address http://head:8265"
+
+for _module in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
+    logging.getLogger(_module).setLevel(logging.WARNING)  # each socket that closes, each upload
+logging.getLogger("ray._private.runtime_env.packaging").setLevel(logging.WARNING)
 
 
 class Unanswered(Incomplete):
