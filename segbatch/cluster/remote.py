@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from segbatch.cluster.dashboard import connect
+from segbatch.cluster.dashboard import connect, last_line
 from segbatch.cluster.environment import with_segbatch, with_variables
-from segbatch.cluster.submission import Submission, exit_code, last_line, outcome, start
+from segbatch.cluster.submission import Submission, exit_code, outcome, start
 from segbatch.cluster.submit import MAX_ENTRYPOINT, metadata_of, refuse_local
 from segbatch.cluster.survey import START_S, Effort, Survey, survey
 from segbatch.errors import Incomplete, InputError, JobFailed, SegbatchError
@@ -44,7 +44,7 @@ def survey_there(
         raise InputError("the job file is too long to be sent: name the images in a manifest")
     dashboard = connect(address)
     metadata = metadata_of(job) | {"kind": "plan"}
-    environment = with_segbatch(dashboard, with_variables({}, {}, env_vars or {}), metadata)
+    environment = with_segbatch(dashboard, with_variables({}, {}, env_vars or {}))
     new = Submission(f"segbatch_plan_{uuid.uuid4().hex[:12]}", dashboard)
     start(new, entrypoint, environment, metadata)
     say(f"measuring at {new.address}, as {new.id}")
