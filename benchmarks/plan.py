@@ -58,7 +58,7 @@ JOBS: dict[str, dict[str, Any]] = {
     },
     "12 megapixels, small network": {
         "size": (4000, 3000), "distinct": 12, "images": 700,
-        "backbone": "mobilenet_v2", "long_side": 256,
+        "backbone": "mobilenet_v2", "long_side": 256, "masks": "model",
     },
 }  # fmt: skip
 
@@ -117,6 +117,7 @@ def prepare(folder: Path, what: dict[str, Any], num_images: int, photographs: Pa
         "images": str(folder / "images.parquet"),
         "model": str(folder / "model"),
         "output": str(folder / "run"),
+        "masks": what.get("masks", "original"),
     }
     (folder / "job.yaml").write_text(yaml.safe_dump(job))
     return folder / "job.yaml"

@@ -415,3 +415,17 @@ def test_what_a_run_has_done_is_left_out(whole_run: Run) -> None:
     census = count_left(state, 5)
     assert (census.images, census.done, census.listed) == (21, 21, 0)
     assert census.sample.num_rows == 5
+
+
+@pytest.mark.long  # two jobs are sent
+def test_a_cluster_is_measured_through_its_jobs_server(
+    jobs_server: str, segment_job: Segment, model_uri: str
+) -> None:
+    asked = segment_job()
+    there = asked.model_copy(update={"model": f"file://{model_uri}"})
+    found = plan(there, jobs_server, effort=Effort(images=8))
+    assert (found.images, found.on_cluster) == (21, True)
+    assert found.measured[0].sample.images == 8
+    gone = asked.model_copy(update={"model": f"file://{model_uri}-gone"})
+    with pytest.raises(InputError, match="-gone"):
+        plan(gone, jobs_server, effort=Effort(images=8))

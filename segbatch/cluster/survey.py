@@ -21,14 +21,13 @@ from segbatch.cluster.estimate import Node
 from segbatch.cluster.sample import Place, Sample, measure
 from segbatch.cluster.workers import (
     A_LITTLE,
-    CPUS_FOR_OTHER_STAGES,
     MIN_LOGICAL_CPUS,
-    THREADS_PER_WORKER,
     connected,
     cores,
+    cpu_workers,
     most_of,
 )
-from segbatch.errors import Incomplete, SegbatchError
+from segbatch.errors import Incomplete, InputError, SegbatchError
 from segbatch.job import Resources, SegmentJob
 from segbatch.model.device import device_here
 from segbatch.preflight import SAMPLE_IMAGES, check_first_images, prepare
@@ -116,17 +115,16 @@ def place_here(resources: Resources) -> Place:
 
 
 def _place(resources: Resources, device: str, logical: int, physical: int, gpus: float) -> Place:
-    """One node, with as many workers as :func:`~segbatch.cluster.workers.share_out` gives it."""
+    """One node, with as many workers as a run would have on it."""
     if device == "cuda":
         threads = 1 if resources.cpus_per_worker == "auto" else int(resources.cpus_per_worker)
         workers = gpus / resources.gpus_per_worker
     else:
-        free = max(1, min(physical, logical - CPUS_FOR_OTHER_STAGES))
-        wanted = resources.workers if isinstance(resources.workers, int) else 1
-        threads = max(1, min(THREADS_PER_WORKER, free // wanted, logical - 1))
-        if resources.cpus_per_worker != "auto":
-            threads = int(resources.cpus_per_worker)
-        workers = max(1, min(wanted, free // threads) if wanted > 1 else free // threads)
+        try:
+            shared = cpu_workers(resources, [logical], physical)
+        except InputError:  # they are meant for more nodes than one
+            shared = cpu_workers(Resources(), [logical], physical)
+        threads, workers = shared.num_cpus, shared.expected
     return Place(Node(logical, physical, workers, threads + A_LITTLE), device, threads)
 
 

@@ -152,7 +152,15 @@ def share_out(resources: Resources, device: str) -> Workers:
         nodes = [float(MIN_LOGICAL_CPUS)]
     logical = int(sum(nodes))
     # A local Ray may have more logical CPUs than there are cores; threads must not.
-    physical = min(logical, cores()) if len(nodes) == 1 else logical
+    return cpu_workers(resources, nodes, min(logical, cores()) if len(nodes) == 1 else logical)
+
+
+def cpu_workers(resources: Resources, nodes: list[float], physical: int) -> Workers:
+    """The workers that predict on CPUs: ``nodes`` are their logical ones, ``physical`` all cores.
+
+    Raises :class:`~segbatch.errors.InputError` for more than there are.
+    """
+    logical = int(sum(nodes))
     free = max(1, min(physical, logical - CPUS_FOR_OTHER_STAGES))
     if resources.cpus_per_worker == "auto":
         wanted = resources.workers if isinstance(resources.workers, int) else 1
@@ -168,7 +176,7 @@ def share_out(resources: Resources, device: str) -> Workers:
             f" {free} are there for workers, the rest read and write; on one node"
             f" {int(max(nodes))}"
         )
-    return Workers(device, (low, high), cpus, 0.0)
+    return Workers("cpu", (low, high), cpus, 0.0)
 
 
 def share_out_training(resources: TrainResources, device: str) -> Workers:
