@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 import typer
 
 from segbatch import storage
-from segbatch.demo.nodes import FOLDER, HOST, NODE_CPUS, START_S, State, answers, joined, wait
+from segbatch.demo.nodes import FOLDER, HOST, NODE_CPUS, State, answers
 from segbatch.errors import InputError, SegbatchError
 from segbatch.progress import say
 
@@ -79,7 +79,7 @@ def up(
         state.until(lambda: answers(state.url))
         for _ in range(nodes - 1):
             state.start_node()
-        state.started()
+            state.started()
     except BaseException:
         down()
         raise
@@ -124,7 +124,7 @@ def add() -> None:
     """One more node."""
     state = State.read()
     number = state.start_node()
-    wait(lambda: joined(state.nodes[number]), START_S)
+    state.started()
     say(f"node-{number} has joined")
 
 

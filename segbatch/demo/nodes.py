@@ -21,7 +21,7 @@ from segbatch.errors import InputError
 
 FOLDER = Path("cluster")
 HOST = "127.0.0.1"
-NODE_CPUS = 4
+NODE_CPUS = 6  # room for a predict worker of four threads, and for what feeds it
 STORE_BYTES = 200_000_000
 START_S = 90.0
 END_S = 15.0
@@ -141,6 +141,8 @@ class State:
             "PATH": f"{programs}:{os.environ['PATH']}",
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",
+            # Many workers share few cores here: one that waits a second is not to start anew.
+            "RAY_idle_worker_killing_time_threshold_ms": "60000",
         }
 
     def start(self, name: str, *command: str) -> None:
@@ -171,7 +173,8 @@ class State:
         return number
 
     def started(self) -> None:
-        """Wait until head and S3 server answer and every node has joined.
+        """Wait until head and S3 server answer and every node has joined: one that starts takes
+        ports that another would have found free.
 
         Raises :class:`~segbatch.errors.InputError` where something has ended instead.
         """
