@@ -151,6 +151,8 @@ def sizes(run: Path) -> dict[str, int]:
         "stats_files": len(list((run / "stats").glob("*.parquet"))),
         "stats_bytes": size_of(run / "stats"),
         "log_entries": len(list((run / "rows" / "_delta_log").glob("*.json"))),
+        "log_bytes": size_of(run / "rows" / "_delta_log"),
+        "run_json_bytes": (run / "run.json").stat().st_size,
     }
 
 
