@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -121,10 +122,11 @@ def test_a_job_completes_although_a_node_is_lost_and_another_joins(cluster: Path
     assert sent.returncode == 0, sent.stderr
 
     def done() -> int:
+        time.sleep(5)  # asking takes a core
         told = segbatch("status", RUN, "--format=json", folder=cluster)
         return json.loads(told.stdout)["ok"] if told.returncode == 0 else 0
 
-    wait_until(lambda: done() > 0)
+    wait_until(lambda: done() > 0, seconds=300)
     assert script("kill", "1", folder=cluster).returncode == 0
     assert script("add", folder=cluster).returncode == 0
     seen = segbatch("logs", RUN, "--follow", folder=cluster)
