@@ -49,6 +49,9 @@ def plan_command(
     format: FactsFormat = Facts.text,
 ) -> None:
     """What a job would take, before it runs: images, hours, money; writes nothing."""
+    # Threads that spin while they wait take many times as long on a busy machine, and then measure
+    # nothing but that. To be said before torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from segbatch.cluster.offers import Wish
     from segbatch.cluster.plan import plan
     from segbatch.cluster.planned import print_plan

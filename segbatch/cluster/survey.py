@@ -148,6 +148,7 @@ def _on_nodes(job: SegmentJob, census: Census, effort: Effort) -> list[Sample]:
                 num_cpus=place.threads,
                 num_gpus=job.resources.gpus_per_worker if device == "cuda" else 0,
                 max_retries=0,
+                runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}},  # as in plan_cli.py
                 scheduling_strategy=strategy,
             )(_measure_there)
             running.append(task.remote(job, census.sample, place, census.images, effort.sample_s))
