@@ -26,6 +26,7 @@ from segbatch import storage
 from segbatch.cluster.executor import auto_precision, data_context, in_background, shared
 from segbatch.cluster.workers import (
     A_LITTLE,
+    READ_CPUS,
     Workers,
     connected,
     resolve_device,
@@ -70,9 +71,9 @@ def pipeline(
     tables: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": None}
     return (
         ray.data.from_arrow([shards.slice(row, 1) for row in range(len(shards))])
-        .map_batches(partial(read_stage, dataset=dataset), num_cpus=1, **tables, **task)
+        .map_batches(partial(read_stage, dataset=dataset), num_cpus=READ_CPUS, **tables, **task)
         .repartition(target_num_rows_per_block=block_rows)
-        .map_batches(partial(decode_stage, reading=reading), num_cpus=1, **tables, **task)
+        .map_batches(partial(decode_stage, reading=reading), num_cpus=READ_CPUS, **tables, **task)
         .map_batches(
             PredictStage,
             fn_constructor_args=(predicting, reading),

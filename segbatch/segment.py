@@ -19,6 +19,7 @@ from segbatch import signals, storage
 from segbatch.cluster.executor import RayExecutor, auto_precision, shared, sizes_of
 from segbatch.cluster.workers import (
     A_LITTLE,
+    READ_CPUS,
     Workers,
     connected,
     resolve_device,
@@ -70,11 +71,13 @@ def pipeline(
         ray.data.from_arrow(blocks)
         .map_batches(
             partial(fetch_stage, reading=stages.reading, tenure=tenure),
-            num_cpus=1,
+            num_cpus=READ_CPUS,
             **tables,
             **task,
         )
-        .map_batches(partial(decode_stage, reading=stages.reading), num_cpus=1, **tables, **task)
+        .map_batches(
+            partial(decode_stage, reading=stages.reading), num_cpus=READ_CPUS, **tables, **task
+        )
         .map_batches(
             PredictStage,
             fn_constructor_args=(stages.predicting, stages.reading, tenure),

@@ -25,6 +25,7 @@ MIN_LOGICAL_CPUS = 4  # with fewer, the stages of a pipeline can starve each oth
 CPUS_FOR_OTHER_STAGES = 2
 CONNECT_S = 10.0
 A_LITTLE = 0.01  # of a CPU more for each worker than for other stages: see segment.pipeline
+READ_CPUS = 0.98  # of a task that reads or decodes: there is room beside a worker on any node
 THREADS_PER_WORKER = 4  # more than these hardly speed one network up
 
 
@@ -68,6 +69,8 @@ def connected(say: Callable[[str], None]) -> Iterator[None]:
         yield
         return
     address = os.environ.get("RAY_ADDRESS")
+    # The backend calls every actor that may restart an error; the driver shows its own.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     # Zero GPUs for a stage must not hide them from the rest; Ray warns of this change otherwise.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # An image that eats a node's memory would be tried without end. It has no named parameter.
@@ -82,8 +85,6 @@ def connected(say: Callable[[str], None]) -> Iterator[None]:
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
             else:
                 say("starting Ray on this machine")
-                # The backend calls every actor that may restart an error; the driver shows its own.
-                os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
                 ray.init(
                     address="local",
                     num_cpus=max(MIN_LOGICAL_CPUS, cores()),

@@ -21,7 +21,7 @@ from segbatch.errors import InputError
 
 FOLDER = Path("cluster")
 HOST = "127.0.0.1"
-NODE_CPUS = 6  # room for a predict worker of four threads, and for what feeds it
+NODE_CPUS = 4  # as on a small machine: a predict worker of three threads, and what feeds it
 STORE_BYTES = 200_000_000
 START_S = 90.0
 END_S = 15.0
