@@ -29,8 +29,8 @@ from dataclasses import dataclass, field
 # Measured on 2 shared x86-64 cores, 2026-11 (docs/clusters/planning.md says how).
 BLOCKS_PER_S = 24.0  # small blocks that one driver handed out in a second
 BLOCK_CPU_S = 2 / BLOCKS_PER_S  # so much of a core went into each
-RAY_START_S = 8.0
-WORKER_START_S = 8.0  # until a new process has imported torch and Ray
+COMMAND_S = 33.0  # of `segbatch run`: its imports, Ray's start and end, the statistics
+WORKER_START_S = 18.0  # from there until the first image is predicted, the model's loading aside
 MAX_NODES = 1000
 
 WRITE_CPUS = 0.5  # what a write task asks for; the other stages ask for one

@@ -13,7 +13,7 @@ from typing import Any
 
 from segbatch import storage
 from segbatch.cluster.estimate import (
-    RAY_START_S,
+    COMMAND_S,
     Offer,
     Pace,
     Part,
@@ -172,7 +172,7 @@ def reckon(job: SegmentJob, found: Survey, cluster: Cluster, prices: Prices, wis
 def _measured(job: SegmentJob, found: Survey, sample: Sample) -> Measured:
     node, beside = sample.node, cpus_beside_worker(sample.cost)
     reached = pace(sample.cost, node)
-    start_s = start_up_s(sample.load_s) + (0.0 if found.on_cluster else RAY_START_S)
+    start_s = start_up_s(sample.load_s) + (0.0 if found.on_cluster else COMMAND_S)
     alone = Unit([Part("", 1.0, None)], reached, 1)
     per_gpu = None
     if sample.on_gpu:
