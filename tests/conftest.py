@@ -18,10 +18,15 @@ from tests.collection import broken, various
 from tests.proxy import CONTROL, REQUESTS, proxy
 
 # One Ray serves all tests, and drivers in processes of their own: without a token they find it.
-os.environ["RAY_AUTH_MODE"] = "disabled"
-os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
-os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
-os.environ.update({"RAY_metrics_report_interval_ms": "1000"})
+os.environ |= {
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "RAY_metrics_report_interval_ms": "1000",
+    # As segbatch.cluster.workers sets for a Ray of its own.
+    "RAY_idle_worker_killing_time_threshold_ms": "60000",
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
 
 ROOT = Path(__file__).parents[1]
 

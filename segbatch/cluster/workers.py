@@ -26,6 +26,12 @@ CPUS_FOR_OTHER_STAGES = 2
 CONNECT_S = 10.0
 A_LITTLE = 0.01  # of a CPU more for each worker than for other stages: see segment.pipeline
 READ_CPUS = 0.98  # of a task that reads or decodes: there is room beside a worker on any node
+# Of a Ray on this machine. A process that is idle for a second would be ended, and the next task
+# start another; threads that spin while they wait take the cores from the other stages.
+FEW_CORES = {
+    "RAY_idle_worker_killing_time_threshold_ms": "60000",
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
 THREADS_PER_WORKER = 4  # more than these hardly speed one network up
 
 
@@ -85,6 +91,8 @@ def connected(say: Callable[[str], None]) -> Iterator[None]:
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
             else:
                 say("starting Ray on this machine")
+                for name, value in FEW_CORES.items():
+                    os.environ.setdefault(name, value)
                 ray.init(
                     address="local",
                     num_cpus=max(MIN_LOGICAL_CPUS, cores()),
