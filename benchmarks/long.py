@@ -1,4 +1,4 @@
-"""Tests that take minutes: lost nodes, a frozen driver, a dead endpoint: scripts/bench long."""
+"""Tests that take minutes: lost nodes, frozen drivers, killed trainings: scripts/bench long."""
 
 import sys
 from pathlib import Path

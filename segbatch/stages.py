@@ -234,6 +234,7 @@ def write_stage(table: pa.Table, writing: Writing) -> pa.Table:
     seconds, counted = _summed(table, SECONDS), _summed(table, COUNTED)
     accounts = write(table.select(writing.schema.names), writing)
     seconds["write"] = time.perf_counter() - start
+    counted["rows"] = table.num_rows
     if accounts:
         accounts[0] = replace(accounts[0], seconds=seconds, counted=counted)
     return pa.table({"account": pa.array([a.to_text() for a in accounts], pa.string())})

@@ -134,6 +134,7 @@ def test_of_two_drivers_one_works_and_a_signal_leaves_the_run_to_the_next(
     assert_whole(segment(work), 60)
 
 
+@pytest.mark.long
 def test_a_second_interrupt_stops_at_once(model_uri: str, tmp_path: Path, ray_address: str) -> None:
     run = tmp_path / "run"
     work = job(slow_images(tmp_path / "images", 20), model_uri, str(run))

@@ -15,6 +15,7 @@ from botocore.validate import ParamValidator
 from jsonschema import ValidationError
 
 import segbatch
+from segbatch.cluster.nodetypes import read_cluster
 from tests.clusters import FETCH, GPU_WORKER, launched, problems, read, unknown_options
 
 ROOT = Path(__file__).parents[1]
@@ -154,3 +155,10 @@ def test_nodes_are_told_what_segbatch_relies_on(path: Path) -> None:
     assert any(spill in command for command in config["initialization_commands"])
     started = config["head_start_ray_commands"] + config["worker_start_ray_commands"]
     assert sum("--object-spilling-directory=/spill" in command for command in started) == 2
+
+
+@pytest.mark.parametrize("path", CLOUDS, ids=lambda path: path.stem)
+def test_a_plan_knows_which_gpus_are_spot(path: Path) -> None:
+    gpus = {kind.name: kind.spot for kind in read_cluster(str(path)).workers if kind.gpus}
+    assert gpus == {name: name.endswith("spot") for name in gpus}
+    assert True in gpus.values()

@@ -166,6 +166,7 @@ def test_a_finished_training_is_left_as_it_is(
 # ------------------------------------------------------------------------------- what goes wrong
 
 
+@pytest.mark.long
 def test_a_training_that_is_stopped_and_killed_in_every_way_ends_as_an_unbroken_one(
     ray_address: str, s3: S3, labels: Dataset, tmp_path: Path
 ) -> None:

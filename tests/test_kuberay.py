@@ -273,7 +273,7 @@ def test_a_driver_that_is_stopped_commits_what_is_written(name: str) -> None:
     assert (
         "kill -TERM $(pidof -x segbatch)" in container["lifecycle"]["preStop"]["exec"]["command"][2]
     )
-    assert {"name": "RAY_JOB_STOP_WAIT_TIME_S", "value": "30"} in container["env"]
+    assert {"name": "RAY_JOB_STOP_WAIT_TIME_S", "value": "45"} in container["env"]
     assert job["spec"]["entrypoint"].startswith("segbatch ")  # a shell before it would hide it
 
 

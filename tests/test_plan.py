@@ -20,7 +20,6 @@ from segbatch.cluster.estimate import (
     StageCost,
     Unit,
     Work,
-    balanced,
     cpus_beside_worker,
     offer,
     pace,
@@ -28,6 +27,7 @@ from segbatch.cluster.estimate import (
     share_at_most,
     solve,
     start_up_s,
+    with_threads,
 )
 from segbatch.cluster.nodetypes import Cluster, NodeType, read_cluster
 from segbatch.cluster.offers import Option, Wish
@@ -86,8 +86,17 @@ def test_what_a_worker_needs_beside_it_balances_a_node() -> None:
     assert beside == pytest.approx(7.6)
     shaped = pace(COST, replace(GPU_NODE, cpus=1 + beside))
     assert shaped.bounds["cpus"] == pytest.approx(shaped.bounds["device"])
-    alike = pace(COST, balanced(COST, 32, 2))
-    assert alike.bounds["cpus"] == pytest.approx(alike.bounds["device"])
+
+
+def test_more_threads_than_in_the_sample_predict_so_much_faster() -> None:
+    once, twice = COST.stages["predict"].wall_s, with_threads(COST, 2).stages["predict"].wall_s
+    assert twice == pytest.approx(once / 2)
+
+
+def test_a_node_whose_workers_leave_no_cpu_never_ends() -> None:
+    stuck = pace(COST, replace(GPU_NODE, cpus=4, workers=4))
+    assert stuck.images_per_second == 0
+    assert offer(WORK, Unit([Part("gpu", 1, 1.0)], stuck, most=8), 1).hours == math.inf
 
 
 WORK = Work(images=3_600_000, start_up_s=360, fixed=2.0, head=0.5)

@@ -354,6 +354,7 @@ def test_images_that_fail_for_a_while_arrive_and_few_that_never_do_get_their_rea
     assert run.audit(deep=True).exit_code == 0
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("no_pause")
 def test_an_outage_commits_no_failure_and_is_run_again(s3: S3, twenty: str, model_uri: str) -> None:
     limits = {"retries": 0, "passes": 1, "max_failed_fraction": 0.1}

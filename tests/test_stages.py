@@ -112,6 +112,7 @@ def test_an_image_goes_the_whole_way_in_one_process(tmp_path: Path, model_uri: s
     assert accounts[0].seconds.keys() == stages
     assert all(seconds > 0 for seconds in accounts[0].seconds.values())
     assert accounts[0].counted == {
+        "rows": 4,
         "read_bytes": sum(map(len, files.values())),
         "batches": pytest.approx(2),  # of the padded shapes 64×128 (b) and 128×128
     }

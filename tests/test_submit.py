@@ -344,6 +344,7 @@ def test_a_submitted_job_is_followed_to_its_end_and_found_by_its_run(
     assert (listed["id"], listed["output"], listed["exit_code"]) == (submission_id, output, 0)
 
 
+@pytest.mark.long
 def test_a_submitted_job_is_stopped_by_its_run_in_order(
     jobs_server: str, model_uri: str, s3: Any
 ) -> None:

@@ -9,12 +9,17 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from ray.core.generated.autoscaler_pb2 import ClusterConfig
 
 from segbatch.classes import Classes
 from segbatch.cluster import workers
 from segbatch.cluster.executor import data_context
-from segbatch.cluster.workers import Workers, resolve_device, share_out, share_out_training
+from segbatch.cluster.workers import (
+    Workers,
+    gpu_workers,
+    resolve_device,
+    share_out,
+    share_out_training,
+)
 from segbatch.errors import InputError
 from segbatch.job import Resources
 from segbatch.jobtrain import TrainResources
@@ -68,24 +73,46 @@ def test_a_worker_fits_on_a_node(monkeypatch: pytest.MonkeyPatch) -> None:
         share_out(Resources(workers=1, cpus_per_worker=4), "cpu")
 
 
-def scaled_to_zero(num_cpus: int) -> ClusterConfig:
-    """What Ray's autoscaler tells of a cluster with one type of workers."""
-    config = ClusterConfig()
-    config.node_group_configs.add(name="gpu", max_count=6).resources.update({"CPU": num_cpus})
-    return config
+SCALED_TO_ZERO = """
+available_node_types:
+  head: {resources: {CPU: 0}, max_workers: 0}
+  gpu: {resources: {CPU: 12, GPU: 1}, min_workers: 0, max_workers: 8}
+head_node_type: head
+"""
 
 
-def test_nodes_that_an_autoscaler_may_start_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    may_come = {"CPU": 96, "GPU": 8}
-    monkeypatch.setattr(workers.state, "get_max_resources_from_cluster_config", lambda: may_come)
-    monkeypatch.setattr(workers.state, "get_cluster_config", lambda: scaled_to_zero(16))
+def test_nodes_that_ray_up_may_start_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ray_bootstrap_config.yaml").write_text(SCALED_TO_ZERO)
+    monkeypatch.setenv("HOME", str(tmp_path))
     assert resolve_device(Resources()) == resolve_device(Resources(device="cuda")) == "cuda"
     found = share_out(Resources(gpus_per_worker=1), "cuda")
     assert (found.size, found.num_cpus, found.num_gpus) == ((1, None), 1, 1.0)
     training = share_out_training(TrainResources(workers=4), "cuda")
-    assert (training.size, training.num_cpus, training.num_gpus) == ((4, 4), 16, 1.0)
+    assert (training.size, training.num_cpus, training.num_gpus) == ((4, 4), 12, 1.0)
     with pytest.raises(InputError, match=r"9 workers of .* Ray has 96 CPUs and 8 GPUs"):
         share_out_training(TrainResources(workers=9), "cuda")
+
+
+def test_what_kuberay_may_start_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBERAY_GEN_RAY_START_CMD", "ray start --head")
+    assert resolve_device(Resources(device="cuda")) == "cuda"
+    assert resolve_device(Resources(device="cpu")) == "cpu"
+    with pytest.raises(InputError, match="say cuda or cpu"):
+        resolve_device(Resources())
+    found = share_out(Resources(workers=40, cpus_per_worker=1), "cpu")
+    assert found.size == (40, 40), "of which most are still to come"
+    assert share_out_training(TrainResources(workers=8), "cuda").size == (8, 8)
+
+
+def test_workers_with_gpus_fit_on_nodes_and_leave_a_cpu_to_read() -> None:
+    one_each = Resources(gpus_per_worker=1)
+    assert gpu_workers(one_each, [(8, 1), (8, 1), (16, 0)]).size == (2, None)
+    assert gpu_workers(one_each, [(4, 4)]).size == (2, None), "and not three, who leave 0.97 CPUs"
+    with pytest.raises(InputError, match="room for 0 on the nodes with GPUs"):
+        gpu_workers(Resources(gpus_per_worker=2), [(8, 1), (8, 1)])
+    with pytest.raises(InputError, match=r"3 workers .* room for 2"):
+        gpu_workers(Resources(gpus_per_worker=1, workers=3), [(8, 2)])
+    assert gpu_workers(Resources(workers=3), [(8, 2)], may_grow=True).size == (3, 3)
 
 
 def test_a_cluster_without_nodes_is_asked_for_one_worker(monkeypatch: pytest.MonkeyPatch) -> None:

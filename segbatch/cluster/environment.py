@@ -26,7 +26,7 @@ from segbatch.cluster.submission import (
     outcome,
     start,
 )
-from segbatch.errors import InputError
+from segbatch.errors import Incomplete, InputError
 from segbatch.progress import say
 from segbatch.storage import one_line
 
@@ -144,7 +144,8 @@ def with_segbatch(dashboard: Dashboard, environment: dict[str, Any]) -> dict[str
 def installed(dashboard: Dashboard, environment: dict[str, Any]) -> Installed:
     """What a driver in ``environment`` has, asked by a job of a second.
 
-    Raises :class:`~segbatch.errors.InputError` where the environment cannot be made.
+    Raises :class:`~segbatch.errors.InputError` where the environment cannot be made, and
+    :class:`~segbatch.errors.Incomplete` where the cluster lost the job.
     """
     probe = Submission(f"{PROBE_ID}{uuid.uuid4().hex[:12]}", dashboard)
     start(probe, PROBE, environment, {})
@@ -154,6 +155,8 @@ def installed(dashboard: Dashboard, environment: dict[str, Any]) -> Installed:
     if exit_code(details) != 0 or not answers:
         why = last_line(log) if log else outcome(details)
         where = dashboard.get_address()
+        if exit_code(details) == Incomplete.exit_code:
+            raise Incomplete(f"{where}: {why}; submit it again")
         raise InputError(f"{where}: cannot run python in this runtime environment: {why}")
     return Installed(**json.loads(answers[-1].removeprefix(MARK)))
 

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 # Measured on 2 shared x86-64 cores, 2026-11 (docs/clusters/planning.md says how).
 BLOCKS_PER_S = 24.0  # small blocks that one driver handed out in a second
@@ -118,11 +118,11 @@ def pace(cost: ImageCost, node: Node) -> Pace:
     return Pace(bounds[least], names.get(least, least), bounds)
 
 
-def balanced(cost: ImageCost, cpus: float, worker_cpus: float, gbps: float | None = None) -> Node:
-    """A node without GPUs, on which as many workers predict as keep its other CPUs busy."""
-    predict_s = cost.stages["predict"].wall_s * worker_cpus
-    workers = cpus / worker_cpus * predict_s / (predict_s + cost.slot_s)
-    return Node(cpus, cpus, workers, worker_cpus, gbps)
+def with_threads(cost: ImageCost, more: float) -> ImageCost:
+    """What an image costs where a worker on the CPU has ``more`` times the threads."""
+    predict = cost.stages["predict"]
+    stages = {**cost.stages, "predict": replace(predict, wall_s=predict.wall_s / more)}
+    return replace(cost, stages=stages)
 
 
 def cpus_beside_worker(cost: ImageCost) -> float:
@@ -195,7 +195,8 @@ class Offer:
 def offer(work: Work, unit: Unit, units: int) -> Offer:
     """What ``units`` of a kind come to."""
     rate = min(units * unit.pace.images_per_second, work.most_per_second)
-    hours = (work.start_up_s + (work.images / rate if work.images else 0.0)) / 3600
+    seconds = 0.0 if not work.images else work.images / rate if rate else math.inf
+    hours = (work.start_up_s + seconds) / 3600
     price = unit.price(units)
     money = None if price is None else hours * (price + work.head) + work.fixed
     return Offer(units, rate, hours, money)
@@ -239,7 +240,6 @@ def solve(work: Work, unit: Unit, deadline_h: float | None, budget: float | None
 
 LIST_PAGE = 1000  # keys that one LIST answers with
 COMMIT_EVERY_S = 60.0
-STATS_BYTES = 256 << 20  # of statistics in memory that become one file
 
 
 def requests(

@@ -53,13 +53,15 @@ class Metrics:
             tags = self.run | {"status": status, "kind": account.kind}
             self._images.inc(len(account.image_ids), tags)
             self._written.inc(account.file.size, self.run)
+        rows = account.counted.get("rows", 0)  # of the task, whatever their kind
         for stage, seconds in account.seconds.items():
             tags = self.run | {"stage": stage}
             self._count(self._stage_seconds, seconds, tags)
-            self._image_seconds.observe(seconds / len(account.image_ids), tags)
+            if rows:
+                self._image_seconds.observe(seconds / rows, tags)
         self._count(self._read, account.counted.get("read_bytes", 0), self.run)
         if batches := account.counted.get("batches"):
-            self._batch_size.observe(len(account.image_ids) / batches, self.run)
+            self._batch_size.observe(rows / batches, self.run)
 
     @staticmethod
     def _count(counter: Counter, value: float, tags: dict[str, str]) -> None:

@@ -72,6 +72,8 @@ def _node_type(name: str, entry: Mapping[str, Any], most_in_all: Any) -> NodeTyp
         gpus=float(resources.get("GPU", 0)),
         gpu=kinds[0] if kinds else None,
         instance=node.get("InstanceType") or node.get("machineType"),
-        spot=market == "spot" or bool(scheduling.get("preemptible")),
+        spot=market == "spot"
+        or bool(scheduling.get("preemptible"))
+        or scheduling.get("provisioningModel") == "SPOT",
         most=int(entry.get("max_workers", most_in_all if most_in_all is not None else 1)),
     )

@@ -14,11 +14,11 @@ from segbatch.cluster.estimate import (
     Solution,
     Unit,
     Work,
-    balanced,
     offer,
     pace,
     solve,
     start_up_s,
+    with_threads,
 )
 from segbatch.cluster.nodetypes import Cluster, NodeType
 from segbatch.cluster.prices import Prices
@@ -34,8 +34,8 @@ class Option:
     """Nodes that could do the job, by the name of their type; ``reason``, and no hours, where
     they could not, or nobody knows.
 
-    ``pace`` is that of all of them. Money is that of nodes, requests and transfer, by ``market``:
-    spot and on_demand, ``None`` where a price is missing. ``asked_of`` is the market that
+    ``images_per_second`` is that of all of them. ``money`` is that of nodes, requests and transfer,
+    at the prices of spot and on_demand, ``None`` where one is missing; ``market`` is the one that
     ``cluster.yaml`` takes them from.
     """
 
@@ -100,11 +100,22 @@ def _choices(kind: NodeType, samples: Sequence[Sample], terms: Terms) -> list[_C
     gbps = instance.gbps if instance else None
     if not kind.gpus:
         sample = next((sample for sample in samples if not sample.on_gpu), None)
-        if sample is None:
+        if sample is None or _wants_gpus(terms):
             return "prepares images for the GPUs of other nodes"
-        threads = min(THREADS_PER_WORKER, max(1, int(kind.cpus) - 1))
-        node = balanced(sample.cost, kind.cpus, threads + A_LITTLE, gbps)
-        return [_Choice(kind.name, [(kind, 1.0)], pace(sample.cost, node), sample)]
+        asked = terms.resources.cpus_per_worker
+        most = max(1, int(kind.cpus) - 1)
+        threads = min(THREADS_PER_WORKER, most) if asked == "auto" else int(asked)
+        node = Node(
+            cpus=kind.cpus,
+            cores=kind.cpus,
+            workers=int(kind.cpus / (threads + A_LITTLE)),
+            worker_cpus=threads + A_LITTLE,
+            gbps=gbps,
+        )
+        found = pace(with_threads(sample.cost, threads / sample.threads), node)
+        if not found.images_per_second:
+            return f"has no room for workers of {threads} CPUs and for what reads images for them"
+        return [_Choice(kind.name, [(kind, 1.0)], found, sample)]
     gpu = kind.gpu or (instance.gpu if instance else None)
     if gpu is None:
         return f"which GPU {kind.instance or 'it'} has stands in no table"
@@ -120,6 +131,8 @@ def _choices(kind: NodeType, samples: Sequence[Sample], terms: Terms) -> list[_C
     )
     alone = pace(sample.cost, node)
     choices = [_Choice(kind.name, [(kind, 1.0)], alone, sample)]
+    if not alone.images_per_second:
+        choices = []
     helper = next((other for other in terms.cluster.workers if not other.gpus), None)
     if helper is not None and alone.bounds["cpus"] < alone.bounds["device"]:
         missing = alone.bounds["device"] * sample.cost.slot_s
@@ -129,7 +142,13 @@ def _choices(kind: NodeType, samples: Sequence[Sample], terms: Terms) -> list[_C
         together = pace(sample.cost, replace(node, cpus=cpus, cores=cpus))
         name = f"{kind.name} + {helper.name}"
         choices.append(_Choice(name, [(kind, 1.0), (helper, share)], together, sample))
-    return choices
+    return choices or "has no CPU left over to read images with"
+
+
+def _wants_gpus(terms: Terms) -> bool:
+    """Whether a run on this cluster predicts on GPUs alone."""
+    there = any(kind.gpus for kind in terms.cluster.workers)
+    return terms.resources.device == "cuda" or (terms.resources.device == "auto" and there)
 
 
 def _is(gpu: str, device: str) -> bool:
@@ -159,8 +178,10 @@ def _option(choice: _Choice, terms: Terms) -> Option:
     units = {
         name: Unit(
             [
-                Part(part.name, share, prices.of(part.instance, spot=name == "spot"))
+                Part(part.name, share, prices.of(part.instance, spot=spot))
                 for part, share in choice.parts
+                # What only helps is taken from where the file takes it.
+                for spot in [name == "spot" if part is choice.parts[0][0] else part.spot]
             ],
             choice.pace,
             most,
@@ -171,7 +192,7 @@ def _option(choice: _Choice, terms: Terms) -> Option:
     if wish.deadline_h is not None or wish.budget is not None:
         solution = solve(work, units[market], wish.deadline_h, wish.budget)
         found = solution.offer or solution.closest
-        reason = None if solution.offer else _impossible(solution, prices.currency)
+        reason = None if solution.offer else _impossible(solution, prices.currency, wish)
     return Option(
         name=choice.name,
         market=market,
@@ -184,11 +205,13 @@ def _option(choice: _Choice, terms: Terms) -> Option:
     )
 
 
-def _impossible(solution: Solution, currency: str) -> str:
+def _impossible(solution: Solution, currency: str, wish: Wish) -> str:
     """Why no number of nodes does what was asked."""
     fastest, cheapest = solution.fastest, solution.cheapest
     if cheapest is None or cheapest.money is None:
-        return "has no price in the table, so that no budget can be held"
+        if wish.budget is not None:
+            return "has no price in the table, so that no budget can be held"
+        return f"impossible: at the fastest {fastest.hours:.2g} h ({fastest.units} of them)"
     return (
         f"impossible: at the fastest {fastest.hours:.2g} h ({fastest.units} of them), at the"
         f" cheapest {cheapest.money:.2f} {currency} ({cheapest.units} of them)"

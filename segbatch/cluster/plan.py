@@ -247,7 +247,7 @@ def _notes(
             f"prices{where} are of {prices.date}, from a table and from nowhere else: hold them"
             " against today's, and give yours with --prices"
         )
-        if cluster.region and cluster.region not in prices.region:
+        if cluster.region and prices.region and cluster.region not in prices.region:
             notes.append(f"the nodes are in {cluster.region}, whose prices are others")
         if cluster.head and prices.of(cluster.head.instance, spot=False) is None:
             notes.append(f"the head ({cluster.head.instance}) has no price and is left out")

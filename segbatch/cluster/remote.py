@@ -17,7 +17,7 @@ from typing import Any
 from segbatch.cluster.dashboard import connect, last_line
 from segbatch.cluster.environment import with_segbatch, with_variables
 from segbatch.cluster.submission import Submission, exit_code, outcome, start
-from segbatch.cluster.submit import MAX_ENTRYPOINT, metadata_of, refuse_local
+from segbatch.cluster.submit import MAX_ENTRYPOINT, metadata_of, refuse_local, without_values
 from segbatch.cluster.survey import START_S, Effort, Survey, survey
 from segbatch.errors import Incomplete, InputError, JobFailed, SegbatchError
 from segbatch.job import SegmentJob
@@ -44,16 +44,23 @@ def survey_there(
         raise InputError("the job file is too long to be sent: name the images in a manifest")
     dashboard = connect(address)
     metadata = metadata_of(job) | {"kind": "plan"}
-    environment = with_segbatch(dashboard, with_variables({}, {}, env_vars or {}))
+    environment = with_variables({}, {}, env_vars or {})
     new = Submission(f"segbatch_plan_{uuid.uuid4().hex[:12]}", dashboard)
-    start(new, entrypoint, environment, metadata)
+    with without_values(env_vars or {}):
+        start(new, entrypoint, with_segbatch(dashboard, environment), metadata)
     say(f"measuring at {new.address}, as {new.id}")
-    details = new.wait(START_S + effort.list_s + effort.sample_s)
+    try:
+        details = new.wait(START_S + effort.list_s + effort.sample_s)
+    except BaseException:  # it would go on, and hold a GPU
+        dashboard.stop_job(new.id)
+        raise
     log = dashboard.get_job_logs(new.id) if details.driver_exit_code is not None else ""
     answers = [line for line in log.splitlines() if line.startswith(MARK)]
     code = exit_code(details)
     if code or not answers:
-        raise _ERRORS.get(code, JobFailed)(last_line(log) if log else outcome(details))
+        raise _ERRORS.get(code, JobFailed)(
+            last_line(log).removeprefix("segbatch: ") if log else outcome(details)
+        )
     return Survey.from_json(json.loads(answers[-1].removeprefix(MARK)))
 
 

@@ -75,7 +75,7 @@ def submit(
         {STOP_WAIT: str(STOP_S)},
         {**(env_vars or {}), submitted.ADDRESS: dashboard.get_address()},
     )
-    with _without(environment["env_vars"]):
+    with without_values(environment["env_vars"]):
         environment = with_segbatch(dashboard, environment)
         new = Submission(submission_id or f"segbatch_{uuid.uuid4().hex[:16]}", dashboard)
         start(new, entrypoint, environment, metadata)
@@ -153,7 +153,7 @@ def _document(job: str | Mapping[str, Any] | Job, overrides: Sequence[str]) -> D
 
 
 @contextmanager
-def _without(secrets: Mapping[str, str]) -> Iterator[None]:
+def without_values(secrets: Mapping[str, str]) -> Iterator[None]:
     """Values of variables come back in what Ray says of an environment; not in an error of ours."""
     try:
         yield

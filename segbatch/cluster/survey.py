@@ -118,7 +118,7 @@ def _place(resources: Resources, device: str, logical: int, physical: int, gpus:
     """One node, with as many workers as a run would have on it."""
     if device == "cuda":
         threads = 1 if resources.cpus_per_worker == "auto" else int(resources.cpus_per_worker)
-        workers = gpus / resources.gpus_per_worker
+        workers = max(1, int(gpus / resources.gpus_per_worker))
     else:
         try:
             shared = cpu_workers(resources, [logical], physical)

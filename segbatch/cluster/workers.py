@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import socket
@@ -14,8 +15,8 @@ from typing import Any
 
 import ray
 from ray._private import auto_init_hook
-from ray._private.state import state
 
+from segbatch.cluster.growth import node_types
 from segbatch.errors import InputError
 from segbatch.job import Resources
 from segbatch.jobtrain import TrainResources
@@ -134,7 +135,8 @@ def _sigterm_kept() -> Iterator[None]:
 def resolve_device(resources: Resources | TrainResources) -> str:
     """``cpu`` or ``cuda``: the GPU if there is one, or may be once the cluster has grown.
 
-    Raises :class:`~segbatch.errors.InputError` for a GPU there is not.
+    Raises :class:`~segbatch.errors.InputError` for a GPU there is not, and where it depends on
+    nodes of which nothing is known.
     """
     gpus = most_of("GPU")
     if resources.device == "cuda" and not gpus:
@@ -143,6 +145,11 @@ def resolve_device(resources: Resources | TrainResources) -> str:
             " may start"
         )
     if resources.device == "auto":
+        if math.isinf(gpus) and not cluster_resources().get("GPU"):
+            raise InputError(
+                "resources.device: auto: no node has a GPU now, and KubeRay does not tell whether"
+                " it would start one: say cuda or cpu"
+            )
         return "cuda" if gpus else "cpu"
     return resources.device
 
@@ -152,19 +159,43 @@ def share_out(resources: Resources, device: str) -> Workers:
 
     Raises :class:`~segbatch.errors.InputError` for more than it has.
     """
+    may_grow = node_types() != []
     if device == "cuda":
-        now = max(1, int(cluster_resources().get("GPU", 0) / resources.gpus_per_worker))
-        cpus = 1 if resources.cpus_per_worker == "auto" else int(resources.cpus_per_worker)
-        return Workers(device, _size(resources, now), cpus, resources.gpus_per_worker)
+        return gpu_workers(resources, list(zip(node_cpus(), node_gpus(), strict=True)), may_grow)
     nodes = node_cpus()
     if not any(nodes):  # scaled to zero: what is asked for makes them come
         nodes = [float(MIN_LOGICAL_CPUS)]
     logical = int(sum(nodes))
     # A local Ray may have more logical CPUs than there are cores; threads must not.
-    return cpu_workers(resources, nodes, min(logical, cores()) if len(nodes) == 1 else logical)
+    physical = min(logical, cores()) if len(nodes) == 1 else logical
+    return cpu_workers(resources, nodes, physical, may_grow)
 
 
-def cpu_workers(resources: Resources, nodes: list[float], physical: int) -> Workers:
+def gpu_workers(
+    resources: Resources, nodes: list[tuple[float, float]], may_grow: bool = False
+) -> Workers:
+    """The workers that predict on GPUs: ``nodes`` are CPUs and GPUs of each one.
+
+    Raises :class:`~segbatch.errors.InputError` where none fits on any, or there are not enough.
+    """
+    cpus = 1 if resources.cpus_per_worker == "auto" else int(resources.cpus_per_worker)
+    gpus = resources.gpus_per_worker
+    room = sum(int(min(has / gpus, cpu / (cpus + A_LITTLE))) for cpu, has in nodes)
+    free = sum(cpu for cpu, _ in nodes) - READ_CPUS
+    room = max(0, min(room, int(free / (cpus + A_LITTLE))))
+    low, high = _size(resources, max(1, room))
+    if low > room and not may_grow:
+        there = ", ".join(f"{cpu:g} CPUs and {has:g} GPUs" for cpu, has in nodes if has)
+        raise InputError(
+            f"resources: {low} workers of {cpus} CPUs and {gpus:g} GPUs, and there is room for"
+            f" {room} on the nodes with GPUs ({there}), one CPU left over to read"
+        )
+    return Workers("cuda", (low, high), cpus, gpus)
+
+
+def cpu_workers(
+    resources: Resources, nodes: list[float], physical: int, may_grow: bool = False
+) -> Workers:
     """The workers that predict on CPUs: ``nodes`` are their logical ones, ``physical`` all cores.
 
     Raises :class:`~segbatch.errors.InputError` for more than there are.
@@ -179,7 +210,7 @@ def cpu_workers(resources: Resources, nodes: list[float], physical: int) -> Work
     room = sum(int(has / (cpus + A_LITTLE)) for has in nodes)  # a worker is on one node
     now = max(1, min(free // cpus, room))
     low, high = _size(resources, now)
-    if room == 0 or low > now or cpus > max(1, free):
+    if not may_grow and (room == 0 or low > now or cpus > max(1, free)):
         raise InputError(
             f"resources: {low} workers of {cpus} CPUs; of {logical} CPUs on {len(nodes)} nodes,"
             f" {free} are there for workers, the rest read and write; on one node"
@@ -194,15 +225,15 @@ def share_out_training(resources: TrainResources, device: str) -> Workers:
     Raises :class:`~segbatch.errors.InputError` for more than the cluster has, or may have.
     """
     low, high = size = resources.num_workers
-    num_cpus = int(most_of("CPU")) or MIN_LOGICAL_CPUS
+    num_cpus = most_of("CPU") or MIN_LOGICAL_CPUS
     # A local Ray may have more logical CPUs than there are cores; threads must not.
     physical = min(num_cpus, cores()) if node_cpus() == [num_cpus] else num_cpus
-    cpus = max(1, min(physical // high, int(largest_node())))
+    cpus = max(1, int(min(physical // high, largest_node())))
     if resources.cpus_per_worker != "auto":
         cpus = int(resources.cpus_per_worker)
     gpus = float(resources.gpus_per_worker) if device == "cuda" else 0.0
     if low * cpus > num_cpus or low * gpus > most_of("GPU"):
-        has = f"{num_cpus} CPUs and {most_of('GPU'):g} GPUs"
+        has = f"{num_cpus:g} CPUs and {most_of('GPU'):g} GPUs"
         raise InputError(
             f"resources: {low} workers of {cpus} CPUs and {gpus:g} GPUs, and Ray has {has}"
         )
@@ -229,19 +260,32 @@ def cluster_resources() -> dict[str, Any]:
 
 
 def most_of(resource: str) -> float:
-    """What the cluster has of a resource, or may have once its autoscaler has started nodes."""
-    may_come: dict[str, int] = state.get_max_resources_from_cluster_config() or {}
-    return max(float(cluster_resources().get(resource, 0)), may_come.get(resource, 0))
+    """What the cluster has of CPUs or GPUs, or may have once its autoscaler has started nodes.
+
+    Infinite where that is not known.
+    """
+    types = node_types()
+    if types is None:
+        return math.inf
+    may_come = sum(each.most * (each.gpus if resource == "GPU" else each.cpus) for each in types)
+    return max(float(cluster_resources().get(resource, 0)), may_come)
 
 
 def largest_node() -> float:
     """CPUs of the largest node that is there, or that the autoscaler may start."""
-    config = state.get_cluster_config()
-    types = config.node_group_configs if config is not None else []
-    return max([*node_cpus(), *(float(each.resources.get("CPU", 0)) for each in types)])
+    return max([*node_cpus(), *(each.cpus for each in node_types() or [])])
 
 
 def node_cpus() -> list[float]:
     """Logical CPUs of each node that is there now."""
+    return _of_nodes("CPU")
+
+
+def node_gpus() -> list[float]:
+    """GPUs of each node that is there now."""
+    return _of_nodes("GPU")
+
+
+def _of_nodes(resource: str) -> list[float]:
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    return [node["Resources"].get("CPU", 0.0) for node in nodes if node["Alive"]]
+    return [node["Resources"].get(resource, 0.0) for node in nodes if node["Alive"]]

@@ -31,8 +31,8 @@ class Account:
     """What a write task tells the driver: images of one ``kind``, and the file that holds them.
 
     ``file`` is ``None`` for images that are left to a later pass. ``seconds`` are those of each
-    stage over all images that the task wrote, ``counted`` what it counted of them (``read_bytes``,
-    ``batches``); both stand in the first of its accounts.
+    stage over all images that the task wrote, ``counted`` what it counted of them (``rows``,
+    ``read_bytes``, ``batches``); both stand in the first of its accounts.
     """
 
     kind: str
