@@ -139,7 +139,9 @@ def test_a_storage_that_refuses_connections_is_no_endless_wait(
 
 
 def test_only_without_retry_failed_is_refused(tmp_path: Path) -> None:
-    result = cli("run", str(tmp_path / "job.yaml"), "--only", "timeout")
+    work = tmp_path / "job.yaml"
+    work.write_text("kind: segment\nimages: photos/\nmodel: model\noutput: run\n")
+    result = cli("run", str(work), "--only", "timeout")
     assert (result.returncode, result.stderr) == (2, "segbatch: --only goes with --retry-failed\n")
 
 

@@ -171,6 +171,8 @@ def auto_precision(device: str, watch: Watch) -> str:
 
     So a cluster scaled to zero is waited for, which is said once a minute.
     """
+    if device == "cpu" and any(node_cpus()):
+        return _auto_precision(device)  # a process that imports torch for it would take seconds
     task: Any = ray.remote(num_cpus=1, num_gpus=0.01 if device == "cuda" else 0)(_auto_precision)
     kind = "GPU" if device == "cuda" else "CPU"
     precision: str = get(task.remote(device), watch, f"waiting for a node with a free {kind}")
