@@ -100,7 +100,7 @@ def _choices(kind: NodeType, samples: Sequence[Sample], terms: Terms) -> list[_C
     gbps = instance.gbps if instance else None
     if not kind.gpus:
         sample = next((sample for sample in samples if not sample.on_gpu), None)
-        if sample is None or _wants_gpus(terms):
+        if sample is None or terms.resources.device == "cuda":
             return "prepares images for the GPUs of other nodes"
         asked = terms.resources.cpus_per_worker
         most = max(1, int(kind.cpus) - 1)
@@ -143,12 +143,6 @@ def _choices(kind: NodeType, samples: Sequence[Sample], terms: Terms) -> list[_C
         name = f"{kind.name} + {helper.name}"
         choices.append(_Choice(name, [(kind, 1.0), (helper, share)], together, sample))
     return choices or "has no CPU left over to read images with"
-
-
-def _wants_gpus(terms: Terms) -> bool:
-    """Whether a run on this cluster predicts on GPUs alone."""
-    there = any(kind.gpus for kind in terms.cluster.workers)
-    return terms.resources.device == "cuda" or (terms.resources.device == "auto" and there)
 
 
 def _is(gpu: str, device: str) -> bool:

@@ -228,7 +228,7 @@ def share_out_training(resources: TrainResources, device: str) -> Workers:
     num_cpus = most_of("CPU") or MIN_LOGICAL_CPUS
     # A local Ray may have more logical CPUs than there are cores; threads must not.
     physical = min(num_cpus, cores()) if node_cpus() == [num_cpus] else num_cpus
-    cpus = max(1, int(min(physical // high, largest_node())))
+    cpus = max(1, int(min(physical / high, largest_node())))
     if resources.cpus_per_worker != "auto":
         cpus = int(resources.cpus_per_worker)
     gpus = float(resources.gpus_per_worker) if device == "cuda" else 0.0
