@@ -134,18 +134,17 @@ def _watch(log: Log, again: str) -> int:
     """Follow a job to its end, or until the user looks away; the exit code."""
     from segbatch.cluster.submission import exit_code, outcome
 
-    while True:
-        try:
-            details = log.follow()
-        except KeyboardInterrupt:
-            if _wants_stop():
-                say("stopping it; what is being written is finished first")
-                details = log.submission.stop()
-            else:
-                say(f"it goes on; look again with: segbatch logs {again} --follow")
-                return LOOKED_AWAY
-        say(f"{log.submission.id}: {outcome(details)}")
-        return exit_code(details)
+    try:
+        details = log.follow()
+    except KeyboardInterrupt:
+        if not _wants_stop():
+            say(f"it goes on; look again with: segbatch logs {again} --follow")
+            return LOOKED_AWAY
+        say("stopping it; what is being written is finished first")
+        details = log.submission.stop()
+        log.all()
+    say(f"{log.submission.id}: {outcome(details)}")
+    return exit_code(details)
 
 
 def _wants_stop() -> bool:

@@ -23,7 +23,7 @@ import ray.data
 from ray.exceptions import WorkerCrashedError
 
 from segbatch import storage
-from segbatch.cluster.executor import auto_precision, data_context, in_background, shared
+from segbatch.cluster.executor import data_context, in_background, resolve_precision, shared
 from segbatch.cluster.workers import (
     A_LITTLE,
     READ_CPUS,
@@ -126,8 +126,7 @@ def work_through(
     """Score every image of the split; returns what was settled on the way."""
     watch = Watch(lease, Limits().stall_minutes)
     device = resolve_device(job.resources)
-    auto = auto_precision(device, watch)
-    precision = auto if job.predict.precision == "auto" else job.predict.precision
+    precision = resolve_precision(job.predict.precision, device, watch)
     workers = share_out(job.resources, device)
     total = dataset.num_rows(job.split)
     block_rows = _block_rows(dataset, job, workers)

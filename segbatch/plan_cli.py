@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from segbatch.cluster.sharing import PASSIVE_THREADS
 from segbatch.errors import InputError
 from segbatch.facts import Facts, FactsFormat, print_facts
 from segbatch.options import JobFile, Overrides
@@ -49,9 +50,9 @@ def plan_command(
     format: FactsFormat = Facts.text,
 ) -> None:
     """What a job would take, before it runs: images, hours, money; writes nothing."""
-    # Threads that spin while they wait take many times as long on a busy machine, and then measure
-    # nothing but that. To be said before torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Threads that spin on a busy machine take many times as long, and measure nothing but that.
+    for name, value in PASSIVE_THREADS.items():
+        os.environ.setdefault(name, value)
     from segbatch.cluster.offers import Wish
     from segbatch.cluster.plan import plan
     from segbatch.cluster.planned import print_plan

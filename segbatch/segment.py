@@ -16,7 +16,7 @@ import pyarrow as pa
 import ray.data
 
 from segbatch import signals, storage
-from segbatch.cluster.executor import RayExecutor, auto_precision, shared, sizes_of
+from segbatch.cluster.executor import RayExecutor, resolve_precision, shared, sizes_of
 from segbatch.cluster.workers import (
     A_LITTLE,
     READ_CPUS,
@@ -183,10 +183,8 @@ def work_through(
     """Bring every image of the manifest to a committed row."""
     watch = Watch(lease, job.limits.stall_minutes, GRACE_S)
     device = resolve_device(job.resources)
-    auto = auto_precision(device, watch)  # where a cluster scaled to zero is waited for
-    precision = state.settle(
-        device, auto if job.predict.precision == "auto" else job.predict.precision
-    )
+    # Here a cluster scaled to zero is waited for.
+    precision = state.settle(device, resolve_precision(job.predict.precision, device, watch))
     workers = share_out(job.resources, device)
     sizes = sizes_for(
         job,

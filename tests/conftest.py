@@ -12,6 +12,7 @@ import boto3
 import pytest
 
 from segbatch import storage
+from segbatch.cluster.sharing import FEW_CORES
 from segbatch.demo.s3server import s3_server
 from segbatch.results.run import Run
 from tests.collection import broken, various
@@ -23,9 +24,7 @@ os.environ |= {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_metrics_report_interval_ms": "1000",
-    # As segbatch.cluster.workers sets for a Ray of its own.
-    "RAY_idle_worker_killing_time_threshold_ms": "60000",
-    "OMP_WAIT_POLICY": "PASSIVE",
+    **FEW_CORES,
 }
 
 ROOT = Path(__file__).parents[1]

@@ -59,8 +59,21 @@ def said(folder: Path) -> str:
 # --------------------------------------------------------------------------------- drivers that die
 
 
-def test_a_run_killed_ten_times_equals_an_unbroken_one(
-    whole_run: Run, model_uri: str, collection: Path, tmp_path: Path, ray_address: str
+@pytest.mark.parametrize(
+    "times",
+    [
+        pytest.param(slice(2, None, 3), id="three"),
+        pytest.param(slice(None), id="ten", marks=pytest.mark.long),
+    ],
+)
+def test_a_run_killed_many_times_equals_an_unbroken_one(
+    whole_run: Run,
+    model_uri: str,
+    collection: Path,
+    tmp_path: Path,
+    ray_address: str,
+    *,
+    times: slice,
 ) -> None:
     run = tmp_path / "run"
     work = job(f"{collection}/", model_uri, str(run), **EVERYTHING)
@@ -87,7 +100,7 @@ def test_a_run_killed_ten_times_equals_an_unbroken_one(
         (run / "stats").exists,
         lambda: any((run / "stats").glob("*.parquet")),
     ]
-    for moment in moments:
+    for moment in moments[times]:
         with driver(work, tmp_path, ray_address) as process:
             wait_until(moment, process)
             process.kill()

@@ -207,6 +207,7 @@ def test_a_loss_that_is_no_number_ends_with_what_to_change(
     assert run_json(output)["status"] == "failed"
 
 
+@pytest.mark.long
 def test_training_goes_on_from_a_model_and_ends_when_nothing_gets_better(
     trained: str, ray_address: str, labels: Dataset, tmp_path: Path
 ) -> None:

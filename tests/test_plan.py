@@ -246,6 +246,18 @@ def test_a_deadline_and_a_budget_settle_the_nodes() -> None:
     assert "USD" in poor.reason
 
 
+def test_no_more_workers_are_reckoned_with_than_the_job_file_allows() -> None:
+    three = JOB.model_copy(update={"resources": Resources(workers=[1, 3])})
+    found = Survey(1_000_000, True, 0, 1_000_000, {}, [SAMPLE], on_cluster=True)
+    nodes = read_cluster(str(ROOT / "cluster.yaml"))
+    for wish in (Wish(), Wish(deadline_h=0.5)):
+        gpu = option(reckon(three, found, nodes, read_prices(None), wish), "gpu")
+        assert gpu.nodes == {"gpu": 3}
+        assert gpu.images_per_second == pytest.approx(300)
+        assert gpu.limit == "resources.workers"
+    assert gpu.reason is not None
+
+
 def test_a_node_without_a_price_has_hours_and_no_money() -> None:
     own = NodeType("mine", 16, 1, "L4", "a box under a desk", spot=False, most=2)
     found = option(planned(SAMPLE, cluster=Cluster(None, [own], None)), "mine")
@@ -387,6 +399,14 @@ def test_listing_is_stopped_and_that_is_said(
     shown = capsys.readouterr().out
     assert "at least 1 images" in shown
     assert "--list-seconds" in shown
+
+
+def test_a_manifest_asks_for_no_listing(model_uri: str, tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("uri\nfile:///a.jpg\nfile:///b.jpg\n")
+    asked = load_job(job(f"{tmp_path}/m.csv", model_uri, str(tmp_path / "run")))
+    assert isinstance(asked, SegmentJob)
+    census = count_images(asked, 10, list_s=60)
+    assert (census.images, census.listed) == (2, 0)
 
 
 def test_a_prefix_without_images_is_refused(s3: S3, model_uri: str) -> None:

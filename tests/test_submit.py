@@ -386,8 +386,13 @@ def test_a_job_that_is_stopped_has_the_time_to_end_in_order(
     command = "trap 'sleep 4; echo in order; exit 130' TERM; echo began; while :; do sleep 1; done"
     submission = shell_job(dashboard, command)
     wait_until(lambda: "began\n" in dashboard.get_job_logs(submission.id))
+    said: list[str] = []
+    log = Log(submission, said.append)
+    log.all()
     assert exit_code(submission.stop()) == 143
-    assert "in order" in dashboard.get_job_logs(submission.id)
+    log.all()
+    lines = "".join(said).splitlines()
+    assert (lines.count("began"), lines[-1]) == (1, "in order")
 
 
 @pytest.mark.filterwarnings("ignore:ssl=None is deprecated")  # so Ray's client asks aiohttp

@@ -11,6 +11,7 @@ import pyarrow as pa
 from segbatch import storage
 from segbatch.images import manifest
 from segbatch.job import SegmentJob
+from segbatch.jobimages import Glob, Prefix
 from segbatch.results.encode import carried
 from segbatch.results.schema import RESERVED_COLUMNS
 from segbatch.results.table import Table
@@ -24,8 +25,9 @@ SLICES_READ = 8  # files of a frozen manifest that images are drawn from: one ma
 class Census:
     """What a job's sources hold; ``images`` are at least so many where not ``whole``.
 
-    ``done`` of them have their rows already. ``listed`` were looked at to count them. ``sample``
-    has ``image_id``, ``uri`` and the user's columns as they travel, sorted by ``image_id``.
+    ``done`` of them have their rows already. ``listed`` keys were looked at to count them, none for
+    a manifest. ``sample`` has ``image_id``, ``uri`` and the user's columns as they travel, sorted
+    by ``image_id``.
     """
 
     images: int
@@ -33,7 +35,6 @@ class Census:
     done: int
     listed: int
     skipped: dict[str, int]
-    seconds: float
     sample: pa.Table
 
 
@@ -83,20 +84,19 @@ def count_images(job: SegmentJob, size: int, list_s: float) -> Census:
                 break
             draw.add(batch)
         skipped = dict(sorted(listing.skipped.items()))
+    lists = any(isinstance(source, Prefix | Glob) for source in job.sources)
     return Census(
         images=draw.seen,
         whole=whole,
         done=0,
-        listed=draw.seen + sum(skipped.values()),
+        listed=draw.seen + sum(skipped.values()) if lists else 0,
         skipped=skipped,
-        seconds=time.monotonic() - start,
         sample=_carried(draw.rows()),
     )
 
 
 def count_left(state: RunState, size: int) -> Census:
     """What a run that has begun still has to do: its list is frozen, and its files are counted."""
-    start = time.monotonic()
     rows = Table.open(storage.join(state.uri, "rows"))
     done = sum(file["rows"] for file in rows.files()) if rows is not None else 0
     random = np.random.default_rng(SEED)
@@ -112,7 +112,6 @@ def count_left(state: RunState, size: int) -> Census:
         done=done,
         listed=0,
         skipped={},
-        seconds=time.monotonic() - start,
         sample=pa.concat_tables(drawn).slice(0, size),
     )
 

@@ -18,14 +18,8 @@ from ray.runtime_env import RuntimeEnv
 
 import segbatch
 from segbatch import storage
-from segbatch.cluster.dashboard import Dashboard, last_line
-from segbatch.cluster.submission import (
-    PROBE_ID,
-    Submission,
-    exit_code,
-    outcome,
-    start,
-)
+from segbatch.cluster.dashboard import Dashboard
+from segbatch.cluster.submission import PROBE_ID, NoAnswer, Submission, start
 from segbatch.errors import Incomplete, InputError
 from segbatch.progress import say
 from segbatch.storage import one_line
@@ -149,16 +143,15 @@ def installed(dashboard: Dashboard, environment: dict[str, Any]) -> Installed:
     """
     probe = Submission(f"{PROBE_ID}{uuid.uuid4().hex[:12]}", dashboard)
     start(probe, PROBE, environment, {})
-    details = probe.wait(PROBE_S)
-    log = dashboard.get_job_logs(probe.id) if details.driver_exit_code is not None else ""
-    answers = [line for line in log.splitlines() if line.startswith(MARK)]
-    if exit_code(details) != 0 or not answers:
-        why = last_line(log) if log else outcome(details)
+    try:
+        return Installed(**probe.answer(MARK, PROBE_S))
+    except NoAnswer as error:
         where = dashboard.get_address()
-        if exit_code(details) == Incomplete.exit_code:
-            raise Incomplete(f"{where}: {why}; submit it again")
-        raise InputError(f"{where}: cannot run python in this runtime environment: {why}")
-    return Installed(**json.loads(answers[-1].removeprefix(MARK)))
+        if error.code == Incomplete.exit_code:
+            raise Incomplete(f"{where}: {error}; submit it again") from error
+        raise InputError(
+            f"{where}: cannot run python in this runtime environment: {error}"
+        ) from error
 
 
 def added(environment: dict[str, Any]) -> dict[str, Any]:

@@ -239,7 +239,6 @@ def solve(work: Work, unit: Unit, deadline_h: float | None, budget: float | None
 # ------------------------------------------------------------------------------------ requests
 
 LIST_PAGE = 1000  # keys that one LIST answers with
-COMMIT_EVERY_S = 60.0
 
 
 def requests(
@@ -250,18 +249,17 @@ def requests(
     file_rows: int,
     passing_failures: float = 0.0,
     tries: int = 1,
-    seconds: float = 0.0,
 ) -> dict[str, int]:
     """Requests by kind: ``images`` are read, ``listed`` keys are looked at.
 
     GET: one an image, and for each share of ``passing_failures`` as many more as there are
-    ``tries``; the lease twice a block and once a file. PUT: a file of rows, and a commit a minute
-    of the ``seconds`` that it takes. Heartbeats (360 an hour) are left out.
+    ``tries``; the lease twice a block and once a file. PUT: a file of rows. Commits (60 an hour)
+    and heartbeats (360) are left out.
     """
     blocks, files = math.ceil(images / block_rows), math.ceil(images / file_rows)
     return {
         "get": math.ceil(images * (1 + passing_failures * (tries - 1))) + 2 * blocks + files,
-        "put": files + math.ceil(seconds / COMMIT_EVERY_S) + 3,
+        "put": files + 3,
         "list": math.ceil(listed / LIST_PAGE),
     }
 

@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import ray
@@ -166,32 +166,28 @@ def get(running: Any, watch: Watch, waiting: str | None = None) -> Any:
     return next(watch.over(result))
 
 
-def auto_precision(device: str, watch: Watch) -> str:
+def resolve_precision(asked: str, device: str, watch: Watch) -> str:
     """What ``precision: auto`` means on the workers' device, asked on a node that has one.
 
     So a cluster scaled to zero is waited for, which is said once a minute.
     """
     if device == "cpu" and any(node_cpus()):
-        return _auto_precision(device)  # a process that imports torch for it would take seconds
-    task: Any = ray.remote(num_cpus=1, num_gpus=0.01 if device == "cuda" else 0)(_auto_precision)
+        return _precision(asked, device)  # a process that imports torch for it would take seconds
+    task: Any = ray.remote(num_cpus=1, num_gpus=0.01 if device == "cuda" else 0)(_precision)
     kind = "GPU" if device == "cuda" else "CPU"
-    precision: str = get(task.remote(device), watch, f"waiting for a node with a free {kind}")
+    waiting = f"waiting for a node with a free {kind}"
+    precision: str = get(task.remote(asked, device), watch, waiting)
     return precision
 
 
-def _auto_precision(device: str) -> str:
-    return predict.resolve_precision("auto", predict.resolve_device(device))
+def _precision(asked: str, device: str) -> str:
+    return predict.resolve_precision(asked, predict.resolve_device(device))
 
 
 def shared(model: Model) -> Callable[[], Packed]:
     """``model`` for workers: each node fetches it once, from the driver or from each other."""
     reference: Any = ray.put(pack(model.module, model.config))
-    return partial(_fetched, reference)
-
-
-def _fetched(reference: Any) -> Packed:
-    packed: Packed = ray.get(reference)
-    return packed
+    return cast(Callable[[], Packed], partial(ray.get, reference))
 
 
 def sizes_of(images: pa.Table, reading: Reading, watch: Watch) -> list[tuple[int, int]]:

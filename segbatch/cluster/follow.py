@@ -35,8 +35,8 @@ class Log:
         self._answered = time.monotonic()
 
     def all(self) -> None:
-        """Write what there is now."""
-        self._take(self.submission.dashboard.get_job_logs(self.submission.id))
+        """Write what there is now, and was not written yet."""
+        self._take(self.submission.dashboard.get_job_logs(self.submission.id)[self._seen :])
         self._release()
 
     def follow(self) -> JobDetails:

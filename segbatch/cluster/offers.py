@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from segbatch.cluster.estimate import (
 from segbatch.cluster.nodetypes import Cluster, NodeType
 from segbatch.cluster.prices import Prices
 from segbatch.cluster.sample import Sample
-from segbatch.cluster.workers import A_LITTLE, THREADS_PER_WORKER
+from segbatch.cluster.workers import A_LITTLE, fitting, pool_size, threads_on
 from segbatch.job import Resources
 
 MARKETS = ("spot", "on_demand")
@@ -63,8 +64,14 @@ class _Choice:
 
     name: str
     parts: list[tuple[NodeType, float]]
+    node: Node
     pace: Pace
     sample: Sample
+
+    @property
+    def per_worker(self) -> float:
+        """Images per second of one predict worker."""
+        return self.pace.bounds["device"] / self.node.workers
 
 
 @dataclass(frozen=True)
@@ -103,19 +110,18 @@ def _choices(kind: NodeType, samples: Sequence[Sample], terms: Terms) -> list[_C
         if sample is None or terms.resources.device == "cuda":
             return "prepares images for the GPUs of other nodes"
         asked = terms.resources.cpus_per_worker
-        most = max(1, int(kind.cpus) - 1)
-        threads = min(THREADS_PER_WORKER, most) if asked == "auto" else int(asked)
+        threads = threads_on(kind.cpus) if asked == "auto" else int(asked)
         node = Node(
             cpus=kind.cpus,
             cores=kind.cpus,
-            workers=int(kind.cpus / (threads + A_LITTLE)),
+            workers=fitting(kind.cpus, threads),
             worker_cpus=threads + A_LITTLE,
             gbps=gbps,
         )
         found = pace(with_threads(sample.cost, threads / sample.threads), node)
         if not found.images_per_second:
             return f"has no room for workers of {threads} CPUs and for what reads images for them"
-        return [_Choice(kind.name, [(kind, 1.0)], found, sample)]
+        return [_Choice(kind.name, [(kind, 1.0)], node, found, sample)]
     gpu = kind.gpu or (instance.gpu if instance else None)
     if gpu is None:
         return f"which GPU {kind.instance or 'it'} has stands in no table"
@@ -130,7 +136,7 @@ def _choices(kind: NodeType, samples: Sequence[Sample], terms: Terms) -> list[_C
         gbps=gbps,
     )
     alone = pace(sample.cost, node)
-    choices = [_Choice(kind.name, [(kind, 1.0)], alone, sample)]
+    choices = [_Choice(kind.name, [(kind, 1.0)], node, alone, sample)]
     if not alone.images_per_second:
         choices = []
     helper = next((other for other in terms.cluster.workers if not other.gpus), None)
@@ -141,7 +147,7 @@ def _choices(kind: NodeType, samples: Sequence[Sample], terms: Terms) -> list[_C
         cpus = node.cpus + missing
         together = pace(sample.cost, replace(node, cpus=cpus, cores=cpus))
         name = f"{kind.name} + {helper.name}"
-        choices.append(_Choice(name, [(kind, 1.0), (helper, share)], together, sample))
+        choices.append(_Choice(name, [(kind, 1.0), (helper, share)], node, together, sample))
     return choices or "has no CPU left over to read images with"
 
 
@@ -161,14 +167,20 @@ def _market(kind: NodeType) -> str:
 def _option(choice: _Choice, terms: Terms) -> Option:
     prices, wish, head = terms.prices, terms.wish, terms.cluster.head
     market = _market(choice.parts[0][0])
+    most = max(1, int(min(part.most / share for part, share in choice.parts)))
+    caps = {"driver": BLOCKS_PER_S * choice.sample.block_rows}
+    _, workers = pool_size(terms.resources, now=1)
+    if workers is not None:
+        caps["resources.workers"] = workers * choice.per_worker
+        most = min(most, math.ceil(workers / choice.node.workers))
+    cap = min(caps, key=caps.__getitem__)
     work = Work(
         images=terms.images,
         start_up_s=start_up_s(choice.sample.load_s, prices.node_start_minutes * 60),
         fixed=terms.fixed,
         head=(prices.of(head.instance, spot=False) or 0.0) if head else 0.0,
-        most_per_second=BLOCKS_PER_S * choice.sample.block_rows,
+        most_per_second=caps[cap],
     )
-    most = max(1, int(min(part.most / share for part, share in choice.parts)))
     units = {
         name: Unit(
             [
@@ -193,7 +205,7 @@ def _option(choice: _Choice, terms: Terms) -> Option:
         nodes={part.name: part.nodes(found.units) for part in units[market].parts},
         reason=reason,
         images_per_second=found.images_per_second,
-        limit=choice.pace.limit if found.images_per_second < work.most_per_second else "driver",
+        limit=choice.pace.limit if found.images_per_second < work.most_per_second else cap,
         hours=found.hours,
         money={name: offer(work, unit, found.units).money for name, unit in units.items()},
     )

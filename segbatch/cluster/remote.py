@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from segbatch.cluster.dashboard import connect, last_line
+from segbatch.cluster.dashboard import connect
 from segbatch.cluster.environment import with_segbatch, with_variables
-from segbatch.cluster.submission import Submission, exit_code, outcome, start
+from segbatch.cluster.submission import NoAnswer, Submission, start
 from segbatch.cluster.submit import MAX_ENTRYPOINT, metadata_of, refuse_local, without_values
 from segbatch.cluster.survey import START_S, Effort, Survey, survey
 from segbatch.errors import Incomplete, InputError, JobFailed, SegbatchError
@@ -50,18 +50,13 @@ def survey_there(
         start(new, entrypoint, with_segbatch(dashboard, environment), metadata)
     say(f"measuring at {new.address}, as {new.id}")
     try:
-        details = new.wait(START_S + effort.list_s + effort.sample_s)
+        return Survey.from_json(new.answer(MARK, START_S + effort.list_s + effort.sample_s))
+    except NoAnswer as error:
+        kind = _ERRORS.get(error.code, JobFailed)
+        raise kind(str(error).removeprefix("segbatch: ")) from error
     except BaseException:  # it would go on, and hold a GPU
         dashboard.stop_job(new.id)
         raise
-    log = dashboard.get_job_logs(new.id) if details.driver_exit_code is not None else ""
-    answers = [line for line in log.splitlines() if line.startswith(MARK)]
-    code = exit_code(details)
-    if code or not answers:
-        raise _ERRORS.get(code, JobFailed)(
-            last_line(log).removeprefix("segbatch: ") if log else outcome(details)
-        )
-    return Survey.from_json(json.loads(answers[-1].removeprefix(MARK)))
 
 
 def main() -> None:

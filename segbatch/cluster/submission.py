@@ -13,7 +13,7 @@ from ray.job_submission import JobDetails, JobErrorType, JobStatus, JobType
 
 from segbatch import storage
 from segbatch.cluster.dashboard import Dashboard, connect, last_line
-from segbatch.errors import Incomplete, InputError
+from segbatch.errors import Incomplete, InputError, JobFailed
 from segbatch.storage import one_line
 
 OUTPUT = {"segment": "run", "finetune": "model", "evaluate": "evaluation"}  # in the metadata
@@ -33,6 +33,14 @@ _PASSING = {
         JobErrorType.JOB_SUPERVISOR_ACTOR_UNKNOWN_FAILURE,
     )
 }
+
+
+class NoAnswer(Exception):
+    """A job that was to answer ended with ``code``, by those of the command line."""
+
+    def __init__(self, code: int, why: str) -> None:
+        super().__init__(why)
+        self.code = code
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,19 @@ class Submission:
                 raise Incomplete(f"{self.id}: is {details.status.value.lower()} still; ask again")
             time.sleep(POLL_S)
         return details
+
+    def answer(self, mark: str, seconds: float) -> Any:
+        """What it prints as JSON behind ``mark``, once it has ended.
+
+        Raises :class:`NoAnswer` where it ends otherwise, :class:`~segbatch.errors.Incomplete` where
+        it has not ended after ``seconds``.
+        """
+        details = self.wait(seconds)
+        log = self.dashboard.get_job_logs(self.id) if details.driver_exit_code is not None else ""
+        answers = [line for line in log.splitlines() if line.startswith(mark)]
+        if code := exit_code(details) or (not answers and JobFailed.exit_code):
+            raise NoAnswer(code, last_line(log) if log else outcome(details))
+        return json.loads(answers[-1].removeprefix(mark))
 
     def stop(self) -> JobDetails:
         """End it in order, as SIGTERM does; its details afterwards."""

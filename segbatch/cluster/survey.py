@@ -19,6 +19,7 @@ from segbatch import storage
 from segbatch.cluster.census import Census, count_images, count_left
 from segbatch.cluster.estimate import Node
 from segbatch.cluster.sample import Place, Sample, measure
+from segbatch.cluster.sharing import PASSIVE_THREADS
 from segbatch.cluster.workers import (
     A_LITTLE,
     MIN_LOGICAL_CPUS,
@@ -148,7 +149,7 @@ def _on_nodes(job: SegmentJob, census: Census, effort: Effort) -> list[Sample]:
                 num_cpus=place.threads,
                 num_gpus=job.resources.gpus_per_worker if device == "cuda" else 0,
                 max_retries=0,
-                runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}},  # as in plan_cli.py
+                runtime_env={"env_vars": dict(PASSIVE_THREADS)},
                 scheduling_strategy=strategy,
             )(_measure_there)
             running.append(task.remote(job, census.sample, place, census.images, effort.sample_s))

@@ -17,6 +17,7 @@ import ray
 from ray._private import auto_init_hook
 
 from segbatch.cluster.growth import node_types
+from segbatch.cluster.sharing import FEW_CORES
 from segbatch.errors import InputError
 from segbatch.job import Resources
 from segbatch.jobtrain import TrainResources
@@ -27,12 +28,6 @@ CPUS_FOR_OTHER_STAGES = 2
 CONNECT_S = 10.0
 A_LITTLE = 0.01  # of a CPU more for each worker than for other stages: see segment.pipeline
 READ_CPUS = 0.98  # of a task that reads or decodes: there is room beside a worker on any node
-# Of a Ray on this machine. A process that is idle for a second would be ended, and the next task
-# start another; threads that spin while they wait take the cores from the other stages.
-FEW_CORES = {
-    "RAY_idle_worker_killing_time_threshold_ms": "60000",
-    "OMP_WAIT_POLICY": "PASSIVE",
-}
 THREADS_PER_WORKER = 4  # more than these hardly speed one network up
 
 
@@ -180,10 +175,9 @@ def gpu_workers(
     """
     cpus = 1 if resources.cpus_per_worker == "auto" else int(resources.cpus_per_worker)
     gpus = resources.gpus_per_worker
-    room = sum(int(min(has / gpus, cpu / (cpus + A_LITTLE))) for cpu, has in nodes)
-    free = sum(cpu for cpu, _ in nodes) - READ_CPUS
-    room = max(0, min(room, int(free / (cpus + A_LITTLE))))
-    low, high = _size(resources, max(1, room))
+    room = sum(min(int(has / gpus), fitting(cpu, cpus)) for cpu, has in nodes)
+    room = max(0, min(room, fitting(sum(cpu for cpu, _ in nodes) - READ_CPUS, cpus)))
+    low, high = pool_size(resources, max(1, room))
     if low > room and not may_grow:
         there = ", ".join(f"{cpu:g} CPUs and {has:g} GPUs" for cpu, has in nodes if has)
         raise InputError(
@@ -204,12 +198,12 @@ def cpu_workers(
     free = max(1, min(physical, logical - CPUS_FOR_OTHER_STAGES))
     if resources.cpus_per_worker == "auto":
         wanted = resources.workers if isinstance(resources.workers, int) else 1
-        cpus = max(1, min(THREADS_PER_WORKER, free // wanted, int(max(nodes)) - 1))
+        cpus = max(1, min(threads_on(max(nodes)), free // wanted))
     else:
         cpus = int(resources.cpus_per_worker)
-    room = sum(int(has / (cpus + A_LITTLE)) for has in nodes)  # a worker is on one node
+    room = sum(fitting(has, cpus) for has in nodes)  # a worker is on one node
     now = max(1, min(free // cpus, room))
-    low, high = _size(resources, now)
+    low, high = pool_size(resources, now)
     if not may_grow and (room == 0 or low > now or cpus > max(1, free)):
         raise InputError(
             f"resources: {low} workers of {cpus} CPUs; of {logical} CPUs on {len(nodes)} nodes,"
@@ -217,6 +211,16 @@ def cpu_workers(
             f" {int(max(nodes))}"
         )
     return Workers("cpu", (low, high), cpus, 0.0)
+
+
+def threads_on(node_cpus: float) -> int:
+    """Threads of a worker that predicts on the CPUs of such a node, of which one reads."""
+    return max(1, min(THREADS_PER_WORKER, int(node_cpus) - 1))
+
+
+def fitting(cpus: float, worker_cpus: int) -> int:
+    """Predict workers for which ``cpus`` are enough."""
+    return int(cpus / (worker_cpus + A_LITTLE))
 
 
 def share_out_training(resources: TrainResources, device: str) -> Workers:
@@ -232,15 +236,16 @@ def share_out_training(resources: TrainResources, device: str) -> Workers:
     if resources.cpus_per_worker != "auto":
         cpus = int(resources.cpus_per_worker)
     gpus = float(resources.gpus_per_worker) if device == "cuda" else 0.0
-    if low * cpus > num_cpus or low * gpus > most_of("GPU"):
-        has = f"{num_cpus:g} CPUs and {most_of('GPU'):g} GPUs"
+    num_gpus = most_of("GPU")
+    if low * cpus > num_cpus or low * gpus > num_gpus:
         raise InputError(
-            f"resources: {low} workers of {cpus} CPUs and {gpus:g} GPUs, and Ray has {has}"
+            f"resources: {low} workers of {cpus} CPUs and {gpus:g} GPUs, and Ray has"
+            f" {num_cpus:g} CPUs and {num_gpus:g} GPUs"
         )
     return Workers(device, size, cpus, gpus)
 
 
-def _size(resources: Resources, now: int) -> tuple[int, int | None]:
+def pool_size(resources: Resources, now: int) -> tuple[int, int | None]:
     """Smallest and largest number: by itself what there is room for now, and more later.
 
     Ray Data never gives a stage what it has reserved for the others, so "more" starves none.

@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from segbatch.cluster.sharing import IDLE_WORKERS
 from segbatch.errors import InputError
 
 FOLDER = Path("cluster")
@@ -141,8 +142,7 @@ class State:
             "PATH": f"{programs}:{os.environ['PATH']}",
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",
-            # Many workers share few cores here: one that waits a second is not to start anew.
-            "RAY_idle_worker_killing_time_threshold_ms": "60000",
+            **IDLE_WORKERS,
         }
 
     def start(self, name: str, *command: str) -> None:

@@ -1,0 +1,80 @@
+"""Picture: an image of a run as people look at it, its photograph and its mask on one grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from segbatch import storage
+from segbatch.classes import IGNORE_INDEX
+from segbatch.images.decode import decode_image
+from segbatch.images.diagnose import Undecodable
+from segbatch.job import Limits
+from segbatch.masks import decode_mask
+from segbatch.results.lookup import mask_png
+from segbatch.results.run import Run
+
+THREADS = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """``photo`` is ``(height, width, 3)`` uint8 RGB, upright; ``label_map`` ``(height, width)``
+    uint8 of class ids, the ignore index where there is no mask.
+    """
+
+    photo: npt.NDArray[np.uint8]
+    label_map: npt.NDArray[np.uint8]
+
+
+Unseen = storage.Unreadable | Undecodable  # each says its kind and a message
+
+
+def read_pictures(
+    uris: Sequence[str], masks: Sequence[bytes | None], long_side: int | None, limits: Limits
+) -> list[Picture | Unseen]:
+    """The images at ``uris``, downscaled to ``long_side``, with their masks as they are stored.
+
+    A mask of another size is brought to the photograph's by nearest neighbour. Raises
+    ``ValueError`` for a mask that is none.
+    """
+    read_limits = storage.ReadLimits(limits.max_bytes, limits.timeout_s, limits.retries)
+    contents = storage.read_many(uris, read_limits)
+
+    def picture(content: bytes | storage.Unreadable, png: bytes | None) -> Picture | Unseen:
+        if isinstance(content, storage.Unreadable):
+            return content
+        image = decode_image(content, max_pixels=limits.max_pixels, long_side=long_side)
+        if isinstance(image, Undecodable):
+            return image
+        return Picture(image.pixels, _label_map(png, image.pixels.shape[1::-1]))
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(picture, contents, masks))
+
+
+def look_up(
+    run: Run, images: Sequence[tuple[int, str]], long_side: int | None
+) -> list[Picture | Unseen]:
+    """Some images of a run, each given by its ``image_id`` and its ``uri``.
+
+    Raises :class:`~segbatch.errors.RunError` for an id that has no row, ``OSError`` if the run's
+    storage fails.
+    """
+    with ThreadPoolExecutor(THREADS) as pool:
+        masks = list(pool.map(lambda image: mask_png(run, image[0]), images))
+    limits = Limits.model_validate(run.info["job"].get("limits", {}))
+    return read_pictures([uri for _, uri in images], masks, long_side, limits)
+
+
+def _label_map(png: bytes | None, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """The label map of a stored mask, at ``size`` (width, height)."""
+    if png is None:
+        return np.full(size[::-1], IGNORE_INDEX, np.uint8)
+    ids = Image.fromarray(decode_mask(png))
+    return np.asarray(ids.resize(size, Image.Resampling.NEAREST) if ids.size != size else ids)
