@@ -24,14 +24,8 @@ from ray.exceptions import WorkerCrashedError
 
 from segbatch import storage
 from segbatch.cluster.executor import data_context, in_background, resolve_precision, shared
-from segbatch.cluster.workers import (
-    A_LITTLE,
-    READ_CPUS,
-    Workers,
-    connected,
-    resolve_device,
-    share_out,
-)
+from segbatch.cluster.sharing import ENCODE_CPUS, PARQUET_CPUS, READ_CPUS, worker_cpus
+from segbatch.cluster.workers import Workers, connected, resolve_device, share_out
 from segbatch.errors import Incomplete, RunError, SegbatchError, SourceError
 from segbatch.images.decode import Decoded, decode_image
 from segbatch.job import EvaluateJob, Job, Limits, SegmentJob, load_kind
@@ -71,19 +65,19 @@ def pipeline(
     tables: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": None}
     return (
         ray.data.from_arrow([shards.slice(row, 1) for row in range(len(shards))])
-        .map_batches(partial(read_stage, dataset=dataset), num_cpus=READ_CPUS, **tables, **task)
+        .map_batches(partial(read_stage, dataset=dataset), num_cpus=PARQUET_CPUS, **tables, **task)
         .repartition(target_num_rows_per_block=block_rows)
         .map_batches(partial(decode_stage, reading=reading), num_cpus=READ_CPUS, **tables, **task)
         .map_batches(
             PredictStage,
             fn_constructor_args=(predicting, reading),
             compute=ray.data.ActorPoolStrategy(min_size=workers.size[0], max_size=workers.size[1]),
-            num_cpus=workers.num_cpus + A_LITTLE,
+            num_cpus=worker_cpus(workers.num_cpus),
             num_gpus=workers.num_gpus,
             **tables | {"batch_size": block_rows},  # a block, which Ray wants to be told with GPUs
             **actor,
         )
-        .map_batches(partial(score_stage, scoring=scoring), num_cpus=0.99, **tables, **task)
+        .map_batches(partial(score_stage, scoring=scoring), num_cpus=ENCODE_CPUS, **tables, **task)
     )
 
 

@@ -17,14 +17,8 @@ import ray.data
 
 from segbatch import signals, storage
 from segbatch.cluster.executor import RayExecutor, resolve_precision, shared, sizes_of
-from segbatch.cluster.workers import (
-    A_LITTLE,
-    READ_CPUS,
-    Workers,
-    connected,
-    resolve_device,
-    share_out,
-)
+from segbatch.cluster.sharing import ENCODE_CPUS, PARQUET_CPUS, READ_CPUS, worker_cpus
+from segbatch.cluster.workers import Workers, connected, resolve_device, share_out
 from segbatch.errors import InputError
 from segbatch.images import manifest
 from segbatch.job import Job, SegmentJob, load_kind
@@ -82,17 +76,17 @@ def pipeline(
             PredictStage,
             fn_constructor_args=(stages.predicting, stages.reading, tenure),
             compute=ray.data.ActorPoolStrategy(min_size=workers.size[0], max_size=workers.size[1]),
-            num_cpus=workers.num_cpus + A_LITTLE,
+            num_cpus=worker_cpus(workers.num_cpus),
             num_gpus=workers.num_gpus,
             **tables | {"batch_size": block_rows},  # a block, which Ray wants to be told with GPUs
             **actor,
         )
         .map_batches(
-            partial(encode_stage, encoding=stages.encoding), num_cpus=0.99, **tables, **task
+            partial(encode_stage, encoding=stages.encoding), num_cpus=ENCODE_CPUS, **tables, **task
         )
         .map_batches(
             partial(write_stage, writing=stages.writing),
-            num_cpus=0.5,
+            num_cpus=PARQUET_CPUS,
             **tables | {"batch_size": file_rows},
             **task,
         )

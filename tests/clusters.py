@@ -15,10 +15,10 @@ from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingReque
 from ray.autoscaler.v2.utils import ResourceRequestUtil
 from ray.scripts.scripts import start
 
-from segbatch.cluster.workers import A_LITTLE, CPUS_FOR_OTHER_STAGES
+from segbatch.cluster.sharing import BESIDE_CPUS, READ_CPUS, worker_cpus
 
-GPU_WORKER = {"GPU": 1.0, "CPU": 1 + A_LITTLE}
-FETCH = {"CPU": 1.0}
+GPU_WORKER = {"GPU": 1.0, "CPU": worker_cpus(1)}
+FETCH = {"CPU": READ_CPUS}
 
 SPELLINGS = ("CPU", "GPU", "memory", "object_store_memory")
 PINNED = re.compile(
@@ -75,7 +75,7 @@ def shapes(config: dict[str, Any]) -> Iterator[str]:
         if name == head:
             if cpus != 0 or gpus or node.get("max_workers"):
                 yield f"{name}: the head would run workers: resources: {{CPU: 0}}"
-        elif cpus is not None and cpus < gpus * GPU_WORKER["CPU"] + CPUS_FOR_OTHER_STAGES:
+        elif cpus is not None and cpus < gpus * GPU_WORKER["CPU"] + BESIDE_CPUS:
             yield f"{name}: {cpus} CPUs: no headroom beside {gpus} GPUs"
     if config.get("provider", {}).get("type") == "local":
         started = " ".join(config["head_start_ray_commands"])

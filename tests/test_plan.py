@@ -35,6 +35,7 @@ from segbatch.cluster.plan import Plan, plan, reckon
 from segbatch.cluster.planned import print_plan
 from segbatch.cluster.prices import read_prices
 from segbatch.cluster.sample import Sample, measure
+from segbatch.cluster.sharing import ENCODE_CPUS, PARQUET_CPUS, READ_CPUS
 from segbatch.cluster.survey import Effort, Survey, place_here
 from segbatch.errors import InputError, SourceError
 from segbatch.job import Resources, SegmentJob, load_job
@@ -62,7 +63,7 @@ GPU_NODE = Node(cpus=16, cores=16, workers=1, worker_cpus=1)
 
 def test_the_cpus_beside_a_gpu_limit_it() -> None:
     reached = pace(COST, GPU_NODE)
-    slots = 0.020 + 0.050 + 0.005 + 0.002 / 2
+    slots = READ_CPUS * 0.070 + ENCODE_CPUS * 0.005 + PARQUET_CPUS * 0.002
     assert reached.bounds["device"] == pytest.approx(100)
     assert reached.bounds["cpus"] == pytest.approx(15 / slots)
     assert reached.bounds["cores"] == pytest.approx(16 / (0.062 + BLOCK_CPU_S / 100))
@@ -83,7 +84,7 @@ def test_waiting_for_the_network_is_called_so() -> None:
 
 def test_what_a_worker_needs_beside_it_balances_a_node() -> None:
     beside = cpus_beside_worker(COST)
-    assert beside == pytest.approx(7.6)
+    assert beside == pytest.approx(7.33)
     shaped = pace(COST, replace(GPU_NODE, cpus=1 + beside))
     assert shaped.bounds["cpus"] == pytest.approx(shaped.bounds["device"])
 
@@ -164,7 +165,7 @@ def test_a_deadline_that_is_none(text: str) -> None:
 
 SAMPLE = Sample(
     machine="a CPU",
-    node=Node(16, 16, 1, 1.01),
+    node=Node(16, 16, 1, 0.99),
     device="NVIDIA L4",
     threads=1,
     images=200,
@@ -228,11 +229,12 @@ def test_nodes_that_prepare_images_are_added_where_gpus_would_wait() -> None:
     alone, together = option(found, "gpu"), option(found, "gpu + cpu")
     assert alone.limit == "decode"
     assert together.limit == "device"
-    slots = 0.526 * 100 - (16 - 1.01)  # CPUs that one GPU node lacks
+    beside = cpus_beside_worker(replace(COST, stages=slow))
+    slots = beside - (16 - 0.99)  # CPUs that one GPU node lacks
     units = int(8 / (slots / 16))
     assert together.nodes == {"gpu": units, "cpu": math.ceil(units * slots / 16)}
     assert option(found, "cpu").reason == "prepares images for the GPUs of other nodes"
-    assert found.measured[0].cpus_per_gpu == pytest.approx(1.01 + 52.6)
+    assert found.measured[0].cpus_per_gpu == pytest.approx(0.99 + beside)
 
 
 def test_a_deadline_and_a_budget_settle_the_nodes() -> None:

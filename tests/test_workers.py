@@ -5,16 +5,23 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
+import time
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from segbatch.classes import Classes
 from segbatch.cluster import workers
 from segbatch.cluster.executor import data_context
+from segbatch.cluster.sharing import BESIDE_CPUS, worker_cpus
 from segbatch.cluster.workers import (
     Workers,
+    cpu_workers,
     gpu_workers,
     resolve_device,
     share_out,
@@ -29,7 +36,7 @@ from segbatch.results.lease import Tenure
 from segbatch.results.run import open_run
 from segbatch.results.schema import rows_schema
 from segbatch.results.write import Writing
-from segbatch.segment import pipeline
+from segbatch.segment import pipeline, segment
 from segbatch.stages import Pipeline, Predicting, Reading
 from segbatch.storage import ReadLimits
 from tests.collection import jpeg
@@ -68,9 +75,9 @@ def test_more_than_leaves_room_for_the_other_stages_is_refused(asked: dict[str, 
 def test_a_worker_fits_on_a_node(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "node_cpus", lambda: [4.0, 4.0, 4.0])
     found = share_out(Resources(), "cpu")
-    assert (found.size, found.num_cpus) == ((3, None), 3), "with four it would fit on none"
+    assert (found.size, found.num_cpus) == ((3, None), 3), "and a task that reads beside each"
     with pytest.raises(InputError, match="on one node 4"):
-        share_out(Resources(workers=1, cpus_per_worker=4), "cpu")
+        share_out(Resources(workers=1, cpus_per_worker=5), "cpu")
 
 
 SCALED_TO_ZERO = """
@@ -119,6 +126,53 @@ def test_a_cluster_without_nodes_is_asked_for_one_worker(monkeypatch: pytest.Mon
     monkeypatch.setattr(workers, "node_cpus", lambda: [0.0])
     found = share_out(Resources(), "cpu")
     assert (found.size, found.num_cpus) == ((1, None), 2)
+
+
+@given(
+    nodes=st.lists(st.integers(1, 96), min_size=1, max_size=8),
+    gpus=st.integers(1, 8),
+    asked=st.sampled_from([Resources(), Resources(cpus_per_worker=1), Resources(workers=3)]),
+)
+def test_workers_leave_cpus_for_a_task_of_every_other_stage(
+    nodes: list[int], gpus: int, asked: Resources
+) -> None:
+    """Otherwise Ray lets the last stage wait, and nothing is committed, until all is read."""
+    cpus = [float(node) for node in nodes]
+    for share in (
+        partial(cpu_workers, asked, cpus, sum(nodes)),
+        partial(gpu_workers, asked, [(cpu, gpus) for cpu in cpus]),
+    ):
+        with contextlib.suppress(InputError):
+            found = share()
+            taken = found.size[0] * worker_cpus(found.num_cpus)
+            assert taken + BESIDE_CPUS <= sum(nodes)
+
+
+def test_files_are_written_while_images_are_still_being_read(
+    s3: S3, model_uri: str, tmp_path: Path
+) -> None:
+    images, run = s3.uri("images"), tmp_path / "run"
+    for number in range(40):
+        s3.put(f"{images}/{number}.jpg", jpeg(number, 48, 64))
+    slow = {"kind": "stall", "method": "GET", "seconds": 0.7, "times": 2}
+    s3.break_down({**slow, "part": "images/2"}, {**slow, "part": "images/3"})
+    asked_before: list[int] = []
+
+    def asked() -> int:
+        return sum(s3.requests("GET", "images/").values())
+
+    def look() -> None:
+        while not any((run / "rows").glob("*.parquet")):
+            time.sleep(0.05)
+        asked_before.append(asked())
+
+    looking = threading.Thread(target=look, daemon=True)
+    looking.start()
+    segment(job(f"{images}/", model_uri, str(run), rows_per_file=1, predict={"batch_size": 1}))
+    looking.join(1)
+    asked_in_all = asked()
+    s3.break_down()
+    assert asked_before[0] < 0.8 * asked_in_all
 
 
 def test_ray_takes_a_pipeline_with_gpus(model_uri: str) -> None:

@@ -8,9 +8,9 @@ bound    images per second                           what it means
 ======== =========================================== =======================================
 device   workers ÷ wall(predict)                     the predict workers never wait
 cpus     (cpus − CPUs of the workers) ÷ slots        the CPUs beside them never wait, where
-                                                     slots = wall(fetch) + wall(decode) +
-                                                     wall(encode) + wall(write) ÷ 2, as stages
-                                                     ask Ray for CPUs while they run
+                                                     slots = wall of fetch, decode, encode and
+                                                     write, each times the CPUs that it asks
+                                                     Ray for (:mod:`segbatch.cluster.sharing`)
 cores    cores ÷ (all cpu + overhead of a block)     no core ever waits
 network  gigabits ÷ bits of an image                 the line never waits
 ======== =========================================== =======================================
@@ -26,6 +26,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from segbatch.cluster.sharing import ENCODE_CPUS, PARQUET_CPUS, READ_CPUS
+
 # Measured on 2 shared x86-64 cores, 2026-11 (docs/clusters/planning.md says how).
 BLOCKS_PER_S = 24.0  # small blocks that one driver handed out in a second
 BLOCK_CPU_S = 2 / BLOCKS_PER_S  # so much of a core went into each
@@ -33,7 +35,6 @@ COMMAND_S = 33.0  # of `segbatch run`: its imports, Ray's start and end, the sta
 WORKER_START_S = 18.0  # from there until the first image is predicted, the model's loading aside
 MAX_NODES = 1000
 
-WRITE_CPUS = 0.5  # what a write task asks for; the other stages ask for one
 STAGES = {"fetch": "network", "decode": "decode", "predict": "device", "encode": "encode"}
 
 
@@ -60,7 +61,8 @@ class ImageCost:
     def slot_s(self) -> float:
         """CPUs of Ray's × seconds that the stages beside the predict workers hold."""
         wall = {name: cost.wall_s for name, cost in self.stages.items()}
-        return wall["fetch"] + wall["decode"] + wall["encode"] + WRITE_CPUS * wall["write"]
+        read_s = READ_CPUS * (wall["fetch"] + wall["decode"])
+        return read_s + ENCODE_CPUS * wall["encode"] + PARQUET_CPUS * wall["write"]
 
     @property
     def core_s(self) -> float:

@@ -24,7 +24,8 @@ from segbatch.cluster.estimate import (
 from segbatch.cluster.nodetypes import Cluster, NodeType
 from segbatch.cluster.prices import Prices
 from segbatch.cluster.sample import Sample
-from segbatch.cluster.workers import A_LITTLE, fitting, pool_size, threads_on
+from segbatch.cluster.sharing import worker_cpus
+from segbatch.cluster.workers import fitting, pool_size, threads_on
 from segbatch.job import Resources
 
 MARKETS = ("spot", "on_demand")
@@ -115,7 +116,7 @@ def _choices(kind: NodeType, samples: Sequence[Sample], terms: Terms) -> list[_C
             cpus=kind.cpus,
             cores=kind.cpus,
             workers=fitting(kind.cpus, threads),
-            worker_cpus=threads + A_LITTLE,
+            worker_cpus=worker_cpus(threads),
             gbps=gbps,
         )
         found = pace(with_threads(sample.cost, threads / sample.threads), node)
@@ -132,7 +133,7 @@ def _choices(kind: NodeType, samples: Sequence[Sample], terms: Terms) -> list[_C
         cpus=kind.cpus,
         cores=kind.cpus,
         workers=kind.gpus / terms.resources.gpus_per_worker,
-        worker_cpus=sample.threads + A_LITTLE,
+        worker_cpus=worker_cpus(sample.threads),
         gbps=gbps,
     )
     alone = pace(sample.cost, node)

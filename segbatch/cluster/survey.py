@@ -19,9 +19,8 @@ from segbatch import storage
 from segbatch.cluster.census import Census, count_images, count_left
 from segbatch.cluster.estimate import Node
 from segbatch.cluster.sample import Place, Sample, measure
-from segbatch.cluster.sharing import PASSIVE_THREADS
+from segbatch.cluster.sharing import PASSIVE_THREADS, worker_cpus
 from segbatch.cluster.workers import (
-    A_LITTLE,
     MIN_LOGICAL_CPUS,
     connected,
     cores,
@@ -124,9 +123,9 @@ def _place(resources: Resources, device: str, logical: int, physical: int, gpus:
         try:
             shared = cpu_workers(resources, [logical], physical)
         except InputError:  # they are meant for more nodes than one
-            shared = cpu_workers(Resources(), [logical], physical)
+            shared = cpu_workers(Resources(), [logical], physical, may_grow=True)
         threads, workers = shared.num_cpus, shared.expected
-    return Place(Node(logical, physical, workers, threads + A_LITTLE), device, threads)
+    return Place(Node(logical, physical, workers, worker_cpus(threads)), device, threads)
 
 
 # -------------------------------------------------------------------------------- on a cluster

@@ -17,17 +17,14 @@ import ray
 from ray._private import auto_init_hook
 
 from segbatch.cluster.growth import node_types
-from segbatch.cluster.sharing import FEW_CORES
+from segbatch.cluster.sharing import BESIDE_CPUS, FEW_CORES, worker_cpus
 from segbatch.errors import InputError
 from segbatch.job import Resources
 from segbatch.jobtrain import TrainResources
 from segbatch.storage import one_line
 
 MIN_LOGICAL_CPUS = 4  # with fewer, the stages of a pipeline can starve each other
-CPUS_FOR_OTHER_STAGES = 2
 CONNECT_S = 10.0
-A_LITTLE = 0.01  # of a CPU more for each worker than for other stages: see segment.pipeline
-READ_CPUS = 0.98  # of a task that reads or decodes: there is room beside a worker on any node
 THREADS_PER_WORKER = 4  # more than these hardly speed one network up
 
 
@@ -176,13 +173,13 @@ def gpu_workers(
     cpus = 1 if resources.cpus_per_worker == "auto" else int(resources.cpus_per_worker)
     gpus = resources.gpus_per_worker
     room = sum(min(int(has / gpus), fitting(cpu, cpus)) for cpu, has in nodes)
-    room = max(0, min(room, fitting(sum(cpu for cpu, _ in nodes) - READ_CPUS, cpus)))
+    room = min(room, fitting(sum(cpu for cpu, _ in nodes) - BESIDE_CPUS, cpus))
     low, high = pool_size(resources, max(1, room))
     if low > room and not may_grow:
         there = ", ".join(f"{cpu:g} CPUs and {has:g} GPUs" for cpu, has in nodes if has)
         raise InputError(
             f"resources: {low} workers of {cpus} CPUs and {gpus:g} GPUs, and there is room for"
-            f" {room} on the nodes with GPUs ({there}), one CPU left over to read"
+            f" {room} on the nodes with GPUs ({there}), two CPUs left over to read and write"
         )
     return Workers("cuda", (low, high), cpus, gpus)
 
@@ -195,16 +192,16 @@ def cpu_workers(
     Raises :class:`~segbatch.errors.InputError` for more than there are.
     """
     logical = int(sum(nodes))
-    free = max(1, min(physical, logical - CPUS_FOR_OTHER_STAGES))
+    free = max(1, min(physical, int(logical - BESIDE_CPUS)))
     if resources.cpus_per_worker == "auto":
         wanted = resources.workers if isinstance(resources.workers, int) else 1
         cpus = max(1, min(threads_on(max(nodes)), free // wanted))
     else:
         cpus = int(resources.cpus_per_worker)
     room = sum(fitting(has, cpus) for has in nodes)  # a worker is on one node
-    now = max(1, min(free // cpus, room))
-    low, high = pool_size(resources, now)
-    if not may_grow and (room == 0 or low > now or cpus > max(1, free)):
+    now = min(free // cpus, fitting(logical - BESIDE_CPUS, cpus), room)
+    low, high = pool_size(resources, max(1, now))
+    if low > now and not may_grow:
         raise InputError(
             f"resources: {low} workers of {cpus} CPUs; of {logical} CPUs on {len(nodes)} nodes,"
             f" {free} are there for workers, the rest read and write; on one node"
@@ -218,9 +215,9 @@ def threads_on(node_cpus: float) -> int:
     return max(1, min(THREADS_PER_WORKER, int(node_cpus) - 1))
 
 
-def fitting(cpus: float, worker_cpus: int) -> int:
+def fitting(cpus: float, threads: int) -> int:
     """Predict workers for which ``cpus`` are enough."""
-    return int(cpus / (worker_cpus + A_LITTLE))
+    return max(0, int(cpus / worker_cpus(threads)))
 
 
 def share_out_training(resources: TrainResources, device: str) -> Workers:
