@@ -1,0 +1,81 @@
+"""A real browser for the pages that people look at."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import urlsplit
+
+import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+Seen = TypeVar("Seen")
+
+FLAGS = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+
+
+class Visitor:
+    """A headless Chromium in a thread of its own.
+
+    Playwright keeps an event loop running in its thread, where storage could start none.
+    """
+
+    def __init__(self, chromium: "Browser", thread: ThreadPoolExecutor) -> None:
+        self._chromium = chromium
+        self._thread = thread
+
+    def visit(
+        self, url: str, look: Callable[["Page"], Seen], *, width: int = 1280, height: int = 800
+    ) -> Seen:
+        """What ``look`` gives for a fresh page at ``url``.
+
+        Fails if the page says an error on its console, raises one, or asks for anything from
+        another place than its own.
+        """
+        return self._thread.submit(self._visit, url, look, width, height).result()
+
+    def _visit(self, url: str, look: Callable[["Page"], Seen], width: int, height: int) -> Seen:
+        own = urlsplit(url)[:2]
+        wrong: list[str] = []
+
+        def request(asked: str) -> None:
+            parts = urlsplit(asked)
+            if parts.scheme not in ("data", "blob") and parts[:2] != own:
+                wrong.append(f"asked for {asked}")
+
+        page = self._chromium.new_page(viewport={"width": width, "height": height})
+        try:
+            page.on("console", lambda said: said.type == "error" and wrong.append(said.text))
+            page.on("pageerror", lambda error: wrong.append(str(error)))
+            page.on("request", lambda asked: request(asked.url))
+            page.goto(url)
+            seen = look(page)
+        finally:
+            page.close()
+        assert not wrong
+        return seen
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Visitor]:
+    """The Chromium on PATH; without one the test is skipped."""
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    if program is None:
+        pytest.skip("no chromium on PATH")
+    from playwright.sync_api import sync_playwright
+
+    with ThreadPoolExecutor(1) as thread:
+        playwright = thread.submit(lambda: sync_playwright().start()).result()
+        try:
+            chromium = thread.submit(
+                lambda: playwright.chromium.launch(executable_path=program, args=list(FLAGS))
+            ).result()
+            yield Visitor(chromium, thread)
+            thread.submit(chromium.close).result()
+        finally:
+            thread.submit(playwright.stop).result()
