@@ -37,6 +37,7 @@ MEMORY_KB = 4_000_000  # for the whole of Ray; an image that eats more is killed
 
 PARTS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "storage": storage.rows,
+    "bursts": storage.bursts,
     "processes": processes.rows,
 }
 

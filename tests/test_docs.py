@@ -27,8 +27,9 @@ def test_every_job_to_copy_is_valid(job: Path) -> None:
     assert load_job(str(job), environment={"BUCKET": "bucket"}).kind
 
 
-def test_the_job_in_the_readme_is_valid(tmp_path: Path) -> None:
-    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+@pytest.mark.parametrize("page", ["README.md", "docs/migrating.md"])
+def test_every_job_in_a_page_is_valid(page: str, tmp_path: Path) -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     assert blocks
     for block in blocks:
         (tmp_path / "job.yaml").write_text(block)

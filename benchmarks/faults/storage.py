@@ -36,6 +36,11 @@ def rows(bench: Bench) -> Iterator[Row]:
         for name, fault in OF_IMAGES.items():
             broken = fault | {"rate": rate, "part": ".jpg", "method": "GET"}
             yield bench.row(part, name, f"{rate:.0%} of images", [broken])
+
+
+def bursts(bench: Bench) -> Iterator[Row]:
+    part = f"bursts ({bench.name})"
+    yield replace(bench.undisturbed, part=part)
     for name in ("503 SlowDown", "connection reset"):
         burst = EVERYWHERE[name] | {"between": BURST_S}
         yield bench.row(part, name, "all, for a minute", [burst])
