@@ -1,4 +1,4 @@
-"""The command line of labels: ``segbatch labels import`` and ``segbatch labels check``."""
+"""The command line of labels: ``segbatch labels import``, ``check`` and ``suggest``."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from typing import Annotated
 import typer
 
 from segbatch.facts import Facts, FactsFormat, print_facts
+from segbatch.suggest_cli import suggest_app
 
 labels_app = typer.Typer(
-    help="Labelled images: import them as a dataset, check it.", no_args_is_help=True
+    help="Labelled images: import them as a dataset, check it, and say what to label next.",
+    no_args_is_help=True,
 )
+labels_app.add_typer(suggest_app)
 
 
 DatasetUri = Annotated[

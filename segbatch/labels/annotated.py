@@ -57,6 +57,13 @@ class Item:
     """``train``, ``val`` or ``test`` where folder or file name says so (``valid`` is ``val``)."""
     detail: Any = None
     """Whatever the format's ``read`` needs: COCO's shapes of this image, a colour table."""
+    copy: str | None = None
+    """The copy that was labelled and whose bytes count, where it is not the image itself."""
+
+    @property
+    def file(self) -> str:
+        """Where the image's bytes are."""
+        return self.copy or self.uri
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ def find(source: str, options: Options) -> Found:
         why = f": {skipped[0].where}: {skipped[0].why}" if skipped else ""
         raise SourceError(f"{source}: {len(documents)} files *.json and no COCO images{why}")
     if not is_file:
-        named = {item.uri for item in items}
+        named = {item.file for item in items}
         unnamed = (uri for uri in uris if uri not in named and _is_image(uri))
         skipped += [Skipped(uri, "is in no COCO file") for uri in unnamed]
     return Found(items, categories.names(), skipped=skipped)
@@ -174,9 +174,12 @@ def _read_document(uri: str, files: ImageFiles, categories: Categories) -> Itera
         else:
             drawing = Drawing(_size(entry), shapes.pop(image))
             try:
-                yield Item(files.locate(path, uri), uri, split, drawing)
+                file = files.locate(path, uri)
             except ValueError as error:
                 yield Skipped(where, str(error))
+            else:
+                own = files.own_uris.get(file)
+                yield Item(own or file, uri, split, drawing, copy=file if own else None)
 
 
 def _scalar(entry: Any, key: str) -> Id:
@@ -199,7 +202,7 @@ def read(item: Item, ids: Mapping[str, int], unlabelled: int) -> Labelled:
     the image is missing, damaged, or not of the size that the JSON says.
     """
     drawing: Drawing = item.detail
-    image = read_file(item.uri)
+    image = read_file(item.file)
     width, height = check_size(image, drawing.size, "the JSON")
     ids = {**ids, IGNORE: IGNORE_INDEX}
     drawn: list[tuple[list[int], int]] = []

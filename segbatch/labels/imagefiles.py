@@ -7,8 +7,9 @@ from __future__ import annotations
 import posixpath
 from collections import defaultdict
 from collections.abc import Iterable
+from functools import cached_property
 
-from segbatch import storage
+from segbatch import provenance, storage
 from segbatch.labels import layout
 
 
@@ -52,6 +53,15 @@ class ImageFiles:
             if same:
                 return same[0]
         return goal
+
+    @cached_property
+    def own_uris(self) -> dict[str, str]:
+        """The URIs of the images that ``labels suggest`` copied here, by those of the copies."""
+        return {
+            storage.join(layout.folder_of(listed), name): uri
+            for listed in self._by_name.get(provenance.LIST, [])
+            for name, uri in provenance.listed_uris(layout.read_bytes(listed)).items()
+        }
 
     def split_of(self, uri: str) -> str | None:
         """The split that a path below the folder, or the folder's own name, speaks of."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping
+from hashlib import sha256
 
 from segbatch.errors import SourceError
-from segbatch.labels.dataset import Dataset, Shard
+from segbatch.labels.dataset import Dataset, Shard, open_dataset
 from segbatch.labels.pace import Pace
 from segbatch.labels.splits import Splits
 from segbatch.labels.survey import Row, survey
+
+FEW_ROWS = 16  # that are Python's at a time
 
 
 class Known:
@@ -65,6 +68,21 @@ class Known:
             if group is not None:
                 counts[group][row.split] += 1
         return {group: splits.most_common(1)[0][0] for group, splits in counts.items()}
+
+
+def contents_of(uri: str) -> dict[str, str]:
+    """The SHA-256 of each image in the dataset in the folder ``uri``, in hex, by the image's URI.
+
+    Reads all of it, a shard at a time. Raises as :func:`~segbatch.labels.dataset.open_dataset` and
+    :meth:`~segbatch.labels.dataset.Dataset.read_shard`.
+    """
+    dataset = open_dataset(uri)
+    return {
+        row["uri"]: sha256(row["image"]["bytes"]).hexdigest()
+        for shard in dataset.shards
+        for batch in dataset.read_shard(shard, ["uri", "image"]).to_batches(FEW_ROWS)
+        for row in batch.to_pylist()
+    }
 
 
 def _rows_of(dataset: Dataset) -> Iterator[Row]:

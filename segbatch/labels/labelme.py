@@ -29,6 +29,7 @@ from segbatch.labels import draw, layout, picture
 from segbatch.labels.annotated import Format, Found, Item, Labelled, Options, Skipped, Unusable
 from segbatch.labels.naming import IGNORE
 from segbatch.labels.sizes import Size, check_size
+from segbatch.provenance import own_uri
 
 SHAPES: Mapping[str, Callable[[draw.LabelMap, draw.Points, int], None]] = {
     "polygon": draw.polygon,
@@ -58,8 +59,9 @@ def find(source: str, options: Options) -> Found:
     The split is what a file's folder is called. The image is where ``imagePath`` points from there.
     With ``options.images`` it is below that root: in the folder as which the file's own lies below
     ``source``, if the root has such a one, and of a path that leads away (``..``, ``C:\\…``,
-    ``https://…``) only the name counts, so that nothing outside of the root is read. Reads every
-    file once, and holds 32 at a time.
+    ``https://…``) only the name counts, so that nothing outside of the root is read. A file of
+    ``labels suggest`` says of which image the one that it points to is a copy. Reads every file
+    once, and holds 32 at a time.
 
     Raises :class:`~segbatch.errors.SourceError` where there is no labelme file, and
     :class:`~segbatch.errors.Incomplete` where storage does not answer.
@@ -74,7 +76,9 @@ def find(source: str, options: Options) -> Found:
         if options.images is not None and folder not in roots:
             roots[folder] = _root(options.images, folder, source)
         image_uri = _image_uri(uri, content.get("imagePath") or "", roots.get(folder))
-        items.append(Item(image_uri, uri, layout.split_of(storage.name_of(folder))))
+        split = layout.split_of(storage.name_of(folder))
+        own = own_uri(content)
+        items.append(Item(own or image_uri, uri, split, copy=image_uri if own else None))
         names |= {label for shape in content["shapes"] if (label := _label(shape))}
     if not items:
         raise SourceError(
@@ -196,7 +200,7 @@ def read(item: Item, ids: Mapping[str, int], unlabelled: int) -> Labelled:
         if said not in (None, (width, height)):
             raise Unusable(f"the JSON is for {said[0]}×{said[1]} and imageData {width}×{height}")
     else:
-        image = picture.read_file(item.uri)
+        image = picture.read_file(item.file)
         (width, height), orientation = check_size(image, said, "the JSON"), 1
 
     label_map = np.full((height, width), unlabelled, np.uint8)

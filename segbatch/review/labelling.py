@@ -1,0 +1,145 @@
+"""Labelling: a folder of images that somebody is to label, each with what a model saw in it.
+
+    suggested.csv               a line an image: which one it is, and why it is here
+    street-3f9a1c04.jpg         the image, byte for byte
+    street-3f9a1c04.json        labelme: the predicted mask as polygons to correct
+    instances_1-20.json         COCO instead of labelme: one file for those of one call
+
+A file that is there may have been corrected, and is never written again.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import PurePosixPath
+from typing import Any
+
+from segbatch import storage
+from segbatch.classes import Classes
+from segbatch.errors import InputError
+from segbatch.provenance import KEY, LIST
+from segbatch.review.polygons import Polygon
+
+LABELME_VERSION = "5.5.0"  # whose layout it is
+IGNORE = "__ignore__"  # labelme's name for what is no class
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the list. ``cluster`` counts from 0 within one call; ``sha256`` is the file's."""
+
+    image_id: int
+    uri: str
+    file: str
+    reason: str
+    uncertainty: float | None
+    cluster: int
+    run: str
+    model: str
+    sha256: str
+
+
+@dataclass(frozen=True, eq=False)
+class Copy:
+    """An image to be labelled, and what is drawn on it; ``size`` is upright width and height."""
+
+    entry: Entry
+    size: tuple[int, int]
+    shapes: Sequence[Polygon]
+
+
+def read_list(folder: str) -> list[dict[str, str]]:
+    """The lines of what was suggested into ``folder`` before; none where there is no list.
+
+    Raises :class:`~segbatch.errors.InputError` for a list of something else.
+    """
+    where = storage.join(folder, LIST)
+    try:
+        text = storage.read_bytes(where).decode("utf-8-sig")
+    except FileNotFoundError:
+        return []
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: is no list of ours: choose another folder") from error
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    missing = {"uri", "file", "sha256"} - set(reader.fieldnames or ())
+    if missing:
+        raise InputError(f"{where}: is no list of ours: choose another folder")
+    return list(reader)
+
+
+def write_list(folder: str, earlier: Sequence[dict[str, str]], copies: Sequence[Copy]) -> None:
+    """The list with a line more for each of ``copies``. Raises ``OSError``."""
+    sink = io.StringIO(newline="")
+    columns = [field.name for field in fields(Entry)]
+    writer = csv.DictWriter(sink, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(earlier)
+    writer.writerows(asdict(copy.entry) for copy in copies)
+    storage.write_bytes(storage.join(folder, LIST), sink.getvalue().encode())
+
+
+def file_name(uri: str) -> str:
+    """What a copy is called: the image's own name, and eight digits that tell it from others of
+    that name.
+    """
+    name = PurePosixPath(re.sub(r"[^\w.-]+", "_", storage.name_of(uri)))
+    digest = hashlib.sha256(uri.encode()).hexdigest()[:8]
+    return f"{name.stem[:100]}-{digest}{name.suffix}"
+
+
+def write_new(folder: str, name: str, data: bytes) -> None:
+    """A file, unless it is there. Raises ``OSError``."""
+    where = storage.join(folder, name)
+    if not storage.exists(where):
+        storage.write_bytes(where, data)
+
+
+# ------------------------------------------------------------------------------------------ labels
+
+
+def write_labelme(folder: str, copies: Sequence[Copy], classes: Classes, earlier: int) -> None:
+    """A labelme file beside each image. Raises ``OSError``."""
+    for copy in copies:
+        document = {
+            "version": LABELME_VERSION,
+            "flags": {},
+            "shapes": [_labelme_shape(shape, classes) for shape in copy.shapes],
+            "imagePath": copy.entry.file,
+            "imageData": None,
+            "imageHeight": copy.size[1],
+            "imageWidth": copy.size[0],
+            KEY: _provenance(copy.entry),
+        }
+        write_new(folder, f"{PurePosixPath(copy.entry.file).stem}.json", _rendered(document))
+
+
+def _labelme_shape(shape: Polygon, classes: Classes) -> dict[str, Any]:
+    known = shape.class_id < len(classes)
+    return {
+        "label": classes.names[shape.class_id] if known else IGNORE,
+        "points": shape.points.tolist(),
+        "group_id": None,
+        "description": "",
+        "shape_type": "polygon",
+        "flags": {},
+        "mask": None,
+    }
+
+
+def _provenance(entry: Entry) -> dict[str, Any]:
+    return {key: getattr(entry, key) for key in ("uri", "run", "image_id", "model")}
+
+
+def _rendered(document: Any) -> bytes:
+    return json.dumps(document, ensure_ascii=False, indent=2).encode()
+
+
+FORMATS: Mapping[str, Callable[[str, Sequence[Copy], Classes, int], None]] = {
+    "labelme": write_labelme,
+}
