@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from segbatch.browse_cli import browse_app
 from segbatch.cluster_cli import cluster_app
 from segbatch.errors import Incomplete, InputError, SegbatchError
 from segbatch.facts import Facts, FactsFormat, print_facts
@@ -28,6 +29,7 @@ from segbatch.options import (
     refuse_misfits,
 )
 from segbatch.plan_cli import plan_app
+from segbatch.report_cli import report_app
 
 app = typer.Typer(
     name="segbatch",
@@ -42,6 +44,8 @@ app.add_typer(model_app, name="model")
 app.add_typer(labels_app, name="labels")
 app.add_typer(cluster_app)  # without a name: submit, jobs, logs, stop
 app.add_typer(plan_app)
+app.add_typer(browse_app)
+app.add_typer(report_app)
 
 
 class Runtime(StrEnum):
