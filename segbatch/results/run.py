@@ -208,6 +208,15 @@ class Run:
 
         return diff(self, other)
 
+    def report(self, path: str, *, by: str | None = None, against: Run | None = None) -> int:
+        """Write one page to look at, to any URI: distributions, failures, images; its bytes.
+
+        ``by`` is a column of the user's to group by, ``against`` a run over the same images.
+        """
+        from segbatch.review.report import report
+
+        return report(self, path, by=by, against=against)
+
     def summary(self) -> dict[str, Any]:
         """Where the run stands, from storage alone: rows by kind, pace, whether its driver lives.
 
