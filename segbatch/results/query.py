@@ -40,6 +40,8 @@ RESULTS = HIDDEN | {
     "formulas", "components", "boxes",
 }  # fmt: skip
 
+VIEWS = ("images", "masks", "wide", "failures", "classes", "runs")
+
 RUNS = """
 CREATE TABLE runs (
     run VARCHAR, uri VARCHAR, status VARCHAR, model VARCHAR, model_sha256 VARCHAR,
@@ -120,13 +122,22 @@ def _refuse_writing(con: duckdb.DuckDBPyConnection, body: str) -> None:
 
 
 def _create_views(con: duckdb.DuckDBPyConnection, runs: Sequence[Run], query: str) -> None:
+    """Create ``images`` and the views that ``query`` names; where it names none, all of them.
+
+    To create them all takes as long as to filter millions of rows, and longer with more classes.
+    """
     names = _names(runs)
+    named = {view for view in VIEWS if view in query.lower()}
+    wanted = {"images", *named} if named else VIEWS
     views: defaultdict[str, list[str]] = defaultdict(list)
     for number, (run, name) in enumerate(zip(runs, names, strict=True)):
-        for view, select in _selects(con, run, name, number, with_masks="mask" in query.lower()):
-            views[view].append(select)
+        for view, select in _selects(con, run, name, number, with_masks="masks" in named):
+            if view in wanted:
+                views[view].append(select)
     for view, selects in views.items():
         con.execute(f"CREATE VIEW {view} AS " + "\nUNION ALL BY NAME\n".join(selects))
+    if "runs" not in wanted:
+        return
     con.execute(RUNS)
     for run, name in zip(runs, names, strict=True):
         values = _describe(run, name)

@@ -217,6 +217,12 @@ def test_a_terminal_is_told_nothing_by_what_stands_in_a_run(
     assert "\x1b" not in out
 
 
+def test_only_the_views_that_a_query_names_are_made(run: Run) -> None:
+    made = "SELECT view_name FROM duckdb_views() WHERE NOT internal AND schema_name = 'main'"
+    found = sql([run], f"{made} AND view_name <> 'Wide'").fetchall()
+    assert sorted(found) == [("images",), ("wide",)]
+
+
 def test_a_query_that_is_no_text_is_refused(run: Run) -> None:
     with pytest.raises(InputError, match="no text in UTF-8"):
         sql([run], "SELECT '\udcff'")
