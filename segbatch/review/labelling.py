@@ -20,6 +20,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import PurePosixPath
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from segbatch import storage
 from segbatch.classes import Classes
 from segbatch.errors import InputError
@@ -27,7 +30,6 @@ from segbatch.provenance import KEY, LIST
 from segbatch.review.polygons import Polygon
 
 LABELME_VERSION = "5.5.0"  # whose layout it is
-IGNORE = "__ignore__"  # labelme's name for what is no class
 
 
 @dataclass(frozen=True)
@@ -120,9 +122,8 @@ def write_labelme(folder: str, copies: Sequence[Copy], classes: Classes, earlier
 
 
 def _labelme_shape(shape: Polygon, classes: Classes) -> dict[str, Any]:
-    known = shape.class_id < len(classes)
     return {
-        "label": classes.names[shape.class_id] if known else IGNORE,
+        "label": classes.names[shape.class_id],
         "points": shape.points.tolist(),
         "group_id": None,
         "description": "",
@@ -130,6 +131,54 @@ def _labelme_shape(shape: Polygon, classes: Classes) -> dict[str, Any]:
         "flags": {},
         "mask": None,
     }
+
+
+def write_coco(folder: str, copies: Sequence[Copy], classes: Classes, earlier: int) -> None:
+    """One COCO file for all, whose name says which lines of the list they are. Raises ``OSError``.
+
+    Every polygon is an annotation, larger ones first. Their points are moved by half a pixel: COCO
+    counts from the corner of the first pixel and not from its centre.
+    """
+    images, annotations = [], []
+    for number, copy in enumerate(copies, 1):
+        width, height = copy.size
+        images.append(
+            {
+                "id": number,
+                "file_name": copy.entry.file,
+                "width": width,
+                "height": height,
+                KEY: _provenance(copy.entry),
+            }
+        )
+        for shape in copy.shapes:
+            points = shape.points + 0.5
+            left, top = points.min(0).tolist()
+            right, bottom = points.max(0).tolist()
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": number,
+                    "category_id": shape.class_id + 1,
+                    "segmentation": [points.ravel().tolist()],
+                    "bbox": [left, top, right - left, bottom - top],
+                    "area": _area(points),
+                    "iscrowd": 0,
+                }
+            )
+    document = {
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": c.id + 1, "name": c.name, "supercategory": ""} for c in classes],
+    }
+    name = f"instances_{earlier + 1}-{earlier + len(copies)}.json"
+    write_new(folder, name, _rendered(document))
+
+
+def _area(points: npt.NDArray[np.float64]) -> float:
+    """What a polygon encloses, in pixels (the shoelace formula)."""
+    x, y = points.T
+    return abs(float(x @ np.roll(y, 1) - y @ np.roll(x, 1))) / 2
 
 
 def _provenance(entry: Entry) -> dict[str, Any]:
@@ -142,4 +191,5 @@ def _rendered(document: Any) -> bytes:
 
 FORMATS: Mapping[str, Callable[[str, Sequence[Copy], Classes, int], None]] = {
     "labelme": write_labelme,
+    "coco": write_coco,
 }

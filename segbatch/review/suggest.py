@@ -21,6 +21,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from segbatch import storage
+from segbatch.classes import IGNORE_INDEX
 from segbatch.errors import InputError
 from segbatch.images.decode import decode_image
 from segbatch.images.diagnose import Undecodable
@@ -212,4 +213,5 @@ def _shapes(run: Run, image_id: int, size: tuple[int, int]) -> list[Polygon]:
         return []
     label_map = np.asarray(Image.fromarray(decode_mask(png)).resize(size, Image.Resampling.NEAREST))
     larger = without_specks(label_map, label_map.size // SPECK)
-    return polygons(larger, max(TOLERANCE, max(size) / FINE))
+    found = polygons(larger, max(TOLERANCE, max(size) / FINE))
+    return [polygon for polygon in found if polygon.class_id != IGNORE_INDEX]
