@@ -40,13 +40,14 @@ def draw(figures: Mapping[str, Any], path: Path) -> None:
     )
     axes.bar_label(bars, [f"{row[RATE]:.3g}" for row in rows], padding=4)
     axes.margins(x=0.1)
-    axes.spines[["top", "right", "bottom"]].set_visible(False)
+    axes.spines[["top", "right", "bottom", "left"]].set_visible(False)
     axes.tick_params(left=False, bottom=False, labelbottom=False)
     axes.set_title(
-        f"Images a second, steady state: {figures['network']}\n"
-        f"{figures['images']}, from {figures['from']}; {_machine(figures)}",
+        f"Images a second in the steady state: {figures['network']}\n"
+        f"{figures['images']}, from {figures['from']}\n{_machine(figures)}",
         fontsize=9,
         loc="left",
+        x=-0.3,  # from where the names begin
     )
     figure.savefig(path, dpi=160)
     plt.close(figure)

@@ -36,11 +36,11 @@ TIES = 0.001  # share of pixels that may differ: ties, and decoders that round o
 TIMEOUT_S = 3600
 
 CONTENDERS = {  # the module of each, and its name in tables
-    "in_memory": "the limit: predict_batch in memory",
+    "in_memory": "the limit, in memory",
     "segbatch_job": "segbatch",
     "pytorch_script": "PyTorch script",
-    "ray_docs": "Ray Data, as its documentation",
-    "daft_udf": "Daft with a class UDF",
+    "ray_docs": "Ray Data, as in its guide",
+    "daft_udf": "Daft, class UDF",
 }
 OURS, LIMIT = "segbatch_job", "in_memory"
 

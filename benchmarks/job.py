@@ -71,10 +71,10 @@ def main() -> None:
         contest.hold(arguments.contenders.split(","), arguments.rounds)
     print(result.markdown(contest.table()))
     network = arguments.model or f"{arguments.arch} {arguments.backbone}"
-    source = arguments.photographs or f"generated, {arguments.side}×{arguments.side}"
+    source = arguments.photographs or f"generated, {arguments.side}×{arguments.side} pixels"
     figures = facts | {
         "network": network,
-        "images": f"{number}, {source}",
+        "images": f"{number} images, {source}",
         "from": "local disk" if arguments.local else "S3 (moto on the same cores)",
         **contest.to_json(),
     }

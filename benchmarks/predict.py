@@ -1,0 +1,291 @@
+"""How fast networks predict, and where the time goes: scripts/bench predict.
+
+    scripts/bench predict [--quick] [--device cpu] [--batches 1,2,…] [-o RESULT.json]
+
+For each network and size, batch by batch: `bare` is the network alone on tensors that lie ready on
+the device; `predict` is `Model.predict_batch` from arrays to label maps, upsampling, statistics and
+confidence included. At one batch size also the other precision, the other memory layout, and
+compiled. Weights are random; `of matrix rate` holds the bare network's multiplications and additions
+against those of a large matrix product of the same precision, on the same device and threads.
+
+The split (ms an image) takes the parts one by one, each waited for: images to the device and
+results back; the network with normalisation; full-size logits, strip by strip; and what class ids,
+counts and confidence cost beyond them. In `predict` some of it overlaps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+
+from benchmarks import photographs, result  # noqa: E402
+from benchmarks.networks import random_network  # noqa: E402
+from segbatch.cluster.workers import cores  # noqa: E402
+from segbatch.demo.facades import CLASSES  # noqa: E402
+from segbatch.model.bundle import ModelConfig  # noqa: E402
+from segbatch.model.predict import DTYPES, Model, PredictOptions, resolve_device  # noqa: E402
+from segbatch.model.reduction import STRIP_BYTES, Upsampled, reduce, strips  # noqa: E402
+from segbatch.model.zoo import Network  # noqa: E402
+
+NETWORKS = [
+    ("deeplabv3", "resnet50"),
+    ("deeplabv3", "resnet101"),
+    ("deeplabv3", "mobilenet_v3_large"),
+    ("deeplabv3plus", "resnet50"),
+    ("deeplabv3plus", "mobilenet_v2"),
+]
+QUICK = [("deeplabv3", "mobilenet_v3_large"), ("deeplabv3plus", "mobilenet_v2")]
+BATCHES = {"cpu": [1, 4, 16], "cuda": [1, 2, 4, 8, 16, 32, 64]}
+VARIED_AT = {"cpu": 4, "cuda": 32}  # the batch at which precision, layout and compiling are tried
+MATRIX = {"cpu": 3072, "cuda": 16384}
+USUAL = {"cpu": "fp32", "cuda": "bf16"}
+ENOUGH_S = 2.0  # of runs of one thing, but at least three of them
+TOO_LONG_S = 40.0  # of one batch: larger ones are left out, and said to be
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of the table."""
+
+    arch: str
+    backbone: str
+    side: int
+    batch: int
+    precision: str
+    channels_last: bool = True
+    compiled: bool = False
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="two small networks, few batches")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--sides", default="512,1024")
+    parser.add_argument("--batches", help="by default 1 to 64 on a GPU, 1 to 16 on the CPU")
+    parser.add_argument("-o", "--output", type=Path, help="write the figures here, as JSON")
+    arguments = parser.parse_args()
+    torch.set_num_threads(cores())
+    device = resolve_device(arguments.device)
+    sides = [256] if arguments.quick else [int(side) for side in arguments.sides.split(",")]
+    batches = [1, 4] if arguments.quick else BATCHES[device.type]
+    if arguments.batches:
+        batches = [int(batch) for batch in arguments.batches.split(",")]
+    rows = []
+    for (arch, backbone), side in itertools.product(QUICK if arguments.quick else NETWORKS, sides):
+        for case in cases(arch, backbone, side, batches, device):
+            rows.append(measured(case, device))
+            print(rows[-1], file=sys.stderr, flush=True)
+            if rows[-1].get("seconds of a batch", 0.0) > TOO_LONG_S:
+                print(f"{arch} {backbone} {side}: larger batches take too long", file=sys.stderr)
+                break
+    for row in rows:
+        row.pop("seconds of a batch", None)
+    rates = {
+        precision: round(matrix_rate(device, precision) / 1e12, 3)
+        for precision in sorted({row["precision"] for row in rows})
+    }
+    print(result.markdown(rows, left=5))
+    print(f"\nmatrix rate, TFLOP/s: {rates}")
+    figures = result.machine() | {
+        "device": device.type,
+        "threads": torch.get_num_threads(),
+        "matrix_tflops": rates,
+        "rows": rows,
+    }
+    print(f"\n{result.save('predict', figures, arguments.output)}")
+
+
+def cases(
+    arch: str, backbone: str, side: int, batches: list[int], device: torch.device
+) -> Iterator[Case]:
+    """The lines of one network at one size, smaller batches first."""
+    varied = min(batches, key=lambda batch: abs(batch - VARIED_AT[device.type]))
+    for batch in batches:
+        usual = Case(arch, backbone, side, batch, USUAL[device.type])
+        yield usual
+        if batch == varied:
+            yield replace(usual, precision="fp32" if usual.precision == "bf16" else "bf16")
+            yield replace(usual, channels_last=False)
+            yield replace(usual, compiled=True)
+
+
+def measured(case: Case, device: torch.device) -> dict[str, Any]:
+    """The line of a case; what fails, such as a compiler that is not there, is said in it."""
+    row = {
+        "network": f"{case.arch} {case.backbone}",
+        "side": str(case.side),
+        "precision": case.precision,
+        "layout": "channels last" if case.channels_last else "NCHW",
+        "compiled": "yes" if case.compiled else "",
+        "batch": case.batch,
+    }
+    try:
+        with torch.inference_mode():
+            return row | figures_of(case, device)
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return row | dict.fromkeys(COLUMNS) | {"bare, images/s": "out of memory"}
+    except torch._dynamo.exc.BackendCompilerFailed as error:
+        print(error, file=sys.stderr)
+        return row | dict.fromkeys(COLUMNS) | {"bare, images/s": "cannot be compiled"}
+
+
+COLUMNS = (
+    "bare, images/s",
+    "of matrix rate",
+    "predict, images/s",
+    "of bare",
+    "transfer",
+    "network",
+    "upsample",
+    "reduce",
+)
+
+
+def figures_of(case: Case, device: torch.device) -> dict[str, Any]:
+    network = random_network(case.arch, case.backbone).to(device)
+    images = [photographs.photograph(case.side, seed) for seed in range(min(case.batch, 8))]
+    images = list(itertools.islice(itertools.cycle(images), case.batch))
+    flop = flop_an_image(network, case.side, device)
+    model = None
+    if case.channels_last:  # as a model always has it
+        options = PredictOptions(
+            precision=case.precision, batch_size=case.batch, compile=case.compiled
+        )
+        config = ModelConfig(case.arch, case.backbone, network.output_stride, CLASSES)
+        model = Model(network, config, device, options)
+    coarse = torch.compile(network.coarse) if case.compiled else network.coarse
+    bare = bare_seconds(coarse, case, device)
+    rate = case.batch / bare
+    row: dict[str, Any] = dict.fromkeys(COLUMNS)
+    row |= {
+        "bare, images/s": rate,
+        "of matrix rate": rate * flop / matrix_rate(device, case.precision),
+        "seconds of a batch": bare,
+    }
+    if model is not None:
+        # On a GPU one batch is copied while another runs: what a job sees is many in a row.
+        many = images * (4 if device.type == "cuda" else 1)
+        sizes = [None] * len(many)
+        seconds = median_seconds(lambda: model.predict_batch(many, sizes), device)
+        row |= {"predict, images/s": len(many) / seconds, "of bare": len(many) / seconds / rate}
+        row |= split(network, coarse, images, case, device)
+    return row
+
+
+def bare_seconds(coarse: Callable[[Tensor], Tensor], case: Case, device: torch.device) -> float:
+    """Of one batch of ready tensors through the network."""
+    layout = torch.channels_last if case.channels_last else torch.contiguous_format
+    ready = torch.rand(case.batch, 3, case.side, case.side, device=device)
+    ready = ready.contiguous(memory_format=layout)
+
+    def run() -> None:
+        with autocast(case, device):
+            coarse(ready)
+
+    return median_seconds(run, device)
+
+
+def split(
+    network: Network,
+    coarse: Callable[[Tensor], Tensor],
+    images: list[Any],
+    case: Case,
+    device: torch.device,
+) -> dict[str, float]:
+    """Milliseconds an image of each part, one after the other and each waited for."""
+    size = (case.side, case.side)
+    pinned = device.type == "cuda"
+    strip = STRIP_BYTES[device.type] // (4 * len(CLASSES))
+
+    def upload() -> Tensor:
+        host = torch.empty(len(images), *size, 3, dtype=torch.uint8, pin_memory=pinned)
+        np.stack(images, out=host.numpy())
+        return host.to(device)
+
+    def forward(pixels: Tensor) -> Tensor:
+        scaled = pixels.permute(0, 3, 1, 2).float().div_(255).sub_(0.45).div_(0.225)
+        with autocast(case, device):
+            logits = coarse(scaled)
+        return logits.float().contiguous()
+
+    pixels = upload()
+    surfaces = [Upsampled(logits, size, size, network.align_corners) for logits in forward(pixels)]
+
+    def upsample() -> None:
+        for surface in surfaces:
+            for top, bottom in strips(size, strip):
+                surface.rows(top, bottom)
+
+    def reduce_all() -> list[Tensor]:
+        return [reduce(surface, size, len(CLASSES), device).mask for surface in surfaces]
+
+    masks = reduce_all()
+    up, down = (
+        median_seconds(run, device) for run in (upload, lambda: [mask.cpu() for mask in masks])
+    )
+    upsampled, reduced = median_seconds(upsample, device), median_seconds(reduce_all, device)
+    parts = {
+        "transfer": up + down,
+        "network": median_seconds(lambda: forward(pixels), device),
+        "upsample": upsampled,
+        "reduce": max(0.0, reduced - upsampled),
+    }
+    return {part: 1000 * seconds / case.batch for part, seconds in parts.items()}
+
+
+def autocast(case: Case, device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, DTYPES[case.precision], enabled=case.precision != "fp32")
+
+
+def median_seconds(run: Callable[[], Any], device: torch.device) -> float:
+    """Wall seconds of one run; the first one, in which libraries do much once, is not counted."""
+    run()
+    taken: list[float] = []
+    while len(taken) < 3 or sum(taken) < ENOUGH_S:
+        _settled(device)
+        start = time.perf_counter()
+        run()
+        _settled(device)
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken)
+
+
+def _settled(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def flop_an_image(network: Network, side: int, device: torch.device) -> float:
+    """Floating-point operations of the network on one image."""
+    with FlopCounterMode(display=False) as counter:
+        network.coarse(torch.rand(1, 3, side, side, device=device))
+    return float(counter.get_total_flops())
+
+
+@cache
+def matrix_rate(device: torch.device, precision: str) -> float:
+    """Floating-point operations a second of a large matrix product: what the device can do."""
+    side = MATRIX[device.type]
+    matrix = torch.rand(side, side, device=device, dtype=DTYPES[precision])
+    return 2 * side**3 / median_seconds(lambda: matrix @ matrix, device)
+
+
+if __name__ == "__main__":
+    main()
