@@ -1,12 +1,17 @@
-"""A real browser for the pages that people look at."""
+"""A real browser for the pages that people look at, and photographs for runs written by hand."""
 
+import io
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
+from PIL import Image
+
+from tests.conftest import S3
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -79,3 +84,15 @@ def browser() -> Iterator[Visitor]:
             thread.submit(chromium.close).result()
         finally:
             thread.submit(playwright.stop).result()
+
+
+@pytest.fixture(scope="session")
+def photos(s3: S3) -> S3:
+    """The photographs of :func:`tests.written_run.write_run` where its rows say that they are."""
+    s3.client.create_bucket(Bucket="photos")
+    for image_id in range(12):
+        noise = np.random.default_rng(image_id).integers(0, 255, (4, 6, 3), np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(noise).resize((60, 40)).save(buffer, "JPEG")
+        s3.put(f"s3://photos/{image_id:04d}.jpg", buffer.getvalue())
+    return s3

@@ -1,0 +1,274 @@
+"""The page that shows a run, looked at in a browser."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from segbatch import storage
+from segbatch.cli import main
+from segbatch.errors import InputError
+from segbatch.results.run import Run
+from segbatch.review import report
+from segbatch.review.distribution import NUM_BINS, measure
+from tests.conftest import S3
+from tests.review.conftest import Visitor
+from tests.written_run import NAMES, write_run
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+GONE = "s3://photos/0003.jpg"
+KINDS = ("photo", "mask", "overlay")
+
+
+@pytest.fixture(scope="module")
+def run(photos: S3, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Twelve images and two failed ones; the photograph of one is no longer there."""
+    photos.client.delete_object(Bucket="photos", Key="0003.jpg")
+    return write_run(str(tmp_path_factory.mktemp("runs") / "facades"))
+
+
+@pytest.fixture(scope="module")
+def page(run: Run, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The URL of its report with everything in it."""
+    folder = tmp_path_factory.mktemp("pages")
+    before = write_run(str(folder / "before"), names=["background", "wall", "glass", "sign"])
+    run.report(str(folder / "report.html"), by="city", against=before)
+    return (folder / "report.html").as_uri()
+
+
+def shown(page: "Page") -> list[str]:
+    """What each picture that can be switched shows, as far as a reader sees it."""
+    script = "all => all.filter(img => img.checkVisibility()).map(img => img.className)"
+    return list(page.eval_on_selector_all("button.picture img", script))
+
+
+def texts(page: "Page", selector: str) -> list[str]:
+    return [" ".join(text.split()) for text in page.locator(selector).all_inner_texts()]
+
+
+def report_of(run: Run, folder: Path, **options: Any) -> str:
+    run.report(str(folder / "report.html"), **options)
+    return (folder / "report.html").as_uri()
+
+
+# --------------------------------------------------------------------------------- what it shows
+
+
+def test_the_page_says_what_was_run_what_came_out_and_what_failed(
+    browser: Visitor, page: str
+) -> None:
+    def look(page: "Page") -> tuple[list[str], list[str], list[str]]:
+        return texts(page, "dd"), texts(page, "#failures tbody tr"), texts(page, "#coverage th")
+
+    facts, failures, classes = browser.visit(page, look)
+    assert facts[:3] == ["14", "12", "2"]
+    assert "models/facades" in facts
+    assert failures == [
+        "not_found 1 s3://photos/0012.jpg it was not_found",
+        "timeout 1 s3://photos/0013.jpg it was timeout",
+    ]
+    assert set(NAMES) <= set(classes)
+
+
+def test_shares_and_quartiles_are_those_of_the_images_that_have_a_class(
+    browser: Visitor, page: str, run: Run
+) -> None:
+    rows = browser.visit(page, lambda page: texts(page, "#coverage tbody tr"))
+    glass = np.array(run.sql("SELECT coverage.window FROM images WHERE status = 'ok'").fetchall())
+    quartiles = [f"{share:.1%}" for share in np.quantile(glass, [0.25, 0.5, 0.75])]
+    [row] = [row for row in rows if row.startswith("window")]
+    assert row.split()[1:6] == [f"{glass.mean():.1%}", "100%", *quartiles]
+    assert [row.split()[2:5] for row in rows if row.startswith("traffic")] == [["0%", "0%", "–"]]
+
+
+def test_a_distribution_counts_every_image_once_and_odd_ones_at_its_ends() -> None:
+    import duckdb
+
+    values = np.append(np.random.default_rng(0).normal(0, 1, 999), 1e6)
+    con = duckdb.connect()
+    con.execute("CREATE TABLE answer AS SELECT unnest(?) AS v", [[*values.tolist(), None]])
+    found = measure(lambda select: con.execute(select).fetchall(), "v")
+    assert found is not None
+    assert (found.num, sum(found.bins), len(found.bins)) == (1000, 1000, NUM_BINS)
+    assert found.quartiles == pytest.approx(np.quantile(values, [0.25, 0.5, 0.75]))
+    assert found.high < 4 < found.maximum == 1e6
+    assert min(found.bins[8:16]) > max(found.bins[0], 20)
+    assert measure(lambda select: con.execute(select).fetchall(), "nullif(v, v)") is None
+
+
+def test_groups_of_a_column_add_up_and_what_is_left_out_is_said(
+    browser: Visitor, page: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = browser.visit(page, lambda page: texts(page, "#groups tbody tr"))
+    assert [row.split()[:3] for row in rows] == [
+        ["Basel", "5", "1"],
+        ["Zurich", "5", "1"],
+        ["Bern", "4", "0"],
+    ]
+    monkeypatch.setattr(report, "NUM_GROUPS", 5)
+    url = report_of(run, tmp_path, by="BUILDING_ID")
+    said = browser.visit(url, lambda page: texts(page, "#groups p"))
+    assert said[-1] == "2 smaller groups with 4 images are left out."
+
+
+def test_another_run_is_held_against_it_with_pictures_of_both(browser: Visitor, page: str) -> None:
+    def look(page: "Page") -> tuple[list[str], list[str], int]:
+        pairs = page.locator(".pair")
+        return texts(page, "#comparison dd"), texts(page, ".pair"), pairs.locator("button").count()
+
+    facts, pairs, num_pictures = browser.visit(page, look)
+    assert facts[0] == "12"
+    assert "0012.jpg" not in " ".join(pairs)
+    assert "0011.jpg" in pairs[0]  # its window, which is glass there, is the widest
+    assert num_pictures == 2 * len(pairs)
+
+
+# ------------------------------------------------------------------------------------ its pictures
+
+
+def test_a_switch_turns_all_pictures_and_a_click_one(browser: Visitor, page: str) -> None:
+    def look(page: "Page") -> None:
+        num = page.locator("button.picture").count()
+        assert shown(page) == ["overlay"] * num
+        page.get_by_label("mask").check()
+        assert shown(page) == ["mask"] * num
+        page.keyboard.press("ArrowLeft")
+        assert shown(page) == ["photo"] * num
+        page.locator("button.picture").first.click()
+        assert shown(page) == ["mask", *["photo"] * (num - 1)]
+        page.keyboard.press("Enter")
+        assert shown(page) == ["overlay", *["photo"] * (num - 1)]
+
+    browser.visit(page, look)
+
+
+def test_the_gallery_holds_what_is_typical_uncertain_and_extreme(
+    browser: Visitor, page: str, run: Run
+) -> None:
+    def look(page: "Page") -> dict[str, list[str]]:
+        titles = texts(page, "#gallery h3")
+        cards = page.locator("#gallery .cards")
+        return {title: texts(page, f"#gallery .cards >> nth={i} >> .uri")
+                for i, title in enumerate(titles[: cards.count()])}  # fmt: skip
+
+    sections = browser.visit(page, look)
+
+    def first(order: str, num: int) -> Sequence[str]:
+        rows = run.sql(f"SELECT uri FROM images WHERE status = 'ok' ORDER BY {order} LIMIT {num}")
+        return [uri for (uri,) in rows.fetchall()]
+
+    assert sections["Least certain"] == first("uncertainty DESC, image_id", 6)
+    most, least = first("coverage.window DESC", 2), first("coverage.window", 1)
+    assert sections["window: most and least"] == [*most, *least]
+    assert "traffic light: most and least" not in sections
+
+
+def test_an_image_that_is_gone_is_named_and_the_others_are_shown(
+    browser: Visitor, page: str
+) -> None:
+    def look(page: "Page") -> tuple[list[str], bool]:
+        loaded = "all => all.every(img => img.complete && img.naturalWidth > 0)"
+        cards = texts(page, ".card:has(.problem)")
+        return cards, page.eval_on_selector_all("img", loaded)
+
+    problems, all_loaded = browser.visit(page, look)
+    assert problems
+    assert all("not_found" in text and GONE in text for text in problems)
+    assert all_loaded
+
+
+def test_on_paper_every_picture_is_there_in_all_three_kinds(browser: Visitor, page: str) -> None:
+    def look(page: "Page") -> None:
+        num = page.locator("button.picture").count()
+        page.emulate_media(media="print")
+        assert shown(page) == list(KINDS) * num
+        assert not page.locator(".switch").is_visible()
+
+    browser.visit(page, look)
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_nothing_hangs_over_the_side(browser: Visitor, page: str, width: int) -> None:
+    inside = browser.visit(
+        page, lambda page: page.evaluate("document.documentElement.scrollWidth"), width=width
+    )
+    assert inside == width
+
+
+# ------------------------------------------------------------------------------------- other runs
+
+
+def test_hostile_names_stay_text(
+    photos: S3, browser: Visitor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attack = '<img src=x onerror="hacked=1"></script><script>hacked=1</script>\'"{{7*7}}'
+    monkeypatch.setattr("tests.written_run.CITIES", [attack, f"{attack}b", f"{attack}c"])
+    hostile = write_run(
+        str(tmp_path / "<b>run"), names=["</style><script>hacked=1</script>", '"onclick=1', attack]
+    )
+    hostile.info["model"]["uri"] = attack
+    url = report_of(hostile, tmp_path, by="city")
+
+    def look(page: "Page") -> tuple[bool, list[str], int]:
+        page.locator("button.picture").first.click()
+        return (
+            page.evaluate("typeof hacked === 'undefined'"),
+            texts(page, "#groups tbody th"),
+            page.locator("script").count(),
+        )
+
+    assert browser.visit(url, look) == (True, [attack, f"{attack}b", f"{attack}c"], 1)
+
+
+@pytest.mark.parametrize("num_ok", [12, 0])
+def test_a_run_that_is_not_finished_is_reported_as_far_as_it_is(
+    photos: S3, browser: Visitor, tmp_path: Path, num_ok: int
+) -> None:
+    unfinished = write_run(str(tmp_path / "run"), num_ok=num_ok, finished=False)
+    unfinished.info["manifest"]["rows"] = 1_000_000
+    text = browser.visit(report_of(unfinished, tmp_path), lambda page: page.inner_text("body"))
+    assert f"not finished (running): {num_ok + 2} of 1,000,000 images are in it" in text
+    assert ("Least certain" in text) == bool(num_ok)
+
+
+def test_without_masks_the_photographs_are_shown(
+    photos: S3, browser: Visitor, tmp_path: Path
+) -> None:
+    url = report_of(write_run(str(tmp_path / "run"), masks=False), tmp_path)
+
+    def look(page: "Page") -> tuple[int, int]:
+        page.get_by_label("mask").check()
+        return page.locator(".picture img:visible").count(), page.locator("button.picture").count()
+
+    num_photos, num_switched = browser.visit(url, look)
+    assert num_photos
+    assert not num_switched
+
+
+def test_the_command_line_writes_one_small_file_anywhere(
+    run: Run, photos: S3, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = photos.uri("shared/report.html")
+    monkeypatch.setattr(sys, "argv", ["segbatch", "report", run.uri, "-o", uri, "--by", "city"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert not end.value.code
+    page = storage.read_bytes(uri)
+    assert page.startswith(b"<!DOCTYPE html>")
+    assert b"http://" not in page
+    assert uri in capsys.readouterr().err
+
+
+def test_what_cannot_be_asked_is_said_before_anything_is_written(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "report.html"
+    with pytest.raises(InputError, match=r"--by citty: .* did you mean city"):
+        run.report(str(out), by="citty")
+    plain = write_run(str(tmp_path / "plain"), user_columns=[])
+    with pytest.raises(InputError, match="no columns of yours"):
+        plain.report(str(out), by="city")
+    assert not out.exists()
