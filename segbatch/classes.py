@@ -17,7 +17,7 @@ from typing import Any, TypeGuard, overload
 import numpy as np
 import numpy.typing as npt
 
-from segbatch import storage
+from segbatch import presets, storage
 from segbatch.errors import InputError
 
 IGNORE_INDEX = 255
@@ -204,8 +204,8 @@ def _color(value: Any) -> Color | None:
     return red, green, blue
 
 
-# Colours of the classes that facades have, by field; told apart with any of the common kinds of
-# colour blindness where they usually touch (wall and window, window and door, roof and sky).
+# Colours of the classes that facades have, by field, after Okabe and Ito, Color Universal Design
+# (2008); any two are told apart with any of the common kinds of colour blindness.
 FACADE_COLORS: dict[str, Color] = {
     "background": (0, 0, 0),
     "brick": (178, 84, 52),
@@ -213,12 +213,12 @@ FACADE_COLORS: dict[str, Color] = {
     "facade": (222, 203, 164),
     "window": (0, 114, 178),
     "door": (230, 159, 0),
-    "roof": (120, 60, 90),
+    "roof": (90, 0, 90),
     "balcony": (204, 121, 167),
-    "shop": (240, 228, 66),
+    "shop": (255, 240, 0),
     "sky": (166, 216, 240),
     "vegetation": (0, 158, 115),
-    "street": (110, 110, 110),
+    "street": (70, 70, 70),
 }
 
 VOC_NAMES = [
@@ -227,8 +227,12 @@ VOC_NAMES = [
     "train", "tvmonitor",
 ]  # fmt: skip
 
-# Lists of names and colours that a user can name instead of writing them out.
+# Classes that a user can name instead of writing them out.
 PRESETS: dict[str, Classes] = {
     "facade": Classes(["background", "brick", "wall", "window", "door", "roof", "balcony", "sky"]),
     "voc": Classes(VOC_NAMES, [voc_color(i) for i in range(len(VOC_NAMES))]),
+    **{
+        name: Classes(list(colors), [_color(bytes.fromhex(c)) for c in colors.values()])
+        for name, colors in presets.COLORS.items()
+    },
 }
