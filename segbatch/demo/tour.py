@@ -99,6 +99,7 @@ def tour(folder: Path) -> float:
         miou = _compare(run, rest)
         print(f"mIoU {miou:.2f}")
         sys.stdout.flush()
+        run.report(str(folder / "report.html"), by="city")  # while its photographs can be fetched
     _show(run, rest, folder)
     minutes = (time.monotonic() - began) / 60
     _say_what_next(folder, miou, minutes)
@@ -261,6 +262,7 @@ def _say_what_next(folder: Path, miou: float, minutes: float) -> None:
     print(
         f"""
 mIoU {miou:.2f} in {minutes:.1f} minutes. What is there now:
+  {shown}/report.html   what the model saw, for a browser: distributions and images
   {shown}/run           the results: one row per image, in two Delta tables of Parquet files
   {shown}/overlays      photograph, truth and prediction side by side
   {shown}/labels        the labelled dataset, and {shown}/model the model that was trained on it
