@@ -191,15 +191,31 @@ def diff(
 
 @app.command()
 def predict(
-    source: Annotated[str, typer.Argument(help="An image or a folder of images, any URI.")],
+    source: Annotated[
+        str,
+        typer.Argument(help="An image, a video, a folder of these (any URI), or camera:0."),
+    ],
     model: Annotated[str, typer.Option("--model", "-m", help="A model bundle or zoo:NAME.")],
-    output: Annotated[str, typer.Option("--output", "-o", help="A picture, or a folder.")],
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output", "-o", help="A picture, a video, or a folder; a camera needs none."
+        ),
+    ] = None,
 ) -> None:
     """Look at what a model sees, without Ray: overlays with a legend."""
+    from segbatch.camera import is_camera, predict_camera
+
+    if is_camera(source):
+        shown = predict_camera(source, model, output)
+        print(f"{shown} frames in {output or 'a window'}", file=sys.stderr)
+        return
+    if output is None:
+        raise InputError("no output given: -o overlay.png, -o overlay.mp4 or -o FOLDER/")
     from segbatch.pictures import predict_pictures
 
     written = predict_pictures(source, model, output)
-    print(f"{written} picture{'s' if written != 1 else ''} in {output}", file=sys.stderr)
+    print(f"{written} overlay{'s' if written != 1 else ''} in {output}", file=sys.stderr)
 
 
 @app.command()

@@ -1,4 +1,7 @@
-"""Pictures: what a model sees in an image or a folder of them, as overlays. Without Ray."""
+"""Pictures: what a model sees in images and videos, one or a folder of them, as overlays.
+
+Without Ray.
+"""
 
 from __future__ import annotations
 
@@ -11,30 +14,33 @@ from PIL import Image
 
 from segbatch import storage
 from segbatch.errors import InputError, JobFailed, SourceError
+from segbatch.film import ENCODERS
 from segbatch.images.decode import decode_image
 from segbatch.images.diagnose import Undecodable
+from segbatch.images.video import VIDEO_EXTENSIONS
 from segbatch.job import Limits
 from segbatch.jobimages import IMAGE_EXTENSIONS
 from segbatch.masks import with_legend
 from segbatch.model.predict import Model, load_model
 from segbatch.progress import say
+from segbatch.video import predict_video
+
+_EXTENSIONS = {*VIDEO_EXTENSIONS, *(f".{extension}" for extension in IMAGE_EXTENSIONS)}
 
 
 def predict_pictures(source: str, model_uri: str, output: str) -> int:
-    """Write an overlay with a legend for each image in ``source``; returns their number.
+    """Write an overlay with a legend for each image and video in ``source``; returns their number.
 
-    ``output`` is a file for one image, its extension the format; a folder for a folder, or where
-    it ends in ``/`` or is one already. Raises :class:`~segbatch.errors.InputError` for a source
-    or model that cannot be used, :class:`~segbatch.errors.JobFailed` if some image could not be
-    read; the others are written all the same.
+    ``output`` is a file for one image or video, its extension the format; a folder for a folder,
+    or where it ends in ``/`` or is one already. Raises :class:`~segbatch.errors.InputError` for a
+    source or model that cannot be used, :class:`~segbatch.errors.JobFailed` if something could not
+    be read; the others are written all the same.
     """
     names = dict(_names(source, output))
     if not names:
-        raise SourceError(f"{source}: no image there")
-    extensions = Image.registered_extensions()
-    for target in names.values():
-        if PurePosixPath(target).suffix.lower() not in extensions:
-            raise InputError(f"{target}: no picture's extension; use .png or .jpg")
+        raise SourceError(f"{source}: no image and no video there")
+    for uri, target in names.items():
+        _check_extension(uri, target)
     model = load_model(model_uri)
     failed = 0
     for uri, target in names.items():
@@ -43,12 +49,29 @@ def predict_pictures(source: str, model_uri: str, output: str) -> int:
             failed += 1
             say(f"{uri}: {reason}")
     if failed:
-        raise JobFailed(f"{failed} of {len(names)} images could not be read")
+        raise JobFailed(f"{failed} of {len(names)} could not be read")
     return len(names)
 
 
+def _check_extension(source: str, target: str) -> None:
+    extension = _extension(target)
+    if extension in ENCODERS:
+        return
+    if _extension(source) in VIDEO_EXTENSIONS:
+        raise InputError(f"{target}: a video is written as {', '.join(ENCODERS)}")
+    if extension not in Image.registered_extensions():
+        raise InputError(f"{target}: no picture's extension; use .png or .jpg")
+
+
+def _extension(uri: str) -> str:
+    """In lower case, with its dot."""
+    return PurePosixPath(uri).suffix.lower()
+
+
 def _predict_one(model: Model, uri: str, target: str) -> str | None:
-    """Write one picture; returns why not, where the image cannot be read."""
+    """Write one picture or video; returns why not, where it cannot be read."""
+    if _extension(target) in ENCODERS:
+        return _predict_video(model, uri, target)
     limits = Limits()
     read_limits = storage.ReadLimits(limits.max_bytes, limits.timeout_s, limits.retries)
     [data] = storage.read_many([uri], read_limits)
@@ -61,12 +84,19 @@ def _predict_one(model: Model, uri: str, target: str) -> str | None:
     shares = np.array(list(prediction.coverage.values()))
     picture = with_legend(prediction.overlay(), model.classes, shares)
     buffer = io.BytesIO()
-    extension = PurePosixPath(target).suffix.lower()
-    picture.save(buffer, format=Image.registered_extensions()[extension])
+    picture.save(buffer, format=Image.registered_extensions()[_extension(target)])
     try:
         storage.write_bytes(target, buffer.getvalue())
     except OSError as error:
         raise InputError(f"cannot write {error}") from error
+    return None
+
+
+def _predict_video(model: Model, uri: str, target: str) -> str | None:
+    try:
+        predict_video(uri, model, target)
+    except (JobFailed, SourceError) as error:
+        return str(error).removeprefix(f"{uri}: ")
     return None
 
 
@@ -79,17 +109,22 @@ def _names(source: str, output: str) -> Iterator[tuple[str, str]]:
     except OSError as error:
         raise SourceError(f"cannot read {error}") from error
     if one or files == [source]:
-        name = f"{PurePosixPath(storage.name_of(source)).stem}.png"
+        name = _written_as(PurePosixPath(storage.name_of(source)))
         yield source, storage.join(output, name) if inside or output.endswith("/") else output
         return
     root = storage.normalize(source)
     taken: set[str] = set()
     for uri in files:
         relative = PurePosixPath(uri.removeprefix(root).lstrip("/"))
-        if relative.suffix.lower().lstrip(".") not in IMAGE_EXTENSIONS:
+        if relative.suffix.lower() not in _EXTENSIONS:
             continue
-        name = str(relative.with_suffix(".png"))
+        name = _written_as(relative)
         if name in taken:  # a.jpg beside a.png
-            name = f"{relative}.png"
+            name = f"{relative}{_extension(name)}"
         taken.add(name)
         yield uri, storage.join(output, name)
+
+
+def _written_as(source: PurePosixPath) -> str:
+    is_video = source.suffix.lower() in VIDEO_EXTENSIONS
+    return str(source.with_suffix(".mp4" if is_video else ".png"))
