@@ -139,7 +139,8 @@ def write_coco(folder: str, copies: Sequence[Copy], classes: Classes, earlier: i
     Every polygon is an annotation, larger ones first. Their points are moved by half a pixel: COCO
     counts from the corner of the first pixel and not from its centre.
     """
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for number, copy in enumerate(copies, 1):
         width, height = copy.size
         images.append(
@@ -152,7 +153,7 @@ def write_coco(folder: str, copies: Sequence[Copy], classes: Classes, earlier: i
             }
         )
         for shape in copy.shapes:
-            points = shape.points + 0.5
+            points = shape.points.astype(np.float64) + 0.5
             left, top = points.min(0).tolist()
             right, bottom = points.max(0).tolist()
             annotations.append(

@@ -470,6 +470,27 @@ def test_labels_and_images_may_be_in_object_storage(s3: S3) -> None:
     assert item == Item(first.uri, first.labels_uri, "val")
 
 
+@pytest.mark.parametrize(
+    ("provenance", "uri"),
+    [
+        ({"uri": "s3://street/7.jpg"}, "s3://street/7.jpg"),
+        ({"uri": 7}, None),
+        ({"uri": "two\nlines"}, None),
+        ({}, None),
+        ("street", None),
+    ],
+)
+def test_a_copy_that_was_made_for_labelling_is_the_image_that_it_says(
+    tmp_path: Path, provenance: Any, uri: str | None
+) -> None:
+    write(tmp_path / "a.json", annotation(rectangle("wall", 0, 0, 4, 4), segbatch=provenance))
+    write(tmp_path / "a.jpg", jpeg())
+    (item,) = find(tmp_path).items
+    assert item.uri == (uri or f"{tmp_path}/a.jpg")
+    assert item.file == f"{tmp_path}/a.jpg"
+    assert read(item).shapes == 1
+
+
 def test_a_bucket_that_is_not_there_is_an_error(s3: S3) -> None:
     with pytest.raises(SourceError, match="no such"):
         find("s3://no-bucket-of-this-name/labels")

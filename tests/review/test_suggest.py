@@ -1,0 +1,247 @@
+"""What `labels suggest` chooses of a run, and that it comes back as labels."""
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from segbatch import import_labels, storage
+from segbatch.cli import main
+from segbatch.errors import InputError
+from segbatch.labels.dataset import open_dataset
+from segbatch.masks import decode_mask
+from segbatch.results.run import Run
+from segbatch.review.diversity import describe, spread
+from segbatch.review.labelling import file_name
+from segbatch.review.specks import without_specks
+from segbatch.review.suggest import Labelled, Suggestions, suggest
+from tests.conftest import S3
+from tests.written_run import label_map, write_run
+
+NAMES = ["background", "wall", "window", "traffic light"]
+
+
+@pytest.fixture(scope="module")
+def run(photos: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """Twelve images, 0006 the least certain and then 0005; of the failed ones one is there now."""
+    photos.put("s3://photos/0013.jpg", photo(photos, 1) + b"\0")
+    kinds = ("not_found", "timeout", "too_large")
+    yield write_run(str(tmp_path_factory.mktemp("runs") / "facades"), failed=kinds)
+    photos.client.delete_object(Bucket="photos", Key="0013.jpg")
+
+
+def photo(photos: S3, image_id: int) -> bytes:
+    return storage.read_bytes(f"s3://photos/{image_id:04d}.jpg")
+
+
+def ids(suggestions: Suggestions) -> list[int]:
+    return [entry.image_id for entry in suggestions.images]
+
+
+def listed(folder: Any) -> list[dict[str, str]]:
+    text = storage.read_bytes(f"{folder}/suggested.csv").decode()
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def rows(dataset: Any) -> dict[str, dict[str, Any]]:
+    """The rows of a dataset by URI."""
+    opened = open_dataset(str(dataset))
+    tables = (table for split in opened.splits for table in opened.tables(split))
+    return {row["uri"]: row for table in tables for row in table.to_pylist()}
+
+
+# -------------------------------------------------------------------------------- what is chosen
+
+
+def test_the_least_certain_come_as_they_are_with_what_the_model_saw(
+    run: Run, photos: S3, tmp_path: Path
+) -> None:
+    suggestions = suggest(run, str(tmp_path), count=2)
+    first = suggestions.images[0]
+    assert (first.image_id, first.uri, first.reason) == (
+        6, "s3://photos/0006.jpg", "uncertainty 0.300"
+    )  # fmt: skip
+    assert sorted(file.suffix for file in tmp_path.iterdir()) == [
+        ".csv", ".jpg", ".jpg", ".json", ".json"
+    ]  # fmt: skip
+    assert (tmp_path / first.file).read_bytes() == photo(photos, 6)
+    content = json.loads((tmp_path / first.file).with_suffix(".json").read_text())
+    assert content["imagePath"] == first.file
+    assert (content["imageWidth"], content["imageHeight"]) == (60, 40)
+    assert {shape["label"] for shape in content["shapes"]} == {"background", "wall", "window"}
+    assert content["segbatch"] == {
+        "uri": first.uri, "run": run.uri, "image_id": 6, "model": "models/facades"
+    }  # fmt: skip
+    assert [row["image_id"] for row in listed(tmp_path)] == [str(n) for n in ids(suggestions)]
+    assert listed(tmp_path)[0]["sha256"] == sha256(photo(photos, 6)).hexdigest()
+
+
+def test_the_same_run_gives_the_same_images(run: Run, tmp_path: Path) -> None:
+    first, again = (
+        suggest(run, str(tmp_path / folder), count=5, by="diverse") for folder in ("a", "b")
+    )
+    assert first.images == again.images
+    assert len({entry.cluster for entry in first.images}) == 5
+
+
+def test_those_in_which_another_run_saw_most_else(run: Run, tmp_path: Path) -> None:
+    other = write_run(str(tmp_path / "other"), names=["background", "wall", "glass", "sign"])
+    suggestions = suggest(run, str(tmp_path / "to"), count=1, by="disagreement", against=other)
+    assert ids(suggestions) == [11]  # its window, which the other calls glass, is the largest
+    assert suggestions.images[0].reason.startswith("disagreement 0.")
+
+
+def test_failed_images_are_taken_if_they_can_be_read_now(run: Run, tmp_path: Path) -> None:
+    suggestions = suggest(run, str(tmp_path), count=3, by="failures")
+    [entry] = suggestions.images
+    assert (entry.image_id, entry.reason) == (13, "failed: timeout")
+    [file] = tmp_path.glob("*.json")
+    assert json.loads(file.read_text())["shapes"] == []
+    assert suggestions.left_out == {
+        "cannot be read now: not_found": 1,
+        "failed in the run, too_large: cannot be labelled": 1,
+    }
+
+
+def test_a_list_is_chosen_from_and_what_cannot_be_taken_is_told(run: Run, tmp_path: Path) -> None:
+    among = [f"s3://photos/{name}.jpg" for name in ("0001", "0002", "0012", "9999")]
+    suggestions = suggest(run, str(tmp_path), count=4, images=among)
+    assert sorted(ids(suggestions)) == [1, 2]
+    assert suggestions.left_out == {
+        "not in the run": 1,
+        "failed in the run, not_found: see --by failures": 1,
+    }
+
+
+def test_an_image_that_is_labelled_is_left_out_by_its_uri_or_its_content(
+    run: Run, photos: S3, tmp_path: Path
+) -> None:
+    labelled = Labelled({"s3://photos/0006.jpg"}, {sha256(photo(photos, 5)).hexdigest()})
+    suggestions = suggest(run, str(tmp_path), count=2, labelled=labelled)
+    assert not {5, 6} & set(ids(suggestions))
+    assert len(suggestions.images) == 2
+    assert suggestions.left_out == {"is labelled already": 2}
+
+
+def test_a_folder_gets_others_when_it_is_asked_again_and_keeps_what_was_corrected(
+    run: Run, tmp_path: Path
+) -> None:
+    first = suggest(run, str(tmp_path), count=2)
+    corrected = (tmp_path / first.images[0].file).with_suffix(".json")
+    corrected.write_text("corrected")
+    again = suggest(run, str(tmp_path), count=2)
+    assert not set(ids(first)) & set(ids(again))
+    assert again.earlier == 2
+    assert [int(row["image_id"]) for row in listed(tmp_path)] == [*ids(first), *ids(again)]
+    (tmp_path / "suggested.csv").unlink()  # as if killed before the list was written
+    suggest(run, str(tmp_path), count=2)
+    assert corrected.read_text() == "corrected"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"by": "luck"}, "--by luck: must be one of uncertainty, disagreement, failures, diverse"),
+        ({"by": "disagreement"}, "--by disagreement and --against RUN_B go together"),
+        ({"format": "voc"}, "--format voc: must be one of labelme, coco"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(
+    run: Run, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        suggest(run, str(tmp_path), count=1, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_with_a_list_of_something_else_is_refused(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "suggested.csv").write_text("name,price\nbread,3\n")
+    with pytest.raises(InputError, match=r"suggested.csv: is no list of ours"):
+        suggest(run, str(tmp_path), count=1)
+
+
+# ------------------------------------------------------------------------------- and comes back
+
+
+@pytest.mark.parametrize("format", ["labelme", "coco"])
+def test_corrected_labels_go_back_under_the_images_own_uri(
+    run: Run, s3: S3, tmp_path: Path, format: str
+) -> None:
+    folder, dataset = s3.uri("to-label"), tmp_path / "labels"
+    suggestions = suggest(run, folder, count=3, format=format)
+    uris = {entry.uri for entry in suggestions.images}
+    import_labels(folder, str(dataset), format=format, classes=NAMES, split="val=0.5")
+    before = rows(dataset)
+    assert before.keys() == uris
+    for entry in suggestions.images:
+        drawn = decode_mask(before[entry.uri]["mask"]["bytes"])
+        seen = np.kron(label_map(entry.image_id), np.ones((2, 2), np.uint8))
+        assert (drawn == seen).mean() > 0.9
+
+    import_labels(folder, str(dataset), format=format, append=True, split="test=1.0")
+    suggest(run, folder, count=2, format=format)
+    report = import_labels(folder, str(dataset), format=format, append=True, split="test=1.0")
+    after = rows(dataset)
+    assert (report.replaced, len(after)) == (3, 5)
+    for uri in uris:
+        assert after[uri]["split"] == before[uri]["split"]
+        assert after[uri]["image_id"] == before[uri]["image_id"]
+    assert {row["split"] for uri, row in after.items() if uri not in uris} == {"test"}
+
+
+def test_the_command_says_how_to_go_on_and_leaves_a_dataset_out(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command(*arguments: object) -> tuple[str, str]:
+        words = ["segbatch", "labels", "suggest", run.uri, *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", words)
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert not ended.value.code
+        said = capsys.readouterr()
+        return said.out, said.err
+
+    out, err = command(tmp_path / "to", "--count", 2)
+    assert "suggested         2" in out
+    assert f"segbatch labels import {tmp_path}/to DATASET --from labelme --append" in err
+    import_labels(str(tmp_path / "to"), str(tmp_path / "labels"), format="labelme")
+    (tmp_path / "list.csv").write_text("image_id,uri\r\n6,s3://photos/0006.jpg\r\n")
+    out, _ = command(
+        tmp_path / "b", "--exclude", tmp_path / "labels", "--images", tmp_path / "list.csv"
+    )
+    assert "is labelled already 1" in out
+
+
+# ------------------------------------------------------------------------------------- its parts
+
+
+def test_images_that_are_alike_are_one_cluster_and_the_best_of_each_comes_first() -> None:
+    dark, light = np.zeros((30, 40, 3), np.uint8), np.full((3, 2, 3), 200, np.uint8)
+    coverages = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.1, 0.9]])
+    descriptors = describe(coverages, [dark, dark, light, light, light])
+    order = spread(descriptors, [0.9, 0.8, 0.1, 0.3, 0.2], 2)
+    assert order == [(0, 0), (3, 1), (1, 0), (4, 1), (2, 1)]
+    assert len({cluster for _, cluster in spread(descriptors, [0.0] * 5, 5)}) == 3
+
+
+def test_specks_take_the_class_of_the_larger_region_beside_them() -> None:
+    seen = np.zeros((20, 20), np.uint8)
+    seen[:, 10:] = 1
+    cleaned = seen.copy()
+    seen[4:6, 3:5], seen[9, 15], seen[0, 12] = 1, 0, 2
+    np.testing.assert_array_equal(without_specks(seen, 5), cleaned)
+    np.testing.assert_array_equal(without_specks(seen, 1000), seen)
+
+
+def test_copies_of_images_of_one_name_are_called_differently() -> None:
+    first, second = (file_name(f"s3://{bucket}/front view.jpg") for bucket in "ab")
+    assert first != second
+    assert first.startswith("front_view-")
+    assert first.endswith(".jpg")
