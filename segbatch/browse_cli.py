@@ -22,7 +22,9 @@ def browse_command(
     ] = "127.0.0.1",
 ) -> None:
     """Look around in a run: a page for your browser, on this machine, until Ctrl-C."""
-    from segbatch.review.browse import serve
+    from segbatch.review.browse import Site
 
-    print("segbatch: open this page in a browser; Ctrl-C ends it", file=sys.stderr)
-    serve(run_uri, host, port)
+    site = Site(run_uri, host, port)
+    print(site.url, flush=True)
+    print("open this page in a browser; Ctrl-C ends it", file=sys.stderr)
+    site.run()

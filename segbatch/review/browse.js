@@ -56,7 +56,7 @@ function tell(error) {
 
 function fieldset(title, ...children) {
   const made = element("fieldset", {}, element("legend", { textContent: title }), ...children);
-  $("sql").before(made);
+  $("filters").querySelector("form").append(made);
 }
 
 function filter(name, color, output, ...inputs) {
@@ -174,14 +174,16 @@ async function reload() {
   const mine = ++generation;
   loading = null;
   try {
-    const [page, { count }] = await Promise.all([ask("images", wanted), ask("count", wanted)]);
+    const page = await ask("images", wanted);
     if (mine !== generation) return;
     tell(null);
-    $("hits").textContent = `${count.toLocaleString("en")} ${count === 1 ? "image" : "images"}`;
     $("grid").replaceChildren();
     images = [];
     window.scrollTo(0, 0);
     append(page.images);
+    const { count } = await ask("count", wanted);
+    if (mine !== generation) return;
+    $("hits").textContent = `${count.toLocaleString("en")} ${count === 1 ? "image" : "images"}`;
   } catch (error) {
     if (mine === generation) tell(error);
   }
@@ -447,8 +449,8 @@ function listen() {
     const { image_id, uri } = images[shown];
     mark(image_id, uri, $("mark").checked);
   });
-  $("large").addEventListener("keydown", (event) => {
-    if (event.target.type === "range") return;
+  document.addEventListener("keydown", (event) => {
+    if (shown < 0 || event.target.type === "range") return;
     if (event.key === "ArrowLeft") step(-1);
     else if (event.key === "ArrowRight") step(1);
     else if (event.key === "m") $("mark").click();
@@ -459,6 +461,7 @@ function listen() {
 
 async function begin() {
   listen();
+  if (matchMedia("(max-width: 50rem)").matches) $("filters").open = false;
   try {
     run = await ask("run");
     document.title = `${run.name} · segbatch`;

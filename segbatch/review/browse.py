@@ -12,6 +12,7 @@ import asyncio
 import ipaddress
 import secrets
 import socket
+from contextlib import suppress
 from importlib.resources import files
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -31,6 +32,7 @@ from segbatch.results.run import open_run
 from segbatch.review.grid import Grid, Wanted
 from segbatch.review.layers import LONG_SIDES, Album, Layers, Size
 
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 ALL_ADDRESSES = ("0.0.0.0", "::")  # these are listened at, and nobody asks for them by that name
 SHUTDOWN_S = 3
 
@@ -174,12 +176,45 @@ class Guard:
         return None
 
 
-def application(run_uri: str, hosts: frozenset[str] | None, token: str | None) -> ASGIApp:
-    """The page of a run as an ASGI application: for ``hosts`` (``None``: any), behind ``token``.
+class Site:
+    """The page of a run at an address; :meth:`run` serves it until Ctrl-C or :meth:`stop`.
 
-    Raises what :func:`~segbatch.results.run.open_run` raises.
+    Port 0 is any that is free. Raises :class:`~segbatch.errors.InputError` for an address that
+    cannot be had, and what :func:`~segbatch.results.run.open_run` raises.
     """
-    browsing = Browsing(run_uri)
+
+    def __init__(self, run_uri: str, host: str, port: int) -> None:
+        token = None if _is_loopback(host) else secrets.token_urlsafe(24)
+        hosts = frozenset({host.lower(), *(LOOPBACK if token is None else ())})
+        app = Guard(
+            _application(Browsing(run_uri)), None if host in ALL_ADDRESSES else hosts, token
+        )
+        config = uvicorn.Config(
+            app,
+            access_log=False,  # it would hold the token
+            log_level="warning",
+            server_header=False,
+            lifespan="off",
+            ws="none",
+            timeout_graceful_shutdown=SHUTDOWN_S,
+        )
+        self._server = uvicorn.Server(config)
+        self._listening = _listen(host, port)
+        name = socket.gethostname() if host in ALL_ADDRESSES else host
+        name = f"[{name}]" if ":" in name else name
+        path = f"{token}/" if token else ""
+        self.url = f"http://{name}:{self._listening.getsockname()[1]}/{path}"
+
+    def run(self) -> None:
+        with suppress(KeyboardInterrupt):  # ended in order, and raised again by the server
+            self._server.run(sockets=[self._listening])
+
+    def stop(self) -> None:
+        """End :meth:`run`, from any thread."""
+        self._server.should_exit = True
+
+
+def _application(browsing: Browsing) -> ASGIApp:
     picture = "pictures/{size}/{image_id:int}"
     routes = [
         *(Route(f"/{path}", _static(*named)) for path, named in PAGE.items()),
@@ -191,39 +226,7 @@ def application(run_uri: str, hosts: frozenset[str] | None, token: str | None) -
         Route(f"/{picture}/photo", browsing.photo),
         Route(f"/{picture}/mask", browsing.mask),
     ]
-    app = Starlette(routes=routes, exception_handlers={SegbatchError: _say, OSError: _say})
-    return Guard(app, hosts, token)
-
-
-def serve(run_uri: str, host: str, port: int) -> None:
-    """Serve the page until Ctrl-C; prints its URL. Port 0 is any that is free.
-
-    Raises :class:`~segbatch.errors.InputError` for an address that cannot be had, and what
-    :func:`~segbatch.results.run.open_run` raises.
-    """
-    listening = _listen(host, port)
-    port = listening.getsockname()[1]
-    token = None if _is_loopback(host) else secrets.token_urlsafe(24)
-    hosts = frozenset({host.lower(), *(("localhost", "127.0.0.1", "::1") if token is None else ())})
-    app = application(run_uri, None if host in ALL_ADDRESSES else hosts, token)
-    config = uvicorn.Config(
-        app,
-        access_log=False,  # it would hold the token
-        log_level="warning",
-        server_header=False,
-        lifespan="off",
-        ws="none",
-        timeout_graceful_shutdown=SHUTDOWN_S,
-    )
-    name = socket.gethostname() if host in ALL_ADDRESSES else host
-    name = f"[{name}]" if ":" in name else name
-    print(f"http://{name}:{port}/{f'{token}/' if token else ''}", flush=True)
-    try:
-        uvicorn.Server(config).run(sockets=[listening])
-    except KeyboardInterrupt:  # it has ended in order, and tells whoever started it
-        pass
-    finally:
-        listening.close()
+    return Starlette(routes=routes, exception_handlers={SegbatchError: _say, OSError: _say})
 
 
 def _listen(host: str, port: int) -> socket.socket:

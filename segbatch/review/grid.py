@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import duckdb
 import pyarrow as pa
@@ -35,7 +35,7 @@ PAGE_IMAGES = 60
 QUERY_S = 30.0  # of one question; a condition can ask for more than anybody waits for
 
 # These run a text as SQL, whatever it says; the text may be put together so that it looks harmless.
-RUN_TEXT = frozenset({"query", "query_table", "json_execute_serialized_sql"})
+RUN_TEXT = frozenset({b"query", b"query_table", b"json_execute_serialized_sql"})
 
 FACTS = ("image_id", "uri", "status", "error", "message", "width", "height")
 KIND = "coalesce(error, status)"
@@ -76,6 +76,10 @@ class Measure:
         """A finite double, or NULL: JSON has no number for anything else."""
         number = f"{self.column}::DOUBLE"
         return f"CASE WHEN isfinite({number}) THEN {number} END"
+
+    def bound(self, value: float) -> str:
+        """A limit of it in SQL; ours are single precision, and 0.2 is to be found by 0.2."""
+        return _double(value) if self.group == "columns" else f"{_double(value)}::FLOAT"
 
 
 class Grid:
@@ -131,7 +135,9 @@ class Grid:
         Each has ``image_id, uri, kind, message`` and ``value``, by which it is sorted. No page
         takes longer than the first: what was seen is left out by its value and not counted again.
         """
-        value = "NULL::DOUBLE" if wanted.sort == "image_id" else self._number(wanted.sort)
+        value = "NULL::DOUBLE"
+        if wanted.sort != "image_id":
+            value = self._measure(wanted.sort).expression
         direction, beyond = ("DESC", "<") if wanted.descending else ("ASC", ">")
         later = "true"
         if wanted.after:
@@ -196,17 +202,18 @@ class Grid:
                 name = f"columns.{field.name}"
                 yield Measure(name, "columns", field.name, quoted_name(field.name))
 
-    def _number(self, name: str) -> str:
+    def _measure(self, name: str) -> Measure:
         if name not in self.measures:
             raise InputError(f"no such number: {name}")
-        return self.measures[name].expression
+        return self.measures[name]
 
     def _chosen(self, wanted: Wanted) -> duckdb.DuckDBPyRelation:
         conditions = []
         for name, bounds in wanted.ranges.items():
+            measure = self._measure(name)
             for sign, bound in zip((">=", "<="), bounds, strict=True):
                 if bound is not None:
-                    conditions.append(f"{self._number(name)} {sign} {_double(bound)}")
+                    conditions.append(f"{measure.expression} {sign} {measure.bound(bound)}")
         if wanted.kinds is not None:
             kinds = ", ".join(["NULL", *map(quoted_text, wanted.kinds)])
             conditions.append(f"{KIND} IN ({kinds})")
@@ -232,7 +239,8 @@ class Grid:
     def _ask(
         self, images: duckdb.DuckDBPyRelation, columns: str, clauses: str = ""
     ) -> list[tuple[Any, ...]]:
-        return images.query("chosen", f"SELECT {columns} FROM chosen {clauses}").fetchall()
+        answer = images.query("chosen", f"SELECT {columns} FROM chosen {clauses}")
+        return cast(duckdb.DuckDBPyRelation, answer).fetchall()
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
@@ -251,17 +259,16 @@ class Grid:
 
 
 def _runs_text(condition: str) -> bool:
-    """Whether a function is called that takes a text as SQL."""
-    tokens = [
-        token for token in duckdb.tokenize(condition) if token[1] != duckdb.token_type.comment
-    ]
+    """Whether a function is named in it that takes a text as SQL."""
     text = condition.encode()  # the offsets are of bytes
-    names = (re.match(rb'"?(\w*)', text[start:]) for start, _ in tokens)
-    return any(name is not None and name[1].decode().lower() in RUN_TEXT for name in names)
+    starts = [start for start, _ in duckdb.tokenize(condition)]
+    words = (re.match(rb'"?(\w+)', text[start:]) for start in starts)
+    return any(word is not None and word[1].lower() in RUN_TEXT for word in words)
 
 
 def _is_number(kind: pa.DataType) -> bool:
-    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    of_numbers = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)
+    return any(is_one(kind) for is_one in of_numbers)
 
 
 def _double(value: float) -> str:

@@ -1,0 +1,298 @@
+import csv
+import io
+import json
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode, urlsplit
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from segbatch.errors import InputError
+from segbatch.masks import decode_mask
+from segbatch.results.run import Run
+from segbatch.review.browse import Site
+from segbatch.review.grid import PAGE_IMAGES, Grid, Wanted
+from tests.conftest import S3
+from tests.review.conftest import Visitor
+from tests.written_run import NAMES, label_map, write_run
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+HOSTILE = "<img src=x onerror=alert(1)>"
+NUM_OK = 70  # more than a page; windows get wider up to image 23
+GONE = 3
+
+
+@contextmanager
+def served(run: Run, host: str = "127.0.0.1") -> Iterator[str]:
+    """The URL of the page of a run, at this machine's own address."""
+    site = Site(run.uri, host, 0)
+    thread = Thread(target=site.run)
+    thread.start()
+    parts = urlsplit(site.url)
+    yield f"http://127.0.0.1:{parts.port}{parts.path}"
+    site.stop()
+    thread.join()
+
+
+@pytest.fixture(scope="module")
+def run(s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run whose photographs are on S3, but for one that is gone since."""
+    s3.client.create_bucket(Bucket="photos")
+    for image_id in range(NUM_OK):
+        jpeg = io.BytesIO()
+        Image.new("RGB", (60, 40), (40, 3 * image_id, 90)).save(jpeg, "JPEG")
+        if image_id != GONE:
+            s3.put(f"s3://photos/{image_id:04d}.jpg", jpeg.getvalue())
+    uri = str(tmp_path_factory.mktemp("runs") / "march")
+    return write_run(uri, names=[*NAMES[:3], HOSTILE], num_ok=NUM_OK)
+
+
+@pytest.fixture(scope="module")
+def url(run: Run) -> Iterator[str]:
+    with served(run) as address:
+        yield address
+
+
+def get(url: str, **headers: str) -> tuple[int, bytes, Any]:
+    """Status, content and headers of what is answered."""
+    request = urllib.request.Request(url, headers=headers)
+    try:
+        with urllib.request.urlopen(request) as answer:
+            return answer.status, answer.read(), answer.headers
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read(), error.headers
+
+
+def ask(url: str, path: str, **wanted: Any) -> Any:
+    status, content, _ = get(f"{url}{path}?{urlencode({'wanted': json.dumps(wanted)})}")
+    told = json.loads(content)
+    assert (status == 200) == ("error" not in told), told
+    return told
+
+
+def ids(url: str, **wanted: Any) -> list[int]:
+    return [image["image_id"] for image in ask(url, "images", **wanted)["images"]]
+
+
+# ------------------------------------------------------------------------------ which images
+
+
+def test_filters_and_the_count_of_hits_go_together(url: str) -> None:
+    wanted = {"ranges": {"coverage.window": [0.15, 0.2]}, "texts": {"city": "BERN"}}
+    assert ids(url, **wanted) == [8, 11]
+    assert ask(url, "count", **wanted) == {"count": 2}
+    assert ids(url, kinds=["timeout", "not_found"], descending=True) == [71, 70]
+    assert ids(url, condition="image_id < 9 AND city = 'Bern'", kinds=["ok"]) == [2, 5, 8]
+
+
+@pytest.mark.parametrize(
+    "sort", ["image_id", "coverage.window", "confidence.window", "uncertainty"]
+)
+@pytest.mark.parametrize("descending", [False, True])
+def test_pages_follow_one_another_without_a_gap_or_an_image_twice(
+    run: Run, sort: str, descending: bool
+) -> None:
+    grid = Grid(run)
+    first = grid.page(Wanted(sort=sort, descending=descending))
+    assert len(first) == PAGE_IMAGES
+    after = (first[-1]["value"], first[-1]["image_id"])
+    rest = grid.page(Wanted(sort=sort, descending=descending, after=after))
+    values = [image["value"] for image in first + rest if image["value"] is not None]
+    assert values == sorted(values, reverse=descending)
+    assert {image["image_id"] for image in first + rest} == set(range(NUM_OK + 2))
+    assert len(first) + len(rest) == NUM_OK + 2  # those without a value are last
+
+
+@pytest.mark.parametrize(
+    ("condition", "told"),
+    [
+        ("coverage.windw > 0.1", "no column windw; did you mean coverage.window?"),
+        ("window > 0.1", "window is an SQL keyword; coverage.window works"),
+        ("true LIMIT 3", 'syntax error at or near "LIMIT"'),
+        ("true) ORDER BY (1", "Cannot have any modifiers"),
+        ("true); DROP VIEW images; SELECT (1", "these are 3 statements"),
+        ("city IN (SELECT content FROM read_text('/etc/passwd'))", "Cannot access file"),
+        ("exists(FROM query /* ' */ ('SELECT 1'))", "runs no text as SQL"),
+        ("city", "Could not convert string"),
+    ],
+)
+def test_what_is_no_condition_or_more_than_one_is_told_in_one_line(
+    url: str, condition: str, told: str
+) -> None:
+    error = ask(url, "images", condition=condition)["error"]
+    assert told in error
+    assert "\n" not in error
+    assert ask(url, "count")["count"] == NUM_OK + 2  # and nothing happened
+
+
+def test_what_the_page_never_asks_for_is_refused(url: str) -> None:
+    assert "no such number" in ask(url, "images", sort="coverage.roof")["error"]
+    assert "no such text" in ask(url, "count", texts={"image_id": "3"})["error"]
+    assert ask(url, "images", limit=10**9)["error"].startswith("wanted: limit: ")
+
+
+@pytest.mark.parametrize("num_ok", [6, 0])
+def test_a_run_that_goes_on_is_shown_as_far_as_it_is(tmp_path: Path, num_ok: int) -> None:
+    running = write_run(str(tmp_path / "april"), num_ok=num_ok, failed=(), finished=False)
+    with served(running) as url:
+        facts = json.loads(get(f"{url}run")[1])
+        assert facts["status"] == "running"
+        assert ids(url) == list(range(num_ok))
+
+
+# ------------------------------------------------------------------------------ one image
+
+
+def test_a_photograph_and_its_mask_are_pictures_of_one_size(url: str) -> None:
+    status, photo, _ = get(f"{url}pictures/small/5/photo")
+    assert status == 200
+    assert Image.open(io.BytesIO(photo)).size == (60, 40)
+    ids = decode_mask(get(f"{url}pictures/large/5/mask")[1])
+    assert np.array_equal(ids[::2, ::2], label_map(5))
+
+
+def test_an_image_that_is_gone_has_its_reason_as_a_picture(url: str) -> None:
+    status, photo, headers = get(f"{url}pictures/small/{GONE}/photo")
+    assert (status, headers["Content-Type"]) == (200, "image/svg+xml")
+    assert b"not_found" in photo
+    assert get(f"{url}pictures/small/{GONE}/mask")[:2] == (204, b"")
+    assert get(f"{url}originals/{GONE}")[0] == 404
+
+
+def test_all_that_is_known_of_an_image_is_told(url: str) -> None:
+    image = json.loads(get(f"{url}images/9")[1])
+    assert image["columns"] == {"city": "Zurich", "building_id": "B4"}
+    assert image["measures"]["coverage.window"] == pytest.approx(100 / 600)
+    failed = json.loads(get(f"{url}images/{NUM_OK}")[1])
+    assert (failed["error"], failed["message"]) == ("not_found", "it was not_found")
+    assert get(f"{url}images/999")[0] == 404
+
+
+def test_the_file_is_given_for_the_disk_and_never_shown(s3: S3, url: str) -> None:
+    status, content, headers = get(f"{url}originals/5")
+    assert status == 200
+    assert content.startswith(b"\xff\xd8")
+    assert headers["Content-Disposition"] == "attachment; filename*=UTF-8''0005.jpg"
+    assert headers["Content-Type"] == "application/octet-stream"
+
+
+# ------------------------------------------------------------------------------ who may ask
+
+
+def test_only_the_page_itself_may_ask(url: str) -> None:
+    port = urlsplit(url).port
+    assert get(f"{url}run", Host=f"localhost:{port}")[0] == 200
+    for headers in (
+        {"Host": f"evil.example:{port}"},  # a name that was pointed at this machine
+        {"Host": "[::"},
+        {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"},
+    ):
+        status, content, answered = get(f"{url}run", **headers)
+        assert status == 403
+        assert b"march" not in content
+        assert "Access-Control-Allow-Origin" not in answered
+    request = urllib.request.Request(f"{url}run", method="POST")
+    with pytest.raises(urllib.error.HTTPError, match="405") as refused:
+        urllib.request.urlopen(request)
+    refused.value.close()
+
+
+def test_for_others_than_this_machine_every_address_needs_the_token(
+    run: Run, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with served(run, "0.0.0.0") as url:
+        parts = urlsplit(url)
+        token = parts.path.strip("/")
+        assert len(token) >= 32
+        assert get(url)[0] == 200
+        assert get(f"{url}count", Host="node7:80")[1] == b'{"count":72}'
+        for path in ("", "run", "browse.js", f"{token[:-1]}/run", "é/run", f"run?token={token}"):
+            bare = f"http://127.0.0.1:{parts.port}/{urllib.request.quote(path, safe='/?=')}"
+            assert get(bare)[0] == 403, path
+        assert get(url)[2]["Referrer-Policy"] == "no-referrer"
+    assert token not in "".join(capfd.readouterr())
+
+
+# ------------------------------------------------------------------------------ the command
+
+
+def test_the_command_says_where_the_page_is_and_ends_with_ctrl_c(run: Run) -> None:
+    command = [sys.executable, "-m", "segbatch", "browse", run.uri]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        url = process.stdout.readline().decode().strip()
+        assert get(url)[0] == 200
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert told.decode().splitlines() == ["open this page in a browser; Ctrl-C ends it"]
+
+
+def test_an_address_that_cannot_be_had_is_one_line(run: Run, url: str) -> None:
+    for host, port in (("127.0.0.1", urlsplit(url).port), ("192.0.2.1", 0), ("no.such.host", 0)):
+        with pytest.raises(InputError, match=r"cannot listen at .*; name another with"):
+            Site(run.uri, host, port or 0)
+
+
+# ------------------------------------------------------------------------------ in a browser
+
+
+def test_people_filter_look_and_send_to_labelling(url: str, browser: Visitor) -> None:
+    from playwright.sync_api import expect
+
+    def look(page: "Page") -> tuple[list[dict[str, str]], str]:
+        figures, hits, title = (page.locator(x) for x in ("#grid figure", "#hits", "#title"))
+        expect(hits).to_have_text("72 images")
+        for layer in ("photo", "mask"):
+            page.locator(f".tile .{layer}").first.evaluate("image => image.decode()")
+        page.mouse.wheel(0, 9000)
+        expect(figures).to_have_count(72)
+        assert HOSTILE in page.locator("#filters").inner_text()
+
+        slide(page, "window at least", 20)
+        expect(hits).to_have_text("59 images")
+        page.select_option("#sort", "uncertainty")
+        expect(figures.first.locator(".value")).to_have_text("0.0 %")
+        page.locator("figure input").nth(1).check()
+
+        page.locator(".tile").first.click()
+        expect(page.locator("#classes tbody tr")).to_have_count(3)
+        first = title.inner_text()
+        page.keyboard.press("ArrowRight")
+        expect(title).not_to_have_text(first)
+        assert page.locator("#mark").is_checked()
+        page.keyboard.press("ArrowRight")
+        page.keyboard.press("m")
+        page.keyboard.press("Escape")
+
+        with page.expect_download() as saved:
+            page.click("#csv")
+        rows = list(csv.DictReader(saved.value.path().read_text().splitlines()))
+        with page.expect_download() as saved:
+            page.click("#json")
+        listed = json.loads(saved.value.path().read_text())
+        assert [str(image["image_id"]) for image in listed] == [row["image_id"] for row in rows]
+        return rows, page.title()
+
+    rows, title = browser.visit(url, look)
+    assert title == "march · segbatch"
+    assert len(rows) == 2
+    assert rows[0]["uri"] == f"s3://photos/{int(rows[0]['image_id']):04d}.jpg"
+
+
+def slide(page: "Page", name: str, value: int) -> None:
+    move: Callable[..., Any] = page.get_by_label(name).first.evaluate
+    move(f"e => {{ e.value = {value}; e.dispatchEvent(new Event('input')); }}")
