@@ -16,6 +16,7 @@ import typer
 from segbatch.browse_cli import browse_app
 from segbatch.cluster_cli import cluster_app
 from segbatch.errors import Incomplete, InputError, SegbatchError
+from segbatch.export_cli import export_app
 from segbatch.facts import Facts, FactsFormat, print_facts
 from segbatch.labels_cli import labels_app
 from segbatch.options import (
@@ -44,6 +45,7 @@ app.add_typer(model_app, name="model")
 app.add_typer(labels_app, name="labels")
 app.add_typer(cluster_app)  # without a name: submit, jobs, logs, stop
 app.add_typer(plan_app)
+app.add_typer(export_app)
 app.add_typer(browse_app)
 app.add_typer(report_app)
 

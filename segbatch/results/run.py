@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from segbatch.results.audit import Audit
     from segbatch.results.diff import Diff
+    from segbatch.review.export import Exported
 
 FORMAT = 2  # 1: without a checksum
 
@@ -216,6 +217,16 @@ class Run:
         from segbatch.review.report import report
 
         return report(self, path, by=by, against=against)
+
+    def export(
+        self, folder: str, to: str, *, where: str | None = None, limit: int | None = None
+    ) -> Exported:
+        """Write images into a folder, any URI, as other tools read them: ``to`` is ``png``,
+        ``overlay``, ``voc``, ``labelme``, ``coco`` or ``fiftyone``; or rows: ``csv``, ``parquet``.
+        """
+        from segbatch.review.export import export
+
+        return export(self, folder, to, where=where, limit=limit)
 
     def summary(self) -> dict[str, Any]:
         """Where the run stands, from storage alone: rows by kind, pace, whether its driver lives.

@@ -52,7 +52,7 @@ def read_pictures(
         image = decode_image(content, max_pixels=limits.max_pixels, long_side=long_side)
         if isinstance(image, Undecodable):
             return image
-        return Picture(image.pixels, _label_map(png, image.pixels.shape[1::-1]))
+        return Picture(image.pixels, label_map_at(png, image.pixels.shape[1::-1]))
 
     with ThreadPoolExecutor(THREADS) as pool:
         return list(pool.map(picture, contents, masks))
@@ -72,7 +72,7 @@ def look_up(
     return read_pictures([uri for _, uri in images], masks, long_side, limits)
 
 
-def _label_map(png: bytes | None, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+def label_map_at(png: bytes | None, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
     """The label map of a stored mask, at ``size`` (width, height)."""
     if png is None:
         return np.full(size[::-1], IGNORE_INDEX, np.uint8)

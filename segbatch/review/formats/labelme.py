@@ -1,0 +1,63 @@
+"""labelme: a JSON file beside each photograph, its regions as polygons painted over each other.
+
+Polygons there have no holes; how they are kept: :mod:`segbatch.review.polygons`. Ignored pixels are
+polygons of ``__ignore__``. ``labels.txt`` is what ``labelme --labels`` and ``--classes`` take. The
+key ``segbatch``, which labelme keeps, says which image of which run it is.
+
+Source: ``labelme/_label_file.py`` of labelme 6.3.1, whose files of version 5 are the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
+
+from segbatch.classes import IGNORE_INDEX, Classes
+from segbatch.provenance import KEY
+from segbatch.review.formats.format import Format, Part, Photos, Product, Segmented
+from segbatch.review.polygons import polygons
+
+VERSION = "5.5.0"
+IGNORE = "__ignore__"
+
+
+def convert(image: Segmented) -> Product:
+    """The photograph, and its polygons."""
+    assert image.photo is not None
+    height, width = image.label_map.shape
+    document = {
+        "version": VERSION,
+        "flags": {},
+        "shapes": [
+            {
+                "label": _label(image.classes, polygon.class_id),
+                "points": polygon.points.astype(float).tolist(),
+                "group_id": None,
+                "description": "",
+                "shape_type": "polygon",
+                "flags": {},
+                "mask": None,
+            }
+            for polygon in polygons(image.label_map)
+        ],
+        "imagePath": PurePosixPath(image.photo_name).name,
+        "imageData": None,
+        "imageHeight": height,
+        "imageWidth": width,
+        KEY: {"uri": image.uri, "run": image.run, "image_id": image.image_id},
+    }
+    text = json.dumps(document, ensure_ascii=False, indent=1)
+    return Product({image.photo_name: image.photo.data, f"{image.name}.json": text.encode()})
+
+
+def shared(classes: Classes, run: str) -> Mapping[str, Sequence[str | Part]]:
+    """The names by id."""
+    return {"labels.txt": [f"{name}\n" for name in (IGNORE, *classes.names)]}
+
+
+def _label(classes: Classes, class_id: int) -> str:
+    return IGNORE if class_id == IGNORE_INDEX else classes[class_id].name
+
+
+LABELME = Format(Photos.FILES, convert, shared)

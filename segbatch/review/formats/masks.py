@@ -1,0 +1,22 @@
+"""Masks: the palette PNGs as they are stored, and ``classes.json``, which names their ids."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+from segbatch.classes import Classes
+from segbatch.review.formats.format import Format, Part, Photos, Product, Segmented
+
+
+def convert(image: Segmented) -> Product:
+    """The mask, byte for byte."""
+    return Product({f"{image.name}.png": image.mask})
+
+
+def shared(classes: Classes, run: str) -> Mapping[str, Sequence[str | Part]]:
+    """The classes, as ``--classes`` takes them."""
+    return {"classes.json": [json.dumps({"classes": classes.to_json()}, indent=2), "\n"]}
+
+
+MASKS = Format(Photos.NONE, convert, shared)
