@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from segbatch.errors import InputError
+from segbatch.errors import InputError, JobFailed
 from segbatch.film import ENCODERS, Film, written
 from segbatch.images.video import upright
 from segbatch.model.predict import load_model
@@ -43,7 +43,7 @@ def predict_camera(source: str, model_uri: str, output: str | None) -> int:
     It ends when the window is closed, with Ctrl-C, or when the camera gives nothing more. Each
     frame of a film is shown as long as the model took for the next one. Raises
     :class:`~segbatch.errors.InputError` where there is no such camera, nothing to show it on, or
-    ``output`` cannot be written.
+    ``output`` cannot be written, and :class:`~segbatch.errors.JobFailed` where no frame comes.
     """
     if output is not None and PurePosixPath(output).suffix.lower() not in ENCODERS:
         raise InputError(f"{output}: a camera's film is written as {', '.join(ENCODERS)}")
@@ -54,8 +54,11 @@ def predict_camera(source: str, model_uri: str, output: str | None) -> int:
             screen = open_ones.enter_context(Window(f"{source} - segbatch"))
         else:
             path = open_ones.enter_context(written(output))
-            screen = Recording(open_ones.enter_context(Film(path, rate=None)))
-        return watch(camera, Overlays(load_model(model_uri)), screen)
+            screen = Recording(open_ones.enter_context(Film(path, output, rate=None)))
+        num_frames = watch(camera, Overlays(load_model(model_uri)), screen)
+        if not num_frames:
+            raise JobFailed(f"{source}: not one frame came of it; nothing was written")
+        return num_frames
 
 
 def watch(camera: Camera, overlays: Overlays, screen: Window | Recording) -> int:

@@ -73,30 +73,33 @@ def written(output: str) -> Iterator[Path]:
 
 
 @contextmanager
-def _writing(output: object) -> Iterator[None]:
+def _writing(output: str) -> Iterator[None]:
     try:
         yield
     except (OSError, av.FFmpegError) as error:
-        raise InputError(f"{output}: cannot be written: {storage.one_line(error)}") from error
+        why = error.strerror or storage.one_line(error)
+        raise InputError(f"{output}: cannot be written: {why}") from error
 
 
 class Film:
     """A film at ``path``, whose extension is one of :data:`ENCODERS`; entered, and then added to.
 
-    ``rate`` is what it is said to have, in frames per second. ``others`` are streams of the video
-    that it is made of: sound is copied, or encoded anew where the format does not take it;
-    subtitles are copied; what is left out is said. ``aspect`` is the shape of the frames' pixels,
-    width ÷ height.
+    ``name`` is what it will be called, for messages, and ``rate`` what it is said to have, in
+    frames per second. ``others`` are streams of the video that it is made of: sound is copied, or
+    encoded anew where the format does not take it; subtitles are copied; what is left out is said.
+    ``aspect`` is the shape of the frames' pixels, width ÷ height.
     """
 
     def __init__(
         self,
         path: Path,
+        name: str,
         rate: Fraction | None,
         others: Sequence[av.stream.Stream] = (),
         aspect: Fraction | None = None,
     ) -> None:
         self.path = path
+        self.name = name
         self.rate = rate
         self.others = others
         self.aspect = aspect
@@ -115,7 +118,7 @@ class Film:
     ) -> None:
         if self._made is None:
             return
-        with _writing(self.path), self._made:
+        with _writing(self.name), self._made:
             if kind is None:
                 for stream in [*self._streams.values(), self._picture]:
                     if stream.codec_context.is_encoder:
@@ -131,7 +134,7 @@ class Film:
 
         Raises :class:`~segbatch.errors.InputError` where it cannot be written.
         """
-        with _writing(self.path):
+        with _writing(self.name):
             if self._made is None:
                 self._made = self._opened(frames[0], pictures[0].size)
             for packet in packets:
@@ -160,7 +163,7 @@ class Film:
         context.color_range = _LIMITED_RANGE
         context.color_primaries, context.color_trc = frame.color_primaries, frame.color_trc
         for stream in self.others:
-            copied = _added(made, stream)
+            copied = _added(made, stream, suffix)
             if copied is None:
                 say(f"left out: {stream.type} stream {stream.index}, which {suffix} does not take")
             else:
@@ -193,9 +196,12 @@ class Film:
             made.mux(packet)
 
 
-def _added(made: OutputContainer, stream: av.stream.Stream) -> Any:
+def _added(made: OutputContainer, stream: av.stream.Stream, suffix: str) -> Any:
     """The stream of ``made`` that holds what ``stream`` does; ``None`` where there can be none."""
-    if stream.type in ("audio", "subtitle"):
+    name = "" if stream.codec_context is None else stream.codec_context.name
+    # FFmpeg's MP4 takes raw sound only if it knows where its speakers are, and few players any.
+    is_copied = not (suffix == ".mp4" and name.startswith("pcm_"))
+    if is_copied and stream.type in ("audio", "subtitle"):
         try:
             return made.add_stream_from_template(stream)
         except (ValueError, av.FFmpegError):
@@ -203,8 +209,8 @@ def _added(made: OutputContainer, stream: av.stream.Stream) -> Any:
     if stream.type != "audio":
         return None
     assert isinstance(stream, AudioStream)
-    say(f"sound is encoded anew: stream {stream.index} is {stream.codec_context.name}")
+    say(f"sound is encoded anew: stream {stream.index} is {name}")
     sound = made.add_stream(made.default_audio_codec)
     assert isinstance(sound, AudioStream)
-    sound.codec_context.layout = stream.codec_context.layout
+    sound.codec_context.layout = f"{stream.codec_context.channels}c"
     return sound

@@ -52,7 +52,7 @@ def predict_video(source: str, model: Model, output: str) -> int:
         picture = picture_of(given)
         others = [stream for stream in given.streams if stream.index != picture.index]
         total = _expected(given, picture)
-        film = Film(path, picture.average_rate, others, picture.sample_aspect_ratio)
+        film = Film(path, output, picture.average_rate, others, picture.sample_aspect_ratio)
         with film, Bar(name, total) as bar:
             for piece in pieces(given, picture, source):
                 pictures = overlays([upright(frame) for frame in piece.frames])

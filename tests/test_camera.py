@@ -29,8 +29,10 @@ def test_anything_else_is_none(source: str) -> None:
 def test_what_a_model_sees_in_a_camera_becomes_a_film(model_uri: str, tmp_path: Path) -> None:
     film(tmp_path / "camera.mp4", sound=None)
     output = tmp_path / "overlay.mp4"
-    with Camera(str(tmp_path / "camera.mp4")) as frames, Film(output, rate=None) as made:
-        num_frames = watch(frames, Overlays(load_model(model_uri, "cpu", threads=1)), Recording(made))
+    overlays = Overlays(load_model(model_uri, "cpu", threads=1))
+    made = Film(output, "overlay.mp4", rate=None)
+    with Camera(str(tmp_path / "camera.mp4")) as frames, made:
+        num_frames = watch(frames, overlays, Recording(made))
     assert 1 <= num_frames <= 12
     with opened(str(output)) as container:
         shown = list(container.decode(video=0))

@@ -100,6 +100,22 @@ def test_an_overlay_has_the_frames_times_and_size_of_its_video(
     assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "clip.mp4", output])
 
 
+def test_sound_that_a_format_does_not_take_is_encoded_anew_and_said(
+    model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    film(tmp_path / "clip.mkv", sound="pcm_s16le")
+    predict_video(str(tmp_path / "clip.mkv"), model, str(tmp_path / "overlay.mp4"))
+    assert seen(tmp_path / "overlay.mp4").sound_codecs == ["aac"]
+    assert "sound is encoded anew: stream 1 is pcm_s16le" in capsys.readouterr().err
+
+
+def test_an_output_that_cannot_be_written_is_named(model: Model, tmp_path: Path) -> None:
+    film(tmp_path / "clip.mp4", [0])
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match=r"file/overlay\.mp4: cannot be written"):
+        predict_video(str(tmp_path / "clip.mp4"), model, f"{tmp_path}/file/overlay.mp4")
+
+
 def test_a_video_without_sound_has_none_afterwards(model: Model, tmp_path: Path) -> None:
     film(tmp_path / "clip.avi", sound=None, codec="mpeg4")
     predict_video(str(tmp_path / "clip.avi"), model, str(tmp_path / "overlay.mp4"))
@@ -142,7 +158,7 @@ def test_colours_are_those_of_the_video(tmp_path: Path, model: Model) -> None:
 def test_a_video_that_is_cut_off_says_where_and_leaves_nothing(
     model: Model, tmp_path: Path, extension: str
 ) -> None:
-    times = range(0, 6000, 200)
+    times = range(0, 6000, 400)
     film(tmp_path / f"whole.{extension}", times)
     data = (tmp_path / f"whole.{extension}").read_bytes()
     clip = tmp_path / f"clip.{extension}"
