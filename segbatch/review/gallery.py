@@ -42,7 +42,7 @@ class Card:
     image_id: int
     uri: str
     why: str
-    value: float | None  # of what it was chosen by, 0 to 1
+    value: float | None  # of what it was chosen by, 0 to 1; typical images have none
     shares: Sequence[tuple[SegClass, float]]
 
 
@@ -65,13 +65,13 @@ class Pictures:
 
 
 def choose(
-    ask: Ask, run: Run, means: Mapping[str, float], *, by_uncertainty: bool
+    ask: Ask, run: Run, means: Mapping[SegClass, float], *, by_uncertainty: bool
 ) -> Iterator[Section]:
     """Typical images, those that the model was most and least sure of, and the extremes of the
-    classes that cover most. ``means`` are the mean coverages of the classes by field.
+    classes that cover most. ``means`` are the mean coverages, the largest first.
     """
-    squares = [f"pow(coverage.{quoted_name(field)} - {mean!r}, 2)" for field, mean in means.items()]
-    yield Section("Typical", _cards(ask, run, " + ".join(squares), NUM_TYPICAL, why="typical"))
+    squares = [f"pow({_share(c)} - {mean!r}, 2)" for c, mean in means.items()]
+    yield Section("Typical", _cards(ask, run, " + ".join(squares), NUM_TYPICAL))
     if by_uncertainty:
         for title, order, num in (
             ("Least certain", "uncertainty DESC", NUM_UNCERTAIN),
@@ -80,9 +80,8 @@ def choose(
             yield Section(
                 title, _cards(ask, run, order, num, why="uncertainty", value="uncertainty")
             )
-    largest = sorted(run.classes, key=lambda c: -means[c.field])[:MAX_CLASSES]
-    for c in (c for c in largest if means[c.field]):
-        share = f"coverage.{quoted_name(c.field)}"
+    for c in [c for c, mean in means.items() if mean][:MAX_CLASSES]:
+        share = _share(c)
         has = f"nullif({share}, 0)"
         most = _cards(ask, run, f"{share} DESC", NUM_MOST, why=f"most {c.name}", value=has)
         least = _cards(ask, run, share, 1, why=f"least {c.name}", value=has)
@@ -109,7 +108,7 @@ def draw(run: Run, images: Mapping[int, str]) -> dict[int, Pictures]:
 
 
 def _cards(
-    ask: Ask, run: Run, order: str, num: int, *, why: str, value: str = "NULL"
+    ask: Ask, run: Run, order: str, num: int, *, why: str = "", value: str = "NULL"
 ) -> list[Card]:
     """The first ``num`` images in an order of SQL, of those that have its ``value``."""
     has_value = "" if value == "NULL" else f"AND ({value}) IS NOT NULL"
@@ -121,6 +120,10 @@ def _cards(
         Card(image_id, uri, why, shown, _shares(run, coverage))
         for image_id, uri, shown, coverage in rows
     ]
+
+
+def _share(c: SegClass) -> str:
+    return f"coverage.{quoted_name(c.field)}"
 
 
 def _shares(run: Run, coverage: Mapping[str, float]) -> list[tuple[SegClass, float]]:

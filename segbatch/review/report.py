@@ -28,7 +28,7 @@ from segbatch.review.gallery import MAX_CLASSES, Pictures, Section, choose, draw
 
 NUM_EXAMPLES = 3  # of each kind of failure
 NUM_GROUPS = 30
-GROUP_CLASSES = 10  # columns of the table of groups
+GROUP_CLASSES = 8  # columns of the table of groups
 SOURCES = ("prefix", "glob", "manifest", "inventory", "video")
 
 
@@ -55,7 +55,7 @@ class Groups:
     classes: Sequence[SegClass]
     formulas: Sequence[str]
     rows: Sequence[tuple[Any, int, int, Sequence[float | None]]]
-    num_more_classes: int
+    more_classes: Sequence[str]
     num_more: int
     num_more_images: int
 
@@ -93,7 +93,7 @@ def _page(run: Run, by: str | None, against: Run | None) -> str:
         " FROM answer"
     )
     classes = _classes(ask, run, with_confidence="confidence" in nested) if num_ok else []
-    means = {facts.seg_class.field: facts.mean for facts in classes}
+    means = {facts.seg_class: facts.mean for facts in classes}
     certain = "uncertainty" in images.columns
     gallery = list(choose(ask, run, means, by_uncertainty=certain)) if num_ok else []
     comparison = None if against is None else compare(against, run)
@@ -105,7 +105,7 @@ def _page(run: Run, by: str | None, against: Run | None) -> str:
         num_ok=num_ok,
         num_failed=num_failed,
         failures=_failures(ask),
-        classes=sorted(classes, key=lambda facts: -facts.mean),
+        classes=classes,
         uncertainty=measure(ask, "uncertainty", 0.0, 1.0) if certain else None,
         formulas=[
             (name, _formula(run, name), measure(ask, f"formulas.{quoted_name(name)}"))
@@ -115,7 +115,7 @@ def _page(run: Run, by: str | None, against: Run | None) -> str:
         if column is None
         else _groups(ask, column, classes, nested.get("formulas", [])),
         gallery=gallery,
-        num_without_extremes=max(0, sum(mean > 0 for mean in means.values()) - MAX_CLASSES),
+        without_extremes=[facts.seg_class.name for facts in classes[MAX_CLASSES:] if facts.mean],
         comparison=comparison,
         pictures=after,
         pictures_before=before,
@@ -131,7 +131,9 @@ def _template() -> Template:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.globals.update(count=_count, percent=_percent, number=_number, color=_color)
+    environment.globals.update(
+        count=_count, percent=_percent, number=_number, points=_points, color=_color
+    )
     return environment.get_template("report.html")
 
 
@@ -144,8 +146,15 @@ def _percent(share: float | None) -> str:
     return "<0.1%" if share < 0.0005 else f"{share:.1%}"
 
 
+def _points(change: float | None) -> str:
+    """A change of a share, in percentage points."""
+    if change is None:
+        return "–"
+    return f"{100 * change:+.1f}" if abs(change) >= 0.0005 else "0"
+
+
 def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}"
+    return "–" if value is None else f"{value:#.3g}".rstrip(".")
 
 
 def _count(num: int) -> str:
@@ -173,7 +182,7 @@ def _overview(run: Run) -> dict[str, str]:
         "started": _time(info["created"]),
         "ended": _time(info["finished"]) if "finished" in info else "",
         "took": f"{_duration(seconds)}, {pace:,.3g} images per second" if pace else "",
-        "on": "; ".join(dict.fromkeys(s["workers"] for s in starts if "workers" in s)),
+        "workers": "; ".join(dict.fromkeys(s["workers"] for s in starts if "workers" in s)),
         "why it ended early": info.get("reason") or "",
     }
     return {name: value for name, value in facts.items() if value}
@@ -211,10 +220,11 @@ def _failures(ask: Ask) -> list[tuple[str, int, list[dict[str, str]]]]:
 
 
 def _classes(ask: Ask, run: Run, *, with_confidence: bool) -> list[ClassFacts]:
+    """The classes, those that cover most first."""
     shares = [f"coverage.{quoted_name(c.field)}" for c in run.classes]
     aggregates = (f"coalesce(avg({s}), 0), count(*) FILTER ({s} > 0)" for s in shares)
     [row] = ask(f"SELECT {', '.join(aggregates)} FROM answer")
-    return [
+    found = [
         ClassFacts(
             seg_class=c,
             num_images=num,
@@ -226,6 +236,7 @@ def _classes(ask: Ask, run: Run, *, with_confidence: bool) -> list[ClassFacts]:
         )
         for c, share, mean, num in zip(run.classes, shares, row[::2], row[1::2], strict=True)
     ]
+    return sorted(found, key=lambda facts: -facts.mean)
 
 
 def _formula(run: Run, name: str) -> str:
@@ -249,7 +260,7 @@ def _groups(
     ask: Ask, column: str, classes: Sequence[ClassFacts], formulas: Sequence[str]
 ) -> Groups:
     """The largest groups of images that share a value; means are over their ok images."""
-    shown = sorted((facts for facts in classes if facts.num_images), key=lambda facts: -facts.mean)
+    shown = [facts for facts in classes if facts.num_images]
     covering = [facts.seg_class for facts in shown[:GROUP_CLASSES]]
     means = [f"coverage.{quoted_name(c.field)}" for c in covering]
     means += [f"formulas.{quoted_name(name)}" for name in formulas]
@@ -267,7 +278,7 @@ def _groups(
         classes=covering,
         formulas=formulas,
         rows=rows,
-        num_more_classes=len(shown) - len(covering),
+        more_classes=[facts.seg_class.name for facts in shown[GROUP_CLASSES:]],
         num_more=num_groups - len(rows),
         num_more_images=(num_images or 0) - sum(row[1] for row in rows),
     )

@@ -113,7 +113,7 @@ def test_groups_of_a_column_add_up_and_what_is_left_out_is_said(
     monkeypatch.setattr(report, "NUM_GROUPS", 5)
     url = report_of(run, tmp_path, by="BUILDING_ID")
     said = browser.visit(url, lambda page: texts(page, "#groups p"))
-    assert said[-1] == "2 smaller groups with 4 images are left out."
+    assert said[-1] == "Left out: 2 smaller groups with 4 images."
 
 
 def test_another_run_is_held_against_it_with_pictures_of_both(browser: Visitor, page: str) -> None:
