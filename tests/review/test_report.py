@@ -203,26 +203,28 @@ def test_nothing_hangs_over_the_side(browser: Visitor, page: str, width: int) ->
 # ------------------------------------------------------------------------------------- other runs
 
 
-def test_hostile_names_stay_text(
+def test_hostile_names_stay_text_and_long_ones_inside(
     photos: S3, browser: Visitor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attack = '<img src=x onerror="hacked=1"></script><script>hacked=1</script>\'"{{7*7}}'
     monkeypatch.setattr("tests.written_run.CITIES", [attack, f"{attack}b", f"{attack}c"])
     hostile = write_run(
-        str(tmp_path / "<b>run"), names=["</style><script>hacked=1</script>", '"onclick=1', attack]
+        str(tmp_path / "<b>run"), names=["</style><script>hacked=1</script>", "x" * 200, attack]
     )
     hostile.info["model"]["uri"] = attack
     url = report_of(hostile, tmp_path, by="city")
 
-    def look(page: "Page") -> tuple[bool, list[str], int]:
+    def look(page: "Page") -> tuple[bool, list[str], int, int]:
         page.locator("button.picture").first.click()
         return (
             page.evaluate("typeof hacked === 'undefined'"),
             texts(page, "#groups tbody th"),
             page.locator("script").count(),
+            page.evaluate("document.documentElement.scrollWidth"),
         )
 
-    assert browser.visit(url, look) == (True, [attack, f"{attack}b", f"{attack}c"], 1)
+    cities = [attack, f"{attack}b", f"{attack}c"]
+    assert browser.visit(url, look, width=360) == (True, cities, 1, 360)
 
 
 @pytest.mark.parametrize("num_ok", [12, 0])
