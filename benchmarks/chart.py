@@ -31,7 +31,7 @@ def draw(figures: Mapping[str, Any], path: Path) -> None:
     """One bar a contender: images a second in the steady state, longest first."""
     rows = [row for row in figures["table"] if row[RATE] is not None]
     rows.sort(key=lambda row: row[RATE])
-    figure, axes = plt.subplots(figsize=(8, 0.9 + 0.45 * len(rows)), layout="constrained")
+    figure, axes = plt.subplots(figsize=(8, 1.0 + 0.45 * len(rows)), layout="constrained")
     bars = axes.barh(
         [row["contender"] for row in rows],
         [row[RATE] for row in rows],
@@ -42,12 +42,12 @@ def draw(figures: Mapping[str, Any], path: Path) -> None:
     axes.margins(x=0.1)
     axes.spines[["top", "right", "bottom", "left"]].set_visible(False)
     axes.tick_params(left=False, bottom=False, labelbottom=False)
-    axes.set_title(
+    figure.suptitle(
         f"Images a second in the steady state: {figures['network']}\n"
         f"{figures['images']}, from {figures['from']}\n{_machine(figures)}",
         fontsize=9,
-        loc="left",
-        x=-0.3,  # from where the names begin
+        x=0.01,
+        ha="left",
     )
     figure.savefig(path, dpi=160)
     plt.close(figure)

@@ -3,6 +3,7 @@
 Each contender runs in processes of its own and is looked at from outside: when its images were
 finished, what the S3 server took meanwhile, and what it wrote. The steady state is the rate between
 the images that bring it to 10 % and to 90 %; what is left of the wall time is start and end.
+Threads wait as in a job of ours, asleep: those that spin take the cores from all else there.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from benchmarks.cpuclock import CpuClock, children
 from benchmarks.peers import daft_udf
 from benchmarks.peers.task import Task
 from segbatch import storage
+from segbatch.cluster.sharing import PASSIVE_THREADS
 from segbatch.cluster.workers import cores
 from segbatch.demo.s3server import s3_server
 
@@ -127,7 +129,7 @@ class Contest:
             program = subprocess.run(
                 [*python_for(name), "-m", f"benchmarks.peers.{name}", str(given)],
                 cwd=ROOT,
-                env=os.environ | {"PYTHONPATH": str(ROOT)},
+                env=PASSIVE_THREADS | os.environ | {"PYTHONPATH": str(ROOT)},
                 stdout=said,
                 stderr=subprocess.STDOUT,
                 timeout=TIMEOUT_S,

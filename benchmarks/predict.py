@@ -5,8 +5,8 @@
 For each network and size, batch by batch: `bare` is the network alone on tensors that lie ready on
 the device; `predict` is `Model.predict_batch` from arrays to label maps, upsampling, statistics and
 confidence included. At one batch size also the other precision, the other memory layout, and
-compiled. Weights are random; `of matrix rate` holds the bare network's multiplications and additions
-against those of a large matrix product of the same precision, on the same device and threads.
+compiled. Weights are random. `of matrix rate` holds the floating-point operations of the bare
+network against those of a large matrix product of the same precision, device and threads.
 
 The split (ms an image) takes the parts one by one, each waited for: images to the device and
 results back; the network with normalisation; full-size logits, strip by strip; and what class ids,
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import statistics
 import sys
 import time
@@ -28,6 +29,10 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
+
+from segbatch.cluster.sharing import PASSIVE_THREADS  # noqa: E402
+
+os.environ |= PASSIVE_THREADS | os.environ  # as in a job; read when torch is imported
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
@@ -53,9 +58,10 @@ NETWORKS = [
 QUICK = [("deeplabv3", "mobilenet_v3_large"), ("deeplabv3plus", "mobilenet_v2")]
 BATCHES = {"cpu": [1, 4, 16], "cuda": [1, 2, 4, 8, 16, 32, 64]}
 VARIED_AT = {"cpu": 4, "cuda": 32}  # the batch at which precision, layout and compiling are tried
-MATRIX = {"cpu": 3072, "cuda": 16384}
+MATRIX = {"cpu": 2048, "cuda": 16384}
 USUAL = {"cpu": "fp32", "cuda": "bf16"}
 ENOUGH_S = 2.0  # of runs of one thing, but at least three of them
+MANY = 100  # runs: of what is short, no more are needed
 TOO_LONG_S = 40.0  # of one batch: larger ones are left out, and said to be
 
 
@@ -74,7 +80,9 @@ class Case:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="two small networks, few batches")
+    parser.add_argument(
+        "--quick", action="store_true", help="two small networks, few batches, nothing compiled"
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--sides", default="512,1024")
     parser.add_argument("--batches", help="by default 1 to 64 on a GPU, 1 to 16 on the CPU")
@@ -89,6 +97,8 @@ def main() -> None:
     rows = []
     for (arch, backbone), side in itertools.product(QUICK if arguments.quick else NETWORKS, sides):
         for case in cases(arch, backbone, side, batches, device):
+            if arguments.quick and case.compiled:
+                continue
             rows.append(measured(case, device))
             print(rows[-1], file=sys.stderr, flush=True)
             if rows[-1].get("seconds of a batch", 0.0) > TOO_LONG_S:
@@ -258,7 +268,8 @@ def median_seconds(run: Callable[[], Any], device: torch.device) -> float:
     """Wall seconds of one run; the first one, in which libraries do much once, is not counted."""
     run()
     taken: list[float] = []
-    while len(taken) < 3 or sum(taken) < ENOUGH_S:
+    began = time.perf_counter()
+    while len(taken) < 3 or (len(taken) < MANY and time.perf_counter() - began < ENOUGH_S):
         _settled(device)
         start = time.perf_counter()
         run()
