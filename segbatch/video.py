@@ -18,7 +18,7 @@ from segbatch.errors import JobFailed
 from segbatch.film import Film, written
 from segbatch.images.video import is_cut_off, opened, picture_of, upright
 from segbatch.overlays import Overlays
-from segbatch.progress import Bar
+from segbatch.progress import Bar, say
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -48,6 +48,7 @@ def predict_video(source: str, model: Model, output: str) -> int:
     """
     overlays = Overlays(model)
     name, num_frames = storage.name_of(source), 0
+    damaged: list[int] = []
     with written(output) as path, opened(source) as given:
         picture = picture_of(given)
         others = [stream for stream in given.streams if stream.index != picture.index]
@@ -55,12 +56,22 @@ def predict_video(source: str, model: Model, output: str) -> int:
         film = Film(path, output, picture.average_rate, others, picture.sample_aspect_ratio)
         with film, Bar(name, total) as bar:
             for piece in pieces(given, picture, source):
+                damaged += [
+                    number
+                    for number, frame in enumerate(piece.frames, num_frames)
+                    if frame.is_corrupt
+                ]
                 pictures = overlays([upright(frame) for frame in piece.frames])
                 film.add(piece.frames, pictures, piece.packets)
                 num_frames += len(pictures)
                 pace = f"{num_frames / (time.monotonic() - bar.started):.1f} frames/s"
                 if bar.move(num_frames, pace):
                     bar.line(f"frames={num_frames}/{total} pace={pace}", f"video={name} ")
+    if damaged:
+        say(
+            f"{source}: damaged frames: {len(damaged)}, the first is {damaged[0]} (counted from 0);"
+            " they are shown as the decoder mended them"
+        )
     return num_frames
 
 

@@ -169,6 +169,33 @@ def test_a_video_that_is_cut_off_says_where_and_leaves_nothing(
     assert not list(output.parent.iterdir())
 
 
+def damage(clip: Path, num_bytes: int) -> None:
+    """Put noise into the middle of a file."""
+    data = clip.read_bytes()
+    noise = np.random.default_rng(0).bytes(num_bytes)
+    middle = len(data) // 2
+    clip.write_bytes(data[:middle] + noise + data[middle + num_bytes :])
+
+
+def test_damaged_frames_that_the_decoder_mends_are_said(
+    model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    film(tmp_path / "clip.mp4", range(0, 800, 40), sound=None)
+    damage(tmp_path / "clip.mp4", 200)
+    assert predict_video(str(tmp_path / "clip.mp4"), model, str(tmp_path / "overlay.mp4")) == 20
+    assert "damaged frames: 1, the first is 9" in capsys.readouterr().err
+
+
+def test_a_video_that_breaks_in_the_middle_says_at_which_frame(
+    model: Model, tmp_path: Path
+) -> None:
+    film(tmp_path / "clip.mp4", range(0, 800, 40), sound=None)
+    damage(tmp_path / "clip.mp4", 4000)
+    with pytest.raises(JobFailed, match=r"clip\.mp4: breaks at frame \d+ .*: Invalid data"):
+        predict_video(str(tmp_path / "clip.mp4"), model, str(tmp_path / "overlay.mp4"))
+    assert not (tmp_path / "overlay.mp4").exists()
+
+
 def test_what_an_output_was_stays_where_a_video_cannot_be_read(
     model: Model, tmp_path: Path
 ) -> None:
