@@ -5,6 +5,9 @@
 const $ = (id) => document.getElementById(id);
 const AHEAD = "1500px"; // pictures are there before they are scrolled to
 const PAUSE_MS = 200; // of a slider, before it is asked for
+// Tiles whose two pictures are asked for at a time. A browser has six connections, and one that
+// waits for slow storage keeps its own: what was clicked must find a free one.
+const MAX_LOADING = 2;
 
 let run; // what /run says
 let wanted = {}; // what /images is asked for
@@ -178,6 +181,7 @@ async function reload() {
     if (mine !== generation) return;
     tell(null);
     $("grid").replaceChildren();
+    empty.clear();
     images = [];
     window.scrollTo(0, 0);
     append(page.images);
@@ -230,6 +234,7 @@ const near = new IntersectionObserver((entries) => {
       target.style.height = "";
     } else if (!isIntersecting && target.hasChildNodes()) {
       target.style.height = `${target.offsetHeight}px`;
+      for (const open of target.querySelectorAll(".tile")) inView.unobserve(open);
       target.replaceChildren();
     }
   }
@@ -250,13 +255,8 @@ function tile(index) {
   const open = element("button", { className: "tile", title: uri, ariaLabel: `open ${uri}` });
   open.addEventListener("click", () => enlarge(index));
   if (kind === "ok") {
-    const layers = run.masks ? ["photo", "mask"] : ["photo"];
-    for (const layer of layers) {
-      const picture = element("img", { className: layer, alt: "", loading: "lazy", decoding: "async" });
-      picture.addEventListener("error", () => picture.remove());
-      picture.src = `pictures/small/${image_id}/${layer}`;
-      open.append(picture);
-    }
+    open.dataset.id = image_id;
+    inView.observe(open);
   } else {
     open.append(element("span", { className: "why", textContent: `${kind}: ${message ?? ""}` }));
   }
@@ -272,6 +272,43 @@ function tile(index) {
   made.dataset.id = image_id;
   showMark(made);
   return made;
+}
+
+const empty = new Set(); // tiles in view, or nearly, that have no pictures yet
+let numLoading = 0;
+
+const inView = new IntersectionObserver((entries) => {
+  for (const { target, isIntersecting } of entries) {
+    if (isIntersecting && !target.hasChildNodes()) empty.add(target);
+    else empty.delete(target);
+  }
+  loadPictures();
+}, { rootMargin: "400px" });
+
+function loadPictures() {
+  for (const open of empty) {
+    if (numLoading >= MAX_LOADING || shown >= 0) return;
+    empty.delete(open);
+    numLoading += 1;
+    const loads = ["photo", ...(run.masks ? ["mask"] : [])].map((layer) => {
+      const picture = element("img", { className: layer, alt: "" });
+      open.append(picture);
+      return loaded(picture, `pictures/small/${open.dataset.id}/${layer}`);
+    });
+    Promise.all(loads).then(() => {
+      numLoading -= 1;
+      loadPictures();
+    });
+  }
+}
+
+// An answer without a picture (there is no mask) leaves none.
+function loaded(picture, source) {
+  return new Promise((resolve) => {
+    picture.addEventListener("load", resolve);
+    picture.addEventListener("error", () => { picture.remove(); resolve(); });
+    picture.src = source;
+  });
 }
 
 // ----------------------------------------------------------------------------- sent to labelling
@@ -335,6 +372,7 @@ async function enlarge(index) {
   $("values").replaceChildren();
   maskImage = null;
   paint();
+  const answer = ask(`images/${image_id}`);
   $("photo").removeAttribute("src"); // or the one before is seen until this one is there
   $("photo").src = `pictures/large/${image_id}/photo`;
   if (kind === "ok" && run.masks) {
@@ -347,7 +385,7 @@ async function enlarge(index) {
     mask.src = `pictures/large/${image_id}/mask`;
   }
   try {
-    const facts = await ask(`images/${image_id}`);
+    const facts = await answer;
     if (shown === index) describe(facts);
   } catch (error) {
     if (shown === index) why(error.message);
@@ -437,7 +475,7 @@ function listen() {
   $("previous").addEventListener("click", () => step(-1));
   $("next").addEventListener("click", () => step(1));
   $("close").addEventListener("click", () => $("large").close());
-  $("large").addEventListener("close", () => { shown = -1; });
+  $("large").addEventListener("close", () => { shown = -1; loadPictures(); });
   $("copy").addEventListener("click", async () => {
     getSelection().selectAllChildren($("uri"));
     // Browsers give the clipboard to localhost and https alone; elsewhere the selection is there.
@@ -461,6 +499,10 @@ function listen() {
 
 async function begin() {
   listen();
+  const header = document.querySelector("header");
+  new ResizeObserver(() => {
+    document.documentElement.style.setProperty("--header", `${header.offsetHeight}px`);
+  }).observe(header);
   if (matchMedia("(max-width: 50rem)").matches) $("filters").open = false;
   try {
     run = await ask("run");

@@ -257,7 +257,9 @@ def test_people_filter_look_and_send_to_labelling(url: str, browser: Visitor) ->
         figures, hits, title = (page.locator(x) for x in ("#grid figure", "#hits", "#title"))
         expect(hits).to_have_text("72 images")
         for layer in ("photo", "mask"):
-            page.locator(f".tile .{layer}").first.evaluate("image => image.decode()")
+            picture = page.locator(f".tile[data-id='0'] .{layer}")
+            expect(picture).to_have_attribute("src", f"pictures/small/0/{layer}")
+            picture.evaluate("image => image.decode()")
         page.mouse.wheel(0, 9000)
         expect(figures).to_have_count(72)
         assert HOSTILE in page.locator("#filters").inner_text()
