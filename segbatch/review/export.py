@@ -114,11 +114,15 @@ def export(
         return _export_images(run, folder, FORMATS[to], chosen)
     except duckdb.Error as error:
         raise unreadable(error) from error
+    except PermissionError as error:
+        raise InputError(f"may not be used: {storage.one_line(error)}") from error
 
 
 def _refuse_full(folder: str) -> None:
-    is_file = storage.is_local(folder) and storage.local_path(folder).is_file()
-    if is_file or next(iter(storage.list_files(folder)), None) is not None:
+    with storage.reading_input(folder, InputError, "no such bucket"):
+        is_file = storage.is_local(folder) and storage.local_path(folder).is_file()
+        is_full = is_file or next(iter(storage.list_files(folder)), None) is not None
+    if is_full:
         raise InputError(f"{folder}: there are files already: name a folder that is empty")
 
 

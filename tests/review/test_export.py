@@ -1,0 +1,267 @@
+"""A run in the formats of other tools, held against the masks that are in it."""
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+import pytest
+from PIL import ExifTags, Image
+from pycocotools import coco as pycoco
+from typer.testing import CliRunner
+
+from segbatch import storage
+from segbatch.classes import IGNORE_INDEX, Classes, read_classes
+from segbatch.cli import app
+from segbatch.errors import InputError
+from segbatch.labels.annotated import Format, Options
+from segbatch.labels.coco import COCO
+from segbatch.labels.labelme import LABELME
+from segbatch.labels.voc import VOC
+from segbatch.results.run import Run
+from segbatch.review.export import FORMATS
+from segbatch.review.formats.voc import apart
+from tests.conftest import S3
+from tests.written_run import NAMES, label_map, write_run
+
+SIZE = (60, 40)  # of the photographs; masks are half of it
+TURNED, AS_PNG, AS_TIFF, OTHER_SIZE, GONE = 1, 2, 3, 6, 7
+WHOLE = "image_id < 6"  # those whose photographs are as they were
+
+
+def photograph(image_id: int) -> Image.Image:
+    width, height = SIZE
+    y, x = np.mgrid[:height, :width].astype(np.uint8)
+    return Image.fromarray(np.stack([x * 4, y * 6, np.full_like(x, 20 * image_id)], axis=2))
+
+
+def photo_bytes(image_id: int) -> bytes:
+    picture, file = photograph(image_id), io.BytesIO()
+    if image_id == TURNED:
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = 6
+        lying = picture.transpose(Image.Transpose.ROTATE_90)
+        lying.save(file, "JPEG", quality=95, exif=exif)
+    elif image_id == OTHER_SIZE:
+        picture.crop((0, 0, 50, 40)).save(file, "JPEG")
+    else:
+        picture.save(file, {AS_PNG: "PNG", AS_TIFF: "TIFF"}.get(image_id, "JPEG"))
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def run(s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Eight good images and two failed ones, with photographs where the run says they are."""
+    s3.client.create_bucket(Bucket="photos")
+    for image_id in range(8):
+        if image_id != GONE:
+            s3.put(f"s3://photos/{image_id:04d}.jpg", photo_bytes(image_id))
+    return write_run(str(tmp_path_factory.mktemp("runs") / "run"), num_ok=8)
+
+
+def mask_at_photo(image_id: int) -> npt.NDArray[np.uint8]:
+    return label_map(image_id).repeat(2, axis=0).repeat(2, axis=1)
+
+
+def read_back(folder: str, format: Format) -> dict[str, npt.NDArray[np.uint8]]:
+    """The label maps that `labels import` draws, by the names of the images."""
+    found = format.find(folder, Options())
+    assert not found.skipped
+    ids = {name: NAMES.index(name) for name in found.names}
+    maps = {}
+    for item in found.items:
+        labelled = format.read(item, ids, IGNORE_INDEX)
+        assert not labelled.skipped
+        maps[Path(item.uri).stem] = labelled.label_map
+    return maps
+
+
+def test_masks_are_exported_as_they_are_stored_beside_their_classes(
+    run: Run, tmp_path: Path
+) -> None:
+    exported = run.export(str(tmp_path), "png")
+    assert (exported.chosen, exported.written) == (10, 8)
+    assert exported.left_out == {"failed in the run": 2}
+    stored = dict(run.sql("SELECT uri, mask FROM masks WHERE mask IS NOT NULL").fetchall())
+    assert {f"s3://photos/{p.stem}.jpg": p.read_bytes() for p in tmp_path.glob("*.png")} == stored
+    assert read_classes(str(tmp_path / "classes.json")) == run.classes
+
+
+def test_overlays_have_the_photographs_size_and_a_legend_below(run: Run, tmp_path: Path) -> None:
+    run.export(str(tmp_path), "overlay", where=WHOLE, limit=1)
+    [file] = tmp_path.iterdir()
+    picture = np.asarray(Image.open(file).convert("RGB")).astype(int)
+    wall = np.asarray(photograph(0)).astype(int)[30, 40] / 2 + np.array(run.classes[1].color) / 2
+    assert np.abs(picture[30, 40] - wall).max() < 12
+    assert len(picture) > SIZE[1]
+    assert (picture[SIZE[1] :] > 240).any()
+
+
+def test_voc_comes_back_as_it_went_and_fits_photographs_that_exif_turned(
+    run: Run, tmp_path: Path
+) -> None:
+    exported = run.export(str(tmp_path), "voc", where=WHOLE)
+    assert exported.written == 6
+    names = (tmp_path / "ImageSets/Segmentation/default.txt").read_text().split()
+    assert names == [f"{image_id:04d}" for image_id in range(6)]
+    back = read_back(str(tmp_path), VOC)
+    for image_id, name in enumerate(names):
+        np.testing.assert_array_equal(back[name], mask_at_photo(image_id))
+        photo = tmp_path / f"JPEGImages/{name}.jpg"
+        if image_id not in (TURNED, AS_PNG, AS_TIFF):
+            assert photo.read_bytes() == photo_bytes(image_id)
+        with Image.open(photo) as image:
+            assert image.format == "JPEG"
+            assert image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+            seen = np.asarray(image.convert("RGB")).astype(int)
+        assert np.abs(seen - np.asarray(photograph(image_id))).mean() < 6
+        mask = Image.open(tmp_path / f"SegmentationClass/{name}.png")
+        np.testing.assert_array_equal(np.asarray(mask), mask_at_photo(image_id))  # ids as well
+
+
+def test_voc_has_colours_that_are_all_different() -> None:
+    same = Classes(["facade", "wall", "door"])  # of one colour in our list
+    assert same[0].color == same[1].color
+    assert len({c.color for c in apart(same)}) == 3
+    assert apart(Classes(["wall", "door"])) == Classes(["wall", "door"])
+
+
+def test_labelme_comes_back_but_for_the_edges_and_keeps_holes(run: Run, tmp_path: Path) -> None:
+    run.export(str(tmp_path), "labelme", where=WHOLE)
+    document = json.loads((tmp_path / "0003.json").read_text())
+    assert document["imageData"] is None
+    assert document["imagePath"] == "0003.png"  # it was TIFF
+    assert document["segbatch"]["uri"] == "s3://photos/0003.jpg"
+    assert (tmp_path / "0000.jpg").read_bytes() == photo_bytes(0)
+    assert (tmp_path / "0002.png").read_bytes() == photo_bytes(AS_PNG)
+    back = read_back(str(tmp_path), LABELME)
+    for image_id in range(6):  # windows in a wall: straight lines lose nothing
+        np.testing.assert_array_equal(back[f"{image_id:04d}"], mask_at_photo(image_id))
+    assert read_classes(str(tmp_path / "labels.txt")).names == NAMES
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # in pycocotools, of NumPy 2
+def test_pycocotools_and_our_importer_read_the_same_masks_from_coco(
+    run: Run, s3: S3, tmp_path: Path
+) -> None:
+    folder = s3.uri("exported")
+    run.export(folder, "coco", where=WHOLE)
+    (tmp_path / "a.json").write_bytes(storage.read_bytes(f"{folder}/annotations.json"))
+    coco = pycoco.COCO(str(tmp_path / "a.json"))
+    assert [c["name"] for c in coco.loadCats(coco.getCatIds())] == NAMES
+    back = read_back(folder, COCO)
+    for image_id in coco.getImgIds():
+        drawn = np.full(SIZE[::-1], IGNORE_INDEX, np.uint8)
+        for annotation in coco.loadAnns(coco.getAnnIds(imgIds=image_id)):
+            inside = coco.annToMask(annotation) > 0
+            assert annotation["area"] == inside.sum()
+            x, y, width, height = annotation["bbox"]
+            assert inside[y : y + height, x : x + width].sum() == inside.sum()
+            drawn[inside] = annotation["category_id"] - 1
+        np.testing.assert_array_equal(drawn, mask_at_photo(image_id))
+        np.testing.assert_array_equal(back[f"{image_id:04d}"], drawn)
+
+
+def test_fiftyone_gets_grey_masks_in_which_0_is_nothing(run: Run, tmp_path: Path) -> None:
+    run.export(str(tmp_path), "fiftyone", where=WHOLE)
+    assert {p.stem for p in (tmp_path / "data").iterdir()} == {f"{i:04d}" for i in range(6)}
+    with Image.open(tmp_path / "labels/0004.png") as mask:
+        assert mask.mode == "L"
+        np.testing.assert_array_equal(np.asarray(mask), mask_at_photo(4) + 1)
+    said = json.loads((tmp_path / "mask_targets.json").read_text())
+    assert said["mask_targets"] == {str(i + 1): name for i, name in enumerate(NAMES)}
+
+
+@pytest.mark.parametrize("to", ["csv", "parquet"])
+def test_rows_are_exported_as_the_flat_view(run: Run, tmp_path: Path, to: str) -> None:
+    exported = run.export(str(tmp_path), to, where="city = 'Bern' OR status = 'failed'", limit=3)
+    assert exported.written == 3
+    if to == "parquet":
+        rows = pq.read_table(tmp_path / "wide.parquet").to_pylist()
+        assert [row["image_id"] for row in rows] == [2, 5, 8]
+        assert rows[0]["coverage_window"] == pytest.approx((label_map(2) == 2).mean())
+    else:
+        lines = (tmp_path / "wide.csv").read_text().splitlines()
+        assert len(lines) == 4
+        assert "coverage_traffic_light" in lines[0]
+
+
+def test_photographs_that_are_gone_or_changed_are_counted_and_named(
+    run: Run, tmp_path: Path
+) -> None:
+    result = CliRunner().invoke(
+        app, ["export", run.uri, str(tmp_path), "--to", "labelme", "--where", "image_id >= 5"]
+    )
+    assert result.exit_code == 1
+    assert "1 of 5 images" in result.stderr
+    assert "2 left out: failed in the run" in result.stderr
+    assert "1 left out: photograph not_found" in result.stderr
+    assert "s3://photos/0006.jpg: photograph is of another size" in result.stderr
+    assert {p.name for p in tmp_path.iterdir()} == {"0005.jpg", "0005.json", "labels.txt"}
+
+
+def test_what_cannot_be_done_is_said_before_anything_is_written(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    with pytest.raises(InputError, match=r"did you mean coverage\.window"):
+        run.export(str(folder), "png", where="coverage.windw > 0.1")
+    with pytest.raises(InputError, match="syntax error"):
+        run.export(str(folder), "csv", where="true); DROP TABLE runs; SELECT (1")
+    with pytest.raises(InputError, match="one of png, overlay"):
+        run.export(str(folder), "jpg")
+    assert not folder.exists()
+    (tmp_path / "mine.txt").write_text("mine")
+    for taken in (tmp_path, tmp_path / "mine.txt"):
+        with pytest.raises(InputError, match="there are files already"):
+            run.export(str(taken), "png")
+
+
+def test_a_run_without_masks_and_one_that_is_not_finished_say_what_there_is(
+    tmp_path: Path,
+) -> None:
+    run = write_run(str(tmp_path / "bare"), num_ok=4, failed=(), masks=False)
+    assert run.export(str(tmp_path / "a"), "png").left_out == {"no mask is stored": 4}
+    run = write_run(str(tmp_path / "early"), num_ok=4, finished=False)
+    assert run.export(str(tmp_path / "b"), "png", limit=3).written == 3
+
+
+def with_uris(run: Run, uri_of: Callable[[int], str]) -> Run:
+    """The same run, of images that are elsewhere."""
+    for path in Path(run.uri, "rows").glob("*.parquet"):
+        rows = pq.read_table(path)
+        uris = [uri_of(image_id) for image_id in rows["image_id"].to_pylist()]
+        pq.write_table(rows.set_column(1, "uri", [uris]), path)
+    return run
+
+
+def test_images_of_one_name_get_names_of_their_own_that_are_safe_everywhere(tmp_path: Path) -> None:
+    uris = [
+        "s3://b/zurich/IMG 1.jpg",
+        "s3://b/basel/IMG 1.jpg",
+        "s3://b/basel/IMG 1.png",
+        "s3://b/basel/img_1.JPG",
+        "s3://b/../../.ssh/.id",
+        "s3://b/Zürich/Löwenstraße?size=1&x=%2F.jpg",
+        "s3://b/" + 70 * "長" + ".jpg",
+        "s3://b/..",
+    ]
+    run = write_run(str(tmp_path / "run"), num_ok=8, failed=(), finished=False)
+    with_uris(run, uris.__getitem__).export(str(tmp_path / "out"), "png")
+    written = {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.png")}
+    assert written == {
+        "zurich/IMG_1.png",
+        "basel/IMG_1@1.png",
+        "basel/IMG_1@2.png",
+        "basel/img_1@3.png",
+        "ssh/id.png",
+        "Zürich/Löwenstraße_size_1_x_2F.png",
+        60 * "長" + ".png",
+        "image.png",
+    }
+
+
+def test_the_command_knows_every_format() -> None:
+    result = CliRunner().invoke(app, ["export", "--help"], env={"COLUMNS": "200"})
+    assert all(name in result.stdout for name in (*FORMATS, "csv", "parquet"))
