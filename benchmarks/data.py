@@ -1,6 +1,6 @@
 """What the data path costs, with a model that answers at once: scripts/bench data.
 
-    scripts/bench data [--only stages | contest] [--megapixels 0.3,1,12] [--number 400]
+    scripts/bench data [--only stages | contest] [--megapixels 0.3,1,12] [--number 2000]
         [--local] [--rounds 5] [-o RESULT.json]
 
 Two parts, for photographs of each size:
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--only", choices=["stages", "contest"])
     parser.add_argument("--megapixels", default="0.3,1,12")
     parser.add_argument("--long-side", type=int, help="of the model, in the stages: decode less")
-    parser.add_argument("--number", type=int, default=400, help="images of 0.3 megapixels; else"
+    parser.add_argument("--number", type=int, default=2000, help="images of 0.3 megapixels; else"
                         " as many as have their pixels, 48 at least")  # fmt: skip
     parser.add_argument("--local", action="store_true", help="read from local disk, not from S3")
     parser.add_argument("--contenders", default=",".join(c for c in CONTENDERS if c != LIMIT))

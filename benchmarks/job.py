@@ -39,6 +39,8 @@ from segbatch.cluster.workers import MIN_LOGICAL_CPUS, cores, cpu_workers  # noq
 from segbatch.job import Resources  # noqa: E402
 from segbatch.model.predict import resolve_device, resolve_precision  # noqa: E402
 
+MANY = 512  # images: fewer would make too few files to tell a steady state of
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -103,7 +105,7 @@ def task(prefix: str, number: int, model: str, arguments: argparse.Namespace) ->
         workers=workers,
         threads=threads,
         batch_size=arguments.batch_size,
-        rows_per_file=0,
+        rows_per_file=0 if number >= MANY else max(4, number // 10),
     )
 
 

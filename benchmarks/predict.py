@@ -161,10 +161,10 @@ COLUMNS = (
     "of matrix rate",
     "predict, images/s",
     "of bare",
-    "transfer",
-    "network",
-    "upsample",
-    "reduce",
+    "transfer, ms",
+    "network, ms",
+    "upsample, ms",
+    "reduce, ms",
 )
 
 
@@ -252,10 +252,10 @@ def split(
     )
     upsampled, reduced = median_seconds(upsample, device), median_seconds(reduce_all, device)
     parts = {
-        "transfer": up + down,
-        "network": median_seconds(lambda: forward(pixels), device),
-        "upsample": upsampled,
-        "reduce": max(0.0, reduced - upsampled),
+        "transfer, ms": up + down,
+        "network, ms": median_seconds(lambda: forward(pixels), device),
+        "upsample, ms": upsampled,
+        "reduce, ms": max(0.0, reduced - upsampled),
     }
     return {part: 1000 * seconds / case.batch for part, seconds in parts.items()}
 
@@ -265,7 +265,11 @@ def autocast(case: Case, device: torch.device) -> torch.autocast:
 
 
 def median_seconds(run: Callable[[], Any], device: torch.device) -> float:
-    """Wall seconds of one run; the first one, in which libraries do much once, is not counted."""
+    return statistics.median(seconds_of(run, device))
+
+
+def seconds_of(run: Callable[[], Any], device: torch.device) -> list[float]:
+    """Wall seconds of runs; the first one, in which libraries do much once, is not counted."""
     run()
     taken: list[float] = []
     began = time.perf_counter()
@@ -275,7 +279,7 @@ def median_seconds(run: Callable[[], Any], device: torch.device) -> float:
         run()
         _settled(device)
         taken.append(time.perf_counter() - start)
-    return statistics.median(taken)
+    return taken
 
 
 def _settled(device: torch.device) -> None:
@@ -295,7 +299,7 @@ def matrix_rate(device: torch.device, precision: str) -> float:
     """Floating-point operations a second of a large matrix product: what the device can do."""
     side = MATRIX[device.type]
     matrix = torch.rand(side, side, device=device, dtype=DTYPES[precision])
-    return 2 * side**3 / median_seconds(lambda: matrix @ matrix, device)
+    return 2 * side**3 / min(seconds_of(lambda: matrix @ matrix, device))
 
 
 if __name__ == "__main__":

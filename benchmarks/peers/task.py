@@ -42,7 +42,7 @@ class Task:
     workers: int
     threads: int
     batch_size: int
-    rows_per_file: int
+    rows_per_file: int  # of ours; 0: as it chooses itself
 
     @classmethod
     def given(cls) -> Task:
