@@ -35,7 +35,7 @@ from segbatch import segment, storage  # noqa: E402
 from segbatch.cluster.workers import cores  # noqa: E402
 from segbatch.examples import example, measure  # noqa: E402
 from segbatch.finetune import frequency_weights  # noqa: E402
-from segbatch.jobtrain import Network, Start, Train  # noqa: E402
+from segbatch.jobtrain import Augment, Network, Optimizer, Schedule, Start, Train  # noqa: E402
 from segbatch.labels import samples  # noqa: E402
 from segbatch.labels.dataset import Dataset, open_dataset, write_shard  # noqa: E402
 from segbatch.labels.samples import Samples  # noqa: E402
@@ -55,6 +55,8 @@ from segbatch.training.recipe import seed_everything  # noqa: E402
 Row = Mapping[str, Any]
 
 BATCH = 8
+LR = 0.004
+WARMUP = 80  # images
 
 
 def main() -> None:
@@ -156,6 +158,9 @@ class Recipe:
             batch_size=BATCH,
             long_side=arguments.long_side,
             crop=arguments.crop,
+            optimizer=Optimizer(lr=LR),
+            schedule=Schedule(warmup=WARMUP),
+            augment=Augment(scale_range=(0.5, 1.5)),
             seed=seed,
         )
         seed_everything(seed)

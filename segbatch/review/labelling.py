@@ -14,11 +14,11 @@ import csv
 import hashlib
 import io
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,9 @@ import numpy.typing as npt
 from segbatch import storage
 from segbatch.classes import Classes
 from segbatch.errors import InputError
+from segbatch.jobimages import IMAGE_EXTENSIONS
 from segbatch.provenance import KEY, LIST
+from segbatch.review.names import safe_name
 from segbatch.review.polygons import Polygon
 
 LABELME_VERSION = "5.5.0"  # whose layout it is
@@ -87,12 +89,15 @@ def write_list(folder: str, earlier: Sequence[dict[str, str]], copies: Sequence[
 
 
 def file_name(uri: str) -> str:
-    """What a copy is called: the image's own name, and eight digits that tell it from others of
-    that name.
+    """What a copy is called: the image's own name, with eight digits that tell it from others of
+    that name, and its extension, if it is an image's.
     """
-    name = PurePosixPath(re.sub(r"[^\w.-]+", "_", storage.name_of(uri)))
+    is_http = storage.scheme_of(uri) in storage.HTTP_SCHEMES
+    extension = PurePosixPath(urlsplit(uri).path if is_http else uri).suffix
+    is_known = extension.lower().lstrip(".") in IMAGE_EXTENSIONS
+    name = safe_name(uri, uri[: uri.rfind("/") + 1])
     digest = hashlib.sha256(uri.encode()).hexdigest()[:8]
-    return f"{name.stem[:100]}-{digest}{name.suffix}"
+    return f"{name}-{digest}{extension if is_known else ''}"
 
 
 def write_new(folder: str, name: str, data: bytes) -> None:

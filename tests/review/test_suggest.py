@@ -245,3 +245,6 @@ def test_copies_of_images_of_one_name_are_called_differently() -> None:
     assert first != second
     assert first.startswith("front_view-")
     assert first.endswith(".jpg")
+    assert file_name("https://photos.org/7.JPG?width=200").startswith("7-")
+    assert file_name("https://photos.org/7.JPG?width=200").endswith(".JPG")
+    assert not file_name("s3://photos/.jpg").startswith(".")  # nobody would list it
