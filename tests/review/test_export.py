@@ -2,6 +2,9 @@
 
 import io
 import json
+import re
+import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,7 +27,7 @@ from segbatch.labels.voc import VOC
 from segbatch.results.run import Run
 from segbatch.review.export import FORMATS
 from segbatch.review.formats.voc import apart
-from tests.conftest import S3
+from tests.conftest import ROOT, S3
 from tests.written_run import NAMES, label_map, write_run
 
 SIZE = (60, 40)  # of the photographs; masks are half of it
@@ -262,6 +265,15 @@ def test_images_of_one_name_get_names_of_their_own_that_are_safe_everywhere(tmp_
     }
 
 
-def test_the_command_knows_every_format() -> None:
-    result = CliRunner().invoke(app, ["export", "--help"], env={"COLUMNS": "200"})
-    assert all(name in result.stdout for name in (*FORMATS, "csv", "parquet"))
+def test_the_commands_of_the_page_run_as_they_stand(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(run.uri, tmp_path / "runs/2026-11")
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs/exporting.md").read_text()
+    commands = "".join(re.findall(r"```sh\n(.*?)```", page, re.DOTALL)).splitlines()
+    assert {shlex.split(command)[5] for command in commands} >= set(FORMATS)
+    for command in commands:
+        result = CliRunner().invoke(app, shlex.split(command)[1:])
+        assert result.exit_code == 0, (command, result.stderr)
+        assert any(Path(shlex.split(command)[3]).iterdir())
