@@ -4,15 +4,18 @@
 
 The whole run but for the workers: a Parquet manifest is frozen, real files are written by an
 instant executor (one label map of 192×256, 500 rows a file), entered and committed, the run is
-resumed when half of it is done, audited, finished, resumed once more and asked. Real Delta tables
-and Parquet on a local disk; what workers do with images is measured elsewhere (`scripts/bench
-segment`). Each size runs in a process of its own, whose memory is its own.
+resumed when half of it is done, audited, finished, resumed once more (by the driver's own code, and
+by `segbatch run` as a user types it) and asked. Real Delta tables and Parquet on a local disk; what
+workers do with images is measured elsewhere (`scripts/bench segment`), and so is their memory
+(`scripts/bench memory`). Each size runs in a process of its own, whose memory is its own; of each
+tenth of its images it notes what one took and what the process holds.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -27,11 +30,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.faults.bench import small_model  # noqa: E402
+from benchmarks.memory import private_mb  # noqa: E402
 from segbatch.demo.facades import render_facade  # noqa: E402
 from segbatch.images import manifest  # noqa: E402
 from segbatch.job import SegmentJob, load_kind  # noqa: E402
@@ -50,6 +55,12 @@ from segbatch.watch import Watch  # noqa: E402
 
 FILE_ROWS = 500
 COMMIT_EVERY_S = 1.0  # a run of millions commits some hundred times, and this one is short
+TENTHS = 10
+GOALS = {
+    "ms an image, last tenth ÷ first": 1.1,
+    "driver MB, last tenth ÷ first": 1.2,
+    "command_again_s": 15.0,
+}
 QUERY = "SELECT uri FROM images WHERE coverage.{name} > 0.1 ORDER BY image_id LIMIT 100"
 
 
@@ -76,11 +87,17 @@ def main() -> None:
     print("| | " + " | ".join(f"{row['images']:,}" for row in results) + " |")
     print("| --- " * (len(results) + 1) + "|")
     for name in results[0]:
-        print(f"| {name} | " + " | ".join(shown(row[name]) for row in results) + " |")
+        print(f"| {name} | " + " | ".join(shown(name, row[name]) for row in results) + " |")
+    smallest, largest = results[0], results[-1]
+    for name in ("ms an image", "driver MB, last tenth"):
+        print(f"\n{name}, {largest['images']:,} images ÷ {smallest['images']:,}: "
+              f"{largest[name] / smallest[name]:.2f}")  # fmt: skip
 
 
-def shown(value: object) -> str:
-    return value if isinstance(value, str) else f"{value:,}"
+def shown(name: str, value: float | str) -> str:
+    if isinstance(value, str):
+        return value
+    return f"{value:,}" + (" !" if value > GOALS.get(name, value) else "")
 
 
 def measure(folder: Path, num_images: int) -> dict[str, Any]:
@@ -95,19 +112,12 @@ def measure(folder: Path, num_images: int) -> dict[str, Any]:
         print(f"{num_images:,} {name} {found[f'{name}_s']} s", file=sys.stderr)
 
     ledgers.COMMIT_EVERY_S = COMMIT_EVERY_S
-    ids = np.arange(num_images)
-    listed = folder / "images.parquet"
-    uris = [f"s3://bucket/facades/{number // 1000:06d}/{number:09d}.jpg" for number in ids]
-    pq.write_table(pa.table({"uri": uris, "building": [f"b{n // 3:08d}" for n in ids]}), listed)
-    del uris
-    run = str(folder / "run")
-    job = load_kind(
-        {"kind": "segment", "images": str(listed), "model": small_model(str(folder)),
-         "output": run},
-        SegmentJob,
-    )  # fmt: skip
+    job_file = write_job(folder, num_images)
+    job = load_kind(str(job_file), SegmentJob)
+    run = job.output
     prepared = prepare(job)
     rows = template(prepared)
+    tenths = Tenths(num_images)
     memory = [peak_mb()]
     with timed("freeze"):
         frozen = manifest.freeze(
@@ -117,11 +127,11 @@ def measure(folder: Path, num_images: int) -> dict[str, Any]:
         state.write("running")
     memory.append(peak_mb())
     with timed("rows"):
-        work(run, job, prepared, rows, until=num_images // 2)
+        work(run, job, prepared, rows, tenths, until=num_images // 2)
     with timed("second_start"):  # what is committed is read, and nothing is left to do at first
-        work(run, job, prepared, rows, until=0)
+        work(run, job, prepared, rows, tenths, until=0)
     with timed("other_rows"):
-        work(run, job, prepared, rows, until=num_images)
+        work(run, job, prepared, rows, tenths, until=num_images)
     memory.append(peak_mb())
     with timed("finish"), Lease(run, print_to_stderr) as lease:
         state = opened(run, job, prepared, lease)
@@ -133,6 +143,9 @@ def measure(folder: Path, num_images: int) -> dict[str, Any]:
         finished = RunState.read(run)
         assert finished is not None
         finished.close(job)
+    with timed("command_again"):
+        command = [Path(sys.executable).with_name("segbatch"), "run", job_file]
+        subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
     with timed("query"):
         name = prepared.config.classes.names[1]
         assert len(open_run(run).sql(QUERY.format(name=name)).fetchall()) == 100
@@ -140,7 +153,23 @@ def measure(folder: Path, num_images: int) -> dict[str, Any]:
         open_run(run).mask(num_images - 1)
     memory.append(peak_mb())
     found["peak_mb_before_freeze_rows_finish_query"] = " / ".join(map(str, memory))
-    return found | sizes(Path(run))
+    return found | tenths.facts() | sizes(Path(run))
+
+
+def write_job(folder: Path, num_images: int) -> Path:
+    """A manifest of ``num_images``, a model, and the job file, which is returned."""
+    ids = range(num_images)
+    uris = [f"s3://bucket/facades/{number // 1000:06d}/{number:09d}.jpg" for number in ids]
+    table = pa.table({"uri": uris, "building": [f"b{number // 3:08d}" for number in ids]})
+    pq.write_table(table, folder / "images.parquet")
+    job = {
+        "kind": "segment",
+        "images": str(folder / "images.parquet"),
+        "model": small_model(str(folder)),
+        "output": str(folder / "run"),
+    }
+    (folder / "job.yaml").write_text(yaml.safe_dump(job))
+    return folder / "job.yaml"
 
 
 def sizes(run: Path) -> dict[str, int]:
@@ -148,22 +177,26 @@ def sizes(run: Path) -> dict[str, int]:
         "manifest_bytes": size_of(run / "manifest"),
         "rows_files": len(list((run / "rows").glob("*.parquet"))),
         "rows_bytes": size_of(run / "rows"),
+        "rows_bytes_a_file": mean_size(run / "rows"),
         "stats_files": len(list((run / "stats").glob("*.parquet"))),
         "stats_bytes": size_of(run / "stats"),
+        "stats_bytes_a_file": mean_size(run / "stats"),
         "log_entries": len(list((run / "rows" / "_delta_log").glob("*.json"))),
         "log_bytes": size_of(run / "rows" / "_delta_log"),
         "run_json_bytes": (run / "run.json").stat().st_size,
     }
 
 
-def work(run: str, job: SegmentJob, prepared: Any, rows: pa.Table, until: int) -> None:
+def work(
+    run: str, job: SegmentJob, prepared: Any, rows: pa.Table, tenths: Tenths, *, until: int
+) -> None:
     """One start of a driver, whose executor is instant, up to ``until`` committed images."""
     with Lease(run, print_to_stderr) as lease:
         state = opened(run, job, prepared, lease)
         ledger = state.ledger
         assert ledger is not None
         writing = Writing(lease.tenure, ledger.epoch, ledger.table.schema, last_pass=False)
-        executor = Instant(rows, writing)
+        executor = Instant(rows, writing, tenths)
         with Progress(run, state.num_images, ledger.taken.count()) as progress:
             state.settle("cpu", "fp32")
             state.progress = progress
@@ -195,21 +228,59 @@ def opened(run: str, job: SegmentJob, prepared: Any, lease: Lease) -> RunState:
     return state
 
 
+class Tenths:
+    """Seconds of each tenth of a run's images, and the memory that the driver then has to itself.
+
+    In order, so that what grows with the run is seen within it; the driver's own start is not in
+    it.
+    """
+
+    def __init__(self, num_images: int) -> None:
+        self.num_images = num_images
+        self.images = [0] * TENTHS
+        self.seconds = [0.0] * TENTHS
+        self.memory = [0] * TENTHS
+
+    def note(self, ids: pa.ChunkedArray, seconds: float) -> None:
+        tenth = ids[0].as_py() * TENTHS // self.num_images
+        if self.images[tenth] == 0:
+            self.memory[tenth] = private_mb(os.getpid())
+        self.images[tenth] += len(ids)
+        self.seconds[tenth] += seconds
+
+    def facts(self) -> dict[str, float]:
+        each = [1000 * s / n for s, n in zip(self.seconds, self.images, strict=True)]
+        facts = {
+            "ms an image": 1000 * sum(self.seconds) / sum(self.images),
+            "ms an image, first tenth": each[0],
+            "ms an image, last tenth": each[-1],
+            "ms an image, last tenth ÷ first": each[-1] / each[0],
+            "driver MB, first tenth": self.memory[0],
+            "driver MB, last tenth": self.memory[-1],
+            "driver MB, last tenth ÷ first": self.memory[-1] / self.memory[0],
+        }
+        return {name: round(value, 3) for name, value in facts.items()}
+
+
 class Instant:
     """Rows at once, written for real."""
 
-    def __init__(self, rows: pa.Table, writing: Writing) -> None:
+    def __init__(self, rows: pa.Table, writing: Writing, tenths: Tenths) -> None:
         self.rows = rows
         self.writing = writing
+        self.tenths = tenths
 
     def blocks(self, images: pa.Table, rows: int, *, last_pass: bool) -> Accounts:
         for start in range(0, len(images), rows):
+            began = time.perf_counter()
             block = images.slice(start, rows)
             table = self.rows.slice(0, len(block))
             for column in block.column_names:
                 name = column.removeprefix("user:")
                 table = table.set_column(table.column_names.index(name), name, block[column])
             yield from accounts_of(write_stage(table, self.writing))
+            # Here the driver has entered it, and committed if that was due.
+            self.tenths.note(block["image_id"], time.perf_counter() - began)
 
     def alone(self, images: pa.Table, *, last_pass: bool) -> Accounts:
         return self.blocks(images, 1, last_pass=last_pass)
@@ -254,6 +325,12 @@ def peak_mb() -> int:
 
 def size_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def mean_size(folder: Path) -> int:
+    """Of the data files of a table."""
+    files = list(folder.glob("*.parquet"))
+    return sum(path.stat().st_size for path in files) // len(files)
 
 
 def print_to_stderr(text: str) -> None:
