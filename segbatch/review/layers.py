@@ -59,7 +59,7 @@ class Album:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="layers")
         self._kept: OrderedDict[tuple[int, Size], Layers] = OrderedDict()
         self._kept_bytes = 0
-        self._making: dict[tuple[int, Size], asyncio.Future[Layers]] = {}
+        self._making: dict[tuple[int, Size], asyncio.Task[Layers]] = {}
 
     async def layers(self, image_id: int, uri: str, size: Size) -> Layers:
         """The layers of one image, whose longer side is at most ``LONG_SIDES[size]``."""
@@ -68,13 +68,18 @@ class Album:
             self._kept.move_to_end(key)
             return self._kept[key]
         if key not in self._making:  # the photograph and the mask are asked for at one time
-            loop = asyncio.get_running_loop()
-            making = loop.run_in_executor(self._threads, self._make, image_id, uri, size)
-            self._making[key] = making
-            making.add_done_callback(lambda _: self._making.pop(key))
-            self._keep(key, await asyncio.shield(making))
-            return self._kept.get(key) or making.result()
+            self._making[key] = asyncio.create_task(self._made(key, uri))
         return await asyncio.shield(self._making[key])
+
+    async def _made(self, key: tuple[int, Size], uri: str) -> Layers:
+        loop = asyncio.get_running_loop()
+        try:
+            layers = await loop.run_in_executor(self._threads, self._make, *key, uri)
+            if layers.why is None:  # what is missing may be there the next time
+                self._keep(key, layers)
+            return layers
+        finally:
+            del self._making[key]
 
     def _keep(self, key: tuple[int, Size], layers: Layers) -> None:
         self._kept[key] = layers
@@ -83,7 +88,7 @@ class Album:
             _, oldest = self._kept.popitem(last=False)
             self._kept_bytes -= len(oldest.photo) + len(oldest.mask)
 
-    def _make(self, image_id: int, uri: str, size: Size) -> Layers:
+    def _make(self, image_id: int, size: Size, uri: str) -> Layers:
         try:
             png = mask_png(self._run, image_id)
             [seen] = read_pictures([uri], [png], LONG_SIDES[size], self.limits)
@@ -105,7 +110,7 @@ def viewing_limits(run: Run) -> Limits:
 
 
 def _placeholder(why: str) -> Layers:
-    lines = textwrap.wrap(why, 38, max_lines=10) or ["no reason given"]
+    lines = textwrap.wrap(why, 32, max_lines=10) or ["no reason given"]
     printable = ("".join(c if c.isprintable() else "·" for c in line) for line in lines)
     texts = "".join(
         f'<text x="16" y="{40 + 20 * number}">{escape(line)}</text>'
