@@ -76,8 +76,11 @@ def test_a_worker_fits_on_a_node(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "node_cpus", lambda: [4.0, 4.0, 4.0])
     found = share_out(Resources(), "cpu")
     assert (found.size, found.num_cpus) == ((3, None), 3), "and a task that reads beside each"
+    monkeypatch.setattr(workers, "node_cpus", lambda: [16.0, 16.0])
+    assert share_out(Resources(), "cpu").size == (6, None), "so do nodes of many workers"
+    monkeypatch.setattr(workers, "node_cpus", lambda: [4.0, 4.0, 4.0])
     with pytest.raises(InputError, match="on one node 4"):
-        share_out(Resources(workers=1, cpus_per_worker=5), "cpu")
+        share_out(Resources(workers=1, cpus_per_worker=4), "cpu")
 
 
 SCALED_TO_ZERO = """

@@ -24,7 +24,7 @@ from segbatch.cluster.estimate import (
 from segbatch.cluster.nodetypes import Cluster, NodeType
 from segbatch.cluster.prices import Prices
 from segbatch.cluster.sample import Sample
-from segbatch.cluster.sharing import worker_cpus
+from segbatch.cluster.sharing import READ_CPUS, worker_cpus
 from segbatch.cluster.workers import fitting, pool_size, threads_on
 from segbatch.job import Resources
 
@@ -115,7 +115,7 @@ def _choices(kind: NodeType, samples: Sequence[Sample], terms: Terms) -> list[_C
         node = Node(
             cpus=kind.cpus,
             cores=kind.cpus,
-            workers=fitting(kind.cpus, threads),
+            workers=fitting(kind.cpus - READ_CPUS, threads),
             worker_cpus=worker_cpus(threads),
             gbps=gbps,
         )

@@ -17,7 +17,7 @@ import ray
 from ray._private import auto_init_hook
 
 from segbatch.cluster.growth import node_types
-from segbatch.cluster.sharing import BESIDE_CPUS, FEW_CORES, worker_cpus
+from segbatch.cluster.sharing import BESIDE_CPUS, FEW_CORES, READ_CPUS, worker_cpus
 from segbatch.errors import InputError
 from segbatch.job import Resources
 from segbatch.jobtrain import TrainResources
@@ -198,7 +198,7 @@ def cpu_workers(
         cpus = max(1, min(threads_on(max(nodes)), free // wanted))
     else:
         cpus = int(resources.cpus_per_worker)
-    room = sum(fitting(has, cpus) for has in nodes)  # a worker is on one node
+    room = sum(fitting(has - READ_CPUS, cpus) for has in nodes)  # a worker is on one node
     now = min(free // cpus, fitting(logical - BESIDE_CPUS, cpus), room)
     low, high = pool_size(resources, max(1, now))
     if low > now and not may_grow:

@@ -123,6 +123,7 @@ def kill(node: Annotated[int, typer.Argument(help="1 for node-1.")]) -> None:
 def add() -> None:
     """One more node."""
     state = State.read()
+    state.forget_lost()
     number = state.start_node()
     state.started()
     say(f"node-{number} has joined")

@@ -172,6 +172,11 @@ class State:
         )  # fmt: skip
         return number
 
+    def forget_lost(self) -> None:
+        """Nodes that have ended by themselves, such as one that could not start."""
+        lost = [node for node in self.nodes.values() if not node.alive]
+        self.processes = [process for process in self.processes if process not in lost]
+
     def started(self) -> None:
         """Wait until head and S3 server answer and every node has joined: one that starts takes
         ports that another would have found free.
