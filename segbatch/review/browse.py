@@ -12,6 +12,7 @@ import asyncio
 import ipaddress
 import secrets
 import socket
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from importlib.resources import files
 from typing import Any
@@ -37,9 +38,12 @@ ALL_ADDRESSES = ("0.0.0.0", "::")  # these are listened at, and nobody asks for 
 SHUTDOWN_S = 3
 
 PAGE = {
-    "": ("browse.html", "text/html"),
-    "browse.css": ("browse.css", "text/css"),
-    "browse.js": ("browse.js", "text/javascript"),
+    "browse.html": "text/html",
+    "browse.css": "text/css",
+    "browse.js": "text/javascript",
+    "browse-filters.js": "text/javascript",
+    "browse-grid.js": "text/javascript",
+    "browse-large.js": "text/javascript",
 }
 
 HEADERS = {
@@ -217,7 +221,8 @@ class Site:
 def _application(browsing: Browsing) -> ASGIApp:
     picture = "pictures/{size}/{image_id:int}"
     routes = [
-        *(Route(f"/{path}", _static(*named)) for path, named in PAGE.items()),
+        Route("/", _static("browse.html")),
+        *(Route(f"/{name}", _static(name)) for name in PAGE),
         Route("/run", browsing.run),
         Route("/images", browsing.images),
         Route("/count", browsing.count),
@@ -265,11 +270,11 @@ def _wanted(request: Request) -> Wanted:
         raise InputError(f"wanted: {where}: {first['msg']}") from error
 
 
-def _static(name: str, media_type: str) -> Any:
+def _static(name: str) -> Callable[[Request], Awaitable[Response]]:
     content = files("segbatch.review").joinpath(name).read_bytes()
 
     async def page(_: Request) -> Response:
-        return Response(content, media_type=media_type)
+        return Response(content, media_type=PAGE[name])
 
     return page
 
