@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from segbatch.job import JOBS
-from segbatch.jobimages import Glob, Inventory, Manifest, Prefix
+from segbatch.jobimages import Glob, Inventory, Manifest, Prefix, Video
 from segbatch.jobtrain import Network, Start
 
 PAGE = Path(__file__).with_name("job-file.md")
@@ -38,7 +38,7 @@ def page() -> str:
     for kind, model in JOBS.items():
         parts.append(f"\n## `kind: {kind}`\n\n{_table(model)}")
     parts.append("\n## Sources of images\n\nWhat an entry of `images:` may be when spelled out.\n")
-    for source in (Prefix, Glob, Manifest, Inventory):
+    for source in (Prefix, Glob, Manifest, Inventory, Video):
         parts.append(
             f"\n**{source.__name__.lower()}**: {_text(source.__doc__)}\n\n{_table(source)}"
         )

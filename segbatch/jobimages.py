@@ -6,10 +6,16 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
+from pydantic import Field
+
 from segbatch.jobkeys import Location, Strict
 
 MANIFEST_SUFFIXES = (".parquet", ".csv", ".csv.gz", ".jsonl", ".jsonl.gz", ".ndjson")
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "jpe", "png", "webp", "tif", "tiff", "bmp", "gif")
+VIDEO_EXTENSIONS = (
+    "mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg", "mpeg", "ts", "mts", "m2ts", "wmv", "flv",
+    "ogv", "3gp", "vob",
+)  # fmt: skip
 
 
 class Prefix(Strict):
@@ -51,23 +57,47 @@ class Inventory(Strict):
     """File extensions that count as images, in any case."""
 
 
-Source = Prefix | Glob | Manifest | Inventory
+class Video(Strict):
+    """The frames of videos: a row for each, with the columns ``frame`` and ``time_s``."""
+
+    video: Location
+    """A video, a glob or a folder of them, or a manifest whose URIs are videos."""
+    every: float | None = Field(None, gt=0)
+    """Take one frame of each so many seconds; null takes all of them."""
+
+    @property
+    def videos(self) -> Prefix | Glob | Manifest:
+        """Where the videos are."""
+        if self.video.lower().endswith(MANIFEST_SUFFIXES):
+            return Manifest(manifest=self.video)
+        if PurePosixPath(self.video).suffix.lower().lstrip(".") in VIDEO_EXTENSIONS or any(
+            character in self.video for character in "*?["
+        ):
+            return Glob(glob=self.video)
+        return Prefix(prefix=self.video, extensions=list(VIDEO_EXTENSIONS))
+
+
+Source = Prefix | Glob | Manifest | Inventory | Video
 _SOURCES: dict[str, type[Source]] = {
     "prefix": Prefix,
     "glob": Glob,
     "manifest": Manifest,
     "inventory": Inventory,
+    "video": Video,
 }
 
 
 def source_of(value: Any) -> Source:
     """The source that one entry of ``images:`` stands for, short (a string) or spelled out."""
-    if isinstance(value, Prefix | Glob | Manifest | Inventory):
+    if isinstance(value, Source):
         return value
     if isinstance(value, str):
         if value.lower().endswith(MANIFEST_SUFFIXES):
             return Manifest(manifest=value)
-        is_image = PurePosixPath(value).suffix.lower().lstrip(".") in IMAGE_EXTENSIONS
+        extension = PurePosixPath(value).suffix.lower().lstrip(".")
+        if extension in VIDEO_EXTENSIONS:
+            return Video(video=value)
+        is_image = extension in IMAGE_EXTENSIONS
         return (
             Glob(glob=value) if is_image or any(c in value for c in "*?[") else Prefix(prefix=value)
         )

@@ -17,15 +17,15 @@ from segbatch.errors import InputError, JobFailed, SourceError
 from segbatch.film import ENCODERS
 from segbatch.images.decode import decode_image
 from segbatch.images.diagnose import Undecodable
-from segbatch.images.video import VIDEO_EXTENSIONS
 from segbatch.job import Limits
-from segbatch.jobimages import IMAGE_EXTENSIONS
+from segbatch.jobimages import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 from segbatch.masks import with_legend
 from segbatch.model.predict import Model, load_model
 from segbatch.progress import say
 from segbatch.video import predict_video
 
-_EXTENSIONS = {*VIDEO_EXTENSIONS, *(f".{extension}" for extension in IMAGE_EXTENSIONS)}
+_VIDEOS = {f".{extension}" for extension in VIDEO_EXTENSIONS}
+_EXTENSIONS = _VIDEOS | {f".{extension}" for extension in IMAGE_EXTENSIONS}
 
 
 def predict_pictures(source: str, model_uri: str, output: str) -> int:
@@ -57,7 +57,7 @@ def _check_extension(source: str, target: str) -> None:
     extension = _extension(target)
     if extension in ENCODERS:
         return
-    if _extension(source) in VIDEO_EXTENSIONS:
+    if _extension(source) in _VIDEOS:
         raise InputError(f"{target}: a video is written as {', '.join(ENCODERS)}")
     if extension not in Image.registered_extensions():
         raise InputError(f"{target}: no picture's extension; use .png or .jpg")
@@ -126,5 +126,5 @@ def _names(source: str, output: str) -> Iterator[tuple[str, str]]:
 
 
 def _written_as(source: PurePosixPath) -> str:
-    is_video = source.suffix.lower() in VIDEO_EXTENSIONS
+    is_video = source.suffix.lower() in _VIDEOS
     return str(source.with_suffix(".mp4" if is_video else ".png"))

@@ -16,6 +16,7 @@ from PIL import Image
 
 from segbatch import stages
 from segbatch.errors import Fenced
+from segbatch.images.frames import FRAME_COLUMNS, frame_uri
 from segbatch.masks import decode_mask
 from segbatch.model.bundle import load_config
 from segbatch.model.predict import PredictOptions, load_model
@@ -40,6 +41,7 @@ from segbatch.stages import (
 from segbatch.storage import ReadLimits
 from tests.collection import encoded, image, jpeg
 from tests.drivers import wait_until
+from tests.films import film
 
 LIMITS = ReadLimits(max_bytes=1_000_000, retries=0)
 
@@ -98,6 +100,36 @@ def written(accounts: list[Account], run: Path) -> list[dict[str, Any]]:
     files = [account.file for account in accounts if account.file is not None]
     rows = [row for file in files for row in pq.read_table(run / "rows" / file.name).to_pylist()]
     return sorted(rows, key=lambda row: row["image_id"])
+
+
+def test_frames_of_a_video_go_the_whole_way_with_their_times(
+    tmp_path: Path, model_uri: str
+) -> None:
+    film(tmp_path / "clip.mp4", [0, 40, 90], sound=None)
+    times = [0.0, 0.04, 0.09, 5.0]
+    images = pa.table(
+        {
+            "image_id": pa.array(range(4), pa.int64()),
+            "uri": [frame_uri(f"{tmp_path}/clip.mp4", time) for time in times],
+            carried("city"): ["Bern"] * 4,
+            carried("frame"): pa.array(range(4), pa.int64()),
+            carried("time_s"): pa.array(times, pa.float64()),
+        }
+    )
+    pipeline = told(tmp_path, model_uri)
+    users = [pa.field("city", pa.string()), *FRAME_COLUMNS]
+    schema = rows_schema(pipeline.encoding.classes, stats=("confidence",), user_columns=users)
+    pipeline = replace(
+        pipeline,
+        encoding=replace(pipeline.encoding, schema=schema),
+        writing=replace(pipeline.writing, schema=schema),
+    )
+    rows = written(accounts_of(all_stages(images, pipeline)), tmp_path)
+    assert [row["status"] for row in rows] == ["ok", "ok", "ok", "failed"]
+    assert [row["time_s"] for row in rows] == times
+    assert [row["frame"] for row in rows] == [0, 1, 2, 3]
+    assert rows[0]["uri"].endswith("clip.mp4#t=0.000")
+    assert (rows[2]["width"], rows[2]["height"]) == (64, 48)
 
 
 def test_an_image_goes_the_whole_way_in_one_process(tmp_path: Path, model_uri: str) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import pyarrow as pa
 
 from segbatch import storage
+from segbatch.images.diagnose import Undecodable
+from segbatch.images.frames import is_frame, read_frames
 
 
 def fetch(table: pa.Table, limits: storage.ReadLimits) -> pa.Table:
@@ -16,18 +18,23 @@ def fetch(table: pa.Table, limits: storage.ReadLimits) -> pa.Table:
 
     Needs a column ``uri`` (string); the others pass through. Adds
 
-    - ``data``, large_binary: the object's bytes; null if it could not be read
+    - ``data``, large_binary: the object's bytes, or a frame's as PNG; null if it could not be read
     - ``error``, string: ``not_found``, ``forbidden``, ``timeout``, ``unavailable`` or
       ``too_large``; ``credentials`` where the storage refuses us and not this object, so that the
-      run should stop; null if it was read
+      run should stop; ``undecodable`` for a frame that is not in its video; null if it was read
     - ``message``, string: one line; null if it was read
 
     Raises nothing for what storage answers. Holds the bytes of all rows, twice for a moment: at
     worst ``2 × rows × limits.max_bytes``.
     """
-    contents = storage.read_many(table["uri"].to_pylist(), limits)
-    data = [None if isinstance(content, storage.Unreadable) else content for content in contents]
-    reasons = [content if isinstance(content, storage.Unreadable) else None for content in contents]
+    uris = table["uri"].to_pylist()
+    frames = [row for row, uri in enumerate(uris) if is_frame(uri)]
+    contents: list[bytes | Undecodable | storage.Unreadable] = []
+    contents += storage.read_many([uri for uri in uris if not is_frame(uri)], limits)
+    for row, content in zip(frames, read_frames([uris[row] for row in frames]), strict=True):
+        contents.insert(row, content)
+    data = [content if isinstance(content, bytes) else None for content in contents]
+    reasons = [None if isinstance(content, bytes) else content for content in contents]
     errors = [reason and reason.kind for reason in reasons]
     messages = [reason and reason.message for reason in reasons]
     return (

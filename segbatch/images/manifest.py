@@ -28,6 +28,7 @@ import pyarrow.compute as pc
 from segbatch import storage
 from segbatch.errors import SegbatchError, SourceError
 from segbatch.images import columns
+from segbatch.images.frames import FRAME_COLUMNS, expand
 from segbatch.images.frozen import (
     FROZEN_NAME,
     ROWS_PER_FILE,
@@ -49,7 +50,7 @@ from segbatch.images.sources import (
     shown,
 )
 from segbatch.images.textfiles import Table, csv_table, first_lines, json_table, open_database
-from segbatch.jobimages import Inventory, Manifest, Prefix, Source
+from segbatch.jobimages import Inventory, Manifest, Prefix, Source, Video
 
 __all__ = [
     "ROWS_PER_FILE",
@@ -180,6 +181,10 @@ def _rows_of(
         return _listed(source.prefix, in_prefix(source, leave_out, skipped))
     if isinstance(source, Inventory):
         return _listed(source.inventory, in_inventory(source, leave_out, skipped))
+    if isinstance(source, Video):
+        videos = _rows_of(source.videos, reserved, leave_out, skipped, scratch)
+        batches = (part for batch in videos.batches for part in expand(batch, source.every))
+        return _Rows(videos.name, [*videos.user_columns, *FRAME_COLUMNS], batches)
     return _listed(source.glob, in_glob(source, leave_out))
 
 

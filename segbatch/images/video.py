@@ -25,14 +25,6 @@ from segbatch.images.sources import local_copy, reading, shown
 if TYPE_CHECKING:
     from av.container import InputContainer
 
-# Of what is taken for a video where nothing else says so; any other file can be named.
-VIDEO_EXTENSIONS = frozenset(
-    {
-        ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts",
-        ".wmv", ".flv", ".ogv", ".3gp", ".vob",
-    }
-)  # fmt: skip
-
 # What a header may say too much without the file being cut off: the last frame's duration is a
 # guess in many of them.
 _TOLERANCE_S = 1.0
