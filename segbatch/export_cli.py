@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from segbatch.errors import JobFailed
+from segbatch.errors import Incomplete, JobFailed
 from segbatch.options import RunUri
 from segbatch.progress import say
 
@@ -50,5 +50,7 @@ def export_command(
     for line in exported.unread:
         say(line)
     say(exported.line(folder))
+    if exported.unanswered:
+        raise Incomplete("storage did not give some photographs; export again, to a new folder")
     if exported.unread:
         raise JobFailed("some photographs could not be used; all others are exported")

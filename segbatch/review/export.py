@@ -83,6 +83,11 @@ class Exported:
     left_out: Counter[str] = field(default_factory=Counter)
     unread: list[str] = field(default_factory=list)
 
+    @property
+    def unanswered(self) -> int:
+        """Photographs that may be read another time."""
+        return sum(self.left_out[f"photograph {kind}"] for kind in ("timeout", "unavailable"))
+
     def line(self, folder: str) -> str:
         """All of it on one line."""
         left_out = (f"{number:,} left out: {why}" for why, number in self.left_out.items())
