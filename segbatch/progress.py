@@ -11,10 +11,6 @@ from collections import Counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as RichProgress
-
 if TYPE_CHECKING:
     from segbatch.results.write import Account
 
@@ -25,6 +21,11 @@ class Bar:
     """A bar on a terminal while it is entered; elsewhere it is silent and lines are said."""
 
     def __init__(self, what: str, total: int, done: int = 0) -> None:
+        # Here, because every command imports this module to say something.
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+
         self._bar = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(),

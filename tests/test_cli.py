@@ -211,7 +211,7 @@ ROOMS = {"images", "model", "results", "labels", "training"}
 MAY_IMPORT = {
     "ray": ("segment.py", "finetune.py", "evaluate.py", "cluster/"),
     "torch": ("model/", "training/", "demo/"),
-    "duckdb": ("results/", "images/manifest.py", "images/textfiles.py"),
+    "duckdb": ("results/", "review/", "images/manifest.py", "images/textfiles.py"),
     "deltalake": ("results/table.py",),
 }
 

@@ -58,6 +58,7 @@ END = re.compile(r";[\s;]*(?:--[^\n]*(?:\n\s*|\Z))*\Z")
 TRACEBACK = "Traceback (most recent call last)"
 REMOTE = re.compile(r"'([A-Za-z][\w+.-]*://)")
 
+RUN_TEXT = (b"query", b"query_table", b"json_execute_serialized_sql")
 TAKES = "query takes one SELECT, DESCRIBE, SHOW or EXPLAIN and writes nothing"
 
 
@@ -98,12 +99,20 @@ def _select_in(con: duckdb.DuckDBPyConnection, query: str) -> str:
     kinds = duckdb.StatementType
     if kind not in (kinds.SELECT, kinds.EXPLAIN, kinds.MULTI):
         raise InputError(f"{TAKES}: this is {kind.name}")
-    # MULTI is a PIVOT, and what it pivots is computed already to find its columns; the function
-    # runs any statement. Neither can be left to _refuse_writing.
+    # MULTI is a PIVOT, and what it pivots is computed already to find its columns; a text may be
+    # any statement. Neither can be left to _refuse_writing.
     copies = kind == kinds.MULTI and ("copy", True) in _words(query)
-    if copies or "json_execute_serialized_sql" in query.lower():
+    if copies or runs_text(query):
         raise InputError(f"{TAKES}: this is more than that")
     return EXPLAIN.sub("", END.sub("", query))
+
+
+def runs_text(query: str) -> bool:
+    """Whether a function is named in ``query`` that takes a text, put together anyhow, as SQL."""
+    text = query.encode()  # the offsets are of bytes
+    starts = [start for start, _ in duckdb.tokenize(query)]
+    words = (re.match(rb'"?(\w+)', text[start:]) for start in starts)
+    return any(word is not None and word[1].lower() in RUN_TEXT for word in words)
 
 
 def _refuse_writing(con: duckdb.DuckDBPyConnection, body: str) -> None:

@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import pyarrow as pa
@@ -152,8 +153,8 @@ class Table:
             "max.image_id": "last_id",
         }
         picked = columns.select(list(names)).rename_columns(list(names.values()))
-        files: list[dict[str, Any]] = picked.sort_by([("first_id", "ascending")]).to_pylist()
-        return files
+        # Not sorted by pyarrow, whose functions take a tenth of a second to import.
+        return sorted(picked.to_pylist(), key=itemgetter("first_id"))
 
     @property
     def newest(self) -> Entry:

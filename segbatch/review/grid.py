@@ -7,7 +7,6 @@ whoever is let to the page reads this run and nothing else, and nobody writes.
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,15 +26,13 @@ from segbatch.results.database import (
     register_filesystems,
     scan,
 )
-from segbatch.results.query import HIDDEN, RESULTS, unreadable
+from segbatch.results.query import HIDDEN, RESULTS, runs_text, unreadable
 from segbatch.results.run import Run
 from segbatch.results.schema import rows_schema
 
 PAGE_IMAGES = 60
 QUERY_S = 30.0  # of one question; a condition can ask for more than anybody waits for
 
-# These run a text as SQL, whatever it says; the text may be put together so that it looks harmless.
-RUN_TEXT = frozenset({b"query", b"query_table", b"json_execute_serialized_sql"})
 
 FACTS = ("image_id", "uri", "status", "error", "message", "width", "height")
 KIND = "coalesce(error, status)"
@@ -226,7 +223,7 @@ class Grid:
         return images.filter(" AND ".join(conditions)) if conditions else images
 
     def _filtered(self, condition: str) -> duckdb.DuckDBPyRelation:
-        if _runs_text(condition):
+        if runs_text(condition):
             raise InputError("a condition is one expression, and runs no text as SQL")
         try:
             # Takes one expression, and neither a second one nor a clause behind it.
@@ -256,14 +253,6 @@ class Grid:
                 raise unreadable(error) from error
             finally:
                 deadline.cancel()
-
-
-def _runs_text(condition: str) -> bool:
-    """Whether a function is named in it that takes a text as SQL."""
-    text = condition.encode()  # the offsets are of bytes
-    starts = [start for start, _ in duckdb.tokenize(condition)]
-    words = (re.match(rb'"?(\w+)', text[start:]) for start in starts)
-    return any(word is not None and word[1].lower() in RUN_TEXT for word in words)
 
 
 def _is_number(kind: pa.DataType) -> bool:

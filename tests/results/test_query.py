@@ -319,6 +319,8 @@ def test_what_reads_is_answered(run: Run, question: str, num_rows: int) -> None:
         "EXPLAIN ANALYZE WITH a AS (COPY (SELECT 1) TO 'out.csv') SELECT * FROM a",
         "WITH a AS (COPY (SELECT 1 AS x) TO 'out.csv') PIVOT a ON Count USING count(*)",
         "FROM json_execute_serialized_sql(json_serialize_sql('SELECT 1'))",
+        "FROM query('SELECT * FROM json_execute_' || 'serialized_sql(json_serialize_sql(''x''))')",
+        "SELECT * FROM \"QUERY\" /* c */ ('SELECT 1')",
         "CREATE TABLE a AS SELECT 1",
         "INSERT INTO runs SELECT * FROM runs",
         "WITH a AS (DELETE FROM runs RETURNING *) SELECT * FROM a",
