@@ -38,8 +38,12 @@ def write_run(
     masks: bool = True,
     finished: bool = True,
     user_columns: list[pa.Field] = USER_COLUMNS,
+    photos: str = "s3://photos",
 ) -> Run:
-    """A run of ``num_ok`` images in two files of rows, and then one file for each failed one."""
+    """A run of ``num_ok`` images in two files of rows, and then one file for each failed one.
+
+    Their photographs would be in ``photos``, called after their ids.
+    """
     classes = Classes(names)
     schema = rows_schema(
         classes,
@@ -50,9 +54,9 @@ def write_run(
     parts: dict[str, pa.Table] = {}
     for ids in (range(num_ok // 2), range(num_ok // 2, num_ok)):
         if ids:
-            parts[file_name(1, "ok")] = _ok_rows(ids, classes, schema, masks=masks)
+            parts[file_name(1, "ok")] = _ok_rows(ids, photos, classes, schema, masks=masks)
     for image_id, kind in enumerate(failed, start=num_ok):
-        parts[file_name(1, kind)] = _failed_row(image_id, kind, schema)
+        parts[file_name(1, kind)] = _failed_row(image_id, photos, kind, schema)
 
     table = Table.create(storage.join(uri, "rows"), schema)
     table.commit([_write(table.uri, name, rows, row_group_size=4) for name, rows in parts.items()])
@@ -84,7 +88,9 @@ def label_map(image_id: int) -> np.ndarray:
     return labels
 
 
-def _ok_rows(ids: range, classes: Classes, schema: pa.Schema, *, masks: bool) -> pa.Table:
+def _ok_rows(
+    ids: range, photos: str, classes: Classes, schema: pa.Schema, *, masks: bool
+) -> pa.Table:
     maps = [label_map(image_id) for image_id in ids]
     pixels = np.array([count_pixels(m, len(classes)) for m in maps])
     shares = coverage(pixels)
@@ -98,7 +104,7 @@ def _ok_rows(ids: range, classes: Classes, schema: pa.Schema, *, masks: bool) ->
     }
     columns: dict[str, Any] = {
         "image_id": ids,
-        "uri": [f"s3://photos/{image_id:04d}.jpg" for image_id in ids],
+        "uri": [f"{photos}/{image_id:04d}.jpg" for image_id in ids],
         "status": ["ok"] * len(ids),
         "width": [60] * len(ids),
         "height": [40] * len(ids),
@@ -113,10 +119,10 @@ def _ok_rows(ids: range, classes: Classes, schema: pa.Schema, *, masks: bool) ->
     return _table(columns, len(ids), schema)
 
 
-def _failed_row(image_id: int, kind: str, schema: pa.Schema) -> pa.Table:
+def _failed_row(image_id: int, photos: str, kind: str, schema: pa.Schema) -> pa.Table:
     columns = {
         "image_id": [image_id],
-        "uri": [f"s3://photos/{image_id:04d}.jpg"],
+        "uri": [f"{photos}/{image_id:04d}.jpg"],
         "status": ["failed"],
         "error": [kind],
         "message": [f"it was {kind}"],

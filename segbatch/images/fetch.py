@@ -6,11 +6,25 @@ what comes out of here is final for this pass.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pyarrow as pa
 
 from segbatch import storage
 from segbatch.images.diagnose import Undecodable
 from segbatch.images.frames import is_frame, read_frames
+
+
+def read_images(
+    uris: Sequence[str], limits: storage.ReadLimits
+) -> list[bytes | Undecodable | storage.Unreadable]:
+    """The bytes at ``uris`` in their order, those of frames as PNG, or why they are not there."""
+    frames = [row for row, uri in enumerate(uris) if is_frame(uri)]
+    contents: list[bytes | Undecodable | storage.Unreadable] = []
+    contents += storage.read_many([uri for uri in uris if not is_frame(uri)], limits)
+    for row, content in zip(frames, read_frames([uris[row] for row in frames]), strict=True):
+        contents.insert(row, content)
+    return contents
 
 
 def fetch(table: pa.Table, limits: storage.ReadLimits) -> pa.Table:
@@ -27,12 +41,7 @@ def fetch(table: pa.Table, limits: storage.ReadLimits) -> pa.Table:
     Raises nothing for what storage answers. Holds the bytes of all rows, twice for a moment: at
     worst ``2 × rows × limits.max_bytes``.
     """
-    uris = table["uri"].to_pylist()
-    frames = [row for row, uri in enumerate(uris) if is_frame(uri)]
-    contents: list[bytes | Undecodable | storage.Unreadable] = []
-    contents += storage.read_many([uri for uri in uris if not is_frame(uri)], limits)
-    for row, content in zip(frames, read_frames([uris[row] for row in frames]), strict=True):
-        contents.insert(row, content)
+    contents = read_images(table["uri"].to_pylist(), limits)
     data = [content if isinstance(content, bytes) else None for content in contents]
     reasons = [None if isinstance(content, bytes) else content for content in contents]
     errors = [reason and reason.kind for reason in reasons]

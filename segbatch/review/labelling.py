@@ -28,10 +28,9 @@ from segbatch.classes import Classes
 from segbatch.errors import InputError
 from segbatch.jobimages import IMAGE_EXTENSIONS
 from segbatch.provenance import KEY, LIST
+from segbatch.review.formats import labelme
 from segbatch.review.names import safe_name
 from segbatch.review.polygons import Polygon
-
-LABELME_VERSION = "5.5.0"  # whose layout it is
 
 
 @dataclass(frozen=True)
@@ -113,29 +112,10 @@ def write_new(folder: str, name: str, data: bytes) -> None:
 def write_labelme(folder: str, copies: Sequence[Copy], classes: Classes, earlier: int) -> None:
     """A labelme file beside each image. Raises ``OSError``."""
     for copy in copies:
-        document = {
-            "version": LABELME_VERSION,
-            "flags": {},
-            "shapes": [_labelme_shape(shape, classes) for shape in copy.shapes],
-            "imagePath": copy.entry.file,
-            "imageData": None,
-            "imageHeight": copy.size[1],
-            "imageWidth": copy.size[0],
-            KEY: _provenance(copy.entry),
-        }
-        write_new(folder, f"{PurePosixPath(copy.entry.file).stem}.json", _rendered(document))
-
-
-def _labelme_shape(shape: Polygon, classes: Classes) -> dict[str, Any]:
-    return {
-        "label": classes.names[shape.class_id],
-        "points": shape.points.tolist(),
-        "group_id": None,
-        "description": "",
-        "shape_type": "polygon",
-        "flags": {},
-        "mask": None,
-    }
+        document = labelme.document(
+            copy.entry.file, copy.size, copy.shapes, classes, _provenance(copy.entry)
+        )
+        write_new(folder, f"{PurePosixPath(copy.entry.file).stem}.json", document)
 
 
 def write_coco(folder: str, copies: Sequence[Copy], classes: Classes, earlier: int) -> None:
@@ -178,7 +158,7 @@ def write_coco(folder: str, copies: Sequence[Copy], classes: Classes, earlier: i
         "categories": [{"id": c.id + 1, "name": c.name, "supercategory": ""} for c in classes],
     }
     name = f"instances_{earlier + 1}-{earlier + len(copies)}.json"
-    write_new(folder, name, _rendered(document))
+    write_new(folder, name, json.dumps(document, ensure_ascii=False, indent=1).encode())
 
 
 def _area(points: npt.NDArray[np.float64]) -> float:
@@ -189,10 +169,6 @@ def _area(points: npt.NDArray[np.float64]) -> float:
 
 def _provenance(entry: Entry) -> dict[str, Any]:
     return {key: getattr(entry, key) for key in ("uri", "run", "image_id", "model")}
-
-
-def _rendered(document: Any) -> bytes:
-    return json.dumps(document, ensure_ascii=False, indent=2).encode()
 
 
 FORMATS: Mapping[str, Callable[[str, Sequence[Copy], Classes, int], None]] = {

@@ -14,6 +14,7 @@ from segbatch import storage
 from segbatch.classes import IGNORE_INDEX
 from segbatch.images.decode import decode_image
 from segbatch.images.diagnose import Undecodable
+from segbatch.images.fetch import read_images
 from segbatch.job import Limits
 from segbatch.masks import decode_mask
 from segbatch.results.lookup import mask_png
@@ -44,10 +45,10 @@ def read_pictures(
     ``ValueError`` for a mask that is none.
     """
     read_limits = storage.ReadLimits(limits.max_bytes, limits.timeout_s, limits.retries)
-    contents = storage.read_many(uris, read_limits)
+    contents = read_images(uris, read_limits)
 
-    def picture(content: bytes | storage.Unreadable, png: bytes | None) -> Picture | Unseen:
-        if isinstance(content, storage.Unreadable):
+    def picture(content: bytes | Unseen, png: bytes | None) -> Picture | Unseen:
+        if not isinstance(content, bytes):
             return content
         image = decode_image(content, max_pixels=limits.max_pixels, long_side=long_side)
         if isinstance(image, Undecodable):

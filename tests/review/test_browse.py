@@ -49,14 +49,14 @@ def served(run: Run, host: str = "127.0.0.1") -> Iterator[str]:
 @pytest.fixture(scope="module")
 def run(s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run whose photographs are on S3, but for one that is gone since."""
-    s3.client.create_bucket(Bucket="photos")
+    s3.client.create_bucket(Bucket="to-browse")
     for image_id in range(NUM_OK):
         jpeg = io.BytesIO()
         Image.new("RGB", (60, 40), (40, 3 * image_id, 90)).save(jpeg, "JPEG")
         if image_id != GONE:
-            s3.put(f"s3://photos/{image_id:04d}.jpg", jpeg.getvalue())
+            s3.put(f"s3://to-browse/{image_id:04d}.jpg", jpeg.getvalue())
     uri = str(tmp_path_factory.mktemp("runs") / "march")
-    return write_run(uri, names=[*NAMES[:3], HOSTILE], num_ok=NUM_OK)
+    return write_run(uri, names=[*NAMES[:3], HOSTILE], num_ok=NUM_OK, photos="s3://to-browse")
 
 
 @pytest.fixture(scope="module")
@@ -292,7 +292,7 @@ def test_people_filter_look_and_send_to_labelling(url: str, browser: Visitor) ->
     rows, title = browser.visit(url, look)
     assert title == "march · segbatch"
     assert len(rows) == 2
-    assert rows[0]["uri"] == f"s3://photos/{int(rows[0]['image_id']):04d}.jpg"
+    assert rows[0]["uri"] == f"s3://to-browse/{int(rows[0]['image_id']):04d}.jpg"
 
 
 def slide(page: "Page", name: str, value: int) -> None:

@@ -58,11 +58,13 @@ def photo_bytes(image_id: int) -> bytes:
 @pytest.fixture(scope="module")
 def run(s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Eight good images and two failed ones, with photographs where the run says they are."""
-    s3.client.create_bucket(Bucket="photos")
+    s3.client.create_bucket(Bucket="to-export")
     for image_id in range(8):
         if image_id != GONE:
-            s3.put(f"s3://photos/{image_id:04d}.jpg", photo_bytes(image_id))
-    return write_run(str(tmp_path_factory.mktemp("runs") / "run"), num_ok=8)
+            s3.put(f"s3://to-export/{image_id:04d}.jpg", photo_bytes(image_id))
+    return write_run(
+        str(tmp_path_factory.mktemp("runs") / "run"), num_ok=8, photos="s3://to-export"
+    )
 
 
 def mask_at_photo(image_id: int) -> npt.NDArray[np.uint8]:
@@ -89,7 +91,8 @@ def test_masks_are_exported_as_they_are_stored_beside_their_classes(
     assert (exported.chosen, exported.written) == (10, 8)
     assert exported.left_out == {"failed in the run": 2}
     stored = dict(run.sql("SELECT uri, mask FROM masks WHERE mask IS NOT NULL").fetchall())
-    assert {f"s3://photos/{p.stem}.jpg": p.read_bytes() for p in tmp_path.glob("*.png")} == stored
+    files = {f"s3://to-export/{p.stem}.jpg": p.read_bytes() for p in tmp_path.glob("*.png")}
+    assert files == stored
     assert read_classes(str(tmp_path / "classes.json")) == run.classes
 
 
@@ -137,7 +140,7 @@ def test_labelme_comes_back_but_for_the_edges_and_keeps_holes(run: Run, tmp_path
     document = json.loads((tmp_path / "0003.json").read_text())
     assert document["imageData"] is None
     assert document["imagePath"] == "0003.png"  # it was TIFF
-    assert document["segbatch"]["uri"] == "s3://photos/0003.jpg"
+    assert document["segbatch"]["uri"] == "s3://to-export/0003.jpg"
     assert (tmp_path / "0000.jpg").read_bytes() == photo_bytes(0)
     assert (tmp_path / "0002.png").read_bytes() == photo_bytes(AS_PNG)
     back = read_back(str(tmp_path), LABELME)
@@ -202,7 +205,7 @@ def test_photographs_that_are_gone_or_changed_are_counted_and_named(
     assert "1 of 5 images" in result.stderr
     assert "2 left out: failed in the run" in result.stderr
     assert "1 left out: photograph not_found" in result.stderr
-    assert "s3://photos/0006.jpg: photograph is of another size" in result.stderr
+    assert "s3://to-export/0006.jpg: photograph is of another size" in result.stderr
     assert {p.name for p in tmp_path.iterdir()} == {"0005.jpg", "0005.json", "labels.txt"}
 
 

@@ -10,13 +10,14 @@ Source: ``labelme/_label_file.py`` of labelme 6.3.1, whose files of version 5 ar
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
+from typing import Any
 
 from segbatch.classes import IGNORE_INDEX, Classes
 from segbatch.provenance import KEY
 from segbatch.review.formats.format import Format, Part, Photos, Product, Segmented
-from segbatch.review.polygons import polygons
+from segbatch.review.polygons import Polygon, polygons
 
 VERSION = "5.5.0"
 IGNORE = "__ignore__"
@@ -26,29 +27,46 @@ def convert(image: Segmented) -> Product:
     """The photograph, and its polygons."""
     assert image.photo is not None
     height, width = image.label_map.shape
-    document = {
+    annotated = document(
+        PurePosixPath(image.photo_name).name,
+        (width, height),
+        polygons(image.label_map),
+        image.classes,
+        {"uri": image.uri, "run": image.run, "image_id": image.image_id},
+    )
+    return Product({image.photo_name: image.photo.data, f"{image.name}.json": annotated})
+
+
+def document(
+    image_path: str,
+    size: tuple[int, int],
+    shapes: Iterable[Polygon],
+    classes: Classes,
+    provenance: Mapping[str, Any],
+) -> bytes:
+    """The file beside an image of ``size`` (width, height)."""
+    content = {
         "version": VERSION,
         "flags": {},
         "shapes": [
             {
-                "label": _label(image.classes, polygon.class_id),
-                "points": polygon.points.astype(float).tolist(),
+                "label": _label(classes, shape.class_id),
+                "points": shape.points.astype(float).tolist(),
                 "group_id": None,
                 "description": "",
                 "shape_type": "polygon",
                 "flags": {},
                 "mask": None,
             }
-            for polygon in polygons(image.label_map)
+            for shape in shapes
         ],
-        "imagePath": PurePosixPath(image.photo_name).name,
+        "imagePath": image_path,
         "imageData": None,
-        "imageHeight": height,
-        "imageWidth": width,
-        KEY: {"uri": image.uri, "run": image.run, "image_id": image.image_id},
+        "imageHeight": size[1],
+        "imageWidth": size[0],
+        KEY: provenance,
     }
-    text = json.dumps(document, ensure_ascii=False, indent=1)
-    return Product({image.photo_name: image.photo.data, f"{image.name}.json": text.encode()})
+    return json.dumps(content, ensure_ascii=False, indent=1).encode()
 
 
 def shared(classes: Classes, run: str) -> Mapping[str, Sequence[str | Part]]:
