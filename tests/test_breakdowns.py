@@ -183,6 +183,7 @@ def test_a_driver_that_was_frozen_commits_nothing_when_it_wakes(
     assert (run / "run.json").read_bytes() == info
 
 
+@pytest.mark.long
 def test_taking_up_what_failed_survives_a_kill(
     model_uri: str, tmp_path: Path, ray_address: str
 ) -> None:
@@ -211,6 +212,7 @@ def log_of(run: Path) -> str:
 # ----------------------------------------------------------------------- workers and nodes that die
 
 
+@pytest.mark.long
 def test_an_image_that_kills_its_process_is_found_and_its_neighbours_are_done(
     model_uri: str, tmp_path: Path
 ) -> None:

@@ -197,6 +197,7 @@ def test_a_training_that_is_stopped_and_killed_in_every_way_ends_as_an_unbroken_
     assert timeless[0] == timeless[1]
 
 
+@pytest.mark.long
 def test_a_loss_that_is_no_number_ends_with_what_to_change(
     ray_address: str, labels: Dataset, tmp_path: Path
 ) -> None:
@@ -235,6 +236,7 @@ def test_what_cannot_be_trained_is_said_before_a_worker_starts(
     assert not (tmp_path / "model" / "run.json").exists()  # the output is still free
 
 
+@pytest.mark.long
 def test_a_damaged_image_is_named(ray_address: str, labels: Dataset, tmp_path: Path) -> None:
     copy = labelled_dataset(str(tmp_path / "labels"), train=8, val=2, long_side=96)
     shard = copy.shards_of("train")[0]
