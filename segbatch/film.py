@@ -24,7 +24,7 @@ from av.video.stream import VideoStream
 from PIL import Image
 
 from segbatch import storage
-from segbatch.errors import InputError
+from segbatch.errors import Incomplete, InputError
 from segbatch.progress import say
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def written(output: str) -> Iterator[Path]:
     """A local path to write to; what stands there goes to ``output`` when the block is through.
 
     After an error of the block nothing is left. Raises :class:`~segbatch.errors.InputError` where
-    ``output`` cannot be written.
+    ``output`` cannot be written, :class:`~segbatch.errors.Incomplete` where storage fails.
     """
     local = storage.is_local(output)
     suffix = PurePosixPath(output).suffix.lower()
@@ -61,13 +61,12 @@ def written(output: str) -> Iterator[Path]:
     path = Path(name)
     try:
         yield path
-        with _writing(output):
-            if local:
-                path.chmod(0o644)
-                path.replace(storage.local_path(output))
-            else:  # in parts: a film may be larger than memory
-                filesystem, key = storage.filesystem(output)
-                filesystem.put_file(name, key)
+        try:
+            storage.upload(path, output)
+        except (FileNotFoundError, PermissionError) as error:
+            raise InputError(f"cannot write {error}") from error
+        except OSError as error:
+            raise Incomplete(f"cannot write {error}; predict it again") from error
     finally:
         path.unlink(missing_ok=True)
 

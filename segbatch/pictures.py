@@ -6,17 +6,18 @@ Without Ray.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 
 import numpy as np
 from PIL import Image
 
 from segbatch import storage
-from segbatch.errors import InputError, JobFailed, SourceError
+from segbatch.errors import Incomplete, InputError, JobFailed, SourceError
 from segbatch.film import ENCODERS
 from segbatch.images.decode import decode_image
 from segbatch.images.diagnose import Undecodable
+from segbatch.images.sources import shown
 from segbatch.job import Limits
 from segbatch.jobimages import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 from segbatch.masks import with_legend
@@ -41,16 +42,25 @@ def predict_pictures(source: str, model_uri: str, output: str) -> int:
         raise SourceError(f"{source}: no image and no video there")
     for uri, target in names.items():
         _check_extension(uri, target)
+    _refuse_overwriting(names)
     model = load_model(model_uri)
     failed = 0
     for uri, target in names.items():
         reason = _predict_one(model, uri, target)
         if reason:
             failed += 1
-            say(f"{uri}: {reason}")
+            say(f"{shown(uri)}: {reason}")
     if failed:
         raise JobFailed(f"{failed} of {len(names)} could not be read")
     return len(names)
+
+
+def _refuse_overwriting(names: Mapping[str, str]) -> None:
+    """Raises :class:`~segbatch.errors.InputError` for a picture in the place of an original."""
+    originals = {storage.normalize(uri) for uri in names}
+    for target in names.values():
+        if storage.normalize(target) in originals:
+            raise InputError(f"{target}: is one of the originals; choose another output")
 
 
 def _check_extension(source: str, target: str) -> None:
@@ -87,8 +97,10 @@ def _predict_one(model: Model, uri: str, target: str) -> str | None:
     picture.save(buffer, format=Image.registered_extensions()[_extension(target)])
     try:
         storage.write_bytes(target, buffer.getvalue())
-    except OSError as error:
+    except (FileNotFoundError, PermissionError) as error:
         raise InputError(f"cannot write {error}") from error
+    except OSError as error:
+        raise Incomplete(f"cannot write {error}; predict it again") from error
     return None
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -231,6 +232,24 @@ def write_bytes(uri: str, data: bytes) -> None:
             obstore.put(*client, data, use_multipart=large)
     except (ObstoreError, OSError, ValueError) as error:
         raise as_os_error(uri, error) from error
+
+
+def upload(path: Path, uri: str) -> None:
+    """Move a local file, however large, to ``uri``; seen there whole or not at all.
+
+    Raises ``PermissionError`` or ``OSError``.
+    """
+    if is_local(uri):
+        local_path(uri).parent.mkdir(parents=True, exist_ok=True)
+        path.chmod(0o644)
+        shutil.move(path, local_path(uri))
+        return
+    try:
+        fs, key = filesystem(uri)
+        fs.put_file(str(path), key)  # in parts
+    except Exception as error:  # of botocore, and of whatever else is behind fsspec
+        raise as_os_error(uri, error) from error
+    path.unlink()
 
 
 def _write_local(path: Path, data: bytes) -> None:

@@ -253,6 +253,16 @@ def test_a_video_is_no_picture(model_uri: str, tmp_path: Path) -> None:
         predict_pictures(str(tmp_path / "clip.mp4"), model_uri, str(tmp_path / "overlay.png"))
 
 
+def test_no_original_is_written_over(model_uri: str, tmp_path: Path) -> None:
+    film(tmp_path / "clip.mp4", [0])
+    Image.new("RGB", (8, 8)).save(tmp_path / "photo.png")
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    for source in (tmp_path, *before):
+        with pytest.raises(InputError, match="is one of the originals"):
+            predict_pictures(str(source), model_uri, f"{tmp_path}/")
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
 def test_the_command_line_takes_a_video(model_uri: str, tmp_path: Path) -> None:
     film(tmp_path / "clip.mkv")
     arguments = [str(tmp_path / "clip.mkv"), "--model", model_uri, "-o", f"{tmp_path}/made/"]

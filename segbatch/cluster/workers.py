@@ -205,7 +205,7 @@ def cpu_workers(
         raise InputError(
             f"resources: {low} workers of {cpus} CPUs; of {logical} CPUs on {len(nodes)} nodes,"
             f" {free} are there for workers, the rest read and write; on one node"
-            f" {int(max(nodes))}"
+            f" {int(max(nodes))}, of which one reads"
         )
     return Workers("cpu", (low, high), cpus, 0.0)
 

@@ -19,6 +19,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import PurePosixPath
 from typing import Literal
 from urllib.parse import unquote_plus
 
@@ -241,8 +242,10 @@ def _manifest_files(name: str) -> tuple[list[str], str]:
 
 def local_copy(address: str, scratch: str) -> str:
     """A copy in the folder ``scratch``; its path. Many a web server gives no parts of a file."""
-    suffixes = (s for s in MANIFEST_SUFFIXES if shown(address).lower().endswith(s))
-    handle, copy = tempfile.mkstemp(suffix=next(suffixes), dir=scratch)
+    name = shown(address).lower()
+    suffixes = (suffix for suffix in MANIFEST_SUFFIXES if name.endswith(suffix))
+    suffix = next(suffixes, PurePosixPath(name).suffix)  # of a video, its own
+    handle, copy = tempfile.mkstemp(suffix=suffix, dir=scratch)
     fs, path = storage.filesystem(address)
     with (
         os.fdopen(handle, "wb") as local,

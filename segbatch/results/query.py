@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from typing import Any
@@ -73,10 +73,16 @@ def sql(runs: Sequence[Run], query: str) -> duckdb.DuckDBPyRelation:
     except UnicodeEncodeError as error:
         raise InputError("the query is no text in UTF-8") from error
     con = open_database()
+
+    def columns(view: str) -> list[str]:
+        return con.table(view).columns
+
     try:
         body = _select_in(con, query)
     except duckdb.Error as error:
-        raise InputError(_wrong_sql(con, runs, query, error)) from error
+        raise InputError(
+            wrong_sql(lambda view: con.table(view).columns, runs, query, error)
+        ) from error
     register_filesystems(con, [*(run.uri for run in runs), *re.findall(REMOTE, query)])
     try:
         _create_views(con, runs, query)
@@ -87,7 +93,9 @@ def sql(runs: Sequence[Run], query: str) -> duckdb.DuckDBPyRelation:
         _refuse_writing(con, body)
         return con.sql(query)
     except duckdb.Error as error:
-        raise InputError(_wrong_sql(con, runs, query, error)) from error
+        raise InputError(
+            wrong_sql(lambda view: con.table(view).columns, runs, query, error)
+        ) from error
 
 
 def _select_in(con: duckdb.DuckDBPyConnection, query: str) -> str:
@@ -231,10 +239,12 @@ def _describe(run: Run, name: str) -> list[Any]:
 # --------------------------------------------------------------------------------------- errors
 
 
-def _wrong_sql(
-    con: duckdb.DuckDBPyConnection, runs: Sequence[Run], query: str, error: duckdb.Error
+def wrong_sql(
+    columns: Callable[[str], list[str]], runs: Sequence[Run], query: str, error: duckdb.Error
 ) -> str:
-    """One line that says what is wrong in ``query``, with the column that was probably meant."""
+    """One line that says what is wrong in ``query``, with the column that was probably meant;
+    ``columns`` gives those of a view.
+    """
     text = str(error)
     fields = {field for run in runs for field in run.classes.fields}
     if near := re.search(r'syntax error at or near "(.+?)"', text):
@@ -246,7 +256,7 @@ def _wrong_sql(
                 )
     if missing := re.search(r'column "(.+?)" not found|find key "(.+?)" in struct', text):
         name = missing[1] or missing[2]
-        if close := _close_columns(con, name, fields, wide="wide" in query.lower()):
+        if close := _close_columns(columns, name, fields, wide="wide" in query.lower()):
             return f"no column {name}; did you mean {' or '.join(close)}?"
     return _line(error)
 
@@ -273,12 +283,12 @@ def _words(query: str) -> list[tuple[str, bool]]:
 
 
 def _close_columns(
-    con: duckdb.DuckDBPyConnection, name: str, fields: set[str], *, wide: bool
+    columns: Callable[[str], list[str]], name: str, fields: set[str], *, wide: bool
 ) -> list[str]:
     """Columns whose names are like ``name``; for a class, its coverage."""
     view, separator = ("wide", "_") if wide else ("images", ".")
     known = {field: f"coverage{separator}{field}" for field in sorted(fields)}
-    known |= {column: column for column in (*known.values(), *con.table(view).columns)}
+    known |= {column: column for column in (*known.values(), *columns(view))}
     close = get_close_matches(name.lower(), known, n=3, cutoff=0.7)
     return list(dict.fromkeys(known[match] for match in close))
 

@@ -29,6 +29,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from segbatch import storage
 from segbatch.errors import InputError, RunError, SegbatchError
+from segbatch.images.fetch import read_images
+from segbatch.images.frames import is_frame
 from segbatch.results.run import open_run
 from segbatch.review.grid import Grid, Wanted
 from segbatch.review.layers import LONG_SIDES, Album, Layers, Size
@@ -122,10 +124,10 @@ class Browsing:
         uri = await asyncio.to_thread(self.grid.uri, request.path_params["image_id"])
         limits = self.album.limits
         reading = storage.ReadLimits(limits.max_bytes, limits.timeout_s, limits.retries)
-        [content] = await asyncio.to_thread(storage.read_many, [uri], reading)
-        if isinstance(content, storage.Unreadable):
+        [content] = await asyncio.to_thread(read_images, [uri], reading)
+        if not isinstance(content, bytes):
             return PlainTextResponse(f"{content.kind}: {content.message}", 404)
-        name = quote(storage.name_of(uri), safe="")
+        name = quote(storage.name_of(uri) + ".png" * is_frame(uri), safe="")
         return Response(
             content,
             media_type="application/octet-stream",

@@ -27,6 +27,7 @@ import numpy as np
 
 from segbatch import storage
 from segbatch.errors import CredentialsRefused, InputError, RunError, SourceError
+from segbatch.images.sources import shown
 from segbatch.job import Limits
 from segbatch.progress import Bar
 from segbatch.results.answer import write
@@ -140,7 +141,7 @@ def _export_table(run: Run, folder: str, to: Table, rest: str) -> Exported:
         file = Path(temporary, f"wide.{to}")
         write(rows, to, str(file))
         [(num_rows,)] = rows.count("*").fetchall()
-        _store(file, storage.join(folder, file.name))
+        storage.upload(file, storage.join(folder, file.name))
     return Exported(num_rows, num_rows)
 
 
@@ -166,7 +167,7 @@ def _export_images(
                 why, uri = outcome
                 exported.left_out[why] += 1
                 if uri is not None and len(exported.unread) < 10:
-                    exported.unread.append(f"{uri}: {why}")
+                    exported.unread.append(f"{shown(uri)}: {why}")
             done += 1
             pace = f"{done / (monotonic() - started):.1f}"
             if bar.move(done, f"{pace} images/s"):
@@ -256,7 +257,7 @@ def _convert(
     if format.photos is not Photos.NONE:
         read = read_photograph(uri, limits, jpeg=format.photos is Photos.JPEG_FILES)
         if isinstance(read, storage.Unreadable) and read.kind == "credentials":
-            raise CredentialsRefused(f"{uri}: {read.message}")
+            raise CredentialsRefused(f"{shown(uri)}: {read.message}")
         if not isinstance(read, Photograph):
             return f"photograph {read.kind}", uri
         if read.pixels.shape[:2] != (height, width):
@@ -317,15 +318,4 @@ class _Parts:
                         shutil.copyfileobj(self._files[piece.name], file)
                     else:
                         file.write(piece)
-            _store(whole, storage.join(folder, path))
-
-
-def _store(file: Path, target: str) -> None:
-    """Bring a local file to where it belongs, however large it is."""
-    if storage.is_local(target):
-        path = storage.local_path(target)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(file, path)
-    else:
-        filesystem, key = storage.filesystem(target)
-        filesystem.put_file(str(file), key)
+            storage.upload(whole, storage.join(folder, path))

@@ -26,13 +26,12 @@ from segbatch.results.database import (
     register_filesystems,
     scan,
 )
-from segbatch.results.query import HIDDEN, RESULTS, runs_text, unreadable
+from segbatch.results.query import HIDDEN, RESULTS, runs_text, unreadable, wrong_sql
 from segbatch.results.run import Run
 from segbatch.results.schema import rows_schema
 
 PAGE_IMAGES = 60
 QUERY_S = 30.0  # of one question; a condition can ask for more than anybody waits for
-
 
 FACTS = ("image_id", "uri", "status", "error", "message", "width", "height")
 KIND = "coalesce(error, status)"
@@ -228,10 +227,9 @@ class Grid:
         try:
             # Takes one expression, and neither a second one nor a clause behind it.
             return self._images.filter(f"(\n{condition}\n)")
-        except (duckdb.ParserException, duckdb.BinderException):
-            # `segbatch query` refuses it as well, and knows what was probably meant.
-            self.run.sql(f"SELECT image_id FROM images WHERE (\n{condition}\n)")
-            raise
+        except (duckdb.ParserException, duckdb.BinderException) as error:
+            columns = self._images.columns
+            raise InputError(wrong_sql(lambda _: columns, [self.run], condition, error)) from error
 
     def _ask(
         self, images: duckdb.DuckDBPyRelation, columns: str, clauses: str = ""

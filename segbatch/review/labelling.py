@@ -14,11 +14,11 @@ import csv
 import hashlib
 import io
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import PurePosixPath
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ import numpy.typing as npt
 from segbatch import storage
 from segbatch.classes import Classes
 from segbatch.errors import InputError
+from segbatch.images.frames import is_frame
 from segbatch.jobimages import IMAGE_EXTENSIONS
 from segbatch.provenance import KEY, LIST
 from segbatch.review.formats import labelme
@@ -79,8 +80,9 @@ def read_list(folder: str) -> list[dict[str, str]]:
 def write_list(folder: str, earlier: Sequence[dict[str, str]], copies: Sequence[Copy]) -> None:
     """The list with a line more for each of ``copies``. Raises ``OSError``."""
     sink = io.StringIO(newline="")
-    columns = [field.name for field in fields(Entry)]
-    writer = csv.DictWriter(sink, columns, extrasaction="ignore", lineterminator="\n")
+    own = [field.name for field in fields(Entry)]  # others are the user's, and stay
+    columns = list(dict.fromkeys([*own, *(name for line in earlier for name in line)]))
+    writer = csv.DictWriter(sink, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(earlier)
     writer.writerows(asdict(copy.entry) for copy in copies)
@@ -92,11 +94,15 @@ def file_name(uri: str) -> str:
     that name, and its extension, if it is an image's.
     """
     is_http = storage.scheme_of(uri) in storage.HTTP_SCHEMES
-    extension = PurePosixPath(urlsplit(uri).path if is_http else uri).suffix
-    is_known = extension.lower().lstrip(".") in IMAGE_EXTENSIONS
-    name = safe_name(uri, uri[: uri.rfind("/") + 1])
+    path = re.split(r"[?#]", uri, maxsplit=1)[0] if is_http else uri
+    name = safe_name(uri, path[: path.rfind("/") + 1])
     digest = hashlib.sha256(uri.encode()).hexdigest()[:8]
-    return f"{name}-{digest}{extension if is_known else ''}"
+    extension = PurePosixPath(path).suffix if _has_extension(path) else ".png" * is_frame(uri)
+    return f"{name}-{digest}{extension}"
+
+
+def _has_extension(path: str) -> bool:
+    return PurePosixPath(path).suffix.lower().lstrip(".") in IMAGE_EXTENSIONS
 
 
 def write_new(folder: str, name: str, data: bytes) -> None:
@@ -115,7 +121,9 @@ def write_labelme(folder: str, copies: Sequence[Copy], classes: Classes, earlier
         document = labelme.document(
             copy.entry.file, copy.size, copy.shapes, classes, _provenance(copy.entry)
         )
-        write_new(folder, f"{PurePosixPath(copy.entry.file).stem}.json", document)
+        name = copy.entry.file
+        stem = PurePosixPath(name).stem if _has_extension(name) else name
+        write_new(folder, f"{stem}.json", document)
 
 
 def write_coco(folder: str, copies: Sequence[Copy], classes: Classes, earlier: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from pathlib import PurePosixPath
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from segbatch import storage
 from segbatch.jobimages import IMAGE_EXTENSIONS
@@ -31,7 +31,7 @@ def safe_name(uri: str, folder: str) -> str:
     """
     path = uri.removeprefix(folder)
     if storage.scheme_of(uri) in storage.HTTP_SCHEMES:
-        path = unquote(urlsplit(path).path)
+        path = unquote(re.split(r"[?#]", path, maxsplit=1)[0])  # what follows may be a signature
     path = unicodedata.normalize("NFC", path.replace("\\", "/"))
     if PurePosixPath(path).suffix.lower().lstrip(".") in IMAGE_EXTENSIONS:
         path = str(PurePosixPath(path).with_suffix(""))

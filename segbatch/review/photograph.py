@@ -17,6 +17,7 @@ from PIL import ExifTags, Image, JpegImagePlugin, PngImagePlugin
 from segbatch import storage
 from segbatch.images.decode import decode_image
 from segbatch.images.diagnose import Undecodable
+from segbatch.images.fetch import read_images
 from segbatch.job import Limits
 from segbatch.review.picture import Unseen
 
@@ -41,8 +42,8 @@ class Photograph:
 def read_photograph(uri: str, limits: Limits, *, jpeg: bool) -> Photograph | Unseen:
     """The photograph at ``uri``; ``jpeg``: as JPEG, whatever it was."""
     read_limits = storage.ReadLimits(limits.max_bytes, limits.timeout_s, limits.retries)
-    [data] = storage.read_many([uri], read_limits)
-    if isinstance(data, storage.Unreadable):
+    [data] = read_images([uri], read_limits)
+    if not isinstance(data, bytes):
         return data
     image = decode_image(data, max_pixels=limits.max_pixels, long_side=None)
     if isinstance(image, Undecodable):

@@ -42,7 +42,7 @@ def read_pictures(
     """The images at ``uris``, downscaled to ``long_side``, with their masks as they are stored.
 
     A mask of another size is brought to the photograph's by nearest neighbour. Raises
-    ``ValueError`` for a mask that is none.
+    :class:`~segbatch.errors.SourceError` for a mask that is none.
     """
     read_limits = storage.ReadLimits(limits.max_bytes, limits.timeout_s, limits.retries)
     contents = read_images(uris, read_limits)

@@ -25,6 +25,7 @@ from segbatch.classes import IGNORE_INDEX
 from segbatch.errors import InputError
 from segbatch.images.decode import decode_image
 from segbatch.images.diagnose import Undecodable
+from segbatch.images.fetch import read_images
 from segbatch.job import Limits
 from segbatch.masks import decode_mask
 from segbatch.progress import Bar
@@ -168,9 +169,9 @@ def _copy(
     """Copy images; ``known`` says of contents why they are not, and gets those that were."""
     limits = _limits(run)
     read_limits = storage.ReadLimits(limits.max_bytes, limits.timeout_s, limits.retries)
-    contents = storage.read_many([candidate.uri for candidate, _ in wanted], read_limits)
+    contents = read_images([candidate.uri for candidate, _ in wanted], read_limits)
     for (candidate, cluster), content in zip(wanted, contents, strict=True):
-        if isinstance(content, storage.Unreadable):
+        if not isinstance(content, bytes):
             left_out[GONE.format(content.kind)] += 1
             continue
         digest = sha256(content).hexdigest()

@@ -22,6 +22,7 @@ from segbatch.errors import SourceError
 from segbatch.images import frozen
 from segbatch.images.manifest import Frozen, freeze, read, user_columns
 from segbatch.jobimages import Inventory, source_of
+from tests.films import film
 
 RESERVED = {"image_id", "uri", "status", "mask", "width"}
 
@@ -504,6 +505,14 @@ def web(tmp_path: Path) -> Iterator[tuple[Path, str]]:
 class QuietHandler(SimpleHTTPRequestHandler):
     def log_message(self, *args: object) -> None:
         pass
+
+
+def test_a_video_may_be_a_web_address(run: Run, web: tuple[Path, str]) -> None:
+    folder, address = web
+    film(folder / "clip.mp4", [0, 40])
+    assert run.uris(f"{address}/clip.mp4") == [
+        f"{address}/clip.mp4#t={t}" for t in ("0.000", "0.040")
+    ]
 
 
 @pytest.mark.parametrize("name", ["m.csv", "m.csv.gz", "m.parquet", "m.jsonl"])

@@ -240,7 +240,17 @@ def test_specks_take_the_class_of_the_larger_region_beside_them() -> None:
     np.testing.assert_array_equal(without_specks(seen, 1000), seen)
 
 
+def test_a_list_keeps_the_columns_that_somebody_added(run: Run, tmp_path: Path) -> None:
+    suggest(run, str(tmp_path), count=1)
+    lines = (tmp_path / "suggested.csv").read_text().splitlines()
+    (tmp_path / "suggested.csv").write_text(f"{lines[0]},labelled_by\n{lines[1]},anna\n")
+    suggest(run, str(tmp_path), count=1)
+    assert [line["labelled_by"] for line in listed(tmp_path)] == ["anna", ""]
+
+
 def test_copies_of_images_of_one_name_are_called_differently() -> None:
+    assert file_name("https://h/p?file=a/b.jpg&sig=SECRET").startswith("p-")
+    assert file_name("https://h/d//[x/1.jpg").endswith(".jpg")
     first, second = (file_name(f"s3://{bucket}/front view.jpg") for bucket in "ab")
     assert first != second
     assert first.startswith("front_view-")
