@@ -19,14 +19,21 @@ def another_node(address: str, num_cpus: int) -> Iterator[int]:
     This process has to be connected to it.
     """
     before, known = raylets(address), set(nodes())
-    node = subprocess.Popen(
-        [Path(sys.executable).with_name("ray"), "start", f"--address={address}",
-         f"--num-cpus={num_cpus}", "--object-store-memory=100000000", "--block"],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+
+    def start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [Path(sys.executable).with_name("ray"), "start", f"--address={address}",
+             f"--num-cpus={num_cpus}", "--object-store-memory=100000000", "--block"],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+
+    node = start()
     try:
-        wait_until(lambda: nodes().keys() - known)
+        wait_until(lambda: nodes().keys() - known or node.poll() is not None)
+        if node.poll() is not None:  # Ray gives a node 30 s, which a busy machine may not have
+            node = start()
+            wait_until(lambda: nodes().keys() - known)
         [pid] = raylets(address) - before
         yield pid
     finally:
