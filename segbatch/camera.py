@@ -18,7 +18,6 @@ from types import TracebackType
 from typing import Self
 
 import av
-import cv2
 import numpy as np
 from PIL import Image
 
@@ -82,6 +81,8 @@ class Camera:
     """
 
     def __init__(self, source: str) -> None:
+        import cv2  # a tenth of a second that whoever predicts no camera need not wait
+
         cv2.utils.logging.setLogLevel(0)  # what it would say is said here, in one line
         number = re.fullmatch(r"camera:(\d+)", source)
         self._capture = cv2.VideoCapture(int(number[1]) if number else source)

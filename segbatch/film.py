@@ -24,7 +24,7 @@ from av.video.stream import VideoStream
 from PIL import Image
 
 from segbatch import storage
-from segbatch.errors import Incomplete, InputError
+from segbatch.errors import InputError
 from segbatch.progress import say
 
 if TYPE_CHECKING:
@@ -61,12 +61,8 @@ def written(output: str) -> Iterator[Path]:
     path = Path(name)
     try:
         yield path
-        try:
+        with storage.writing_output():
             storage.upload(path, output)
-        except (FileNotFoundError, PermissionError) as error:
-            raise InputError(f"cannot write {error}") from error
-        except OSError as error:
-            raise Incomplete(f"cannot write {error}; predict it again") from error
     finally:
         path.unlink(missing_ok=True)
 

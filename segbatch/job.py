@@ -100,6 +100,10 @@ class Limits(Strict):
     stall_minutes: Annotated[float, Field(gt=0, le=MAX_COUNT)] = 60
     """Minutes without one finished image after which the run stops, to be run again."""
 
+    def of_reading(self) -> storage.ReadLimits:
+        """The bounds of one bulk read of images."""
+        return storage.ReadLimits(self.max_bytes, self.timeout_s, self.retries)
+
 
 class Resources(Strict):
     """What the predict workers take."""

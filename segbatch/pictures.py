@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from segbatch import storage
-from segbatch.errors import Incomplete, InputError, JobFailed, SourceError
+from segbatch.errors import InputError, JobFailed, SourceError
 from segbatch.film import ENCODERS
 from segbatch.images.decode import decode_image
 from segbatch.images.diagnose import Undecodable
@@ -83,8 +83,7 @@ def _predict_one(model: Model, uri: str, target: str) -> str | None:
     if _extension(target) in ENCODERS:
         return _predict_video(model, uri, target)
     limits = Limits()
-    read_limits = storage.ReadLimits(limits.max_bytes, limits.timeout_s, limits.retries)
-    [data] = storage.read_many([uri], read_limits)
+    [data] = storage.read_many([uri], limits.of_reading())
     if isinstance(data, storage.Unreadable):
         return f"{data.kind}: {data.message}"
     image = decode_image(data, max_pixels=limits.max_pixels, long_side=None)
@@ -95,12 +94,8 @@ def _predict_one(model: Model, uri: str, target: str) -> str | None:
     picture = with_legend(prediction.overlay(), model.classes, shares)
     buffer = io.BytesIO()
     picture.save(buffer, format=Image.registered_extensions()[_extension(target)])
-    try:
+    with storage.writing_output():
         storage.write_bytes(target, buffer.getvalue())
-    except (FileNotFoundError, PermissionError) as error:
-        raise InputError(f"cannot write {error}") from error
-    except OSError as error:
-        raise Incomplete(f"cannot write {error}; predict it again") from error
     return None
 
 

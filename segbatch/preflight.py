@@ -57,11 +57,6 @@ class Sizes:
     file_rows: int
 
 
-def read_limits(job: SegmentJob) -> storage.ReadLimits:
-    limits = job.limits
-    return storage.ReadLimits(limits.max_bytes, limits.timeout_s, limits.retries)
-
-
 def predict_options(job: SegmentJob) -> PredictOptions:
     keys = job.predict
     return PredictOptions(
@@ -90,7 +85,7 @@ def prepare(job: SegmentJob) -> Prepared:
     ):
         raise JobFileError("predict.scales: a tile would be smaller than 64 pixels at that scale")
     formulas = [Formula.parse(name, text, model.classes) for name, text in job.formulas.items()]
-    reading = Reading(read_limits(job), job.limits.max_pixels, model.long_side)
+    reading = Reading(job.limits.of_reading(), job.limits.max_pixels, model.long_side)
     return Prepared(model, fingerprint(job.model), formulas, options, reading)
 
 

@@ -207,6 +207,19 @@ def reading_input(uri: str, wrong: type[InputError], missing: str) -> Iterator[N
         raise Incomplete(f"{uri}: cannot be read: {one_line(error)}") from error
 
 
+@contextmanager
+def writing_output() -> Iterator[None]:
+    """Errors about what a user wants written: :class:`~segbatch.errors.InputError` where it may not
+    be, and :class:`~segbatch.errors.Incomplete` where storage does not answer.
+    """
+    try:
+        yield
+    except (FileNotFoundError, PermissionError) as error:
+        raise InputError(f"cannot write {error}") from error
+    except OSError as error:
+        raise Incomplete(f"cannot write {error}; do it again") from error
+
+
 def arrow_filesystem(uri: str) -> tuple[Any, str]:
     """The pyarrow filesystem of ``uri`` and the path in it."""
     from segbatch import arrowfiles  # and pyarrow only where it is needed

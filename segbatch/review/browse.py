@@ -122,9 +122,7 @@ class Browsing:
     async def original(self, request: Request) -> Response:
         """The file as it is in storage, for the disk and never to be shown: it may be anything."""
         uri = await asyncio.to_thread(self.grid.uri, request.path_params["image_id"])
-        limits = self.album.limits
-        reading = storage.ReadLimits(limits.max_bytes, limits.timeout_s, limits.retries)
-        [content] = await asyncio.to_thread(read_images, [uri], reading)
+        [content] = await asyncio.to_thread(read_images, [uri], self.album.limits.of_reading())
         if not isinstance(content, bytes):
             return PlainTextResponse(f"{content.kind}: {content.message}", 404)
         name = quote(storage.name_of(uri) + ".png" * is_frame(uri), safe="")

@@ -46,7 +46,7 @@ from segbatch.review.formats.overlays import OVERLAYS
 from segbatch.review.formats.voc import VOC
 from segbatch.review.names import common_folder, safe_name
 from segbatch.review.photograph import Photograph, read_photograph
-from segbatch.review.picture import label_map_at
+from segbatch.review.picture import label_map_at, limits_of
 
 FORMATS: Mapping[str, Format] = {
     "png": MASKS,
@@ -155,8 +155,7 @@ def _export_images(
     con.execute(f"SET memory_limit = '{MEMORY}'")
     exported = _name_images(con, run, chosen)
     shared = format.shared(run.classes, run.uri)
-    limits = Limits.model_validate(run.info["job"].get("limits", {}))
-    convert = partial(_convert, run=run, folder=folder, format=format, limits=limits)
+    convert = partial(_convert, run=run, folder=folder, format=format, limits=limits_of(run))
     done, started = 0, monotonic()
     with _Parts(shared) as parts, Bar("export", exported.chosen) as bar:
         for outcome in _in_threads(convert, _rows_with_masks(con, run)):

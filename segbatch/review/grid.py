@@ -161,13 +161,14 @@ class Grid:
         ``columns`` as text. Raises ``RunError`` if it has no row.
         """
         measures = [m for m in self.measures.values() if m.group != "columns"]
-        values = self._row(image_id, [measure.expression for measure in measures])
+        numbers = [measure.expression for measure in measures]
         names = [field.name for field in self._own_columns]
-        texts = self._row(image_id, [f"{quoted_name(name)}::VARCHAR" for name in names])
+        texts = [f"{quoted_name(name)}::VARCHAR" for name in names]
+        row = iter(self._row(image_id, [*FACTS, *numbers, *texts]))
         return {
-            **dict(zip(FACTS, self._row(image_id, FACTS), strict=True)),
-            "measures": dict(zip((measure.name for measure in measures), values, strict=True)),
-            "columns": dict(zip(names, texts, strict=True)),
+            **{name: next(row) for name in FACTS},
+            "measures": {measure.name: next(row) for measure in measures},
+            "columns": {name: next(row) for name in names},
         }
 
     def uri(self, image_id: int) -> str:
@@ -175,12 +176,13 @@ class Grid:
         return str(self._row(image_id, ["uri"])[0])
 
     def _row(self, image_id: int, columns: Sequence[str]) -> tuple[Any, ...]:
-        select = ", ".join(columns) or "NULL"
         with self._turn():
-            rows = self._ask(self._images, select, f"WHERE image_id = {image_id} LIMIT 1")
+            rows = self._ask(
+                self._images, ", ".join(columns), f"WHERE image_id = {image_id} LIMIT 1"
+            )
         if not rows:
             raise RunError(f"{self.run.uri}: image_id {image_id} has no row")
-        return rows[0][: len(columns)]
+        return rows[0]
 
     def _measures(self, schema: pa.Schema) -> Iterator[Measure]:
         per_class: tuple[Group, ...] = ("coverage", "confidence")

@@ -14,7 +14,6 @@ import csv
 import hashlib
 import io
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import PurePosixPath
@@ -27,10 +26,9 @@ from segbatch import storage
 from segbatch.classes import Classes
 from segbatch.errors import InputError
 from segbatch.images.frames import is_frame
-from segbatch.jobimages import IMAGE_EXTENSIONS
 from segbatch.provenance import KEY, LIST
-from segbatch.review.formats import labelme
-from segbatch.review.names import safe_name
+from segbatch.review.formats import coco, labelme
+from segbatch.review.names import is_image_name, safe_name, without_query
 from segbatch.review.polygons import Polygon
 
 
@@ -94,15 +92,11 @@ def file_name(uri: str) -> str:
     that name, and its extension, if it is an image's.
     """
     is_http = storage.scheme_of(uri) in storage.HTTP_SCHEMES
-    path = re.split(r"[?#]", uri, maxsplit=1)[0] if is_http else uri
+    path = without_query(uri) if is_http else uri
     name = safe_name(uri, path[: path.rfind("/") + 1])
     digest = hashlib.sha256(uri.encode()).hexdigest()[:8]
-    extension = PurePosixPath(path).suffix if _has_extension(path) else ".png" * is_frame(uri)
+    extension = PurePosixPath(path).suffix if is_image_name(path) else ".png" * is_frame(uri)
     return f"{name}-{digest}{extension}"
-
-
-def _has_extension(path: str) -> bool:
-    return PurePosixPath(path).suffix.lower().lstrip(".") in IMAGE_EXTENSIONS
 
 
 def write_new(folder: str, name: str, data: bytes) -> None:
@@ -122,7 +116,7 @@ def write_labelme(folder: str, copies: Sequence[Copy], classes: Classes, earlier
             copy.entry.file, copy.size, copy.shapes, classes, _provenance(copy.entry)
         )
         name = copy.entry.file
-        stem = PurePosixPath(name).stem if _has_extension(name) else name
+        stem = PurePosixPath(name).stem if is_image_name(name) else name
         write_new(folder, f"{stem}.json", document)
 
 
@@ -163,7 +157,7 @@ def write_coco(folder: str, copies: Sequence[Copy], classes: Classes, earlier: i
     document = {
         "images": images,
         "annotations": annotations,
-        "categories": [{"id": c.id + 1, "name": c.name, "supercategory": ""} for c in classes],
+        "categories": coco.categories(classes),
     }
     name = f"instances_{earlier + 1}-{earlier + len(copies)}.json"
     write_new(folder, name, json.dumps(document, ensure_ascii=False, indent=1).encode())

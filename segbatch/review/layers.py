@@ -22,7 +22,7 @@ from segbatch.job import Limits
 from segbatch.masks import encode_mask
 from segbatch.results.lookup import mask_png
 from segbatch.results.run import Run
-from segbatch.review.picture import Picture, read_pictures
+from segbatch.review.picture import Picture, limits_of, read_pictures
 
 Size = Literal["small", "large"]
 
@@ -104,7 +104,7 @@ class Album:
 
 def viewing_limits(run: Run) -> Limits:
     """How large an image may be by the run's job; of time, as much as a person waits."""
-    limits = Limits.model_validate(run.info["job"].get("limits", {}))
+    limits = limits_of(run)
     quick = {"timeout_s": min(limits.timeout_s, TIMEOUT_S), "retries": min(limits.retries, RETRIES)}
     return limits.model_copy(update=quick)
 

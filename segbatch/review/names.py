@@ -31,11 +31,20 @@ def safe_name(uri: str, folder: str) -> str:
     """
     path = uri.removeprefix(folder)
     if storage.scheme_of(uri) in storage.HTTP_SCHEMES:
-        path = unquote(re.split(r"[?#]", path, maxsplit=1)[0])  # what follows may be a signature
+        path = unquote(without_query(path))
     path = unicodedata.normalize("NFC", path.replace("\\", "/"))
-    if PurePosixPath(path).suffix.lower().lstrip(".") in IMAGE_EXTENSIONS:
+    if is_image_name(path):
         path = str(PurePosixPath(path).with_suffix(""))
     return "/".join(part for raw in path.split("/") if (part := _safe(raw))) or "image"
+
+
+def without_query(address: str) -> str:
+    """A web address without what follows its path, which may be a signature."""
+    return re.split(r"[?#]", address, maxsplit=1)[0]
+
+
+def is_image_name(path: str) -> bool:
+    return PurePosixPath(path).suffix.lower().lstrip(".") in IMAGE_EXTENSIONS
 
 
 def _safe(part: str) -> str:

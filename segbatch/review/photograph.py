@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, JpegImagePlugin, PngImagePlugin
 
-from segbatch import storage
 from segbatch.images.decode import decode_image
 from segbatch.images.diagnose import Undecodable
 from segbatch.images.fetch import read_images
@@ -41,8 +40,7 @@ class Photograph:
 
 def read_photograph(uri: str, limits: Limits, *, jpeg: bool) -> Photograph | Unseen:
     """The photograph at ``uri``; ``jpeg``: as JPEG, whatever it was."""
-    read_limits = storage.ReadLimits(limits.max_bytes, limits.timeout_s, limits.retries)
-    [data] = read_images([uri], read_limits)
+    [data] = read_images([uri], limits.of_reading())
     if not isinstance(data, bytes):
         return data
     image = decode_image(data, max_pixels=limits.max_pixels, long_side=None)

@@ -44,8 +44,7 @@ def read_pictures(
     A mask of another size is brought to the photograph's by nearest neighbour. Raises
     :class:`~segbatch.errors.SourceError` for a mask that is none.
     """
-    read_limits = storage.ReadLimits(limits.max_bytes, limits.timeout_s, limits.retries)
-    contents = read_images(uris, read_limits)
+    contents = read_images(uris, limits.of_reading())
 
     def picture(content: bytes | Unseen, png: bytes | None) -> Picture | Unseen:
         if not isinstance(content, bytes):
@@ -69,8 +68,12 @@ def look_up(
     """
     with ThreadPoolExecutor(THREADS) as pool:
         masks = list(pool.map(lambda image: mask_png(run, image[0]), images))
-    limits = Limits.model_validate(run.info["job"].get("limits", {}))
-    return read_pictures([uri for _, uri in images], masks, long_side, limits)
+    return read_pictures([uri for _, uri in images], masks, long_side, limits_of(run))
+
+
+def limits_of(run: Run) -> Limits:
+    """What the run's job allows an image to be, and to take."""
+    return Limits.model_validate(run.info["job"].get("limits", {}))
 
 
 def label_map_at(png: bytes | None, size: tuple[int, int]) -> npt.NDArray[np.uint8]:

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from segbatch import storage
 from segbatch.classes import IGNORE_INDEX
@@ -27,7 +26,6 @@ from segbatch.images.decode import decode_image
 from segbatch.images.diagnose import Undecodable
 from segbatch.images.fetch import read_images
 from segbatch.job import Limits
-from segbatch.masks import decode_mask
 from segbatch.progress import Bar
 from segbatch.results.lookup import mask_png
 from segbatch.results.run import Run
@@ -42,7 +40,7 @@ from segbatch.review.labelling import (
     write_list,
     write_new,
 )
-from segbatch.review.picture import Picture, read_pictures
+from segbatch.review.picture import Picture, label_map_at, limits_of, read_pictures
 from segbatch.review.polygons import TOLERANCE, Polygon, polygons
 from segbatch.review.specks import without_specks
 
@@ -121,7 +119,7 @@ def suggest(
     found, left_out = find_candidates(
         run, by=by, count=count, against=against, among=images, without=without
     )
-    seen, photos = _look(found, _limits(run), left_out)
+    seen, photos = _look(found, limits_of(run), left_out)
     shares = np.array([candidate.coverage or [0.0] * len(run.classes) for candidate in seen])
     scores = [candidate.score for candidate in seen]
     order = spread(describe(shares, photos), scores, count) if seen else []
@@ -167,9 +165,8 @@ def _copy(
     left_out: Counter[str],
 ) -> Iterator[Copy]:
     """Copy images; ``known`` says of contents why they are not, and gets those that were."""
-    limits = _limits(run)
-    read_limits = storage.ReadLimits(limits.max_bytes, limits.timeout_s, limits.retries)
-    contents = read_images([candidate.uri for candidate, _ in wanted], read_limits)
+    limits = limits_of(run)
+    contents = read_images([candidate.uri for candidate, _ in wanted], limits.of_reading())
     for (candidate, cluster), content in zip(wanted, contents, strict=True):
         if not isinstance(content, bytes):
             left_out[GONE.format(content.kind)] += 1
@@ -203,16 +200,9 @@ def _copy(
         yield Copy(entry, size, _shapes(run, candidate.image_id, size))
 
 
-def _limits(run: Run) -> Limits:
-    return Limits.model_validate(run.info["job"].get("limits", {}))
-
-
 def _shapes(run: Run, image_id: int, size: tuple[int, int]) -> list[Polygon]:
     """What the model saw in an image; nothing where there is no mask."""
-    png = mask_png(run, image_id)
-    if png is None:
-        return []
-    label_map = np.asarray(Image.fromarray(decode_mask(png)).resize(size, Image.Resampling.NEAREST))
+    label_map = label_map_at(mask_png(run, image_id), size)
     larger = without_specks(label_map, label_map.size // SPECK)
     found = polygons(larger, max(TOLERANCE, max(size) / FINE))
     return [polygon for polygon in found if polygon.class_id != IGNORE_INDEX]

@@ -52,18 +52,22 @@ def convert(image: Segmented) -> Product:
 
 def shared(classes: Classes, run: str) -> Mapping[str, Sequence[str | Part]]:
     """The one file of all annotations."""
-    categories = [{"id": c.id + 1, "name": c.name, "supercategory": ""} for c in classes]
     info = {"description": f"masks of the segbatch run {run}"}
     return {
         "annotations.json": [
             f'{{"info": {json.dumps(info)},\n"licenses": [],\n',
-            f'"categories": {json.dumps(categories, ensure_ascii=False)},\n"images": [\n',
+            f'"categories": {json.dumps(categories(classes), ensure_ascii=False)},\n"images": [\n',
             IMAGES,
             '\n],\n"annotations": [\n',
             ANNOTATIONS,
             "\n]}\n",
         ]
     }
+
+
+def categories(classes: Classes) -> list[dict[str, Any]]:
+    """As they stand in a file: ids are class ids plus 1."""
+    return [{"id": c.id + 1, "name": c.name, "supercategory": ""} for c in classes]
 
 
 def _regions(label_map: npt.NDArray[np.uint8]) -> Iterator[dict[str, Any]]:
