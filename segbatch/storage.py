@@ -12,8 +12,10 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -74,6 +76,7 @@ __all__ = [
 
 # Above this an object is sent in parts; below, in one atomic PUT.
 MULTIPART_BYTES = 64 << 20
+DISK_THREADS = 8  # that read local files: a folder may be a network's
 
 
 @dataclass(frozen=True)
@@ -108,9 +111,21 @@ def read_many(uris: Sequence[str], limits: ReadLimits) -> list[bytes | Unreadabl
     at before the body is read, and what came is held against it. Raises nothing for what storage
     answers.
     """
+    if all(map(is_local, uris)):
+        with ThreadPoolExecutor(DISK_THREADS) as threads:
+            return list(threads.map(partial(_read_disk, limits=limits), uris))
     contents: list[bytes | Unreadable] = []
     asyncio.run(_read_into(contents, uris, limits))
     return contents
+
+
+def _read_disk(uri: str, limits: ReadLimits) -> bytes | Unreadable:
+    try:
+        return _read_other(uri, limits)
+    except TooLarge as error:
+        return Unreadable("too_large", str(error))
+    except Exception as error:
+        return why_not(uri, error)
 
 
 async def _read_into(

@@ -5,6 +5,10 @@ Pillow's own ``convert("RGB")`` (alpha is dropped, colour profiles are not appli
 EXIF says, except where that would be wrong: numbers of more than 8 bits are scaled and not
 clipped, and a PNG whose pixel data has a wrong checksum is broken.
 
+Pillow opens every file, and decodes it unless it is an ordinary JPEG: that goes through the same
+libjpeg-turbo by simplejpeg, which writes the same pixels where they shall lie, in half the time
+(``scripts/bench data``). Whatever simplejpeg does not like is Pillow's to judge.
+
 Nothing that a file holds raises, warns or logs: it becomes an :class:`Undecodable`.
 """
 
@@ -25,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import simplejpeg
 from PIL import ExifTags, Image, TiffImagePlugin
 
 from segbatch.images.bombs import (
@@ -43,6 +48,8 @@ from segbatch.scaling import downscale, scaled_size
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 BYTES_PER_PIXEL = 3
+
+Pixels = npt.NDArray[np.uint8]
 
 # Columns of one image's sizes, as `decode` adds them.
 SIZES = ("width", "height", "model_width", "model_height")
@@ -66,7 +73,7 @@ class Decoded:
     the size after downscaling; ``width`` and ``height``: upright, before downscaling.
     """
 
-    pixels: npt.NDArray[np.uint8]
+    pixels: Pixels
     width: int
     height: int
 
@@ -90,7 +97,7 @@ def decode(
 
     Holds at worst ``budget_bytes``, and 18 bytes a pixel of the largest image, besides ``table``.
     """
-    pixels = bytearray()
+    room = np.empty(budget_bytes, np.uint8)  # of which only what is written to takes memory
     ends = [0]
     sizes: list[tuple[int | None, ...]] = []
     encoded = []  # whether the row's data is still to be decoded
@@ -98,15 +105,18 @@ def decode(
     for row, data in enumerate(table["data"]):
         result = None
         if data.is_valid and errors[row] is None:
-            result = _decode(data.as_py(), max_pixels, long_side, budget_bytes - len(pixels))
+            result = _decode(data.as_py(), max_pixels, long_side, room[ends[-1] :])
         size: tuple[int | None, ...] = (None,) * len(SIZES)
+        end = ends[-1]
         if isinstance(result, Undecodable):
             errors[row], messages[row] = result.kind, result.message
         elif result is not None:
             height, width, _ = result.pixels.shape
             size = (result.width, result.height, width, height)
-            pixels += result.pixels.data
-        ends.append(len(pixels))
+            end += result.pixels.size
+            if not np.may_share_memory(result.pixels, room):
+                room[ends[-1] : end] = result.pixels.ravel()
+        ends.append(end)
         sizes.append(size)
         encoded.append(result is None)
 
@@ -114,18 +124,18 @@ def decode(
         "data": pc.if_else(pa.array(encoded, pa.bool_()), table["data"], None),
         "error": pa.array(errors, pa.string()),
         "message": pa.array(messages, pa.string()),
-        "pixels": _binary(pixels, ends),
+        "pixels": _binary(room, ends),
         **{name: pa.array([size[i] for size in sizes], pa.int32()) for i, name in enumerate(SIZES)},
     }
     given = dict(zip(table.column_names, table.columns, strict=True))
     return pa.table(given | columns)
 
 
-def _binary(content: bytearray, ends: list[int]) -> pa.Array:
+def _binary(content: Pixels, ends: list[int]) -> pa.Array:
     """The large_binary column over ``content``, without copying it; what is empty is null."""
     offsets = np.array(ends, np.int64)
     valid = pa.array(np.diff(offsets) > 0)
-    buffers = [valid.buffers()[1], pa.py_buffer(offsets), pa.py_buffer(content)]
+    buffers = [valid.buffers()[1], pa.py_buffer(offsets), pa.py_buffer(content[: ends[-1]])]
     return pa.Array.from_buffers(pa.large_binary(), len(valid), buffers)
 
 
@@ -141,9 +151,11 @@ def decode_image(data: bytes, *, max_pixels: int, long_side: int | None) -> Deco
 
 
 def _decode(
-    data: bytes, max_pixels: int, long_side: int | None, room: int | None
+    data: bytes, max_pixels: int, long_side: int | None, room: Pixels | None
 ) -> Decoded | Undecodable | None:
-    """As :func:`decode_image`; ``None`` if the pixels need more than ``room`` bytes."""
+    """As :func:`decode_image`; ``None`` if the pixels do not fit into ``room``, at whose beginning
+    they may lie then.
+    """
     if not data:
         return Undecodable("truncated", "0 bytes")
     with _pillow.limited(max_pixels):
@@ -200,7 +212,9 @@ class _Pillow:
 _pillow = _Pillow()
 
 
-def _open(data: bytes, max_pixels: int, long_side: int | None, room: int | None) -> Decoded | None:
+def _open(
+    data: bytes, max_pixels: int, long_side: int | None, room: Pixels | None
+) -> Decoded | None:
     """Open, decode, turn, convert, scale. Raises whatever Pillow raises."""
     refuse_unopened(data)
     file = Encoded(data)
@@ -216,8 +230,10 @@ def _open(data: bytes, max_pixels: int, long_side: int | None, room: int | None)
         size = image.size
         grid = scaled_size(*size, long_side)
         refuse_strip(*grid, max_pixels)
-        if room is not None and grid[0] * grid[1] * BYTES_PER_PIXEL > room:
+        if room is not None and grid[0] * grid[1] * BYTES_PER_PIXEL > room.size:
             return None
+        if grid == size and (plain := _plain_jpeg(data, image, room)) is not None:
+            return Decoded(plain, *size)
         # Twice the grid, so that the decoder's coarse filter leaves ours something to do.
         drafted = grid != size and image.draft("RGB", (2 * grid[0], 2 * grid[1]))
         image.load()
@@ -227,10 +243,30 @@ def _open(data: bytes, max_pixels: int, long_side: int | None, room: int | None)
         scaled = downscale(_to_rgb(image), long_side)
         upright = scaled.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else scaled
         pixels = np.asarray(upright)
-    if room is not None and pixels.nbytes > room:
+    if room is not None and pixels.size > room.size:
         return None
     width, height = reversed(size) if orientation in LYING else size
     return Decoded(pixels, width, height)
+
+
+def _plain_jpeg(data: bytes, image: Image.Image, room: Pixels | None) -> Pixels | None:
+    """The pixels of a JPEG that needs nothing but to be decoded, in ``room`` if there is one.
+
+    ``None`` for any other file, and for one with which there is something the matter.
+    """
+    is_plain = image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
+    if not is_plain or _orientation(image) in UPRIGHT:
+        return None
+    width, height = image.size
+    buffer = None if room is None else room[: height * width * BYTES_PER_PIXEL]
+    try:
+        pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB", buffer=buffer)
+    except ValueError:
+        return None
+    if pixels.shape != (height, width, BYTES_PER_PIXEL):
+        return None
+    pixels.flags.writeable = False
+    return pixels
 
 
 @cache

@@ -398,6 +398,38 @@ def test_no_bytes_raise_or_warn(data: bytes, long_side: int | None) -> None:
         pa.array([result.message], pa.string())
 
 
+JPEGS = [
+    encoded(picture(mode), "JPEG", **options)
+    for mode in ("RGB", "L")
+    for options in (
+        {"subsampling": "4:4:4"}, {"subsampling": "4:2:2"}, {"subsampling": "4:2:0"},
+        {"progressive": True}, {"restart_marker_rows": 1}, {"quality": 100}, {"keep_rgb": True},
+    )
+]  # fmt: skip
+
+
+@st.composite
+def damaged_jpegs(draw: st.DrawFn) -> bytes:
+    data = bytearray(draw(st.sampled_from(JPEGS)))
+    for position in draw(st.lists(st.integers(2, len(data) - 1), max_size=3)):
+        data[position] = draw(st.integers(0, 255))
+    return bytes(data[: draw(st.one_of(st.none(), st.integers(20, len(data))))])
+
+
+@settings(deadline=None, max_examples=300, derandomize=True)
+@given(damaged_jpegs())
+def test_whoever_decodes_a_jpeg_good_or_damaged_it_is_what_pillow_makes_of_it(data: bytes) -> None:
+    [in_table] = decode(fetched(data), max_pixels=10**7, long_side=None, budget_bytes=10**5)[
+        "pixels"
+    ]
+    result = result_of(data)
+    if isinstance(result, Undecodable):
+        assert in_table.as_py() is None
+    else:
+        np.testing.assert_array_equal(result.pixels, by_pillow(data))
+        assert in_table.as_py() in (None, result.pixels.tobytes())  # or too large for the table
+
+
 # ------------------------------------------------------------------------------------------ tables
 
 
