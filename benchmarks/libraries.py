@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import io
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 import obstore
 import pyarrow as pa
 import pyarrow.parquet as pq
+import simplejpeg
 import torch
 from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg
@@ -34,19 +35,30 @@ def fetch(uris: Sequence[str]) -> Tasks:
     """The bytes of objects, as many at a time as ours; of local files, one after the other."""
     if is_local(uris[0]):
         return {"read": lambda: [Path(uri).read_bytes() for uri in uris]}
-    return {"obstore": lambda: asyncio.run(_get_all(uris))}
+    return {
+        "obstore": lambda: asyncio.run(_get_all(uris, _whole)),
+        "obstore, streamed": lambda: asyncio.run(_get_all(uris, _streamed)),
+    }
 
 
-async def _get_all(uris: Sequence[str]) -> list[Any]:
+async def _get_all(uris: Sequence[str], receive: Callable[[Any], Awaitable[Any]]) -> list[Any]:
     slots = asyncio.Semaphore(ReadLimits().concurrency)
 
     async def get(uri: str) -> Any:
         client = bulk_client(uri)
         assert client is not None
         async with slots:
-            return await (await obstore.get_async(*client)).bytes_async()
+            return await receive(await obstore.get_async(*client))
 
     return await asyncio.gather(*(get(uri) for uri in uris))
+
+
+async def _whole(answer: Any) -> Any:
+    return await answer.bytes_async()
+
+
+async def _streamed(answer: Any) -> list[bytes]:
+    return [bytes(part) async for part in answer.stream(min_chunk_size=1 << 20)]
 
 
 def decode(files: Sequence[bytes], long_side: int | None) -> Tasks:
@@ -54,6 +66,7 @@ def decode(files: Sequence[bytes], long_side: int | None) -> Tasks:
     tasks: Tasks = {"Pillow": lambda: [_pillow(data, long_side) for data in files]}
     if long_side is None:
         tasks["torchvision"] = lambda: [_torchvision(data) for data in files]
+        tasks["simplejpeg"] = lambda: [simplejpeg.decode_jpeg(data) for data in files]
     return tasks
 
 

@@ -143,6 +143,8 @@ def sizes_for(
     if job.rows_per_file != "auto":
         file_rows = int(job.rows_per_file)
     block_rows = max(1, min(block_rows, file_rows))
+    if block_rows > job.predict.batch_size:
+        block_rows -= block_rows % job.predict.batch_size  # no ragged batch at its end
     return Sizes(block_rows, file_rows // block_rows * block_rows)
 
 

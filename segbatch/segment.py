@@ -75,7 +75,12 @@ def pipeline(
         .map_batches(
             PredictStage,
             fn_constructor_args=(stages.predicting, stages.reading, tenure),
-            compute=ray.data.ActorPoolStrategy(min_size=workers.size[0], max_size=workers.size[1]),
+            compute=ray.data.ActorPoolStrategy(
+                min_size=workers.size[0],
+                max_size=workers.size[1],
+                max_concurrent_calls_per_actor=workers.blocks_at_once,
+                enable_true_multi_threading=True,
+            ),
             num_cpus=worker_cpus(workers.num_cpus),
             num_gpus=workers.num_gpus,
             **tables | {"batch_size": block_rows},  # a block, which Ray wants to be told with GPUs

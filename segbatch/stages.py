@@ -7,6 +7,7 @@ most 500 rows; an image that does not fit in stays encoded until the model takes
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ import pyarrow.compute as pc
 
 from segbatch import storage
 from segbatch.errors import Incomplete, SegbatchError
-from segbatch.images.decode import Decoded, decode, decode_image
+from segbatch.images.decode import Decoded, binary_column, decode, decode_image
 from segbatch.images.fetch import fetch
 from segbatch.results.encode import Encoding, encode
 from segbatch.results.lease import Tenure
@@ -98,8 +99,10 @@ def decode_stage(table: pa.Table, reading: Reading) -> pa.Table:
 class PredictStage:
     """RGB → label maps and counts. One of these lives in each worker, with the model loaded.
 
-    Worst case in memory: a block's pixels, ``BLOCK_BYTES`` more of those that came encoded and one
-    image beyond, and the block's label maps on the grid of the mask.
+    Several threads may call it: one block at a time is on the device, while the tables around
+    another one are made. Worst case in memory, a call: a block's pixels, ``BLOCK_BYTES`` more of
+    those that came encoded and one image beyond, and twice the block's label maps on the grid of
+    the mask.
     """
 
     def __init__(
@@ -116,15 +119,16 @@ class PredictStage:
             options=predicting.options,
             threads=predicting.threads,
         )
+        self.turn = threading.Lock()
         self.idle_since = time.perf_counter()
 
     def __call__(self, table: pa.Table) -> pa.Table:
         start = time.perf_counter()
-        batches = self.model.num_batches
         if self.tenure is not None and self.tenure.ends():
             table = table.slice(0, 0)
         columns = {name: table[name].to_pylist() for name in _DECODED}
         predictions: list[Prediction | None] = [None] * table.num_rows
+        spent = _Spent()
         group: dict[int, Any] = {}
         held = 0  # bytes of pixels that were decoded here
         for row in range(table.num_rows):
@@ -133,29 +137,34 @@ class PredictStage:
                 group[row] = image
                 held += 0 if table["pixels"][row].is_valid else image.nbytes
             if held > BLOCK_BYTES:
-                self._predict(group, columns, predictions)
+                self._predict(group, columns, predictions, spent)
                 group, held = {}, 0
-        self._predict(group, columns, predictions)
+        self._predict(group, columns, predictions, spent)
         rows = _shared_out(
             self._rows(table, columns, predictions),
-            {
-                f"{SECONDS}wait": start - self.idle_since,  # for images
-                f"{COUNTED}batches": self.model.num_batches - batches,
-            },
+            {f"{SECONDS}wait": spent.idle_s, f"{COUNTED}batches": spent.batches},
         )
-        self.idle_since = time.perf_counter()
-        return _stamped("predict", start, rows)
+        return _stamped("predict", start + spent.queued_s, rows)
 
     def _predict(
         self,
         group: dict[int, Any],
         columns: dict[str, list[Any]],
         predictions: list[Prediction | None],
+        spent: _Spent,
     ) -> None:
         """Predict the images of some rows, into ``predictions``."""
         original = self.predicting.original_grid
         sizes = [(columns["height"][r], columns["width"][r]) if original else None for r in group]
-        results = self.model.predict_batch(list(group.values()), sizes)
+        queued = time.perf_counter()
+        with self.turn:
+            begin = time.perf_counter()
+            spent.queued_s += begin - queued
+            spent.idle_s += begin - self.idle_since
+            before = self.model.num_batches
+            results = self.model.predict_batch(list(group.values()), sizes)
+            spent.batches += self.model.num_batches - before
+            self.idle_since = time.perf_counter()
         for row, prediction in zip(group, results, strict=True):
             predictions[row] = replace(prediction, image=_NO_PIXELS)
 
@@ -185,25 +194,29 @@ class PredictStage:
         predictions: list[Prediction | None],
     ) -> pa.Table:
         masks = [None if p is None else p.mask for p in predictions]
-        keep = self.predicting.keep_label_maps
-        maps = [m.tobytes() if m is not None and keep else None for m in masks]
+        maps = [m.ravel() if m is not None else _NO_LABELS for m in masks]
+        if not self.predicting.keep_label_maps:
+            maps = [_NO_LABELS] * len(maps)
         kept = [name for name in table.column_names if name not in {*_DECODED, *_PIXELS}]
         made: dict[str, list[Any]] = {
             **{name: columns[name] for name in ("error", "message", "width", "height")},
             "mask_width": [m if m is None else m.shape[1] for m in masks],
             "mask_height": [m if m is None else m.shape[0] for m in masks],
-            "label_map": maps,
             "class_pixels": [p and p.pixels for p in predictions],
             "class_confidence": [p and p.confidences for p in predictions],
             "uncertainty": [p and p.uncertainty for p in predictions],
         }
-        arrays = {name: pa.array(made[name], type_) for name, type_ in _PREDICTED.items()}
+        arrays = {name: pa.array(values, _PREDICTED[name]) for name, values in made.items()}
+        arrays["label_map"] = binary_column(
+            np.concatenate([_NO_LABELS, *maps]), [0, *np.cumsum([m.size for m in maps])]
+        )
         return pa.table({name: table[name] for name in kept} | arrays)
 
 
 _DECODED = ("error", "message", "width", "height", "model_width", "model_height")
 _PIXELS = ("data", "pixels")
 _NO_PIXELS = np.empty((0, 0, 3), np.uint8)  # a prediction shall not keep its image in memory
+_NO_LABELS = np.empty(0, np.uint8)
 _PREDICTED = {
     "error": pa.string(),
     "message": pa.string(),
@@ -216,6 +229,17 @@ _PREDICTED = {
     "class_confidence": pa.list_(pa.float32()),
     "uncertainty": pa.float32(),
 }
+
+
+@dataclass
+class _Spent:
+    """By the model on a block: seconds in which it had no images, seconds in which the block had to
+    wait for another one, and batches.
+    """
+
+    idle_s: float = 0.0
+    queued_s: float = 0.0
+    batches: int = 0
 
 
 def encode_stage(table: pa.Table, encoding: Encoding) -> pa.Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,24 @@ def written(accounts: list[Account], run: Path) -> list[dict[str, Any]]:
     files = [account.file for account in accounts if account.file is not None]
     rows = [row for file in files for row in pq.read_table(run / "rows" / file.name).to_pylist()]
     return sorted(rows, key=lambda row: row["image_id"])
+
+
+def test_blocks_that_a_worker_is_given_at_once_come_out_as_one_after_the_other(
+    tmp_path: Path, model_uri: str
+) -> None:
+    files = {f"{n}.jpg": jpeg(n, 40 + 8 * n, 64) for n in range(4)} | {"no.jpg": b"no image"}
+    pipeline = told(tmp_path, model_uri)
+    blocks = [
+        decode_stage(fetch_stage(part, pipeline.reading, pipeline.writing.tenure), pipeline.reading)
+        for images in [manifest(tmp_path, files)]
+        for part in [images, images.slice(2, 3), images.slice(4), images.slice(0, 1)]
+    ]
+    predict = PredictStage(pipeline.predicting, pipeline.reading)
+    timings = [f"{stages.SECONDS}{name}" for name in ("fetch", "decode", "predict", "wait")]
+    with ThreadPoolExecutor(4) as threads:
+        at_once = list(threads.map(predict, blocks * 3))
+    for block, table in zip(blocks * 3, at_once, strict=True):
+        assert table.drop_columns(timings) == predict(block).drop_columns(timings)
 
 
 def test_frames_of_a_video_go_the_whole_way_with_their_times(

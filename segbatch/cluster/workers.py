@@ -43,6 +43,11 @@ class Workers:
         low, high = self.size
         return high or low
 
+    @property
+    def blocks_at_once(self) -> int:
+        """In one worker: on a GPU, tables of one block are made while it works on another."""
+        return 2 if self.num_gpus else 1
+
     def __str__(self) -> str:
         low, high = self.size
         count = f"{low} or more" if high is None else f"{low} to {high}"

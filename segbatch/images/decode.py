@@ -19,7 +19,7 @@ import re
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -124,15 +124,18 @@ def decode(
         "data": pc.if_else(pa.array(encoded, pa.bool_()), table["data"], None),
         "error": pa.array(errors, pa.string()),
         "message": pa.array(messages, pa.string()),
-        "pixels": _binary(room, ends),
+        "pixels": binary_column(room, ends),
         **{name: pa.array([size[i] for size in sizes], pa.int32()) for i, name in enumerate(SIZES)},
     }
     given = dict(zip(table.column_names, table.columns, strict=True))
     return pa.table(given | columns)
 
 
-def _binary(content: Pixels, ends: list[int]) -> pa.Array:
-    """The large_binary column over ``content``, without copying it; what is empty is null."""
+def binary_column(content: Pixels, ends: Sequence[int]) -> pa.Array:
+    """The large_binary column over ``content``, without copying it; what is empty is null.
+
+    ``ends`` begins with 0 and has the end of each row's bytes.
+    """
     offsets = np.array(ends, np.int64)
     valid = pa.array(np.diff(offsets) > 0)
     buffers = [valid.buffers()[1], pa.py_buffer(offsets), pa.py_buffer(content[: ends[-1]])]
