@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from itertools import islice
 from typing import Any
@@ -79,6 +79,7 @@ class Suggestions:
     left_out: Counter[str] = field(default_factory=Counter)
 
     def facts(self) -> dict[str, Any]:
+        """Where, and how many."""
         return {
             "folder": self.folder,
             "run": self.run,
@@ -87,6 +88,10 @@ class Suggestions:
             "suggested_before": self.earlier,
             "left_out": dict(self.left_out.most_common()),
         }
+
+    def to_json(self) -> dict[str, Any]:
+        """The same, and each image as its line of the list has it."""
+        return {**self.facts(), "images": [asdict(entry) for entry in self.images]}
 
 
 def suggest(
@@ -98,12 +103,12 @@ def suggest(
     against: Run | None = None,
     images: Collection[str] | None = None,
     labelled: Labelled = Labelled(),
-    format: str = "labelme",
+    to: str = "labelme",
 ) -> Suggestions:
     """Copy up to ``count`` images into ``folder``, any URI, with their masks as polygons.
 
     ``by``: a key of :data:`~segbatch.review.candidates.RANKINGS`. ``against``: the other run, of
-    ``disagreement``. ``images``: URIs among which is chosen. ``labelled``: what is not. ``format``:
+    ``disagreement``. ``images``: URIs among which is chosen. ``labelled``: what is not. ``to``:
     a key of :data:`~segbatch.review.labelling.FORMATS`. What was suggested into ``folder`` before
     is not suggested again.
 
@@ -111,8 +116,8 @@ def suggest(
     :class:`~segbatch.errors.InputError` where the run or the folder cannot be used so, and
     ``OSError`` if storage fails.
     """
-    if format not in FORMATS:
-        raise InputError(f"--format {format}: must be one of {', '.join(FORMATS)}")
+    if to not in FORMATS:
+        raise InputError(f"--to {to}: must be one of {', '.join(FORMATS)}")
     folder = storage.normalize(folder)
     earlier = read_list(folder)
     without = {row["uri"]: SUGGESTED for row in earlier} | dict.fromkeys(labelled.uris, LABELLED)
@@ -130,7 +135,7 @@ def suggest(
     while batch := list(islice(wanted, min(AT_ONCE, count - len(copies)))):
         copies += _copy(run, folder, batch, known, left_out)
     if copies:
-        FORMATS[format](folder, copies, run.classes, len(earlier))
+        FORMATS[to](folder, copies, run.classes, len(earlier))
         write_list(folder, earlier, copies)
     entries = [copy.entry for copy in copies]
     return Suggestions(folder, run.uri, entries, len(earlier), left_out)

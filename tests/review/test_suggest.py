@@ -150,7 +150,7 @@ def test_a_folder_gets_others_when_it_is_asked_again_and_keeps_what_was_correcte
     [
         ({"by": "luck"}, "--by luck: must be one of uncertainty, disagreement, failures, diverse"),
         ({"by": "disagreement"}, "--by disagreement and --against RUN_B go together"),
-        ({"format": "voc"}, "--format voc: must be one of labelme, coco"),
+        ({"to": "voc"}, "--to voc: must be one of labelme, coco"),
     ],
 )
 def test_what_cannot_be_done_is_refused(
@@ -175,7 +175,7 @@ def test_corrected_labels_go_back_under_the_images_own_uri(
     run: Run, s3: S3, tmp_path: Path, format: str
 ) -> None:
     folder, dataset = s3.uri("to-label"), tmp_path / "labels"
-    suggestions = suggest(run, folder, count=3, format=format)
+    suggestions = suggest(run, folder, count=3, to=format)
     uris = {entry.uri for entry in suggestions.images}
     import_labels(folder, str(dataset), format=format, classes=NAMES, split="val=0.5")
     before = rows(dataset)
@@ -186,7 +186,7 @@ def test_corrected_labels_go_back_under_the_images_own_uri(
         assert (drawn == seen).mean() > 0.9
 
     import_labels(folder, str(dataset), format=format, append=True, split="test=1.0")
-    suggest(run, folder, count=2, format=format)
+    suggest(run, folder, count=2, to=format)
     report = import_labels(folder, str(dataset), format=format, append=True, split="test=1.0")
     after = rows(dataset)
     assert (report.replaced, len(after)) == (3, 5)
@@ -217,6 +217,11 @@ def test_the_command_says_how_to_go_on_and_leaves_a_dataset_out(
         tmp_path / "b", "--exclude", tmp_path / "labels", "--images", tmp_path / "list.csv"
     )
     assert "is labelled already 1" in out
+    out, err = command(tmp_path / "c", "--count", 1, "--to", "coco", "--format", "json")
+    told = json.loads(out)
+    assert (told["folder"], told["suggested"], told["left_out"]) == (f"{tmp_path}/c", 1, {})
+    assert [{k: str(v) for k, v in told["images"][0].items()}] == listed(tmp_path / "c")
+    assert "--from coco --append" in err
 
 
 # ------------------------------------------------------------------------------------- its parts
