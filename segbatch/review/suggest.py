@@ -21,13 +21,13 @@ import numpy.typing as npt
 
 from segbatch import storage
 from segbatch.classes import IGNORE_INDEX
-from segbatch.errors import InputError
+from segbatch.errors import InputError, SourceError, UnreadableMask
 from segbatch.images.decode import decode_image
 from segbatch.images.diagnose import Undecodable
 from segbatch.images.fetch import read_images
 from segbatch.job import Limits
 from segbatch.progress import Bar
-from segbatch.results.lookup import mask_png
+from segbatch.results.lookup import mask_png, unreadable_mask
 from segbatch.results.run import Run
 from segbatch.review.candidates import Candidate, find_candidates
 from segbatch.review.diversity import describe, spread
@@ -55,6 +55,7 @@ FINE = 500
 LABELLED = "is labelled already"
 SUGGESTED = "was suggested before"
 GONE = "cannot be read now: {}"
+DAMAGED = "its mask in the run is damaged: audit the run"
 CHANGED = "is of another size than when the run saw it"
 
 
@@ -188,6 +189,11 @@ def _copy(
         if candidate.size not in (None, size):
             left_out[CHANGED] += 1
             continue
+        try:
+            shapes = _shapes(run, candidate.image_id, size)
+        except UnreadableMask:
+            left_out[DAMAGED] += 1
+            continue
         known[digest] = SUGGESTED
         name = file_name(candidate.uri)
         write_new(folder, name, content)
@@ -202,12 +208,15 @@ def _copy(
             model=run.info["model"]["uri"],
             sha256=digest,
         )
-        yield Copy(entry, size, _shapes(run, candidate.image_id, size))
+        yield Copy(entry, size, shapes)
 
 
 def _shapes(run: Run, image_id: int, size: tuple[int, int]) -> list[Polygon]:
     """What the model saw in an image; nothing where there is no mask."""
-    label_map = label_map_at(mask_png(run, image_id), size)
+    try:
+        label_map = label_map_at(mask_png(run, image_id), size)
+    except SourceError as error:
+        raise unreadable_mask(run, image_id, error) from error
     larger = without_specks(label_map, label_map.size // SPECK)
     found = polygons(larger, max(TOLERANCE, max(size) / FINE))
     return [polygon for polygon in found if polygon.class_id != IGNORE_INDEX]

@@ -16,7 +16,7 @@ from segbatch.review import report
 from segbatch.review.distribution import NUM_BINS, measure
 from tests.conftest import S3
 from tests.review.conftest import Visitor
-from tests.written_run import NAMES, write_run
+from tests.written_run import NAMES, damage_mask, write_run
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -180,6 +180,27 @@ def test_an_image_that_is_gone_is_named_and_the_others_are_shown(
     assert problems
     assert all("not_found" in text and GONE in text for text in problems)
     assert all_loaded
+
+
+def test_a_damaged_mask_is_named_with_its_image_and_the_others_are_shown(
+    photos: S3, browser: Visitor, tmp_path: Path
+) -> None:
+    damaged = write_run(str(tmp_path / "run"))
+    damage_mask(damaged, 10)  # and 11, which is in the same part of the file
+    before = write_run(str(tmp_path / "before"))
+    url = report_of(damaged, tmp_path, against=before)
+
+    def look(page: "Page") -> tuple[list[str], str, int]:
+        cards = texts(page, ".card:has(.problem)")
+        return cards, page.inner_text("#comparison"), page.locator("button.picture").count()
+
+    cards, compared, num_pictures = browser.visit(url, look)
+    assert {uri for card in cards for uri in card.split() if uri.endswith(".jpg")} >= {
+        "s3://photos/0010.jpg", "s3://photos/0011.jpg",
+    }  # fmt: skip
+    assert all("damaged mask: " in card for card in cards if "0003.jpg" not in card)
+    assert "could not be compared" in compared
+    assert num_pictures > 3
 
 
 def test_on_paper_every_picture_is_there_in_all_three_kinds(browser: Visitor, page: str) -> None:

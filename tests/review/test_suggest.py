@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from segbatch import import_labels, storage
 from segbatch.cli import main
@@ -23,7 +24,8 @@ from segbatch.review.labelling import file_name
 from segbatch.review.specks import without_specks
 from segbatch.review.suggest import Labelled, Suggestions, suggest
 from tests.conftest import S3
-from tests.written_run import label_map, write_run
+from tests.films import film
+from tests.written_run import damage_mask, label_map, with_uris, write_run
 
 NAMES = ["background", "wall", "window", "traffic light"]
 
@@ -108,6 +110,38 @@ def test_failed_images_are_taken_if_they_can_be_read_now(run: Run, tmp_path: Pat
         "cannot be read now: not_found": 1,
         "failed in the run, too_large: cannot be labelled": 1,
     }
+
+
+def test_damaged_masks_are_left_out_and_counted(photos: S3, tmp_path: Path) -> None:
+    damaged = write_run(str(tmp_path / "run"), failed=())
+    damage_mask(damaged, 6)  # and those in the same part of the file, 7 to 9
+    suggestions = suggest(damaged, str(tmp_path / "to"), count=12, by="diverse")
+    assert not {6, 7, 8, 9} & set(ids(suggestions))
+    assert len(suggestions.images) == 8
+    assert suggestions.left_out == {"its mask in the run is damaged: audit the run": 4}
+    assert len(list((tmp_path / "to").glob("*.jpg"))) == 8
+
+
+def test_frames_of_videos_become_pictures_with_labels(tmp_path: Path) -> None:
+    film(tmp_path / "street.mp4", size=(40, 60))
+    run = write_run(str(tmp_path / "run"), num_ok=4, failed=(), finished=False)
+    with_uris(run, lambda n: f"{tmp_path}/street.mp4#t={0.04 * n:.3f}")
+    suggest(run, str(tmp_path / "to"), count=4)
+    [*pictures] = (tmp_path / "to").glob("*.png")
+    assert [Image.open(path).size for path in pictures] == 4 * [(60, 40)]
+    report = import_labels(str(tmp_path / "to"), str(tmp_path / "labels"), format="labelme")
+    assert report.added == 4
+    assert all("street.mp4#t=" in uri for uri in rows(tmp_path / "labels"))
+
+
+def test_two_images_of_one_stem_have_a_labelme_file_each(photos: S3, tmp_path: Path) -> None:
+    for version in ("v1", "v2"):
+        photos.put(f"s3://photos/front.{version}", photo(photos, int(version[1])))
+    run = write_run(str(tmp_path / "run"), num_ok=2, failed=(), finished=False)
+    with_uris(run, lambda n: f"s3://photos/front.v{n + 1}")
+    suggestions = suggest(run, str(tmp_path / "to"), count=2)
+    documents = map(json.loads, (path.read_text() for path in (tmp_path / "to").glob("*.json")))
+    assert {d["imagePath"] for d in documents} == {entry.file for entry in suggestions.images}
 
 
 def test_a_list_is_chosen_from_and_what_cannot_be_taken_is_told(run: Run, tmp_path: Path) -> None:
