@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ class NodeClock:
     def __init__(self) -> None:
         path = Path(BOOTSTRAP).expanduser()
         self._cluster = read_cluster(str(path)) if path.exists() else None
-        self._seconds: Counter[Kind] = Counter()
+        self._seconds: defaultdict[Kind, float] = defaultdict(float)
         self._read = time.monotonic()
 
     def read(self) -> list[dict[str, Any]]:

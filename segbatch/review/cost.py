@@ -41,12 +41,13 @@ def _workers(starts: Sequence[Start]) -> str:
         return known
     total = seconds["predict"] + seconds["wait"]
     share = seconds["predict"] / total
-    spent = f"{_hours(total)} of workers, {share:.0%} of it predicting"
+    spent = f"{_hours(total, 'worker-')}, {share:.0%} of them predicting"
     return f"{known}: {spent}" if known else spent
 
 
-def _hours(seconds: float) -> str:
-    return f"{seconds / 3600:,.1f} hours" if seconds >= 3600 else f"{seconds / 60:,.1f} minutes"
+def _hours(seconds: float, of: str = "") -> str:
+    hours = seconds >= 3600
+    return f"{seconds / 3600:,.1f} {of}hours" if hours else f"{seconds / 60:,.1f} {of}minutes"
 
 
 def _device(start: Start) -> str:

@@ -31,7 +31,7 @@ def test_machines_of_known_prices_give_an_estimate() -> None:
     first = start({**GPU_NODE, "seconds": 7200}, {**HEAD, "seconds": 3600})
     told = facts([first, start({**GPU_NODE, "seconds": 3600})], read_prices(None))
     assert told["machines"] == "g6.4xlarge (spot): 3.0 hours; m6i.large: 1.0 hours"
-    assert told["workers"] == "1 or more × 1 GPU (cuda): 8.0 hours of workers, 75% of it predicting"
+    assert told["workers"] == "1 or more × 1 GPU (cuda): 8.0 worker-hours, 75% of them predicting"
     assert told["read and written"] == "400.0 GB of images, 40.0 GB of rows"
     assert told["requests, about"] == "2,044,000 GET, 4,006 PUT"
     nodes, others = 3 * 0.57 + 0.096, 2.044 * 0.40 + 0.004006 * 5

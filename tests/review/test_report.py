@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from segbatch import storage
+from segbatch import clients, storage
 from segbatch.cli import main
-from segbatch.errors import InputError
+from segbatch.errors import Incomplete, InputError
 from segbatch.results.run import Run
 from segbatch.review import report
 from segbatch.review.distribution import NUM_BINS, measure
@@ -285,6 +285,21 @@ def test_the_command_line_writes_one_small_file_anywhere(
     assert page.startswith(b"<!DOCTYPE html>")
     assert b"http://" not in page
     assert uri in capsys.readouterr().err
+
+
+def test_where_a_page_cannot_be_written_the_exit_code_says_whose_fault_it_is(
+    run: Run, photos: S3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clients, "BACKOFF_S", 0.01)
+    monkeypatch.setattr(clients, "MAX_BACKOFF_S", 0.02)
+    with pytest.raises(InputError, match="cannot write s3://no-such-bucket"):
+        run.report("s3://no-such-bucket/report.html")
+    where = photos.uri("pages") + "/report.html"
+    photos.break_down({"method": "PUT", "part": "report.html", "kind": "reset"})
+    with pytest.raises(Incomplete, match="do it again"):
+        run.report(where)
+    photos.break_down()
+    assert not storage.exists(where)
 
 
 def test_what_cannot_be_asked_is_said_before_anything_is_written(run: Run, tmp_path: Path) -> None:
