@@ -6,7 +6,8 @@
     │   ├── SourceError         the images, the manifest, a labelled dataset
     │   ├── ModelError          the model bundle or its weights
     │   └── RunError            the run's folder: not a run, another job's run, a finished one
-    │       └── Damaged             a file of it is not what was written
+    │       ├── Damaged             a file of it is not what was written
+    │       └── UnreadableMask      the mask of one image
     ├── JobFailed           1   the job ran and will fail again unchanged
     ├── Incomplete          3   run it again as it is
     │   ├── LeaseHeld           another driver works on this run
@@ -56,6 +57,14 @@ class Damaged(RunError):
 
     def __init__(self, uri: str, why: str) -> None:
         super().__init__(f"{uri}: is damaged: {why}; mend it with: segbatch run JOB --repair")
+
+
+class UnreadableMask(RunError):
+    """The mask of one image of a run is damaged; ``why`` says how, without which image it is."""
+
+    def __init__(self, run: str, image_id: int, uri: str, why: SegbatchError) -> None:
+        self.why = str(why) if isinstance(why, Damaged) else f"{why}; audit the run"
+        super().__init__(f"{run}: image_id {image_id} ({uri}): {self.why}")
 
 
 class JobFailed(SegbatchError):

@@ -31,7 +31,10 @@ class Target(StrEnum):
 def export_command(
     run_uri: RunUri,
     folder: Annotated[
-        str, typer.Argument(metavar="DIR", help="An empty or a new folder, any URI.")
+        str,
+        typer.Argument(
+            metavar="DIR", help="An empty or a new folder, any URI; or where it ended early."
+        ),
     ],
     *,
     to: Annotated[Target, typer.Option("--to", help="What is written.")],
@@ -51,6 +54,6 @@ def export_command(
         say(line)
     say(exported.line(folder))
     if exported.unanswered:
-        raise Incomplete("storage did not give some photographs; export again, to a new folder")
+        raise Incomplete("storage did not give some photographs; run it again as it is")
     if exported.unread:
-        raise JobFailed("some photographs could not be used; all others are exported")
+        raise JobFailed("some images could not be used; all others are exported")

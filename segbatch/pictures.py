@@ -17,12 +17,12 @@ from segbatch.errors import InputError, JobFailed, SourceError
 from segbatch.film import ENCODERS
 from segbatch.images.decode import decode_image
 from segbatch.images.diagnose import Undecodable
-from segbatch.images.sources import shown
 from segbatch.job import Limits
 from segbatch.jobimages import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 from segbatch.masks import with_legend
 from segbatch.model.predict import Model, load_model
 from segbatch.progress import say
+from segbatch.uris import shown
 from segbatch.video import predict_video
 
 _VIDEOS = {f".{extension}" for extension in VIDEO_EXTENSIONS}

@@ -18,7 +18,6 @@ import pyarrow as pa
 from segbatch import storage
 from segbatch.errors import Incomplete, JobFileError, RunError, SourceError
 from segbatch.images.fetch import fetch
-from segbatch.images.sources import shown
 from segbatch.job import SegmentJob
 from segbatch.model.bundle import ModelConfig, fingerprint
 from segbatch.model.predict import Model, PredictOptions, load_model
@@ -26,6 +25,7 @@ from segbatch.model.tiles import TileOptions
 from segbatch.results.formulas import Formula
 from segbatch.results.schema import TRANSIENT_ERRORS
 from segbatch.stages import BLOCK_BYTES, Reading
+from segbatch.uris import shown
 
 SAMPLE_IMAGES = 16
 MAX_BLOCK_ROWS = 128  # more only makes what a lost block costs larger

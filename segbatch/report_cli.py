@@ -24,10 +24,14 @@ def report(
     against: Annotated[
         str | None, typer.Option(metavar="RUN", help="What changed against another run.")
     ] = None,
+    prices: Annotated[
+        str | None, typer.Option(metavar="FILE", help="A table of prices of your own.")
+    ] = None,
 ) -> None:
     """One page to look at: distributions, failures, and a gallery of overlays; needs no network."""
     from segbatch.results.run import open_run
 
     run = open_run(run_uri)
-    size = run.report(output, by=by, against=None if against is None else open_run(against))
+    before = None if against is None else open_run(against)
+    size = run.report(output, by=by, against=before, prices=prices)
     say(f"{output}: {size / 1e6:.1f} MB; open it in a browser")

@@ -52,6 +52,8 @@ class RunState:
         self.info = info
         self.ledger: Ledger | None = None
         self.progress: Progress | None = None
+        self.nodes: Callable[[], list[dict[str, Any]]] | None = None
+        """Tells which machines there were, and for how long, until now."""
         self._noted = time.monotonic()
 
     # ------------------------------------------------------------------------- beginnings
@@ -245,6 +247,7 @@ class RunState:
         if self.progress is not None and self.info["starts"]:
             self.info["images_per_second"] = round(self.progress.images_per_second, 3)
             self.info["starts"][-1] |= {
+                "nodes": [] if self.nodes is None else self.nodes(),
                 "passes": self.progress.passes,
                 "images": self.progress.finished,
                 "wall_s": round(time.monotonic() - self.progress.started, 1),

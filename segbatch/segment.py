@@ -17,6 +17,7 @@ import ray.data
 
 from segbatch import signals, storage
 from segbatch.cluster.executor import RayExecutor, resolve_precision, shared, sizes_of
+from segbatch.cluster.nodeclock import NodeClock
 from segbatch.cluster.sharing import ENCODE_CPUS, PARQUET_CPUS, READ_CPUS, worker_cpus
 from segbatch.cluster.workers import Workers, connected, resolve_device, share_out
 from segbatch.errors import InputError
@@ -185,6 +186,7 @@ def work_through(
     # Here a cluster scaled to zero is waited for.
     precision = state.settle(device, resolve_precision(job.predict.precision, device, watch))
     workers = share_out(job.resources, device)
+    state.nodes = NodeClock().read
     sizes = sizes_for(
         job,
         prepared,

@@ -11,6 +11,7 @@ import os
 import shutil
 import stat
 import tempfile
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -268,9 +269,12 @@ def upload(path: Path, uri: str) -> None:
     Raises ``PermissionError`` or ``OSError``.
     """
     if is_local(uri):
-        local_path(uri).parent.mkdir(parents=True, exist_ok=True)
+        target = local_path(uri)
+        target.parent.mkdir(parents=True, exist_ok=True)
         path.chmod(0o644)
-        shutil.move(path, local_path(uri))
+        beside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+        shutil.move(path, beside)  # which copies, where it comes from another disk
+        beside.replace(target)
         return
     try:
         fs, key = filesystem(uri)

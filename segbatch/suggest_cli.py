@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from segbatch.errors import InputError
-from segbatch.facts import Facts, print_facts
+from segbatch.facts import Facts, FactsFormat, print_facts
 from segbatch.options import RunUri
 
 suggest_app = typer.Typer()
@@ -35,9 +35,10 @@ def suggest_command(
         str | None,
         typer.Option(metavar="LIST", help="Among these only: a URI a line, or a CSV with uri."),
     ] = None,
-    format: Annotated[
-        str, typer.Option(help="How labels are written: labelme or coco (CVAT).")
+    to: Annotated[
+        str, typer.Option("--to", help="How labels are written: labelme or coco (CVAT).")
     ] = "labelme",
+    format: FactsFormat = Facts.text,
 ) -> None:
     """Images of a run that are worth labelling, with their masks as polygons to correct."""
     from segbatch import storage
@@ -61,15 +62,15 @@ def suggest_command(
         against=None if against is None else open_run(against),
         images=None if images is None else read_uris(images),
         labelled=Labelled(uris, digests),
-        format=format,
+        to=to,
     )
-    print_facts(suggestions.facts(), Facts.text)
-    if suggestions.images and format == "labelme" and storage.is_local(suggestions.folder):
+    print_facts(suggestions.to_json() if format is Facts.json else suggestions.facts(), format)
+    if suggestions.images and to == "labelme" and storage.is_local(suggestions.folder):
         say(f"correct them with: labelme {suggestions.folder} --nodata --autosave")
     if suggestions.images:
         say(
             f"then take them back with: segbatch labels import {suggestions.folder} DATASET"
-            f" --from {format} --append"
+            f" --from {to} --append"
         )
 
 

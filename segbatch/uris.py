@@ -64,6 +64,11 @@ def name_of(uri: str) -> str:
     return uri.rstrip("/").rsplit("/", 1)[-1]
 
 
+def shown(uri: str) -> str:
+    """``uri`` for messages: without the query of a web address, which may be a signature."""
+    return uri.partition("?")[0] if scheme_of(uri) in HTTP_SCHEMES else uri
+
+
 def split_bucket(uri: str) -> tuple[str, str]:
     """``scheme://bucket`` and the key behind it, exactly as it stands there."""
     root, _, key = uri.partition("://")

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from segbatch import storage
 from segbatch.classes import Classes
 from segbatch.cli import app
-from segbatch.errors import InputError, JobFailed, SourceError
+from segbatch.errors import Incomplete, InputError, JobFailed, SourceError
+from segbatch.film import written
 from segbatch.images.video import opened, picture_of, upright
 from segbatch.model.patches import Pixels
 from segbatch.model.predict import Model, load_model
@@ -114,6 +115,22 @@ def test_an_output_that_cannot_be_written_is_named(model: Model, tmp_path: Path)
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match=r"file/overlay\.mp4: cannot be written"):
         predict_video(str(tmp_path / "clip.mp4"), model, f"{tmp_path}/file/overlay.mp4")
+
+
+def test_where_a_film_cannot_be_uploaded_the_exit_code_says_whose_fault_it_is(s3: S3) -> None:
+    def upload(output: str) -> None:
+        with written(output) as path:
+            path.write_bytes(b"film")
+
+    with pytest.raises(InputError, match="cannot write s3://no-such-bucket"):
+        upload("s3://no-such-bucket/a.mp4")
+    where = s3.uri("films") + "/a.mp4"
+    s3.break_down({"method": "PUT", "part": "a.mp4", "status": 400, "code": "InternalError"})
+    with pytest.raises(Incomplete, match="do it again"):
+        upload(where)
+    s3.break_down()
+    upload(where)
+    assert storage.read_bytes(where) == b"film"
 
 
 def test_a_video_without_sound_has_none_afterwards(model: Model, tmp_path: Path) -> None:

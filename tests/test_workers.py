@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from segbatch.classes import Classes
 from segbatch.cluster import workers
 from segbatch.cluster.executor import data_context
+from segbatch.cluster.nodeclock import NodeClock
 from segbatch.cluster.sharing import BESIDE_CPUS, worker_cpus
 from segbatch.cluster.workers import (
     Workers,
@@ -101,6 +102,28 @@ def test_nodes_that_ray_up_may_start_count(tmp_path: Path, monkeypatch: pytest.M
     assert (training.size, training.num_cpus, training.num_gpus) == ((4, 4), 12, 1.0)
     with pytest.raises(InputError, match=r"9 workers of .* Ray has 96 CPUs and 8 GPUs"):
         share_out_training(TrainResources(workers=9), "cuda")
+
+
+LAUNCHED = """
+available_node_types:
+  head: {resources: {CPU: 4}, node_config: {InstanceType: m6i.xlarge}}
+  gpu: {resources: {CPU: 4, GPU: 1}, node_config: {InstanceType: g6.xlarge}}
+head_node_type: head
+"""
+
+
+def test_nodes_and_their_hours_are_known_as_far_as_a_file_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [counted] = NodeClock().read()
+    assert counted["seconds"] >= 0
+    assert (counted["cpus"], counted["instance"], counted["spot"]) == (4, None, None)
+    (tmp_path / "ray_bootstrap_config.yaml").write_text(LAUNCHED)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    clock = NodeClock()
+    first, second = clock.read(), clock.read()
+    assert [(n["instance"], n["spot"]) for n in second] == [("m6i.xlarge", False)]
+    assert second[0]["seconds"] >= first[0]["seconds"]
 
 
 def test_what_kuberay_may_start_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:

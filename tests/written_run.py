@@ -3,6 +3,8 @@
 import hashlib
 import io
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -88,6 +90,28 @@ def label_map(image_id: int) -> np.ndarray:
     return labels
 
 
+def with_uris(run: Run, uri_of: Callable[[int], str]) -> Run:
+    """The same run, of images that are elsewhere."""
+    for path in Path(run.uri, "rows").glob("*.parquet"):
+        rows = pq.read_table(path)
+        uris = [uri_of(image_id) for image_id in rows["image_id"].to_pylist()]
+        pq.write_table(rows.set_column(1, "uri", [uris]), path)
+    return run
+
+
+def damage_mask(run: Run, image_id: int) -> None:
+    """Flip a bit where the mask of an image is stored; its row group holds others as well."""
+    for path in Path(run.uri, "rows").glob("*-ok-*.parquet"):
+        metadata = pq.read_metadata(path)
+        for group in map(metadata.row_group, range(metadata.num_row_groups)):
+            columns = {c.path_in_schema: c for c in map(group.column, range(group.num_columns))}
+            ids, mask = columns["image_id"].statistics, columns["mask"]
+            if ids.min <= image_id <= ids.max:
+                data = bytearray(path.read_bytes())
+                data[mask.data_page_offset - 20] ^= 1  # the end of what the page before it holds
+                path.write_bytes(data)
+
+
 def _ok_rows(
     ids: range, photos: str, classes: Classes, schema: pa.Schema, *, masks: bool
 ) -> pa.Table:
@@ -159,7 +183,7 @@ def _write_stats(uri: str, parts: dict[str, pa.Table], schema: pa.Schema) -> Non
 
 def _write(folder: str, name: str, rows: pa.Table, *, row_group_size: int) -> DataFile:
     buffer = io.BytesIO()
-    pq.write_table(rows, buffer, row_group_size=row_group_size)
+    pq.write_table(rows, buffer, row_group_size=row_group_size, write_page_checksum=True)
     data = buffer.getvalue()
     storage.write_bytes(storage.join(folder, name), data)
     ids = rows["image_id"].to_pylist()

@@ -18,9 +18,9 @@ from PIL import Image
 from segbatch import storage
 from segbatch.errors import Incomplete, SourceError
 from segbatch.images.diagnose import Undecodable
-from segbatch.images.sources import shown
 from segbatch.images.video import opened, picture_of, upright
 from segbatch.jobimages import VIDEO_EXTENSIONS
+from segbatch.uris import shown
 
 FRAME_COLUMNS = [pa.field("frame", pa.int64()), pa.field("time_s", pa.float64())]
 _ROWS_PER_BATCH = 65_536

@@ -47,10 +47,10 @@ from segbatch.images.sources import (
     local_copy,
     manifest_files,
     reading,
-    shown,
 )
 from segbatch.images.textfiles import Table, csv_table, first_lines, json_table, open_database
 from segbatch.jobimages import Inventory, Manifest, Prefix, Source, Video
+from segbatch.uris import shown
 
 __all__ = [
     "ROWS_PER_FILE",

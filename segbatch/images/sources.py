@@ -30,6 +30,7 @@ from fsspec.utils import glob_translate
 from segbatch import storage
 from segbatch.errors import Incomplete, SourceError
 from segbatch.jobimages import MANIFEST_SUFFIXES, Glob, Inventory, Prefix
+from segbatch.uris import shown
 
 # Different extensions that are counted apart; file names that end in numbers have millions.
 _MAX_EXTENSIONS = 100
@@ -51,12 +52,6 @@ def reading(what: str) -> Iterator[None]:
         raise SourceError(f"{shown(what)}: cannot be read: {storage.one_line(error)}") from error
     except OSError as error:
         raise Incomplete(f"{shown(what)}: {storage.one_line(error)}") from error
-
-
-def shown(uri: str) -> str:
-    """``uri`` for messages: without the query of a web address, which may be a signature."""
-    is_http = storage.scheme_of(uri) in storage.HTTP_SCHEMES
-    return uri.partition("?")[0] if is_http else uri
 
 
 # ------------------------------------------------------------------------------------- listings

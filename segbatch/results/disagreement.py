@@ -24,6 +24,7 @@ from segbatch import storage
 from segbatch.classes import Classes
 from segbatch.errors import RunError, SourceError
 from segbatch.masks import decode_mask
+from segbatch.results.lookup import unreadable_mask
 from segbatch.results.proof import read_columns
 from segbatch.results.run import Run
 
@@ -130,6 +131,7 @@ def _compare(a: Run, b: Run, pairs: list[Pair]) -> Comparison:
 class _Masks:
     """The masks of one file of ``rows/``, encoded, by image id."""
 
+    run: Run
     uri: str
     by_id: dict[int, pa.BinaryScalar]
 
@@ -138,7 +140,7 @@ class _Masks:
         folder = storage.join(run.uri, "rows")
         rows = read_columns(folder, name, ["image_id", "mask"])
         by_id = dict(zip(rows["image_id"].to_pylist(), rows["mask"], strict=True))
-        return cls(storage.join(folder, name), by_id)
+        return cls(run, storage.join(folder, name), by_id)
 
     def label_map(self, image_id: int) -> Ids | None:
         """Its label map; ``None`` where no mask is stored."""
@@ -148,4 +150,4 @@ class _Masks:
         try:
             return None if png is None else decode_mask(png)
         except SourceError as error:
-            raise RunError(f"{self.uri}: image_id {image_id}: {error}; audit the run") from error
+            raise unreadable_mask(self.run, image_id, error) from error

@@ -4,22 +4,40 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs as arrow_fs
 
 from segbatch import storage
-from segbatch.errors import RunError
+from segbatch.errors import Damaged, RunError, SegbatchError, SourceError, UnreadableMask
+from segbatch.masks import decode_mask
 from segbatch.results.database import remote_filesystem
+from segbatch.results.proof import blamed
 from segbatch.results.run import Run, open_run
 from segbatch.results.table import Table
+from segbatch.uris import shown
+
+
+def label_map(run: Run, image_id: int) -> npt.NDArray[np.uint8] | None:
+    """The mask of one image, ``(mask_height, mask_width)`` uint8 class ids; otherwise as
+    :func:`mask_png`.
+    """
+    png = mask_png(run, image_id)
+    try:
+        return None if png is None else decode_mask(png)
+    except SourceError as error:
+        raise unreadable_mask(run, image_id, error) from error
 
 
 def mask_png(run: Run, image_id: int) -> bytes | None:
     """The mask of one image as it is stored; ``None`` where it failed or no masks are stored.
 
-    Raises :class:`~segbatch.errors.RunError` for an id that has no row, ``OSError`` if storage
-    fails.
+    Raises :class:`~segbatch.errors.RunError` for an id that has no row,
+    :class:`~segbatch.errors.UnreadableMask` where the file is damaged that it is in, ``OSError`` if
+    storage fails.
     """
     try:
         return _mask_png(run, image_id)
@@ -27,44 +45,74 @@ def mask_png(run: Run, image_id: int) -> bytes | None:
         return _mask_png(open_run(run.uri), image_id)
 
 
+def unreadable_mask(run: Run, image_id: int, why: SegbatchError) -> UnreadableMask:
+    """What to raise for a damaged mask: it names the image by its URI, too."""
+    try:
+        row = _find_row(_table(run), image_id, "uri")
+    except (Damaged, OSError):
+        row = None
+    return UnreadableMask(run.uri, image_id, shown(row["uri"]) if row else "?", why)
+
+
 def _mask_png(run: Run, image_id: int) -> bytes | None:
-    stats = run.table("stats") if run.finished else None
-    table = stats or run.table("rows")
-    row = _find_row(table, image_id, "file" if stats else "mask") if table else None
-    if row is None:
-        missing = "has no row" if run.finished else "has no row yet"
-        raise RunError(f"{run.uri}: image_id {image_id} {missing}")
-    if stats:
-        file = storage.join(run.uri, "rows", row["file"])
-        row = _read_row(file, image_id, "mask")
+    table = _table(run)
+    in_stats = table is not None and storage.name_of(table.uri) == "stats"
+    try:
+        row = _find_row(table, image_id, "file" if in_stats else "mask")
         if row is None:
-            raise RunError(f"{file}: image_id {image_id} should be in it; audit the run")
+            missing = "has no row" if run.finished else "has no row yet"
+            raise RunError(f"{run.uri}: image_id {image_id} {missing}")
+        if in_stats:
+            folder, name = storage.join(run.uri, "rows"), row["file"]
+            row = _read_row(folder, name, image_id, "mask")
+            if row is None:
+                raise RunError(
+                    f"{folder}/{name}: image_id {image_id} should be in it; audit the run"
+                )
+    except Damaged as error:
+        raise unreadable_mask(run, image_id, error) from error
     png: bytes | None = row["mask"]
     return png
 
 
-def _find_row(table: Table, image_id: int, column: str) -> dict[str, Any] | None:
+def _table(run: Run) -> Table | None:
+    """The table that knows where the mask of an image is."""
+    return (run.table("stats") if run.finished else None) or run.table("rows")
+
+
+def _find_row(table: Table | None, image_id: int, column: str) -> dict[str, Any] | None:
     """The row of an image, from the files that may have it by what the table's log says."""
+    if table is None:
+        return None
     files = (f["path"] for f in table.files() if f["first_id"] <= image_id <= f["last_id"])
-    rows = (_read_row(storage.join(table.uri, name), image_id, column) for name in files)
+    rows = (_read_row(table.uri, name, image_id, column) for name in files)
     return next((row for row in rows if row is not None), None)
 
 
-def _read_row(uri: str, image_id: int, column: str) -> dict[str, Any] | None:
-    """``column`` of the row with this id, from the only row group that may have it."""
+def _read_row(folder: str, name: str, image_id: int, column: str) -> dict[str, Any] | None:
+    """``column`` of the row with this id, from the only row group that may have it.
+
+    Raises :class:`~segbatch.errors.Damaged`, or ``OSError`` if storage fails.
+    """
+    uri = storage.join(folder, name)
     if storage.is_local(uri):
         source, path = arrow_fs.LocalFileSystem(), str(storage.local_path(uri))
     else:
         handler = arrow_fs.FSSpecHandler(remote_filesystem(storage.scheme_of(uri)))
         source, path = arrow_fs.PyFileSystem(handler), uri
-    with pq.ParquetFile(path, filesystem=source, page_checksum_verification=True) as parquet:
-        for group in range(parquet.num_row_groups):
-            ids = parquet.metadata.row_group(group).column(0).statistics  # of image_id
-            if ids.min <= image_id <= ids.max:
-                rows = parquet.read_row_group(group, columns=["image_id", column])
-                found: list[dict[str, Any]] = rows.filter(
-                    pc.field("image_id") == image_id
-                ).to_pylist()
-                if found:
-                    return found[0]
+    try:
+        with pq.ParquetFile(path, filesystem=source, page_checksum_verification=True) as parquet:
+            for group in range(parquet.num_row_groups):
+                ids = parquet.metadata.row_group(group).column(0).statistics  # of image_id
+                if ids.min <= image_id <= ids.max:
+                    rows = parquet.read_row_group(group, columns=["image_id", column])
+                    found: list[dict[str, Any]] = rows.filter(
+                        pc.field("image_id") == image_id
+                    ).to_pylist()
+                    if found:
+                        return found[0]
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        raise blamed(folder, name, error) from error
     return None

@@ -47,7 +47,13 @@ def read_columns(folder: str, name: str, columns: Sequence[str]) -> pa.Table:
             path, columns=list(columns), filesystem=filesystem, page_checksum_verification=True
         )
     except (pa.ArrowException, OSError) as error:
-        log = Log.read(folder, {})
-        if log is not None and read_whole(uri, log.sha256.get(name, "")) is None:
-            raise Damaged(uri, "it is not what was committed") from error
-        raise OSError(f"{uri}: cannot be read: {storage.one_line(error)}") from error
+        raise blamed(folder, name, error) from error
+
+
+def blamed(folder: str, name: str, error: Exception) -> Damaged | OSError:
+    """What to raise for a committed file that could not be read: whether it is the file's fault."""
+    uri = storage.join(folder, name)
+    log = Log.read(folder, {})
+    if log is not None and read_whole(uri, log.sha256.get(name, "")) is None:
+        return Damaged(uri, "it is not what was committed")
+    return OSError(f"{uri}: cannot be read: {storage.one_line(error)}")

@@ -187,13 +187,11 @@ class Run:
         """The label map of one image, ``(mask_height, mask_width)`` uint8 class ids.
 
         ``None`` where the image failed or no masks are stored. Raises
-        :class:`~segbatch.errors.RunError` for an id that has no row.
+        :class:`~segbatch.errors.RunError` for an id that has no row, and for a damaged mask.
         """
-        from segbatch.masks import decode_mask
-        from segbatch.results.lookup import mask_png
+        from segbatch.results.lookup import label_map
 
-        png = mask_png(self, image_id)
-        return None if png is None else decode_mask(png)
+        return label_map(self, image_id)
 
     def audit(self, *, deep: bool = False) -> Audit:
         """Count the rows against the manifest; ``deep`` compares every file's SHA-256 too."""
@@ -209,14 +207,22 @@ class Run:
 
         return diff(self, other)
 
-    def report(self, path: str, *, by: str | None = None, against: Run | None = None) -> int:
+    def report(
+        self,
+        path: str,
+        *,
+        by: str | None = None,
+        against: Run | None = None,
+        prices: str | None = None,
+    ) -> int:
         """Write one page to look at, to any URI: distributions, failures, images; its bytes.
 
-        ``by`` is a column of the user's to group by, ``against`` a run over the same images.
+        ``by`` is a column of the user's to group by, ``against`` a run over the same images,
+        ``prices`` a table of prices other than ours.
         """
         from segbatch.review.report import report
 
-        return report(self, path, by=by, against=against)
+        return report(self, path, by=by, against=against, prices=prices)
 
     def export(
         self, folder: str, to: str, *, where: str | None = None, limit: int | None = None

@@ -4,30 +4,30 @@
     SQL        masks,   one image   files     lists and documents,
                photos   a thread              once all images are there
 
+What ends before that is gone on with: a claim in the folder says what is exported, files are
+written whole or not at all, and an image whose last file is there is left as it is.
+
 Nothing here grows with the number of images but a table of their names, which DuckDB keeps on disk
 where it gets large, and what the images share, which is collected in files.
 """
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from time import monotonic
-from typing import Any, Literal, TextIO
+from typing import Literal
 
 import duckdb
 import numpy as np
 
 from segbatch import storage
-from segbatch.errors import CredentialsRefused, InputError, RunError, SourceError
-from segbatch.images.sources import shown
+from segbatch.errors import CredentialsRefused, Damaged, InputError, RunError, SourceError
 from segbatch.job import Limits
 from segbatch.progress import Bar
 from segbatch.results.answer import write
@@ -37,9 +37,10 @@ from segbatch.results.query import unreadable
 from segbatch.results.run import Run
 from segbatch.results.schema import OK
 from segbatch.results.table import kind_of
+from segbatch.review.claim import Claim
 from segbatch.review.formats.coco import COCO
 from segbatch.review.formats.fiftyone import FIFTYONE
-from segbatch.review.formats.format import Format, Part, Photos, Product, Segmented
+from segbatch.review.formats.format import Format, Photos, Segmented, no_entries
 from segbatch.review.formats.labelme import LABELME
 from segbatch.review.formats.masks import MASKS
 from segbatch.review.formats.overlays import OVERLAYS
@@ -47,6 +48,8 @@ from segbatch.review.formats.voc import VOC
 from segbatch.review.names import common_folder, safe_name
 from segbatch.review.photograph import Photograph, read_photograph
 from segbatch.review.picture import label_map_at, limits_of
+from segbatch.review.sharedfiles import SharedFiles
+from segbatch.uris import shown
 
 FORMATS: Mapping[str, Format] = {
     "png": MASKS,
@@ -75,12 +78,13 @@ FROM (SELECT *, safe_name(uri) AS name FROM chosen)"""
 
 @dataclass
 class Exported:
-    """How many images were chosen, written, and left out, and ``unread``: the first photographs
-    that could not be read, with why.
+    """How many images were chosen, are ``written``, some of them ``before``, and were left out, and
+    ``unread``: the first whose photograph or mask could not be used, with why.
     """
 
     chosen: int = 0
     written: int = 0
+    before: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
     unread: list[str] = field(default_factory=list)
 
@@ -91,14 +95,17 @@ class Exported:
 
     def line(self, folder: str) -> str:
         """All of it on one line."""
+        before = [f"{self.before:,} of them were there"] if self.before else []
         left_out = (f"{number:,} left out: {why}" for why, number in self.left_out.items())
-        return "; ".join([f"{self.written:,} of {self.chosen:,} images in {folder}", *left_out])
+        written = f"{self.written:,} of {self.chosen:,} images in {folder}"
+        return "; ".join([written, *before, *left_out])
 
 
 def export(
     run: Run, folder: str, to: str, *, where: str | None = None, limit: int | None = None
 ) -> Exported:
-    """Write the images of ``run`` into ``folder``, any URI, that is empty or not there.
+    """Write the images of ``run`` into ``folder``, any URI, that is empty or not there, or in which
+    the same export has begun and did not end: then what is missing is written.
 
     ``to`` is one of :data:`FORMATS`, or one of :data:`TABLES` for the view ``wide`` as one file
     ``wide.csv`` or ``wide.parquet``. ``where`` is an SQL condition over the view ``images``; of the
@@ -110,26 +117,23 @@ def export(
     """
     if to not in FORMATS and to not in TABLES:
         raise InputError(f"--to {to}: one of {', '.join((*FORMATS, *TABLES))}")
-    _refuse_full(folder)
+    table = run.table("rows")
+    claim = Claim(run.uri, to, where, limit, table.version if table else None)
+    is_begun = claim.is_begun(folder)
     condition = f" WHERE (\n{where}\n)" if where is not None else ""
     rest = f"{condition} ORDER BY image_id" + (f" LIMIT {limit}" if limit is not None else "")
     if to in TABLES:
         return _export_table(run, folder, TABLES[to], rest)
     chosen = run.sql(f"SELECT image_id, uri, status, width, height FROM images{rest}")
     try:
-        return _export_images(run, folder, FORMATS[to], chosen)
+        exported = _export_images(run, folder, FORMATS[to], chosen, claim, is_begun=is_begun)
     except duckdb.Error as error:
         raise unreadable(error) from error
     except PermissionError as error:
         raise InputError(f"may not be used: {storage.one_line(error)}") from error
-
-
-def _refuse_full(folder: str) -> None:
-    with storage.reading_input(folder, InputError, "no such bucket"):
-        is_file = storage.is_local(folder) and storage.local_path(folder).is_file()
-        is_full = is_file or next(iter(storage.list_files(folder)), None) is not None
-    if is_full:
-        raise InputError(f"{folder}: there are files already: name a folder that is empty")
+    if not exported.unanswered:
+        claim.give_up(folder)
+    return exported
 
 
 def _export_table(run: Run, folder: str, to: Table, rest: str) -> Exported:
@@ -149,24 +153,34 @@ def _export_table(run: Run, folder: str, to: Table, rest: str) -> Exported:
 
 
 def _export_images(
-    run: Run, folder: str, format: Format, chosen: duckdb.DuckDBPyRelation
+    run: Run,
+    folder: str,
+    format: Format,
+    chosen: duckdb.DuckDBPyRelation,
+    claim: Claim,
+    *,
+    is_begun: bool,
 ) -> Exported:
     con = open_database()
     con.execute(f"SET memory_limit = '{MEMORY}'")
     exported = _name_images(con, run, chosen)
-    shared = format.shared(run.classes, run.uri)
-    convert = partial(_convert, run=run, folder=folder, format=format, limits=limits_of(run))
+    if not is_begun:
+        claim.stake(folder)
+    convert = partial(
+        _convert, run=run, folder=folder, format=format, limits=limits_of(run), is_begun=is_begun
+    )
     done, started = 0, monotonic()
-    with _Parts(shared) as parts, Bar("export", exported.chosen) as bar:
+    shared = format.shared(run.classes, run.uri)
+    with SharedFiles(shared) as parts, Bar("export", exported.chosen) as bar:
         for outcome in _in_threads(convert, _rows_with_masks(con, run)):
-            if isinstance(outcome, Product):
+            if isinstance(outcome, _Written):
                 exported.written += 1
+                exported.before += outcome.before
                 parts.add(outcome.entries)
             else:
-                why, uri = outcome
-                exported.left_out[why] += 1
-                if uri is not None and len(exported.unread) < 10:
-                    exported.unread.append(f"{shown(uri)}: {why}")
+                exported.left_out[outcome.why] += 1
+                if outcome.uri is not None and len(exported.unread) < 10:
+                    exported.unread.append(f"{shown(outcome.uri)}: {outcome.why}")
             done += 1
             pace = f"{done / (monotonic() - started):.1f}"
             if bar.move(done, f"{pace} images/s"):
@@ -201,13 +215,14 @@ def _name_images(
 Row = tuple[int, str, int, int, str]  # image_id, uri, width, height, name
 
 
-def _rows_with_masks(
-    con: duckdb.DuckDBPyConnection, run: Run
-) -> Iterator[tuple[Row, bytes | None]]:
+Mask = bytes | None | Damaged  # as it is stored, or why it cannot be read
+
+
+def _rows_with_masks(con: duckdb.DuckDBPyConnection, run: Run) -> Iterator[tuple[Row, Mask]]:
     """The images of ``named``, each with its mask, a file of ``rows/`` in memory at a time."""
     table = run.table("rows")
     files = [file for file in table.files() if kind_of(file["path"]) == OK] if table else []
-    num_found = 0
+    folder, num_found = storage.join(run.uri, "rows"), 0
     for file in sorted(files, key=lambda file: int(file["first_id"])):
         rows: list[Row] = con.execute(
             "SELECT image_id, uri, width, height, name FROM named"
@@ -216,7 +231,12 @@ def _rows_with_masks(
         ).fetchall()
         if not rows:
             continue
-        columns = read_columns(storage.join(run.uri, "rows"), file["path"], ["image_id", "mask"])
+        try:
+            columns = read_columns(folder, file["path"], ["image_id", "mask"])
+        except Damaged as error:
+            num_found += len(rows)
+            yield from ((row, error) for row in rows)
+            continue
         masks = dict(zip(columns["image_id"].to_pylist(), columns["mask"], strict=True))
         for row in rows:
             if row[0] in masks:  # and not in another file of the same range
@@ -229,11 +249,27 @@ def _rows_with_masks(
         )
 
 
-Outcome = Product | tuple[str, str | None]  # or why not, and the photograph at which it lay
+@dataclass(frozen=True)
+class _Written:
+    """The files of an image are there, or were ``before``; ``entries`` are for the shared ones."""
+
+    entries: Mapping[str, Sequence[str]]
+    before: bool
+
+
+@dataclass(frozen=True)
+class _LeftOut:
+    """An image without files; ``uri`` is its photograph's, if it lay at that."""
+
+    why: str
+    uri: str | None = None
+
+
+Outcome = _Written | _LeftOut
 
 
 def _in_threads(
-    convert: Callable[[Row, bytes | None], Outcome], rows: Iterator[tuple[Row, bytes | None]]
+    convert: Callable[[Row, Mask], Outcome], rows: Iterator[tuple[Row, Mask]]
 ) -> Iterator[Outcome]:
     with ThreadPoolExecutor(THREADS) as threads:
         ahead: deque[Future[Outcome]] = deque()
@@ -246,75 +282,60 @@ def _in_threads(
 
 
 def _convert(
-    row: Row, mask: bytes | None, *, run: Run, folder: str, format: Format, limits: Limits
+    row: Row,
+    mask: Mask,
+    *,
+    run: Run,
+    folder: str,
+    format: Format,
+    limits: Limits,
+    is_begun: bool,
 ) -> Outcome:
-    """Write the files of one image; the entries that it adds to those that all share."""
+    """Write the files of one image that are not there; what it adds to those that all share."""
     image_id, uri, width, height, name = row
     if mask is None:
-        return "no mask is stored", None
+        return _LeftOut("no mask is stored")
+    if isinstance(mask, Damaged):
+        return _LeftOut(f"damaged mask: {mask}", uri)
+    extension = _extension_of_written(folder, format, name) if is_begun else None
+    is_there = extension is not None
+    if is_there and format.entries is no_entries:
+        return _Written({}, before=True)
     photo, label_map = None, np.empty((0, 0), np.uint8)
     if format.photos is not Photos.NONE:
-        read = read_photograph(uri, limits, jpeg=format.photos is Photos.JPEG_FILES)
-        if isinstance(read, storage.Unreadable) and read.kind == "credentials":
-            raise CredentialsRefused(f"{shown(uri)}: {read.message}")
-        if not isinstance(read, Photograph):
-            return f"photograph {read.kind}", uri
-        if read.pixels.shape[:2] != (height, width):
-            return "photograph is of another size than when it was segmented", uri
-        photo = read
+        if not is_there:
+            seen = _photograph(row, format, limits)
+            if isinstance(seen, _LeftOut):
+                return seen
+            photo, extension = seen, seen.extension
         try:
             label_map = label_map_at(mask, (width, height))
         except SourceError as error:
-            raise RunError(f"{run.uri}: image_id {image_id}: {error}; audit the run") from error
-    image = Segmented(run.uri, image_id, uri, name, run.classes, mask, photo, label_map)
-    product = format.convert(image)
-    for path, data in product.files.items():
-        storage.write_bytes(storage.join(folder, path), data)
-    return Product({}, product.entries)
+            return _LeftOut(f"damaged mask: {error}; audit the run", uri)
+    image = Segmented(
+        run.uri, image_id, uri, name, run.classes, mask, photo, extension or "", label_map
+    )
+    for path, data in {} if is_there else format.files(image).items():
+        where = storage.join(folder, path)
+        if not (is_begun and storage.exists(where)):
+            storage.write_bytes(where, data)
+    return _Written(format.entries(image), is_there)
 
 
-# --------------------------------------------------------------------------------- shared files
+def _extension_of_written(folder: str, format: Format, name: str) -> str | None:
+    """Of the photograph of an image whose files are there; ``None`` where the last is not."""
+    paths = format.last_of(name).items()
+    return next((e for path, e in paths if storage.exists(storage.join(folder, path))), None)
 
 
-class _Parts:
-    """The entries of all images by part, each in a file of its own until they are put together."""
-
-    def __init__(self, shared: Mapping[str, Sequence[str | Part]]) -> None:
-        self._shared = shared
-        self._stack = ExitStack()
-        self._files: dict[str, TextIO] = {}
-
-    def __enter__(self) -> _Parts:
-        self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
-        self._between = {
-            piece.name: piece.between
-            for pieces in self._shared.values()
-            for piece in pieces
-            if isinstance(piece, Part)
-        }
-        for name in self._between:
-            file = (self._folder / f"part-{name}").open("w+", encoding="utf-8", newline="")
-            self._files[name] = self._stack.enter_context(file)
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._stack.close()
-
-    def add(self, entries: Mapping[str, Sequence[str]]) -> None:
-        for name, texts in entries.items():
-            file = self._files[name]
-            for text in texts:
-                file.write(f"{self._between[name]}{text}" if file.tell() else text)
-
-    def store(self, folder: str) -> None:
-        """Put the shared files together and write them."""
-        for number, (path, pieces) in enumerate(self._shared.items()):
-            whole = self._folder / f"whole-{number}"
-            with whole.open("w", encoding="utf-8", newline="") as file:
-                for piece in pieces:
-                    if isinstance(piece, Part):
-                        self._files[piece.name].seek(0)
-                        shutil.copyfileobj(self._files[piece.name], file)
-                    else:
-                        file.write(piece)
-            storage.upload(whole, storage.join(folder, path))
+def _photograph(row: Row, format: Format, limits: Limits) -> Photograph | _LeftOut:
+    """Raises :class:`~segbatch.errors.CredentialsRefused`."""
+    _, uri, width, height, _ = row
+    read = read_photograph(uri, limits, jpeg=format.photos is Photos.JPEG_FILES)
+    if isinstance(read, storage.Unreadable) and read.kind == "credentials":
+        raise CredentialsRefused(f"{shown(uri)}: {read.message}")
+    if not isinstance(read, Photograph):
+        return _LeftOut(f"photograph {read.kind}", uri)
+    if read.pixels.shape[:2] != (height, width):
+        return _LeftOut("photograph is of another size than when it was segmented", uri)
+    return read

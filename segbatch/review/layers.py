@@ -17,7 +17,7 @@ from xml.sax.saxutils import escape
 
 from PIL import Image
 
-from segbatch.errors import SegbatchError
+from segbatch.errors import SegbatchError, UnreadableMask
 from segbatch.job import Limits
 from segbatch.masks import encode_mask
 from segbatch.results.lookup import mask_png
@@ -92,6 +92,8 @@ class Album:
         try:
             png = mask_png(self._run, image_id)
             [seen] = read_pictures([uri], [png], LONG_SIDES[size], self.limits)
+        except UnreadableMask as error:
+            return _placeholder(f"damaged mask: {error.why}")
         except (SegbatchError, OSError, ValueError) as error:
             return _placeholder(str(error))
         if not isinstance(seen, Picture):

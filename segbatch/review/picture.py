@@ -12,6 +12,7 @@ from PIL import Image
 
 from segbatch import storage
 from segbatch.classes import IGNORE_INDEX
+from segbatch.errors import SourceError, UnreadableMask
 from segbatch.images.decode import decode_image
 from segbatch.images.diagnose import Undecodable
 from segbatch.images.fetch import read_images
@@ -33,7 +34,15 @@ class Picture:
     label_map: npt.NDArray[np.uint8]
 
 
-Unseen = storage.Unreadable | Undecodable  # each says its kind and a message
+@dataclass(frozen=True)
+class Unmasked:
+    """Why the mask of an image cannot be laid over it."""
+
+    message: str
+    kind: str = "damaged mask"
+
+
+Unseen = storage.Unreadable | Undecodable | Unmasked  # each says its kind and a message
 
 
 def read_pictures(
@@ -41,8 +50,7 @@ def read_pictures(
 ) -> list[Picture | Unseen]:
     """The images at ``uris``, downscaled to ``long_side``, with their masks as they are stored.
 
-    A mask of another size is brought to the photograph's by nearest neighbour. Raises
-    :class:`~segbatch.errors.SourceError` for a mask that is none.
+    A mask of another size is brought to the photograph's by nearest neighbour.
     """
     contents = read_images(uris, limits.of_reading())
 
@@ -52,7 +60,10 @@ def read_pictures(
         image = decode_image(content, max_pixels=limits.max_pixels, long_side=long_side)
         if isinstance(image, Undecodable):
             return image
-        return Picture(image.pixels, label_map_at(png, image.pixels.shape[1::-1]))
+        try:
+            return Picture(image.pixels, label_map_at(png, image.pixels.shape[1::-1]))
+        except SourceError as error:
+            return Unmasked(str(error))
 
     with ThreadPoolExecutor(THREADS) as pool:
         return list(pool.map(picture, contents, masks))
@@ -66,9 +77,21 @@ def look_up(
     Raises :class:`~segbatch.errors.RunError` for an id that has no row, ``OSError`` if the run's
     storage fails.
     """
+
+    def mask(image: tuple[int, str]) -> bytes | Unmasked | None:
+        try:
+            return mask_png(run, image[0])
+        except UnreadableMask as error:
+            return Unmasked(error.why)
+
     with ThreadPoolExecutor(THREADS) as pool:
-        masks = list(pool.map(lambda image: mask_png(run, image[0]), images))
-    return read_pictures([uri for _, uri in images], masks, long_side, limits_of(run))
+        masks = list(pool.map(mask, images))
+    pngs = [None if isinstance(mask, Unmasked) else mask for mask in masks]
+    pictures = read_pictures([uri for _, uri in images], pngs, long_side, limits_of(run))
+    return [
+        mask if isinstance(mask, Unmasked) else picture
+        for mask, picture in zip(masks, pictures, strict=True)
+    ]
 
 
 def limits_of(run: Run) -> Limits:
@@ -77,7 +100,10 @@ def limits_of(run: Run) -> Limits:
 
 
 def label_map_at(png: bytes | None, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    """The label map of a stored mask, at ``size`` (width, height)."""
+    """The label map of a stored mask, at ``size`` (width, height).
+
+    Raises :class:`~segbatch.errors.SourceError` for a mask that is none.
+    """
     if png is None:
         return np.full(size[::-1], IGNORE_INDEX, np.uint8)
     ids = Image.fromarray(decode_mask(png))

@@ -17,11 +17,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from segbatch import storage
 from segbatch.classes import SegClass
-from segbatch.errors import InputError
+from segbatch.cluster.prices import Prices, read_prices
+from segbatch.errors import Damaged, InputError, UnreadableMask
 from segbatch.results.database import quoted_name
 from segbatch.results.query import unreadable
 from segbatch.results.run import Run
 from segbatch.results.schema import FAILED, OK, RESERVED_COLUMNS
+from segbatch.review import cost
 from segbatch.review.comparison import Comparison, compare
 from segbatch.review.distribution import Ask, Distribution, measure
 from segbatch.review.gallery import MAX_CLASSES, Pictures, Section, choose, draw
@@ -60,23 +62,35 @@ class Groups:
     num_more_images: int
 
 
-def report(run: Run, path: str, *, by: str | None = None, against: Run | None = None) -> int:
+def report(
+    run: Run,
+    path: str,
+    *,
+    by: str | None = None,
+    against: Run | None = None,
+    prices: str | None = None,
+) -> int:
     """Write the page of a run, finished or not, to ``path``, any URI; its size in bytes.
 
     ``by`` is a column of the user's, ``against`` a run over the same images, whose masks are all
-    compared. Images that cannot be fetched any more are named in the page. Raises
-    :class:`~segbatch.errors.InputError` for a column that is not there, what
-    :meth:`Run.diff <segbatch.results.run.Run.diff>` raises, and ``OSError`` if storage fails.
+    compared, ``prices`` a table, any URI, that the cost is reckoned by. Images that cannot be
+    fetched any more, and damaged masks, are named in the page.
+
+    Raises :class:`~segbatch.errors.InputError` for a column that is not there, what
+    :meth:`Run.diff <segbatch.results.run.Run.diff>` raises but for damage, and ``OSError`` if
+    storage fails.
     """
+    table = read_prices(prices)
     try:
-        page = _page(run, by, against).encode()
+        page = _page(run, by, against, table).encode()
     except duckdb.Error as error:
         raise unreadable(error) from error
-    storage.write_bytes(path, page)
+    with storage.writing_output():
+        storage.write_bytes(path, page)
     return len(page)
 
 
-def _page(run: Run, by: str | None, against: Run | None) -> str:
+def _page(run: Run, by: str | None, against: Run | None, prices: Prices) -> str:
     images = run.sql("SELECT * FROM images")
     nested = {
         name: [field for field, _ in kind.children]
@@ -96,11 +110,16 @@ def _page(run: Run, by: str | None, against: Run | None) -> str:
     means = {facts.seg_class: facts.mean for facts in classes}
     certain = "uncertainty" in images.columns
     gallery = list(choose(ask, run, means, by_uncertainty=certain)) if num_ok else []
-    comparison = None if against is None else compare(against, run)
+    comparison, not_compared = None, None
+    if against is not None:
+        try:
+            comparison = compare(against, run)
+        except (Damaged, UnreadableMask) as error:
+            not_compared = str(error)
     after, before = _pictures(run, gallery, comparison)
     return _template().render(
         run=run,
-        overview=_overview(run),
+        overview=_overview(run, prices),
         total=run.info["manifest"]["rows"],
         num_ok=num_ok,
         num_failed=num_failed,
@@ -116,7 +135,9 @@ def _page(run: Run, by: str | None, against: Run | None) -> str:
         else _groups(ask, column, classes, nested.get("formulas", [])),
         gallery=gallery,
         without_extremes=[facts.seg_class.name for facts in classes[MAX_CLASSES:] if facts.mean],
+        against=against,
         comparison=comparison,
+        not_compared=not_compared,
         pictures=after,
         pictures_before=before,
         now=datetime.now(UTC),
@@ -168,7 +189,7 @@ def _color(seg_class: SegClass) -> str:
 # --------------------------------------------------------------------------------------- facts
 
 
-def _overview(run: Run) -> dict[str, str]:
+def _overview(run: Run, prices: Prices) -> dict[str, str]:
     """What was run, from ``run.json``; what is not known is left out."""
     info, starts = run.info, run.info.get("starts", [])
     model = info["model"]
@@ -182,7 +203,7 @@ def _overview(run: Run) -> dict[str, str]:
         "started": _time(info["created"]),
         "ended": _time(info["finished"]) if "finished" in info else "",
         "took": f"{_duration(seconds)}, {pace:,.3g} images per second" if pace else "",
-        "workers": "; ".join(dict.fromkeys(s["workers"] for s in starts if "workers" in s)),
+        **cost.facts(starts, prices),
         "why it ended early": info.get("reason") or "",
     }
     return {name: value for name, value in facts.items() if value}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from itertools import islice
 from typing import Any
@@ -21,13 +21,13 @@ import numpy.typing as npt
 
 from segbatch import storage
 from segbatch.classes import IGNORE_INDEX
-from segbatch.errors import InputError
+from segbatch.errors import InputError, SourceError, UnreadableMask
 from segbatch.images.decode import decode_image
 from segbatch.images.diagnose import Undecodable
 from segbatch.images.fetch import read_images
 from segbatch.job import Limits
 from segbatch.progress import Bar
-from segbatch.results.lookup import mask_png
+from segbatch.results.lookup import mask_png, unreadable_mask
 from segbatch.results.run import Run
 from segbatch.review.candidates import Candidate, find_candidates
 from segbatch.review.diversity import describe, spread
@@ -55,6 +55,7 @@ FINE = 500
 LABELLED = "is labelled already"
 SUGGESTED = "was suggested before"
 GONE = "cannot be read now: {}"
+DAMAGED = "its mask in the run is damaged: audit the run"
 CHANGED = "is of another size than when the run saw it"
 
 
@@ -79,6 +80,7 @@ class Suggestions:
     left_out: Counter[str] = field(default_factory=Counter)
 
     def facts(self) -> dict[str, Any]:
+        """Where, and how many."""
         return {
             "folder": self.folder,
             "run": self.run,
@@ -87,6 +89,10 @@ class Suggestions:
             "suggested_before": self.earlier,
             "left_out": dict(self.left_out.most_common()),
         }
+
+    def to_json(self) -> dict[str, Any]:
+        """The same, and each image as its line of the list has it."""
+        return {**self.facts(), "images": [asdict(entry) for entry in self.images]}
 
 
 def suggest(
@@ -98,12 +104,12 @@ def suggest(
     against: Run | None = None,
     images: Collection[str] | None = None,
     labelled: Labelled = Labelled(),
-    format: str = "labelme",
+    to: str = "labelme",
 ) -> Suggestions:
     """Copy up to ``count`` images into ``folder``, any URI, with their masks as polygons.
 
     ``by``: a key of :data:`~segbatch.review.candidates.RANKINGS`. ``against``: the other run, of
-    ``disagreement``. ``images``: URIs among which is chosen. ``labelled``: what is not. ``format``:
+    ``disagreement``. ``images``: URIs among which is chosen. ``labelled``: what is not. ``to``:
     a key of :data:`~segbatch.review.labelling.FORMATS`. What was suggested into ``folder`` before
     is not suggested again.
 
@@ -111,8 +117,8 @@ def suggest(
     :class:`~segbatch.errors.InputError` where the run or the folder cannot be used so, and
     ``OSError`` if storage fails.
     """
-    if format not in FORMATS:
-        raise InputError(f"--format {format}: must be one of {', '.join(FORMATS)}")
+    if to not in FORMATS:
+        raise InputError(f"--to {to}: must be one of {', '.join(FORMATS)}")
     folder = storage.normalize(folder)
     earlier = read_list(folder)
     without = {row["uri"]: SUGGESTED for row in earlier} | dict.fromkeys(labelled.uris, LABELLED)
@@ -130,7 +136,7 @@ def suggest(
     while batch := list(islice(wanted, min(AT_ONCE, count - len(copies)))):
         copies += _copy(run, folder, batch, known, left_out)
     if copies:
-        FORMATS[format](folder, copies, run.classes, len(earlier))
+        FORMATS[to](folder, copies, run.classes, len(earlier))
         write_list(folder, earlier, copies)
     entries = [copy.entry for copy in copies]
     return Suggestions(folder, run.uri, entries, len(earlier), left_out)
@@ -183,6 +189,11 @@ def _copy(
         if candidate.size not in (None, size):
             left_out[CHANGED] += 1
             continue
+        try:
+            shapes = _shapes(run, candidate.image_id, size)
+        except UnreadableMask:
+            left_out[DAMAGED] += 1
+            continue
         known[digest] = SUGGESTED
         name = file_name(candidate.uri)
         write_new(folder, name, content)
@@ -197,12 +208,15 @@ def _copy(
             model=run.info["model"]["uri"],
             sha256=digest,
         )
-        yield Copy(entry, size, _shapes(run, candidate.image_id, size))
+        yield Copy(entry, size, shapes)
 
 
 def _shapes(run: Run, image_id: int, size: tuple[int, int]) -> list[Polygon]:
     """What the model saw in an image; nothing where there is no mask."""
-    label_map = label_map_at(mask_png(run, image_id), size)
+    try:
+        label_map = label_map_at(mask_png(run, image_id), size)
+    except SourceError as error:
+        raise unreadable_mask(run, image_id, error) from error
     larger = without_specks(label_map, label_map.size // SPECK)
     found = polygons(larger, max(TOLERANCE, max(size) / FINE))
     return [polygon for polygon in found if polygon.class_id != IGNORE_INDEX]

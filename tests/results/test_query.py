@@ -13,7 +13,7 @@ import s3fs
 from rich.console import Console
 
 from segbatch import storage
-from segbatch.errors import Incomplete, InputError, RunError
+from segbatch.errors import Incomplete, InputError, RunError, UnreadableMask
 from segbatch.results.answer import _print_table, write
 from segbatch.results.lookup import mask_png
 from segbatch.results.query import sql
@@ -21,7 +21,7 @@ from segbatch.results.run import Run, open_run
 from segbatch.results.schema import rows_schema
 from segbatch.results.table import DataFile, Table, file_name
 from tests.conftest import S3
-from tests.written_run import label_map, write_run
+from tests.written_run import damage_mask, label_map, write_run
 
 
 @pytest.fixture(scope="module")
@@ -589,6 +589,30 @@ def test_a_mask_is_found_though_stats_were_written_again(
     fresh.commit([again], remove=fresh.files())
     monkeypatch.setattr(run, "table", {"stats": old}.get)  # as it was looked at a moment ago
     assert mask_png(run, 3) == mask_png(open_run(run.uri), 3)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_damaged_mask_is_told_with_its_image(tmp_path: Path, finished: bool) -> None:
+    run = write_run(str(tmp_path / "run"), finished=finished)
+    damage_mask(run, 10)
+    assert run.mask(9) is not None
+    with pytest.raises(
+        UnreadableMask,
+        match=rf"run: image_id 10 \(s3://photos/0010.jpg\): {run.uri}/rows/\S+: is damaged: ",
+    ):
+        run.mask(10)
+
+
+def test_a_mask_that_is_none_is_told_with_its_image(tmp_path: Path) -> None:
+    run = write_run(str(tmp_path / "run"))
+    for path in Path(run.uri, "rows").glob("*-ok-*.parquet"):
+        rows = pq.read_table(path)
+        index = rows.schema.get_field_index("mask")
+        pq.write_table(rows.set_column(index, "mask", [[b"GIF89a"] * len(rows)]), path)
+    with pytest.raises(
+        UnreadableMask, match=r"image_id 7 \(s3://photos/0007.jpg\): .* audit the run$"
+    ):
+        run.mask(7)
 
 
 # -------------------------------------------------------------------------------------- imports

@@ -23,8 +23,9 @@ from segbatch.results.run import Run
 from segbatch.review.browse import Site
 from segbatch.review.grid import PAGE_IMAGES, Grid, Wanted
 from tests.conftest import S3
+from tests.films import film
 from tests.review.conftest import Visitor
-from tests.written_run import NAMES, label_map, write_run
+from tests.written_run import NAMES, damage_mask, label_map, with_uris, write_run
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -171,6 +172,26 @@ def test_an_image_that_is_gone_has_its_reason_as_a_picture(url: str) -> None:
     assert b"not_found" in photo
     assert get(f"{url}pictures/small/{GONE}/mask")[:2] == (204, b"")
     assert get(f"{url}originals/{GONE}")[0] == 404
+
+
+def test_a_damaged_mask_is_told_on_its_tile_and_others_are_shown(run: Run, tmp_path: Path) -> None:
+    damaged = write_run(str(tmp_path / "may"), photos="s3://to-browse")
+    damage_mask(damaged, 10)
+    with served(damaged) as url:
+        tile = get(f"{url}pictures/small/10/photo")
+        assert tile[2]["Content-Type"] == "image/svg+xml"
+        assert b"damaged mask" in tile[1]
+        assert get(f"{url}pictures/small/9/photo")[2]["Content-Type"] == "image/jpeg"
+
+
+def test_a_frame_of_a_video_is_downloaded_as_a_picture(tmp_path: Path) -> None:
+    film(tmp_path / "street.mp4", size=(40, 60))
+    run = write_run(str(tmp_path / "film"), num_ok=4, failed=(), finished=False)
+    with_uris(run, lambda n: f"{tmp_path}/street.mp4#t={0.04 * n:.3f}")
+    with served(run) as url:
+        status, content, headers = get(f"{url}originals/2")
+    assert (status, Image.open(io.BytesIO(content)).size) == (200, (60, 40))
+    assert headers["Content-Disposition"].endswith("street.mp4%23t%3D0.080.png")
 
 
 def test_all_that_is_known_of_an_image_is_told(url: str) -> None:

@@ -5,7 +5,9 @@ import json
 import re
 import shlex
 import shutil
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from PIL import ExifTags, Image
 from pycocotools import coco as pycoco
 from typer.testing import CliRunner
 
-from segbatch import storage
+from segbatch import clients, storage
 from segbatch.classes import IGNORE_INDEX, Classes, read_classes
 from segbatch.cli import app
 from segbatch.errors import InputError
@@ -25,10 +27,12 @@ from segbatch.labels.coco import COCO
 from segbatch.labels.labelme import LABELME
 from segbatch.labels.voc import VOC
 from segbatch.results.run import Run
+from segbatch.review import claim
 from segbatch.review.export import FORMATS
 from segbatch.review.formats.voc import apart
 from tests.conftest import ROOT, S3
-from tests.written_run import NAMES, label_map, write_run
+from tests.films import film
+from tests.written_run import NAMES, damage_mask, label_map, with_uris, write_run
 
 SIZE = (60, 40)  # of the photographs; masks are half of it
 TURNED, AS_PNG, AS_TIFF, OTHER_SIZE, GONE = 1, 2, 3, 6, 7
@@ -233,15 +237,6 @@ def test_a_run_without_masks_and_one_that_is_not_finished_say_what_there_is(
     assert run.export(str(tmp_path / "b"), "png", limit=3).written == 3
 
 
-def with_uris(run: Run, uri_of: Callable[[int], str]) -> Run:
-    """The same run, of images that are elsewhere."""
-    for path in Path(run.uri, "rows").glob("*.parquet"):
-        rows = pq.read_table(path)
-        uris = [uri_of(image_id) for image_id in rows["image_id"].to_pylist()]
-        pq.write_table(rows.set_column(1, "uri", [uris]), path)
-    return run
-
-
 def test_images_of_one_name_get_names_of_their_own_that_are_safe_everywhere(tmp_path: Path) -> None:
     uris = [
         "s3://b/zurich/IMG 1.jpg",
@@ -266,6 +261,118 @@ def test_images_of_one_name_get_names_of_their_own_that_are_safe_everywhere(tmp_
         60 * "長" + ".png",
         "image.png",
     }
+
+
+def test_damaged_masks_are_named_and_all_others_exported(s3: S3, tmp_path: Path) -> None:
+    run = write_run(str(tmp_path / "run"), num_ok=6, failed=(), photos="s3://to-export")
+    damage_mask(run, 4)
+    result = CliRunner().invoke(app, ["export", run.uri, str(tmp_path / "a"), "--to", "png"])
+    assert result.exit_code == 1
+    assert "s3://to-export/0004.jpg: damaged mask: " in result.stderr
+    assert {p.stem for p in (tmp_path / "a").glob("*.png")} == {"0000", "0001", "0002"}
+
+
+def test_frames_of_videos_are_exported_as_pictures(tmp_path: Path) -> None:
+    film(tmp_path / "street.mp4", size=(40, 60))
+    run = write_run(str(tmp_path / "run"), num_ok=4, failed=(), finished=False)
+    with_uris(run, lambda n: f"{tmp_path}/street.mp4#t={0.04 * n:.3f}")
+    assert run.export(str(tmp_path / "out"), "labelme").written == 4
+    with Image.open(tmp_path / "out/street.mp4_t_0.080.png") as picture:
+        assert picture.size == SIZE
+    document = json.loads((tmp_path / "out/street.mp4_t_0.080.json").read_text())
+    assert document["imagePath"] == "street.mp4_t_0.080.png"
+    assert document["segbatch"]["uri"] == f"{tmp_path}/street.mp4#t=0.080"
+    assert {shape["label"] for shape in document["shapes"]} == {"background", "wall", "window"}
+
+
+# ------------------------------------------------------------------ what does not come to its end
+
+
+@pytest.fixture
+def outage(s3: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
+    """Waits are short, and the storage is whole again afterwards."""
+    monkeypatch.setattr(clients, "BACKOFF_S", 0.01)
+    monkeypatch.setattr(clients, "MAX_BACKOFF_S", 0.02)
+    yield s3
+    s3.break_down()
+
+
+def files_in(folder: str) -> dict[str, bytes]:
+    folder = storage.normalize(folder)
+    uris = [file.uri for file in storage.list_files(folder)]
+    return {uri.removeprefix(folder): storage.read_bytes(uri) for uri in uris}
+
+
+def exported(run: Run, folder: str, *options: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["export", run.uri, folder, *options])
+    # `main` ends with the code of what is raised on purpose.
+    return getattr(result.exception, "exit_code", result.exit_code), result.stderr
+
+
+@pytest.mark.parametrize("to", ["coco", "voc", "labelme"])
+def test_an_export_goes_on_where_photographs_could_not_be_had(
+    run: Run, outage: S3, tmp_path: Path, to: str
+) -> None:
+    whole, folder = str(tmp_path / "whole"), outage.uri("outage")
+    options = ("--to", to, "--where", WHOLE)
+    assert exported(run, whole, *options)[0] == 0
+    outage.break_down({"method": "GET", "part": "/0004.jpg", "kind": "reset"})
+    code, said = exported(run, folder, *options)
+    assert code == 3
+    assert "s3://to-export/0004.jpg: photograph unavailable" in said
+    assert "5 of 6 images" in said
+    assert f"/{claim.NAME}" in files_in(folder)
+    outage.break_down()
+    code, said = exported(run, folder, *options)
+    assert (code, "6 of 6 images" in said, "5 of them were there" in said) == (0, True, True)
+    assert list(outage.requests("GET", "to-export")) == ["/to-export/0004.jpg"]
+    assert files_in(folder) == files_in(whole)
+
+
+def test_an_export_goes_on_where_its_folder_could_not_be_written(run: Run, outage: S3) -> None:
+    folder = outage.uri("outage")
+    outage.break_down({"method": "PUT", "part": "0003", "kind": "reset"})
+    with pytest.raises(OSError, match="0003"):
+        run.export(folder, "coco", where=WHOLE)
+    outage.break_down()
+    assert run.export(folder, "coco", where=WHOLE).written == 6
+    written = outage.requests("PUT", "/images/")
+    assert "0003.png" in " ".join(written)
+    assert len(written) < 6
+    document = json.loads(files_in(folder)["/annotations.json"])
+    assert [image["id"] for image in document["images"]] == list(range(6))
+
+
+def test_an_export_that_is_killed_goes_on(run: Run, outage: S3, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    outage.break_down({"method": "GET", "part": "/0005.jpg", "kind": "stall", "seconds": 60})
+    command = [sys.executable, "-m", "segbatch", "export", run.uri, str(folder), "--to", "fiftyone"]
+    command += ["--where", WHOLE]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        while len(list(folder.glob("labels/*.png"))) < 5:
+            assert process.poll() is None
+        process.kill()
+    (folder / "data/0002.png").write_bytes(b"mine")  # whatever is there, is not written over
+    outage.break_down()
+    again = run.export(str(folder), "fiftyone", where=WHOLE)
+    assert (again.written, again.before, again.unread) == (6, 5, [])
+    assert (folder / "data/0002.png").read_bytes() == b"mine"
+    assert (folder / "mask_targets.json").exists()
+    assert not (folder / claim.NAME).exists()
+
+
+def test_another_export_does_not_go_on_in_its_place(run: Run, outage: S3, tmp_path: Path) -> None:
+    outage.break_down({"method": "GET", "part": "/0004.jpg", "kind": "reset"})
+    folder = tmp_path / "out"
+    assert run.export(str(folder), "labelme", where=WHOLE).unanswered == 1
+    before = files_in(str(folder))
+    for to, where, limit in (("coco", WHOLE, None), ("labelme", None, None), ("labelme", WHOLE, 2)):
+        with pytest.raises(InputError, match="beginning of another export"):
+            run.export(str(folder), to, where=where, limit=limit)
+    assert files_in(str(folder)) == before
+    other = write_run(str(tmp_path / "other"), num_ok=8, photos="s3://to-export")
+    with pytest.raises(InputError, match="beginning of another export"):
+        other.export(str(folder), "labelme", where=WHOLE)
 
 
 def test_the_commands_of_the_page_run_as_they_stand(

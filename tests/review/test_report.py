@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from segbatch import storage
+from segbatch import clients, storage
 from segbatch.cli import main
-from segbatch.errors import InputError
+from segbatch.errors import Incomplete, InputError
 from segbatch.results.run import Run
 from segbatch.review import report
 from segbatch.review.distribution import NUM_BINS, measure
 from tests.conftest import S3
 from tests.review.conftest import Visitor
-from tests.written_run import NAMES, write_run
+from tests.written_run import NAMES, damage_mask, write_run
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -182,6 +182,27 @@ def test_an_image_that_is_gone_is_named_and_the_others_are_shown(
     assert all_loaded
 
 
+def test_a_damaged_mask_is_named_with_its_image_and_the_others_are_shown(
+    photos: S3, browser: Visitor, tmp_path: Path
+) -> None:
+    damaged = write_run(str(tmp_path / "run"))
+    damage_mask(damaged, 10)  # and 11, which is in the same part of the file
+    before = write_run(str(tmp_path / "before"))
+    url = report_of(damaged, tmp_path, against=before)
+
+    def look(page: "Page") -> tuple[list[str], str, int]:
+        cards = texts(page, ".card:has(.problem)")
+        return cards, page.inner_text("#comparison"), page.locator("button.picture").count()
+
+    cards, compared, num_pictures = browser.visit(url, look)
+    assert {uri for card in cards for uri in card.split() if uri.endswith(".jpg")} >= {
+        "s3://photos/0010.jpg", "s3://photos/0011.jpg",
+    }  # fmt: skip
+    assert all("damaged mask: " in card for card in cards if "0003.jpg" not in card)
+    assert "could not be compared" in compared
+    assert num_pictures > 3
+
+
 def test_on_paper_every_picture_is_there_in_all_three_kinds(browser: Visitor, page: str) -> None:
     def look(page: "Page") -> None:
         num = page.locator("button.picture").count()
@@ -264,6 +285,21 @@ def test_the_command_line_writes_one_small_file_anywhere(
     assert page.startswith(b"<!DOCTYPE html>")
     assert b"http://" not in page
     assert uri in capsys.readouterr().err
+
+
+def test_where_a_page_cannot_be_written_the_exit_code_says_whose_fault_it_is(
+    run: Run, photos: S3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clients, "BACKOFF_S", 0.01)
+    monkeypatch.setattr(clients, "MAX_BACKOFF_S", 0.02)
+    with pytest.raises(InputError, match="cannot write s3://no-such-bucket"):
+        run.report("s3://no-such-bucket/report.html")
+    where = photos.uri("pages") + "/report.html"
+    photos.break_down({"method": "PUT", "part": "report.html", "kind": "reset"})
+    with pytest.raises(Incomplete, match="do it again"):
+        run.report(where)
+    photos.break_down()
+    assert not storage.exists(where)
 
 
 def test_what_cannot_be_asked_is_said_before_anything_is_written(run: Run, tmp_path: Path) -> None:

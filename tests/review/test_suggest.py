@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from segbatch import import_labels, storage
 from segbatch.cli import main
@@ -23,7 +24,8 @@ from segbatch.review.labelling import file_name
 from segbatch.review.specks import without_specks
 from segbatch.review.suggest import Labelled, Suggestions, suggest
 from tests.conftest import S3
-from tests.written_run import label_map, write_run
+from tests.films import film
+from tests.written_run import damage_mask, label_map, with_uris, write_run
 
 NAMES = ["background", "wall", "window", "traffic light"]
 
@@ -110,6 +112,38 @@ def test_failed_images_are_taken_if_they_can_be_read_now(run: Run, tmp_path: Pat
     }
 
 
+def test_damaged_masks_are_left_out_and_counted(photos: S3, tmp_path: Path) -> None:
+    damaged = write_run(str(tmp_path / "run"), failed=())
+    damage_mask(damaged, 6)  # and those in the same part of the file, 7 to 9
+    suggestions = suggest(damaged, str(tmp_path / "to"), count=12, by="diverse")
+    assert not {6, 7, 8, 9} & set(ids(suggestions))
+    assert len(suggestions.images) == 8
+    assert suggestions.left_out == {"its mask in the run is damaged: audit the run": 4}
+    assert len(list((tmp_path / "to").glob("*.jpg"))) == 8
+
+
+def test_frames_of_videos_become_pictures_with_labels(tmp_path: Path) -> None:
+    film(tmp_path / "street.mp4", size=(40, 60))
+    run = write_run(str(tmp_path / "run"), num_ok=4, failed=(), finished=False)
+    with_uris(run, lambda n: f"{tmp_path}/street.mp4#t={0.04 * n:.3f}")
+    suggest(run, str(tmp_path / "to"), count=4)
+    [*pictures] = (tmp_path / "to").glob("*.png")
+    assert [Image.open(path).size for path in pictures] == 4 * [(60, 40)]
+    report = import_labels(str(tmp_path / "to"), str(tmp_path / "labels"), format="labelme")
+    assert report.added == 4
+    assert all("street.mp4#t=" in uri for uri in rows(tmp_path / "labels"))
+
+
+def test_two_images_of_one_stem_have_a_labelme_file_each(photos: S3, tmp_path: Path) -> None:
+    for version in ("v1", "v2"):
+        photos.put(f"s3://photos/front.{version}", photo(photos, int(version[1])))
+    run = write_run(str(tmp_path / "run"), num_ok=2, failed=(), finished=False)
+    with_uris(run, lambda n: f"s3://photos/front.v{n + 1}")
+    suggestions = suggest(run, str(tmp_path / "to"), count=2)
+    documents = map(json.loads, (path.read_text() for path in (tmp_path / "to").glob("*.json")))
+    assert {d["imagePath"] for d in documents} == {entry.file for entry in suggestions.images}
+
+
 def test_a_list_is_chosen_from_and_what_cannot_be_taken_is_told(run: Run, tmp_path: Path) -> None:
     among = [f"s3://photos/{name}.jpg" for name in ("0001", "0002", "0012", "9999")]
     suggestions = suggest(run, str(tmp_path), count=4, images=among)
@@ -150,7 +184,7 @@ def test_a_folder_gets_others_when_it_is_asked_again_and_keeps_what_was_correcte
     [
         ({"by": "luck"}, "--by luck: must be one of uncertainty, disagreement, failures, diverse"),
         ({"by": "disagreement"}, "--by disagreement and --against RUN_B go together"),
-        ({"format": "voc"}, "--format voc: must be one of labelme, coco"),
+        ({"to": "voc"}, "--to voc: must be one of labelme, coco"),
     ],
 )
 def test_what_cannot_be_done_is_refused(
@@ -175,7 +209,7 @@ def test_corrected_labels_go_back_under_the_images_own_uri(
     run: Run, s3: S3, tmp_path: Path, format: str
 ) -> None:
     folder, dataset = s3.uri("to-label"), tmp_path / "labels"
-    suggestions = suggest(run, folder, count=3, format=format)
+    suggestions = suggest(run, folder, count=3, to=format)
     uris = {entry.uri for entry in suggestions.images}
     import_labels(folder, str(dataset), format=format, classes=NAMES, split="val=0.5")
     before = rows(dataset)
@@ -186,7 +220,7 @@ def test_corrected_labels_go_back_under_the_images_own_uri(
         assert (drawn == seen).mean() > 0.9
 
     import_labels(folder, str(dataset), format=format, append=True, split="test=1.0")
-    suggest(run, folder, count=2, format=format)
+    suggest(run, folder, count=2, to=format)
     report = import_labels(folder, str(dataset), format=format, append=True, split="test=1.0")
     after = rows(dataset)
     assert (report.replaced, len(after)) == (3, 5)
@@ -217,6 +251,11 @@ def test_the_command_says_how_to_go_on_and_leaves_a_dataset_out(
         tmp_path / "b", "--exclude", tmp_path / "labels", "--images", tmp_path / "list.csv"
     )
     assert "is labelled already 1" in out
+    out, err = command(tmp_path / "c", "--count", 1, "--to", "coco", "--format", "json")
+    told = json.loads(out)
+    assert (told["folder"], told["suggested"], told["left_out"]) == (f"{tmp_path}/c", 1, {})
+    assert [{k: str(v) for k, v in told["images"][0].items()}] == listed(tmp_path / "c")
+    assert "--from coco --append" in err
 
 
 # ------------------------------------------------------------------------------------- its parts

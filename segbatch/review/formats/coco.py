@@ -20,21 +20,25 @@ import numpy.typing as npt
 from pycocotools import mask as coco_mask  # type: ignore[import-untyped]
 
 from segbatch.classes import Classes
-from segbatch.review.formats.format import Format, Part, Photos, Product, Segmented
+from segbatch.review.formats.format import Format, Part, Photos, Segmented
 
 IMAGES = Part("images", between=",\n")
 ANNOTATIONS = Part("annotations", between=",\n")
 IDS = 1_000_000  # of annotations that an image has for itself
 
 
-def convert(image: Segmented) -> Product:
-    """The photograph, and the entries of its image and its regions."""
+def files(image: Segmented) -> Mapping[str, bytes]:
+    """The photograph."""
     assert image.photo is not None
+    return {f"images/{image.photo_name}": image.photo.data}
+
+
+def entries(image: Segmented) -> Mapping[str, Sequence[str]]:
+    """Its image and its regions."""
     height, width = image.label_map.shape
-    file_name = f"images/{image.photo_name}"
     entry = {
         "id": image.image_id,
-        "file_name": file_name,
+        "file_name": f"images/{image.photo_name}",
         "width": width,
         "height": height,
         "uri": image.uri,
@@ -43,11 +47,10 @@ def convert(image: Segmented) -> Product:
         {"id": image.image_id * IDS + number, "image_id": image.image_id, **region}
         for number, region in enumerate(_regions(image.label_map), 1)
     ]
-    entries = {
+    return {
         IMAGES.name: [json.dumps(entry, ensure_ascii=False)],
         ANNOTATIONS.name: [json.dumps(annotation) for annotation in annotations],
     }
-    return Product({file_name: image.photo.data}, entries)
 
 
 def shared(classes: Classes, run: str) -> Mapping[str, Sequence[str | Part]]:
@@ -101,4 +104,4 @@ def _regions(label_map: npt.NDArray[np.uint8]) -> Iterator[dict[str, Any]]:
         }
 
 
-COCO = Format(Photos.FILES, convert, shared)
+COCO = Format(Photos.FILES, files, "images/{name}.{extension}", shared, entries)

@@ -17,19 +17,18 @@ import numpy as np
 from PIL import Image
 
 from segbatch.classes import Classes
-from segbatch.review.formats.format import Format, Part, Photos, Product, Segmented
+from segbatch.review.formats.format import Format, Part, Photos, Segmented
 
 
-def convert(image: Segmented) -> Product:
+def files(image: Segmented) -> Mapping[str, bytes]:
     """The photograph, and its mask in grey, at its size."""
     assert image.photo is not None
     mask = io.BytesIO()
     Image.fromarray(image.label_map + np.uint8(1)).save(mask, "PNG")  # 255, ignored, becomes 0
-    files = {
+    return {
         f"data/{image.photo_name}": image.photo.data,
         f"labels/{image.name}.png": mask.getvalue(),
     }
-    return Product(files)
 
 
 def shared(classes: Classes, run: str) -> Mapping[str, Sequence[str | Part]]:
@@ -44,4 +43,4 @@ def shared(classes: Classes, run: str) -> Mapping[str, Sequence[str | Part]]:
     return {"mask_targets.json": [json.dumps(document, ensure_ascii=False, indent=2), "\n"]}
 
 
-FIFTYONE = Format(Photos.FILES, convert, shared)
+FIFTYONE = Format(Photos.FILES, files, "labels/{name}.png", shared)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
@@ -26,7 +26,8 @@ class Photos(Enum):
 class Segmented:
     """One image. ``name`` is its path below the exported folder, unique and without an extension;
     ``mask`` its palette PNG as it is stored; ``label_map`` the same at the photograph's size,
-    ``(height, width)`` uint8, empty with :attr:`Photos.NONE`, as ``photo`` then is ``None``.
+    ``(height, width)`` uint8, empty with :attr:`Photos.NONE`. ``photo`` is ``None`` then, and where
+    the files of the image are there already; ``extension`` is that of its photograph.
     """
 
     run: str
@@ -36,23 +37,13 @@ class Segmented:
     classes: Classes
     mask: bytes
     photo: Photograph | None
+    extension: str
     label_map: npt.NDArray[np.uint8]
 
     @property
     def photo_name(self) -> str:
         """The file name of its photograph."""
-        assert self.photo is not None
-        return f"{self.name}.{self.photo.extension}"
-
-
-@dataclass(frozen=True)
-class Product:
-    """What one image gives: whole files by their paths, and entries of files that all images share,
-    by :class:`Part`.
-    """
-
-    files: Mapping[str, bytes]
-    entries: Mapping[str, Sequence[str]] = field(default_factory=dict)
+        return f"{self.name}.{self.extension}"
 
 
 @dataclass(frozen=True)
@@ -63,12 +54,25 @@ class Part:
     between: str = ""
 
 
+def no_entries(image: Segmented) -> Mapping[str, Sequence[str]]:
+    """Of a format whose images have nothing in a shared file."""
+    return {}
+
+
 @dataclass(frozen=True)
 class Format:
-    """``convert`` makes the product of an image; ``shared`` says what the files hold, by path, that
-    all of them share: texts and parts, of the classes and the URI of the run.
+    """``files`` gives the files of an image by their paths, in the order in which they are written;
+    ``last`` is the path of the last of them, of ``{name}`` and ``{extension}``. ``shared`` says
+    what the files hold, by path, that all images share: texts and parts, of the classes and the
+    URI of the run. ``entries`` is what an image adds to the parts, by their names.
     """
 
     photos: Photos
-    convert: Callable[[Segmented], Product]
+    files: Callable[[Segmented], Mapping[str, bytes]]
+    last: str
     shared: Callable[[Classes, str], Mapping[str, Sequence[str | Part]]]
+    entries: Callable[[Segmented], Mapping[str, Sequence[str]]] = no_entries
+
+    def last_of(self, name: str) -> Mapping[str, str]:
+        """Where the last file of an image may be, and the extension of its photograph then."""
+        return {self.last.format(name=name, extension=e): e for e in ("png", "jpg")}

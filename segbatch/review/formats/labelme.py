@@ -16,14 +16,14 @@ from typing import Any
 
 from segbatch.classes import IGNORE_INDEX, Classes
 from segbatch.provenance import KEY
-from segbatch.review.formats.format import Format, Part, Photos, Product, Segmented
+from segbatch.review.formats.format import Format, Part, Photos, Segmented
 from segbatch.review.polygons import Polygon, polygons
 
 VERSION = "5.5.0"
 IGNORE = "__ignore__"
 
 
-def convert(image: Segmented) -> Product:
+def files(image: Segmented) -> Mapping[str, bytes]:
     """The photograph, and its polygons."""
     assert image.photo is not None
     height, width = image.label_map.shape
@@ -34,7 +34,7 @@ def convert(image: Segmented) -> Product:
         image.classes,
         {"uri": image.uri, "run": image.run, "image_id": image.image_id},
     )
-    return Product({image.photo_name: image.photo.data, f"{image.name}.json": annotated})
+    return {image.photo_name: image.photo.data, f"{image.name}.json": annotated}
 
 
 def document(
@@ -78,4 +78,4 @@ def _label(classes: Classes, class_id: int) -> str:
     return IGNORE if class_id == IGNORE_INDEX else classes[class_id].name
 
 
-LABELME = Format(Photos.FILES, convert, shared)
+LABELME = Format(Photos.FILES, files, "{name}.json", shared)

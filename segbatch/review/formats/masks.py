@@ -6,12 +6,12 @@ import json
 from collections.abc import Mapping, Sequence
 
 from segbatch.classes import Classes
-from segbatch.review.formats.format import Format, Part, Photos, Product, Segmented
+from segbatch.review.formats.format import Format, Part, Photos, Segmented
 
 
-def convert(image: Segmented) -> Product:
+def files(image: Segmented) -> Mapping[str, bytes]:
     """The mask, byte for byte."""
-    return Product({f"{image.name}.png": image.mask})
+    return {f"{image.name}.png": image.mask}
 
 
 def shared(classes: Classes, run: str) -> Mapping[str, Sequence[str | Part]]:
@@ -19,4 +19,4 @@ def shared(classes: Classes, run: str) -> Mapping[str, Sequence[str | Part]]:
     return {"classes.json": [json.dumps({"classes": classes.to_json()}, indent=2), "\n"]}
 
 
-MASKS = Format(Photos.NONE, convert, shared)
+MASKS = Format(Photos.NONE, files, "{name}.png", shared)

@@ -8,20 +8,20 @@ import numpy as np
 
 from segbatch.classes import Classes
 from segbatch.masks import overlay, with_legend
-from segbatch.review.formats.format import Format, Part, Photos, Product, Segmented
+from segbatch.review.formats.format import Format, Part, Photos, Segmented
 from segbatch.review.photograph import encoded
 
 QUALITY = 90
 
 
-def convert(image: Segmented) -> Product:
+def files(image: Segmented) -> Mapping[str, bytes]:
     """The overlay, of the photograph's own size and a legend below."""
     assert image.photo is not None
     num_classes = len(image.classes)
     pixels = np.bincount(image.label_map.ravel(), minlength=num_classes)[:num_classes]
     picture = overlay(image.photo.pixels, image.label_map, image.classes)
     sheet = np.asarray(with_legend(picture, image.classes, pixels / image.label_map.size))
-    return Product({f"{image.name}.jpg": encoded(sheet, "jpg", QUALITY)})
+    return {f"{image.name}.jpg": encoded(sheet, "jpg", QUALITY)}
 
 
 def shared(classes: Classes, run: str) -> Mapping[str, Sequence[str | Part]]:
@@ -29,4 +29,4 @@ def shared(classes: Classes, run: str) -> Mapping[str, Sequence[str | Part]]:
     return {}
 
 
-OVERLAYS = Format(Photos.PIXELS, convert, shared)
+OVERLAYS = Format(Photos.PIXELS, files, "{name}.jpg", shared)

@@ -14,21 +14,25 @@ from collections.abc import Mapping, Sequence
 
 from segbatch.classes import IGNORE_INDEX, Classes, voc_color
 from segbatch.masks import encode_mask
-from segbatch.review.formats.format import Format, Part, Photos, Product, Segmented
+from segbatch.review.formats.format import Format, Part, Photos, Segmented
 
 LIST = Part("list")
 HEAD = "# label:color_rgb:parts:actions\n"
 
 
-def convert(image: Segmented) -> Product:
+def files(image: Segmented) -> Mapping[str, bytes]:
     """The photograph as JPEG, and its mask at its size."""
     assert image.photo is not None
     mask = encode_mask(image.label_map, apart(image.classes).palette)
-    files = {
+    return {
         f"JPEGImages/{image.photo_name}": image.photo.data,
         f"SegmentationClass/{image.name}.png": mask,
     }
-    return Product(files, {LIST.name: [f"{image.name}\n"]})
+
+
+def entries(image: Segmented) -> Mapping[str, Sequence[str]]:
+    """Its line in the list."""
+    return {LIST.name: [f"{image.name}\n"]}
 
 
 def shared(classes: Classes, run: str) -> Mapping[str, Sequence[str | Part]]:
@@ -48,4 +52,4 @@ def apart(classes: Classes) -> Classes:
     return Classes(classes.names, [voc_color(c.id) for c in classes])
 
 
-VOC = Format(Photos.JPEG_FILES, convert, shared)
+VOC = Format(Photos.JPEG_FILES, files, "SegmentationClass/{name}.png", shared, entries)
