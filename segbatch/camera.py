@@ -61,15 +61,15 @@ def predict_camera(source: str, model_uri: str, output: str | None) -> int:
 
 
 def watch(camera: Camera, overlays: Overlays, screen: Window | Recording) -> int:
-    """Bring the camera's frames to the screen until one of them ends, or Ctrl-C."""
+    """Bring the camera's frames to the screen until one of them ends, or Ctrl-C; their number."""
     say("Ctrl-C ends it")
     num_frames = 0
     with suppress(KeyboardInterrupt):
         for frame in camera:
             [picture] = overlays([upright(frame)])
+            num_frames += 1
             if not screen.show(frame, picture):
                 break
-            num_frames += 1
     return num_frames
 
 
@@ -169,7 +169,7 @@ class Window:
 
         self._shown = ImageTk.PhotoImage(picture)  # Tk itself keeps no picture alive
         self._label.configure(image=self._shown)
-        self._root.update()
+        self._root.update()  # in which keys are heard
         return self.is_open
 
 

@@ -13,8 +13,8 @@ from segbatch.jobkeys import Location, Strict
 MANIFEST_SUFFIXES = (".parquet", ".csv", ".csv.gz", ".jsonl", ".jsonl.gz", ".ndjson")
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "jpe", "png", "webp", "tif", "tiff", "bmp", "gif")
 VIDEO_EXTENSIONS = (
-    "mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg", "mpeg", "ts", "mts", "m2ts", "wmv", "flv",
-    "ogv", "3gp", "vob",
+    "mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg", "mpeg", "m2v", "ts", "mts", "m2ts", "wmv",
+    "asf", "flv", "f4v", "ogv", "3gp", "3g2", "vob", "mxf", "dv",
 )  # fmt: skip
 
 
@@ -61,20 +61,33 @@ class Video(Strict):
     """The frames of videos: a row for each, with the columns ``frame`` and ``time_s``."""
 
     video: Location
-    """A video, a glob or a folder of them, or a manifest whose URIs are videos."""
+    """A video or a glob, of any name; a folder of them; or a manifest whose URIs are videos."""
     every: float | None = Field(None, gt=0)
     """Take one frame of each so many seconds; null takes all of them."""
 
     @property
     def videos(self) -> Prefix | Glob | Manifest:
-        """Where the videos are."""
-        if self.video.lower().endswith(MANIFEST_SUFFIXES):
+        """Where the videos are; a prefix may as well be one file, of a name that says nothing."""
+        if _path_of(self.video).endswith(MANIFEST_SUFFIXES):
             return Manifest(manifest=self.video)
-        if PurePosixPath(self.video).suffix.lower().lstrip(".") in VIDEO_EXTENSIONS or any(
-            character in self.video for character in "*?["
-        ):
+        if is_video_name(self.video) or any(c in self.video for c in "*?["):
             return Glob(glob=self.video)
         return Prefix(prefix=self.video, extensions=list(VIDEO_EXTENSIONS))
+
+
+def is_video_name(uri: str) -> bool:
+    """Whether the extension of ``uri`` is one of videos."""
+    return _extension_of(uri) in VIDEO_EXTENSIONS
+
+
+def _path_of(location: str) -> str:
+    """In lower case; of a web address without its query, which may be a signature."""
+    is_web = location.lower().startswith(("http://", "https://"))
+    return (location.partition("?")[0] if is_web else location).lower()
+
+
+def _extension_of(location: str) -> str:
+    return PurePosixPath(_path_of(location)).suffix.lstrip(".")
 
 
 Source = Prefix | Glob | Manifest | Inventory | Video
@@ -92,12 +105,11 @@ def source_of(value: Any) -> Source:
     if isinstance(value, Source):
         return value
     if isinstance(value, str):
-        if value.lower().endswith(MANIFEST_SUFFIXES):
+        if _path_of(value).endswith(MANIFEST_SUFFIXES):
             return Manifest(manifest=value)
-        extension = PurePosixPath(value).suffix.lower().lstrip(".")
-        if extension in VIDEO_EXTENSIONS:
+        if is_video_name(value):
             return Video(video=value)
-        is_image = extension in IMAGE_EXTENSIONS
+        is_image = _extension_of(value) in IMAGE_EXTENSIONS
         return (
             Glob(glob=value) if is_image or any(c in value for c in "*?[") else Prefix(prefix=value)
         )

@@ -106,11 +106,13 @@ def check_first_images(images: pa.Table, prepared: Prepared) -> None:
     """Raises :class:`~segbatch.errors.SourceError` if storage gives none of the first images,
     :class:`~segbatch.errors.Incomplete` if it does not answer for any of them.
 
-    A broken image is a failed row; that none can be had is a wrong list or wrong credentials.
+    A broken image is a failed row; that none can be had is a wrong list or wrong credentials, or
+    a list of videos in the place of images.
     """
     fetched = fetch(images, prepared.reading.limits)
-    if fetched["error"].null_count == 0:
-        passing = all(kind in TRANSIENT_ERRORS for kind in fetched["error"].to_pylist())
+    kinds = set(fetched["error"].to_pylist())
+    if not kinds & {None, "undecodable"}:  # frames of videos are decoded as they are fetched
+        passing = kinds <= set(TRANSIENT_ERRORS)
         raise (Incomplete if passing else SourceError)(
             f"none of the first {fetched.num_rows} images can be read; the first one,"
             f" {shown(fetched['uri'][0].as_py())}: {fetched['error'][0]}: {fetched['message'][0]}"

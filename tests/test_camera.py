@@ -1,7 +1,15 @@
-"""A camera's frames go the way of a video's. Here is none: OpenCV opens a file in its place."""
+"""A camera's frames go the way of a video's. Here is none: OpenCV opens a file in its place, or a
+webcam on the network; and a window is shown on a display of its own (Xvfb).
+"""
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,6 +22,7 @@ from segbatch.images.video import opened, upright
 from segbatch.model.predict import load_model
 from segbatch.overlays import Overlays
 from tests.films import film
+from tests.webcam import webcam
 
 
 @pytest.mark.parametrize("source", ["camera:0", "camera:12", "/dev/video1"])
@@ -72,3 +81,51 @@ def test_without_a_display_the_way_out_is_said(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delenv("DISPLAY", raising=False)
     with pytest.raises(InputError, match=r"no display .* -o camera\.mp4"):
         Window("camera:0")
+
+
+@pytest.fixture(scope="module")
+def display() -> Iterator[None]:
+    if shutil.which("Xvfb") is None:
+        pytest.skip("there is no Xvfb here: apt-get install xvfb")
+    read, write = os.pipe()
+    command = ["Xvfb", "-displayfd", str(write), "-screen", "0", "800x600x24"]
+    server = subprocess.Popen(command, pass_fds=[write], stderr=subprocess.DEVNULL)
+    os.close(write)
+    with os.fdopen(read) as answer, pytest.MonkeyPatch.context() as environment:
+        environment.setenv("DISPLAY", f":{answer.readline().strip()}")
+        yield
+    server.terminate()
+    server.wait()
+
+
+ENDS: dict[str, Callable[[Window], None]] = {
+    "q": lambda window: window._root.event_generate("<q>"),
+    "Escape": lambda window: window._root.event_generate("<Escape>"),
+    "closed": Window.close,
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_window_shows_the_camera_until_it_is_ended(
+    display: None, model_uri: str, end: str
+) -> None:
+    overlays = Overlays(load_model(model_uri, "cpu", threads=1))
+    with webcam((48, 64)) as url, Camera(url) as camera, Window("camera") as window:
+        window._root.focus_force()
+        window._root.after(300, lambda: ENDS[end](window))
+        assert watch(camera, overlays, window) >= 1
+        assert (window._shown.width(), window._shown.height()) == (64, 48)
+
+
+def test_ctrl_c_ends_it(display: None, model_uri: str) -> None:
+    with webcam((48, 64)) as url:
+        timer = threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT))
+        overlays = Overlays(load_model(model_uri, "cpu", threads=1))
+        with Camera(url) as camera, Window("camera") as window:
+            timer.start()
+            assert watch(camera, overlays, window) >= 1
+
+
+def test_a_camera_that_is_switched_off_ends_it(display: None, model_uri: str) -> None:
+    with webcam((48, 64), num_frames=5) as url:
+        assert predict_camera(url, model_uri, None) >= 1

@@ -15,6 +15,8 @@ from PIL import ExifTags, TiffImagePlugin, UnidentifiedImageError, features
 
 DecodeErrorKind = Literal["truncated", "undecodable", "unsupported", "too_large"]
 
+VIDEO_HINT = "its frames are images where it is listed as images: {video: …}"
+
 # How files begin that Pillow does not open, and what they are.
 FOREIGN = (
     (b"%PDF-", "PDF"),
@@ -31,6 +33,8 @@ FOREIGN = (
     (b"\0\0\x01\xb3", "MPEG video"),
     (b"\0\0\x01\xba", "MPEG video"),
     (b"FLV\x01", "Flash video"),
+    (b"0&\xb2u\x8ef\xcf\x11", "Windows Media video"),
+    (b"OggS", "Ogg video"),
     (b"PK\x03\x04", "ZIP archive"),
     (b"\x1f\x8b", "gzip archive"),
 )
@@ -55,7 +59,8 @@ def diagnose(data: bytes, error: Exception) -> Undecodable:
     """
     message = " ".join(str(error).split())[:300] or type(error).__name__
     if foreign := _foreign(data):
-        return Undecodable("unsupported", foreign)
+        is_video = foreign.endswith("video")
+        return Undecodable("unsupported", f"{foreign}: {VIDEO_HINT}" if is_video else foreign)
     if isinstance(error, UnidentifiedImageError):
         message = "not an image that the installed Pillow knows, or a damaged one"
         head = data[:1024].removeprefix(b"\xef\xbb\xbf").lstrip()
@@ -82,6 +87,8 @@ def _foreign(data: bytes) -> str | None:
         return "RAW photograph" if brand == b"crx " else "MP4 or QuickTime video"
     if data[:4] == b"RIFF" and data[8:12] == b"AVI ":
         return "AVI video"
+    if b"GGG" in (data[:564:188], data[4:580:192]):  # each packet of a stream begins so
+        return "MPEG video"
     return next((name for magic, name in FOREIGN if data.startswith(magic)), None)
 
 

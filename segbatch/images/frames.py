@@ -10,6 +10,7 @@ import io
 import re
 from collections.abc import Iterator, Sequence
 from itertools import groupby
+from operator import itemgetter
 
 import av
 import pyarrow as pa
@@ -17,18 +18,21 @@ from PIL import Image
 
 from segbatch import storage
 from segbatch.errors import Incomplete, SourceError
-from segbatch.images.diagnose import Undecodable
-from segbatch.images.video import opened, picture_of, upright
-from segbatch.jobimages import VIDEO_EXTENSIONS
+from segbatch.images.diagnose import VIDEO_HINT, Undecodable
+from segbatch.images.video import is_cut_off, opened, picture_of, upright
 from segbatch.uris import shown
 
 FRAME_COLUMNS = [pa.field("frame", pa.int64()), pa.field("time_s", pa.float64())]
 _ROWS_PER_BATCH = 65_536
-_FRAGMENT = re.compile(rf".+\.({'|'.join(VIDEO_EXTENSIONS)})#t=-?\d+\.\d{{3}}", re.S | re.I)
+_FRAGMENT = re.compile(r".+#t=-?\d+\.\d{3}", re.S)
 _SEEK_BEFORE_S = 0.5  # frames are stored in another order than they are shown in
+_MISSING = Undecodable("undecodable", "this frame cannot be decoded")
+_BROKEN_OFF = Undecodable("truncated", "the video breaks off before this frame")
+_WHOLE = Undecodable("unsupported", f"a video: {VIDEO_HINT}")
 
 
 def is_frame(uri: str) -> bool:
+    """Whether ``uri`` is that of a frame, as :func:`frame_uri` writes it."""
     return _FRAGMENT.fullmatch(uri) is not None
 
 
@@ -39,16 +43,20 @@ def frame_uri(video: str, time_s: float) -> str:
 def expand(batch: pa.RecordBatch, every: float | None) -> Iterator[pa.RecordBatch]:
     """A row for each frame of the videos in ``batch``, with ``frame`` (from 0) and ``time_s``.
 
-    ``every`` takes the first frame of each so many seconds. A video that cannot be read keeps its
-    one row, without a frame, in which the run will say why. Raises ``Incomplete`` where storage
-    does not answer.
+    ``every`` takes the first frame of each so many seconds. A video that breaks off has one row
+    more, for the frame that would come next; one that cannot be read keeps its one row, without a
+    frame. In these the run will say why. Raises ``Incomplete`` where storage does not answer.
     """
     for row, video in enumerate(batch.column("uri").to_pylist()):
+        times: list[float | None]
         try:
-            times: Sequence[float | None] = times_of(video)
+            known_times, end = times_of(video)
+            times, numbers = [*known_times], _chosen(known_times, every)
+            if end is not None:
+                numbers.append(len(times))
+                times.append(end)
         except SourceError:
-            times = [None]
-        numbers = _chosen(times, every)
+            times, numbers = [None], [0]
         for start in range(0, len(numbers), _ROWS_PER_BATCH):
             part = numbers[start : start + _ROWS_PER_BATCH]
             chosen = [times[number] for number in part]
@@ -63,55 +71,70 @@ def expand(batch: pa.RecordBatch, every: float | None) -> Iterator[pa.RecordBatc
             yield pa.RecordBatch.from_pydict(columns)
 
 
-def _chosen(times: Sequence[float | None], every: float | None) -> list[int]:
+def _chosen(times: Sequence[float], every: float | None) -> list[int]:
     """Numbers of the frames that are taken."""
     if every is None:
         return list(range(len(times)))
     taken: dict[int, int] = {}
     for number, time in enumerate(times):
-        taken.setdefault(int((time or 0.0) / every), number)
+        taken.setdefault(int(time / every), number)
     return list(taken.values())
 
 
-def times_of(uri: str) -> list[float]:
-    """When each frame of a video is shown, in seconds, in the order in which they are.
+def times_of(uri: str) -> tuple[list[float], float | None]:
+    """When each frame of a video is shown, in seconds, in the order in which they are; and where
+    it breaks off before the end that it says it has, else ``None``.
 
     From the packets alone, which takes reading and no decoding, where they say it. Raises as
     :func:`~segbatch.images.video.opened`, and ``SourceError`` for a video without any frame.
     """
     times: list[float | None] = []
+    end_s, picture_end_s, is_torn = 0.0, 0.0, False
     with opened(uri) as video:
         picture = picture_of(video)
         try:
-            for packet in video.demux(picture):
-                if packet.size and not packet.is_discard:
-                    pts = packet.pts
-                    times.append(None if pts is None else float(pts * packet.time_base))
+            for packet in video.demux():  # of sound too: it may go on after the picture
+                start = None if packet.pts is None else float(packet.pts * packet.time_base)
+                if start is not None:
+                    duration = float((packet.duration or 0) * packet.time_base)
+                    end_s = max(end_s, start + duration)
+                if packet.stream.index == picture.index and packet.size and not packet.is_discard:
+                    times.append(start)
+                    picture_end_s = max(picture_end_s, end_s if start is None else start + duration)
         except av.FFmpegError:
-            pass  # what comes after it is in no row: it cannot be counted
+            is_torn = True
+        is_torn = is_torn or is_cut_off(video, end_s)
     if None in times:
         with opened(uri) as video:
             times = [frame.time for frame, _ in _decoded(video, None)]
     known = sorted(time for time in times if time is not None)
     if not known:
         raise SourceError(f"{shown(uri)}: no frame in it")
-    return known
+    return known, max(picture_end_s, known[-1] + 0.001) if is_torn else None
 
 
 def read_frames(uris: Sequence[str]) -> list[bytes | Undecodable | storage.Unreadable]:
     """PNG of each frame, or why not, in the order of ``uris``; each video is opened once for all
-    that follow each other. Raises nothing for what storage answers.
+    that follow each other. A URI of a whole video gives why it is no image. Raises nothing for
+    what storage answers.
     """
     contents: list[bytes | Undecodable | storage.Unreadable] = []
-    for video, group in groupby(uris, key=lambda uri: uri.rpartition("#t=")[0]):
-        wanted = [uri.rpartition("#t=")[2] for uri in group]
+    for video, group in groupby(map(_split, uris), key=itemgetter(0)):
+        wanted = [time for _, time in group]
         try:
-            found = _found(video, wanted)
-            missing = Undecodable("undecodable", "this frame cannot be decoded")
-            contents += [found.get(time, missing) for time in wanted]
+            found = _found(video, [time for time in wanted if time is not None])
+            contents += [_WHOLE if time is None else found.get(time, _MISSING) for time in wanted]
         except (SourceError, Incomplete) as error:
             contents += [_why_none(error)] * len(wanted)
     return contents
+
+
+def _split(uri: str) -> tuple[str, str | None]:
+    """The video, and the frame's time as it stands there."""
+    if not is_frame(uri):
+        return uri, None
+    video, _, time = uri.rpartition("#t=")
+    return video, time
 
 
 def _why_none(error: SourceError | Incomplete) -> Undecodable | storage.Unreadable:
@@ -125,22 +148,31 @@ def _why_none(error: SourceError | Incomplete) -> Undecodable | storage.Unreadab
     return Undecodable("undecodable", message)
 
 
-def _found(video: str, wanted: Sequence[str]) -> dict[str, bytes]:
-    """Those of the frames that can be decoded, by their times."""
-    found: dict[str, bytes] = {}
-    times = [float(time) for time in wanted]
-    # From just before; and where that was not enough to decode all of them, from the beginning.
-    for start in (min(times) - _SEEK_BEFORE_S, None):
-        if len(found) == len(set(wanted)):
-            break
+def _found(video: str, wanted: Sequence[str]) -> dict[str, bytes | Undecodable]:
+    """Those of the frames that can be decoded, by their times; and those behind a video's end."""
+    found: dict[str, bytes | Undecodable] = {}
+    if not wanted:
+        with opened(video):
+            return found
+    first, last = min(map(float, wanted)), max(map(float, wanted))
+    start = first - _SEEK_BEFORE_S if first > _SEEK_BEFORE_S else None
+    while True:
+        begins = ends = None
         with opened(video) as container:
             for frame, time in _decoded(container, start):
+                begins, ends = (time if begins is None else begins), time
                 text = f"{time:.3f}"
                 if text in wanted and text not in found and not frame.is_corrupt:
                     found[text] = _as_png(frame)
-                if time > max(times) or len(found) == len(set(wanted)):
+                if time > last or len(found) == len(set(wanted)):
                     break
-    return found
+            else:
+                behind = [time for time in wanted if ends is None or float(time) > ends]
+                found |= dict.fromkeys(set(behind) - set(found), _BROKEN_OFF)
+        # A seek that led behind the first frame of all that are wanted was no use.
+        if start is None or (begins is not None and begins <= first):
+            return found
+        found, start = {}, None
 
 
 def _decoded(

@@ -46,6 +46,7 @@ from segbatch.images.sources import (
     in_prefix,
     local_copy,
     manifest_files,
+    one_or_many,
     reading,
 )
 from segbatch.images.textfiles import Table, csv_table, first_lines, json_table, open_database
@@ -182,7 +183,7 @@ def _rows_of(
     if isinstance(source, Inventory):
         return _listed(source.inventory, in_inventory(source, leave_out, skipped))
     if isinstance(source, Video):
-        videos = _rows_of(source.videos, reserved, leave_out, skipped, scratch)
+        videos = _rows_of(one_or_many(source.videos), reserved, leave_out, skipped, scratch)
         batches = (part for batch in videos.batches for part in expand(batch, source.every))
         return _Rows(videos.name, [*videos.user_columns, *FRAME_COLUMNS], batches)
     return _listed(source.glob, in_glob(source, leave_out))

@@ -19,6 +19,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import PurePosixPath
 from typing import Literal
 from urllib.parse import unquote_plus
@@ -29,7 +30,7 @@ from fsspec.utils import glob_translate
 
 from segbatch import storage
 from segbatch.errors import Incomplete, SourceError
-from segbatch.jobimages import MANIFEST_SUFFIXES, Glob, Inventory, Prefix
+from segbatch.jobimages import MANIFEST_SUFFIXES, Glob, Inventory, Manifest, Prefix
 from segbatch.uris import shown
 
 # Different extensions that are counted apart; file names that end in numbers have millions.
@@ -123,6 +124,20 @@ def split_glob(glob: str) -> tuple[str, str]:
     if storage.scheme_of(glob) and not storage.is_local(glob) and first < 3:
         raise SourceError(f"{glob}: the bucket must be named without a wildcard")
     return _as_listed(folder or "/"), "/".join(parts[first:])
+
+
+def one_or_many(place: Prefix | Glob | Manifest) -> Prefix | Glob | Manifest:
+    """``place``; or, where it is a prefix and there is one file of that name, that file alone."""
+    if not isinstance(place, Prefix) or place.prefix.endswith("/"):
+        return place
+    uri = place.prefix
+    if storage.scheme_of(uri) not in storage.HTTP_SCHEMES:
+        with reading(uri):
+            is_folder = any(file.uri != uri for file in islice(storage.list_files(uri), 1))
+            is_folder |= storage.is_local(uri) and storage.local_path(uri).is_dir()
+            if is_folder or not storage.exists(uri):
+                return place
+    return Glob(glob=uri)
 
 
 def _one_file(uri: str) -> str:

@@ -26,6 +26,8 @@ from segbatch.uris import shown
 if TYPE_CHECKING:
     from av.container import InputContainer
 
+_READ_BYTES = 1 << 20  # at a time: each is a request to object storage
+
 # What a header may say too much without the file being cut off: the last frame's duration is a
 # guess in many of them.
 _TOLERANCE_S = 1.0
@@ -47,7 +49,9 @@ def opened(uri: str) -> Iterator[InputContainer]:
         filesystem, path = storage.arrow_filesystem(local_copy(uri, scratch) if is_http else uri)
         with filesystem.open_input_file(path) as file:
             try:
-                container = av.open(file, options={"protocol_whitelist": "none"})
+                container = av.open(
+                    file, options={"protocol_whitelist": "none"}, buffer_size=_READ_BYTES
+                )
             except av.FFmpegError as error:
                 raise SourceError(f"{shown(uri)}: no video: {error.strerror}") from error
             with container:

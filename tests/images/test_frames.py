@@ -13,8 +13,10 @@ from segbatch import storage
 from segbatch.images import manifest
 from segbatch.images.decode import decode
 from segbatch.images.fetch import fetch
-from segbatch.jobimages import Video, source_of
+from segbatch.images.frames import times_of
+from segbatch.jobimages import Glob, Video, source_of
 from segbatch.results.schema import RESERVED_COLUMNS
+from tests.conftest import S3
 from tests.films import ODD_TIMES, STEADY, film
 
 LIMITS = storage.ReadLimits()
@@ -88,7 +90,82 @@ def test_a_video_that_cannot_be_read_has_one_row_that_says_why(tmp_path: Path) -
     table = rows(tmp_path, str(tmp_path / "broken.mp4"))
     assert table["frame"].to_pylist() == [None]
     decoded = decode(fetch(table, LIMITS), max_pixels=10, long_side=None, budget_bytes=10)
-    assert decoded["error"].to_pylist() != [None]
+    assert decoded["error"].to_pylist() == ["undecodable"]
+    assert "no video" in decoded["message"][0].as_py()
+
+
+@pytest.mark.parametrize("every", [None, 5.0])
+def test_a_video_that_breaks_off_has_a_row_that_says_so(
+    tmp_path: Path, every: float | None
+) -> None:
+    film(tmp_path / "whole.mp4", range(0, 4000, 40), sound=None)
+    data = (tmp_path / "whole.mp4").read_bytes()
+    (tmp_path / "clip.mp4").write_bytes(data[: len(data) // 2])
+    table = rows(tmp_path, {"video": str(tmp_path / "clip.mp4"), "every": every})
+    assert 2 <= len(table) < 100
+    fetched = fetch(table, LIMITS).to_pylist()
+    assert fetched[0]["error"] is None
+    assert fetched[-1]["error"] == "truncated"
+    assert fetched[-1]["message"] == "the video breaks off before this frame"
+
+
+def test_a_block_opens_its_video_once_and_reads_it_in_few_requests(tmp_path: Path, s3: S3) -> None:
+    film(tmp_path / "clip.mp4", range(0, 4000, 40))
+    data = bytearray((tmp_path / "clip.mp4").read_bytes())
+    video = f"{s3.uri('films')}/clip.mp4"
+    storage.write_bytes(video, data)
+    table = rows(tmp_path, video)
+    data[len(data) // 2 : len(data) // 2 + 4000] = np.random.default_rng(0).bytes(4000)
+    for content in (bytes(data), data[: len(data) // 2]):  # damaged, cut off
+        storage.write_bytes(video, bytes(content))
+        s3.break_down()  # which counts requests anew
+        fetched = fetch(table[40:80], LIMITS)
+        assert 0 < fetched["error"].null_count <= 40
+        assert sum(s3.requests("HEAD", "clip.mp4").values()) == 1, "it asks for its size each time"
+        assert sum(s3.requests("GET", "clip.mp4").values()) < 10
+
+
+def test_sound_that_goes_on_after_the_picture_is_no_break(tmp_path: Path) -> None:
+    film(tmp_path / "clip.mp4", [*STEADY, 9000])  # and the sound with it
+    assert times_of(str(tmp_path / "clip.mp4"))[1] is None
+
+
+@pytest.mark.parametrize("name", ["clip", "CLIP.MTS", "clip.bin"])
+@pytest.mark.parametrize("place", ["here", "s3"])
+def test_a_video_may_have_any_name(tmp_path: Path, s3: S3, name: str, place: str) -> None:
+    film(tmp_path / "made.ts", STEADY[:2], sound=None)
+    data = (tmp_path / "made.ts").read_bytes()
+    video = f"{s3.uri('films') if place == 's3' else tmp_path}/{name}"
+    storage.write_bytes(video, data)
+    for source in (video, video[:-1] + "*"):
+        table = rows(tmp_path, {"video": source})
+        assert table["frame"].to_pylist() == [0, 1]
+        assert len(pictures(table)) == 2
+    (tmp_path / "list.csv").write_text(f"uri\n{video}\n")
+    assert len(rows(tmp_path, {"video": str(tmp_path / "list.csv")})) == 2
+
+
+def test_an_address_with_a_signature_is_the_video_that_it_names() -> None:
+    assert source_of("https://host/clip.AVI?sig=a.jpg") == Video(
+        video="https://host/clip.AVI?sig=a.jpg"
+    )
+    assert source_of("https://host/photo.jpg?sig=a.avi") == Glob(
+        glob="https://host/photo.jpg?sig=a.avi"
+    )
+
+
+def test_a_video_among_photographs_is_a_failed_row_that_says_what_to_write(
+    tmp_path: Path,
+) -> None:
+    film(tmp_path / "clip.mp4", STEADY[:2], sound=None)
+    film(tmp_path / "other.ts", STEADY[:8], sound=None)
+    (tmp_path / "clip").write_bytes((tmp_path / "other.ts").read_bytes())
+    (tmp_path / "list.csv").write_text(f"uri\n{tmp_path}/clip.mp4\n{tmp_path}/clip\n")
+    fetched = fetch(rows(tmp_path, str(tmp_path / "list.csv")), LIMITS)
+    decoded = decode(fetched, max_pixels=10, long_side=None, budget_bytes=10).to_pylist()
+    for row in decoded:
+        assert row["error"] == "unsupported"
+        assert "images: {video: …}" in row["message"]
 
 
 def test_a_frame_that_cannot_be_decoded_is_a_failed_row(tmp_path: Path) -> None:
