@@ -107,10 +107,10 @@ class Cut:
         """The surface of an image of ``size``, from those of all its patches by their view."""
         tiles = self.tiles(size)
         num_views = len(views) // len(tiles)
-        surfaces = [
-            Mean([views[view] for view in range(first, first + num_views)])
-            for first in range(0, len(views), num_views)
-        ]
+        surfaces: list[Surface] = []
+        for first in range(0, len(views), num_views):
+            of_tile = [views[view] for view in range(first, first + num_views)]
+            surfaces.append(Mean(of_tile) if num_views > 1 else of_tile[0])
         if self.tile is None or len(tiles) == 1:
             return surfaces[0]
         return Blended(size, tiles, surfaces, self.tile.overlap, num_classes, device)

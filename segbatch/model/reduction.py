@@ -6,18 +6,24 @@ worked out only when some of their rows are asked for, and surfaces stand on one
 from coarse logits, resized, averaged, blended from tiles. The reduction asks for one strip of rows
 after the other. Each row is computed the same way whatever strip it stands in, so the height of
 the strips changes speed and memory and never the label map.
+
+Where a GPU has it, the common case goes through a kernel of our own instead
+(:mod:`segbatch.model.fused`), which needs not even the strips.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
+
+from segbatch.progress import say
+from segbatch.storage import one_line
 
 Size = tuple[int, int]  # height, width
 
@@ -120,16 +126,18 @@ def row_taps(num_in: int, num_out: int, align_corners: bool, device: torch.devic
     """Where each of ``num_out`` rows lies among ``num_in``, as ``interpolate`` sees it.
 
     In float32 and its order of operations: rounded otherwise, class ids would differ from those
-    of ``interpolate`` wherever two classes are nearly equal.
+    of ``interpolate`` wherever two classes are nearly equal. Worked out on ``device``, which a
+    table copied to it would make wait.
     """
-    row = torch.arange(num_out, dtype=torch.float32)
+    row = torch.arange(num_out, dtype=torch.float32, device=device)
     if align_corners:
-        position = row * (torch.tensor(num_in - 1.0) / max(num_out - 1, 1))
+        position = row * (torch.tensor(num_in - 1.0) / max(num_out - 1, 1)).item()
     else:
-        position = ((row + 0.5) * (torch.tensor(float(num_in)) / num_out) - 0.5).clamp_(min=0)
+        scale = (torch.tensor(float(num_in)) / num_out).item()
+        position = ((row + 0.5) * scale - 0.5).clamp_(min=0)
     above = position.long().clamp_(max=num_in - 1)
     weight = (position - above).clamp_(0, 1)[:, None]
-    return RowTaps(num_in, above.to(device), weight.to(device))
+    return RowTaps(num_in, above, weight)
 
 
 def to_width(strip: Tensor, width: int, align_corners: bool) -> Tensor:
@@ -163,9 +171,45 @@ def reduce(
     device: torch.device,
     *,
     confidence: bool = True,
-    strip_bytes: int | None = None,
 ) -> Reduced:
     """Class ids on a grid of ``mask_size``, their counts, and confidence on the surface's grid.
+
+    On a GPU by the fused kernel where it can, else in strips: class ids are the same but where two
+    classes are as good as equal.
+    """
+    if device.type == "cuda" and isinstance(surface, Upsampled) and fused_on(device):
+        from segbatch.model import fused
+
+        if fused.serves(surface, mask_size):
+            return fused.reduce(surface, mask_size, confidence=confidence)
+    return reduce_in_strips(surface, mask_size, num_classes, device, confidence=confidence)
+
+
+@cache
+def fused_on(device: torch.device) -> bool:
+    """Whether :mod:`segbatch.model.fused` can be had and was proved on ``device``; says if not."""
+    try:
+        from segbatch.model import fused  # Triton may be missing, and its compiler's compiler
+
+        fused.prove(device)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        say(f"{device}: reducing logits without the fused kernel: {one_line(error)}")
+        return False
+    return True
+
+
+def reduce_in_strips(
+    surface: Surface,
+    mask_size: Size,
+    num_classes: int,
+    device: torch.device,
+    *,
+    confidence: bool = True,
+    strip_bytes: int | None = None,
+) -> Reduced:
+    """:func:`reduce` by torch alone: of any surface, on any device, and the kernel's reference.
 
     ``strip_bytes`` bounds the logits that are held at once; ``None`` is what suits the device.
     """
