@@ -27,15 +27,6 @@ def test_every_job_to_copy_is_valid(job: Path) -> None:
     assert load_job(str(job), environment={"BUCKET": "bucket"}).kind
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/migrating.md"])
-def test_every_job_in_a_page_is_valid(page: str, tmp_path: Path) -> None:
-    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
-    assert blocks
-    for block in blocks:
-        (tmp_path / "job.yaml").write_text(block)
-        assert load_job(str(tmp_path / "job.yaml")).output
-
-
 def test_every_link_between_documents_leads_somewhere() -> None:
     for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):

@@ -1,0 +1,46 @@
+"""The commands of docs/report.md and docs/exporting.md run as they stand, on a small run."""
+
+from __future__ import annotations
+
+import io
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from segbatch import storage
+from segbatch.cli import app
+from tests.conftest import ROOT
+from tests.written_run import write_run
+
+
+@pytest.fixture
+def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the pages' reader is: two runs over the same photographs."""
+    for image_id in range(12):
+        noise = np.random.default_rng(image_id).integers(0, 255, (4, 6, 3), np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(noise).resize((60, 40)).save(buffer, "JPEG")
+        storage.write_bytes(f"{tmp_path}/photos/{image_id:04d}.jpg", buffer.getvalue())
+    for month in ("11", "12"):
+        write_run(str(tmp_path / "runs" / f"2026-{month}"), photos=str(tmp_path / "photos"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", ["report.md", "exporting.md"])
+def test_commands_of_a_page_run(reader: Path, page: str) -> None:
+    text = (ROOT / "docs" / page).read_text()
+    commands = "".join(re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S)).splitlines()
+    assert len(commands) >= 3
+    for command in commands:
+        program, *arguments = shlex.split(command)
+        assert program == "segbatch"
+        done = CliRunner().invoke(app, arguments)
+        assert done.exit_code == 0, (command, done.output, done.exception)
+    made = {path.name for path in reader.iterdir()} - {"photos", "runs"}
+    assert made
