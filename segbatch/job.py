@@ -68,6 +68,10 @@ class Predict(Strict):
         [1.0], min_length=1, max_length=16, json_schema_extra=IDENTITY
     )
     """Average over these scales of the image."""
+    decode: Literal["cpu", "device"] = Field("cpu", json_schema_extra=IDENTITY)
+    """``device``: JPEGs that need neither turning nor downscaling are decoded by the predict
+    workers, on a GPU by nvJPEG; for where CPUs are the limit, as ``segbatch plan`` says. Pixels
+    differ by rounding."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", json_schema_extra=IDENTITY)
     """``auto``: fp32 on the CPU, bf16 on GPUs that have it, else fp16."""
     batch_size: Positive = 16

@@ -85,7 +85,12 @@ def prepare(job: SegmentJob) -> Prepared:
     ):
         raise JobFileError("predict.scales: a tile would be smaller than 64 pixels at that scale")
     formulas = [Formula.parse(name, text, model.classes) for name, text in job.formulas.items()]
-    reading = Reading(job.limits.of_reading(), job.limits.max_pixels, model.long_side)
+    reading = Reading(
+        job.limits.of_reading(),
+        job.limits.max_pixels,
+        model.long_side,
+        jpegs_on_device=job.predict.decode == "device",
+    )
     return Prepared(model, fingerprint(job.model), formulas, options, reading)
 
 

@@ -26,7 +26,8 @@ from segbatch.errors import (
     SegbatchError,
 )
 from segbatch.images import manifest
-from segbatch.job import SegmentJob
+from segbatch.job import Predict, SegmentJob
+from segbatch.jobkeys import identity_of
 from segbatch.preflight import SAMPLE_IMAGES, Prepared
 from segbatch.progress import Progress, say
 from segbatch.results.encode import carried, user_fields
@@ -141,8 +142,9 @@ class RunState:
 
     def refuse_changes(self, job: SegmentJob, model_sha256: str) -> None:
         """Raises :class:`~segbatch.errors.RunError`, naming the identity key that changed."""
+        begun = identity_of(Predict(), "predict.") | self.info["identity"]  # keys may be younger
         for key, new in job.identity().items():
-            old = self.info["identity"].get(key)
+            old = begun.get(key)
             if old != new:
                 raise RunError(
                     f"{self.uri}: {key} was {_short(old)} and is {_short(new)} now; one run holds"

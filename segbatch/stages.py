@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -30,17 +30,21 @@ if TYPE_CHECKING:
     from segbatch.model.predict import Prediction, PredictOptions
 
 BLOCK_BYTES = 256_000_000
+JPEGS_AT_ONCE = 16  # that a worker decodes, where it does
 SECONDS = "seconds:"  # of a stage, shared out among its rows; no user's column begins so
 COUNTED = "counted:"  # by a stage, likewise
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How images are read: limits, and the longer side to which they are brought."""
+    """How images are read: limits, the longer side to which they are brought, and whether ordinary
+    JPEGs are decoded by the workers that predict, on their device.
+    """
 
     limits: storage.ReadLimits
     max_pixels: int
     long_side: int | None
+    jpegs_on_device: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,7 @@ def decode_stage(table: pa.Table, reading: Reading) -> pa.Table:
         max_pixels=reading.max_pixels,
         long_side=reading.long_side,
         budget_bytes=BLOCK_BYTES,
+        keep_jpegs=reading.jpegs_on_device,
     )
     return _stamped("decode", start, decoded)
 
@@ -131,8 +136,7 @@ class PredictStage:
         spent = _Spent()
         group: dict[int, Any] = {}
         held = 0  # bytes of pixels that were decoded here
-        for row in range(table.num_rows):
-            image = self._image(table, columns, row)
+        for row, image in self._images(table, columns):
             if image is not None:
                 group[row] = image
                 held += 0 if table["pixels"][row].is_valid else image.nbytes
@@ -168,8 +172,21 @@ class PredictStage:
         for row, prediction in zip(group, results, strict=True):
             predictions[row] = replace(prediction, image=_NO_PIXELS)
 
+    def _images(self, table: pa.Table, columns: dict[str, list[Any]]) -> Iterator[tuple[int, Any]]:
+        """The rows, each with its pixels, HWC uint8, or ``None`` where it failed, now or before."""
+        kept = pc.and_(table["pixels"].is_null(), table["model_width"].is_valid()).to_pylist()
+        for start in range(0, table.num_rows, JPEGS_AT_ONCE):
+            rows = range(start, min(start + JPEGS_AT_ONCE, table.num_rows))
+            jpegs = {row: table["data"][row].as_py() for row in rows if kept[row]}
+            decoded = dict(zip(jpegs, self.model.decode_jpegs(list(jpegs.values())), strict=True))
+            for row in rows:
+                pixels = decoded.pop(row, None)
+                size = columns["model_height"][row], columns["model_width"][row], 3
+                good = pixels is not None and pixels.shape == size
+                yield row, pixels if good else self._image(table, columns, row)
+
     def _image(self, table: pa.Table, columns: dict[str, list[Any]], row: int) -> Any:
-        """Pixels of one row, HWC uint8; ``None`` where it failed, now or before."""
+        """Pixels of one row; ``None`` where it failed, now or before."""
         if columns["error"][row] is not None:
             return None
         pixels = table["pixels"][row]

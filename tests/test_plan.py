@@ -237,6 +237,13 @@ def test_nodes_that_prepare_images_are_added_where_gpus_would_wait() -> None:
     assert found.measured[0].cpus_per_gpu == pytest.approx(0.99 + beside)
 
 
+def test_where_cpus_keep_a_gpu_waiting_the_plan_says_what_the_gpu_can_take_over() -> None:
+    slow = replace(SAMPLE, stages={**COST.stages, "decode": StageCost(0.5, 0.5)})
+    assert any("predict.decode: device" in note for note in planned(slow).notes)
+    for other in (SAMPLE, replace(slow, device="cpu", threads=4)):
+        assert not any("predict.decode" in note for note in planned(other).notes)
+
+
 def test_a_deadline_and_a_budget_settle_the_nodes() -> None:
     found = option(planned(SAMPLE, Wish(deadline_h=1)), "gpu")
     assert found.nodes == {"gpu": 4}

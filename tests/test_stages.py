@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from segbatch import stages
 from segbatch.errors import Fenced
@@ -119,6 +119,32 @@ def test_blocks_that_a_worker_is_given_at_once_come_out_as_one_after_the_other(
         at_once = list(threads.map(predict, blocks * 3))
     for block, table in zip(blocks * 3, at_once, strict=True):
         assert table.drop_columns(timings) == predict(block).drop_columns(timings)
+
+
+def test_jpegs_that_the_device_decodes_give_the_same_rows(tmp_path: Path, model_uri: str) -> None:
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    files = (
+        {f"{n}.jpg": jpeg(n, 48 + 8 * n, 64) for n in range(3)}
+        | {
+            "grey.jpg": encoded(image(3).convert("L"), "JPEG"),
+            "turned.jpg": encoded(image(4), "JPEG", exif=turned),
+            "large.jpg": jpeg(5, 300, 200),  # and downscaled
+            "photo.png": encoded(image(6), "PNG"),
+            "cut.jpg": jpeg(7, 48, 64)[:-200],
+            "broken.jpg": jpeg(8, 48, 64)[:200] + b"\xff\xd9",
+        }
+    )
+    images = manifest(tmp_path, files)
+    pipeline = told(tmp_path, model_uri)
+    by_cpu = written(accounts_of(all_stages(images, pipeline)), tmp_path)
+    reading = replace(pipeline.reading, jpegs_on_device=True)
+    fetched = fetch_stage(images, reading, pipeline.writing.tenure)
+    kept = decode_stage(fetched, reading)["data"].is_valid().to_pylist()
+    assert kept == [True] * 4 + [False] * 4 + [True]
+    by_device = accounts_of(all_stages(images, replace(pipeline, reading=reading)))
+    assert written(by_device, tmp_path) == by_cpu
+    assert [row["error"] for row in by_cpu][-2:] == ["truncated", "undecodable"]
 
 
 def test_frames_of_a_video_go_the_whole_way_with_their_times(

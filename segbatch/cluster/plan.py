@@ -235,6 +235,12 @@ def _notes(
             f"the machine was busy with other work: predicting got {got:.0%} of its"
             f" {sample.threads} cores, and is so much faster on an idle one"
         )
+    limit = pace(sample.cost, sample.node).limit
+    if sample.on_gpu and limit == "decode" and job.predict.decode == "cpu":
+        notes.append(
+            "CPUs are the limit: with predict.decode: device the GPU decodes JPEGs that are not"
+            " downscaled; or take nodes with more CPUs a GPU"
+        )
     failed = sum(sample.failed.values()) / sample.images
     if failed > job.limits.max_failed_fraction:
         notes.append(

@@ -15,6 +15,7 @@ Nothing that a file holds raises, warns or logs: it becomes an :class:`Undecodab
 from __future__ import annotations
 
 import logging
+import math
 import re
 import threading
 import warnings
@@ -78,8 +79,21 @@ class Decoded:
     height: int
 
 
+@dataclass(frozen=True)
+class PlainJpeg:
+    """An ordinary JPEG that needs nothing but to be decoded, by whoever can do it best."""
+
+    width: int
+    height: int
+
+
 def decode(
-    table: pa.Table, *, max_pixels: int, long_side: int | None, budget_bytes: int
+    table: pa.Table,
+    *,
+    max_pixels: int,
+    long_side: int | None,
+    budget_bytes: int,
+    keep_jpegs: bool = False,
 ) -> pa.Table:
     """``table``, as :func:`~segbatch.images.fetch.fetch` makes it, with its images decoded.
 
@@ -93,7 +107,9 @@ def decode(
     and fills ``error`` and ``message`` of undecodable rows; rows that have an error pass through.
     ``data`` becomes null once it is decoded or has failed. An image whose pixels no longer fit
     into ``budget_bytes``, all together, keeps its ``data`` and nothing else: whoever takes the
-    table decodes it alone (:func:`decode_image`), so that a table's size is bounded.
+    table decodes it alone (:func:`decode_image`), so that a table's size is bounded. With
+    ``keep_jpegs``, ordinary JPEGs that need neither turning nor downscaling keep their ``data`` and
+    have their sizes.
 
     Holds at worst ``budget_bytes``, and 18 bytes a pixel of the largest image, besides ``table``.
     """
@@ -105,11 +121,13 @@ def decode(
     for row, data in enumerate(table["data"]):
         result = None
         if data.is_valid and errors[row] is None:
-            result = _decode(data.as_py(), max_pixels, long_side, room[ends[-1] :])
+            result = _decode(data.as_py(), max_pixels, long_side, room[ends[-1] :], keep_jpegs)
         size: tuple[int | None, ...] = (None,) * len(SIZES)
         end = ends[-1]
         if isinstance(result, Undecodable):
             errors[row], messages[row] = result.kind, result.message
+        elif isinstance(result, PlainJpeg):
+            size = (result.width, result.height) * 2
         elif result is not None:
             height, width, _ = result.pixels.shape
             size = (result.width, result.height, width, height)
@@ -118,7 +136,7 @@ def decode(
                 room[ends[-1] : end] = result.pixels.ravel()
         ends.append(end)
         sizes.append(size)
-        encoded.append(result is None)
+        encoded.append(result is None or isinstance(result, PlainJpeg))
 
     columns = {
         "data": pc.if_else(pa.array(encoded, pa.bool_()), table["data"], None),
@@ -148,14 +166,14 @@ def decode_image(data: bytes, *, max_pixels: int, long_side: int | None) -> Deco
     An image with more than ``max_pixels`` by its header is ``too_large`` and is not decoded. A
     JPEG that is more than four times as long as ``long_side`` is decoded at a fraction of its size.
     """
-    result = _decode(data, max_pixels, long_side, None)
-    assert result is not None
+    result = _decode(data, max_pixels, long_side, None, False)
+    assert isinstance(result, Decoded | Undecodable)
     return result
 
 
 def _decode(
-    data: bytes, max_pixels: int, long_side: int | None, room: Pixels | None
-) -> Decoded | Undecodable | None:
+    data: bytes, max_pixels: int, long_side: int | None, room: Pixels | None, keep_jpegs: bool
+) -> Decoded | PlainJpeg | Undecodable | None:
     """As :func:`decode_image`; ``None`` if the pixels do not fit into ``room``, at whose beginning
     they may lie then.
     """
@@ -163,7 +181,7 @@ def _decode(
         return Undecodable("truncated", "0 bytes")
     with _pillow.limited(max_pixels):
         try:
-            return _open(data, max_pixels, long_side, room)
+            return _open(data, max_pixels, long_side, room, keep_jpegs)
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as bomb:
             size = re.search(r"\d+", str(bomb))
             number = f"{int(size[0]):,}" if size else "too many"
@@ -216,8 +234,8 @@ _pillow = _Pillow()
 
 
 def _open(
-    data: bytes, max_pixels: int, long_side: int | None, room: Pixels | None
-) -> Decoded | None:
+    data: bytes, max_pixels: int, long_side: int | None, room: Pixels | None, keep_jpegs: bool
+) -> Decoded | PlainJpeg | None:
     """Open, decode, turn, convert, scale. Raises whatever Pillow raises."""
     refuse_unopened(data)
     file = Encoded(data)
@@ -233,9 +251,12 @@ def _open(
         size = image.size
         grid = scaled_size(*size, long_side)
         refuse_strip(*grid, max_pixels)
+        is_plain = grid == size and _is_plain_jpeg(image)
+        if is_plain and keep_jpegs and not ends_early(data):
+            return PlainJpeg(*size)
         if room is not None and grid[0] * grid[1] * BYTES_PER_PIXEL > room.size:
             return None
-        if grid == size and (plain := _plain_jpeg(data, image, room)) is not None:
+        if is_plain and (plain := _decode_jpeg(data, size, room)) is not None:
             return Decoded(plain, *size)
         # Twice the grid, so that the decoder's coarse filter leaves ours something to do.
         drafted = grid != size and image.draft("RGB", (2 * grid[0], 2 * grid[1]))
@@ -252,21 +273,22 @@ def _open(
     return Decoded(pixels, width, height)
 
 
-def _plain_jpeg(data: bytes, image: Image.Image, room: Pixels | None) -> Pixels | None:
-    """The pixels of a JPEG that needs nothing but to be decoded, in ``room`` if there is one.
+def _is_plain_jpeg(image: Image.Image) -> bool:
+    is_jpeg = image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
+    return is_jpeg and _orientation(image) not in UPRIGHT
 
-    ``None`` for any other file, and for one with which there is something the matter.
+
+def _decode_jpeg(data: bytes, size: tuple[int, int], room: Pixels | None) -> Pixels | None:
+    """The pixels of an ordinary JPEG, in ``room`` if there is one; ``None`` where something is the
+    matter with it.
     """
-    is_plain = image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
-    if not is_plain or _orientation(image) in UPRIGHT:
-        return None
-    width, height = image.size
-    buffer = None if room is None else room[: height * width * BYTES_PER_PIXEL]
+    shape = (size[1], size[0], BYTES_PER_PIXEL)
+    buffer = None if room is None else room[: math.prod(shape)]
     try:
         pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB", buffer=buffer)
     except ValueError:
         return None
-    if pixels.shape != (height, width, BYTES_PER_PIXEL):
+    if pixels.shape != shape:
         return None
     pixels.flags.writeable = False
     return pixels
