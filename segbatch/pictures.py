@@ -39,7 +39,10 @@ def predict_pictures(source: str, model_uri: str, output: str) -> int:
     """
     names = dict(_names(source, output))
     if not names:
-        raise SourceError(f"{source}: no image and no video there")
+        is_file = _extension(source) in _EXTENSIONS
+        raise SourceError(
+            f"{shown(source)}: " + ("no such file" if is_file else "no image and no video there")
+        )
     for uri, target in names.items():
         _check_extension(uri, target)
     _refuse_overwriting(names)

@@ -270,6 +270,14 @@ def test_a_video_is_no_picture(model_uri: str, tmp_path: Path) -> None:
         predict_pictures(str(tmp_path / "clip.mp4"), model_uri, str(tmp_path / "overlay.png"))
 
 
+def test_a_video_that_is_not_there_is_said(model_uri: str, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"none\.mp4: no such file"):
+        predict_pictures(str(tmp_path / "none.mp4"), model_uri, str(tmp_path / "overlay.mp4"))
+    (tmp_path / "notes.txt").write_text("nothing to see")
+    with pytest.raises(SourceError, match="no image and no video there"):
+        predict_pictures(str(tmp_path), model_uri, str(tmp_path / "overlays"))
+
+
 def test_no_original_is_written_over(model_uri: str, tmp_path: Path) -> None:
     film(tmp_path / "clip.mp4", [0])
     Image.new("RGB", (8, 8)).save(tmp_path / "photo.png")
