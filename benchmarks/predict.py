@@ -5,17 +5,27 @@
 For each network and size, batch by batch: `bare` is the network alone on tensors that lie ready on
 the device; `predict` is `Model.predict_batch` from arrays to label maps, upsampling, statistics and
 confidence included. At one batch size also the other precision, the other memory layout, and
-compiled. Weights are random. `of matrix rate` holds the floating-point operations of the bare
-network against those of a large matrix product of the same precision, device and threads.
+compiled (on the CPU at the first size only). Weights are random. `of matrix rate` holds the
+floating-point operations of the bare network against those of a large matrix product of the same
+precision, device and threads.
 
 The split (ms an image) takes the parts one by one, each waited for: images to the device and
 results back; the network with normalisation; full-size logits, strip by strip; and what class ids,
 counts and confidence cost beyond them. In `predict` some of it overlaps.
+
+On a GPU also: `fused`, the kernel that does what `upsample` and `reduce` do together; both ways
+again with masks of twice the side, as photographs that were downscaled have them; `predict` with
+strips instead of the kernel; and `GPU busy`, the share of the time of many batches of `predict` in
+which a kernel ran. Where the fused kernel cannot be had, that is said, and its columns are empty.
+
+What takes long is run less often, and batches beyond `TOO_LONG_S` are left out, so that all of it
+should take some 20 minutes on two cores.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import itertools
 import os
 import statistics
@@ -26,6 +36,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -40,12 +51,22 @@ from torch import Tensor  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from benchmarks import photographs, result  # noqa: E402
+from benchmarks.busy import busy_share  # noqa: E402
 from benchmarks.networks import random_network  # noqa: E402
 from segbatch.cluster.workers import cores  # noqa: E402
 from segbatch.demo.facades import CLASSES  # noqa: E402
+from segbatch.model import reduction  # noqa: E402
 from segbatch.model.bundle import ModelConfig  # noqa: E402
 from segbatch.model.predict import DTYPES, Model, PredictOptions, resolve_device  # noqa: E402
-from segbatch.model.reduction import STRIP_BYTES, Upsampled, reduce, strips  # noqa: E402
+from segbatch.model.reduction import (  # noqa: E402
+    STRIP_BYTES,
+    Size,
+    Upsampled,
+    fused_on,
+    reduce,
+    reduce_in_strips,
+    strips,
+)
 from segbatch.model.zoo import Network  # noqa: E402
 
 NETWORKS = [
@@ -57,12 +78,14 @@ NETWORKS = [
 ]
 QUICK = [("deeplabv3", "mobilenet_v3_large"), ("deeplabv3plus", "mobilenet_v2")]
 BATCHES = {"cpu": [1, 4, 16], "cuda": [1, 2, 4, 8, 16, 32, 64]}
-VARIED_AT = {"cpu": 4, "cuda": 32}  # the batch at which precision, layout and compiling are tried
+VARIED_AT = {"cpu": 1, "cuda": 32}  # the batch at which precision, layout and compiling are tried
 MATRIX = {"cpu": 2048, "cuda": 16384}
 USUAL = {"cpu": "fp32", "cuda": "bf16"}
-ENOUGH_S = 2.0  # of runs of one thing, but at least three of them
+ENOUGH_S = 2.0  # of runs of one thing, but at least three of them,
+AT_MOST_S = 5.0  # unless they take so long together; one there always is
 MANY = 100  # runs: of what is short, no more are needed
-TOO_LONG_S = 40.0  # of one batch: larger ones are left out, and said to be
+TOO_LONG_S = 10.0  # of one batch, as far as smaller ones tell: left out, and said to be
+BUSY_BATCHES = 16  # in which the GPU is watched
 
 
 @dataclass(frozen=True)
@@ -76,6 +99,7 @@ class Case:
     precision: str
     channels_last: bool = True
     compiled: bool = False
+    varied: bool = False  # from what is usual, in one of the three
 
 
 def main() -> None:
@@ -94,28 +118,35 @@ def main() -> None:
     batches = [1, 4] if arguments.quick else BATCHES[device.type]
     if arguments.batches:
         batches = [int(batch) for batch in arguments.batches.split(",")]
+    began = time.perf_counter()
     rows = []
     for (arch, backbone), side in itertools.product(QUICK if arguments.quick else NETWORKS, sides):
+        varied = device.type == "cuda" or side == sides[0]
+        seconds = 0.0  # of an image
         for case in cases(arch, backbone, side, batches, device):
-            if arguments.quick and case.compiled:
+            if (arguments.quick and case.compiled) or (case.varied and not varied):
                 continue
-            rows.append(measured(case, device))
-            print(rows[-1], file=sys.stderr, flush=True)
-            if rows[-1].get("seconds of a batch", 0.0) > TOO_LONG_S:
+            if case.batch * seconds > TOO_LONG_S:
                 print(f"{arch} {backbone} {side}: larger batches take too long", file=sys.stderr)
                 break
-    for row in rows:
-        row.pop("seconds of a batch", None)
+            rows.append(measured(case, device))
+            print(rows[-1], file=sys.stderr, flush=True)
+            rate = rows[-1]["bare, images/s"]
+            if not case.varied and isinstance(rate, float):
+                seconds = 1 / rate
+    minutes = (time.perf_counter() - began) / 60
+    rows = measured_columns(rows)
     rates = {
         precision: round(matrix_rate(device, precision) / 1e12, 3)
         for precision in sorted({row["precision"] for row in rows})
     }
     print(result.markdown(rows, left=5))
-    print(f"\nmatrix rate, TFLOP/s: {rates}")
+    print(f"\nmatrix rate, TFLOP/s: {rates}\n{minutes:.1f} minutes")
     figures = result.machine() | {
         "device": device.type,
         "threads": torch.get_num_threads(),
         "matrix_tflops": rates,
+        "minutes": round(minutes, 1),
         "rows": rows,
     }
     print(f"\n{result.save('predict', figures, arguments.output)}")
@@ -130,9 +161,16 @@ def cases(
         usual = Case(arch, backbone, side, batch, USUAL[device.type])
         yield usual
         if batch == varied:
-            yield replace(usual, precision="fp32" if usual.precision == "bf16" else "bf16")
-            yield replace(usual, channels_last=False)
-            yield replace(usual, compiled=True)
+            other = "fp32" if usual.precision == "bf16" else "bf16"
+            yield replace(usual, precision=other, varied=True)
+            yield replace(usual, channels_last=False, varied=True)
+            yield replace(usual, compiled=True, varied=True)
+
+
+def measured_columns(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows without the columns that no row has: most of a GPU's on the CPU."""
+    there = [name for name in rows[0] if any(row[name] is not None for row in rows)]
+    return [{name: row[name] for name in there} for row in rows]
 
 
 def measured(case: Case, device: torch.device) -> dict[str, Any]:
@@ -161,10 +199,15 @@ COLUMNS = (
     "of matrix rate",
     "predict, images/s",
     "of bare",
+    "predict in strips, images/s",
+    "GPU busy",
     "transfer, ms",
     "network, ms",
     "upsample, ms",
     "reduce, ms",
+    "fused, ms",
+    "2×: strips, ms",
+    "2×: fused, ms",
 )
 
 
@@ -172,7 +215,7 @@ def figures_of(case: Case, device: torch.device) -> dict[str, Any]:
     network = random_network(case.arch, case.backbone).to(device)
     images = [photographs.photograph(case.side, seed) for seed in range(min(case.batch, 8))]
     images = list(itertools.islice(itertools.cycle(images), case.batch))
-    flop = flop_an_image(network, case.side, device)
+    flop = flop_an_image(network, case.side)
     model = None
     if case.channels_last:  # as a model always has it
         options = PredictOptions(
@@ -187,14 +230,20 @@ def figures_of(case: Case, device: torch.device) -> dict[str, Any]:
     row |= {
         "bare, images/s": rate,
         "of matrix rate": rate * flop / matrix_rate(device, case.precision),
-        "seconds of a batch": bare,
     }
     if model is not None:
         # On a GPU one batch is copied while another runs: what a job sees is many in a row.
         many = images * (4 if device.type == "cuda" else 1)
-        sizes = [None] * len(many)
-        seconds = median_seconds(lambda: model.predict_batch(many, sizes), device)
-        row |= {"predict, images/s": len(many) / seconds, "of bare": len(many) / seconds / rate}
+
+        def predict() -> None:
+            model.predict_batch(many, [None] * len(many))
+
+        predicted = len(many) / median_seconds(predict, device)
+        row |= {"predict, images/s": predicted, "of bare": predicted / rate}
+        if device.type == "cuda":
+            row["GPU busy"] = busy_share(model, images * BUSY_BATCHES)
+            with patch.object(reduction, "fused_on", lambda device: False):
+                row["predict in strips, images/s"] = len(many) / median_seconds(predict, device)
         row |= split(network, coarse, images, case, device)
     return row
 
@@ -243,20 +292,30 @@ def split(
             for top, bottom in strips(size, strip):
                 surface.rows(top, bottom)
 
-    def reduce_all() -> list[Tensor]:
-        return [reduce(surface, size, len(CLASSES), device).mask for surface in surfaces]
+    def in_strips(mask_size: Size) -> list[Tensor]:
+        number = len(CLASSES)
+        return [reduce_in_strips(each, mask_size, number, device).mask for each in surfaces]
 
-    masks = reduce_all()
+    def fused(mask_size: Size) -> list[Tensor]:
+        return [reduce(each, mask_size, len(CLASSES), device).mask for each in surfaces]
+
+    masks = in_strips(size)
     up, down = (
         median_seconds(run, device) for run in (upload, lambda: [mask.cpu() for mask in masks])
     )
-    upsampled, reduced = median_seconds(upsample, device), median_seconds(reduce_all, device)
+    upsampled = median_seconds(upsample, device)
     parts = {
         "transfer, ms": up + down,
         "network, ms": median_seconds(lambda: forward(pixels), device),
         "upsample, ms": upsampled,
-        "reduce, ms": max(0.0, reduced - upsampled),
+        "reduce, ms": max(0.0, median_seconds(lambda: in_strips(size), device) - upsampled),
     }
+    if device.type == "cuda":
+        double = (2 * case.side, 2 * case.side)
+        parts["2×: strips, ms"] = median_seconds(lambda: in_strips(double), device)
+        if fused_on(device):
+            parts["fused, ms"] = median_seconds(lambda: fused(size), device)
+            parts["2×: fused, ms"] = median_seconds(lambda: fused(double), device)
     return {part: 1000 * seconds / case.batch for part, seconds in parts.items()}
 
 
@@ -273,7 +332,7 @@ def seconds_of(run: Callable[[], Any], device: torch.device) -> list[float]:
     run()
     taken: list[float] = []
     began = time.perf_counter()
-    while len(taken) < 3 or (len(taken) < MANY and time.perf_counter() - began < ENOUGH_S):
+    while wanted(len(taken), time.perf_counter() - began):
         _settled(device)
         start = time.perf_counter()
         run()
@@ -282,15 +341,22 @@ def seconds_of(run: Callable[[], Any], device: torch.device) -> list[float]:
     return taken
 
 
+def wanted(num_runs: int, spent: float) -> bool:
+    """Whether there should be another run of what was run so often and has taken so long."""
+    if num_runs < 3:
+        return num_runs == 0 or spent < AT_MOST_S
+    return num_runs < MANY and spent < ENOUGH_S
+
+
 def _settled(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def flop_an_image(network: Network, side: int, device: torch.device) -> float:
-    """Floating-point operations of the network on one image."""
+def flop_an_image(network: Network, side: int) -> float:
+    """Floating-point operations of the network on one image, counted without doing them."""
     with FlopCounterMode(display=False) as counter:
-        network.coarse(torch.rand(1, 3, side, side, device=device))
+        copy.deepcopy(network).to("meta").coarse(torch.empty(1, 3, side, side, device="meta"))
     return float(counter.get_total_flops())
 
 
