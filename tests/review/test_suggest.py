@@ -128,10 +128,11 @@ def test_frames_of_videos_become_pictures_with_labels(tmp_path: Path) -> None:
     with_uris(run, lambda n: f"{tmp_path}/street.mp4#t={0.04 * n:.3f}")
     suggest(run, str(tmp_path / "to"), count=4)
     [*pictures] = (tmp_path / "to").glob("*.png")
-    assert [Image.open(path).size for path in pictures] == 4 * [(60, 40)]
-    report = import_labels(str(tmp_path / "to"), str(tmp_path / "labels"), format="labelme")
-    assert report.added == 4
-    assert all("street.mp4#t=" in uri for uri in rows(tmp_path / "labels"))
+    sizes = [Image.open(io.BytesIO(path.read_bytes())).size for path in pictures]
+    assert sizes == 4 * [(60, 40)]
+    import_labels(str(tmp_path / "to"), str(tmp_path / "labels"), format="labelme")
+    uris = {f"{tmp_path}/street.mp4#t={0.04 * n:.3f}" for n in range(4)}
+    assert rows(tmp_path / "labels").keys() == uris
 
 
 def test_two_images_of_one_stem_have_a_labelme_file_each(photos: S3, tmp_path: Path) -> None:
