@@ -71,7 +71,7 @@ def pipeline(
         .map_batches(
             PredictStage,
             fn_constructor_args=(predicting, reading),
-            compute=ray.data.ActorPoolStrategy(min_size=workers.size[0], max_size=workers.size[1]),
+            compute=workers.pool(),
             num_cpus=worker_cpus(workers.num_cpus),
             num_gpus=workers.num_gpus,
             **tables | {"batch_size": block_rows},  # a block, which Ray wants to be told with GPUs

@@ -76,12 +76,7 @@ def pipeline(
         .map_batches(
             PredictStage,
             fn_constructor_args=(stages.predicting, stages.reading, tenure),
-            compute=ray.data.ActorPoolStrategy(
-                min_size=workers.size[0],
-                max_size=workers.size[1],
-                max_concurrent_calls_per_actor=workers.blocks_at_once,
-                enable_true_multi_threading=True,
-            ),
+            compute=workers.pool(),
             num_cpus=worker_cpus(workers.num_cpus),
             num_gpus=workers.num_gpus,
             **tables | {"batch_size": block_rows},  # a block, which Ray wants to be told with GPUs
@@ -183,6 +178,8 @@ def work_through(
     """Bring every image of the manifest to a committed row."""
     watch = Watch(lease, job.limits.stall_minutes, GRACE_S)
     device = resolve_device(job.resources)
+    if device == "cpu" and job.predict.decode == "device":
+        say("predict.decode: device, and the device is the CPU: predict workers decode, alone")
     # Here a cluster scaled to zero is waited for.
     precision = state.settle(device, resolve_precision(job.predict.precision, device, watch))
     workers = share_out(job.resources, device)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from segbatch import storage
-from segbatch.errors import Incomplete, SegbatchError
 from segbatch.images.decode import Decoded, binary_column, decode, decode_image
 from segbatch.images.fetch import fetch
 from segbatch.results.encode import Encoding, encode
@@ -104,15 +104,15 @@ def decode_stage(table: pa.Table, reading: Reading) -> pa.Table:
 class PredictStage:
     """RGB → label maps and counts. One of these lives in each worker, with the model loaded.
 
-    Several threads may call it: one block at a time is on the device, while the tables around
-    another one are made. Worst case in memory, a call: a block's pixels, ``BLOCK_BYTES`` more of
-    those that came encoded and one image beyond, and twice the block's label maps on the grid of
-    the mask.
+    Several threads may call it: the device has one block at a time, while the tables around another
+    one are made. Worst case in memory, a call: a block's pixels, ``BLOCK_BYTES`` more of those that
+    came encoded and one image beyond, and twice the block's label maps on the grid of the mask.
     """
 
     def __init__(
         self, predicting: Predicting, reading: Reading, tenure: Tenure | None = None
     ) -> None:
+        from segbatch.model.jpeg import refuse_undecoding
         from segbatch.model.predict import load_model
 
         self.predicting = predicting
@@ -124,66 +124,80 @@ class PredictStage:
             options=predicting.options,
             threads=predicting.threads,
         )
+        if reading.jpegs_on_device:
+            refuse_undecoding(self.model.device)
         self.turn = threading.Lock()
         self.idle_since = time.perf_counter()
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        start = time.perf_counter()
+        call = _Call(time.perf_counter())
         if self.tenure is not None and self.tenure.ends():
             table = table.slice(0, 0)
         columns = {name: table[name].to_pylist() for name in _DECODED}
         predictions: list[Prediction | None] = [None] * table.num_rows
-        spent = _Spent()
         group: dict[int, Any] = {}
         held = 0  # bytes of pixels that were decoded here
-        for row, image in self._images(table, columns):
+        for row, image in self._images(table, columns, call):
             if image is not None:
                 group[row] = image
                 held += 0 if table["pixels"][row].is_valid else image.nbytes
             if held > BLOCK_BYTES:
-                self._predict(group, columns, predictions, spent)
+                self._predict(group, columns, predictions, call)
                 group, held = {}, 0
-        self._predict(group, columns, predictions, spent)
+        self._predict(group, columns, predictions, call)
         rows = _shared_out(
             self._rows(table, columns, predictions),
-            {f"{SECONDS}wait": spent.idle_s, f"{COUNTED}batches": spent.batches},
+            {f"{SECONDS}wait": call.idle_s or 0.0, f"{COUNTED}batches": call.batches},
         )
-        return _stamped("predict", start + spent.queued_s, rows)
+        return _stamped("predict", call.start + call.queued_s, rows)
+
+    @contextmanager
+    def _on_device(self, call: _Call) -> Iterator[None]:
+        """The device to oneself."""
+        queued = time.perf_counter()
+        with self.turn:
+            call.queued_s += time.perf_counter() - queued
+            if call.idle_s is None:
+                call.idle_s = max(0.0, call.start - self.idle_since)
+            yield
+            self.idle_since = time.perf_counter()
 
     def _predict(
         self,
         group: dict[int, Any],
         columns: dict[str, list[Any]],
         predictions: list[Prediction | None],
-        spent: _Spent,
+        call: _Call,
     ) -> None:
         """Predict the images of some rows, into ``predictions``."""
         original = self.predicting.original_grid
         sizes = [(columns["height"][r], columns["width"][r]) if original else None for r in group]
-        queued = time.perf_counter()
-        with self.turn:
-            begin = time.perf_counter()
-            spent.queued_s += begin - queued
-            spent.idle_s += begin - self.idle_since
+        with self._on_device(call):
             before = self.model.num_batches
             results = self.model.predict_batch(list(group.values()), sizes)
-            spent.batches += self.model.num_batches - before
-            self.idle_since = time.perf_counter()
+            call.batches += self.model.num_batches - before
         for row, prediction in zip(group, results, strict=True):
             predictions[row] = replace(prediction, image=_NO_PIXELS)
 
-    def _images(self, table: pa.Table, columns: dict[str, list[Any]]) -> Iterator[tuple[int, Any]]:
+    def _images(
+        self, table: pa.Table, columns: dict[str, list[Any]], call: _Call
+    ) -> Iterator[tuple[int, Any]]:
         """The rows, each with its pixels, HWC uint8, or ``None`` where it failed, now or before."""
         kept = pc.and_(table["pixels"].is_null(), table["model_width"].is_valid()).to_pylist()
-        for start in range(0, table.num_rows, JPEGS_AT_ONCE):
-            rows = range(start, min(start + JPEGS_AT_ONCE, table.num_rows))
-            jpegs = {row: table["data"][row].as_py() for row in rows if kept[row]}
-            decoded = dict(zip(jpegs, self.model.decode_jpegs(list(jpegs.values())), strict=True))
-            for row in rows:
-                pixels = decoded.pop(row, None)
-                size = columns["model_height"][row], columns["model_width"][row], 3
-                good = pixels is not None and pixels.shape == size
-                yield row, pixels if good else self._image(table, columns, row)
+        heights, widths = columns["model_height"], columns["model_width"]
+        decoded: dict[int, Any] = {}
+        for row in range(table.num_rows):
+            if kept[row] and row not in decoded:
+                decoded = self._decoded(table, _following(row, kept, heights, widths), call)
+            pixels = decoded.get(row)
+            good = pixels is not None and pixels.shape == (heights[row], widths[row], 3)
+            yield row, pixels if good else self._image(table, columns, row)
+
+    def _decoded(self, table: pa.Table, rows: list[int], call: _Call) -> dict[int, Any]:
+        """Pixels of rows that the device decodes; ``None`` for what it does not take."""
+        files = [table["data"][row].as_py() for row in rows]
+        with self._on_device(call):
+            return dict(zip(rows, self.model.decode_jpegs(files), strict=True))
 
     def _image(self, table: pa.Table, columns: dict[str, list[Any]], row: int) -> Any:
         """Pixels of one row; ``None`` where it failed, now or before."""
@@ -202,6 +216,7 @@ class PredictStage:
             columns["width"][row], columns["height"][row] = image.width, image.height
             return image.pixels
         columns["error"][row], columns["message"][row] = image.kind, image.message
+        columns["width"][row] = columns["height"][row] = None  # a header's word is not enough
         return None
 
     def _rows(
@@ -223,7 +238,7 @@ class PredictStage:
             "class_confidence": [p and p.confidences for p in predictions],
             "uncertainty": [p and p.uncertainty for p in predictions],
         }
-        arrays = {name: pa.array(values, _PREDICTED[name]) for name, values in made.items()}
+        arrays = {name: pa.array(values, PREDICTED[name]) for name, values in made.items()}
         arrays["label_map"] = binary_column(
             np.concatenate([_NO_LABELS, *maps]), [0, *np.cumsum([m.size for m in maps])]
         )
@@ -234,7 +249,7 @@ _DECODED = ("error", "message", "width", "height", "model_width", "model_height"
 _PIXELS = ("data", "pixels")
 _NO_PIXELS = np.empty((0, 0, 3), np.uint8)  # a prediction shall not keep its image in memory
 _NO_LABELS = np.empty(0, np.uint8)
-_PREDICTED = {
+PREDICTED = {
     "error": pa.string(),
     "message": pa.string(),
     "width": pa.int32(),
@@ -249,14 +264,27 @@ _PREDICTED = {
 
 
 @dataclass
-class _Spent:
-    """By the model on a block: seconds in which it had no images, seconds in which the block had to
-    wait for another one, and batches.
+class _Call:
+    """One block in a worker. ``idle_s``: seconds before it came in which the device had nothing to
+    do; ``queued_s``: seconds in which it had to wait for another block.
     """
 
-    idle_s: float = 0.0
+    start: float
+    idle_s: float | None = None
     queued_s: float = 0.0
     batches: int = 0
+
+
+def _following(row: int, kept: list[bool], heights: list[int], widths: list[int]) -> list[int]:
+    """``row`` and those after it that are decoded together with it."""
+    rows, held = [row], 3 * heights[row] * widths[row]
+    for other in range(row + 1, len(kept)):
+        if kept[other]:
+            held += 3 * heights[other] * widths[other]
+            if len(rows) == JPEGS_AT_ONCE or held > BLOCK_BYTES:
+                break
+            rows.append(other)
+    return rows
 
 
 def encode_stage(table: pa.Table, encoding: Encoding) -> pa.Table:
@@ -279,50 +307,6 @@ def write_stage(table: pa.Table, writing: Writing) -> pa.Table:
     if accounts:
         accounts[0] = replace(accounts[0], seconds=seconds, counted=counted)
     return pa.table({"account": pa.array([a.to_text() for a in accounts], pa.string())})
-
-
-class AllStages:
-    """The whole way of a few images, in one process, which loads the model once."""
-
-    def __init__(self, stages: Pipeline) -> None:
-        self.stages = stages
-        try:
-            self.predict = PredictStage(stages.predicting, stages.reading)
-        except SegbatchError:
-            raise
-        except Exception as error:  # of this node, and of no image
-            raise Incomplete(f"a worker cannot start: {storage.one_line(error)}") from error
-
-    def run(self, table: pa.Table) -> pa.Table:
-        """Images of the manifest in, accounts out."""
-        stages = self.stages
-        fetched = fetch_stage(table, stages.reading, stages.writing.tenure)
-        predicted = self.predict(decode_stage(fetched, stages.reading))
-        return write_stage(encode_stage(predicted, stages.encoding), stages.writing)
-
-
-def all_stages(table: pa.Table, stages: Pipeline) -> pa.Table:
-    """The same for images that have a process to themselves."""
-    return AllStages(stages).run(table)
-
-
-def decoded_sizes(table: pa.Table, reading: Reading) -> list[tuple[int, int]]:
-    """Of each image that can be decoded: its pixels, and its bytes as the model takes it."""
-    fetched = fetch(table, reading.limits)
-    decoded = (
-        decode_image(data.as_py(), max_pixels=reading.max_pixels, long_side=reading.long_side)
-        for data in fetched["data"]
-        if data.is_valid
-    )
-    return [(i.width * i.height, i.pixels.nbytes) for i in decoded if isinstance(i, Decoded)]
-
-
-def crashed_row(image: pa.Table, message: str, stages: Pipeline) -> pa.Table:
-    """Write the failed row of one image of the manifest that crashed its worker."""
-    unknown = {name: pa.nulls(1, type_) for name, type_ in _PREDICTED.items()}
-    said = {"error": pa.array(["crashed"]), "message": pa.array([message])}
-    columns = {name: image[name] for name in image.column_names} | unknown | said
-    return write_stage(encode_stage(pa.table(columns), stages.encoding), stages.writing)
 
 
 def accounts_of(table: pa.Table) -> list[Account]:

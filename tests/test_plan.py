@@ -176,6 +176,7 @@ SAMPLE = Sample(
     rows_bytes=5_000,
     stats_bytes=500,
     failed={"timeout": 1, "truncated": 2},
+    plain_share=0.75,
     block_rows=100,
     file_rows=500,
 )
@@ -240,7 +241,7 @@ def test_nodes_that_prepare_images_are_added_where_gpus_would_wait() -> None:
 def test_where_cpus_keep_a_gpu_waiting_the_plan_says_what_the_gpu_can_take_over() -> None:
     slow = replace(SAMPLE, stages={**COST.stages, "decode": StageCost(0.5, 0.5)})
     assert any("predict.decode: device" in note for note in planned(slow).notes)
-    for other in (SAMPLE, replace(slow, device="cpu", threads=4)):
+    for other in (SAMPLE, replace(slow, device="cpu", threads=4), replace(slow, plain_share=0.0)):
         assert not any("predict.decode" in note for note in planned(other).notes)
 
 

@@ -17,6 +17,7 @@ import pytest
 from deltalake import DeltaTable
 
 from segbatch import storage
+from segbatch.alone import AllStages
 from segbatch.errors import Damaged, Fenced, Incomplete, RunError
 from segbatch.images import manifest
 from segbatch.job import SegmentJob, load_kind
@@ -33,7 +34,7 @@ from segbatch.results.table import Table
 from segbatch.results.write import Account, Writing, write_file
 from segbatch.runstate import RunState
 from segbatch.segment import segment
-from segbatch.stages import AllStages, Pipeline, Predicting, accounts_of
+from segbatch.stages import Pipeline, Predicting, accounts_of
 from tests.conftest import EVERYTHING, S3, job
 
 SEED = 4

@@ -25,6 +25,7 @@ from ray.exceptions import (
 )
 
 from segbatch import storage
+from segbatch.alone import AllStages, all_stages, crashed_row, decoded_sizes
 from segbatch.cluster.metrics import Metrics
 from segbatch.cluster.workers import Workers, cluster_resources, node_cpus
 from segbatch.errors import Incomplete, InputError
@@ -35,13 +36,9 @@ from segbatch.passes import Accounts, ExecutionStopped
 from segbatch.progress import say
 from segbatch.results.write import Account
 from segbatch.stages import (
-    AllStages,
     Pipeline,
     Reading,
     accounts_of,
-    all_stages,
-    crashed_row,
-    decoded_sizes,
 )
 from segbatch.watch import NothingYet, Watch
 

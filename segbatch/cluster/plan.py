@@ -236,10 +236,10 @@ def _notes(
             f" {sample.threads} cores, and is so much faster on an idle one"
         )
     limit = pace(sample.cost, sample.node).limit
-    if sample.on_gpu and limit == "decode" and job.predict.decode == "cpu":
+    if sample.on_gpu and limit == "decode" and job.predict.decode == "cpu" and sample.plain_share:
         notes.append(
-            "CPUs are the limit: with predict.decode: device the GPU decodes JPEGs that are not"
-            " downscaled; or take nodes with more CPUs a GPU"
+            "CPUs are the limit: with predict.decode: device the GPU decodes the JPEGs that need no"
+            f" downscaling, {sample.plain_share:.0%} of all; or take nodes with more CPUs a GPU"
         )
     failed = sum(sample.failed.values()) / sample.images
     if failed > job.limits.max_failed_fraction:

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from segbatch.alone import decoded_sizes, plain_share
 from segbatch.cluster.estimate import ImageCost, Node, StageCost
 from segbatch.errors import CredentialsRefused
 from segbatch.job import SegmentJob
@@ -37,7 +38,6 @@ from segbatch.stages import (
     PredictStage,
     accounts_of,
     decode_stage,
-    decoded_sizes,
     encode_stage,
     fetch_stage,
     write_stage,
@@ -72,6 +72,7 @@ class Sample:
     rows_bytes: float  # of the table with masks, as stored
     stats_bytes: float  # of the one without
     failed: dict[str, int]
+    plain_share: float  # of images that the device could decode
     block_rows: int
     file_rows: int
 
@@ -140,6 +141,7 @@ def measure(
             rows_bytes=way.counted["rows"] / taken,
             stats_bytes=way.counted["stats"] / taken,
             failed=failed,
+            plain_share=plain_share(images.slice(0, SAMPLE_IMAGES), prepared.reading),
             block_rows=sizes.block_rows,
             file_rows=sizes.file_rows,
         )

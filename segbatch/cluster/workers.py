@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray._private import auto_init_hook
@@ -22,6 +22,9 @@ from segbatch.errors import InputError
 from segbatch.job import Resources
 from segbatch.jobtrain import TrainResources
 from segbatch.storage import one_line
+
+if TYPE_CHECKING:
+    from ray.data import ActorPoolStrategy
 
 MIN_LOGICAL_CPUS = 4  # with fewer, the stages of a pipeline can starve each other
 CONNECT_S = 10.0
@@ -43,10 +46,18 @@ class Workers:
         low, high = self.size
         return high or low
 
-    @property
-    def blocks_at_once(self) -> int:
-        """In one worker: on a GPU, tables of one block are made while it works on another."""
-        return 2 if self.num_gpus else 1
+    def pool(self) -> ActorPoolStrategy:
+        """As Ray Data takes them. On a GPU each has two blocks at a time, so that tables of one are
+        made while the device works on the other; as many again wait in the object store.
+        """
+        from ray.data import ActorPoolStrategy  # with pandas, which training does not need
+
+        return ActorPoolStrategy(
+            min_size=self.size[0],
+            max_size=self.size[1],
+            max_concurrent_calls_per_actor=2 if self.num_gpus else 1,
+            enable_true_multi_threading=True,
+        )
 
     def __str__(self) -> str:
         low, high = self.size

@@ -14,14 +14,10 @@ Nothing that a file holds raises, warns or logs: it becomes an :class:`Undecodab
 
 from __future__ import annotations
 
-import logging
 import math
 import re
-import threading
-import warnings
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -31,7 +27,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import simplejpeg
-from PIL import ExifTags, Image, TiffImagePlugin
+from PIL import ExifTags, Image, JpegImagePlugin, TiffImagePlugin
 
 from segbatch.images.bombs import (
     MAX_EXIF_BYTES,
@@ -43,10 +39,8 @@ from segbatch.images.bombs import (
     refuse_unopened,
 )
 from segbatch.images.diagnose import Undecodable, diagnose, ends_early, number
+from segbatch.images.pillow import pillow
 from segbatch.scaling import downscale, scaled_size
-
-# What Pillow would log of a broken file stands in the file's row; a million rows are no log.
-logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 BYTES_PER_PIXEL = 3
 
@@ -179,7 +173,7 @@ def _decode(
     """
     if not data:
         return Undecodable("truncated", "0 bytes")
-    with _pillow.limited(max_pixels):
+    with pillow.limited(max_pixels):
         try:
             return _open(data, max_pixels, long_side, room, keep_jpegs)
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as bomb:
@@ -192,45 +186,6 @@ def _decode(
             return Undecodable("too_large", "not enough memory to decode it")
         except Exception as error:  # a decoder may raise anything for a broken file
             return diagnose(data, error)
-
-
-class _Pillow:
-    """Pillow's settings while images are decoded: the job's pixel limit, and not a warning.
-
-    They belong to the process and not to a thread, so that the first thread to come in sets them
-    and the last one to leave restores them. The limit is the one of the last that came in: a
-    process works for one job.
-    """
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.inside = 0
-        self.given_limit = Image.MAX_IMAGE_PIXELS
-        self.warnings = warnings.catch_warnings()
-
-    @contextmanager
-    def limited(self, max_pixels: int) -> Iterator[None]:
-        with self.lock:
-            self.inside += 1
-            if self.inside == 1:
-                self.given_limit = Image.MAX_IMAGE_PIXELS
-                self.warnings = warnings.catch_warnings()
-                self.warnings.__enter__()
-                warnings.filterwarnings("ignore", module="PIL")
-                # Pillow itself only warns up to twice the limit.
-                warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
-            Image.MAX_IMAGE_PIXELS = max_pixels
-        try:
-            yield
-        finally:
-            with self.lock:
-                self.inside -= 1
-                if self.inside == 0:
-                    Image.MAX_IMAGE_PIXELS = self.given_limit
-                    self.warnings.__exit__(None, None, None)
-
-
-_pillow = _Pillow()
 
 
 def _open(
@@ -252,7 +207,7 @@ def _open(
         grid = scaled_size(*size, long_side)
         refuse_strip(*grid, max_pixels)
         is_plain = grid == size and _is_plain_jpeg(image)
-        if is_plain and keep_jpegs and not ends_early(data):
+        if is_plain and keep_jpegs and _is_ycbcr(image) and not ends_early(data):
             return PlainJpeg(*size)
         if room is not None and grid[0] * grid[1] * BYTES_PER_PIXEL > room.size:
             return None
@@ -276,6 +231,15 @@ def _open(
 def _is_plain_jpeg(image: Image.Image) -> bool:
     is_jpeg = image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
     return is_jpeg and _orientation(image) not in UPRIGHT
+
+
+def _is_ycbcr(image: Image.Image) -> bool:
+    """Whether no decoder can take the colours of a JPEG for others: those few that hold RGB say so
+    in ways that not all look at.
+    """
+    assert isinstance(image, JpegImagePlugin.JpegImageFile)
+    names = bytes(component[0] for component in image.layer)
+    return image.info.get("adobe_transform", 1) == 1 and names != b"RGB"
 
 
 def _decode_jpeg(data: bytes, size: tuple[int, int], room: Pixels | None) -> Pixels | None:

@@ -6,24 +6,51 @@ why a run is decoded in one way from its beginning to its end.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 
 import numpy as np
 import torch
+from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg
 
+from segbatch.errors import InputError, JobFailed
 from segbatch.model.patches import Pixels
+from segbatch.storage import one_line
 
 
 def decode_jpegs(files: Sequence[bytes], device: torch.device) -> list[Pixels | None]:
     """RGB of each file, ``(height, width, 3)`` uint8 on the host; ``None`` for what the decoder on
-    ``device`` does not take.
+    ``device`` does not take. Raises :class:`~segbatch.errors.JobFailed` for an image too large for
+    the device.
     """
-    encoded = [torch.from_numpy(np.frombuffer(file, np.uint8).copy()) for file in files]
     try:
-        decoded = decode_jpeg(encoded, mode=ImageReadMode.RGB, device=device)
-    except RuntimeError:  # of one of them, and it does not say which; or there is no memory
+        return list(_decoded(files, device)) if files else []
+    except RuntimeError as error:  # of one of them, and it does not say which
         if len(files) == 1:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise JobFailed(
+                    f"{device} has not enough memory to decode a JPEG: set predict.decode: cpu"
+                ) from None
             return [None]
-        return [pixels for file in files for pixels in decode_jpegs([file], device)]
+    half = len(files) // 2
+    return decode_jpegs(files[:half], device) + decode_jpegs(files[half:], device)
+
+
+def refuse_undecoding(device: torch.device) -> None:
+    """Raises :class:`~segbatch.errors.InputError` where no JPEG can be decoded on ``device``."""
+    sample = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(sample, "JPEG")
+    try:
+        _decoded([sample.getvalue()], device)
+    except RuntimeError as error:
+        raise InputError(
+            f"predict.decode: device: torchvision decodes no JPEG on {device} here"
+            f" ({one_line(error)}): set predict.decode: cpu"
+        ) from error
+
+
+def _decoded(files: Sequence[bytes], device: torch.device) -> list[Pixels]:
+    encoded = [torch.from_numpy(np.frombuffer(file, np.uint8).copy()) for file in files]
+    decoded = decode_jpeg(encoded, mode=ImageReadMode.RGB, device=device)
     return [pixels.permute(1, 2, 0).contiguous().cpu().numpy() for pixels in decoded]

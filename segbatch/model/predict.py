@@ -204,7 +204,7 @@ class Model:
 
     def decode_jpegs(self, files: Sequence[bytes]) -> list[Pixels | None]:
         """:func:`~segbatch.model.jpeg.decode_jpegs` on this model's device."""
-        return decode_jpegs(files, self.device) if files else []
+        return decode_jpegs(files, self.device)
 
     def _pack(self, batch: list[Patch], pinned: bool) -> Tensor:
         """The patches with their padding, NHWC uint8, on the host."""
