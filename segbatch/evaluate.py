@@ -28,7 +28,8 @@ from segbatch.cluster.sharing import ENCODE_CPUS, PARQUET_CPUS, READ_CPUS, worke
 from segbatch.cluster.workers import Workers, connected, resolve_device, share_out
 from segbatch.errors import Incomplete, RunError, SegbatchError, SourceError
 from segbatch.images.decode import Decoded, decode_image
-from segbatch.job import EvaluateJob, Job, Limits, SegmentJob, load_kind
+from segbatch.job import EvaluateJob, Job, Limits, Predict, SegmentJob, load_kind
+from segbatch.jobkeys import identity_of
 from segbatch.labels.dataset import Dataset, open_dataset
 from segbatch.masks import decode_mask
 from segbatch.passes import ExecutionStopped
@@ -208,7 +209,8 @@ def _refuse_others(uri: str, facts: dict[str, Any]) -> None:
             ("dataset", old["dataset"]["fingerprint"], facts["dataset"]["fingerprint"]),
             ("split", old["split"], facts["split"]),
             ("model", old["model"]["sha256"], facts["model"]["sha256"]),
-            ("predict", old["predict"], facts["predict"]),
+            # A key that is younger than the evaluation had its default.
+            ("predict", identity_of(Predict()) | old["predict"], facts["predict"]),
         ):
             if kept != now:
                 raise RunError(

@@ -54,7 +54,7 @@ class RunState:
         self.ledger: Ledger | None = None
         self.progress: Progress | None = None
         self.nodes: Callable[[], list[dict[str, Any]]] | None = None
-        """Tells which machines there were, and for how long, until now."""
+        """Asks Ray which machines there were, and for how long, until now."""
         self._noted = time.monotonic()
 
     # ------------------------------------------------------------------------- beginnings
@@ -230,8 +230,16 @@ class RunState:
     def note_progress(self) -> None:
         """Leave counts and pace in ``run.json``, once a minute, for whoever asks the storage."""
         if time.monotonic() - self._noted >= NOTE_EVERY_S:
+            self.note_nodes()
             with contextlib.suppress(OSError):  # there is another in a minute
                 self.write()
+
+    def note_nodes(self) -> None:
+        """Ask for the machines while Ray is there; the next :meth:`write` keeps them."""
+        if self.nodes is not None:
+            # A Ray that is gone must not take the place of the error that ended the work.
+            with contextlib.suppress(Exception):
+                self.info["starts"][-1]["nodes"] = self.nodes()
 
     def write(self, status: str | None = None) -> None:
         """Raises ``Fenced`` for a driver that slept, and must not write over what came after."""
@@ -249,7 +257,6 @@ class RunState:
         if self.progress is not None and self.info["starts"]:
             self.info["images_per_second"] = round(self.progress.images_per_second, 3)
             self.info["starts"][-1] |= {
-                "nodes": [] if self.nodes is None else self.nodes(),
                 "passes": self.progress.passes,
                 "images": self.progress.finished,
                 "wall_s": round(time.monotonic() - self.progress.started, 1),

@@ -137,7 +137,10 @@ def segment(
                 signals.check()
                 if ledger.remaining():
                     with connected(say):
-                        work_through(state, job, prepared, ledger, lease)
+                        try:
+                            work_through(state, job, prepared, ledger, lease)
+                        finally:
+                            state.note_nodes()
                 signals.check()
                 lease.confirm()
                 state.finish(job)

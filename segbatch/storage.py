@@ -226,14 +226,21 @@ def reading_input(uri: str, wrong: type[InputError], missing: str) -> Iterator[N
 @contextmanager
 def writing_output() -> Iterator[None]:
     """Errors about what a user wants written: :class:`~segbatch.errors.InputError` where it may not
-    be, and :class:`~segbatch.errors.Incomplete` where storage does not answer.
+    be, or where there is a folder or a file in its way, and :class:`~segbatch.errors.Incomplete`
+    where storage does not answer.
     """
     try:
         yield
-    except (FileNotFoundError, PermissionError) as error:
-        raise InputError(f"cannot write {error}") from error
+    except (
+        FileNotFoundError,
+        PermissionError,
+        IsADirectoryError,
+        NotADirectoryError,
+        FileExistsError,
+    ) as error:
+        raise InputError(f"cannot write {one_line(error)}") from error
     except OSError as error:
-        raise Incomplete(f"cannot write {error}; do it again") from error
+        raise Incomplete(f"cannot write {one_line(error)}; do it again") from error
 
 
 def arrow_filesystem(uri: str) -> tuple[Any, str]:
@@ -266,15 +273,19 @@ def write_bytes(uri: str, data: bytes) -> None:
 def upload(path: Path, uri: str) -> None:
     """Move a local file, however large, to ``uri``; seen there whole or not at all.
 
-    Raises ``PermissionError`` or ``OSError``.
+    A file that cannot be moved to its place is gone. Raises ``PermissionError`` or ``OSError``.
     """
     if is_local(uri):
         target = local_path(uri)
         target.parent.mkdir(parents=True, exist_ok=True)
         path.chmod(0o644)
         beside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
-        shutil.move(path, beside)  # which copies, where it comes from another disk
-        beside.replace(target)
+        try:
+            shutil.move(path, beside)  # which copies, where it comes from another disk
+            beside.replace(target)
+        except BaseException:
+            beside.unlink(missing_ok=True)
+            raise
         return
     try:
         fs, key = filesystem(uri)

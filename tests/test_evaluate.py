@@ -329,6 +329,9 @@ def test_the_command_gives_the_same_again_and_prints_the_scores_alone_on_stdout(
     file = tmp_path / "evaluate.yaml"
     file.write_text(yaml.safe_dump(work(dataset, model_uri, output, predict=PREDICT)))
     before = table(output, "per_image.parquet")
+    older = {key: value for key, value in metrics["predict"].items() if key != "decode"}
+    old = json.dumps({**metrics, "predict": older})  # as before there was such a key
+    storage.write_bytes(f"{output}/metrics.json", old.encode())
     ended = cli("run", str(file), RAY_ADDRESS=ray_address, timeout=200)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout == f"{as_text(metrics)}\n"

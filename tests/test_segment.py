@@ -95,6 +95,12 @@ def test_every_row_of_the_manifest_has_its_row_and_its_reason(mixed: Run) -> Non
     }  # fmt: skip
 
 
+def test_a_run_of_seconds_says_on_which_machines_it_was(mixed: Run) -> None:
+    [node] = mixed.info["starts"][-1]["nodes"]
+    assert node["cpus"] == 4
+    assert node["seconds"] > 0
+
+
 def test_the_manifests_own_columns_travel_and_keep_their_types(mixed: Run) -> None:
     rows = rows_of(mixed)
     assert rows["building"].to_pylist() == [f"{number:05d}" for number in range(30)]

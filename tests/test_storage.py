@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from segbatch import storage
+from segbatch.errors import Incomplete, InputError
 from segbatch.storage import ReadLimits, StoredFile, Unreadable
 from tests.conftest import S3
 
@@ -369,6 +370,30 @@ def test_a_local_write_that_cannot_be_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OSError, match="file"):
         storage.write_bytes(str(tmp_path / "file" / "a.bin"), b"content")
+
+
+@pytest.mark.parametrize("missing", ["a.bin/b.bin", "a.bin/deep/b.bin", "folder"])
+def test_what_is_in_the_way_of_an_output_is_wrong_input_and_nothing_else_is_left(
+    tmp_path: Path, missing: str
+) -> None:
+    out, file = tmp_path / "out", tmp_path / "file"
+    (out / "folder").mkdir(parents=True)
+    (out / "a.bin").write_bytes(b"mine")
+    file.write_bytes(b"content")
+    writes = (storage.write_bytes, b"content"), (lambda uri, path: storage.upload(path, uri), file)
+    for write, content in writes:
+        wrong = pytest.raises(InputError, match=r"^cannot write .*out")
+        with wrong as caught, storage.writing_output():
+            write(str(out / missing), content)
+        assert "\n" not in str(caught.value)
+    assert {path.name for path in out.rglob("*")} == {"folder", "a.bin"}
+    assert (out / "a.bin").read_bytes() == b"mine"
+
+
+def test_an_output_that_storage_fails_is_to_be_written_again() -> None:
+    once_more = pytest.raises(Incomplete, match=r"^cannot write it: no space; do it again$")
+    with once_more, storage.writing_output():
+        raise OSError("it:\nno space")
 
 
 def test_a_local_listing_follows_links_and_leaves_out_what_is_no_file(tmp_path: Path) -> None:
