@@ -1,7 +1,8 @@
 """Storage: every byte that is read or written goes through here.
 
-Objects are read many at a time with the reason for each that cannot be, listed, written as a whole
-or not at all, and deleted. Which client does it is decided in :mod:`segbatch.clients`.
+Objects are read many at a time with the reason for each that cannot be, listed, written (on disk
+and in object storage as a whole or not at all), and deleted. Which client does it is decided in
+:mod:`segbatch.clients`.
 """
 
 from __future__ import annotations
@@ -73,6 +74,7 @@ __all__ = [
     "scheme_of",
     "split_bucket",
     "write_bytes",
+    "writes_whole",
 ]
 
 # Above this an object is sent in parts; below, in one atomic PUT.
@@ -250,8 +252,16 @@ def arrow_filesystem(uri: str) -> tuple[Any, str]:
     return arrowfiles.arrow_filesystem(uri)
 
 
+def writes_whole(uri: str) -> bool:
+    """Whether whoever is killed while writing to ``uri`` leaves all of a file or nothing: on disk
+    and in object storage. What else fsspec speaks to may keep a part.
+    """
+    return is_local(uri) or scheme_of(uri) in OBJECT_SCHEMES
+
+
 def write_bytes(uri: str, data: bytes) -> None:
-    """Write the whole object: either all of it is seen under ``uri`` or what was there before.
+    """Write the whole object: where storage :func:`writes_whole`, either all of it is seen under
+    ``uri`` or what was there before.
 
     Raises ``PermissionError`` or ``OSError``.
     """
@@ -271,7 +281,7 @@ def write_bytes(uri: str, data: bytes) -> None:
 
 
 def upload(path: Path, uri: str) -> None:
-    """Move a local file, however large, to ``uri``; seen there whole or not at all.
+    """Move a local file, however large, to ``uri``; seen there as by :func:`write_bytes`.
 
     A file that cannot be moved to its place is gone. Raises ``PermissionError`` or ``OSError``.
     """

@@ -1,31 +1,61 @@
 """Cost: what a run took, from ``run.json``: machines, bytes, requests, and money if it is known.
 
-Nothing is guessed: machines that no cluster file names have hours and no money.
+Nothing is guessed: machines that no cluster file names have hours and no money, and only object
+storage bills requests and transfer.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from segbatch import storage
 from segbatch.cluster.estimate import requests
 from segbatch.cluster.prices import GB, Prices
+from segbatch.results.run import Run
 
 Start = Mapping[str, Any]
 Kind = tuple[float, float, str | None, bool | None]  # CPUs, GPUs, instance, whether it is spot
 
+IN_OBJECT_STORAGE = rf"^({'|'.join(sorted(storage.OBJECT_SCHEMES))})://"
+FRAME = r"#t=-?\d+\.\d{3}$"  # of a video, which is not asked for once a frame
 
-def facts(starts: Sequence[Start], prices: Prices) -> dict[str, str]:
+
+@dataclass(frozen=True)
+class Stored:
+    """What of a run is in object storage: ``images``, the share of them that are objects of their
+    own, and whether ``rows`` are.
+    """
+
+    images: float
+    rows: bool
+
+
+def find_stored(run: Run) -> Stored:
+    """By the URIs of its images and of the output of its job. Raises as :meth:`Run.sql`."""
+    [(images, objects)] = run.sql(
+        f"SELECT count(*), count(*) FILTER (regexp_matches(uri, '{IN_OBJECT_STORAGE}')"
+        f" AND NOT regexp_matches(uri, '{FRAME}')) FROM images"
+    ).fetchall()
+    output = run.info["job"].get("output", run.uri)
+    return Stored(
+        objects / images if images else 0.0, storage.scheme_of(output) in storage.OBJECT_SCHEMES
+    )
+
+
+def facts(starts: Sequence[Start], prices: Prices, stored: Stored) -> dict[str, str]:
     """What the starts of a run took together, each fact in a line; without what is not known."""
     seconds = _node_seconds(starts)
-    asked = _requests(starts)
+    asked = _requests(starts, stored)
+    transferred = stored.images * _sum(starts, "read_bytes")
     return {
         "workers": _workers(starts),
         "machines": "; ".join(f"{_name(kind)}: {_hours(s)}" for kind, s in seconds.items()),
         "read and written": _bytes(starts),
         "requests, about": ", ".join(f"{n:,} {name.upper()}" for name, n in asked.items() if n),
-        "estimated cost": _money(seconds, asked, _sum(starts, "read_bytes"), prices),
+        "estimated cost": _money(seconds, asked, transferred, prices),
     }
 
 
@@ -80,18 +110,22 @@ def _sum(starts: Sequence[Start], key: str) -> float:
     return float(sum(start.get(key, 0) for start in starts))
 
 
-def _requests(starts: Sequence[Start]) -> dict[str, int]:
-    """As a plan reckons them of the images that were read."""
-    asked: Counter[str] = Counter()
+def _requests(starts: Sequence[Start], stored: Stored) -> dict[str, int]:
+    """As a plan reckons them of the images that were read, of object storage alone."""
+    asked = Counter(get=0, put=0, list=0)
     for start in starts:
         if start.get("rows") and "block_rows" in start:
+            rows = round(start["rows"])
             sizes = {key: start[key] for key in ("block_rows", "file_rows")}
-            asked.update(requests(round(start["rows"]), 0, **sizes))
-    return dict(asked)
+            asked.update(get=round(rows * stored.images))
+            if stored.rows:
+                of_all = requests(rows, 0, **sizes)
+                asked.update(get=of_all["get"] - rows, put=of_all["put"])
+    return asked
 
 
 def _money(
-    seconds: Mapping[Kind, float], asked: dict[str, int], read_bytes: float, prices: Prices
+    seconds: Mapping[Kind, float], asked: dict[str, int], transferred: float, prices: Prices
 ) -> str:
     """An estimate where every machine has its price."""
     each = {kind: prices.of(kind[2], spot=bool(kind[3])) for kind in seconds}
@@ -101,7 +135,7 @@ def _money(
     if not each or None in each.values():
         return ""
     nodes = sum(seconds[kind] / 3600 * (price or 0.0) for kind, price in each.items())
-    others = read_bytes / GB * prices.transfer_gb + (prices.of_requests(asked) if asked else 0.0)
+    others = transferred / GB * prices.transfer_gb + prices.of_requests(asked)
     return (
         f"{nodes + others:,.2f} {prices.currency}: machines while they worked {nodes:,.2f},"
         f" requests and transfer {others:,.2f} (list prices of {prices.region or 'a table'},"

@@ -4,8 +4,9 @@
     SQL        masks,   one image   files     lists and documents,
                photos   a thread              once all images are there
 
-What ends before that is gone on with: a claim in the folder says what is exported, files are
-written whole or not at all, and an image whose last file is there is left as it is.
+What ends before that is gone on with: a claim in the folder says what is exported, and an image
+whose last file is there is left as it is: files are written whole or not at all. Where they are
+not, on neither disk nor object storage, all are written again.
 
 Nothing here grows with the number of images but a table of their names, which DuckDB keeps on disk
 where it gets large, and what the images share, which is collected in files.
@@ -64,6 +65,8 @@ TABLES: Mapping[str, Table] = {"csv": "csv", "parquet": "parquet"}
 
 THREADS = 8  # each holds a photograph, its mask, and what is made of them
 MEMORY = "1GB"  # of the table of names
+TOLD = 10  # images that could not be used are named, with why; the others are counted
+DAMAGED = "damaged mask"
 
 # Of images of one name in the file systems that know no capitals, each gets its id: "@" is in no
 # name otherwise.
@@ -79,7 +82,7 @@ FROM (SELECT *, safe_name(uri) AS name FROM chosen)"""
 @dataclass
 class Exported:
     """How many images were chosen, are ``written``, some of them ``before``, and were left out, and
-    ``unread``: the first whose photograph or mask could not be used, with why.
+    ``unread``: the first ten whose photograph or mask could not be used, with why.
     """
 
     chosen: int = 0
@@ -167,7 +170,12 @@ def _export_images(
     if not is_begun:
         claim.stake(folder)
     convert = partial(
-        _convert, run=run, folder=folder, format=format, limits=limits_of(run), is_begun=is_begun
+        _convert,
+        run=run,
+        folder=folder,
+        format=format,
+        limits=limits_of(run),
+        goes_on=is_begun and storage.writes_whole(folder),
     )
     done, started = 0, monotonic()
     shared = format.shared(run.classes, run.uri)
@@ -179,8 +187,9 @@ def _export_images(
                 parts.add(outcome.entries)
             else:
                 exported.left_out[outcome.why] += 1
-                if outcome.uri is not None and len(exported.unread) < 10:
-                    exported.unread.append(f"{shown(outcome.uri)}: {outcome.why}")
+                if outcome.uri is not None and len(exported.unread) < TOLD:
+                    told = (shown(outcome.uri), outcome.why, outcome.detail)
+                    exported.unread.append(": ".join(filter(None, told)))
             done += 1
             pace = f"{done / (monotonic() - started):.1f}"
             if bar.move(done, f"{pace} images/s"):
@@ -259,10 +268,13 @@ class _Written:
 
 @dataclass(frozen=True)
 class _LeftOut:
-    """An image without files; ``uri`` is its photograph's, if it lay at that."""
+    """An image without files, counted under ``why``; ``uri`` is its photograph's, if it lay at that
+    or its mask, and ``detail`` is of this image alone.
+    """
 
     why: str
     uri: str | None = None
+    detail: str = ""
 
 
 Outcome = _Written | _LeftOut
@@ -289,16 +301,18 @@ def _convert(
     folder: str,
     format: Format,
     limits: Limits,
-    is_begun: bool,
+    goes_on: bool,
 ) -> Outcome:
-    """Write the files of one image that are not there; what it adds to those that all share."""
+    """Write the files of one image; what it adds to those that all share. Where the export
+    ``goes_on``, files that are there stay.
+    """
     image_id, uri, width, height, name = row
     if mask is None:
         return _LeftOut("no mask is stored")
     if isinstance(mask, Damaged):
-        return _LeftOut(f"damaged mask: {mask}", uri)
-    extension = _extension_of_written(folder, format, name) if is_begun else None
-    is_there = extension is not None
+        return _LeftOut(DAMAGED, uri, str(mask))
+    last = _last_written(folder, format, name) if goes_on else None
+    is_there = last is not None
     if is_there and format.entries is no_entries:
         return _Written({}, before=True)
     photo, label_map = None, np.empty((0, 0), np.uint8)
@@ -307,25 +321,26 @@ def _convert(
             seen = _photograph(row, format, limits)
             if isinstance(seen, _LeftOut):
                 return seen
-            photo, extension = seen, seen.extension
+            photo = seen
         try:
             label_map = label_map_at(mask, (width, height))
         except SourceError as error:
-            return _LeftOut(f"damaged mask: {error}; audit the run", uri)
-    image = Segmented(
-        run.uri, image_id, uri, name, run.classes, mask, photo, extension or "", label_map
-    )
-    for path, data in {} if is_there else format.files(image).items():
-        where = storage.join(folder, path)
-        if not (is_begun and storage.exists(where)):
-            storage.write_bytes(where, data)
-    return _Written(format.entries(image), is_there)
+            return _LeftOut(DAMAGED, uri, f"{error}; audit the run")
+    image = Segmented(run.uri, image_id, uri, name, run.classes, mask, photo, label_map)
+    if last is None:
+        files = format.files(image)
+        for path, data in files.items():
+            where = storage.join(folder, path)
+            if not (goes_on and storage.exists(where)):
+                storage.write_bytes(where, data)
+        *_, last = files
+    return _Written(format.entries(image, last), is_there)
 
 
-def _extension_of_written(folder: str, format: Format, name: str) -> str | None:
-    """Of the photograph of an image whose files are there; ``None`` where the last is not."""
-    paths = format.last_of(name).items()
-    return next((e for path, e in paths if storage.exists(storage.join(folder, path))), None)
+def _last_written(folder: str, format: Format, name: str) -> str | None:
+    """The path of the last file of an image; ``None`` where it is not there."""
+    paths = (path.format(name=name) for path in format.last)
+    return next((path for path in paths if storage.exists(storage.join(folder, path))), None)
 
 
 def _photograph(row: Row, format: Format, limits: Limits) -> Photograph | _LeftOut:

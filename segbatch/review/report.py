@@ -203,7 +203,7 @@ def _overview(run: Run, prices: Prices) -> dict[str, str]:
         "started": _time(info["created"]),
         "ended": _time(info["finished"]) if "finished" in info else "",
         "took": f"{_duration(seconds)}, {pace:,.3g} images per second" if pace else "",
-        **cost.facts(starts, prices),
+        **cost.facts(starts, prices, cost.find_stored(run)),
         "why it ended early": info.get("reason") or "",
     }
     return {name: value for name, value in facts.items() if value}

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -269,7 +270,12 @@ def test_damaged_masks_are_named_and_all_others_exported(s3: S3, tmp_path: Path)
     result = CliRunner().invoke(app, ["export", run.uri, str(tmp_path / "a"), "--to", "png"])
     assert result.exit_code == 1
     assert "s3://to-export/0004.jpg: damaged mask: " in result.stderr
+    assert "3 left out: damaged mask\n" in result.stderr
     assert {p.stem for p in (tmp_path / "a").glob("*.png")} == {"0000", "0001", "0002"}
+    damage_mask(run, 1)  # in another file, which is another message and not another reason
+    export = run.export(str(tmp_path / "b"), "png")
+    assert export.left_out == {"damaged mask": 6}
+    assert len({line.split("damaged mask: ")[1] for line in export.unread}) == 2
 
 
 def test_frames_of_videos_are_exported_as_pictures(tmp_path: Path) -> None:
@@ -349,9 +355,12 @@ def test_an_export_that_is_killed_goes_on(run: Run, outage: S3, tmp_path: Path) 
     command = [sys.executable, "-m", "segbatch", "export", run.uri, str(folder), "--to", "fiftyone"]
     command += ["--where", WHOLE]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
-        while len(list(folder.glob("labels/*.png"))) < 5:
-            assert process.poll() is None
-        process.kill()
+        try:
+            while len(list(folder.glob("labels/*.png"))) < 5:
+                assert process.poll() is None
+                time.sleep(0.05)
+        finally:
+            process.kill()
     (folder / "data/0002.png").write_bytes(b"mine")  # whatever is there, is not written over
     outage.break_down()
     again = run.export(str(folder), "fiftyone", where=WHOLE)
@@ -359,6 +368,21 @@ def test_an_export_that_is_killed_goes_on(run: Run, outage: S3, tmp_path: Path) 
     assert (folder / "data/0002.png").read_bytes() == b"mine"
     assert (folder / "mask_targets.json").exists()
     assert not (folder / claim.NAME).exists()
+
+
+def test_a_file_that_may_be_a_part_is_not_taken_for_a_whole_one(
+    run: Run, outage: S3, tmp_path: Path
+) -> None:
+    whole, folder = str(tmp_path / "whole"), f"memory://{tmp_path}/out"
+    run.export(whole, "coco", where=WHOLE)
+    outage.break_down({"method": "GET", "part": "/0005.jpg", "kind": "reset"})
+    assert run.export(folder, "coco", where=WHOLE).unanswered == 1
+    outage.break_down()
+    photo = storage.join(folder, "images/0002.png")
+    storage.write_bytes(photo, storage.read_bytes(photo)[:100])  # as whoever is killed leaves it
+    again = run.export(folder, "coco", where=WHOLE)
+    assert (again.written, again.before) == (6, 0)
+    assert files_in(folder) == files_in(whole)
 
 
 def test_another_export_does_not_go_on_in_its_place(run: Run, outage: S3, tmp_path: Path) -> None:

@@ -33,12 +33,12 @@ def files(image: Segmented) -> Mapping[str, bytes]:
     return {f"images/{image.photo_name}": image.photo.data}
 
 
-def entries(image: Segmented) -> Mapping[str, Sequence[str]]:
+def entries(image: Segmented, last: str) -> Mapping[str, Sequence[str]]:
     """Its image and its regions."""
     height, width = image.label_map.shape
     entry = {
         "id": image.image_id,
-        "file_name": f"images/{image.photo_name}",
+        "file_name": last,
         "width": width,
         "height": height,
         "uri": image.uri,
@@ -104,4 +104,4 @@ def _regions(label_map: npt.NDArray[np.uint8]) -> Iterator[dict[str, Any]]:
         }
 
 
-COCO = Format(Photos.FILES, files, "images/{name}.{extension}", shared, entries)
+COCO = Format(Photos.FILES, files, ("images/{name}.jpg", "images/{name}.png"), shared, entries)

@@ -43,4 +43,4 @@ def shared(classes: Classes, run: str) -> Mapping[str, Sequence[str | Part]]:
     return {"mask_targets.json": [json.dumps(document, ensure_ascii=False, indent=2), "\n"]}
 
 
-FIFTYONE = Format(Photos.FILES, files, "labels/{name}.png", shared)
+FIFTYONE = Format(Photos.FILES, files, ("labels/{name}.png",), shared)

@@ -27,7 +27,7 @@ class Segmented:
     """One image. ``name`` is its path below the exported folder, unique and without an extension;
     ``mask`` its palette PNG as it is stored; ``label_map`` the same at the photograph's size,
     ``(height, width)`` uint8, empty with :attr:`Photos.NONE`. ``photo`` is ``None`` then, and where
-    the files of the image are there already; ``extension`` is that of its photograph.
+    the files of the image are there already.
     """
 
     run: str
@@ -37,13 +37,13 @@ class Segmented:
     classes: Classes
     mask: bytes
     photo: Photograph | None
-    extension: str
     label_map: npt.NDArray[np.uint8]
 
     @property
     def photo_name(self) -> str:
-        """The file name of its photograph."""
-        return f"{self.name}.{self.extension}"
+        """The file name of its photograph, which must be there."""
+        assert self.photo is not None
+        return f"{self.name}.{self.photo.extension}"
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Part:
     between: str = ""
 
 
-def no_entries(image: Segmented) -> Mapping[str, Sequence[str]]:
+def no_entries(image: Segmented, last: str) -> Mapping[str, Sequence[str]]:
     """Of a format whose images have nothing in a shared file."""
     return {}
 
@@ -62,17 +62,14 @@ def no_entries(image: Segmented) -> Mapping[str, Sequence[str]]:
 @dataclass(frozen=True)
 class Format:
     """``files`` gives the files of an image by their paths, in the order in which they are written;
-    ``last`` is the path of the last of them, of ``{name}`` and ``{extension}``. ``shared`` says
-    what the files hold, by path, that all images share: texts and parts, of the classes and the
-    URI of the run. ``entries`` is what an image adds to the parts, by their names.
+    ``last`` are the paths that the last of them may have, of ``{name}``. ``shared`` says what the
+    files hold, by path, that all images share: texts and parts, of the classes and the URI of the
+    run. ``entries`` is what an image, whose last file has the given path, adds to the parts, by
+    their names.
     """
 
     photos: Photos
     files: Callable[[Segmented], Mapping[str, bytes]]
-    last: str
+    last: Sequence[str]
     shared: Callable[[Classes, str], Mapping[str, Sequence[str | Part]]]
-    entries: Callable[[Segmented], Mapping[str, Sequence[str]]] = no_entries
-
-    def last_of(self, name: str) -> Mapping[str, str]:
-        """Where the last file of an image may be, and the extension of its photograph then."""
-        return {self.last.format(name=name, extension=e): e for e in ("png", "jpg")}
+    entries: Callable[[Segmented, str], Mapping[str, Sequence[str]]] = no_entries

@@ -78,4 +78,4 @@ def _label(classes: Classes, class_id: int) -> str:
     return IGNORE if class_id == IGNORE_INDEX else classes[class_id].name
 
 
-LABELME = Format(Photos.FILES, files, "{name}.json", shared)
+LABELME = Format(Photos.FILES, files, ("{name}.json",), shared)

@@ -19,4 +19,4 @@ def shared(classes: Classes, run: str) -> Mapping[str, Sequence[str | Part]]:
     return {"classes.json": [json.dumps({"classes": classes.to_json()}, indent=2), "\n"]}
 
 
-MASKS = Format(Photos.NONE, files, "{name}.png", shared)
+MASKS = Format(Photos.NONE, files, ("{name}.png",), shared)

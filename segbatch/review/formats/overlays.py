@@ -29,4 +29,4 @@ def shared(classes: Classes, run: str) -> Mapping[str, Sequence[str | Part]]:
     return {}
 
 
-OVERLAYS = Format(Photos.PIXELS, files, "{name}.jpg", shared)
+OVERLAYS = Format(Photos.PIXELS, files, ("{name}.jpg",), shared)

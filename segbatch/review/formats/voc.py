@@ -30,7 +30,7 @@ def files(image: Segmented) -> Mapping[str, bytes]:
     }
 
 
-def entries(image: Segmented) -> Mapping[str, Sequence[str]]:
+def entries(image: Segmented, last: str) -> Mapping[str, Sequence[str]]:
     """Its line in the list."""
     return {LIST.name: [f"{image.name}\n"]}
 
@@ -52,4 +52,4 @@ def apart(classes: Classes) -> Classes:
     return Classes(classes.names, [voc_color(c.id) for c in classes])
 
 
-VOC = Format(Photos.JPEG_FILES, files, "SegmentationClass/{name}.png", shared, entries)
+VOC = Format(Photos.JPEG_FILES, files, ("SegmentationClass/{name}.png",), shared, entries)
