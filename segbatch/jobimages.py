@@ -61,7 +61,7 @@ class Video(Strict):
     """The frames of videos: a row for each, with the columns ``frame`` and ``time_s``."""
 
     video: Location
-    """A video or a glob, of any name; a folder of them; or a manifest whose URIs are videos."""
+    """A video or a glob, of any name but a photograph's; a folder; or a manifest of videos."""
     every: float | None = Field(None, gt=0)
     """Take one frame of each so many seconds; null takes all of them."""
 
@@ -78,6 +78,11 @@ class Video(Strict):
 def is_video_name(uri: str) -> bool:
     """Whether the extension of ``uri`` is one of videos."""
     return _extension_of(uri) in VIDEO_EXTENSIONS
+
+
+def is_photograph_name(uri: str) -> bool:
+    """Whether the extension of ``uri`` is one of images that do not move."""
+    return _extension_of(uri) in IMAGE_EXTENSIONS and _extension_of(uri) != "gif"
 
 
 def _path_of(location: str) -> str:

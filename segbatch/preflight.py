@@ -14,9 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from segbatch import storage
 from segbatch.errors import Incomplete, JobFileError, RunError, SourceError
+from segbatch.images.diagnose import HEAD_BYTES, VIDEO_HINT, is_video
 from segbatch.images.fetch import fetch
 from segbatch.job import SegmentJob
 from segbatch.model.bundle import ModelConfig, fingerprint
@@ -28,6 +30,8 @@ from segbatch.stages import BLOCK_BYTES, Reading
 from segbatch.uris import shown
 
 SAMPLE_IMAGES = 16
+# What fetching may say of an image that is there: frames of videos are decoded by it.
+READ_OR_BROKEN = frozenset({None, "undecodable", "truncated"})
 MAX_BLOCK_ROWS = 128  # more only makes what a lost block costs larger
 MIN_FILE_ROWS, MAX_FILE_ROWS = 64, 500
 SECONDS_PER_BLOCK = 15.0
@@ -115,12 +119,16 @@ def check_first_images(images: pa.Table, prepared: Prepared) -> None:
     a list of videos in the place of images.
     """
     fetched = fetch(images, prepared.reading.limits)
-    kinds = set(fetched["error"].to_pylist())
-    if not kinds & {None, "undecodable"}:  # frames of videos are decoded as they are fetched
+    errors, messages = fetched["error"].to_pylist(), fetched["message"].to_pylist()
+    for row, head in enumerate(pc.binary_slice(fetched["data"], 0, HEAD_BYTES).to_pylist()):
+        if head is not None and is_video(head):
+            errors[row], messages[row] = "unsupported", f"a video: {VIDEO_HINT}"
+    kinds = set(errors)
+    if not kinds & READ_OR_BROKEN:
         passing = kinds <= set(TRANSIENT_ERRORS)
         raise (Incomplete if passing else SourceError)(
             f"none of the first {fetched.num_rows} images can be read; the first one,"
-            f" {shown(fetched['uri'][0].as_py())}: {fetched['error'][0]}: {fetched['message'][0]}"
+            f" {shown(fetched['uri'][0].as_py())}: {errors[0]}: {messages[0]}"
         )
 
 

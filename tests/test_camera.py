@@ -8,12 +8,13 @@ import os
 import shutil
 import signal
 import subprocess
-import threading
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
+import av
 import pytest
+from PIL import Image
 
 from segbatch.camera import Camera, Recording, Window, is_camera, predict_camera, watch
 from segbatch.errors import InputError
@@ -98,7 +99,23 @@ def display() -> Iterator[None]:
     server.wait()
 
 
-ENDS: dict[str, Callable[[Window], None]] = {
+class EndedWindow(Window):
+    """A window to which ``end`` happens at each picture that is seen in it: a key that is pressed
+    before the window has the focus is lost.
+    """
+
+    def __init__(self, end: Callable[[Window], object]) -> None:
+        super().__init__("camera")
+        self._end = end
+
+    def show(self, frame: av.VideoFrame, picture: Image.Image) -> bool:
+        if super().show(frame, picture):
+            self._root.focus_force()
+            self._end(self)
+        return self.is_open
+
+
+ENDS: dict[str, Callable[[Window], object]] = {
     "q": lambda window: window._root.event_generate("<q>"),
     "Escape": lambda window: window._root.event_generate("<Escape>"),
     "closed": Window.close,
@@ -110,20 +127,18 @@ def test_a_window_shows_the_camera_until_it_is_ended(
     display: None, model_uri: str, end: str
 ) -> None:
     overlays = Overlays(load_model(model_uri, "cpu", threads=1))
-    with webcam((48, 64)) as url, Camera(url) as camera, Window("camera") as window:
-        window._root.focus_force()
-        window._root.after(300, lambda: ENDS[end](window))
+    with webcam((48, 64)) as url, Camera(url) as camera, EndedWindow(ENDS[end]) as window:
         assert watch(camera, overlays, window) >= 1
         assert (window._shown.width(), window._shown.height()) == (64, 48)
 
 
 def test_ctrl_c_ends_it(display: None, model_uri: str) -> None:
-    with webcam((48, 64)) as url:
-        timer = threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT))
-        overlays = Overlays(load_model(model_uri, "cpu", threads=1))
-        with Camera(url) as camera, Window("camera") as window:
-            timer.start()
-            assert watch(camera, overlays, window) >= 1
+    def ctrl_c(window: Window) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    overlays = Overlays(load_model(model_uri, "cpu", threads=1))
+    with webcam((48, 64)) as url, Camera(url) as camera, EndedWindow(ctrl_c) as window:
+        assert watch(camera, overlays, window) == 1
 
 
 def test_a_camera_that_is_switched_off_ends_it(display: None, model_uri: str) -> None:

@@ -41,6 +41,8 @@ def webcam(size: tuple[int, int] = (240, 320), num_frames: int | None = None) ->
     with ThreadingHTTPServer(("127.0.0.1", 0), Stream) as server:
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/stream.mjpg"
-        ended.set()
-        server.shutdown()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/stream.mjpg"
+        finally:
+            ended.set()
+            server.shutdown()

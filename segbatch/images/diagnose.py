@@ -15,6 +15,7 @@ from PIL import ExifTags, TiffImagePlugin, UnidentifiedImageError, features
 
 DecodeErrorKind = Literal["truncated", "undecodable", "unsupported", "too_large"]
 
+HEAD_BYTES = 1024  # of a file tell what it is
 VIDEO_HINT = "its frames are images where it is listed as images: {video: …}"
 
 # How files begin that Pillow does not open, and what they are.
@@ -35,6 +36,8 @@ FOREIGN = (
     (b"FLV\x01", "Flash video"),
     (b"0&\xb2u\x8ef\xcf\x11", "Windows Media video"),
     (b"OggS", "Ogg video"),
+    (b"\x06\x0e+4\x02\x05\x01\x01", "MXF video"),
+    (b"\x1f\x07\0", "DV video"),
     (b"PK\x03\x04", "ZIP archive"),
     (b"\x1f\x8b", "gzip archive"),
 )
@@ -59,11 +62,11 @@ def diagnose(data: bytes, error: Exception) -> Undecodable:
     """
     message = " ".join(str(error).split())[:300] or type(error).__name__
     if foreign := _foreign(data):
-        is_video = foreign.endswith("video")
-        return Undecodable("unsupported", f"{foreign}: {VIDEO_HINT}" if is_video else foreign)
+        hint = f": {VIDEO_HINT}" if is_video(data) else ""
+        return Undecodable("unsupported", foreign + hint)
     if isinstance(error, UnidentifiedImageError):
         message = "not an image that the installed Pillow knows, or a damaged one"
-        head = data[:1024].removeprefix(b"\xef\xbb\xbf").lstrip()
+        head = data[:HEAD_BYTES].removeprefix(b"\xef\xbb\xbf").lstrip()
         if _is_text(head):
             name = _markup(head)
             kind: DecodeErrorKind = "unsupported" if name == "SVG" else "undecodable"
@@ -74,6 +77,11 @@ def diagnose(data: bytes, error: Exception) -> Undecodable:
     if re.search("cannot find loader|not available|not supported|unsupported|Ghostscript", message):
         return Undecodable("unsupported", message)
     return Undecodable("undecodable", message)
+
+
+def is_video(data: bytes) -> bool:
+    """Whether a file that begins with ``data``, :data:`HEAD_BYTES` or all of it, is a video."""
+    return (_foreign(data) or "").endswith("video")
 
 
 def _foreign(data: bytes) -> str | None:

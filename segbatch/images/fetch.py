@@ -13,18 +13,16 @@ import pyarrow as pa
 from segbatch import storage
 from segbatch.images.diagnose import Undecodable
 from segbatch.images.frames import is_frame, read_frames
-from segbatch.jobimages import is_video_name
 
 
 def read_images(
     uris: Sequence[str], limits: storage.ReadLimits
 ) -> list[bytes | Undecodable | storage.Unreadable]:
     """The bytes at ``uris`` in their order, those of frames as PNG, or why they are not there."""
-    in_videos = [is_frame(uri) or is_video_name(uri) for uri in uris]
-    frames = [row for row, is_in_video in enumerate(in_videos) if is_in_video]
-    others = [uri for uri, is_in_video in zip(uris, in_videos, strict=True) if not is_in_video]
+    frames = [row for row, uri in enumerate(uris) if is_frame(uri)]
+    files = [uri for uri in uris if not is_frame(uri)]
     contents: list[bytes | Undecodable | storage.Unreadable] = []
-    contents += storage.read_many(others, limits)
+    contents += storage.read_many(files, limits)
     for row, content in zip(frames, read_frames([uris[row] for row in frames]), strict=True):
         contents.insert(row, content)
     return contents
@@ -38,8 +36,8 @@ def fetch(table: pa.Table, limits: storage.ReadLimits) -> pa.Table:
     - ``data``, large_binary: the object's bytes, or a frame's as PNG; null if it could not be read
     - ``error``, string: ``not_found``, ``forbidden``, ``timeout``, ``unavailable`` or
       ``too_large``; ``credentials`` where the storage refuses us and not this object, so that the
-      run should stop; ``undecodable`` for a frame that is not in its video, ``unsupported`` for a
-      whole video; null if it was read
+      run should stop; ``undecodable`` or ``truncated`` for a frame that its video does not give;
+      null if it was read
     - ``message``, string: one line; null if it was read
 
     Raises nothing for what storage answers. Holds the bytes of all rows, twice for a moment: at

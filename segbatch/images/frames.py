@@ -1,7 +1,8 @@
 """Frames of videos as rows of a run: listed by their times, and read a range of one video at once.
 
-A row's URI is that of its video and ``#t=12.480``, its time in seconds (W3C Media Fragments). What
-reading it gives is a PNG, so that a frame goes the way of every image from there on.
+A row's URI is that of its video and ``#t=12.480``, its time in seconds (W3C Media Fragments). That
+alone makes it a frame: whatever else is listed is a file, called as it may be. What reading a frame
+gives is a PNG, so that it goes the way of every image from there on.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import groupby
 from operator import itemgetter
 
@@ -18,22 +20,26 @@ from PIL import Image
 
 from segbatch import storage
 from segbatch.errors import Incomplete, SourceError
-from segbatch.images.diagnose import VIDEO_HINT, Undecodable
+from segbatch.images.diagnose import Undecodable
 from segbatch.images.video import is_cut_off, opened, picture_of, upright
+from segbatch.jobimages import is_photograph_name
 from segbatch.uris import shown
 
 FRAME_COLUMNS = [pa.field("frame", pa.int64()), pa.field("time_s", pa.float64())]
 _ROWS_PER_BATCH = 65_536
-_FRAGMENT = re.compile(r".+#t=-?\d+\.\d{3}", re.S)
+_FRAME = re.compile(r"(.+)#t=-?\d+\.\d{3}", re.S)
 _SEEK_BEFORE_S = 0.5  # frames are stored in another order than they are shown in
 _MISSING = Undecodable("undecodable", "this frame cannot be decoded")
 _BROKEN_OFF = Undecodable("truncated", "the video breaks off before this frame")
-_WHOLE = Undecodable("unsupported", f"a video: {VIDEO_HINT}")
 
 
 def is_frame(uri: str) -> bool:
-    """Whether ``uri`` is that of a frame, as :func:`frame_uri` writes it."""
-    return _FRAGMENT.fullmatch(uri) is not None
+    """Whether ``uri`` is that of a frame, as :func:`frame_uri` writes it.
+
+    Not so ``photo.jpg#t=1.000``: a photograph may be called that.
+    """
+    frame = _FRAME.fullmatch(uri)
+    return frame is not None and not is_photograph_name(frame[1])
 
 
 def frame_uri(video: str, time_s: float) -> str:
@@ -44,26 +50,28 @@ def expand(batch: pa.RecordBatch, every: float | None) -> Iterator[pa.RecordBatc
     """A row for each frame of the videos in ``batch``, with ``frame`` (from 0) and ``time_s``.
 
     ``every`` takes the first frame of each so many seconds. A video that breaks off has one row
-    more, for the frame that would come next; one that cannot be read keeps its one row, without a
-    frame. In these the run will say why. Raises ``Incomplete`` where storage does not answer.
+    more, for the frame that would come next; one that cannot be read has one row, for whatever
+    would be seen at its beginning, with neither number nor time. In these the run will say why. A
+    photograph, by its name, stays what it is. Raises ``Incomplete`` where storage does not answer.
     """
     for row, video in enumerate(batch.column("uri").to_pylist()):
-        times: list[float | None]
-        try:
-            known_times, end = times_of(video)
-            times, numbers = [*known_times], _chosen(known_times, every)
-            if end is not None:
-                numbers.append(len(times))
-                times.append(end)
-        except SourceError:
-            times, numbers = [None], [0]
+        times: list[float | None] = [None]
+        numbers = [0]
+        is_photograph = is_photograph_name(video)
+        if not is_photograph:
+            with suppress(SourceError):
+                known_times, end = times_of(video)
+                times, numbers = [*known_times], _chosen(known_times, every)
+                if end is not None:
+                    numbers.append(len(times))
+                    times.append(end)
         for start in range(0, len(numbers), _ROWS_PER_BATCH):
             part = numbers[start : start + _ROWS_PER_BATCH]
             chosen = [times[number] for number in part]
             repeated = batch.take(pa.array([row] * len(part)))
             columns = dict(zip(batch.schema.names, repeated.columns, strict=True))
             columns["uri"] = pa.array(
-                [video if time is None else frame_uri(video, time) for time in chosen]
+                [video if is_photograph else frame_uri(video, time or 0.0) for time in chosen]
             )
             known = [None if time is None else n for n, time in zip(part, chosen, strict=True)]
             columns["frame"] = pa.array(known, pa.int64())
@@ -115,26 +123,18 @@ def times_of(uri: str) -> tuple[list[float], float | None]:
 
 def read_frames(uris: Sequence[str]) -> list[bytes | Undecodable | storage.Unreadable]:
     """PNG of each frame, or why not, in the order of ``uris``; each video is opened once for all
-    that follow each other. A URI of a whole video gives why it is no image. Raises nothing for
-    what storage answers.
+    that follow each other. Raises nothing for what storage answers.
     """
     contents: list[bytes | Undecodable | storage.Unreadable] = []
-    for video, group in groupby(map(_split, uris), key=itemgetter(0)):
-        wanted = [time for _, time in group]
+    parts = [uri.rpartition("#t=") for uri in uris]
+    for video, group in groupby(parts, key=itemgetter(0)):
+        wanted = [time for _, _, time in group]
         try:
-            found = _found(video, [time for time in wanted if time is not None])
-            contents += [_WHOLE if time is None else found.get(time, _MISSING) for time in wanted]
+            found = _found(video, wanted)
+            contents += [found.get(time, _MISSING) for time in wanted]
         except (SourceError, Incomplete) as error:
             contents += [_why_none(error)] * len(wanted)
     return contents
-
-
-def _split(uri: str) -> tuple[str, str | None]:
-    """The video, and the frame's time as it stands there."""
-    if not is_frame(uri):
-        return uri, None
-    video, _, time = uri.rpartition("#t=")
-    return video, time
 
 
 def _why_none(error: SourceError | Incomplete) -> Undecodable | storage.Unreadable:
@@ -151,9 +151,6 @@ def _why_none(error: SourceError | Incomplete) -> Undecodable | storage.Unreadab
 def _found(video: str, wanted: Sequence[str]) -> dict[str, bytes | Undecodable]:
     """Those of the frames that can be decoded, by their times; and those behind a video's end."""
     found: dict[str, bytes | Undecodable] = {}
-    if not wanted:
-        with opened(video):
-            return found
     first, last = min(map(float, wanted)), max(map(float, wanted))
     start = first - _SEEK_BEFORE_S if first > _SEEK_BEFORE_S else None
     while True:
@@ -197,6 +194,10 @@ def _decoded(
 
 
 def _as_png(frame: av.VideoFrame) -> bytes:
+    """PPM would take 2 ms of a CPU there and back where this takes 65 (of 960×540), but 4 times the
+    memory of large frames: a block has as many as fit into it at the model's size, and what they
+    take before that is bounded by nothing. Browsers and label tools open a PNG besides.
+    """
     buffer = io.BytesIO()
     Image.fromarray(upright(frame)).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()

@@ -5,17 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pyarrow as pa
 import pytest
+from av.audio.stream import AudioStream
 
 from segbatch import storage
 from segbatch.images import manifest
 from segbatch.images.decode import decode
+from segbatch.images.diagnose import HEAD_BYTES, is_video
 from segbatch.images.fetch import fetch
 from segbatch.images.frames import times_of
 from segbatch.jobimages import Glob, Video, source_of
 from segbatch.results.schema import RESERVED_COLUMNS
+from tests.collection import jpeg
 from tests.conftest import S3
 from tests.films import ODD_TIMES, STEADY, film
 
@@ -88,10 +92,42 @@ def test_images_alone_get_no_new_columns(tmp_path: Path) -> None:
 def test_a_video_that_cannot_be_read_has_one_row_that_says_why(tmp_path: Path) -> None:
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     table = rows(tmp_path, str(tmp_path / "broken.mp4"))
+    assert table["uri"].to_pylist() == [f"{tmp_path}/broken.mp4#t=0.000"]
     assert table["frame"].to_pylist() == [None]
     decoded = decode(fetch(table, LIMITS), max_pixels=10, long_side=None, budget_bytes=10)
     assert decoded["error"].to_pylist() == ["undecodable"]
     assert "no video" in decoded["message"][0].as_py()
+
+
+def test_a_video_with_nothing_but_sound_is_not_said_to_be_listed_wrongly(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "sound.mp4"), "w") as made:
+        tone = made.add_stream("aac", 48_000)
+        assert isinstance(tone, AudioStream)
+        samples = av.AudioFrame.from_ndarray(np.zeros((1, 9600), np.float32), "fltp", "mono")
+        samples.sample_rate = 48_000
+        made.mux(tone.encode(samples))
+        made.mux(tone.encode(None))
+    [row] = fetch(rows(tmp_path, str(tmp_path / "sound.mp4")), LIMITS).to_pylist()
+    assert row["error"] == "undecodable"
+    assert "only sound" in row["message"]
+
+
+@pytest.mark.parametrize("name", ["a.jpg#t=1.000", "a.mov", "a.ts", "a#t=1.jpg"])
+def test_a_photograph_may_be_called_like_a_video_or_a_frame(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(jpeg(1))
+    (tmp_path / "list.csv").write_text(f"uri\n{tmp_path}/{name}\n")
+    [picture] = pictures(rows(tmp_path, str(tmp_path / "list.csv")))
+    assert picture.ndim == 3
+
+
+def test_photographs_among_the_videos_of_a_glob_stay_photographs(tmp_path: Path) -> None:
+    (tmp_path / "card").mkdir()
+    (tmp_path / "card" / "a.jpg").write_bytes(jpeg(1))
+    film(tmp_path / "card" / "b.mp4", STEADY[:2], sound=None)
+    table = rows(tmp_path, {"video": f"{tmp_path}/card/*"})
+    assert table["frame"].to_pylist() == [None, 0, 1]
+    assert table["uri"][0].as_py() == f"{tmp_path}/card/a.jpg"
+    assert len(pictures(table)) == 3
 
 
 @pytest.mark.parametrize("every", [None, 5.0])
@@ -166,6 +202,20 @@ def test_a_video_among_photographs_is_a_failed_row_that_says_what_to_write(
     for row in decoded:
         assert row["error"] == "unsupported"
         assert "images: {video: …}" in row["message"]
+
+
+def test_a_video_among_photographs_is_read_no_further_than_photographs_are(tmp_path: Path) -> None:
+    film(tmp_path / "clip.mp4", STEADY, sound=None)
+    table = pa.table({"uri": [f"{tmp_path}/clip.mp4"]})
+    assert fetch(table, storage.ReadLimits(max_bytes=1000))["error"].to_pylist() == ["too_large"]
+
+
+@pytest.mark.parametrize(
+    "extension", ["mp4", "mov", "mkv", "avi", "ts", "m2ts", "wmv", "flv", "f4v", "3gp"]
+)
+def test_a_video_is_known_by_its_beginning(tmp_path: Path, extension: str) -> None:
+    film(tmp_path / f"clip.{extension}", STEADY[:2], sound=None)
+    assert is_video((tmp_path / f"clip.{extension}").read_bytes()[:HEAD_BYTES])
 
 
 def test_a_frame_that_cannot_be_decoded_is_a_failed_row(tmp_path: Path) -> None:
