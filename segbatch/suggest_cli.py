@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from segbatch.errors import InputError
+from segbatch.errors import Incomplete, InputError
 from segbatch.facts import Facts, FactsFormat, print_facts
 from segbatch.options import RunUri
 
@@ -65,6 +65,8 @@ def suggest_command(
         to=to,
     )
     print_facts(suggestions.to_json() if format is Facts.json else suggestions.facts(), format)
+    if suggestions.unanswered and not suggestions.images:
+        raise Incomplete("storage did not give the images to look at; run it again as it is")
     if suggestions.images and to == "labelme" and storage.is_local(suggestions.folder):
         say(f"correct them with: labelme {suggestions.folder} --nodata --autosave")
     if suggestions.images:

@@ -77,7 +77,7 @@ def _mask_png(run: Run, image_id: int) -> bytes | None:
 
 def _table(run: Run) -> Table | None:
     """The table that knows where the mask of an image is."""
-    return (run.table("stats") if run.finished else None) or run.table("rows")
+    return run.finished_stats or run.table("rows")
 
 
 def _find_row(table: Table | None, image_id: int, column: str) -> dict[str, Any] | None:

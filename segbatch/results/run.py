@@ -12,6 +12,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from segbatch import storage
@@ -164,6 +165,11 @@ class Run:
     def table(self, name: Literal["rows", "stats"]) -> Table | None:
         """The newest version of one of the run's tables; ``None`` before there is one."""
         return Table.open(storage.join(self.uri, name))
+
+    @cached_property
+    def finished_stats(self) -> Table | None:
+        """``stats/`` of a finished run, opened once; ``None`` before it is finished."""
+        return self.table("stats") if self.finished else None
 
     def log(self, name: Literal["rows", "stats"]) -> Log | None:
         """The proved log of one of the tables; ``None`` before there is one."""

@@ -29,6 +29,7 @@ from segbatch.job import Limits
 from segbatch.progress import Bar
 from segbatch.results.lookup import mask_png, unreadable_mask
 from segbatch.results.run import Run
+from segbatch.results.schema import TRANSIENT_ERRORS
 from segbatch.review.candidates import Candidate, find_candidates
 from segbatch.review.diversity import describe, spread
 from segbatch.review.labelling import (
@@ -78,6 +79,11 @@ class Suggestions:
     images: Sequence[Entry]
     earlier: int
     left_out: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def unanswered(self) -> int:
+        """Images that may be read another time."""
+        return sum(self.left_out[GONE.format(kind)] for kind in TRANSIENT_ERRORS)
 
     def facts(self) -> dict[str, Any]:
         """Where, and how many."""

@@ -573,21 +573,25 @@ def test_an_id_in_the_gap_of_a_file_is_found_in_another(tmp_path: Path) -> None:
         np.testing.assert_array_equal(mask, label_map(image_id))
 
 
-def test_a_mask_is_found_though_stats_were_written_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_a_finished_run_the_log_is_read_once_for_many_masks(s3: S3) -> None:
+    run = write_run(s3.uri("run"))
+    for image_id, is_asked in ((3, True), (8, False)):
+        s3.break_down()  # nothing, and counts from here on
+        assert run.mask(image_id) is not None
+        assert bool(s3.requests("GET", "/_delta_log/")) == is_asked
+
+
+def test_a_mask_is_found_though_stats_were_written_again(tmp_path: Path) -> None:
     run = write_run(str(tmp_path / "run"))
-    old = run.table("stats")
-    assert old is not None
-    [file] = old.files()
-    path = Path(old.uri, file["path"])
+    assert mask_png(run, 2) is not None  # and the table was looked at
+    table = Table.open(f"{run.uri}/stats")
+    assert table is not None
+    [file] = table.files()
+    path = Path(table.uri, file["path"])
     moved = path.with_name("00000002-stats-b.parquet")
     path.rename(moved)
     again = DataFile(moved.name, file["size"], file["rows"], 0, 13, "stats", "")
-    fresh = Table.open(old.uri)
-    assert fresh is not None
-    fresh.commit([again], remove=fresh.files())
-    monkeypatch.setattr(run, "table", {"stats": old}.get)  # as it was looked at a moment ago
+    table.commit([again], remove=table.files())
     assert mask_png(run, 3) == mask_png(open_run(run.uri), 3)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segbatch import import_labels, storage
+from segbatch import clients, import_labels, storage
 from segbatch.cli import main
 from segbatch.errors import InputError
 from segbatch.labels.dataset import open_dataset
@@ -232,14 +232,19 @@ def test_corrected_labels_go_back_under_the_images_own_uri(
 
 
 def test_the_command_says_how_to_go_on_and_leaves_a_dataset_out(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Run,
+    photos: S3,
+    tmp_path: Path,
+    *,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def command(*arguments: object) -> tuple[str, str]:
+    def command(*arguments: object, code: int = 0) -> tuple[str, str]:
         words = ["segbatch", "labels", "suggest", run.uri, *map(str, arguments)]
         monkeypatch.setattr(sys, "argv", words)
         with pytest.raises(SystemExit) as ended:
             main()
-        assert not ended.value.code
+        assert (ended.value.code or 0) == code
         said = capsys.readouterr()
         return said.out, said.err
 
@@ -257,6 +262,16 @@ def test_the_command_says_how_to_go_on_and_leaves_a_dataset_out(
     assert (told["folder"], told["suggested"], told["left_out"]) == (f"{tmp_path}/c", 1, {})
     assert [{k: str(v) for k, v in told["images"][0].items()}] == listed(tmp_path / "c")
     assert "--from coco --append" in err
+
+    monkeypatch.setattr(clients, "BACKOFF_S", 0.01)
+    monkeypatch.setattr(clients, "MAX_BACKOFF_S", 0.02)
+    photos.break_down({"method": "GET", "part": "/photos/", "kind": "reset"})
+    try:
+        out, err = command(tmp_path / "d", "--count", 1, code=3)
+    finally:
+        photos.break_down()
+    assert "cannot be read now: unavailable 3" in out
+    assert "run it again as it is" in err
 
 
 # ------------------------------------------------------------------------------------- its parts
