@@ -90,7 +90,7 @@ def tour(folder: Path) -> float:
     say(f"rendering {NUM_TRAIN + NUM_SEGMENT} facades")
     scenes = _render(NUM_TRAIN + NUM_SEGMENT)
     train, rest = scenes[:NUM_TRAIN], scenes[NUM_TRAIN:]
-    with _s3() as endpoint, connected(say):
+    with own_s3() as endpoint, connected(say):
         _import(train, folder)
         _finetune(folder)
         say(f"an S3 server at {endpoint}: photographs to {BUCKET}/facades, the model beside them")
@@ -153,7 +153,7 @@ def _jpeg(scene: Scene) -> bytes:
 
 
 @contextmanager
-def _s3() -> Iterator[str]:
+def own_s3() -> Iterator[str]:
     """A server of our own, whatever S3 the environment points at; that comes back afterwards."""
     before = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
     with s3_server() as variables:

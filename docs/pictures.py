@@ -1,0 +1,146 @@
+"""Make the pictures of the documents anew, of what a demo has left: scripts/docs pictures [DEMO].
+
+| file | shows | stands in |
+|---|---|---|
+| overlay.jpg | what `segbatch predict` writes | segmenting.md |
+| sheet.jpg | the contact sheet of `segbatch labels check`, its first rows | labels.md |
+| report.jpg | the page of `segbatch report`, its upper part | report.md |
+| browse.jpg | the page of `segbatch browse` | browsing.md |
+
+Needs the Chromium on PATH. The run's photographs were in the demo's S3 server, which ended with it:
+they are put into a new one, and the run beside them, so that nobody's folders are in the pictures.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
+
+from PIL import Image
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from segbatch import storage
+from segbatch.demo.tour import BUCKET, own_s3
+from segbatch.errors import InputError
+from segbatch.labels.check import check_dataset
+from segbatch.labels.sheet import CAPTION, GAP, SIDE, write_sheet
+from segbatch.pictures import predict_pictures
+from segbatch.results.run import open_run
+from segbatch.review.browse import Site
+
+PICTURES = Path(__file__).with_name("pictures")
+MAX_BYTES = 60_000  # they stay in the repository's history for ever
+PHOTOGRAPH = "0007.jpg"
+WIDTH, HEIGHT = 1100, 900  # of the browser's window
+
+SHEET_HEIGHT = 3 * (SIDE + CAPTION + GAP)  # of the contact sheet: the first of its rows
+
+# Everything that is in view has come: pictures, and what a page still wants to put into its tiles.
+COMPLETE = """() => [...document.querySelectorAll("img, .tile[data-id]")].filter(one => {
+  const box = one.getBoundingClientRect();
+  return box.width && box.bottom > 0 && box.top < innerHeight;
+}).every(one => one.complete ? one.naturalWidth : one.hasChildNodes())"""
+
+
+def make(demo: Path, folder: Path = PICTURES) -> None:
+    """Write all pictures into ``folder``. Raises :class:`~segbatch.errors.InputError` where
+    ``demo`` is none, and what its parts raise.
+    """
+    for part in ("run", "labels", "model", "facades"):
+        if not (demo / part).is_dir():
+            raise InputError(f"{demo}: has no {part}: make it with scripts/demo")
+    folder.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch, own_s3():
+        made = Path(scratch)
+        predict_pictures(
+            str(demo / "facades" / PHOTOGRAPH), str(demo / "model"), f"{made}/overlay.png"
+        )
+        write_sheet(check_dataset(str(demo / "labels")), f"{made}/sheet.png")
+        storage.filesystem(BUCKET)[0].mkdir(BUCKET.removeprefix("s3://"))
+        for part in ("facades", "run"):
+            _upload(demo, part)
+        open_run(f"{BUCKET}/run").report(f"{made}/report.html", by="city")
+        with _served(f"{BUCKET}/run") as url, _chromium() as chromium:
+            _photograph(chromium, f"file://{made}/report.html", f"{made}/report.png")
+            _photograph(chromium, url, f"{made}/browse.png", _by_windows)
+        for name in ("overlay", "sheet", "report", "browse"):
+            with Image.open(made / f"{name}.png") as picture:
+                shown = (
+                    picture.crop((0, 0, picture.width, SHEET_HEIGHT))
+                    if name == "sheet"
+                    else picture
+                )
+                _save(shown, folder / f"{name}.jpg")
+
+
+def _upload(demo: Path, part: str) -> None:
+    for file in (demo / part).rglob("*"):
+        if file.is_file():
+            storage.write_bytes(f"{BUCKET}/{file.relative_to(demo)}", file.read_bytes())
+
+
+@contextmanager
+def _served(run_uri: str) -> Iterator[str]:
+    site = Site(run_uri, "127.0.0.1", 0)
+    thread = Thread(target=site.run)
+    thread.start()
+    try:
+        yield site.url
+    finally:
+        site.stop()
+        thread.join()
+
+
+@contextmanager
+def _chromium() -> Iterator[Browser]:
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    if program is None:
+        raise InputError("no chromium on PATH to look at pages with: apt-get install chromium")
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+
+
+def _photograph(
+    chromium: Browser, url: str, where: str, prepare: Callable[[Page], None] | None = None
+) -> None:
+    page = chromium.new_page(viewport={"width": WIDTH, "height": HEIGHT})
+    page.goto(url)
+    if prepare is not None:
+        prepare(page)
+    page.wait_for_function(COMPLETE)
+    page.screenshot(path=where)
+
+
+def _by_windows(page: Page) -> None:
+    """Those with the most glass first."""
+    page.wait_for_selector("#sort option[value='coverage.window']", state="attached")
+    page.select_option("#sort", "coverage.window")
+    with page.expect_response(lambda response: "/count?" in response.url):
+        page.check("#descending")
+    page.wait_for_selector("#grid img")
+
+
+def _save(picture: Image.Image, where: Path) -> None:
+    """As a JPEG that is small enough: where it is not, the picture gets smaller and no worse."""
+    for side in range(WIDTH, WIDTH // 3, -50):
+        smaller = picture.convert("RGB")
+        smaller.thumbnail((side, side))
+        buffer = io.BytesIO()
+        smaller.save(buffer, "JPEG", quality=75, optimize=True)
+        if buffer.tell() <= MAX_BYTES:
+            where.write_bytes(buffer.getvalue())
+            return
+    raise InputError(f"{where}: no JPEG of it is smaller than {MAX_BYTES:,} bytes")
+
+
+if __name__ == "__main__":
+    try:
+        make(Path(sys.argv[1] if len(sys.argv) > 1 else "demo").absolute())
+    except InputError as error:
+        sys.exit(f"scripts/docs: {error}")
