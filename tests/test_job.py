@@ -334,5 +334,5 @@ def test_identity_holds_what_the_results_depend_on_and_nothing_else() -> None:
     mapping = {"kind": "segment", "images": "a", "model": "b", "output": "c"}
     assert set(load_job(mapping).identity()) == {
         "images", "model", "predict.long_side", "predict.tile", "predict.flip", "predict.scales",
-        "predict.precision", "masks", "stats", "formulas",
+        "predict.decode", "predict.precision", "masks", "stats", "formulas",
     }  # fmt: skip

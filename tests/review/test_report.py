@@ -1,7 +1,7 @@
 """The page that shows a run, looked at in a browser."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,10 +26,12 @@ KINDS = ("photo", "mask", "overlay")
 
 
 @pytest.fixture(scope="module")
-def run(photos: S3, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(photos: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """Twelve images and two failed ones; the photograph of one is no longer there."""
+    photograph = storage.read_bytes(GONE)
     photos.client.delete_object(Bucket="photos", Key="0003.jpg")
-    return write_run(str(tmp_path_factory.mktemp("runs") / "facades"))
+    yield write_run(str(tmp_path_factory.mktemp("runs") / "facades"))
+    photos.put(GONE, photograph)
 
 
 @pytest.fixture(scope="module")
