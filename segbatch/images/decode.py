@@ -107,7 +107,8 @@ def decode(
 
     Holds at worst ``budget_bytes``, and 18 bytes a pixel of the largest image, besides ``table``.
     """
-    room = np.empty(budget_bytes, np.uint8)  # of which only what is written to takes memory
+    # Only what is written to takes memory; Arrow's pool gives pages again that it has already.
+    room = np.frombuffer(pa.allocate_buffer(max(1, budget_bytes)), np.uint8)
     ends = [0]
     sizes: list[tuple[int | None, ...]] = []
     encoded = []  # whether the row's data is still to be decoded
