@@ -67,7 +67,8 @@ def plain_share(table: pa.Table, reading: Reading) -> float:
         budget_bytes=0,
         keep_jpegs=True,
     )
-    return (kept.num_rows - kept["model_width"].null_count) / max(1, kept.num_rows)
+    share: float = 1 - kept["model_width"].null_count / max(1, kept.num_rows)
+    return share
 
 
 def crashed_row(image: pa.Table, message: str, stages: Pipeline) -> pa.Table:
