@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from segbatch import storage
 from segbatch.errors import Incomplete, SegbatchError
-from segbatch.images.decode import Decoded, decode, decode_image
+from segbatch.images.decode import Decoded, decode_image
 from segbatch.images.fetch import fetch
 from segbatch.stages import (
     PREDICTED,
@@ -56,19 +56,6 @@ def decoded_sizes(table: pa.Table, reading: Reading) -> list[tuple[int, int]]:
         if data.is_valid
     )
     return [(i.width * i.height, i.pixels.nbytes) for i in decoded if isinstance(i, Decoded)]
-
-
-def plain_share(table: pa.Table, reading: Reading) -> float:
-    """Share of the images that ``predict.decode: device`` would leave to the device."""
-    kept = decode(
-        fetch(table, reading.limits),
-        max_pixels=reading.max_pixels,
-        long_side=reading.long_side,
-        budget_bytes=0,
-        keep_jpegs=True,
-    )
-    share: float = 1 - kept["model_width"].null_count / max(1, kept.num_rows)
-    return share
 
 
 def crashed_row(image: pa.Table, message: str, stages: Pipeline) -> pa.Table:

@@ -112,7 +112,6 @@ class PredictStage:
     def __init__(
         self, predicting: Predicting, reading: Reading, tenure: Tenure | None = None
     ) -> None:
-        from segbatch.model.jpeg import refuse_undecoding
         from segbatch.model.predict import load_model
 
         self.predicting = predicting
@@ -125,6 +124,8 @@ class PredictStage:
             threads=predicting.threads,
         )
         if reading.jpegs_on_device:
+            from segbatch.model.jpeg import refuse_undecoding
+
             refuse_undecoding(self.model.device)
         self.turn = threading.Lock()
         self.idle_since = time.perf_counter()
@@ -195,9 +196,11 @@ class PredictStage:
 
     def _decoded(self, table: pa.Table, rows: list[int], call: _Call) -> dict[int, Any]:
         """Pixels of rows that the device decodes; ``None`` for what it does not take."""
+        from segbatch.model.jpeg import decode_jpegs
+
         files = [table["data"][row].as_py() for row in rows]
         with self._on_device(call):
-            return dict(zip(rows, self.model.decode_jpegs(files), strict=True))
+            return dict(zip(rows, decode_jpegs(files, self.model.device), strict=True))
 
     def _image(self, table: pa.Table, columns: dict[str, list[Any]], row: int) -> Any:
         """Pixels of one row; ``None`` where it failed, now or before."""
@@ -226,9 +229,8 @@ class PredictStage:
         predictions: list[Prediction | None],
     ) -> pa.Table:
         masks = [None if p is None else p.mask for p in predictions]
-        maps = [m.ravel() if m is not None else _NO_LABELS for m in masks]
-        if not self.predicting.keep_label_maps:
-            maps = [_NO_LABELS] * len(maps)
+        keep = self.predicting.keep_label_maps
+        maps = [m.ravel() if m is not None and keep else _NO_LABELS for m in masks]
         kept = [name for name in table.column_names if name not in {*_DECODED, *_PIXELS}]
         made: dict[str, list[Any]] = {
             **{name: columns[name] for name in ("error", "message", "width", "height")},

@@ -123,8 +123,11 @@ def read_many(uris: Sequence[str], limits: ReadLimits) -> list[bytes | Unreadabl
 
 
 def _read_disk(uri: str, limits: ReadLimits) -> bytes | Unreadable:
+    """A local file; what is wrong with it does not pass."""
     try:
-        return _read_other(uri, limits)
+        with _opened(local_path(uri)) as file:
+            check_size(os.fstat(file.fileno()).st_size, limits.max_bytes)
+            return file.read()
     except TooLarge as error:
         return Unreadable("too_large", str(error))
     except Exception as error:
@@ -148,8 +151,10 @@ async def _read_into(
 
 async def _read(uri: str, limits: ReadLimits) -> bytes | Unreadable:
     """One object, tried again here and by no client: so tries are counted once for all of them."""
+    if is_local(uri):
+        return await asyncio.to_thread(_read_disk, uri, limits)
     download: Download | None = None
-    pauses = waits(0 if is_local(uri) else limits.retries)
+    pauses = waits(limits.retries)
     while True:
         try:
             if download is None and (client := bulk_client(uri, limits.timeout_s, 0)):
@@ -169,10 +174,6 @@ async def _read(uri: str, limits: ReadLimits) -> bytes | Unreadable:
 
 def _read_other(uri: str, limits: ReadLimits) -> bytes:
     """Raises :class:`~segbatch.download.TooLarge`, or what the filesystem does."""
-    if is_local(uri):
-        with _opened(local_path(uri)) as file:
-            check_size(os.fstat(file.fileno()).st_size, limits.max_bytes)
-            return file.read()
     fs, path = filesystem(uri, limits.timeout_s, retries=0)
     with fs.open(path, "rb") as file:
         data: bytes = file.read(limits.max_bytes + 1)

@@ -35,11 +35,7 @@ from segbatch.model.predict import Model
 from segbatch.passes import Accounts, ExecutionStopped
 from segbatch.progress import say
 from segbatch.results.write import Account
-from segbatch.stages import (
-    Pipeline,
-    Reading,
-    accounts_of,
-)
+from segbatch.stages import Pipeline, Reading, accounts_of
 from segbatch.watch import NothingYet, Watch
 
 SHUTDOWN_S = 10.0

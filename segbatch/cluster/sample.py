@@ -21,9 +21,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from segbatch.alone import decoded_sizes, plain_share
+from segbatch.alone import decoded_sizes
 from segbatch.cluster.estimate import ImageCost, Node, StageCost
 from segbatch.errors import CredentialsRefused
+from segbatch.images.decode import decode
 from segbatch.job import SegmentJob
 from segbatch.model.device import device_name
 from segbatch.preflight import SAMPLE_IMAGES, Prepared, sizes_for
@@ -36,6 +37,7 @@ from segbatch.results.write import NEVER_WRITTEN, Writing
 from segbatch.stages import (
     Predicting,
     PredictStage,
+    Reading,
     accounts_of,
     decode_stage,
     encode_stage,
@@ -141,7 +143,7 @@ def measure(
             rows_bytes=way.counted["rows"] / taken,
             stats_bytes=way.counted["stats"] / taken,
             failed=failed,
-            plain_share=plain_share(images.slice(0, SAMPLE_IMAGES), prepared.reading),
+            plain_share=way.counted["plain"] / taken,
             block_rows=sizes.block_rows,
             file_rows=sizes.file_rows,
         )
@@ -166,7 +168,7 @@ class _Way:
             user_columns=user_fields(carried),
         )
         self.clock = _Clock()
-        self.counted: Counter[str] = Counter()  # bytes
+        self.counted: Counter[str] = Counter()  # bytes, and plain JPEGs
         self.tenure = lease.tenure
         self.reading = prepared.reading
         self.encoding = Encoding(
@@ -196,6 +198,7 @@ class _Way:
             table = fetch_stage(images, self.reading, self.tenure)
         _refuse_bad_credentials(table)
         self.counted["read"] += _bytes(table["data"])
+        self.counted["plain"] += _plain_jpegs(table, self.reading)
         with self.clock.of("decode"):
             table = decode_stage(table, self.reading)
         self.counted["decoded"] += _bytes(table["pixels"])
@@ -243,6 +246,18 @@ class _Clock:
 
     def costs(self, images: int) -> dict[str, StageCost]:
         return {n: StageCost(self.wall[n] / images, self.cpu[n] / images) for n in self.wall}
+
+
+def _plain_jpegs(fetched: pa.Table, reading: Reading) -> int:
+    """Images that ``predict.decode: device`` would leave to the device, by their headers."""
+    kept = decode(
+        fetched,
+        max_pixels=reading.max_pixels,
+        long_side=reading.long_side,
+        budget_bytes=0,
+        keep_jpegs=True,
+    )
+    return int(kept.num_rows - kept["model_width"].null_count)
 
 
 def _bytes(column: pa.ChunkedArray) -> int:

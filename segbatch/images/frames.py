@@ -27,7 +27,8 @@ from segbatch.uris import shown
 
 FRAME_COLUMNS = [pa.field("frame", pa.int64()), pa.field("time_s", pa.float64())]
 _ROWS_PER_BATCH = 65_536
-_FRAME = re.compile(r"(.+)#t=-?\d+\.\d{3}", re.S)
+FRAGMENT = r"#t=-?\d+\.\d{3}"  # at the end of a frame's URI
+_FRAME = re.compile(rf"(.+){FRAGMENT}", re.S)
 _SEEK_BEFORE_S = 0.5  # frames are stored in another order than they are shown in
 _MISSING = Undecodable("undecodable", "this frame cannot be decoded")
 _BROKEN_OFF = Undecodable("truncated", "the video breaks off before this frame")

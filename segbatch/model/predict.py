@@ -21,7 +21,6 @@ from segbatch import masks
 from segbatch.classes import Classes
 from segbatch.errors import InputError, JobFailed
 from segbatch.model.bundle import ModelConfig, Packed, load_bundle
-from segbatch.model.jpeg import decode_jpegs
 from segbatch.model.patches import Cut, Patch, Pixels, size_of, stack
 from segbatch.model.reduction import Size, Surface, reduce
 from segbatch.model.tiles import TileOptions
@@ -201,10 +200,6 @@ class Model:
             arriving = launched
         finish()
         return [predictions[index] for index in range(len(images))]
-
-    def decode_jpegs(self, files: Sequence[bytes]) -> list[Pixels | None]:
-        """:func:`~segbatch.model.jpeg.decode_jpegs` on this model's device."""
-        return decode_jpegs(files, self.device)
 
     def _pack(self, batch: list[Patch], pinned: bool) -> Tensor:
         """The patches with their padding, NHWC uint8, on the host."""

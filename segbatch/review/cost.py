@@ -14,13 +14,14 @@ from typing import Any
 from segbatch import storage
 from segbatch.cluster.estimate import requests
 from segbatch.cluster.prices import GB, Prices
+from segbatch.images.frames import FRAGMENT
 from segbatch.results.run import Run
 
 Start = Mapping[str, Any]
 Kind = tuple[float, float, str | None, bool | None]  # CPUs, GPUs, instance, whether it is spot
 
 IN_OBJECT_STORAGE = rf"^({'|'.join(sorted(storage.OBJECT_SCHEMES))})://"
-FRAME = r"#t=-?\d+\.\d{3}$"  # of a video, which is not asked for once a frame
+FRAME = rf"{FRAGMENT}$"  # of a video, which is not asked for once a frame
 
 
 @dataclass(frozen=True)
