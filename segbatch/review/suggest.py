@@ -30,6 +30,7 @@ from segbatch.progress import Bar
 from segbatch.results.lookup import mask_png, unreadable_mask
 from segbatch.results.run import Run
 from segbatch.results.schema import TRANSIENT_ERRORS
+from segbatch.results.write import NEVER_WRITTEN
 from segbatch.review.candidates import Candidate, find_candidates
 from segbatch.review.diversity import describe, spread
 from segbatch.review.labelling import (
@@ -82,8 +83,9 @@ class Suggestions:
 
     @property
     def unanswered(self) -> int:
-        """Images that may be read another time."""
-        return sum(self.left_out[GONE.format(kind)] for kind in TRANSIENT_ERRORS)
+        """Images that may be read another time, or with other credentials."""
+        kinds = (*TRANSIENT_ERRORS, NEVER_WRITTEN)
+        return sum(self.left_out[GONE.format(kind)] for kind in kinds)
 
     def facts(self) -> dict[str, Any]:
         """Where, and how many."""

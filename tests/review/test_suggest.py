@@ -265,13 +265,18 @@ def test_the_command_says_how_to_go_on_and_leaves_a_dataset_out(
 
     monkeypatch.setattr(clients, "BACKOFF_S", 0.01)
     monkeypatch.setattr(clients, "MAX_BACKOFF_S", 0.02)
-    photos.break_down({"method": "GET", "part": "/photos/", "kind": "reset"})
-    try:
-        out, err = command(tmp_path / "d", "--count", 1, code=3)
-    finally:
-        photos.break_down()
-    assert "cannot be read now: unavailable 3" in out
-    assert "run it again as it is" in err
+    faults = {
+        "unavailable": {"kind": "reset"},
+        "credentials": {"status": 400, "code": "ExpiredToken"},
+    }
+    for kind, fault in faults.items():
+        photos.break_down({"method": "GET", "part": "/photos/"} | fault)
+        try:
+            out, err = command(tmp_path / "d", "--count", 1, code=3)
+        finally:
+            photos.break_down()
+        assert f"cannot be read now: {kind} 3" in out
+        assert "run it again as it is" in err
 
 
 # ------------------------------------------------------------------------------------- its parts
