@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import s3fs
 
 from benchmarks import photographs
 from benchmarks.cpuclock import CpuClock, children
@@ -226,7 +225,6 @@ def collection(
             before = set(children(os.getpid()))
             os.environ.update(stack.enter_context(s3_server()))
             [server] = set(children(os.getpid())) - before
-            s3fs.S3FileSystem.clear_instance_cache()  # of a server that there was before
             storage.filesystem("s3://bench")[0].mkdir("bench")
             prefix = "s3://bench/images/"
         if source is None:

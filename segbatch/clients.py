@@ -49,7 +49,12 @@ def filesystem(uri: str, timeout_s: float = TIMEOUT_S, retries: int = RETRIES) -
         "retries": {"mode": "standard", "total_max_attempts": retries + 1},
     }
     fs, path = fsspec.core.url_to_fs(
-        uri, use_listings_cache=False, anon=_unsigned(), config_kwargs=config
+        uri,
+        endpoint_url=_endpoint()
+        or None,  # said, since fsspec keeps a filesystem by what it is told
+        use_listings_cache=False,
+        anon=_unsigned(),
+        config_kwargs=config,
     )
     fs.retries = 1  # s3fs tries again what botocore tried again: 25 requests where 5 were meant
     return fs, path

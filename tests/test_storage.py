@@ -12,6 +12,7 @@ import pytest
 
 from segbatch import storage
 from segbatch.errors import Incomplete, InputError
+from segbatch.results.database import remote_filesystem
 from segbatch.storage import ReadLimits, StoredFile, Unreadable
 from tests.conftest import S3
 
@@ -213,6 +214,20 @@ def test_no_credentials_at_all_are_everybodys_fault(
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     assert kind(f"s3://{next(buckets)}/x.jpg") == "credentials"
+
+
+def test_whoever_goes_to_another_server_is_served_by_that_one(
+    s3: S3, server: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3.client.create_bucket(Bucket="moved")
+    s3.put("s3://moved/good", b"of the first")
+    for root, content in ((None, b"of the first"), (server.root, b"content")):
+        if root is not None:
+            monkeypatch.setenv("AWS_ENDPOINT_URL", root)
+        fs, path = storage.filesystem("s3://moved/good")
+        assert fs.cat_file(path) == content
+        assert remote_filesystem("s3").cat_file(path) == content
+        assert read("s3://moved/good") == content
 
 
 def test_what_is_transient_is_tried_again(faulty: Objects, server: FaultyServer) -> None:

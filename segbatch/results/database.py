@@ -73,18 +73,21 @@ def scan(
     return f"segbatch.{name}"
 
 
-@cache
 def remote_filesystem(scheme: str) -> Any:
     """The fsspec filesystem for files of which only parts are wanted.
 
     fsspec reads ahead, s3fs 50 MB at a time, which turned 9 MB of columns into 450. DuckDB and
     Arrow ask for exactly what they need.
     """
-    fs, _ = storage.filesystem(f"{scheme}://")
+    return _reading_exactly(storage.filesystem(f"{scheme}://")[0])
+
+
+@cache
+def _reading_exactly(fs: Any) -> Any:
     options = {**fs.storage_options, "use_listings_cache": True, "skip_instance_cache": True}
-    fs = type(fs)(*fs.storage_args, **options)
-    fs._open = partial(fs._open, cache_type="none")
-    return fs
+    exact = type(fs)(*fs.storage_args, **options)
+    exact._open = partial(exact._open, cache_type="none")
+    return exact
 
 
 def quoted_text(value: str) -> str:
