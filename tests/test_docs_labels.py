@@ -1,0 +1,139 @@
+"""The commands of the pages on labels, labelling again, browsing and videos run as they stand.
+
+But for those that train, which the tests of training run, labelme's own, and a camera's.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from segbatch import storage
+from segbatch.cli import app
+from segbatch.labels.dataset import open_dataset
+from tests.collection import jpeg
+from tests.conftest import ROOT, S3
+from tests.films import film
+from tests.labels.files import grey, palette, write
+from tests.written_run import NAMES, label_map, write_run
+
+DATASET = "s3://bucket/labels/facades"
+IMPORT = ("segbatch", "labels", "import")
+
+
+def commands(page: str) -> list[list[str]]:
+    """The words of each command in the page's blocks."""
+    text = (ROOT / "docs" / page).read_text()
+    blocks = "".join(re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S)).replace("\\\n", " ")
+    lines = (shlex.split(line, comments=True) for line in blocks.splitlines())
+    return [words for words in lines if words]
+
+
+def run(words: list[str]) -> None:
+    done = CliRunner().invoke(app, words[1:])
+    assert done.exit_code == 0, (words, done.output, done.exception)
+
+
+def forget(uri: str) -> None:
+    storage.delete([file.uri for file in storage.list_files(uri)])
+
+
+@pytest.fixture
+def reader(s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the pages' reader is: photographs and a run of them in a bucket."""
+    s3.client.create_bucket(Bucket="bucket")
+    for image_id in range(12):
+        s3.put(f"s3://bucket/photos/{image_id:04d}.jpg", jpeg(image_id, 40, 60))
+    for uri in ("s3://bucket/runs/2026-11", f"{tmp_path}/runs/2026-11"):
+        forget(uri)
+        write_run(uri, photos="s3://bucket/photos")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def annotated(reader: Path) -> Path:
+    """Labels of all formats, those of the run's masks, in the folders that labels.md names."""
+    for folder, format_ in (("annotations", "labelme"), ("export/train", "coco")):
+        run(["segbatch", "export", "runs/2026-11", folder, "--to", format_])
+    shutil.copytree("export/train", "export/val")
+    (reader / "labels.txt").write_text("\n".join(NAMES))
+    for image_id, split in enumerate(("train", "train", "val")):
+        photo, ids = jpeg(image_id, 20, 30), label_map(image_id)
+        files = {
+            f"data/img_dir/{split}/{image_id}.jpg": photo,
+            f"data/ann_dir/{split}/{image_id}.png": grey(ids),
+            f"VOC2012/JPEGImages/{image_id}.jpg": photo,
+            f"VOC2012/SegmentationClass/{image_id}.png": palette(ids),
+        }
+        write(reader, files)
+    return reader
+
+
+def test_labels_are_imported_and_checked(annotated: Path) -> None:
+    imported = 0
+    for words in commands("labels.md"):
+        if tuple(words[:3]) == IMPORT:
+            forget(words[4])
+            run(words)
+            imported += 1
+            assert sum(shard.rows for shard in open_dataset(words[4]).shards) >= 3, words
+        elif words[1:3] == ["labels", "check"]:
+            run(words)
+            assert (annotated / "sheet.png").stat().st_size > 1000
+        else:
+            assert words == ["segbatch", "run", "jobs/finetune.yaml"]
+    assert imported == 5
+
+
+def test_the_images_to_label_next_come_back(annotated: Path) -> None:
+    [few, *_] = sorted(annotated.glob("annotations/*.json"))
+    Path("few").mkdir()
+    for file in annotated.glob(f"annotations/{few.stem}.*"):
+        shutil.copy(file, "few")
+    forget(DATASET)
+    classes = ",".join(NAMES)
+    run([*IMPORT, "few", DATASET, "--from", "labelme", "--classes", classes])
+    suggest, label, append, train = commands("labelling-again.md")
+    run(suggest)
+    assert label[:2] == ["labelme", "to-label"]
+    run(append)
+    assert sum(shard.rows for shard in open_dataset(DATASET).shards) == 12
+    assert train == ["segbatch", "run", "jobs/finetune.yaml"]
+
+
+def test_a_run_is_browsed_and_what_was_marked_is_copied(reader: Path) -> None:
+    browse, suggest, elsewhere, tunnel = commands("browsing.md")
+    command = [sys.executable, "-m", *browse]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as page:
+        assert page.stdout is not None
+        assert page.stdout.readline().startswith("http://127.0.0.1:")
+        page.send_signal(signal.SIGINT)
+    marked = ["0,s3://bucket/photos/0000.jpg", "7,s3://bucket/photos/0007.jpg"]
+    (reader / "2026-11-to-label.csv").write_text("\n".join(["image_id,uri", *marked]))
+    run(suggest)
+    assert len(list(reader.glob("to-label/*.jpg"))) == 2
+    assert elsewhere[:4] == [*browse, "--port"]
+    assert tunnel[0] == "ssh"
+
+
+def test_photographs_and_videos_are_predicted(s3: S3, reader: Path, model_uri: str) -> None:
+    for file in Path(model_uri).iterdir():
+        s3.put(f"s3://bucket/models/facades/{file.name}", file.read_bytes())
+    (reader / "photo.jpg").write_bytes(jpeg(0, 48, 64))
+    film(reader / "clip.mp4")
+    s3.put("s3://bucket/drives/monday/clip.mov", (reader / "clip.mp4").read_bytes())
+    *sources, camera = commands("videos.md")
+    for words in sources:
+        run(words)
+        made = Path(words[-1])
+        assert made.stat().st_size > 1000 or list(made.rglob("clip.mp4")), words
+    assert camera[:3] == ["segbatch", "predict", "camera:0"]
