@@ -75,7 +75,8 @@ class Predict(Strict):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", json_schema_extra=IDENTITY)
     """``auto``: fp32 on the CPU, bf16 on GPUs that have it, else fp16."""
     batch_size: Positive = 16
-    """Images of one padded shape that go through the network together, at most."""
+    """Images of one padded shape that go through the network together, at most; on the CPU no more
+    than 512×512 pixels, or one image, for each thread."""
     compile: bool = False
     """Compile the network with ``torch.compile``."""
 

@@ -79,11 +79,11 @@ class Cut:
                     view += 1
 
     def batches(
-        self, images: Sequence[Pixels], batch_size: int, fitting: Mapping[Size, int]
+        self, images: Sequence[Pixels], batch_size: int, fitting: Callable[[Size], int]
     ) -> Iterator[list[Patch]]:
         """All patches of all images, in batches of one padded shape and at most ``batch_size``.
 
-        ``fitting`` has smaller sizes for some padded shapes, and is asked anew for each batch.
+        ``fitting`` gives how many of a padded shape fit, and is asked anew for each batch.
         The images are taken a few at a time, ``batch_size`` or one that is cut into tiles, so
         that no more than those wait for the rest of their patches.
         """
@@ -97,7 +97,7 @@ class Cut:
                 ]
                 for alike in _grouped(patches, lambda patch: patch.padded):
                     while alike:
-                        size = fitting.get(alike[0].padded, batch_size)
+                        size = fitting(alike[0].padded)
                         yield alike[:size]
                         del alike[:size]
 

@@ -3,11 +3,12 @@
 The way of a call: images are cut into patches, and patches of one padded shape run as one batch,
 which crosses to the device as bytes. When the last patch of an image is through, its coarse logits
 are reduced on the device to a label map and counts, which are read back while the next batch runs.
+On the CPU, batches run side by side, each on one core, and so does what reduces them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from segbatch import masks
 from segbatch.classes import Classes
 from segbatch.errors import InputError, JobFailed
 from segbatch.model.bundle import ModelConfig, Packed, load_bundle
+from segbatch.model.lanes import Lanes
 from segbatch.model.patches import Cut, Patch, Pixels, size_of, stack
 from segbatch.model.reduction import Size, Surface, reduce
 from segbatch.model.tiles import TileOptions
@@ -28,6 +30,7 @@ from segbatch.model.transfer import Arriving, Transfer
 from segbatch.model.zoo import Network
 from segbatch.scaling import FILTER, downscale
 
+BATCH_PIXELS = 512 * 512  # of a batch on the CPU: its layers are to stay in a core's cache
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -51,7 +54,8 @@ class PredictOptions:
     """``fp32``, ``bf16``, ``fp16``, or ``auto``: fp32 on the CPU, bf16 on GPUs that have it, else
     fp16."""
     batch_size: int = 16
-    """At most so many patches go through the network together."""
+    """At most so many patches go through the network together; on the CPU fewer, unless they are
+    small."""
     compile: bool = False
     """Compile the network with ``torch.compile``."""
     confidence: bool = True
@@ -132,6 +136,7 @@ class Model:
         self._coarse = torch.compile(module.coarse) if self.options.compile else module.coarse
         self._cut = Cut(self.options.tile, self.options.scales, self.options.flip)
         self._transfer = Transfer(self.device)
+        self._lanes = Lanes() if self.device.type == "cpu" else None
         self._mean = torch.tensor(config.mean, device=self.device)[:, None, None]
         self._std = torch.tensor(config.std, device=self.device)[:, None, None]
         self.num_batches = 0
@@ -168,8 +173,9 @@ class Model:
         """Predict images that were already brought to :attr:`long_side`; results in their order.
 
         ``images`` are RGB HWC uint8, of any sizes. ``mask_sizes`` has ``(height, width)`` for each
-        mask, or ``None`` for the image's size. The device holds one batch in the network and one
-        in waiting, and the coarse logits of ``batch_size`` images, or of one image in tiles.
+        mask, or ``None`` for the image's size. A GPU holds one batch in the network and one in
+        waiting, the CPU two for each thread, and the coarse logits of ``batch_size`` images, or of
+        one image in tiles.
         Raises :class:`~segbatch.errors.InputError` for other arrays and
         :class:`~segbatch.errors.JobFailed` for an image too large for the device.
         """
@@ -177,29 +183,47 @@ class Model:
             _check(image)
         sizes = [size_of(image) for image in images]
         views: list[dict[int, Surface]] = [{} for _ in images]
-        arriving: list[tuple[int, Arriving]] = []
+        arriving: list[tuple[int, Callable[[], Arriving]]] = []
         predictions: dict[int, Prediction] = {}
 
         def finish() -> None:
             for index, result in arriving:
-                predictions[index] = self._prediction(images[index], result)
+                predictions[index] = self._prediction(images[index], result())
 
-        batches = self._cut.batches(images, self.options.batch_size, self._fitting)
-        for batch, pixels in self._transfer.uploaded(batches, self._pack):
+        batches = self._cut.batches(images, self.options.batch_size, self._batch_of)
+        for batch, logits in self._through_network(batches):
+            self.num_batches += 1
             launched = []
-            for patch, coarse in zip(batch, self._forward(pixels), strict=True):
+            for patch, coarse in zip(batch, logits, strict=True):
                 index, of_image = patch.image, views[patch.image]
                 of_image[patch.view] = patch.surface(coarse, self.module.align_corners)
                 if len(of_image) == self._cut.num_patches(sizes[index]):
                     surface = self._cut.assembled(
                         sizes[index], of_image, len(self.classes), self.device
                     )
-                    launched.append((index, self._reduce(surface, mask_sizes[index])))
+                    launched.append((index, self._reducing(surface, mask_sizes[index])))
                     views[index] = {}
             finish()  # of the batch before: this one keeps the device busy meanwhile
             arriving = launched
         finish()
         return [predictions[index] for index in range(len(images))]
+
+    def _batch_of(self, padded: Size) -> int:
+        """How many patches of a padded shape go through the network together."""
+        number = self._fitting.get(padded, self.options.batch_size)
+        if self._lanes is None:
+            return number
+        height, width = padded
+        return min(number, max(1, BATCH_PIXELS // (height * width)))
+
+    def _through_network(
+        self, batches: Iterator[list[Patch]]
+    ) -> Iterator[tuple[list[Patch], list[Tensor]]]:
+        """Each batch with the coarse logits of its patches."""
+        if self._lanes is not None:
+            return self._lanes.map(lambda batch: self._forward(self._pack(batch, False)), batches)
+        uploaded = self._transfer.uploaded(batches, self._pack)
+        return ((batch, self._forward(pixels)) for batch, pixels in uploaded)
 
     def _pack(self, batch: list[Patch], pinned: bool) -> Tensor:
         """The patches with their padding, NHWC uint8, on the host."""
@@ -214,9 +238,7 @@ class Model:
         """
         num_images, height, width, _ = pixels.shape
         try:
-            coarse = list(self._logits(pixels))
-            self.num_batches += 1
-            return coarse
+            return list(self._logits(pixels))
         except torch.OutOfMemoryError:
             if num_images == 1:
                 raise JobFailed(
@@ -236,6 +258,13 @@ class Model:
         with torch.autocast(self.device.type, dtype, enabled=self.precision != "fp32"):
             coarse: Tensor = self._coarse(images)
         return coarse.float().contiguous()
+
+    def _reducing(self, surface: Surface, mask_size: Size | None) -> Callable[[], Arriving]:
+        """Begin to reduce; what waits until that is done, or on its way."""
+        if self._lanes is not None:
+            return self._lanes.start(self._reduce, surface, mask_size).result
+        arriving = self._reduce(surface, mask_size)
+        return lambda: arriving
 
     def _reduce(self, surface: Surface, mask_size: Size | None) -> Arriving:
         reduced = reduce(
