@@ -47,15 +47,15 @@ class Workers:
         return high or low
 
     def pool(self) -> ActorPoolStrategy:
-        """As Ray Data takes them. On a GPU each has two blocks at a time, so that tables of one are
-        made while the device works on the other; as many again wait in the object store.
+        """As Ray Data takes them. Each has two blocks at a time, so that tables of one are made while
+        the other is predicted; as many again wait in the object store.
         """
         from ray.data import ActorPoolStrategy  # with pandas, which training does not need
 
         return ActorPoolStrategy(
             min_size=self.size[0],
             max_size=self.size[1],
-            max_concurrent_calls_per_actor=2 if self.num_gpus else 1,
+            max_concurrent_calls_per_actor=2,
             enable_true_multi_threading=True,
         )
 
