@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 MIN_LOGICAL_CPUS = 4  # with fewer, the stages of a pipeline can starve each other
 CONNECT_S = 10.0
-THREADS_PER_WORKER = 4  # more than these hardly speed one network up
+THREADS_PER_WORKER = 4  # each predicts by itself, but all run the Python of one process
 
 
 @dataclass(frozen=True)
