@@ -288,7 +288,7 @@ def upload(path: Path, uri: str) -> None:
     """
     if is_local(uri):
         target = local_path(uri)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        _make_room(target)
         path.chmod(0o644)
         beside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
         try:
@@ -306,8 +306,15 @@ def upload(path: Path, uri: str) -> None:
     path.unlink()
 
 
-def _write_local(path: Path, data: bytes) -> None:
+def _make_room(path: Path) -> None:
+    """The folder that a file is to be in."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():  # the system would name the temporary file as well
+        raise IsADirectoryError(f"{path}: is a folder: name a file in it")
+
+
+def _write_local(path: Path, data: bytes) -> None:
+    _make_room(path)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:

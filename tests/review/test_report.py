@@ -290,12 +290,16 @@ def test_the_command_line_writes_one_small_file_anywhere(
 
 
 def test_where_a_page_cannot_be_written_the_exit_code_says_whose_fault_it_is(
-    run: Run, photos: S3, monkeypatch: pytest.MonkeyPatch
+    run: Run, photos: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(clients, "BACKOFF_S", 0.01)
     monkeypatch.setattr(clients, "MAX_BACKOFF_S", 0.02)
     with pytest.raises(InputError, match="cannot write s3://no-such-bucket"):
         run.report("s3://no-such-bucket/report.html")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError, match=rf"cannot write {tmp_path}/folder: is a folder: name a"):
+        run.report(str(tmp_path / "folder"))
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
     where = photos.uri("pages") + "/report.html"
     photos.break_down({"method": "PUT", "part": "report.html", "kind": "reset"})
     with pytest.raises(Incomplete, match="do it again"):
