@@ -47,8 +47,8 @@ class Workers:
         return high or low
 
     def pool(self) -> ActorPoolStrategy:
-        """As Ray Data takes them. Each has two blocks at a time, so that tables of one are made while
-        the other is predicted; as many again wait in the object store.
+        """As Ray Data takes them. Each has two blocks at a time, so that tables of one are made
+        while the other is predicted; as many again wait in the object store.
         """
         from ray.data import ActorPoolStrategy  # with pandas, which training does not need
 
