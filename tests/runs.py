@@ -1,5 +1,7 @@
 """What a run holds, read back as any reader would."""
 
+from pathlib import Path
+
 import pyarrow as pa
 import pyarrow.parquet
 
@@ -43,3 +45,10 @@ def share_that_differs(one: pa.Table, other: pa.Table) -> float:
 
 SAME = ["image_id", "uri", "status", "error", "message", "width", "height", "mask_width",
         "mask_height"]  # fmt: skip
+
+
+def rows_commits(run: Path) -> int:
+    """Commits of rows to a run's table so far."""
+    log = run / "rows" / "_delta_log"
+    return sum('"event":"rows"' in entry.read_text().replace(" ", "").replace("\\", "")
+               for entry in log.glob("*.json"))  # fmt: skip

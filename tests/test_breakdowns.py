@@ -23,7 +23,7 @@ from tests.collection import jpeg
 from tests.conftest import EVERYTHING, S3, job
 from tests.drivers import driver, exit_code, wait_until, workers_named
 from tests.nodes import another_node, children
-from tests.runs import FEW, SAME, rows_of, share_that_differs, stats_of
+from tests.runs import FEW, SAME, rows_commits, rows_of, share_that_differs, stats_of
 
 pytestmark = pytest.mark.usefixtures("ray_address")
 
@@ -41,13 +41,6 @@ def assert_whole(run: Run, num_images: int) -> None:
     audit = run.audit(deep=True)
     assert (audit.exit_code, audit.rows, audit.uncommitted) == (0, num_images, [])
     assert run.info["counts"] == {"ok": num_images, "failed": {}}
-
-
-def rows_commits(run: Path) -> int:
-    """Commits of rows to a run's table so far."""
-    log = run / "rows" / "_delta_log"
-    return sum('"event":"rows"' in entry.read_text().replace(" ", "").replace("\\", "")
-               for entry in log.glob("*.json"))  # fmt: skip
 
 
 def said(folder: Path) -> str:

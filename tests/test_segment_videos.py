@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,13 @@ from typer.testing import CliRunner
 
 from segbatch.cli import app
 from segbatch.errors import SourceError
-from segbatch.results.run import Run
+from segbatch.results.run import Run, open_run
 from segbatch.segment import segment
 from tests.collection import jpeg
 from tests.conftest import S3, job
+from tests.drivers import driver, exit_code, wait_until
 from tests.films import film
-from tests.runs import rows_of
+from tests.runs import rows_commits, rows_of
 
 pytestmark = pytest.mark.usefixtures("ray_address")
 
@@ -60,6 +62,23 @@ def test_each_frame_has_its_row_and_each_damage_its_reason(run: Run, bucket: str
     photo = rows[-1]
     assert (photo["status"], photo["frame"], photo["time_s"]) == ("ok", None, None)
     assert run.audit(deep=True).exit_code == 0
+
+
+def test_a_run_that_is_killed_in_the_middle_of_a_video_goes_on_there(
+    model_uri: str, tmp_path: Path, ray_address: str
+) -> None:
+    film(tmp_path / "long.mp4", range(0, 6000, 100), sound=None)
+    run = tmp_path / "run"
+    work = job({"video": f"{tmp_path}/long.mp4"}, model_uri, str(run))
+    with driver(work, tmp_path, ray_address) as process:
+        wait_until(lambda: rows_commits(run) >= 2, process)
+        process.kill()
+        assert exit_code(process) == -signal.SIGKILL
+    assert 0 < open_run(str(run)).audit().rows < 60
+    resumed = segment(work)
+    assert resumed.audit(deep=True).exit_code == 0
+    rows = rows_of(resumed).to_pylist()
+    assert [(row["frame"], row["status"]) for row in rows] == [(n, "ok") for n in range(60)]
 
 
 def test_everything_that_takes_a_run_takes_one_over_videos(
