@@ -76,7 +76,7 @@ class Predict(Strict):
     """``auto``: fp32 on the CPU, bf16 on GPUs that have it, else fp16."""
     batch_size: Positive = 16
     """Images of one padded shape that go through the network together, at most; on the CPU no more
-    than 512×512 pixels, or one image, for each thread."""
+    than 512×512 pixels of them, or one image."""
     compile: bool = False
     """Compile the network with ``torch.compile``."""
 

@@ -3,7 +3,7 @@
 The way of a call: images are cut into patches, and patches of one padded shape run as one batch,
 which crosses to the device as bytes. When the last patch of an image is through, its coarse logits
 are reduced on the device to a label map and counts, which are read back while the next batch runs.
-On the CPU, batches run side by side, each on one core, and so does what reduces them.
+On the CPU, batches run side by side in lanes, and so does what reduces them.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ class Model:
 
         ``images`` are RGB HWC uint8, of any sizes. ``mask_sizes`` has ``(height, width)`` for each
         mask, or ``None`` for the image's size. A GPU holds one batch in the network and one in
-        waiting, the CPU two for each thread, and the coarse logits of ``batch_size`` images, or of
+        waiting, the CPU two for each lane, and the coarse logits of ``batch_size`` images, or of
         one image in tiles.
         Raises :class:`~segbatch.errors.InputError` for other arrays and
         :class:`~segbatch.errors.JobFailed` for an image too large for the device.

@@ -17,25 +17,26 @@ from segbatch.model.tiles import TileOptions
 from tests.model.conftest import CLASSES, config_of
 
 
-@pytest.fixture(params=[1, 2, 3])
+@pytest.fixture(params=[1, 2, 3, 17])
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     torch.set_num_threads(request.param)
     yield request.param
     torch.set_num_threads(1)
 
 
-def test_items_come_in_their_order_each_on_one_thread(threads: int) -> None:
+def test_items_come_in_their_order_and_lanes_share_out_the_threads(threads: int) -> None:
     lanes = Lanes()
     names: set[str] = set()
 
     def slow_first(item: int) -> tuple[int, int, bool]:
-        time.sleep(0.05 if item % threads == 0 else 0)
+        time.sleep(0.05 if item % lanes.number == 0 else 0.01)
         names.add(threading.current_thread().name)
         return item, torch.get_num_threads(), torch.is_inference_mode_enabled()
 
-    results = list(lanes.map(slow_first, iter(range(10))))
-    assert results == [(item, (item, 1, True)) for item in range(10)]
-    assert len(names) == threads
+    each = 2 if threads == 17 else 1
+    results = list(lanes.map(slow_first, iter(range(20))))
+    assert results == [(item, (item, each, True)) for item in range(20)]
+    assert len(names) == min(threads, 8)
     assert torch.get_num_threads() == threads
 
 
