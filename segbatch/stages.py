@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from segbatch import storage
-from segbatch.images.decode import Decoded, binary_column, decode, decode_image
+from segbatch.blobs import Blob, binary_column, binary_views
+from segbatch.images.decode import Decoded, decode, decode_image
 from segbatch.images.fetch import fetch
 from segbatch.results.encode import Encoding, encode
 from segbatch.results.lease import Tenure
@@ -135,13 +136,14 @@ class PredictStage:
         if self.tenure is not None and self.tenure.ends():
             table = table.slice(0, 0)
         columns = {name: table[name].to_pylist() for name in _DECODED}
+        pixels = binary_views(table["pixels"])
         predictions: list[Prediction | None] = [None] * table.num_rows
         group: dict[int, Any] = {}
         held = 0  # bytes of pixels that were decoded here
-        for row, image in self._images(table, columns, call):
+        for row, image in self._images(table, columns, pixels, call):
             if image is not None:
                 group[row] = image
-                held += 0 if table["pixels"][row].is_valid else image.nbytes
+                held += image.nbytes if pixels[row] is None else 0
             if held > BLOCK_BYTES:
                 self._predict(group, columns, predictions, call)
                 group, held = {}, 0
@@ -181,7 +183,11 @@ class PredictStage:
             predictions[row] = replace(prediction, image=_NO_PIXELS)
 
     def _images(
-        self, table: pa.Table, columns: dict[str, list[Any]], call: _Call
+        self,
+        table: pa.Table,
+        columns: dict[str, list[Any]],
+        pixels: list[Blob | None],
+        call: _Call,
     ) -> Iterator[tuple[int, Any]]:
         """The rows, each with its pixels, HWC uint8, or ``None`` where it failed, now or before."""
         kept = pc.and_(table["pixels"].is_null(), table["model_width"].is_valid()).to_pylist()
@@ -190,9 +196,10 @@ class PredictStage:
         for row in range(table.num_rows):
             if kept[row] and row not in decoded:
                 decoded = self._decoded(table, _following(row, kept, heights, widths), call)
-            pixels = decoded.get(row)
-            good = pixels is not None and pixels.shape == (heights[row], widths[row], 3)
-            yield row, pixels if good else self._image(table, columns, row)
+            image = decoded.get(row)
+            if image is None or image.shape != (heights[row], widths[row], 3):
+                image = self._image(table, columns, pixels[row], row)
+            yield row, image
 
     def _decoded(self, table: pa.Table, rows: list[int], call: _Call) -> dict[int, Any]:
         """Pixels of rows that the device decodes; ``None`` for what it does not take."""
@@ -202,14 +209,14 @@ class PredictStage:
         with self._on_device(call):
             return dict(zip(rows, decode_jpegs(files, self.model.device), strict=True))
 
-    def _image(self, table: pa.Table, columns: dict[str, list[Any]], row: int) -> Any:
+    def _image(
+        self, table: pa.Table, columns: dict[str, list[Any]], pixels: Blob | None, row: int
+    ) -> Any:
         """Pixels of one row; ``None`` where it failed, now or before."""
         if columns["error"][row] is not None:
             return None
-        pixels = table["pixels"][row]
-        if pixels.is_valid:
-            shape = columns["model_height"][row], columns["model_width"][row], 3
-            return np.frombuffer(pixels.as_buffer(), np.uint8).reshape(shape)
+        if pixels is not None:
+            return pixels.reshape(columns["model_height"][row], columns["model_width"][row], 3)
         image = decode_image(
             table["data"][row].as_py(),
             max_pixels=self.reading.max_pixels,

@@ -17,7 +17,6 @@ from __future__ import annotations
 import math
 import re
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -29,6 +28,7 @@ import pyarrow.compute as pc
 import simplejpeg
 from PIL import ExifTags, Image, JpegImagePlugin, TiffImagePlugin
 
+from segbatch.blobs import binary_column
 from segbatch.images.bombs import (
     MAX_EXIF_BYTES,
     MAX_PARTS,
@@ -142,17 +142,6 @@ def decode(
     }
     given = dict(zip(table.column_names, table.columns, strict=True))
     return pa.table(given | columns)
-
-
-def binary_column(content: Pixels, ends: Sequence[int]) -> pa.Array:
-    """The large_binary column over ``content``, without copying it; what is empty is null.
-
-    ``ends`` begins with 0 and has the end of each row's bytes.
-    """
-    offsets = np.array(ends, np.int64)
-    valid = pa.array(np.diff(offsets) > 0)
-    buffers = [valid.buffers()[1], pa.py_buffer(offsets), pa.py_buffer(content[: ends[-1]])]
-    return pa.Array.from_buffers(pa.large_binary(), len(valid), buffers)
 
 
 def decode_image(data: bytes, *, max_pixels: int, long_side: int | None) -> Decoded | Undecodable:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from segbatch.blobs import binary_views
 from segbatch.classes import Classes
 from segbatch.masks import encode_mask
 from segbatch.results.formulas import Formula
@@ -120,8 +121,10 @@ def _label_maps(table: pa.Table, ok: npt.NDArray[np.bool_]) -> list[npt.NDArray[
     heights = table["mask_height"].to_pylist()
     widths = table["mask_width"].to_pylist()
     return [
-        np.frombuffer(value.as_buffer(), np.uint8).reshape(height, width) if good else None
-        for value, height, width, good in zip(table["label_map"], heights, widths, ok, strict=True)
+        labels.reshape(height, width) if good and labels is not None else None
+        for labels, height, width, good in zip(
+            binary_views(table["label_map"]), heights, widths, ok, strict=True
+        )
     ]
 
 
