@@ -23,16 +23,17 @@ def binary_column(content: Blob, ends: Sequence[int]) -> pa.Array:
 
 
 def binary_views(column: pa.ChunkedArray) -> list[Blob | None]:
-    """The bytes of each row of a large_binary column; ``None`` where it is null.
+    """The bytes of each row of a binary or large_binary column; ``None`` where it is null.
 
     Views of the column's memory, read only. A scalar of it, ``column[row]``, would be a copy.
     """
+    offset_type = np.int64 if pa.types.is_large_binary(column.type) else np.int32
     views: list[Blob | None] = []
     for chunk in column.chunks:
         if not len(chunk):
             continue
         _, offsets, data = chunk.buffers()
-        ends = np.frombuffer(offsets, np.int64)[chunk.offset :]
+        ends = np.frombuffer(offsets, offset_type)[chunk.offset :]
         content = np.frombuffer(data or b"", np.uint8)
         content.flags.writeable = False
         views += [

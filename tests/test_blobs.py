@@ -32,9 +32,10 @@ def test_views_are_the_bytes_of_each_row() -> None:
         pa.chunked_array([pa.nulls(2, pa.large_binary())]),
         pa.chunked_array([pa.array([b"ab", None, b"", b"c"], pa.large_binary())]).slice(1, 3),
         pa.chunked_array([[b"ab"], [b"c"]], pa.large_binary()),
+        pa.chunked_array([[b"ab", None], [b"", b"c"]], pa.binary()),
         pa.chunked_array([binary_column(CONTENT, [0, 0, 0])]),
     ],
-    ids=["no rows", "nulls", "a slice", "chunks", "nothing in them"],
+    ids=["no rows", "nulls", "a slice", "chunks", "small", "nothing in them"],
 )  # fmt: skip
 def test_any_column_reads_as_pyarrow_reads_it(column: pa.ChunkedArray) -> None:
     views = binary_views(column)
