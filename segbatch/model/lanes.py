@@ -10,15 +10,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import islice
-from typing import ParamSpec, TypeVar
+from typing import TypeVar
 
 import torch
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Parameters = ParamSpec("Parameters")
-
 
 MOST = 8  # lanes: all run the Python of one process, and a video gives 8 frames at a time
 
@@ -46,23 +45,18 @@ class Lanes:
                 torch.set_num_threads(self.threads)
             yield from ((item, function(item)) for item in first)
             return
-        ahead = deque((item, self.start(function, item)) for item in first)
+        ahead = deque((item, self.start(partial(function, item))) for item in first)
         while ahead:
             for item in islice(rest, 2 * self.number - len(ahead)):
-                ahead.append((item, self.start(function, item)))
+                ahead.append((item, self.start(partial(function, item))))
             item, running = ahead.popleft()
             yield item, running.result()
 
-    def start(
-        self,
-        function: Callable[Parameters, Result],
-        *args: Parameters.args,
-        **kwargs: Parameters.kwargs,
-    ) -> Future[Result]:
-        """Begin a call in the next lane that is free."""
+    def start(self, call: Callable[[], Result]) -> Future[Result]:
+        """Begin ``call`` in the next lane that is free."""
+        return self._pool.submit(_inferring, call)
 
-        @torch.inference_mode()  # of a thread, too
-        def call() -> Result:
-            return function(*args, **kwargs)
 
-        return self._pool.submit(call)
+def _inferring(call: Callable[[], Result]) -> Result:
+    with torch.inference_mode():  # which torch keeps by thread, too
+        return call()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -262,7 +263,7 @@ class Model:
     def _reducing(self, surface: Surface, mask_size: Size | None) -> Callable[[], Arriving]:
         """Begin to reduce; what waits until that is done, or on its way."""
         if self._lanes is not None:
-            return self._lanes.start(self._reduce, surface, mask_size).result
+            return self._lanes.start(partial(self._reduce, surface, mask_size)).result
         arriving = self._reduce(surface, mask_size)
         return lambda: arriving
 

@@ -1,8 +1,9 @@
 """Transfer: bytes to the device and results back, while the device goes on computing.
 
 On a GPU, copies to it run on a stream of their own from pinned memory, one batch ahead of the
-computation, and results come back into pinned memory without anyone waiting for them. On the CPU
-nothing needs to move, and the same calls give what is there.
+computation, and results come back into pinned memory without anyone waiting for them. Elsewhere the
+same calls wait for what they move; on the CPU, whose batches go through lanes, there is nothing to
+move, and results are given as they are.
 """
 
 from __future__ import annotations
