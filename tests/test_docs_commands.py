@@ -17,18 +17,14 @@ from typer.core import TyperGroup
 from segbatch.cli import app
 from segbatch.job import load_job
 from tests.conftest import ROOT
+from tests.pages import FENCE, blocks
 
 PAGES = sorted(
     [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("docs/clusters/*.md")]
 )
-FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.M | re.S)
 UsageError: Any = typer.BadParameter.__base__  # typer's own: it shows no other name of it
 COMMAND: Any = typer.main.get_command(app)
 OURS = ("scripts/", "jobs/", "docs/", "benchmarks/", "cluster.yaml", "constraints.txt")
-
-
-def blocks(page: Path, *languages: str) -> list[str]:
-    return [text for language, text in FENCE.findall(page.read_text()) if language in languages]
 
 
 def shell_lines(page: Path) -> Iterator[tuple[str, bool]]:

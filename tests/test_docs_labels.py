@@ -5,8 +5,6 @@ But for those that train, which the tests of training run, labelme's own, and a 
 
 from __future__ import annotations
 
-import re
-import shlex
 import shutil
 import signal
 import subprocess
@@ -14,32 +12,18 @@ import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from segbatch import storage
-from segbatch.cli import app
 from segbatch.labels.dataset import open_dataset
 from tests.collection import jpeg
-from tests.conftest import ROOT, S3
+from tests.conftest import S3
 from tests.films import film
 from tests.labels.files import grey, palette, write
+from tests.pages import commands, run
 from tests.written_run import NAMES, label_map, write_run
 
 DATASET = "s3://bucket/labels/facades"
 IMPORT = ("segbatch", "labels", "import")
-
-
-def commands(page: str) -> list[list[str]]:
-    """The words of each command in the page's blocks."""
-    text = (ROOT / "docs" / page).read_text()
-    blocks = "".join(re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S)).replace("\\\n", " ")
-    lines = (shlex.split(line, comments=True) for line in blocks.splitlines())
-    return [words for words in lines if words]
-
-
-def run(words: list[str]) -> None:
-    done = CliRunner().invoke(app, words[1:])
-    assert done.exit_code == 0, (words, done.output, done.exception)
 
 
 def forget(uri: str) -> None:

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import io
-import re
-import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
 from segbatch import storage
-from segbatch.cli import app
-from tests.conftest import ROOT
+from tests.pages import commands, run
 from tests.written_run import write_run
 
 
@@ -34,13 +30,9 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("page", ["report.md", "exporting.md"])
 def test_commands_of_a_page_run(reader: Path, page: str) -> None:
-    text = (ROOT / "docs" / page).read_text()
-    commands = "".join(re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S)).splitlines()
-    assert len(commands) >= 3
-    for command in commands:
-        program, *arguments = shlex.split(command)
-        assert program == "segbatch"
-        done = CliRunner().invoke(app, arguments)
-        assert done.exit_code == 0, (command, done.output, done.exception)
+    found = commands(page)
+    assert len(found) >= 3
+    for words in found:
+        run(words)
     made = {path.name for path in reader.iterdir()} - {"photos", "runs"}
     assert made

@@ -2,8 +2,6 @@
 
 import io
 import json
-import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -31,7 +29,8 @@ from segbatch.results.run import Run
 from segbatch.review import claim
 from segbatch.review.export import FORMATS
 from segbatch.review.formats.voc import apart
-from tests.conftest import ROOT, S3
+from tests import pages
+from tests.conftest import S3
 from tests.films import film
 from tests.written_run import NAMES, damage_mask, label_map, with_uris, write_run
 
@@ -404,10 +403,8 @@ def test_the_commands_of_the_page_run_as_they_stand(
 ) -> None:
     shutil.copytree(run.uri, tmp_path / "runs/2026-11")
     monkeypatch.chdir(tmp_path)
-    page = (ROOT / "docs/exporting.md").read_text()
-    commands = "".join(re.findall(r"```sh\n(.*?)```", page, re.DOTALL)).splitlines()
-    assert {shlex.split(command)[5] for command in commands} >= set(FORMATS)
-    for command in commands:
-        result = CliRunner().invoke(app, shlex.split(command)[1:])
-        assert result.exit_code == 0, (command, result.stderr)
-        assert any(Path(shlex.split(command)[3]).iterdir())
+    found = pages.commands("exporting.md")
+    assert {words[5] for words in found} >= set(FORMATS)
+    for words in found:
+        pages.run(words)
+        assert any(Path(words[3]).iterdir())
