@@ -29,9 +29,9 @@ from benchmarks.cpuclock import CpuClock, children
 from benchmarks.peers import daft_udf
 from benchmarks.peers.task import Task
 from segbatch import storage
-from segbatch.cluster.sharing import PASSIVE_THREADS
-from segbatch.cluster.workers import cores
 from segbatch.demo.s3server import s3_server
+from segbatch.jobs.runtime.sharing import PASSIVE_THREADS
+from segbatch.jobs.runtime.workers import cores
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = 16  # masks that are held against ours

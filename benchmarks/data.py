@@ -36,12 +36,7 @@ from benchmarks.peers.segbatch_job import CLASSES, InstantStage, instant_bundle 
 from benchmarks.peers.task import INSTANT, Task  # noqa: E402
 from benchmarks.photographs import side_of  # noqa: E402
 from segbatch import storage  # noqa: E402
-from segbatch.model.predict import PredictOptions  # noqa: E402
-from segbatch.results.encode import Encoding  # noqa: E402
-from segbatch.results.lease import Lease  # noqa: E402
-from segbatch.results.schema import rows_schema  # noqa: E402
-from segbatch.results.write import Writing  # noqa: E402
-from segbatch.stages import (  # noqa: E402
+from segbatch.jobs.stages import (  # noqa: E402
     Predicting,
     Reading,
     decode_stage,
@@ -49,6 +44,11 @@ from segbatch.stages import (  # noqa: E402
     fetch_stage,
     write_stage,
 )
+from segbatch.model.predict import PredictOptions  # noqa: E402
+from segbatch.results.encode import Encoding  # noqa: E402
+from segbatch.results.lease import Lease  # noqa: E402
+from segbatch.results.schema import rows_schema  # noqa: E402
+from segbatch.results.write import Writing  # noqa: E402
 
 BLOCK_MEGAPIXELS = 32.0  # of the block that goes through the stages, well below its limit
 GOAL = 1.25

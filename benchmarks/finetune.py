@@ -25,15 +25,15 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from segbatch.cluster.workers import cores
-from segbatch.demo.facades import CLASSES, render_facade
-from segbatch.examples import example
-from segbatch.jobtrain import Train
+from segbatch.config.training import Train
+from segbatch.demo.facades.facades import CLASSES, render_facade
+from segbatch.jobs.runtime.workers import cores
 from segbatch.labels import samples
 from segbatch.labels.dataset import Dataset, open_dataset, write_shard
 from segbatch.labels.samples import Samples
 from segbatch.masks import encode_mask
 from segbatch.model import zoo
+from segbatch.training.examples import example
 from segbatch.training.loader import PARTS_AHEAD, Batch, Loader
 from segbatch.training.loop import Training
 from segbatch.training.loss import Objective

@@ -35,8 +35,8 @@ from benchmarks.chart import draw  # noqa: E402
 from benchmarks.contest import CONTENDERS, Contest, collection  # noqa: E402
 from benchmarks.networks import random_bundle  # noqa: E402
 from benchmarks.peers.task import Task  # noqa: E402
-from segbatch.cluster.workers import MIN_LOGICAL_CPUS, cores, cpu_workers  # noqa: E402
-from segbatch.job import Resources  # noqa: E402
+from segbatch.config.job import Resources  # noqa: E402
+from segbatch.jobs.runtime.workers import MIN_LOGICAL_CPUS, cores, cpu_workers  # noqa: E402
 from segbatch.model.predict import resolve_device, resolve_precision  # noqa: E402
 
 MANY = 512  # images: fewer would make too few files to tell a steady state of

@@ -23,10 +23,10 @@ from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg
 from zlib_ng import zlib_ng
 
-from segbatch.clients import bulk_client
+from segbatch.images.scaling import downscale
 from segbatch.masks import SIGNATURE
-from segbatch.scaling import downscale
 from segbatch.storage import ReadLimits, is_local
+from segbatch.storage.clients import bulk_client
 
 Tasks = dict[str, Callable[[], Any]]
 

@@ -28,8 +28,8 @@ import numpy.typing as npt
 import pyarrow as pa
 from PIL import Image, ImageDraw
 
-from segbatch.classes import PRESETS
 from segbatch.masks import decode_mask, encode_mask
+from segbatch.masks.classes import PRESETS
 from segbatch.results.stats import count_components, count_pixels, find_regions
 
 LabelMap = npt.NDArray[np.uint8]

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from segbatch.demo.facades import CLASSES
+from segbatch.demo.facades.facades import CLASSES
 from segbatch.model import zoo
 from segbatch.model.bundle import ModelConfig, save_bundle
 from segbatch.model.zoo import Network

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from segbatch import storage
-from segbatch.jobimages import IMAGE_EXTENSIONS
+from segbatch.config.images import IMAGE_EXTENSIONS
 
 DISTINCT = 16  # more are copies: nothing on their way looks whether it has seen one before
 NOISE = 7.0

@@ -41,7 +41,7 @@ from unittest.mock import patch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from segbatch.cluster.sharing import PASSIVE_THREADS  # noqa: E402
+from segbatch.jobs.runtime.sharing import PASSIVE_THREADS  # noqa: E402
 
 os.environ |= PASSIVE_THREADS | os.environ  # as in a job; read when torch is imported
 
@@ -53,12 +53,12 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 from benchmarks import photographs, result  # noqa: E402
 from benchmarks.busy import busy_share  # noqa: E402
 from benchmarks.networks import random_network  # noqa: E402
-from segbatch.cluster.workers import cores  # noqa: E402
-from segbatch.demo.facades import CLASSES  # noqa: E402
-from segbatch.model import reduction  # noqa: E402
+from segbatch.demo.facades.facades import CLASSES  # noqa: E402
+from segbatch.jobs.runtime.workers import cores  # noqa: E402
+from segbatch.model import surfaces as reduction  # noqa: E402
 from segbatch.model.bundle import ModelConfig  # noqa: E402
 from segbatch.model.predict import DTYPES, Model, PredictOptions, resolve_device  # noqa: E402
-from segbatch.model.reduction import (  # noqa: E402
+from segbatch.model.surfaces import (  # noqa: E402
     STRIP_BYTES,
     Size,
     Upsampled,

@@ -40,15 +40,15 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from segbatch import storage  # noqa: E402
-from segbatch.classes import Classes  # noqa: E402
 from segbatch.cluster.sample import machine_name  # noqa: E402
-from segbatch.cluster.workers import cores  # noqa: E402
-from segbatch.demo.facades import render_facade  # noqa: E402
+from segbatch.demo.facades.facades import render_facade  # noqa: E402
 from segbatch.demo.s3server import s3_server  # noqa: E402
+from segbatch.jobs.runtime.workers import cores  # noqa: E402
 from segbatch.masks import decode_mask, encode_mask  # noqa: E402
+from segbatch.masks.classes import Classes  # noqa: E402
 from segbatch.results.database import open_database, register_filesystems, scan  # noqa: E402
 from segbatch.results.finish import LOW_CARDINALITY, STATS_ROW_GROUP_ROWS  # noqa: E402
-from segbatch.results.run import FORMAT, open_run, write_info  # noqa: E402
+from segbatch.results.runfolder import FORMAT, open_run, write_info  # noqa: E402
 from segbatch.results.schema import rows_schema, stats_schema  # noqa: E402
 from segbatch.results.stats import coverage, struct_column  # noqa: E402
 from segbatch.results.table import STATISTICS, DataFile, Table, file_name  # noqa: E402

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from segbatch.cluster.sample import machine_name
-from segbatch.cluster.workers import cores
-from segbatch.software import software
+from segbatch.jobs.runtime.workers import cores
+from segbatch.jobs.software import software
 
 RESULTS = Path(__file__).parent / "results"
 MEASURED_WITH = ("pillow", "pyarrow", "obstore", "zlib-ng", "numpy")

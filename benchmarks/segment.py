@@ -28,11 +28,11 @@ from rich.table import Table
 
 import segbatch
 from segbatch import storage
-from segbatch.cluster.workers import cores
+from segbatch.config.images import IMAGE_EXTENSIONS
 from segbatch.demo.s3server import s3_server
-from segbatch.jobimages import IMAGE_EXTENSIONS
+from segbatch.jobs.runtime.workers import cores
 from segbatch.masks import overlay, with_legend
-from segbatch.results.run import Run
+from segbatch.results.runfolder import Run
 
 
 def main() -> None:

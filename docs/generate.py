@@ -1,4 +1,4 @@
-"""Write docs/job-file.md from the types and docstrings of segbatch/job.py: scripts/docs."""
+"""Write docs/job-file.md from the types and docstrings of segbatch/config/job.py: scripts/docs."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from segbatch.job import JOBS
-from segbatch.jobimages import Glob, Inventory, Manifest, Prefix, Video
-from segbatch.jobtrain import Network, Start
+from segbatch.config.images import Glob, Inventory, Manifest, Prefix, Video
+from segbatch.config.job import JOBS
+from segbatch.config.training import Network, Start
 
 PAGE = Path(__file__).with_name("job-file.md")
 
 INTRODUCTION = """\
 # Job files
 
-*Made from `segbatch/job.py` by `scripts/docs`; change it there.*
+*Made from `segbatch/config/job.py` by `scripts/docs`; change it there.*
 
 YAML, one document, `kind` first. Unknown and duplicate keys, wrong types and contradictions are
 refused with file, line and key. `null` is "off"; `1e-3` is a number; a class called `on` has to be

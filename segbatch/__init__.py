@@ -6,25 +6,24 @@ import torch and Ray for another.
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from segbatch.__version__ import __version__
 
 if TYPE_CHECKING:
     from segbatch.cluster.plan import plan
     from segbatch.cluster.submit import submit
-    from segbatch.evaluate import evaluate
-    from segbatch.finetune import finetune
-    from segbatch.job import load_job
+    from segbatch.config.job import load_job
+    from segbatch.jobs.evaluate import evaluate
+    from segbatch.jobs.finetune import finetune
+    from segbatch.jobs.segment import segment
     from segbatch.labels.importing import import_labels
     from segbatch.model.predict import load_model
-    from segbatch.results.run import open_run
-    from segbatch.segment import segment
+    from segbatch.results.runfolder import open_run
 
 __all__ = [
+    "__version__",
     "evaluate",
     "finetune",
     "import_labels",
@@ -37,14 +36,14 @@ __all__ = [
 ]
 
 _HOME = {
-    "evaluate": "segbatch.evaluate",
-    "finetune": "segbatch.finetune",
+    "evaluate": "segbatch.jobs.evaluate",
+    "finetune": "segbatch.jobs.finetune",
     "import_labels": "segbatch.labels.importing",
-    "load_job": "segbatch.job",
+    "load_job": "segbatch.config.job",
     "load_model": "segbatch.model.predict",
-    "open_run": "segbatch.results.run",
+    "open_run": "segbatch.results.runfolder",
     "plan": "segbatch.cluster.plan",
-    "segment": "segbatch.segment",
+    "segment": "segbatch.jobs.segment",
     "submit": "segbatch.cluster.submit",
 }
 
@@ -55,12 +54,5 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(_HOME[name]), name)
 
 
-class _Package(ModuleType):
-    """``segbatch.segment`` is the function, also once the module of that name is imported."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _HOME and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

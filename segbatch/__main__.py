@@ -1,5 +1,5 @@
 """``python -m segbatch``."""
 
-from segbatch.cli import main
+from segbatch.cli.main import main
 
 main()

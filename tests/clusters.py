@@ -15,7 +15,7 @@ from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingReque
 from ray.autoscaler.v2.utils import ResourceRequestUtil
 from ray.scripts.scripts import start
 
-from segbatch.cluster.sharing import BESIDE_CPUS, READ_CPUS, worker_cpus
+from segbatch.jobs.runtime.sharing import BESIDE_CPUS, READ_CPUS, worker_cpus
 
 GPU_WORKER = {"GPU": 1.0, "CPU": worker_cpus(1)}
 FETCH = {"CPU": READ_CPUS}

@@ -12,9 +12,9 @@ import boto3
 import pytest
 
 from segbatch import storage
-from segbatch.cluster.sharing import FEW_CORES
 from segbatch.demo.s3server import s3_server
-from segbatch.results.run import Run
+from segbatch.jobs.runtime.sharing import FEW_CORES
+from segbatch.results.runfolder import Run
 from tests.collection import broken, various
 from tests.proxy import CONTROL, REQUESTS, proxy
 
@@ -172,7 +172,7 @@ def whole_run(
     ray_address: str, model_uri: str, collection: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Run:
     """A finished run over the collection with every statistic. To be looked at, not changed."""
-    from segbatch.segment import segment
+    from segbatch.jobs.segment import segment
 
     output = str(tmp_path_factory.mktemp("runs") / "whole")
     return segment(job(f"{collection}/", model_uri, output, **EVERYTHING))

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["segbatch.segment", "segbatch.cli"])
+FORKS.set_forkserver_preload(["segbatch.jobs.segment", "segbatch.cli.main"])
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def _command(arguments: list[str], environment: dict[str, str], folder: str, eag
         from segbatch.results import ledger
 
         ledger.COMMIT_EVERY_S = 0.0
-    from segbatch.cli import main
+    from segbatch.cli.main import main
 
     sys.argv = ["segbatch", *arguments]
     main()

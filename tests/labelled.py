@@ -5,7 +5,7 @@ from typing import Any
 
 from PIL import Image
 
-from segbatch.demo.facades import CLASSES, render_facade
+from segbatch.demo.facades.facades import CLASSES, render_facade
 from segbatch.labels.dataset import Dataset, write_shard
 from segbatch.masks import encode_mask
 

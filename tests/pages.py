@@ -8,7 +8,7 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from segbatch.cli import app
+from segbatch.cli.main import app
 from tests.conftest import ROOT
 
 FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.M | re.S)

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segbatch import storage
-from segbatch.classes import Classes
 from segbatch.masks import encode_mask
-from segbatch.results.run import FORMAT, Run, write_info
+from segbatch.masks.classes import Classes
+from segbatch.results.runfolder import FORMAT, Run, write_info
 from segbatch.results.schema import rows_schema, stats_schema
 from segbatch.results.stats import (
     boxes_column,

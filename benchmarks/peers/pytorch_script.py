@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.peers.task import Pixels, Segmenter, Task
-from segbatch.cluster.workers import cores
+from segbatch.jobs.runtime.workers import cores
 
 
 class Photographs(Dataset[tuple[str, Tensor]]):

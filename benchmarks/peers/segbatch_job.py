@@ -16,13 +16,13 @@ import pyarrow.parquet as pq
 
 import segbatch
 from benchmarks.peers.task import CELL, INSTANT, Pixels, Task, instant_cells
-from segbatch import preflight, stages
-from segbatch.classes import Classes
+from segbatch.jobs import preflight, stages
+from segbatch.masks.classes import Classes
 from segbatch.model import predict, zoo
 from segbatch.model.bundle import ModelConfig, save_bundle
 from segbatch.model.predict import Model, Prediction
 
-JOB = import_module("segbatch.segment")  # of which the package shows the function
+JOB = import_module("segbatch.jobs.segment")  # of which the package shows the function
 CLASSES = Classes(["dark", "dim", "light", "bright"])
 
 

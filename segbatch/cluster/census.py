@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow as pa
 
 from segbatch import storage
+from segbatch.config.images import Glob, Prefix
+from segbatch.config.job import SegmentJob
 from segbatch.images import manifest
-from segbatch.job import SegmentJob
-from segbatch.jobimages import Glob, Prefix
+from segbatch.jobs.runstate import RunState
 from segbatch.results.encode import carried
 from segbatch.results.schema import RESERVED_COLUMNS
 from segbatch.results.table import Table
-from segbatch.runstate import RunState
 
 SEED = 0  # the same images each time, as long as the list is the same
 SLICES_READ = 8  # files of a frozen manifest that images are drawn from: one may be 100 MB

@@ -20,8 +20,8 @@ import segbatch
 from segbatch import storage
 from segbatch.cluster.dashboard import Dashboard
 from segbatch.cluster.submission import PROBE_ID, NoAnswer, Submission, start
+from segbatch.console import say
 from segbatch.errors import Incomplete, InputError
-from segbatch.progress import say
 from segbatch.storage import one_line
 
 SESSION_TOKEN = "AWS_SESSION_TOKEN"

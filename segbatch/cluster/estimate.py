@@ -10,7 +10,7 @@ device   workers ÷ wall(predict)                     the predict workers never 
 cpus     (cpus − CPUs of the workers) ÷ slots        the CPUs beside them never wait, where
                                                      slots = wall of fetch, decode, encode and
                                                      write, each times the CPUs that it asks
-                                                     Ray for (:mod:`segbatch.cluster.sharing`)
+                                                     Ray for (:mod:`segbatch.jobs.runtime.sharing`)
 cores    cores ÷ (all cpu + overhead of a block)     no core ever waits
 network  gigabits ÷ bits of an image                 the line never waits
 ======== =========================================== =======================================
@@ -26,7 +26,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from segbatch.cluster.sharing import ENCODE_CPUS, PARQUET_CPUS, READ_CPUS
+from segbatch.jobs.runtime.sharing import ENCODE_CPUS, PARQUET_CPUS, READ_CPUS
 
 # Measured on 2 shared x86-64 cores, 2026-11 (docs/clusters/planning.md says how).
 BLOCKS_PER_S = 24.0  # small blocks that one driver handed out in a second

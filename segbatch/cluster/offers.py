@@ -21,12 +21,12 @@ from segbatch.cluster.estimate import (
     start_up_s,
     with_threads,
 )
-from segbatch.cluster.nodetypes import Cluster, NodeType
-from segbatch.cluster.prices import Prices
 from segbatch.cluster.sample import Sample
-from segbatch.cluster.sharing import READ_CPUS, worker_cpus
-from segbatch.cluster.workers import fitting, pool_size, threads_on
-from segbatch.job import Resources
+from segbatch.config.job import Resources
+from segbatch.jobs.runtime.nodes import Cluster, NodeType
+from segbatch.jobs.runtime.sharing import READ_CPUS, worker_cpus
+from segbatch.jobs.runtime.workers import fitting, pool_size, threads_on
+from segbatch.results.prices import Prices
 
 MARKETS = ("spot", "on_demand")
 

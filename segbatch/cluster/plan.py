@@ -26,12 +26,12 @@ from segbatch.cluster.estimate import (
     share_at_most,
     start_up_s,
 )
-from segbatch.cluster.nodetypes import Cluster, read_cluster
 from segbatch.cluster.offers import Option, Terms, Wish, options
-from segbatch.cluster.prices import GB, Prices, read_prices
 from segbatch.cluster.sample import Sample
 from segbatch.cluster.survey import Effort, Survey, survey
-from segbatch.job import Job, SegmentJob, load_kind
+from segbatch.config.job import Job, SegmentJob, load_kind
+from segbatch.jobs.runtime.nodes import Cluster, read_cluster
+from segbatch.results.prices import GB, Prices, read_prices
 from segbatch.results.schema import TRANSIENT_ERRORS
 
 BUSY = 0.6  # of the cores that a network could take; on an idle machine it is 0.8 and more

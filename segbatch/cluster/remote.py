@@ -19,10 +19,10 @@ from segbatch.cluster.environment import with_segbatch, with_variables
 from segbatch.cluster.submission import NoAnswer, Submission, start
 from segbatch.cluster.submit import MAX_ENTRYPOINT, metadata_of, refuse_local, without_values
 from segbatch.cluster.survey import START_S, Effort, Survey, survey
+from segbatch.config.job import SegmentJob
+from segbatch.config.reading import read_document
+from segbatch.console import say
 from segbatch.errors import Incomplete, InputError, JobFailed, SegbatchError
-from segbatch.job import SegmentJob
-from segbatch.jobfile import read_document
-from segbatch.progress import say
 
 MARK = "segbatch survey: "
 _ERRORS: dict[int, type[SegbatchError]] = {2: InputError, 3: Incomplete}

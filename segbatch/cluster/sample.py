@@ -21,20 +21,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from segbatch.alone import decoded_sizes
 from segbatch.cluster.estimate import ImageCost, Node, StageCost
+from segbatch.config.job import SegmentJob
+from segbatch.console import say
 from segbatch.errors import CredentialsRefused
 from segbatch.images.decode import decode
-from segbatch.job import SegmentJob
-from segbatch.model.device import device_name
-from segbatch.preflight import SAMPLE_IMAGES, Prepared, sizes_for
-from segbatch.progress import say
-from segbatch.results.encode import Encoding, user_fields
-from segbatch.results.finish import LOW_CARDINALITY
-from segbatch.results.lease import Lease
-from segbatch.results.schema import OK, rows_schema
-from segbatch.results.write import NEVER_WRITTEN, Writing
-from segbatch.stages import (
+from segbatch.jobs.alone import decoded_sizes
+from segbatch.jobs.preflight import SAMPLE_IMAGES, Prepared, sizes_for
+from segbatch.jobs.stages import (
     Predicting,
     PredictStage,
     Reading,
@@ -44,6 +38,12 @@ from segbatch.stages import (
     fetch_stage,
     write_stage,
 )
+from segbatch.model.device import device_name
+from segbatch.results.encode import Encoding, user_fields
+from segbatch.results.finish import LOW_CARDINALITY
+from segbatch.results.lease import Lease
+from segbatch.results.schema import OK, rows_schema
+from segbatch.results.write import NEVER_WRITTEN, Writing
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,15 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import segbatch
-from segbatch import storage, submitted
+from segbatch import storage
+from segbatch.cli.options import refuse_misfits
 from segbatch.cluster.dashboard import connect
 from segbatch.cluster.environment import with_segbatch, with_variables
 from segbatch.cluster.submission import OUTPUT, STOP_S, Submission, start, submissions
+from segbatch.config.job import JOBS, FinetuneJob, Job, SegmentJob
+from segbatch.config.reading import Document, Key, job_text, read_document, validate
 from segbatch.errors import Incomplete, InputError
-from segbatch.job import JOBS, FinetuneJob, Job, SegmentJob
-from segbatch.jobfile import Document, Key, job_text, read_document, validate
-from segbatch.options import refuse_misfits
+from segbatch.jobs import stamp as submitted
 
 ZOO = "zoo:"
 MAX_ENTRYPOINT = 100_000  # bytes; Linux takes 131,072 in one argument
@@ -54,8 +55,8 @@ def submit(
 ) -> Submission:
     """Send a job to the Ray cluster whose dashboard is at ``address``; returns at once.
 
-    ``retry_failed``, ``only`` and ``repair`` are those of :func:`~segbatch.segment`. ``env_vars``
-    are set for driver and workers, beside those of ``runtime_env``. Raises
+    ``retry_failed``, ``only`` and ``repair`` are those of :func:`~segbatch.jobs.segment.segment`.
+    ``env_vars`` are set for driver and workers, beside those of ``runtime_env``. Raises
     :class:`~segbatch.errors.InputError` for what is wrong with the job, for a cluster that does not
     answer, or has another version of segbatch.
     """

@@ -19,20 +19,20 @@ from segbatch import storage
 from segbatch.cluster.census import Census, count_images, count_left
 from segbatch.cluster.estimate import Node
 from segbatch.cluster.sample import Place, Sample, measure
-from segbatch.cluster.sharing import PASSIVE_THREADS, worker_cpus
-from segbatch.cluster.workers import (
+from segbatch.config.job import Resources, SegmentJob
+from segbatch.console import say
+from segbatch.errors import Incomplete, InputError, SegbatchError
+from segbatch.jobs.preflight import SAMPLE_IMAGES, check_first_images, prepare
+from segbatch.jobs.runstate import RunState, outages
+from segbatch.jobs.runtime.sharing import PASSIVE_THREADS, worker_cpus
+from segbatch.jobs.runtime.workers import (
     MIN_LOGICAL_CPUS,
     connected,
     cores,
     cpu_workers,
     most_of,
 )
-from segbatch.errors import Incomplete, InputError, SegbatchError
-from segbatch.job import Resources, SegmentJob
 from segbatch.model.device import device_here
-from segbatch.preflight import SAMPLE_IMAGES, check_first_images, prepare
-from segbatch.progress import say
-from segbatch.runstate import RunState, outages
 
 START_S = 1200.0  # for a node that has to be started, or a worker that is busy
 

@@ -24,9 +24,9 @@ import pyarrow.parquet as pq
 import typer
 
 from segbatch import storage
+from segbatch.console import say
 from segbatch.demo.nodes import FOLDER, HOST, NODE_CPUS, State, answers
 from segbatch.errors import InputError, SegbatchError
-from segbatch.progress import say
 
 DEMO = Path("demo")  # what scripts/demo leaves
 BUCKET = "s3://demo"

@@ -17,8 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from segbatch.cluster.sharing import IDLE_WORKERS
 from segbatch.errors import InputError
+from segbatch.jobs.runtime.sharing import IDLE_WORKERS
 
 FOLDER = Path("cluster")
 HOST = "127.0.0.1"

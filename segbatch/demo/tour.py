@@ -27,18 +27,18 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from segbatch import storage
-from segbatch.cluster.workers import connected
-from segbatch.demo.facades import CLASSES, Scene, render_facade
+from segbatch.config.job import load_job
+from segbatch.console import say
+from segbatch.demo.facades.facades import CLASSES, Scene, render_facade
 from segbatch.demo.s3server import s3_server
 from segbatch.errors import InputError
-from segbatch.finetune import finetune
-from segbatch.job import load_job
+from segbatch.jobs.finetune import finetune
+from segbatch.jobs.runtime.workers import connected
+from segbatch.jobs.segment import segment
 from segbatch.labels.importing import import_labels
 from segbatch.masks import encode_mask, overlay, with_legend
-from segbatch.progress import say
 from segbatch.results.answer import write
-from segbatch.results.run import Run
-from segbatch.segment import segment
+from segbatch.results.runfolder import Run
 from segbatch.training.metrics import ConfusionMatrix
 
 NUM_TRAIN = 300

@@ -12,7 +12,7 @@ import struct
 
 from PIL import Image, TiffImagePlugin
 
-from segbatch.images.diagnose import DecodeErrorKind
+from segbatch.images.faults import DecodeErrorKind
 
 # Parts of one file: chunks, segments, blocks, strips. A PNG of 256 MB has 32,000 chunks of the
 # usual size, a TIFF of 200 megapixels 780,000 of the smallest tiles.

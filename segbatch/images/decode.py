@@ -28,7 +28,6 @@ import pyarrow.compute as pc
 import simplejpeg
 from PIL import ExifTags, Image, JpegImagePlugin, TiffImagePlugin
 
-from segbatch.blobs import binary_column
 from segbatch.images.bombs import (
     MAX_EXIF_BYTES,
     MAX_PARTS,
@@ -38,9 +37,10 @@ from segbatch.images.bombs import (
     refuse_undecoded,
     refuse_unopened,
 )
-from segbatch.images.diagnose import Undecodable, diagnose, ends_early, number
+from segbatch.images.faults import Undecodable, diagnose, ends_early, number
 from segbatch.images.pillow import pillow
-from segbatch.scaling import downscale, scaled_size
+from segbatch.images.scaling import downscale, scaled_size
+from segbatch.storage.blobs import binary_column
 
 BYTES_PER_PIXEL = 3
 

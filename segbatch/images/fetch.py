@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from segbatch import storage
-from segbatch.images.diagnose import Undecodable
+from segbatch.images.faults import Undecodable
 from segbatch.images.frames import is_frame, read_frames
 
 

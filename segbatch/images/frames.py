@@ -19,11 +19,11 @@ import pyarrow as pa
 from PIL import Image
 
 from segbatch import storage
+from segbatch.config.images import is_photograph_name
 from segbatch.errors import Incomplete, SourceError
-from segbatch.images.diagnose import Undecodable
+from segbatch.images.faults import Undecodable
 from segbatch.images.video import is_cut_off, opened, picture_of, upright
-from segbatch.jobimages import is_photograph_name
-from segbatch.uris import shown
+from segbatch.storage.uris import shown
 
 FRAME_COLUMNS = [pa.field("frame", pa.int64()), pa.field("time_s", pa.float64())]
 _ROWS_PER_BATCH = 65_536

@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from segbatch import storage
+from segbatch.config.images import Inventory, Manifest, Prefix, Source, Video
 from segbatch.errors import SegbatchError, SourceError
 from segbatch.images import columns
 from segbatch.images.frames import FRAME_COLUMNS, expand
@@ -39,8 +40,7 @@ from segbatch.images.frozen import (
     user_columns,
     write,
 )
-from segbatch.images.parquet import parquet_table
-from segbatch.images.sources import (
+from segbatch.images.listing import (
     in_glob,
     in_inventory,
     in_prefix,
@@ -49,9 +49,9 @@ from segbatch.images.sources import (
     one_or_many,
     reading,
 )
-from segbatch.images.textfiles import Table, csv_table, first_lines, json_table, open_database
-from segbatch.jobimages import Inventory, Manifest, Prefix, Source, Video
-from segbatch.uris import shown
+from segbatch.images.parquet import parquet_table
+from segbatch.images.tables import Table, csv_table, first_lines, json_table, open_database
+from segbatch.storage.uris import shown
 
 __all__ = [
     "ROWS_PER_FILE",

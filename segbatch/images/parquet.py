@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from segbatch import storage
 from segbatch.errors import SourceError
 from segbatch.images import columns
-from segbatch.images.sources import reading
+from segbatch.images.listing import reading
 
 _FOOTERS_AT_ONCE = 16
 _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"

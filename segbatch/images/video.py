@@ -20,8 +20,8 @@ from av.video.stream import VideoStream
 
 from segbatch import storage
 from segbatch.errors import SourceError
-from segbatch.images.sources import local_copy, reading
-from segbatch.uris import shown
+from segbatch.images.listing import local_copy, reading
+from segbatch.storage.uris import shown
 
 if TYPE_CHECKING:
     from av.container import InputContainer

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from segbatch.classes import IGNORE_INDEX, Classes
 from segbatch.labels.dataset import SPLITS
+from segbatch.masks.classes import IGNORE_INDEX, Classes
 
 
 def count_pixels(label_map: npt.NDArray[np.uint8]) -> dict[int, int]:

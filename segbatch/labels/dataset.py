@@ -24,8 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segbatch import storage
-from segbatch.classes import IGNORE_INDEX, Classes
 from segbatch.errors import InputError, SourceError
+from segbatch.masks.classes import IGNORE_INDEX, Classes
 
 CLASSES = "classes.json"
 CARD = "README.md"

@@ -1,10 +1,10 @@
 """Formats: how labels may be stored, by the name that ``labels import --from`` takes."""
 
-from segbatch.labels.annotated import Format
-from segbatch.labels.coco import COCO
-from segbatch.labels.labelme import LABELME
-from segbatch.labels.pairs import PAIRS
-from segbatch.labels.voc import VOC
+from segbatch.formats.coco import COCO
+from segbatch.formats.format import Format
+from segbatch.formats.labelme import LABELME
+from segbatch.formats.pairs import PAIRS
+from segbatch.formats.voc import VOC
 
 FORMATS: dict[str, Format] = {
     "labelme": LABELME,

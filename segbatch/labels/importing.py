@@ -18,19 +18,19 @@ from itertools import chain
 
 from segbatch import storage
 from segbatch.errors import InputError, SourceError
-from segbatch.labels.annotated import Found, Item, Options, Skipped
+from segbatch.formats.format import Found, Item, Options, Skipped
 from segbatch.labels.balance import Balance
 from segbatch.labels.card import card
 from segbatch.labels.dataset import SPLITS, Dataset
 from segbatch.labels.formats import FORMATS
 from segbatch.labels.known import Known
 from segbatch.labels.naming import given_classes, name_classes, unlabelled_id
-from segbatch.labels.pace import Pace
 from segbatch.labels.pool import in_order
 from segbatch.labels.reading import CHUNK, Drawn, Reader, read_chunk
 from segbatch.labels.report import ImportReport, to_lines
 from segbatch.labels.splits import Splits
 from segbatch.labels.target import Target
+from segbatch.pace import Pace
 from segbatch.signals import interruptible
 
 # Options that mean something to some formats only.
@@ -67,7 +67,7 @@ def import_labels(
     :data:`~segbatch.labels.formats.FORMATS`. ``classes``: names by id, or what ``--classes`` takes.
     ``map``: names in the labels to names of classes, or to ``__ignore__``. ``unlabelled``: the
     class of pixels that no shape covers, or ``ignore``. The other options are those of
-    :class:`~segbatch.labels.annotated.Options` and :class:`~segbatch.labels.splits.Splits`.
+    :class:`~segbatch.formats.format.Options` and :class:`~segbatch.labels.splits.Splits`.
 
     ``append``: images keep their split and class ids never move; an image of the same URI or
     content as one in the dataset takes its place. ``add_class``: new names become classes.

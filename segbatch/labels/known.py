@@ -8,9 +8,9 @@ from hashlib import sha256
 
 from segbatch.errors import SourceError
 from segbatch.labels.dataset import Dataset, Shard, open_dataset
-from segbatch.labels.pace import Pace
+from segbatch.labels.rows import Row, survey
 from segbatch.labels.splits import Splits
-from segbatch.labels.survey import Row, survey
+from segbatch.pace import Pace
 
 FEW_ROWS = 16  # that are Python's at a time
 

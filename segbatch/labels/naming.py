@@ -6,9 +6,9 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from segbatch.classes import IGNORE_INDEX, Classes, Color, read_classes
 from segbatch.errors import InputError, SourceError
-from segbatch.labels.annotated import Found
+from segbatch.formats.format import Found
+from segbatch.masks.classes import IGNORE_INDEX, Classes, Color, read_classes
 
 IGNORE = "__ignore__"
 BACKGROUND = "_background_"

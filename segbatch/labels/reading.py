@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from segbatch import storage
-from segbatch.labels.annotated import Item, Labelled, Skipped, Unusable
+from segbatch.formats.format import Item, Labelled, Skipped, Unusable
 from segbatch.labels.balance import count_pixels
 from segbatch.masks import encode_mask
 
@@ -42,7 +42,7 @@ class Drawn:
 
 
 def read_chunk(task: tuple[Reader, Sequence[Item]]) -> list[Drawn | Skipped]:
-    """What some items become, in their order; :class:`~segbatch.labels.annotated.Skipped` for an
+    """What some items become, in their order; :class:`~segbatch.formats.format.Skipped` for an
     image that cannot be used. Raises what else the format's ``read`` raises.
     """
     reader, items = task

@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from segbatch.classes import Classes
-from segbatch.labels.annotated import Skipped
+from segbatch.formats.format import Skipped
 from segbatch.labels.balance import Balance
+from segbatch.masks.classes import Classes
 
 NUM_EXAMPLES = 3
 UNLIMITED = 100_000

@@ -12,11 +12,11 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from segbatch import storage
 from segbatch.errors import InputError
+from segbatch.images.scaling import downscale
 from segbatch.labels.check import CheckReport
 from segbatch.labels.dataset import Dataset
-from segbatch.labels.survey import Row
+from segbatch.labels.rows import Row
 from segbatch.masks import decode_mask, overlay, with_legend
-from segbatch.scaling import downscale
 
 MAX_IMAGES = 24
 COLUMNS = 4

@@ -15,9 +15,9 @@ from typing import Any
 
 from segbatch import storage
 from segbatch.errors import InputError, SourceError
-from segbatch.labels.annotated import Item
+from segbatch.formats.format import Item
+from segbatch.formats.layout import split_of
 from segbatch.labels.dataset import SPLITS
-from segbatch.labels.layout import split_of
 
 DEFAULT = "val=0.1"
 FOLDER = "folder"

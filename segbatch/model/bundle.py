@@ -22,8 +22,8 @@ import safetensors.torch
 import torch
 
 from segbatch import storage
-from segbatch.classes import Classes
 from segbatch.errors import Incomplete, InputError, ModelError
+from segbatch.masks.classes import Classes
 from segbatch.model import weights, zoo
 from segbatch.model.card import card
 from segbatch.model.zoo import IMAGENET_MEAN, IMAGENET_STD, ZOO_PREFIX, Network

@@ -17,7 +17,7 @@ import triton
 from torch import Tensor
 
 from segbatch.model import kernel
-from segbatch.model.reduction import (
+from segbatch.model.surfaces import (
     Reduced,
     Resized,
     Size,

@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from segbatch.model.reduction import Mean, Resized, Size, Surface, Upsampled
+from segbatch.images.scaling import FILTER
+from segbatch.model.surfaces import Mean, Resized, Size, Surface, Upsampled
 from segbatch.model.tiles import Blended, Tile, TileOptions, tiles_of
-from segbatch.scaling import FILTER
 
 PADDING_MULTIPLE = 64
 

@@ -20,16 +20,16 @@ from PIL import Image
 from torch import Tensor
 
 from segbatch import masks
-from segbatch.classes import Classes
 from segbatch.errors import InputError, JobFailed
+from segbatch.images.scaling import FILTER, downscale
+from segbatch.masks.classes import Classes
 from segbatch.model.bundle import ModelConfig, Packed, load_bundle
 from segbatch.model.lanes import Lanes
 from segbatch.model.patches import Cut, Patch, Pixels, size_of, stack
-from segbatch.model.reduction import Size, Surface, reduce
+from segbatch.model.surfaces import Size, Surface, reduce
 from segbatch.model.tiles import TileOptions
 from segbatch.model.transfer import Arriving, Transfer
 from segbatch.model.zoo import Network
-from segbatch.scaling import FILTER, downscale
 
 BATCH_PIXELS = 512 * 512  # of a batch on the CPU: its layers are to stay in a core's cache
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from segbatch.errors import InputError
-from segbatch.model.reduction import Size, Surface
+from segbatch.model.surfaces import Size, Surface
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ state_dict of torchvision or segmentation_models_pytorch fits as it is. The seam
 :meth:`Network.coarse`: logits as the last convolution gives them, at 1/4 to 1/16 of the input's
 resolution. ``forward`` brings them to the input's size exactly as the library does, which is what
 training needs; prediction takes the coarse ones and upsamples strip by strip
-(:mod:`segbatch.model.reduction`).
+(:mod:`segbatch.model.surfaces`).
 
 To add an architecture, write a function and a line in ``ARCHITECTURES``.
 """
@@ -25,8 +25,8 @@ import torchvision.models as tv
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from segbatch.classes import PRESETS, Classes
 from segbatch.errors import ModelError
+from segbatch.masks.classes import PRESETS, Classes
 from segbatch.storage import one_line
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -22,7 +22,7 @@ from segbatch.results.proof import read_columns, read_whole
 from segbatch.results.table import Table
 
 if TYPE_CHECKING:
-    from segbatch.results.run import Run
+    from segbatch.results.runfolder import Run
 
 EXAMPLES = 10
 READERS = 8  # each holds one file

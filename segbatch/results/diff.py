@@ -19,9 +19,9 @@ import duckdb
 import numpy as np
 
 from segbatch import storage
-from segbatch.classes import Classes
+from segbatch.console import Bar
 from segbatch.errors import RunError
-from segbatch.progress import Bar
+from segbatch.masks.classes import Classes
 from segbatch.results.database import (
     open_database,
     quoted_name,
@@ -31,7 +31,7 @@ from segbatch.results.database import (
 )
 from segbatch.results.disagreement import Counts, Pair, compare_masks
 from segbatch.results.query import unreadable
-from segbatch.results.run import Run
+from segbatch.results.runfolder import Run
 from segbatch.results.schema import FAILED, OK, rows_schema
 
 MEMORY = "1GB"

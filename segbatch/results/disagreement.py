@@ -21,12 +21,12 @@ import pyarrow as pa
 from PIL import Image
 
 from segbatch import storage
-from segbatch.classes import Classes
 from segbatch.errors import RunError, SourceError
 from segbatch.masks import decode_mask
+from segbatch.masks.classes import Classes
 from segbatch.results.lookup import unreadable_mask
 from segbatch.results.proof import read_columns
-from segbatch.results.run import Run
+from segbatch.results.runfolder import Run
 
 STRIP = 1 << 18  # pixels that are counted at a time: they stay in the processor's cache
 THREADS = 8  # each holds a file of either run, and two label maps

@@ -9,9 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from segbatch.blobs import binary_views
-from segbatch.classes import Classes
 from segbatch.masks import encode_mask
+from segbatch.masks.classes import Classes
 from segbatch.results.formulas import Formula
 from segbatch.results.schema import FAILED, OK
 from segbatch.results.stats import (
@@ -22,6 +21,7 @@ from segbatch.results.stats import (
     find_regions,
     struct_column,
 )
+from segbatch.storage.blobs import binary_views
 
 # How the user's columns are called on their way, so that none of them is taken for a stage's own.
 USER = "user:"

@@ -23,8 +23,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from segbatch.classes import Classes, field_name
 from segbatch.errors import InputError
+from segbatch.masks.classes import Classes, field_name
 from segbatch.results.schema import RESERVED_COLUMNS
 
 # Structs with a field a class, which the view `wide` takes apart.

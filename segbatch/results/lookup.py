@@ -16,9 +16,9 @@ from segbatch.errors import Damaged, RunError, SegbatchError, SourceError, Unrea
 from segbatch.masks import decode_mask
 from segbatch.results.database import remote_filesystem
 from segbatch.results.proof import blamed
-from segbatch.results.run import Run, open_run
+from segbatch.results.runfolder import Run, open_run
 from segbatch.results.table import Table
-from segbatch.uris import shown
+from segbatch.storage.uris import shown
 
 
 def label_map(run: Run, image_id: int) -> npt.NDArray[np.uint8] | None:

@@ -27,7 +27,7 @@ from segbatch.results.database import (
     register_filesystems,
     scan,
 )
-from segbatch.results.run import Run
+from segbatch.results.runfolder import Run
 from segbatch.results.schema import FAILED, OK, rows_schema
 from segbatch.results.table import kind_of
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from segbatch.classes import Classes
+from segbatch.masks.classes import Classes
 
 OK = "ok"
 FAILED = "failed"

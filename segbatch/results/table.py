@@ -23,9 +23,9 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction, PostCommitHookProperties, RemoveAction
 
 from segbatch import storage
-from segbatch.clients import waits
 from segbatch.errors import Damaged, Fenced
 from segbatch.results.log import NOTED, Entry, Log, digest, read_entry
+from segbatch.storage.clients import waits
 
 # The log is the proof of what was committed when, with the files' checksums: it is never cut, and
 # there are no checkpoints of it, which nothing would prove. Reading 1,500 entries takes 0.5 s.

@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, JpegImagePlugin, PngImagePlugin
 
+from segbatch.config.job import Limits
 from segbatch.images.decode import decode_image
-from segbatch.images.diagnose import Undecodable
+from segbatch.images.faults import Undecodable
 from segbatch.images.fetch import read_images
-from segbatch.job import Limits
-from segbatch.review.picture import Unseen
+from segbatch.review.pictures import Unseen
 
 QUALITY = 95
 OPENERS = {

@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageEnhance
 
-from segbatch.classes import IGNORE_INDEX
-from segbatch.jobtrain import Augment
-from segbatch.scaling import FILTER
+from segbatch.config.training import Augment
+from segbatch.images.scaling import FILTER
+from segbatch.masks.classes import IGNORE_INDEX
 
 Array = npt.NDArray[np.uint8]
 Box = tuple[int, int, int, int]

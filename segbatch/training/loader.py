@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from segbatch.jobtrain import Train
+from segbatch.config.training import Train
 from segbatch.training.augment import augmented
 from segbatch.training.order import Order, Place
 

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from segbatch.jobtrain import Train
+from segbatch.config.training import Train
 from segbatch.training.loader import Batch
 from segbatch.training.loss import Objective
 from segbatch.training.order import Order

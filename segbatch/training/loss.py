@@ -10,8 +10,8 @@ from segmentation_models_pytorch import losses
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from segbatch.classes import IGNORE_INDEX
-from segbatch.jobtrain import Loss
+from segbatch.config.training import Loss
+from segbatch.masks.classes import IGNORE_INDEX
 
 HARDEST = 0.25  # share of the pixels that `ohem` looks at
 

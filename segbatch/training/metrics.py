@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from segbatch.classes import IGNORE_INDEX, Classes
+from segbatch.masks.classes import IGNORE_INDEX, Classes
 
 BOUNDARY_TOLERANCE = 0.0075  # of the image's diagonal
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, AdamW, Optimizer
 
-from segbatch.jobtrain import Schedule, Train
+from segbatch.config.training import Schedule, Train
 
 # Chen et al., "Rethinking Atrous Convolution for Semantic Image Segmentation", 2017: poly.
 SCHEDULES: dict[str, Callable[[float, Schedule], float]] = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from segbatch.demo.canvas import BACKGROUND, BRICK, DOOR, SKY, WALL, WINDOW
-from segbatch.demo.facades import CLASSES, SIZES, Scene, render_facade
+from segbatch.demo.facades.canvas import BACKGROUND, BRICK, DOOR, SKY, WALL, WINDOW
+from segbatch.demo.facades.facades import CLASSES, SIZES, Scene, render_facade
 
 SEEDS = range(20)
 

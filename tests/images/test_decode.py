@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageCms, ImageOps, PngImagePlugin, TiffImagePlugin, features
 
 from segbatch.images.decode import Decoded, decode, decode_image
-from segbatch.images.diagnose import Undecodable
-from segbatch.scaling import downscale
+from segbatch.images.faults import Undecodable
+from segbatch.images.scaling import downscale
 from tests import hostile
 
 FORMATS = ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF"]

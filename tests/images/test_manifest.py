@@ -18,10 +18,10 @@ import pytest
 import yaml
 
 from segbatch import storage
+from segbatch.config.images import Inventory, source_of
 from segbatch.errors import SourceError
 from segbatch.images import frozen
 from segbatch.images.manifest import Frozen, freeze, read, user_columns
-from segbatch.jobimages import Inventory, source_of
 from tests.films import film
 
 RESERVED = {"image_id", "uri", "status", "mask", "width"}

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image
 
-from segbatch.classes import voc_color
-from segbatch.labels.annotated import Found
+from segbatch.formats.format import Found
+from segbatch.masks.classes import voc_color
 from tests.collection import encoded
 
 Array = npt.NDArray[np.uint8]

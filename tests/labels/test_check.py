@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from segbatch.classes import Classes
 from segbatch.errors import Incomplete, InputError, SourceError
 from segbatch.labels.check import CheckReport, check_dataset
 from segbatch.labels.dataset import Dataset, write_shard
+from segbatch.labels.rows import Row
 from segbatch.labels.sheet import MAX_IMAGES, choose, write_sheet
-from segbatch.labels.survey import Row
 from segbatch.masks import encode_mask
+from segbatch.masks.classes import Classes
 from tests.collection import encoded, image, jpeg
 from tests.conftest import S3
 

@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from segbatch.classes import Classes
 from segbatch.errors import Incomplete, SourceError
 from segbatch.labels.dataset import (
     FEATURES,
@@ -23,6 +22,7 @@ from segbatch.labels.dataset import (
     write_shard,
 )
 from segbatch.masks import decode_mask, encode_mask
+from segbatch.masks.classes import Classes
 from tests.collection import jpeg
 from tests.conftest import S3
 

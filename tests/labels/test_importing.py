@@ -14,12 +14,12 @@ from PIL import Image
 
 import segbatch
 from segbatch import storage
-from segbatch.classes import Classes
 from segbatch.errors import Incomplete, InputError, SourceError
 from segbatch.labels import reading, target
 from segbatch.labels.dataset import Dataset, open_dataset
 from segbatch.labels.report import ImportReport
 from segbatch.masks import decode_mask, encode_mask
+from segbatch.masks.classes import Classes
 from tests.collection import encoded, jpeg
 from tests.conftest import S3
 from tests.labels.annotated_images import FRONT, HEIGHT, WIDTH, annotate

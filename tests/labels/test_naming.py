@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from segbatch.classes import FACADE_COLORS, Classes
 from segbatch.errors import InputError, SourceError
-from segbatch.labels.annotated import Found
+from segbatch.formats.format import Found
 from segbatch.labels.naming import (
     Naming,
     given_classes,
@@ -14,6 +13,7 @@ from segbatch.labels.naming import (
     read_renames,
     unlabelled_id,
 )
+from segbatch.masks.classes import FACADE_COLORS, Classes
 
 
 def named(

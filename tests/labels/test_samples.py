@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from segbatch import storage
-from segbatch.classes import Classes
 from segbatch.errors import SourceError
 from segbatch.labels import samples
 from segbatch.labels.dataset import Dataset, open_dataset, write_shard
 from segbatch.labels.samples import Sample, Samples
+from segbatch.masks.classes import Classes
 from tests.conftest import S3
 
 CLASSES = Classes(["wall", "window"])

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from segbatch.errors import InputError, SourceError
-from segbatch.labels.annotated import Item
+from segbatch.formats.format import Item
 from segbatch.labels.splits import Splits
 
 

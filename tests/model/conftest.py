@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from segbatch.classes import Classes
+from segbatch.masks.classes import Classes
 from segbatch.model import zoo
 from segbatch.model.bundle import ModelConfig
 from segbatch.model.patches import Pixels

@@ -13,8 +13,8 @@ import segmentation_models_pytorch as smp
 import torch
 import torchvision
 
-from segbatch.classes import Classes
 from segbatch.errors import ModelError
+from segbatch.masks.classes import Classes
 from segbatch.model import bundle
 from segbatch.model.bundle import ModelConfig
 from segbatch.model.predict import load_model

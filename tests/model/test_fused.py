@@ -24,8 +24,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from segbatch.model import reduction
-from segbatch.model.reduction import (
+from segbatch.model import surfaces as reduction
+from segbatch.model.surfaces import (
     CPU,
     Mean,
     Reduced,

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from segbatch.classes import Classes
 from segbatch.errors import InputError, JobFailed
+from segbatch.masks.classes import Classes
 from segbatch.model.bundle import save_bundle
 from segbatch.model.predict import (
     Model,

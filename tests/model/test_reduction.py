@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from segbatch.model.reduction import (
+from segbatch.model.surfaces import (
     CPU,
     Mean,
     Resized,

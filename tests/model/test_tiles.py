@@ -12,7 +12,7 @@ from torch import Tensor
 
 from segbatch.errors import InputError
 from segbatch.model.predict import Model, PredictOptions
-from segbatch.model.reduction import CPU
+from segbatch.model.surfaces import CPU
 from segbatch.model.tiles import Blended, Tile, TileOptions, tiles_of
 from tests.model.conftest import config_of
 

@@ -10,8 +10,8 @@ import segmentation_models_pytorch as smp
 import torch
 import torchvision
 
-from segbatch.classes import PRESETS
 from segbatch.errors import ModelError
+from segbatch.masks.classes import PRESETS
 from segbatch.model import zoo
 from segbatch.model.bundle import fingerprint, load_bundle, load_config
 

@@ -12,7 +12,7 @@ import pytest
 from segbatch import storage
 from segbatch.errors import Incomplete
 from segbatch.results.audit import Audit
-from segbatch.results.run import Run, open_run, read_info, write_info
+from segbatch.results.runfolder import Run, open_run, read_info, write_info
 from segbatch.results.table import Table
 from segbatch.results.write import write_file
 from tests.conftest import EVERYTHING, S3, job
@@ -134,7 +134,7 @@ def test_statistics_that_lack_rows_are_damage_of_a_finished_run(run: Path) -> No
 def test_a_stray_file_is_named_and_deleted_by_running_again(
     run: Path, folder: str, whole_run: Run, model_uri: str, collection: Path
 ) -> None:
-    from segbatch.segment import segment
+    from segbatch.jobs.segment import segment
 
     stray = run / folder / f"00000001-ok-{'0' * 32}.parquet"
     shutil.copy(files_of(run)[0], stray)
@@ -150,7 +150,7 @@ def test_a_stray_file_is_named_and_deleted_by_running_again(
 def test_a_stray_file_of_a_newer_epoch_is_not_ours_to_delete(
     run: Path, model_uri: str, collection: Path
 ) -> None:
-    from segbatch.segment import segment
+    from segbatch.jobs.segment import segment
 
     stray = run / "rows" / f"99999999-ok-{'0' * 32}.parquet"
     stray.write_bytes(b"of a driver that took over at this moment")

@@ -14,14 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from segbatch.classes import Classes
-from segbatch.cli import main
+from segbatch.cli.main import main
 from segbatch.errors import RunError
+from segbatch.masks.classes import Classes
 from segbatch.results.diff import Diff
 from segbatch.results.disagreement import compare_masks, count_confusion
 from segbatch.results.encode import Encoding, encode
 from segbatch.results.finish import write_stats
-from segbatch.results.run import Run, open_runs, write_info
+from segbatch.results.runfolder import Run, open_runs, write_info
 from segbatch.results.schema import rows_schema, stats_schema
 from segbatch.results.stats import count_pixels
 from segbatch.results.table import Table

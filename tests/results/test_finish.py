@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from segbatch.classes import Classes
+from segbatch.masks.classes import Classes
 from segbatch.results import finish
 from segbatch.results.ledger import Ledger
 from segbatch.results.schema import rows_schema, stats_schema

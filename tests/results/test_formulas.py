@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segbatch.classes import Classes
 from segbatch.errors import InputError
+from segbatch.masks.classes import Classes
 from segbatch.results.formulas import MAX_DEPTH, MAX_LENGTH, Formula
 
 CLASSES = Classes(["window", "wall", "brick", "traffic light", "Street-Tree"])

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from segbatch.classes import Classes
 from segbatch.errors import Damaged, Fenced
+from segbatch.masks.classes import Classes
 from segbatch.results.ledger import Bits, Ledger
 from segbatch.results.schema import FAILED, OK, rows_schema
 from segbatch.results.table import Table, epoch_of, kind_of

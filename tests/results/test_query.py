@@ -17,7 +17,7 @@ from segbatch.errors import Incomplete, InputError, RunError, UnreadableMask
 from segbatch.results.answer import _print_table, write
 from segbatch.results.lookup import mask_png
 from segbatch.results.query import sql
-from segbatch.results.run import Run, open_run
+from segbatch.results.runfolder import Run, open_run
 from segbatch.results.schema import rows_schema
 from segbatch.results.table import DataFile, Table, file_name
 from tests.conftest import S3
@@ -627,7 +627,7 @@ def test_a_query_imports_neither_torch_nor_ray(run: Run) -> None:
         "import sys\n"
         "from segbatch.results.answer import write\n"
         "from segbatch.results.query import sql\n"
-        "from segbatch.results.run import open_run\n"
+        "from segbatch.results.runfolder import open_run\n"
         f"write(sql([open_run({run.uri!r})], 'SELECT count(*) AS n FROM images'), 'csv')\n"
         "assert not {'torch', 'ray', 's3fs', 'matplotlib', 'pandas'} & set(sys.modules)\n"
     )

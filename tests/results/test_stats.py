@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from segbatch.classes import Classes
+from segbatch.masks.classes import Classes
 from segbatch.results.schema import rows_schema
 from segbatch.results.stats import (
     boxes_column,

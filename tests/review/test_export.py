@@ -17,18 +17,19 @@ from PIL import ExifTags, Image
 from pycocotools import coco as pycoco
 from typer.testing import CliRunner
 
-from segbatch import clients, storage
-from segbatch.classes import IGNORE_INDEX, Classes, read_classes
-from segbatch.cli import app
+from segbatch import storage
+from segbatch.cli.main import app
 from segbatch.errors import InputError
-from segbatch.labels.annotated import Format, Options
-from segbatch.labels.coco import COCO
-from segbatch.labels.labelme import LABELME
-from segbatch.labels.voc import VOC
-from segbatch.results.run import Run
-from segbatch.review import claim
-from segbatch.review.export import FORMATS
+from segbatch.formats.coco import COCO
+from segbatch.formats.format import Format, Options
+from segbatch.formats.labelme import LABELME
+from segbatch.formats.voc import VOC
+from segbatch.masks.classes import IGNORE_INDEX, Classes, read_classes
+from segbatch.results.runfolder import Run
+from segbatch.review.export import claim
+from segbatch.review.export.export import FORMATS
 from segbatch.review.formats.voc import apart
+from segbatch.storage import clients
 from tests import pages
 from tests.conftest import S3
 from tests.films import film

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from segbatch import clients, storage
-from segbatch.cli import main
+from segbatch import storage
+from segbatch.cli.main import main
 from segbatch.errors import Incomplete, InputError
-from segbatch.results.run import Run
-from segbatch.review import report
-from segbatch.review.distribution import NUM_BINS, measure
+from segbatch.results.runfolder import Run
+from segbatch.review.report import page as report
+from segbatch.review.report.numbers import NUM_BINS, measure
+from segbatch.storage import clients
 from tests.conftest import S3
 from tests.review.conftest import Visitor
 from tests.written_run import NAMES, damage_mask, write_run

@@ -13,16 +13,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segbatch import clients, import_labels, storage
-from segbatch.cli import main
+from segbatch import import_labels, storage
+from segbatch.cli.main import main
 from segbatch.errors import InputError
+from segbatch.formats.specks import without_specks
 from segbatch.labels.dataset import open_dataset
 from segbatch.masks import decode_mask
-from segbatch.results.run import Run
-from segbatch.review.diversity import describe, spread
-from segbatch.review.labelling import file_name
-from segbatch.review.specks import without_specks
-from segbatch.review.suggest import Labelled, Suggestions, suggest
+from segbatch.results.runfolder import Run
+from segbatch.review.suggest.diversity import describe, spread
+from segbatch.review.suggest.labelling import file_name
+from segbatch.review.suggest.suggest import Labelled, Suggestions, suggest
+from segbatch.storage import clients
 from tests.conftest import S3
 from tests.films import film
 from tests.written_run import damage_mask, label_map, with_uris, write_run

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from segbatch.jobtrain import Augment
+from segbatch.config.training import Augment
 from segbatch.training.augment import augmented
 
 Array = npt.NDArray[np.uint8]

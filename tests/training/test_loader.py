@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from segbatch.jobtrain import Train
+from segbatch.config.training import Train
 from segbatch.training.loader import PARTS_AHEAD, Loader
 from segbatch.training.order import Order
 from tests.training import toy

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 
-from segbatch.jobtrain import Loss
+from segbatch.config.training import Loss
 from segbatch.model import zoo
 from segbatch.training.loss import LOSSES, Objective
 from tests.training.toy import MEAN, STD

@@ -12,7 +12,7 @@ import torch
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_jaccard_index
 from torchmetrics.functional.segmentation import mean_iou
 
-from segbatch.classes import Classes
+from segbatch.masks.classes import Classes
 from segbatch.training.metrics import BoundaryCounts, ConfusionMatrix, report
 
 NUM_CLASSES = 5

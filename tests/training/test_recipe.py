@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW
 
-from segbatch.jobtrain import Schedule
+from segbatch.config.training import Schedule
 from segbatch.model import zoo
 from segbatch.training.recipe import (
     make_optimizer,

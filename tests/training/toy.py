@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from segbatch.jobtrain import Train
+from segbatch.config.training import Train
 from segbatch.training.loader import Loader
 from segbatch.training.loop import Training
 from segbatch.training.loss import Objective

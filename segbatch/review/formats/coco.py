@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as coco_mask  # type: ignore[import-untyped]
 
-from segbatch.classes import Classes
-from segbatch.review.formats.format import Format, Part, Photos, Segmented
+from segbatch.formats.writing import Format, Part, Photos, Segmented
+from segbatch.masks.classes import Classes
 
 IMAGES = Part("images", between=",\n")
 ANNOTATIONS = Part("annotations", between=",\n")

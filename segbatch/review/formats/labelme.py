@@ -1,8 +1,8 @@
 """labelme: a JSON file beside each photograph, its regions as polygons painted over each other.
 
-Polygons there have no holes; how they are kept: :mod:`segbatch.review.polygons`. Ignored pixels are
-polygons of ``__ignore__``. ``labels.txt`` is what ``labelme --labels`` and ``--classes`` take. The
-key ``segbatch``, which labelme keeps, says which image of which run it is.
+Polygons there have no holes; how they are kept: :mod:`segbatch.formats.polygons`. Ignored pixels
+are polygons of ``__ignore__``. ``labels.txt`` is what ``labelme --labels`` and ``--classes`` take.
+The key ``segbatch``, which labelme keeps, says which image of which run it is.
 
 Source: ``labelme/_label_file.py`` of labelme 6.3.1, whose files of version 5 are the same.
 """
@@ -14,10 +14,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from segbatch.classes import IGNORE_INDEX, Classes
-from segbatch.provenance import KEY
-from segbatch.review.formats.format import Format, Part, Photos, Segmented
-from segbatch.review.polygons import Polygon, polygons
+from segbatch.formats.polygons import Polygon, polygons
+from segbatch.formats.provenance import KEY
+from segbatch.formats.writing import Format, Part, Photos, Segmented
+from segbatch.masks.classes import IGNORE_INDEX, Classes
 
 VERSION = "5.5.0"
 IGNORE = "__ignore__"

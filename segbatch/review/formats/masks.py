@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
-from segbatch.classes import Classes
-from segbatch.review.formats.format import Format, Part, Photos, Segmented
+from segbatch.formats.writing import Format, Part, Photos, Segmented
+from segbatch.masks.classes import Classes
 
 
 def files(image: Segmented) -> Mapping[str, bytes]:

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from segbatch.classes import IGNORE_INDEX, Classes, voc_color
+from segbatch.formats.writing import Format, Part, Photos, Segmented
 from segbatch.masks import encode_mask
-from segbatch.review.formats.format import Format, Part, Photos, Segmented
+from segbatch.masks.classes import IGNORE_INDEX, Classes, voc_color
 
 LIST = Part("list")
 HEAD = "# label:color_rgb:parts:actions\n"

@@ -1,0 +1,198 @@
+"""Text files as manifests: CSV and JSON lines, read by DuckDB with the types that people mean."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from segbatch import storage
+from segbatch.errors import SourceError
+from segbatch.images import columns
+from segbatch.images.frozen import ROWS_PER_GROUP
+from segbatch.images.listing import reading
+
+Table = tuple[list[pa.Field], Iterator[pa.RecordBatch]]
+
+# A CSV column has the first of these types that every value is written as, else it is a string.
+# Numbers with leading zeros or a plus (postal codes, telephone numbers) and numbers with more
+# digits than the type holds stay strings, because converting them would lose something.
+_DATE = "[0-9]{4}-[0-9]{2}-[0-9]{2}"
+_TIME = "[0-9]{2}:[0-9]{2}(:[0-9]{2}([.][0-9]{1,6})?)?"
+_WHOLE = "(0|[1-9][0-9]{0,14})"
+_CSV_TYPES = {
+    "BIGINT": "-?(0|[1-9][0-9]*)",
+    "DOUBLE": f"-?({_WHOLE}|{_WHOLE}?[.][0-9]+)([eE][-+]?[0-9]+)?|(?i:nan|-?inf(inity)?)",
+    "BOOLEAN": "(?i:true|false)",
+    "DATE": _DATE,
+    "TIMESTAMP": f"{_DATE}[ T]{_TIME}",
+    "TIMESTAMPTZ": f"{_DATE}[ T]{_TIME} ?(Z|[-+][0-9]{{2}}(:?[0-9]{{2}})?)",
+}
+# Types that DuckDB sees in JSON and that would not travel, and what is taken instead: the text.
+_JSON_VALUES = {
+    "TIME": "CAST({0} AS VARCHAR)",
+    "UUID": "CAST({0} AS VARCHAR)",
+    '"NULL"': "CAST({0} AS VARCHAR)",
+    "JSON": "({0} ->> '$')",
+}
+
+
+def open_database(memory_limit: str) -> duckdb.DuckDBPyConnection:
+    """A DuckDB in memory that spills to the local disk and never downloads an extension."""
+    return duckdb.connect(
+        config={
+            "memory_limit": memory_limit,
+            "temp_directory": tempfile.gettempdir(),
+            "autoinstall_known_extensions": False,
+            "autoload_known_extensions": False,
+        }
+    )
+
+
+@contextmanager
+def _parsing(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (duckdb.Error, pa.ArrowException) as error:
+        raise SourceError(f"{name}: {first_lines(error)}") from error
+
+
+def first_lines(error: Exception) -> str:
+    """DuckDB's message without its advice, which speaks of settings that we do not have."""
+    return storage.one_line(Exception(re.split(r"\s*\n\s*\n|\nPossible|\nLINE 1", str(error))[0]))
+
+
+def _stream(
+    name: str, database: duckdb.DuckDBPyConnection, sql: str, options: dict[str, Any]
+) -> Iterator[pa.RecordBatch]:
+    with _parsing(name):
+        yield from database.sql(sql, params=options).to_arrow_reader(ROWS_PER_GROUP)
+
+
+def _reader(file: str) -> duckdb.DuckDBPyConnection:
+    """A DuckDB that reads ``file`` and its like through fsspec: its wheel has no client for S3."""
+    database = open_database("2GB")
+    if not storage.is_local(file):
+        database.register_filesystem(storage.filesystem(file)[0])
+    return database
+
+
+def csv_table(name: str, files: list[str], base: str) -> Table:
+    """Two readings: one to find the types over all values, one to convert them."""
+    header, delimiter = _csv_header(files[0])
+    for file in files[1:]:
+        if _csv_header(file) != (header, delimiter):
+            raise SourceError(f"{file}: has another header than {files[0]}")
+    # Numbered, because DuckDB would rename columns that differ in upper and lower case only.
+    numbered = [f"c{number}" for number in range(len(header))]
+    source = (
+        " FROM read_csv($files, columns=$columns, delim=$delim, auto_detect=false, header=true,"
+        " quote='\"', escape='\"', comment='')"
+    )
+    options = {
+        "files": files,
+        "columns": dict.fromkeys(numbered, "VARCHAR"),
+        "delim": delimiter,
+    }
+    database = _reader(files[0])
+    with _parsing(name):
+        types = _csv_types(database, numbered, source, options)
+        values = ", ".join(
+            f"CAST({column} AS {type_}) AS {column}" for column, type_ in types.items()
+        )
+        sql = f"SELECT {values}{source}"
+        schema = database.sql(f"{sql} LIMIT 0", params=options).to_arrow_table().schema
+    fields = [
+        field.with_name(column)
+        for field, column in zip(columns.travelling_fields(schema, name), header, strict=True)
+    ]
+    stream = _stream(name, database, sql, options)
+    return fields, (batch.rename_columns(header) for batch in stream)
+
+
+def _csv_types(
+    database: duckdb.DuckDBPyConnection, names: Sequence[str], source: str, options: dict[str, Any]
+) -> dict[str, str]:
+    """For each column the first of ``_CSV_TYPES`` that all its values have, else ``VARCHAR``.
+
+    A glance at the first rows leaves little to test on all of them.
+    """
+    left = [(name, type_) for name in names for type_ in _CSV_TYPES]
+    for rows, without_values in (
+        (f" FROM (SELECT *{source} LIMIT 1000)", "true"),
+        (source, "false"),
+    ):
+        if not left:
+            break
+        tests = ", ".join(
+            f"coalesce(bool_and(regexp_full_match(trim({name}), '{_CSV_TYPES[type_]}') AND"
+            f" try_cast({name} AS {type_}) IS NOT NULL) FILTER (WHERE {name} IS NOT NULL),"
+            f" {without_values})"
+            for name, type_ in left
+        )
+        answers = database.sql(f"SELECT {tests}{rows}", params=options).fetchall()[0]
+        left = [pair for pair, holds in zip(left, answers, strict=True) if holds]
+    return dict.fromkeys(names, "VARCHAR") | dict(reversed(left))
+
+
+def _csv_header(file: str) -> tuple[list[str], str]:
+    """The names in the first line, and the delimiter that stands most often between them.
+
+    A line without any is one column, in which commas and semicolons are part of the URIs.
+    """
+    fs, path = storage.filesystem(file)
+    unpack = gzip.open if file.lower().endswith(".gz") else nullcontext
+    with reading(file), fs.open(path, "rb") as raw, unpack(raw) as plain:
+        line = plain.readline().decode("utf-8-sig")
+    delimiter = max(",;\t|", key=line.count)
+    if delimiter not in line:
+        delimiter = "\x1f"
+    names = next(csv.reader([line], delimiter=delimiter)) or [""]
+    return [name.strip() or f"column{n}" for n, name in enumerate(names)], delimiter
+
+
+def json_table(name: str, files: list[str], base: str) -> Table:
+    source = (
+        "FROM read_json($files, format='newline_delimited', union_by_name=true, sample_size=-1,"
+        " map_inference_threshold=-1)"
+    )
+    options = {"files": files}
+    database = _reader(files[0])
+    with _parsing(name):
+        _check_keys(name, database, files)
+        found = database.sql(f"SELECT * {source}", params=options)
+        values = ", ".join(
+            _JSON_VALUES.get(str(type_), "{0}").format(_quoted(column)) + f" AS {_quoted(column)}"
+            for column, type_ in zip(found.columns, found.types, strict=True)
+        )
+        sql = f"SELECT {values} {source}"
+        schema = database.sql(f"{sql} LIMIT 0", params=options).to_arrow_table().schema
+    return columns.travelling_fields(schema, name), _stream(name, database, sql, options)
+
+
+def _check_keys(name: str, database: duckdb.DuckDBPyConnection, files: list[str]) -> None:
+    """DuckDB renames a key that differs from another in case only; nobody would find it again."""
+    keys = database.sql(
+        "SELECT DISTINCT unnest(json_keys(json)) AS key FROM read_ndjson_objects($files)"
+        " ORDER BY key",
+        params={"files": files},
+    ).fetchall()
+    spelled: dict[str, str] = {}
+    for (key,) in keys:
+        other = spelled.setdefault(key.lower(), key)
+        if other != key:
+            raise SourceError(
+                f"{name}: the keys {other} and {key} differ in upper and lower case only: give"
+                " one of them another name in the file"
+            )
+
+
+def _quoted(column: str) -> str:
+    return '"' + column.replace('"', '""') + '"'

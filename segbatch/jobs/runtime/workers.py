@@ -1,0 +1,309 @@
+"""Workers: the Ray that a job runs on, and how its CPUs and GPUs are shared out."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray._private import auto_init_hook
+
+from segbatch.config.job import Resources
+from segbatch.config.training import TrainResources
+from segbatch.errors import InputError
+from segbatch.jobs.runtime.growth import node_types
+from segbatch.jobs.runtime.sharing import BESIDE_CPUS, FEW_CORES, READ_CPUS, worker_cpus
+from segbatch.storage import one_line
+
+if TYPE_CHECKING:
+    from ray.data import ActorPoolStrategy
+
+MIN_LOGICAL_CPUS = 4  # with fewer, the stages of a pipeline can starve each other
+CONNECT_S = 10.0
+THREADS_PER_WORKER = 4  # each predicts by itself, but all run the Python of one process
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The predict workers: how many, and what each one takes."""
+
+    device: str
+    size: tuple[int, int | None]  # smallest and largest number; None: as the cluster grows
+    num_cpus: int  # and threads, on the CPU
+    num_gpus: float
+
+    @property
+    def expected(self) -> int:
+        """How many there may be, as far as that is known."""
+        low, high = self.size
+        return high or low
+
+    def pool(self) -> ActorPoolStrategy:
+        """As Ray Data takes them. Each has two blocks at a time, so that tables of one are made
+        while the other is predicted; as many again wait in the object store.
+        """
+        from ray.data import ActorPoolStrategy  # with pandas, which training does not need
+
+        return ActorPoolStrategy(
+            min_size=self.size[0],
+            max_size=self.size[1],
+            max_concurrent_calls_per_actor=2,
+            enable_true_multi_threading=True,
+        )
+
+    def __str__(self) -> str:
+        low, high = self.size
+        count = f"{low} or more" if high is None else f"{low} to {high}"
+        if low == high:
+            count = f"{low}"
+        each = f"{self.num_gpus:g} GPU" if self.num_gpus else f"{self.num_cpus} CPU"
+        return f"{count} × {each}"
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def connected(say: Callable[[str], None]) -> Iterator[None]:
+    """A Ray to work on: the one that this process has, else ``RAY_ADDRESS``, else a local one.
+
+    What was started here is stopped here. Raises :class:`~segbatch.errors.InputError` where the
+    address does not answer.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    # The backend calls every actor that may restart an error; the driver shows its own.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # Zero GPUs for a stage must not hide them from the rest; Ray warns of this change otherwise.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # An image that eats a node's memory would be tried without end. It has no named parameter.
+    os.environ.setdefault("RAY_task_oom_retries", "1")
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with _sigterm_kept():
+            if address:
+                say(f"connecting to Ray at {address}")
+                _refuse_silence(address)
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            else:
+                say("starting Ray on this machine")
+                for name, value in FEW_CORES.items():
+                    os.environ.setdefault(name, value)
+                ray.init(
+                    address="local",
+                    num_cpus=max(MIN_LOGICAL_CPUS, cores()),
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
+    except (OSError, ValueError, RuntimeError) as error:
+        where = f"RAY_ADDRESS={address}" if address else "Ray on this machine"
+        raise InputError(f"{where}: cannot be used: {one_line(error)}") from error
+    try:
+        yield
+    finally:
+        # A pipeline that was left early may still ask for Ray, which would start another one, and
+        # would log at length that there is none.
+        auto_init_hook.enable_auto_connect = False
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+        ray.shutdown()
+
+
+def _refuse_silence(address: str) -> None:
+    """Raises ``OSError`` where nobody listens: Ray itself would try for minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
+
+
+@contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """``ray.init`` takes SIGTERM over, and the driver would end with Ray's exit code."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
+
+
+def resolve_device(resources: Resources | TrainResources) -> str:
+    """``cpu`` or ``cuda``: the GPU if there is one, or may be once the cluster has grown.
+
+    Raises :class:`~segbatch.errors.InputError` for a GPU there is not, and where it depends on
+    nodes of which nothing is known.
+    """
+    gpus = most_of("GPU")
+    if resources.device == "cuda" and not gpus:
+        raise InputError(
+            "resources.device: cuda, but no node of the Ray cluster has a GPU, and none that it"
+            " may start"
+        )
+    if resources.device == "auto":
+        if math.isinf(gpus) and not cluster_resources().get("GPU"):
+            raise InputError(
+                "resources.device: auto: no node has a GPU now, and KubeRay does not tell whether"
+                " it would start one: say cuda or cpu"
+            )
+        return "cuda" if gpus else "cpu"
+    return resources.device
+
+
+def share_out(resources: Resources, device: str) -> Workers:
+    """The workers that the job file asks for, or that suit the cluster.
+
+    Raises :class:`~segbatch.errors.InputError` for more than it has.
+    """
+    may_grow = node_types() != []
+    if device == "cuda":
+        return gpu_workers(resources, list(zip(node_cpus(), node_gpus(), strict=True)), may_grow)
+    nodes = node_cpus()
+    if not any(nodes):  # scaled to zero: what is asked for makes them come
+        nodes = [float(MIN_LOGICAL_CPUS)]
+    logical = int(sum(nodes))
+    # A local Ray may have more logical CPUs than there are cores; threads must not.
+    physical = min(logical, cores()) if len(nodes) == 1 else logical
+    return cpu_workers(resources, nodes, physical, may_grow)
+
+
+def gpu_workers(
+    resources: Resources, nodes: list[tuple[float, float]], may_grow: bool = False
+) -> Workers:
+    """The workers that predict on GPUs: ``nodes`` are CPUs and GPUs of each one.
+
+    Raises :class:`~segbatch.errors.InputError` where none fits on any, or there are not enough.
+    """
+    cpus = 1 if resources.cpus_per_worker == "auto" else int(resources.cpus_per_worker)
+    gpus = resources.gpus_per_worker
+    room = sum(min(int(has / gpus), fitting(cpu, cpus)) for cpu, has in nodes)
+    room = min(room, fitting(sum(cpu for cpu, _ in nodes) - BESIDE_CPUS, cpus))
+    low, high = pool_size(resources, max(1, room))
+    if low > room and not may_grow:
+        there = ", ".join(f"{cpu:g} CPUs and {has:g} GPUs" for cpu, has in nodes if has)
+        raise InputError(
+            f"resources: {low} workers of {cpus} CPUs and {gpus:g} GPUs, and there is room for"
+            f" {room} on the nodes with GPUs ({there}), two CPUs left over to read and write"
+        )
+    return Workers("cuda", (low, high), cpus, gpus)
+
+
+def cpu_workers(
+    resources: Resources, nodes: list[float], physical: int, may_grow: bool = False
+) -> Workers:
+    """The workers that predict on CPUs: ``nodes`` are their logical ones, ``physical`` all cores.
+
+    Raises :class:`~segbatch.errors.InputError` for more than there are.
+    """
+    logical = int(sum(nodes))
+    free = max(1, min(physical, int(logical - BESIDE_CPUS)))
+    if resources.cpus_per_worker == "auto":
+        wanted = resources.workers if isinstance(resources.workers, int) else 1
+        cpus = max(1, min(threads_on(max(nodes)), free // wanted))
+    else:
+        cpus = int(resources.cpus_per_worker)
+    room = sum(fitting(has - READ_CPUS, cpus) for has in nodes)  # a worker is on one node
+    now = min(free // cpus, fitting(logical - BESIDE_CPUS, cpus), room)
+    low, high = pool_size(resources, max(1, now))
+    if low > now and not may_grow:
+        raise InputError(
+            f"resources: {low} workers of {cpus} CPUs; of {logical} CPUs on {len(nodes)} nodes,"
+            f" {free} are there for workers, the rest read and write; on one node"
+            f" {int(max(nodes))}, of which one reads"
+        )
+    return Workers("cpu", (low, high), cpus, 0.0)
+
+
+def threads_on(node_cpus: float) -> int:
+    """Threads of a worker that predicts on the CPUs of such a node, of which one reads."""
+    return max(1, min(THREADS_PER_WORKER, int(node_cpus) - 1))
+
+
+def fitting(cpus: float, threads: int) -> int:
+    """Predict workers for which ``cpus`` are enough."""
+    return max(0, int(cpus / worker_cpus(threads)))
+
+
+def share_out_training(resources: TrainResources, device: str) -> Workers:
+    """The workers that train, which need no CPUs beside them.
+
+    Raises :class:`~segbatch.errors.InputError` for more than the cluster has, or may have.
+    """
+    low, high = size = resources.num_workers
+    num_cpus = most_of("CPU") or MIN_LOGICAL_CPUS
+    # A local Ray may have more logical CPUs than there are cores; threads must not.
+    physical = min(num_cpus, cores()) if node_cpus() == [num_cpus] else num_cpus
+    cpus = max(1, int(min(physical / high, largest_node())))
+    if resources.cpus_per_worker != "auto":
+        cpus = int(resources.cpus_per_worker)
+    gpus = float(resources.gpus_per_worker) if device == "cuda" else 0.0
+    num_gpus = most_of("GPU")
+    if low * cpus > num_cpus or low * gpus > num_gpus:
+        raise InputError(
+            f"resources: {low} workers of {cpus} CPUs and {gpus:g} GPUs, and Ray has"
+            f" {num_cpus:g} CPUs and {num_gpus:g} GPUs"
+        )
+    return Workers(device, size, cpus, gpus)
+
+
+def pool_size(resources: Resources, now: int) -> tuple[int, int | None]:
+    """Smallest and largest number: by itself what there is room for now, and more later.
+
+    Ray Data never gives a stage what it has reserved for the others, so "more" starves none.
+    """
+    if resources.workers == "auto":
+        return now, None
+    if isinstance(resources.workers, int):
+        return resources.workers, resources.workers
+    low, high = resources.workers
+    return low, high
+
+
+def cluster_resources() -> dict[str, Any]:
+    """What the nodes that are there now have in all, by Ray's names."""
+    resources: dict[str, Any] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return resources
+
+
+def most_of(resource: str) -> float:
+    """What the cluster has of CPUs or GPUs, or may have once its autoscaler has started nodes.
+
+    Infinite where that is not known.
+    """
+    types = node_types()
+    if types is None:
+        return math.inf
+    may_come = sum(each.most * (each.gpus if resource == "GPU" else each.cpus) for each in types)
+    return max(float(cluster_resources().get(resource, 0)), may_come)
+
+
+def largest_node() -> float:
+    """CPUs of the largest node that is there, or that the autoscaler may start."""
+    return max([*node_cpus(), *(each.cpus for each in node_types() or [])])
+
+
+def node_cpus() -> list[float]:
+    """Logical CPUs of each node that is there now."""
+    return _of_nodes("CPU")
+
+
+def node_gpus() -> list[float]:
+    """GPUs of each node that is there now."""
+    return _of_nodes("GPU")
+
+
+def _of_nodes(resource: str) -> list[float]:
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return [node["Resources"].get(resource, 0.0) for node in nodes if node["Alive"]]

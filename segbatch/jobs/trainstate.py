@@ -1,0 +1,122 @@
+"""The state of one training on storage: its ``run.json``, and what may be done with its output."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from segbatch import storage
+from segbatch.config.job import FinetuneJob
+from segbatch.errors import Incomplete, Interrupted, JobFailed, RunError, SegbatchError
+from segbatch.jobs.software import software
+from segbatch.jobs.stamp import submission
+
+
+class TrainState:
+    """The driver's hold on ``run.json``. ``status`` is running, interrupted (by a signal),
+    incomplete (run it again), failed (it diverged), or complete: the model is there.
+    """
+
+    def __init__(self, uri: str, info: dict[str, Any]) -> None:
+        self.uri = uri
+        self.info = info
+
+    @classmethod
+    def open(
+        cls, uri: str, job: FinetuneJob, dataset: dict[str, Any], start_sha256: str | None
+    ) -> TrainState:
+        """The training in the folder ``uri``, or a new one.
+
+        Raises :class:`~segbatch.errors.RunError` where the folder holds something else, or a
+        training of other labels, another start or other keys.
+        """
+        fresh = {
+            "kind": job.kind,
+            "status": "running",
+            "created": time.time(),
+            "job": job.model_dump(mode="json", by_alias=True),
+            "identity": job.identity(),
+            "dataset": dataset,
+            "start_sha256": start_sha256,
+            "software": software(),
+            "starts": [],
+        }
+        where = storage.join(uri, "run.json")
+        try:
+            info = json.loads(storage.read_bytes(where))
+        except FileNotFoundError:
+            if storage.exists(storage.join(uri, "config.json")):
+                raise RunError(f"{uri}: holds a model already: choose a new output") from None
+            return cls(uri, fresh)
+        except ValueError as error:
+            raise RunError(f"{where}: not valid JSON: {error}; choose a new output") from error
+        if not isinstance(info, dict) or info.get("kind") != job.kind:
+            raise RunError(f"{uri}: holds something else than a training: choose a new output")
+        state = cls(uri, info)
+        state._refuse_changes(fresh)
+        return state
+
+    def _refuse_changes(self, fresh: dict[str, Any]) -> None:
+        old, new = self.info["identity"], fresh["identity"]
+        for key in new.keys() | old.keys():
+            if old.get(key) != new.get(key):
+                raise RunError(
+                    f"{self.uri}: {key} was {old.get(key)} and is {new.get(key)} now; one output"
+                    " holds one training: choose a new output"
+                )
+        if self.info["dataset"]["fingerprint"] != fresh["dataset"]["fingerprint"]:
+            raise RunError(
+                f"{self.uri}: was trained on other labels than {fresh['dataset']['uri']} holds now:"
+                " choose a new output"
+            )
+        if self.info["start_sha256"] != fresh["start_sha256"]:
+            raise RunError(
+                f"{self.uri}: began with other weights than model: names now: choose a new output"
+            )
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.info["status"] == "complete")
+
+    @property
+    def training_uri(self) -> str:
+        """Folder of metrics, curves and checkpoints."""
+        return storage.join(self.uri, "training")
+
+    def write(self, status: str, **facts: Any) -> None:
+        """Replace ``run.json``, atomically."""
+        told = {"submission": submission(), "updated": time.time()}
+        self.info = {**self.info, **facts, "status": status, **told}
+        text = json.dumps(self.info, indent=2, ensure_ascii=False)
+        storage.write_bytes(storage.join(self.uri, "run.json"), f"{text}\n".encode())
+
+    @contextlib.contextmanager
+    def guard(self) -> Iterator[None]:
+        """Whatever ends a training early is noted in ``run.json``."""
+        try:
+            yield
+        except (SegbatchError, OSError) as error:
+            status = "incomplete"
+            if isinstance(error, Interrupted | JobFailed):
+                status = "interrupted" if isinstance(error, Interrupted) else "failed"
+            with contextlib.suppress(OSError):
+                self.write(status)
+            if isinstance(error, OSError):
+                raise Incomplete(f"storage: {storage.one_line(error)}; run it again") from error
+            raise
+
+    def summary(self) -> dict[str, Any]:
+        """What the command line prints at the end."""
+        metrics = self.info.get("metrics", {})
+        return {
+            "model": self.uri,
+            "status": self.info["status"],
+            "epoch": metrics.get("epoch"),
+            "miou": metrics.get("miou"),
+            "iou": metrics.get("iou", {}),
+            "pixel_accuracy": metrics.get("pixel_accuracy"),
+            "seconds": sum(start.get("seconds", 0) for start in self.info["starts"]),
+        }

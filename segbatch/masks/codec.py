@@ -1,0 +1,166 @@
+"""Masks: label map ↔ palette PNG, and pictures of them. The only codec of masks.
+
+A label map is ``(height, width)`` uint8 of class ids, 255 = ignore. Its mask is a PNG whose
+palette index is the class id and whose colours are those of the classes, the convention of
+Pascal VOC, so that every viewer shows it and Pillow gives the ids back.
+
+The chunks are written here because no library writes them as fast: label maps are flat, so
+subtracting the row above (filter ``Up``) leaves almost only zeros, and deflate has nothing to
+search for but runs (``Z_RLE``). ``benchmarks/masks.py`` has the figures.
+
+Source: Portable Network Graphics (PNG) Specification, third edition, W3C 2025.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+from zlib_ng import zlib_ng
+
+from segbatch.errors import SourceError
+from segbatch.masks.classes import IGNORE_INDEX, Classes
+
+# Of a mask that is read: four times what an image may have at most by default, and still no
+# decompression bomb. Pillow's own limit is below the largest images that a job may allow.
+MAX_PIXELS = 800_000_000
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PALETTE_COLOR = 3
+FILTER_UP = 2
+
+
+def encode_mask(label_map: npt.NDArray[np.uint8], palette: npt.NDArray[np.uint8]) -> bytes:
+    """The palette PNG of a label map: 4 bits a pixel where every id is below 16, else 8.
+
+    ``label_map`` is ``(height, width)`` uint8 in any memory layout, ``palette`` ``(256, 3)``
+    uint8 (:attr:`Classes.palette <segbatch.masks.classes.Classes.palette>`). The same input gives
+    the same bytes. Raises ``ValueError`` for another shape or type, or for no pixels.
+    """
+    if label_map.ndim != 2 or label_map.dtype != np.uint8 or not label_map.size:
+        raise ValueError(f"a label map is HW uint8, not {label_map.shape} {label_map.dtype}")
+    if palette.shape != (256, 3) or palette.dtype != np.uint8:
+        raise ValueError(f"a palette is (256, 3) uint8, not {palette.shape} {palette.dtype}")
+    height, width = label_map.shape
+    bits = 4 if label_map.max() < 16 else 8
+    rows = _pack_nibbles(label_map) if bits == 4 else label_map
+
+    filtered = np.empty((height, 1 + rows.shape[1]), np.uint8)
+    filtered[:, 0] = FILTER_UP
+    filtered[0, 1:] = rows[0]
+    np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])  # modulo 256, as the filter is
+
+    deflate = zlib_ng.compressobj(level=6, strategy=zlib_ng.Z_RLE)
+    return b"".join(
+        [
+            SIGNATURE,
+            _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, PALETTE_COLOR, 0, 0, 0)),
+            _chunk(b"PLTE", palette[: 1 << bits].tobytes()),
+            _chunk(b"IDAT", deflate.compress(filtered) + deflate.flush()),
+            _chunk(b"IEND", b""),
+        ]
+    )
+
+
+def decode_mask(data: bytes) -> npt.NDArray[np.uint8]:
+    """The label map, ``(height, width)`` uint8, of a palette PNG of 1, 2, 4 or 8 bits.
+
+    Raises :class:`~segbatch.errors.SourceError` for anything that is no PNG, is damaged, or has
+    no palette: the values of a grey or RGB image are colours and not class ids.
+    """
+    try:
+        # Not Image.open: that would refuse, or warn of, masks of the largest images.
+        with PngImagePlugin.PngImageFile(io.BytesIO(data)) as image:
+            if image.mode != "P":
+                raise SourceError(
+                    f"the mask is a PNG of mode {image.mode}: it needs a palette whose index is"
+                    " the class id"
+                )
+            if image.width * image.height > MAX_PIXELS:
+                raise SourceError(
+                    f"the mask claims {image.width}×{image.height} pixels: at most {MAX_PIXELS:,}"
+                )
+            return np.array(image)
+    except SourceError:
+        raise
+    except Exception as error:  # damaged bytes bring Pillow to IndexError and OverflowError, too
+        raise SourceError(f"the mask is not a readable PNG: {error}") from error
+
+
+def overlay(
+    image: npt.NDArray[np.uint8],
+    label_map: npt.NDArray[np.uint8],
+    classes: Classes,
+    alpha: float = 0.5,
+) -> Image.Image:
+    """The photo with the colours of its classes over it; ignored pixels stay as they are.
+
+    ``image`` is ``(height, width, 3)`` uint8 RGB, ``label_map`` ``(height, width)`` uint8, and
+    ``alpha`` the share of the colour, 0 (photo alone) to 1 (colours alone). Gives an RGB picture
+    of the same size. Raises ``ValueError`` where the shapes differ or ``alpha`` is out of range.
+    """
+    if image.shape != (*label_map.shape, 3):
+        raise ValueError(
+            f"image {image.shape} and label map {label_map.shape}: must be HW3 and HW of one size"
+        )
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha is a share from 0 to 1, not {alpha}")
+    colors = Image.fromarray(label_map)
+    colors.putpalette(classes.palette.tobytes())
+    opacity = (label_map != IGNORE_INDEX) * np.uint8(round(alpha * 255))
+    picture = Image.fromarray(image)
+    picture.paste(colors.convert("RGB"), mask=Image.fromarray(opacity))
+    return picture
+
+
+def with_legend(
+    picture: Image.Image, classes: Classes, coverage: npt.NDArray[np.floating]
+) -> Image.Image:
+    """``picture`` with a legend below: colour, name and share of each class, largest first.
+
+    ``coverage`` is ``(classes,)``, 0 to 1; classes without any pixel are left out. The result is
+    RGB, higher than ``picture``, and wider only if an entry needs it. Raises ``ValueError``
+    where there is not one share per class.
+    """
+    if len(coverage) != len(classes):
+        raise ValueError(f"{len(coverage)} shares for {len(classes)} classes")
+    present = [classes[i] for i in np.argsort(-coverage, kind="stable") if coverage[i] > 0]
+    texts = [f"{c.name}  {coverage[c.id]:.1%}" for c in present]
+
+    size = max(12, picture.width // 60)  # of the font; every other length follows it
+    font = ImageFont.load_default(size)
+    entry_width = 3 * size + max((round(font.getlength(text)) for text in texts), default=0)
+    num_columns = max(1, picture.width // entry_width)
+    num_lines = -(-len(texts) // num_columns)
+
+    sheet = Image.new(
+        "RGB",
+        (max(picture.width, entry_width), picture.height + 2 * size * num_lines),
+        "white",
+    )
+    sheet.paste(picture)
+    draw = ImageDraw.Draw(sheet)
+    for index, (seg_class, text) in enumerate(zip(present, texts, strict=True)):
+        line, column = divmod(index, num_columns)
+        x = column * entry_width + size // 2
+        y = picture.height + line * 2 * size + size // 2
+        draw.rectangle((x, y, x + size, y + size), fill=seg_class.color, outline="black")
+        draw.text((x + size * 3 // 2, y + size // 2), text, fill="black", font=font, anchor="lm")
+    return sheet
+
+
+def _pack_nibbles(label_map: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Two ids a byte, the left one in the high half; an odd row ends in a half of zero."""
+    width = label_map.shape[1]
+    if width % 2:
+        label_map = np.pad(label_map, ((0, 0), (0, 1)))
+    pairs = np.ascontiguousarray(label_map).view("<u2")  # left id in the low byte
+    return (pairs << 4 | pairs >> 8).astype(np.uint8)
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    body = kind + data
+    return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib_ng.crc32(body))

@@ -1,0 +1,91 @@
+"""Prices: a table that the user can edit. The one that comes with segbatch is ``prices.yaml``."""
+
+from __future__ import annotations
+
+from datetime import date
+from importlib import resources
+from typing import Annotated
+
+import yaml
+from pydantic import Field, ValidationError
+
+from segbatch import storage
+from segbatch.config.keys import Strict
+from segbatch.errors import InputError
+
+SHIPPED = "prices.yaml"
+MILLION, GB = 1e6, 1e9
+
+Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Instance(Strict):
+    """One kind of machine: prices of an hour, and what is known of it."""
+
+    on_demand: Price
+    spot: Price | None = None
+    gpu: str | None = None
+    """The GPU's name, or one word of it."""
+    gbps: Annotated[float, Field(gt=0)] | None = None
+    """Gigabits a second that it can read at all times."""
+
+
+class Requests(Strict):
+    """Prices of a million requests to object storage."""
+
+    get: Price
+    put: Price
+    list: Price
+
+
+class Prices(Strict):
+    """The whole table."""
+
+    date: date
+    """Of the prices."""
+    currency: str
+    region: str = ""
+    """What they are the prices of."""
+    node_start_minutes: Annotated[float, Field(ge=0)]
+    """From asking for a node to a worker on it."""
+    requests_per_million: Requests
+    storage_gb_month: Price
+    """Of 10⁹ bytes of results, for a month."""
+    transfer_gb: Price = 0.0
+    """Of 10⁹ bytes of images that are read."""
+    instances: dict[str, Instance] = Field(default_factory=dict)
+
+    def of(self, instance: str | None, *, spot: bool) -> float | None:
+        """The price of an hour; ``None`` if it is not in the table."""
+        found = self.instances.get(instance or "")
+        if found is None:
+            return None
+        return found.spot if spot else found.on_demand
+
+    def of_requests(self, requests: dict[str, int]) -> float:
+        """The price of requests by kind: get, put, list."""
+        each = self.requests_per_million
+        return (
+            requests["get"] * each.get + requests["put"] * each.put + requests["list"] * each.list
+        ) / MILLION
+
+
+def read_prices(uri: str | None) -> Prices:
+    """The table at ``uri``, or the one that comes with segbatch.
+
+    Raises :class:`~segbatch.errors.InputError`, one line for each mistake.
+    """
+    if uri is None:
+        name, data = SHIPPED, resources.files(__package__).joinpath(SHIPPED).read_bytes()
+    else:
+        name, data = uri, storage.read_input(uri, InputError)
+    try:
+        return Prices.model_validate(yaml.safe_load(data))
+    except yaml.YAMLError as error:
+        raise InputError(f"{name}: not valid YAML: {storage.one_line(error)}") from error
+    except ValidationError as error:
+        lines = [
+            f"{name}: {'.'.join(map(str, e['loc'])) or 'the table'}: {e['msg'].lower()}"
+            for e in error.errors()
+        ]
+        raise InputError("\n".join(lines)) from error

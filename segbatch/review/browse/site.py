@@ -1,0 +1,286 @@
+"""Browse: a run as a page for one's own browser. Reads, and writes nothing anywhere.
+
+The page is static; what it shows it asks for as JSON and pictures. Who asks must come from the page
+itself: another site is refused by what browsers say of a request, and a name that was pointed at
+this machine by its ``Host``. Where others than this machine are served, every address begins with
+a token that is nowhere but in the printed URL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import secrets
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from importlib.resources import files
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import uvicorn
+from pydantic import ValidationError
+from starlette.applications import Starlette
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from segbatch import storage
+from segbatch.errors import InputError, RunError, SegbatchError
+from segbatch.images.fetch import read_images
+from segbatch.images.frames import is_frame
+from segbatch.results.runfolder import open_run
+from segbatch.review.browse.grid import Grid, Wanted
+from segbatch.review.browse.layers import LONG_SIDES, Album, Layers, Size
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+ALL_ADDRESSES = ("0.0.0.0", "::")  # these are listened at, and nobody asks for them by that name
+SHUTDOWN_S = 3
+
+PAGE = {
+    "browse.html": "text/html",
+    "browse.css": "text/css",
+    "browse.js": "text/javascript",
+    "browse-filters.js": "text/javascript",
+    "browse-grid.js": "text/javascript",
+    "browse-large.js": "text/javascript",
+}
+
+HEADERS = {
+    "Cache-Control": "no-store",  # another run may be at the same address tomorrow
+    "Content-Security-Policy": (
+        "default-src 'none'; img-src 'self' data:; style-src 'self'; script-src 'self';"
+        " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",  # the token is in the address
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+class Browsing:
+    """What the page asks for, of one run. What is not finished is opened anew with the page."""
+
+    def __init__(self, run_uri: str) -> None:
+        self._open(run_uri)
+
+    def _open(self, run_uri: str) -> None:
+        run = open_run(run_uri)
+        self.grid = Grid(run)
+        self.album = Album(run)
+
+    def facts(self) -> dict[str, Any]:
+        """The run, and by what its images can be chosen."""
+        run = open_run(self.grid.run.uri)
+        if run.info != self.grid.run.info:
+            self._open(run.uri)
+        return {
+            "name": run.name,
+            "uri": run.uri,
+            "status": run.status,
+            "images": run.info["manifest"]["rows"],
+            "model": run.info["model"]["uri"],
+            "masks": run.info["job"].get("masks") != "none",
+            "classes": [
+                {"name": c.name, "field": c.field, "color": f"#{bytes(c.color).hex()}"}
+                for c in run.classes
+            ],
+            "measures": [
+                {"name": m.name, "group": m.group, "label": m.label}
+                for m in self.grid.measures.values()
+            ],
+            "texts": self.grid.texts,
+            "kinds": self.grid.kinds(),
+        }
+
+    async def run(self, _: Request) -> Response:
+        return JSONResponse(await asyncio.to_thread(self.facts))
+
+    async def images(self, request: Request) -> Response:
+        wanted = _wanted(request)
+        return JSONResponse({"images": await asyncio.to_thread(self.grid.page, wanted)})
+
+    async def count(self, request: Request) -> Response:
+        wanted = _wanted(request)
+        return JSONResponse({"count": await asyncio.to_thread(self.grid.count, wanted)})
+
+    async def image(self, request: Request) -> Response:
+        image_id = request.path_params["image_id"]
+        return JSONResponse(await asyncio.to_thread(self.grid.image, image_id))
+
+    async def photo(self, request: Request) -> Response:
+        layers = await self._layers(request)
+        return Response(layers.photo, media_type=layers.media_type)
+
+    async def mask(self, request: Request) -> Response:
+        layers = await self._layers(request)
+        return Response(layers.mask, 200 if layers.mask else 204, media_type="image/png")
+
+    async def original(self, request: Request) -> Response:
+        """The file as it is in storage, for the disk and never to be shown: it may be anything."""
+        uri = await asyncio.to_thread(self.grid.uri, request.path_params["image_id"])
+        [content] = await asyncio.to_thread(read_images, [uri], self.album.limits.of_reading())
+        if not isinstance(content, bytes):
+            return PlainTextResponse(f"{content.kind}: {content.message}", 404)
+        name = quote(storage.name_of(uri) + ".png" * is_frame(uri), safe="")
+        return Response(
+            content,
+            media_type="application/octet-stream",
+            headers={"Content-Disposition": f"attachment; filename*=UTF-8''{name}"},
+        )
+
+    async def _layers(self, request: Request) -> Layers:
+        size: Size = request.path_params["size"]
+        if size not in LONG_SIDES:
+            raise InputError(f"no such size: {size}")
+        image_id = request.path_params["image_id"]
+        uri = await asyncio.to_thread(self.grid.uri, image_id)
+        return await self.album.layers(image_id, uri, size)
+
+
+class Guard:
+    """Lets to the page who comes from it, and gives every answer its headers."""
+
+    def __init__(self, app: ASGIApp, hosts: frozenset[str] | None, token: str | None) -> None:
+        self._app = app
+        self._hosts = hosts
+        self._token = token
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        if scope["type"] != "http":  # there are no web sockets
+            return
+        path, refusal = scope["path"], self._refusal(Headers(scope=scope))
+        if self._token is not None:
+            given, _, rest = path.removeprefix("/").partition("/")
+            path = f"/{rest}"
+            if not secrets.compare_digest(given.encode(), self._token.encode()):
+                refusal = "the address lacks its token: take it as segbatch browse printed it"
+        app = self._app if refusal is None else PlainTextResponse(refusal, 403)
+        await app({**scope, "path": path, "raw_path": path.encode()}, receive, send_guarded)
+
+    def _refusal(self, headers: Headers) -> str | None:
+        try:
+            name = urlsplit(f"//{headers.get('host', '')}").hostname
+        except ValueError:
+            name = None
+        if name is None or (self._hosts is not None and name not in self._hosts):
+            return "this page has another address: take it as segbatch browse printed it"
+        # Absent where it is no browser. A link to the page is followed; nothing is put in another.
+        from_elsewhere = headers.get("sec-fetch-site", "none") in ("cross-site", "same-site")
+        if from_elsewhere and headers.get("sec-fetch-mode") != "navigate":
+            return "another site has asked"
+        return None
+
+
+class Site:
+    """The page of a run at an address; :meth:`run` serves it until Ctrl-C or :meth:`stop`.
+
+    Port 0 is any that is free. Raises :class:`~segbatch.errors.InputError` for an address that
+    cannot be had, and what :func:`~segbatch.results.runfolder.open_run` raises.
+    """
+
+    def __init__(self, run_uri: str, host: str, port: int) -> None:
+        token = None if _is_loopback(host) else secrets.token_urlsafe(24)
+        hosts = frozenset({host.lower(), *(LOOPBACK if token is None else ())})
+        app = Guard(
+            _application(Browsing(run_uri)), None if host in ALL_ADDRESSES else hosts, token
+        )
+        config = uvicorn.Config(
+            app,
+            access_log=False,  # it would hold the token
+            log_level="warning",
+            server_header=False,
+            lifespan="off",
+            ws="none",
+            timeout_graceful_shutdown=SHUTDOWN_S,
+        )
+        self._server = uvicorn.Server(config)
+        self._listening = _listen(host, port)
+        name = socket.gethostname() if host in ALL_ADDRESSES else host
+        name = f"[{name}]" if ":" in name else name
+        path = f"{token}/" if token else ""
+        self.url = f"http://{name}:{self._listening.getsockname()[1]}/{path}"
+
+    def run(self) -> None:
+        with suppress(KeyboardInterrupt):  # ended in order, and raised again by the server
+            self._server.run(sockets=[self._listening])
+
+    def stop(self) -> None:
+        """End :meth:`run`, from any thread."""
+        self._server.should_exit = True
+
+
+def _application(browsing: Browsing) -> ASGIApp:
+    picture = "pictures/{size}/{image_id:int}"
+    routes = [
+        Route("/", _static("browse.html")),
+        *(Route(f"/{name}", _static(name)) for name in PAGE),
+        Route("/run", browsing.run),
+        Route("/images", browsing.images),
+        Route("/count", browsing.count),
+        Route("/images/{image_id:int}", browsing.image),
+        Route("/originals/{image_id:int}", browsing.original),
+        Route(f"/{picture}/photo", browsing.photo),
+        Route(f"/{picture}/mask", browsing.mask),
+    ]
+    return Starlette(routes=routes, exception_handlers={SegbatchError: _say, OSError: _say})
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    listening = None
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listening = socket.socket(family, kind, protocol)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen(128)
+    except OSError as error:
+        if listening:
+            listening.close()
+        raise InputError(
+            f"cannot listen at {host}, port {port}: {error.strerror or error}; name another with"
+            " --port or --host"
+        ) from error
+    return listening
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def _wanted(request: Request) -> Wanted:
+    try:
+        return Wanted.model_validate_json(request.query_params.get("wanted", "{}"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InputError(f"wanted: {where}: {first['msg']}") from error
+
+
+def _static(name: str) -> Callable[[Request], Awaitable[Response]]:
+    content = files("segbatch.review.browse").joinpath(name).read_bytes()
+
+    async def page(_: Request) -> Response:
+        return Response(content, media_type=PAGE[name])
+
+    return page
+
+
+async def _say(_: Request, error: Exception) -> Response:
+    """An error that is raised on purpose is one line, as on the command line."""
+    status = 404 if isinstance(error, RunError) else 400 if isinstance(error, InputError) else 503
+    line = " ".join(str(error).split()) if status != 503 else storage.one_line(error)
+    return JSONResponse({"error": line}, status)

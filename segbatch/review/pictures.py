@@ -1,0 +1,110 @@
+"""Picture: an image of a run as people look at it, its photograph and its mask on one grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from segbatch import storage
+from segbatch.config.job import Limits
+from segbatch.errors import SourceError, UnreadableMask
+from segbatch.images.decode import decode_image
+from segbatch.images.faults import Undecodable
+from segbatch.images.fetch import read_images
+from segbatch.masks import decode_mask
+from segbatch.masks.classes import IGNORE_INDEX
+from segbatch.results.lookup import mask_png
+from segbatch.results.runfolder import Run
+
+THREADS = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """``photo`` is ``(height, width, 3)`` uint8 RGB, upright; ``label_map`` ``(height, width)``
+    uint8 of class ids, the ignore index where there is no mask.
+    """
+
+    photo: npt.NDArray[np.uint8]
+    label_map: npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Unmasked:
+    """Why the mask of an image cannot be laid over it."""
+
+    message: str
+    kind: str = "damaged mask"
+
+
+Unseen = storage.Unreadable | Undecodable | Unmasked  # each says its kind and a message
+
+
+def read_pictures(
+    uris: Sequence[str], masks: Sequence[bytes | None], long_side: int | None, limits: Limits
+) -> list[Picture | Unseen]:
+    """The images at ``uris``, downscaled to ``long_side``, with their masks as they are stored.
+
+    A mask of another size is brought to the photograph's by nearest neighbour.
+    """
+    contents = read_images(uris, limits.of_reading())
+
+    def picture(content: bytes | Unseen, png: bytes | None) -> Picture | Unseen:
+        if not isinstance(content, bytes):
+            return content
+        image = decode_image(content, max_pixels=limits.max_pixels, long_side=long_side)
+        if isinstance(image, Undecodable):
+            return image
+        try:
+            return Picture(image.pixels, label_map_at(png, image.pixels.shape[1::-1]))
+        except SourceError as error:
+            return Unmasked(str(error))
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(picture, contents, masks))
+
+
+def look_up(
+    run: Run, images: Sequence[tuple[int, str]], long_side: int | None
+) -> list[Picture | Unseen]:
+    """Some images of a run, each given by its ``image_id`` and its ``uri``.
+
+    Raises :class:`~segbatch.errors.RunError` for an id that has no row, ``OSError`` if the run's
+    storage fails.
+    """
+
+    def mask(image: tuple[int, str]) -> bytes | Unmasked | None:
+        try:
+            return mask_png(run, image[0])
+        except UnreadableMask as error:
+            return Unmasked(error.why)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        masks = list(pool.map(mask, images))
+    pngs = [None if isinstance(mask, Unmasked) else mask for mask in masks]
+    pictures = read_pictures([uri for _, uri in images], pngs, long_side, limits_of(run))
+    return [
+        mask if isinstance(mask, Unmasked) else picture
+        for mask, picture in zip(masks, pictures, strict=True)
+    ]
+
+
+def limits_of(run: Run) -> Limits:
+    """What the run's job allows an image to be, and to take."""
+    return Limits.model_validate(run.info["job"].get("limits", {}))
+
+
+def label_map_at(png: bytes | None, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """The label map of a stored mask, at ``size`` (width, height).
+
+    Raises :class:`~segbatch.errors.SourceError` for a mask that is none.
+    """
+    if png is None:
+        return np.full(size[::-1], IGNORE_INDEX, np.uint8)
+    ids = Image.fromarray(decode_mask(png))
+    return np.asarray(ids.resize(size, Image.Resampling.NEAREST) if ids.size != size else ids)

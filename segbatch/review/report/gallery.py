@@ -1,0 +1,151 @@
+"""Gallery: which images of a run are worth looking at, and small pictures of them.
+
+They are chosen by SQL on the statistics; photographs and masks are read of those alone.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from segbatch.masks import encode_mask, overlay
+from segbatch.masks.classes import IGNORE_INDEX, SegClass
+from segbatch.results.database import quoted_name
+from segbatch.results.runfolder import Run
+from segbatch.results.schema import OK
+from segbatch.review.pictures import Picture, look_up
+from segbatch.review.report.numbers import Ask
+
+LONG_SIDE = 320  # pixels of a picture
+OPACITY = 0.55
+QUALITY = 72
+AT_ONCE = 8  # photographs in memory
+
+NUM_TYPICAL = 6
+NUM_CERTAIN = 3
+NUM_UNCERTAIN = 6
+NUM_MOST = 2  # of each class; beside them the image that has least of it
+MAX_CLASSES = 12  # whose extremes are shown
+MAX_SHARES = 5  # of an image
+SHOWN_SHARE = 0.005  # what covers less is not named below an image
+
+
+@dataclass(frozen=True)
+class Card:
+    """One image, and why it is shown; ``shares`` are its classes, 0 to 1, the largest first."""
+
+    image_id: int
+    uri: str
+    why: str
+    value: float | None  # of what it was chosen by, 0 to 1; typical images have none
+    shares: Sequence[tuple[SegClass, float]]
+
+
+@dataclass(frozen=True)
+class Section:
+    """Images that are shown for one reason."""
+
+    title: str
+    cards: Sequence[Card]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Data URIs of the ``photo``, the ``mask`` and the ``overlay``, of the photo alone where
+    there is no mask, or none of them and why.
+    """
+
+    sources: Mapping[str, str]
+    problem: str | None = None
+
+
+def choose(
+    ask: Ask, run: Run, means: Mapping[SegClass, float], *, by_uncertainty: bool
+) -> Iterator[Section]:
+    """Typical images, those that the model was most and least sure of, and the extremes of the
+    classes that cover most. ``means`` are the mean coverages, the largest first.
+    """
+    squares = [f"pow({_share(c)} - {mean!r}, 2)" for c, mean in means.items()]
+    yield Section("Typical", _cards(ask, run, " + ".join(squares), NUM_TYPICAL))
+    if by_uncertainty:
+        for title, order, num in (
+            ("Least certain", "uncertainty DESC", NUM_UNCERTAIN),
+            ("Most certain", "uncertainty", NUM_CERTAIN),
+        ):
+            yield Section(
+                title, _cards(ask, run, order, num, why="uncertainty", value="uncertainty")
+            )
+    for c in [c for c, mean in means.items() if mean][:MAX_CLASSES]:
+        share = _share(c)
+        has = f"nullif({share}, 0)"
+        most = _cards(ask, run, f"{share} DESC", NUM_MOST, why=f"most {c.name}", value=has)
+        least = _cards(ask, run, share, 1, why=f"least {c.name}", value=has)
+        shown = {card.image_id for card in most}
+        cards = [*most, *(card for card in least if card.image_id not in shown)]
+        yield Section(f"{c.name}: most and least", cards)
+
+
+def draw(run: Run, images: Mapping[int, str]) -> dict[int, Pictures]:
+    """Small pictures of images of a run, given by ``image_id`` with their URIs.
+
+    Raises what :func:`~segbatch.review.pictures.look_up` raises.
+    """
+    drawn = {}
+    wanted = list(images.items())
+    for start in range(0, len(wanted), AT_ONCE):
+        part = wanted[start : start + AT_ONCE]
+        for (image_id, _), seen in zip(part, look_up(run, part, LONG_SIDE), strict=True):
+            if isinstance(seen, Picture):
+                drawn[image_id] = Pictures(_sources(seen, run))
+            else:
+                drawn[image_id] = Pictures({}, f"{seen.kind}: {seen.message}")
+    return drawn
+
+
+def _cards(
+    ask: Ask, run: Run, order: str, num: int, *, why: str = "", value: str = "NULL"
+) -> list[Card]:
+    """The first ``num`` images in an order of SQL, of those that have its ``value``."""
+    has_value = "" if value == "NULL" else f"AND ({value}) IS NOT NULL"
+    rows = ask(
+        f"SELECT image_id, uri, {value}, coverage FROM answer WHERE status = '{OK}' {has_value}"
+        f" ORDER BY {order}, image_id LIMIT {num}"
+    )
+    return [
+        Card(image_id, uri, why, shown, _shares(run, coverage))
+        for image_id, uri, shown, coverage in rows
+    ]
+
+
+def _share(c: SegClass) -> str:
+    return f"coverage.{quoted_name(c.field)}"
+
+
+def _shares(run: Run, coverage: Mapping[str, float]) -> list[tuple[SegClass, float]]:
+    shares = [(c, coverage[c.field] or 0.0) for c in run.classes]
+    largest = sorted(shares, key=lambda share: -share[1])[:MAX_SHARES]
+    return [(c, share) for c, share in largest if share >= SHOWN_SHARE]
+
+
+def _sources(picture: Picture, run: Run) -> dict[str, str]:
+    photo = {"photo": _jpeg(Image.fromarray(picture.photo))}
+    if (picture.label_map == IGNORE_INDEX).all():
+        return photo
+    mask = encode_mask(np.ascontiguousarray(picture.label_map), run.classes.palette)
+    over = overlay(picture.photo, picture.label_map, run.classes, OPACITY)
+    return photo | {"mask": _data_uri("png", mask), "overlay": _jpeg(over)}
+
+
+def _jpeg(picture: Image.Image) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=QUALITY, optimize=True)
+    return _data_uri("jpeg", buffer.getvalue())
+
+
+def _data_uri(kind: str, content: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

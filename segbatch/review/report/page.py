@@ -1,0 +1,320 @@
+"""Report: one page that shows a run: its facts, its distributions, and images to look at.
+
+Everything that is counted is counted by SQL where the rows are; what comes here is small, however
+many rows there are. The page is one file that asks for nothing: pictures are in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from difflib import get_close_matches
+from typing import Any, cast
+
+import duckdb
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+
+from segbatch import storage
+from segbatch.errors import Damaged, InputError, UnreadableMask
+from segbatch.masks.classes import SegClass
+from segbatch.results import cost
+from segbatch.results.database import quoted_name
+from segbatch.results.prices import Prices, read_prices
+from segbatch.results.query import unreadable
+from segbatch.results.runfolder import Run
+from segbatch.results.schema import FAILED, OK, RESERVED_COLUMNS
+from segbatch.review.report.comparison import Comparison, compare
+from segbatch.review.report.gallery import MAX_CLASSES, Pictures, Section, choose, draw
+from segbatch.review.report.numbers import Ask, Distribution, measure
+
+NUM_EXAMPLES = 3  # of each kind of failure
+NUM_GROUPS = 30
+GROUP_CLASSES = 8  # columns of the table of groups
+SOURCES = ("prefix", "glob", "manifest", "inventory", "video")
+
+
+@dataclass(frozen=True)
+class ClassFacts:
+    """What a run found of one class: in which share of the images, and its mean over all of them;
+    the distributions are over the images that have it.
+    """
+
+    seg_class: SegClass
+    num_images: int
+    mean: float
+    coverage: Distribution | None
+    confidence: Distribution | None
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Images by a column: ``rows`` are its value, images, failed ones, and mean coverages of
+    ``classes`` and means of ``formulas`` in one list; then what is not shown.
+    """
+
+    column: str
+    classes: Sequence[SegClass]
+    formulas: Sequence[str]
+    rows: Sequence[tuple[Any, int, int, Sequence[float | None]]]
+    more_classes: Sequence[str]
+    num_more: int
+    num_more_images: int
+
+
+def report(
+    run: Run,
+    path: str,
+    *,
+    by: str | None = None,
+    against: Run | None = None,
+    prices: str | None = None,
+) -> int:
+    """Write the page of a run, finished or not, to ``path``, any URI; its size in bytes.
+
+    ``by`` is a column of the user's, ``against`` a run over the same images, whose masks are all
+    compared, ``prices`` a table, any URI, that the cost is reckoned by. Images that cannot be
+    fetched any more, and damaged masks, are named in the page.
+
+    Raises :class:`~segbatch.errors.InputError` for a column that is not there, what
+    :meth:`Run.diff <segbatch.results.runfolder.Run.diff>` raises but for damage, and ``OSError`` if
+    storage fails.
+    """
+    table = read_prices(prices)
+    try:
+        page = _page(run, by, against, table).encode()
+    except duckdb.Error as error:
+        raise unreadable(error) from error
+    with storage.writing_output():
+        storage.write_bytes(path, page)
+    return len(page)
+
+
+def _page(run: Run, by: str | None, against: Run | None, prices: Prices) -> str:
+    images = run.sql("SELECT * FROM images")
+    nested = {
+        name: [field for field, _ in kind.children]
+        for name, kind in zip(images.columns, images.types, strict=True)
+        if name in ("confidence", "formulas")
+    }
+    column = None if by is None else _find_column(by, images.columns)
+
+    def ask(select: str) -> list[tuple[Any, ...]]:
+        return cast(duckdb.DuckDBPyRelation, images.query("answer", select)).fetchall()
+
+    [(num_ok, num_failed)] = ask(
+        f"SELECT count(*) FILTER (status = '{OK}'), count(*) FILTER (status = '{FAILED}')"
+        " FROM answer"
+    )
+    classes = _classes(ask, run, with_confidence="confidence" in nested) if num_ok else []
+    means = {facts.seg_class: facts.mean for facts in classes}
+    certain = "uncertainty" in images.columns
+    gallery = list(choose(ask, run, means, by_uncertainty=certain)) if num_ok else []
+    comparison, not_compared = None, None
+    if against is not None:
+        try:
+            comparison = compare(against, run)
+        except (Damaged, UnreadableMask) as error:
+            not_compared = str(error)
+    after, before = _pictures(run, gallery, comparison)
+    return _template().render(
+        run=run,
+        overview=_overview(run, prices),
+        total=run.info["manifest"]["rows"],
+        num_ok=num_ok,
+        num_failed=num_failed,
+        failures=_failures(ask),
+        classes=classes,
+        uncertainty=measure(ask, "uncertainty", 0.0, 1.0) if certain else None,
+        formulas=[
+            (name, _formula(run, name), measure(ask, f"formulas.{quoted_name(name)}"))
+            for name in nested.get("formulas", ())
+        ],
+        groups=None
+        if column is None
+        else _groups(ask, column, classes, nested.get("formulas", [])),
+        gallery=gallery,
+        without_extremes=[facts.seg_class.name for facts in classes[MAX_CLASSES:] if facts.mean],
+        against=against,
+        comparison=comparison,
+        not_compared=not_compared,
+        pictures=after,
+        pictures_before=before,
+        now=datetime.now(UTC),
+    )
+
+
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("segbatch.review.report", ""),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    environment.globals.update(
+        count=_count, percent=_percent, number=_number, points=_points, color=_color
+    )
+    return environment.get_template("report.html")
+
+
+def _percent(share: float | None) -> str:
+    """A share as people read it; one that is there but rounds to nothing is not 0%."""
+    if share is None:
+        return "–"
+    if share in (0, 1):
+        return f"{share:.0%}"
+    return "<0.1%" if share < 0.0005 else f"{share:.1%}"
+
+
+def _points(change: float | None) -> str:
+    """A change of a share, in percentage points."""
+    if change is None:
+        return "–"
+    return f"{100 * change:+.1f}" if abs(change) >= 0.0005 else "0"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:#.3g}".rstrip(".")
+
+
+def _count(num: int) -> str:
+    return f"{num:,}"
+
+
+def _color(seg_class: SegClass) -> str:
+    return f"#{bytes(seg_class.color).hex()}"
+
+
+# --------------------------------------------------------------------------------------- facts
+
+
+def _overview(run: Run, prices: Prices) -> dict[str, str]:
+    """What was run, from ``run.json``; what is not known is left out."""
+    info, starts = run.info, run.info.get("starts", [])
+    model = info["model"]
+    pace = info.get("images_per_second")
+    seconds = sum(start.get("wall_s", 0.0) for start in starts)
+    network = " · ".join(str(model[key]) for key in ("arch", "backbone") if key in model)
+    facts = {
+        "run": run.uri,
+        "model": f"{model['uri']} ({network})" if network else model["uri"],
+        "images": ", ".join(_sources(info["job"].get("images", []))),
+        "started": _time(info["created"]),
+        "ended": _time(info["finished"]) if "finished" in info else "",
+        "took": f"{_duration(seconds)}, {pace:,.3g} images per second" if pace else "",
+        **cost.facts(starts, prices, cost.find_stored(run)),
+        "why it ended early": info.get("reason") or "",
+    }
+    return {name: value for name, value in facts.items() if value}
+
+
+def _sources(images: Any) -> list[str]:
+    entries = images if isinstance(images, list) else [images]
+    return [
+        next((str(entry[key]) for key in SOURCES if key in entry), "")
+        if isinstance(entry, Mapping)
+        else str(entry)
+        for entry in entries
+    ]
+
+
+def _time(seconds: float) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _failures(ask: Ask) -> list[tuple[str, int, list[dict[str, str]]]]:
+    """Kind, number and some examples (``uri``, ``message``), the most frequent first."""
+    return ask(
+        "SELECT error, count(*), arg_min({uri: uri, message: message}, image_id,"
+        f" {NUM_EXAMPLES}) FROM answer WHERE status = '{FAILED}'"
+        " GROUP BY error ORDER BY count(*) DESC, error"
+    )
+
+
+def _classes(ask: Ask, run: Run, *, with_confidence: bool) -> list[ClassFacts]:
+    """The classes, those that cover most first."""
+    shares = [f"coverage.{quoted_name(c.field)}" for c in run.classes]
+    aggregates = (f"coalesce(avg({s}), 0), count(*) FILTER ({s} > 0)" for s in shares)
+    [row] = ask(f"SELECT {', '.join(aggregates)} FROM answer")
+    found = [
+        ClassFacts(
+            seg_class=c,
+            num_images=num,
+            mean=mean,
+            coverage=measure(ask, f"nullif({share}, 0)", 0.0) if num else None,
+            confidence=measure(ask, f"confidence.{quoted_name(c.field)}", 0.0, 1.0)
+            if num and with_confidence
+            else None,
+        )
+        for c, share, mean, num in zip(run.classes, shares, row[::2], row[1::2], strict=True)
+    ]
+    return sorted(found, key=lambda facts: -facts.mean)
+
+
+def _formula(run: Run, name: str) -> str:
+    formulas: Mapping[str, str] = run.info["job"].get("formulas", {})
+    return formulas.get(name, "")
+
+
+def _find_column(name: str, columns: Sequence[str]) -> str:
+    """The user's column of that name, in any case, as SQL takes it."""
+    own = {column.lower(): column for column in columns if column not in RESERVED_COLUMNS}
+    if name.lower() in own:
+        return own[name.lower()]
+    if not own:
+        raise InputError(f"--by {name}: the run has no columns of yours; they come from a manifest")
+    close = get_close_matches(name.lower(), own, n=1)
+    hint = f"did you mean {own[close[0]]}?" if close else f"there are {', '.join(own.values())}"
+    raise InputError(f"--by {name}: the run has no column {name} of yours; {hint}")
+
+
+def _groups(
+    ask: Ask, column: str, classes: Sequence[ClassFacts], formulas: Sequence[str]
+) -> Groups:
+    """The largest groups of images that share a value; means are over their ok images."""
+    shown = [facts for facts in classes if facts.num_images]
+    covering = [facts.seg_class for facts in shown[:GROUP_CLASSES]]
+    means = [f"coverage.{quoted_name(c.field)}" for c in covering]
+    means += [f"formulas.{quoted_name(name)}" for name in formulas]
+    group = quoted_name(column)
+    rows = ask(
+        f"SELECT {group}, count(*), count(*) FILTER (status = '{FAILED}'),"
+        f" [{', '.join(f'avg({mean})' for mean in means)}]::DOUBLE[]"
+        f" FROM answer GROUP BY {group} ORDER BY count(*) DESC, {group} LIMIT {NUM_GROUPS}"
+    )
+    [(num_groups, num_images)] = ask(
+        f"SELECT count(*), sum(n) FROM (SELECT count(*) AS n FROM answer GROUP BY {group})"
+    )
+    return Groups(
+        column=column,
+        classes=covering,
+        formulas=formulas,
+        rows=rows,
+        more_classes=[facts.seg_class.name for facts in shown[GROUP_CLASSES:]],
+        num_more=num_groups - len(rows),
+        num_more_images=(num_images or 0) - sum(row[1] for row in rows),
+    )
+
+
+# ------------------------------------------------------------------------------------- pictures
+
+
+def _pictures(
+    run: Run, gallery: Sequence[Section], comparison: Comparison | None
+) -> tuple[dict[int, Pictures], dict[int, Pictures]]:
+    """Pictures of this run's images and of the other's, by ``image_id``, each drawn once."""
+    after = {card.image_id: card.uri for section in gallery for card in section.cards}
+    if comparison is None:
+        return draw(run, after), {}
+    after |= {change.id_after: change.uri for change in comparison.changes}
+    before = {change.id_before: change.uri for change in comparison.changes}
+    return draw(run, after), draw(comparison.before, before)

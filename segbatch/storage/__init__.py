@@ -1,0 +1,62 @@
+"""Every byte that segbatch reads or writes: on local disk, in object storage, over HTTP."""
+
+from segbatch.storage.clients import delta_options, filesystem
+from segbatch.storage.failures import Unreadable, one_line
+from segbatch.storage.files import (
+    StoredFile,
+    arrow_filesystem,
+    delete,
+    exists,
+    list_files,
+    read_bytes,
+    read_input,
+    reading_input,
+    upload,
+    write_bytes,
+    writes_whole,
+    writing_output,
+)
+from segbatch.storage.reading import ReadLimits, read_many
+from segbatch.storage.uris import (
+    DELTA_SCHEMES,
+    HTTP_SCHEMES,
+    OBJECT_SCHEMES,
+    is_local,
+    join,
+    local_path,
+    name_of,
+    normalize,
+    scheme_of,
+    split_bucket,
+)
+
+__all__ = [
+    "DELTA_SCHEMES",
+    "HTTP_SCHEMES",
+    "OBJECT_SCHEMES",
+    "ReadLimits",
+    "StoredFile",
+    "Unreadable",
+    "arrow_filesystem",
+    "delete",
+    "delta_options",
+    "exists",
+    "filesystem",
+    "is_local",
+    "join",
+    "list_files",
+    "local_path",
+    "name_of",
+    "normalize",
+    "one_line",
+    "read_bytes",
+    "read_input",
+    "read_many",
+    "reading_input",
+    "scheme_of",
+    "split_bucket",
+    "upload",
+    "write_bytes",
+    "writes_whole",
+    "writing_output",
+]

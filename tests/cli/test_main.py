@@ -1,0 +1,204 @@
+"""The command line, in processes of its own."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import segbatch
+from tests.collection import jpeg
+from tests.conftest import S3, job
+from tests.drivers import cli
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    for seed in range(3):
+        (folder / f"{seed}.jpg").write_bytes(jpeg(seed))
+    return folder
+
+
+def refused(folder: Path, work: dict[str, Any], *words: str, **environment: str) -> None:
+    """``segbatch run`` says in one line what is wrong with ``work``, and starts nothing."""
+    file = folder / "job.yaml"
+    file.write_text(yaml.safe_dump(work))
+    result = cli("run", str(file), **environment)
+    assert result.returncode == 2, result.stderr
+    assert result.stdout == ""
+    said = result.stderr.splitlines()
+    assert said[-1].startswith("segbatch: "), result.stderr
+    assert "Traceback" not in result.stderr
+    assert sum(line.startswith("segbatch: ") for line in said) == 1
+    assert "images to do" not in result.stderr, "no worker was started"
+    for word in words:
+        assert word in said[-1], said[-1]
+
+
+def test_a_wrong_job_file_is_refused_by_file_key_and_suggestion(
+    tmp_path: Path, images: Path, model_uri: str
+) -> None:
+    work = job(f"{images}/", model_uri, str(tmp_path / "run"), predict={"batch_sise": 2})
+    refused(tmp_path, work, "job.yaml", "predict.batch_sise", "batch_size")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_job_file_is_refused(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "segbatch", "run", str(tmp_path / "none.yaml")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert result.stderr.startswith("segbatch: ")
+    assert "none.yaml" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_missing_bucket_is_refused(s3: S3, tmp_path: Path, model_uri: str) -> None:
+    work = job("s3://no-such-bucket/images/", model_uri, str(tmp_path / "run"))
+    refused(tmp_path, work, "s3://no-such-bucket/images")
+
+
+def test_an_empty_source_is_refused(tmp_path: Path, model_uri: str) -> None:
+    (tmp_path / "empty").mkdir()
+    work = job(f"{tmp_path}/empty/", model_uri, str(tmp_path / "run"))
+    refused(tmp_path, work, f"{tmp_path}/empty")
+
+
+def test_images_of_which_none_can_be_read_are_refused(
+    tmp_path: Path, images: Path, model_uri: str
+) -> None:
+    (tmp_path / "list.csv").write_text("uri\n/none/1.jpg\n/none/2.jpg\n")
+    work = job(f"{tmp_path}/list.csv", model_uri, str(tmp_path / "run"))
+    refused(tmp_path, work, "none of the first 2 images can be read", "/none/1.jpg")
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path: Path, images: Path, model_uri: str) -> None:
+    half = tmp_path / "half"
+    shutil.copytree(model_uri, half)
+    (half / "config.json").unlink()
+    refused(tmp_path, job(f"{images}/", str(half), str(tmp_path / "run")), "config.json")
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path: Path, images: Path, model_uri: str) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(model_uri, other)
+    text = (other / "config.json").read_text()
+    (other / "config.json").write_text(text.replace("mobilenet_v2", "resnet18"))
+    work = job(f"{images}/", str(other), str(tmp_path / "run"))
+    refused(tmp_path, work, "model.safetensors", "resnet18")
+
+
+def test_an_output_that_cannot_be_written_to_is_refused(
+    tmp_path: Path, images: Path, model_uri: str
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    refused(tmp_path, job(f"{images}/", model_uri, f"{tmp_path}/file/run"), "output", "file/run")
+
+
+def test_a_ray_address_that_answers_nothing_is_refused_in_reasonable_time(
+    tmp_path: Path, images: Path, model_uri: str
+) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+    file = tmp_path / "job.yaml"
+    file.write_text(yaml.safe_dump(job(f"{images}/", model_uri, str(tmp_path / "run"))))
+    result = cli("run", str(file), timeout=90, RAY_ADDRESS=address)
+    assert result.returncode == 2, result.stderr
+    assert f"RAY_ADDRESS={address}" in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "run" / "lease.json").exists()
+
+
+@pytest.mark.usefixtures("s3")
+@pytest.mark.long
+def test_a_storage_that_refuses_connections_is_no_endless_wait(
+    tmp_path: Path, model_uri: str
+) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{unused.getsockname()[1]}"
+    file = tmp_path / "job.yaml"
+    file.write_text(yaml.safe_dump(job("s3://bucket/images/", model_uri, "s3://bucket/run")))
+    result = cli("run", str(file), timeout=90, AWS_ENDPOINT_URL=endpoint)
+    assert result.returncode in (2, 3), result.stderr
+    assert result.stderr.splitlines()[-1].startswith("segbatch: ")
+    assert "Traceback" not in result.stderr
+
+
+def test_only_without_retry_failed_is_refused(tmp_path: Path) -> None:
+    work = tmp_path / "job.yaml"
+    work.write_text("kind: segment\nimages: photos/\nmodel: model\noutput: run\n")
+    result = cli("run", str(work), "--only", "timeout")
+    assert (result.returncode, result.stderr) == (2, "segbatch: --only goes with --retry-failed\n")
+
+
+def test_status_and_audit_of_what_is_no_run_are_refused(tmp_path: Path) -> None:
+    for command in ("status", "audit"):
+        result = cli(command, str(tmp_path))
+        assert result.returncode == 2
+        assert result.stderr == f"segbatch: {tmp_path}: no run here (no run.json in it)\n"
+
+
+def test_status_and_audit_say_in_json_what_is_on_storage(whole_run: Any) -> None:
+    import json
+
+    status = cli("status", whole_run.uri, "--format", "json")
+    assert json.loads(status.stdout)["failed"] == whole_run.info["counts"]["failed"]
+    audit = cli("audit", whole_run.uri, "--deep", "--format", "json")
+    assert audit.returncode == 0
+    assert json.loads(audit.stdout)["rows"] == 21
+
+
+# ----------------------------------------------------------------------------- what is loaded
+
+
+def loaded(*command: str) -> set[str]:
+    """The modules that Python holds after a command, of those that are heavy."""
+    program = (
+        "import sys, atexit;"
+        "atexit.register(lambda: print('\\n' + ' '.join(sys.modules), file=sys.stderr));"
+        + (
+            f"sys.argv = ['segbatch', *{list(command)!r}];"
+            "from segbatch.cli.main import main; main()"
+            if command
+            else "import segbatch"
+        )
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
+    return {"torch", "ray", "pandas"} & set(result.stderr.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize(
+    "command", [(), ("--help",), ("--version",), ("run", "--help")], ids=" ".join
+)
+def test_help_loads_neither_torch_nor_ray(command: tuple[str, ...]) -> None:
+    assert loaded(*command) == set()
+
+
+def test_query_and_status_load_neither_torch_nor_ray(whole_run: Any) -> None:
+    assert loaded("query", whole_run.uri, "SELECT count(*) FROM images") == set()
+    assert loaded("status", whole_run.uri) == set()
+
+
+def test_every_public_name_is_a_function_whatever_was_imported_before() -> None:
+    for name in segbatch._HOME:
+        assert callable(getattr(segbatch, name)), name
+        assert callable(getattr(segbatch, name)), f"{name}, the second time"
+    assert set(segbatch._HOME) == set(segbatch.__all__) - {"__version__"}
+    assert set(segbatch.__all__) <= set(dir(segbatch))
+    with pytest.raises(AttributeError):
+        _ = segbatch.no_such_name

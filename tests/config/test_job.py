@@ -1,0 +1,338 @@
+"""Job files: what they mean, and that a mistake is one line with file, line and key."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from segbatch.config.images import Glob, Manifest, Prefix
+from segbatch.config.job import SegmentJob, load_job
+from segbatch.errors import JobFileError
+from tests.conftest import ROOT
+
+MINIMAL = """\
+kind: segment
+images: s3://bucket/facades/
+model: s3://bucket/models/facades
+output: s3://bucket/runs/one
+"""
+
+
+@pytest.fixture
+def load(tmp_path: Path):
+    def load(text: str, *overrides: str, environment: dict[str, str] | None = None) -> SegmentJob:
+        path = tmp_path / "job.yaml"
+        path.write_text(text)
+        return load_job(str(path), overrides, environment or {})
+
+    return load
+
+
+@pytest.fixture
+def refusal(load):
+    def refusal(text: str, *overrides: str) -> str:
+        with pytest.raises(JobFileError) as caught:
+            load(text, *overrides)
+        assert caught.value.exit_code == 2
+        return str(caught.value)
+
+    return refusal
+
+
+def test_keys_left_out_have_the_documented_defaults(load) -> None:
+    job = load(MINIMAL)
+    assert job.predict.long_side == "auto"
+    assert job.predict.batch_size == 16
+    assert job.masks == "original"
+    assert job.stats == ["confidence"]
+    assert job.limits.max_failed_fraction == 0.01
+    assert job.limits.passes == 3
+    assert job.rows_per_file == "auto"
+
+
+@pytest.mark.parametrize(
+    ("images", "source"),
+    [
+        ("s3://b/x/", Prefix(prefix="s3://b/x/")),
+        ("s3://b/**/*.jpg", Glob(glob="s3://b/**/*.jpg")),
+        ("one.jpg", Glob(glob="one.jpg")),
+        ("s3://b/list.parquet", Manifest(manifest="s3://b/list.parquet")),
+        ("list.CSV", Manifest(manifest="list.CSV")),
+        ("{prefix: a, extensions: [png]}", Prefix(prefix="a", extensions=["png"])),
+        ("{manifest: t/, uri_column: path}", Manifest(manifest="t/", uri_column="path")),
+    ],
+)
+def test_images_are_named_short_or_spelled_out(load, images: str, source: object) -> None:
+    assert load(MINIMAL.replace("s3://bucket/facades/", images)).sources == [source]
+
+
+def test_a_list_of_sources_is_taken_in_order(load) -> None:
+    job = load(MINIMAL.replace("s3://bucket/facades/", "[a.csv, b/]"))
+    assert job.sources == [Manifest(manifest="a.csv"), Prefix(prefix="b/")]
+
+
+def test_numbers_are_what_people_mean(load) -> None:
+    text = MINIMAL + "limits: {max_failed_fraction: 1e-3, max_bytes: 10_000_000}\n"
+    job = load(text)
+    assert job.limits.max_failed_fraction == 0.001
+    assert job.limits.max_bytes == 10_000_000
+
+
+def test_variables_come_from_the_environment_of_the_command(load) -> None:
+    text = MINIMAL.replace("runs/one", "runs/${WEEK}")
+    assert load(text, environment={"WEEK": "47"}).output == "s3://bucket/runs/47"
+
+
+def test_set_overrides_any_key(load) -> None:
+    job = load(MINIMAL, "predict.batch_size=64", "predict.tile={size: 512}", "masks=none")
+    assert job.predict.batch_size == 64
+    assert job.predict.tile is not None
+    assert job.predict.tile.overlap == 128
+    assert job.masks == "none"
+
+
+@pytest.mark.parametrize(
+    ("addition", "expected"),
+    [
+        ("predict: {batch_sise: 3}", "job.yaml:5: predict.batch_sise: unknown key; did you mean"),
+        ("predcit: {}", "job.yaml:5: predcit: unknown key; did you mean predict?"),
+        ("output: twice", "job.yaml:5: output: stands twice"),
+        ("stats: [confidence, foo]", "job.yaml:5: stats[1]: should be 'confidence', 'components'"),
+        ("formulas: {on: window}", "formulas.on: YAML takes this for true or false; quote it"),
+        ("formulas: {a: on}", "formulas.a: YAML takes on for true; quote it: 'on'"),
+        ("predict: {batch_size: '16'}", "predict.batch_size: should be a valid integer, not '16'"),
+        ("predict: {long_side: wide}", "predict.long_side: must be auto or null or a whole number"),
+        ("resources: {workers: [3, 1]}", "resources.workers: must be auto or a number of workers"),
+        ("rows_per_file: 501", "rows_per_file: must be auto or a number from 1 to 500, not 501"),
+        ("predict: {tile: {size: 512}, long_side: 9}", "tile and long_side exclude each other"),
+        ("aws_secret_access_key: abc", "credentials do not belong in a job file"),
+        ("limits: {max_failed_fraction: 2}", "should be less than or equal to 1, not 2"),
+        ("limits: [1", "not valid YAML"),
+    ],
+)
+def test_a_mistake_is_named_with_file_line_and_key(refusal, addition: str, expected: str) -> None:
+    message = refusal(MINIMAL + addition + "\n")
+    assert expected in message
+    assert message.count("\n") == 0
+
+
+def test_every_missing_key_is_named(refusal) -> None:
+    lines = refusal("kind: segment\n").splitlines()
+    assert [line.split(": ")[1] for line in lines] == ["images", "model", "output"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("kind: segmnet\n", "kind: 'segmnet' is unknown; this version knows segment"),
+        ("model: x\n", "kind: is missing"),
+        ("- a list\n", "it should begin with 'kind: segment'"),
+        ("a: &x [1]\nb: *x\n", "job.yaml:2: *x: write the value out instead"),
+    ],
+)
+def test_what_is_no_job_file_is_refused(refusal, text: str, expected: str) -> None:
+    assert expected in refusal(text)
+
+
+def test_a_yaml_bomb_is_refused_without_growing(refusal) -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
+    assert "write the value out" in refusal("\n".join(lines))
+
+
+@pytest.mark.parametrize(
+    ("addition", "expected"),
+    [
+        ("predict: !!python/object/apply:os.system ['touch ran']", "predict: should be a valid"),
+        ("formulas: {a: !!python/name:os.system x}", "could not determine a constructor"),
+        ("limits: {passes: !!int x}", "limits.passes: 'x' is no int"),
+        ("predict: {flip: !!bool maybe}", "predict.flip: 'maybe' is no bool"),
+        ("limits: {timeout_s: !!timestamp x}", "limits.timeout_s: 'x' is no timestamp"),
+        ("formulas: {a: 2026-13-45}", "formulas.a: '2026-13-45' is no timestamp"),
+        ("formulas: {a: 2026-11-21}", "YAML takes 2026-11-21 for a date; quote it: '2026-11-21'"),
+        (f"limits: {{passes: {'9' * 5000}}}", "is no int"),
+        (f"limits: {{passes: {'1:' * 300}1}}", "limits.passes: this number is too large"),
+        ("limits: {timeout_s: .inf}", "limits.timeout_s: should be less than or equal to 86400"),
+        ("limits: {retries: 99999999}", "limits.retries: should be less than or equal to 1000"),
+        ("predict: {batch_size: 99999999999}", "should be less than or equal to 2147483647"),
+        ('formulas: {a: "\\0"}', "formulas.a: holds a control character"),
+        ('formulas: {"\\ud800": window}', "formulas: a key holds a control character"),
+        ("formulas: {a: \0}", "not valid YAML: unacceptable character"),
+    ],
+)  # fmt: skip
+def test_hostile_values_are_refused_in_one_line(refusal, addition: str, expected: str) -> None:
+    message = refusal(MINIMAL + addition + "\n")
+    assert expected in message
+    assert "\n" not in message
+    assert len(message) < 1000
+
+
+def test_mistakes_without_end_are_counted_and_not_all_listed(refusal) -> None:
+    lines = refusal(MINIMAL + "".join(f"key{n}: 1\n" for n in range(1000))).splitlines()
+    assert len(lines) == 21
+    assert lines[-1] == "and 980 more"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (MINIMAL.encode("utf-16"), "not a text file in UTF-8"),
+        (b"#" * 100_000_000, "100,000,000 bytes is no job file"),
+        (b"", "it should begin with 'kind: segment'"),
+    ],
+)
+def test_what_is_no_text_of_a_sensible_length_is_refused(
+    tmp_path: Path, content: bytes, expected: str
+) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_bytes(content)
+    with pytest.raises(JobFileError, match=expected):
+        load_job(str(path))
+
+
+def test_a_folder_is_no_job_file(tmp_path: Path) -> None:
+    with pytest.raises(JobFileError, match="is a folder"):
+        load_job(str(tmp_path))
+
+
+def test_deep_nesting_is_refused(refusal) -> None:
+    assert "nested too deeply" in refusal("kind: " + "[" * 5000 + "]" * 5000)
+
+
+def test_credentials_in_a_uri_are_refused_and_not_repeated(refusal) -> None:
+    message = refusal(MINIMAL.replace("s3://bucket/models", "s3://me:hunter2@bucket/models"))
+    assert "credentials belong in the environment" in message
+    assert "hunter2" not in message
+
+
+@pytest.mark.parametrize(
+    "images",
+    ["s3://me:hunter2@bucket/x/", "{manifest: 's3://me:hunter2@bucket/x.csv'}", "['a/', 's3://me:hunter2@b/']"],
+)  # fmt: skip
+def test_credentials_in_a_source_of_images_are_refused_and_not_repeated(
+    refusal, images: str
+) -> None:
+    message = refusal(MINIMAL.replace("s3://bucket/facades/", images))
+    assert "credentials belong in the environment" in message
+    assert "hunter2" not in message
+
+
+def test_an_output_that_cannot_hold_a_run_is_refused(refusal) -> None:
+    message = refusal(MINIMAL.replace("s3://bucket/runs", "https://bucket/runs"))
+    assert "https:// cannot hold a run" in message
+
+
+@pytest.mark.parametrize(
+    ("output", "expected"),
+    [
+        ("file://bucket/runs", "did you mean s3://bucket/runs or file:///bucket/runs?"),
+        ("s3:/bucket/runs", "did you mean s3://bucket/runs?"),
+        ("s3//bucket/runs", "did you mean s3://bucket/runs?"),
+        ("s3:///bucket/runs", "did you mean s3://bucket/runs?"),
+        ("S3://bucket/runs", "did you mean s3://bucket/runs?"),
+        ("file:/tmp/runs", "did you mean file:///tmp/runs?"),
+        ("s3://", "names no bucket"),
+        ("' s3://bucket/runs'", "spaces around it"),
+        ('"s3://bucket/a\\nb"', "control characters"),
+        ("s3://bucket/a?versionId=1", "holds ?"),
+        ("'s3://bucket/a#1'", "holds #"),
+        ("s3://bucket/a%2Fb", "holds %"),
+        ("runs/*", "holds *"),
+        ("s3://bucket/a/../b", "a part that is empty, . or .."),
+        ("s3://bucket/a//b", "a part that is empty, . or .."),
+        ("s3://bucket/models/facades/", "lies in the model, s3://bucket/models/facades"),
+        ("s3://bucket/models/facades/run", "lies in the model"),
+    ],
+)
+def test_an_output_that_was_not_meant_is_refused(refusal, output: str, expected: str) -> None:
+    message = refusal(MINIMAL.replace("s3://bucket/runs/one", output))
+    assert ":4: output: " in message
+    assert expected in message
+
+
+def test_an_output_among_the_files_of_a_manifest_is_refused(refusal) -> None:
+    text = MINIMAL.replace("s3://bucket/facades/", "{manifest: table/}")
+    assert "output: lies in the manifest, table/" in refusal(
+        text.replace("s3://bucket/runs", "table")
+    )
+
+
+def test_an_output_of_a_training_is_not_its_dataset_nor_the_model_that_it_goes_on_from(
+    refusal,
+) -> None:
+    text = "kind: finetune\ndataset: labels\nmodel: {from: ./model}\noutput: "
+    assert "lies in the dataset, labels" in refusal(text + "labels/run")
+    assert "lies in the model, ./model" in refusal(text + "runs/../model")
+    assert "lies in the model" in refusal(
+        "kind: evaluate\ndataset: labels\nmodel: model\noutput: model/metrics"
+    )
+
+
+@pytest.mark.parametrize(
+    "output",
+    ["s3://bucket/facades", "s3://bucket", "file:///tmp/runs", "~/runs", "s3/runs", "../run 1/é"],
+)
+def test_an_output_may_be_the_prefix_of_the_images_or_any_folder(load, output: str) -> None:
+    assert load(MINIMAL.replace("s3://bucket/runs/one", output)).output == output
+
+
+def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(JobFileError, match="no such job file"):
+        load_job(str(tmp_path / "none.yaml"))
+
+
+def test_a_mapping_and_a_job_are_taken_as_they_are() -> None:
+    mapping = {"kind": "segment", "images": "a", "model": "b", "output": "c"}
+    job = load_job(mapping)
+    assert load_job(job) is job
+    assert job.output == "c"
+
+
+JOBS = [path.read_text() for path in sorted(ROOT.glob("jobs/*.yaml"))]
+TOKENS = [
+    "{", "}", "[", "]", ": ", "- ", "&a ", "*a", "!!int ", "!!timestamp ", "!!python/name:os.x ",
+    "!!binary ", "|", ">", "'", '"', "#", "\n", "\t", " ", ",", "? ", "<<: ", "=", "~", "null",
+    "on", ".inf", ".nan", "1e400", "9" * 20, "2026-13-21", "12:30:45", "0x", "${A}", "${", "\0",
+    "\\ud800", "\u2028", "s3://", "file://b", "@", "%", "---", "...", "kind", "images", "predict",
+    "[" * 300,
+]  # fmt: skip
+
+
+@st.composite
+def damaged_jobs(draw: st.DrawFn) -> str:
+    text = draw(st.sampled_from(JOBS))
+    for _ in range(draw(st.integers(1, 6))):
+        start = draw(st.integers(0, len(text)))
+        end = start + draw(st.sampled_from([0, 0, 1, 5, 20]))
+        text = text[:start] + draw(st.sampled_from(["", *TOKENS])) + text[end:]
+    return text
+
+
+@settings(deadline=None, max_examples=150, derandomize=True)
+@given(
+    st.one_of(damaged_jobs(), st.text(st.sampled_from("ab:-{}[]'\"&*!|>#%@ \n\t0"), max_size=60))
+)
+@example("limits: !!int x")
+@example("predict: {flip: !!bool maybe}")
+@example("a: !!timestamp b")
+@example("a: 2026-13-45")
+@example(f"a: 0x{'f' * 5000}")
+@example("a: " + "{b: " * 500)
+@example('a: "\\ud800"')
+def test_any_text_is_a_job_or_refused(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    path = tmp_path_factory.getbasetemp() / "fuzzed.yaml"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    with suppress(JobFileError):
+        load_job(str(path), environment={"BUCKET": "b"})
+
+
+def test_identity_holds_what_the_results_depend_on_and_nothing_else() -> None:
+    mapping = {"kind": "segment", "images": "a", "model": "b", "output": "c"}
+    assert set(load_job(mapping).identity()) == {
+        "images", "model", "predict.long_side", "predict.tile", "predict.flip", "predict.scales",
+        "predict.decode", "predict.precision", "masks", "stats", "formulas",
+    }  # fmt: skip

@@ -1,0 +1,52 @@
+"""The documents say what the code does."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from segbatch.config.job import load_job
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_page_of_job_files_is_generated_from_the_code() -> None:
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    assert (ROOT / "docs" / "job-file.md").read_text() == generate.page(), "run scripts/docs"
+
+
+@pytest.mark.parametrize("job", sorted((ROOT / "jobs").glob("*.yaml")), ids=lambda p: p.name)
+def test_every_job_to_copy_is_valid(job: Path) -> None:
+    assert load_job(str(job), environment={"BUCKET": "bucket"}).kind
+
+
+def test_every_link_between_documents_leads_somewhere() -> None:
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_module_is_in_the_file_tree_of_the_readme() -> None:
+    tree = (ROOT / "README.md").read_text().split("## The code")[1]
+    for module in (ROOT / "segbatch").rglob("*.py"):
+        if module.parent.name == "demo" or module.name.startswith("__"):
+            continue
+        assert re.search(rf"\b{module.stem}\b", tree), f"{module.name} is not in the README"
+
+
+def test_every_promise_names_a_test_that_is_there() -> None:
+    page = (ROOT / "docs" / "guarantees.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| ") and "shown by" not in line]
+    assert rows
+    for row in rows:
+        shown = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", row.split("|")[3])
+        assert shown, row
+        for file, test in shown:
+            assert f"def {test or 'test_'}" in (ROOT / file).read_text(), (file, test)

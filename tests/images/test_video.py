@@ -1,0 +1,232 @@
+"""Videos as images of a run: a row per frame, each read from its video."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pyarrow as pa
+import pytest
+from av.audio.stream import AudioStream
+
+from segbatch import storage
+from segbatch.config.images import Glob, Video, source_of
+from segbatch.images import manifest
+from segbatch.images.decode import decode
+from segbatch.images.faults import HEAD_BYTES, is_video
+from segbatch.images.fetch import fetch
+from segbatch.images.frames import times_of
+from segbatch.results.schema import RESERVED_COLUMNS
+from tests.collection import jpeg
+from tests.conftest import S3
+from tests.films import ODD_TIMES, STEADY, film
+
+LIMITS = storage.ReadLimits()
+
+
+def rows(tmp_path: Path, *sources: Any) -> pa.Table:
+    """The frozen manifest of ``sources``."""
+    frozen = manifest.freeze(
+        [source_of(source) for source in sources],
+        str(tmp_path / "run" / "manifest"),
+        reserved=RESERVED_COLUMNS,
+        leave_out=str(tmp_path / "run"),
+    )
+    [file] = frozen.files
+    return manifest.read(str(tmp_path / "run" / "manifest"), file)
+
+
+def pictures(table: pa.Table) -> list[np.ndarray[Any, Any]]:
+    fetched = fetch(table, LIMITS)
+    decoded = decode(fetched, max_pixels=10**6, long_side=None, budget_bytes=10**8).to_pylist()
+    return [
+        np.frombuffer(row["pixels"], np.uint8).reshape(row["height"], row["width"], 3)
+        for row in decoded
+    ]
+
+
+def test_a_video_has_a_row_for_each_of_its_frames(tmp_path: Path) -> None:
+    film(tmp_path / "clip.mp4", ODD_TIMES)
+    table = rows(tmp_path, str(tmp_path / "clip.mp4"))
+    assert table["frame"].to_pylist() == list(range(len(ODD_TIMES)))
+    assert table["time_s"].to_pylist() == pytest.approx([time / 1000 for time in ODD_TIMES])
+    assert table["uri"][3].as_py() == f"{tmp_path}/clip.mp4#t=0.200"
+    assert table.schema.field("frame").type == pa.int64()
+    assert table.schema.field("time_s").type == pa.float64()
+
+
+@pytest.mark.parametrize("part", [slice(0, 12), slice(5, 9), slice(11, 12)])
+def test_each_row_gives_its_own_frame_wherever_a_block_begins(tmp_path: Path, part: slice) -> None:
+    shown = film(tmp_path / "clip.mp4", STEADY)[part]
+    table = rows(tmp_path, {"video": str(tmp_path / "clip.mp4")})
+    for ours, theirs in zip(pictures(table[part]), shown, strict=True):
+        assert np.abs(ours.astype(int) - theirs).mean() < 10
+
+
+def test_a_folder_of_videos_and_single_images_stand_side_by_side(tmp_path: Path) -> None:
+    (tmp_path / "drives").mkdir()
+    film(tmp_path / "drives" / "a.mkv", STEADY[:2], sound=None)
+    film(tmp_path / "drives" / "b.mp4", STEADY[:3], sound=None)
+    (tmp_path / "photo.png").write_bytes(b"")
+    table = rows(tmp_path, {"video": f"{tmp_path}/drives/"}, str(tmp_path / "photo.png"))
+    assert table["frame"].to_pylist() == [0, 1, 0, 1, 2, None]
+    assert len(pictures(table[:5])) == 5
+
+
+def test_a_manifest_of_videos_repeats_its_columns(tmp_path: Path) -> None:
+    film(tmp_path / "a.mp4", STEADY, sound=None)
+    (tmp_path / "drives.csv").write_text(f"uri,city\n{tmp_path}/a.mp4,Bern\n")
+    table = rows(tmp_path, Video(video=str(tmp_path / "drives.csv"), every=0.2))
+    assert table["frame"].to_pylist() == [0, 5, 10]
+    assert table["city"].to_pylist() == ["Bern"] * 3
+
+
+def test_images_alone_get_no_new_columns(tmp_path: Path) -> None:
+    (tmp_path / "photo.png").write_bytes(b"")
+    table = rows(tmp_path, str(tmp_path / "photo.png"))
+    assert table.column_names == ["image_id", "uri"]
+
+
+def test_a_video_that_cannot_be_read_has_one_row_that_says_why(tmp_path: Path) -> None:
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    table = rows(tmp_path, str(tmp_path / "broken.mp4"))
+    assert table["uri"].to_pylist() == [f"{tmp_path}/broken.mp4#t=0.000"]
+    assert table["frame"].to_pylist() == [None]
+    decoded = decode(fetch(table, LIMITS), max_pixels=10, long_side=None, budget_bytes=10)
+    assert decoded["error"].to_pylist() == ["undecodable"]
+    assert "no video" in decoded["message"][0].as_py()
+
+
+def test_a_video_with_nothing_but_sound_is_not_said_to_be_listed_wrongly(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "sound.mp4"), "w") as made:
+        tone = made.add_stream("aac", 48_000)
+        assert isinstance(tone, AudioStream)
+        samples = av.AudioFrame.from_ndarray(np.zeros((1, 9600), np.float32), "fltp", "mono")
+        samples.sample_rate = 48_000
+        made.mux(tone.encode(samples))
+        made.mux(tone.encode(None))
+    [row] = fetch(rows(tmp_path, str(tmp_path / "sound.mp4")), LIMITS).to_pylist()
+    assert row["error"] == "undecodable"
+    assert "only sound" in row["message"]
+
+
+@pytest.mark.parametrize("name", ["a.jpg#t=1.000", "a.mov", "a.ts", "a#t=1.jpg"])
+def test_a_photograph_may_be_called_like_a_video_or_a_frame(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(jpeg(1))
+    (tmp_path / "list.csv").write_text(f"uri\n{tmp_path}/{name}\n")
+    [picture] = pictures(rows(tmp_path, str(tmp_path / "list.csv")))
+    assert picture.ndim == 3
+
+
+def test_photographs_among_the_videos_of_a_glob_stay_photographs(tmp_path: Path) -> None:
+    (tmp_path / "card").mkdir()
+    (tmp_path / "card" / "a.jpg").write_bytes(jpeg(1))
+    film(tmp_path / "card" / "b.mp4", STEADY[:2], sound=None)
+    table = rows(tmp_path, {"video": f"{tmp_path}/card/*"})
+    assert table["frame"].to_pylist() == [None, 0, 1]
+    assert table["uri"][0].as_py() == f"{tmp_path}/card/a.jpg"
+    assert len(pictures(table)) == 3
+
+
+@pytest.mark.parametrize("every", [None, 5.0])
+def test_a_video_that_breaks_off_has_a_row_that_says_so(
+    tmp_path: Path, every: float | None
+) -> None:
+    film(tmp_path / "whole.mp4", range(0, 4000, 40), sound=None)
+    data = (tmp_path / "whole.mp4").read_bytes()
+    (tmp_path / "clip.mp4").write_bytes(data[: len(data) // 2])
+    table = rows(tmp_path, {"video": str(tmp_path / "clip.mp4"), "every": every})
+    assert 2 <= len(table) < 100
+    fetched = fetch(table, LIMITS).to_pylist()
+    assert fetched[0]["error"] is None
+    assert fetched[-1]["error"] == "truncated"
+    assert fetched[-1]["message"] == "the video breaks off before this frame"
+
+
+def test_a_block_opens_its_video_once_and_reads_it_in_few_requests(tmp_path: Path, s3: S3) -> None:
+    film(tmp_path / "clip.mp4", range(0, 4000, 40))
+    data = bytearray((tmp_path / "clip.mp4").read_bytes())
+    video = f"{s3.uri('films')}/clip.mp4"
+    storage.write_bytes(video, data)
+    table = rows(tmp_path, video)
+    data[len(data) // 2 : len(data) // 2 + 4000] = np.random.default_rng(0).bytes(4000)
+    for content in (bytes(data), data[: len(data) // 2]):  # damaged, cut off
+        storage.write_bytes(video, bytes(content))
+        s3.break_down()  # which counts requests anew
+        fetched = fetch(table[40:80], LIMITS)
+        assert 0 < fetched["error"].null_count <= 40
+        assert sum(s3.requests("HEAD", "clip.mp4").values()) == 1, "it asks for its size each time"
+        assert sum(s3.requests("GET", "clip.mp4").values()) < 10
+
+
+def test_sound_that_goes_on_after_the_picture_is_no_break(tmp_path: Path) -> None:
+    film(tmp_path / "clip.mp4", [*STEADY, 9000])  # and the sound with it
+    assert times_of(str(tmp_path / "clip.mp4"))[1] is None
+
+
+@pytest.mark.parametrize("name", ["clip", "CLIP.MTS", "clip.bin"])
+@pytest.mark.parametrize("place", ["here", "s3"])
+def test_a_video_may_have_any_name(tmp_path: Path, s3: S3, name: str, place: str) -> None:
+    film(tmp_path / "made.ts", STEADY[:2], sound=None)
+    data = (tmp_path / "made.ts").read_bytes()
+    video = f"{s3.uri('films') if place == 's3' else tmp_path}/{name}"
+    storage.write_bytes(video, data)
+    for source in (video, video[:-1] + "*"):
+        table = rows(tmp_path, {"video": source})
+        assert table["frame"].to_pylist() == [0, 1]
+        assert len(pictures(table)) == 2
+    (tmp_path / "list.csv").write_text(f"uri\n{video}\n")
+    assert len(rows(tmp_path, {"video": str(tmp_path / "list.csv")})) == 2
+
+
+def test_an_address_with_a_signature_is_the_video_that_it_names() -> None:
+    assert source_of("https://host/clip.AVI?sig=a.jpg") == Video(
+        video="https://host/clip.AVI?sig=a.jpg"
+    )
+    assert source_of("https://host/photo.jpg?sig=a.avi") == Glob(
+        glob="https://host/photo.jpg?sig=a.avi"
+    )
+
+
+def test_a_video_among_photographs_is_a_failed_row_that_says_what_to_write(
+    tmp_path: Path,
+) -> None:
+    film(tmp_path / "clip.mp4", STEADY[:2], sound=None)
+    film(tmp_path / "other.ts", STEADY[:8], sound=None)
+    (tmp_path / "clip").write_bytes((tmp_path / "other.ts").read_bytes())
+    (tmp_path / "list.csv").write_text(f"uri\n{tmp_path}/clip.mp4\n{tmp_path}/clip\n")
+    fetched = fetch(rows(tmp_path, str(tmp_path / "list.csv")), LIMITS)
+    decoded = decode(fetched, max_pixels=10, long_side=None, budget_bytes=10).to_pylist()
+    for row in decoded:
+        assert row["error"] == "unsupported"
+        assert "images: {video: …}" in row["message"]
+
+
+def test_a_video_among_photographs_is_read_no_further_than_photographs_are(tmp_path: Path) -> None:
+    film(tmp_path / "clip.mp4", STEADY, sound=None)
+    table = pa.table({"uri": [f"{tmp_path}/clip.mp4"]})
+    assert fetch(table, storage.ReadLimits(max_bytes=1000))["error"].to_pylist() == ["too_large"]
+
+
+@pytest.mark.parametrize(
+    "extension", ["mp4", "mov", "mkv", "avi", "ts", "m2ts", "wmv", "flv", "f4v", "3gp"]
+)
+def test_a_video_is_known_by_its_beginning(tmp_path: Path, extension: str) -> None:
+    film(tmp_path / f"clip.{extension}", STEADY[:2], sound=None)
+    assert is_video((tmp_path / f"clip.{extension}").read_bytes()[:HEAD_BYTES])
+
+
+def test_a_frame_that_cannot_be_decoded_is_a_failed_row(tmp_path: Path) -> None:
+    film(tmp_path / "clip.mp4", range(0, 800, 40), sound=None)
+    table = rows(tmp_path, str(tmp_path / "clip.mp4"))
+    data = (tmp_path / "clip.mp4").read_bytes()
+    middle = len(data) // 2
+    noise = np.random.default_rng(0).bytes(4000)
+    (tmp_path / "clip.mp4").write_bytes(data[:middle] + noise + data[middle + 4000 :])
+    errors = fetch(table, LIMITS)["error"].to_pylist()
+    assert set(errors) == {None, "undecodable"}
+    assert errors[0] is None
+    (tmp_path / "clip.mp4").unlink()
+    assert set(fetch(table, LIMITS)["error"].to_pylist()) == {"not_found"}

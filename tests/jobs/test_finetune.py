@@ -1,0 +1,272 @@
+"""Fine-tuning end to end: real workers on a real Ray, on facades that are rendered here."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import segbatch
+from segbatch import storage
+from segbatch.demo.facades.facades import render_facade
+from segbatch.errors import InputError, JobFailed, RunError, SourceError
+from segbatch.jobs.finetune import finetune
+from segbatch.labels.dataset import Dataset, write_shard
+from segbatch.training.journal import read_journal
+from tests.conftest import S3
+from tests.drivers import driver, exit_code, wait_until, workers_named
+from tests.labelled import labelled_dataset
+from tests.nodes import another_node
+
+NETWORK = {
+    "arch": "deeplabv3plus",
+    "backbone": "tu-test_resnet",
+    "output_stride": 8,
+    "backbone_weights": None,
+}
+
+
+@pytest.fixture(scope="session")
+def labels(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """90 facades to train on and 11 to measure with: no multiple of anything."""
+    uri = str(tmp_path_factory.mktemp("labels") / "facades")
+    return labelled_dataset(uri, train=90, val=11, long_side=160)
+
+
+def training(dataset: Dataset, output: str, *, workers: Any = 1, **train: Any) -> dict[str, Any]:
+    """A fine-tune job of a few seconds."""
+    recipe = {
+        "epochs": 3,
+        "batch_size": 8,
+        "long_side": 160,
+        "crop": 96,
+        "augment": {"scale_range": [0.8, 1.25]},
+    }
+    return {
+        "kind": "finetune",
+        "dataset": dataset.uri,
+        "model": NETWORK,
+        "output": output,
+        "train": recipe | train,
+        "resources": {"workers": workers},
+        "track": [],
+    }
+
+
+def weights(output: str) -> bytes:
+    return storage.read_bytes(storage.join(output, "model.safetensors"))
+
+
+def run_json(output: str) -> dict[str, Any]:
+    info: dict[str, Any] = json.loads(storage.read_bytes(storage.join(output, "run.json")))
+    return info
+
+
+def journal(output: str) -> list[dict[str, Any]]:
+    return read_journal(storage.join(output, "training"))
+
+
+def steps_done(output: str) -> list[int]:
+    return [line["step"] for line in journal(output) if line["kind"] == "step"]
+
+
+def training_workers(s3: S3) -> list[int]:
+    """Process ids of the workers that train."""
+    return workers_named("RayTrainWorker", s3.url)
+
+
+# ------------------------------------------------------------------------------------ what it does
+
+
+@pytest.fixture(scope="session")
+def trained(ray_address: str, labels: Dataset, s3: S3) -> str:
+    """A model that two workers trained into a bucket. To be looked at, not changed."""
+    output = s3.uri("model")
+    work = training(labels, output, workers=2, epochs=12, optimizer={"lr": 0.02})
+    finetune(work | {"track": ["tensorboard"]})
+    return output
+
+
+def test_two_workers_learn_what_a_facade_is(trained: str) -> None:
+    metrics = run_json(trained)["metrics"]
+    assert metrics["miou"] > 0.4
+    assert metrics["iou"]["sky"] > 0.6
+
+
+def test_a_model_says_what_it_is_and_predicts_as_it_was_measured(
+    trained: str, labels: Dataset
+) -> None:
+    from segbatch.labels.samples import Sample
+    from segbatch.training.examples import measure
+    from segbatch.training.metrics import ConfusionMatrix
+
+    model = segbatch.load_model(trained)
+    assert model.long_side == 160
+    assert model.classes == labels.classes
+    confusion = ConfusionMatrix(len(labels.classes))
+    for table in labels.tables("val"):
+        rows = table.to_pylist()
+        samples = (
+            Sample(row["image_id"], row["uri"], row["image"]["bytes"], row["mask"]["bytes"])
+            for row in rows
+        )
+        measure(model, samples, confusion)
+    assert confusion.miou() == pytest.approx(model.config.metrics["miou"], abs=1e-4)
+    card = storage.read_bytes(storage.join(trained, "README.md")).decode()
+    assert labels.fingerprint in card
+    assert "head_lr_factor" in card
+
+
+def test_a_training_leaves_its_curves_its_journal_and_its_events(trained: str) -> None:
+    lines = journal(trained)
+    epochs = [line for line in lines if line["kind"] == "epoch"]
+    assert [line["epoch"] for line in epochs] == list(range(1, 13))
+    assert steps_done(trained) == list(range(1, 136))  # 12 × 90 images in steps of 8
+    files = [file.uri for file in storage.list_files(f"{trained}/training")]
+    assert sum("events.out.tfevents" in file for file in files) == 1
+    assert sum(file.endswith("state.pt") for file in files) <= 3  # the best two, and the last
+    picture = storage.read_bytes(f"{trained}/training/curves.png")
+    assert picture.startswith(b"\x89PNG")
+    assert run_json(trained)["metrics"]["miou"] == max(line["miou"] for line in epochs)
+
+
+def test_the_segment_job_takes_the_model_as_it_is(
+    trained: str, ray_address: str, tmp_path: Path
+) -> None:
+    scene = render_facade(1000, 320)
+    (tmp_path / "images").mkdir()
+    Image.fromarray(scene.image).save(tmp_path / "images" / "one.jpg")
+    run = segbatch.segment(
+        {
+            "kind": "segment",
+            "images": f"{tmp_path}/images/",
+            "model": trained,
+            "output": str(tmp_path / "run"),
+        }
+    )
+    mask = run.mask(0)
+    assert mask is not None
+    assert (mask == scene.label_map).mean() > 0.5
+
+
+def test_a_finished_training_is_left_as_it_is(
+    trained: str, labels: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = training(labels, trained, workers=2, epochs=12, optimizer={"lr": 0.02})
+    before = weights(trained)
+    assert finetune(work)["status"] == "complete"
+    assert weights(trained) == before
+    with pytest.raises(RunError, match=r"train\.epochs was 12 and is 13 now.*choose a new output"):
+        finetune(training(labels, trained, workers=2, epochs=13, optimizer={"lr": 0.02}))
+
+
+# ------------------------------------------------------------------------------- what goes wrong
+
+
+@pytest.mark.long
+def test_a_training_that_is_stopped_and_killed_in_every_way_ends_as_an_unbroken_one(
+    ray_address: str, s3: S3, labels: Dataset, tmp_path: Path
+) -> None:
+    whole, broken = str(tmp_path / "whole"), str(tmp_path / "broken")
+    finetune(training(labels, whole))
+
+    work = training(labels, broken)
+    with driver(work, tmp_path, ray_address) as process:
+        wait_until(lambda: len(steps_done(broken)) > 0, process)  # the first epoch is saved
+        for pid in training_workers(s3):
+            os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: len(steps_done(broken)) > 13, process)  # so is the second
+        process.kill()
+        assert exit_code(process) == -signal.SIGKILL
+    wait_until(lambda: not training_workers(s3))
+    with driver(work, tmp_path, ray_address) as process:
+        wait_until(lambda: training_workers(s3), process)
+        os.kill(process.pid or 0, signal.SIGTERM)
+        assert exit_code(process) == 128 + signal.SIGTERM, (tmp_path / "stderr.txt").read_text()
+    assert run_json(broken)["status"] == "interrupted"
+    wait_until(lambda: not training_workers(s3))
+    assert finetune(work)["status"] == "complete"
+    assert weights(broken) == weights(whole)
+    timeless = [
+        [{k: v for k, v in line.items() if "seconds" not in k} for line in journal(output)]
+        for output in (whole, broken)
+    ]
+    assert timeless[0] == timeless[1]
+
+
+@pytest.mark.long
+def test_a_loss_that_is_no_number_ends_with_what_to_change(
+    ray_address: str, labels: Dataset, tmp_path: Path
+) -> None:
+    output = str(tmp_path / "model")
+    work = training(labels, output, optimizer={"lr": 1e12})
+    with pytest.raises(JobFailed, match=r"the loss is (nan|inf) at step \d+: lower train"):
+        finetune(work)
+    assert run_json(output)["status"] == "failed"
+
+
+@pytest.mark.long
+def test_training_goes_on_from_a_model_and_ends_when_nothing_gets_better(
+    trained: str, ray_address: str, labels: Dataset, tmp_path: Path
+) -> None:
+    output = str(tmp_path / "model")
+    work = training(labels, output, epochs=9, optimizer={"lr": 1e-12}, early_stopping=1)
+    finetune(work | {"model": {"from": trained}})
+    assert journal(output)[0]["loss"] < journal(trained)[0]["loss"]
+    epochs = [line for line in journal(output) if line["kind"] == "epoch"]
+    assert len(epochs) < 9
+
+
+def test_what_cannot_be_trained_is_said_before_a_worker_starts(
+    ray_address: str, labels: Dataset, tmp_path: Path
+) -> None:
+    output = str(tmp_path / "model")
+    with pytest.raises(InputError, match="batch norm has no variance of one: make it 4"):
+        finetune(training(labels, output, workers=2, batch_size=2))
+    with pytest.raises(InputError, match="2 weights for 6 classes"):
+        finetune(training(labels, output, loss={"class_weights": [1.0, 2.0]}))
+    with pytest.raises(SourceError, match="labels import"):
+        finetune(training(Dataset(str(tmp_path / "none"), labels.classes), output))
+    work = training(labels, output)
+    with pytest.raises(InputError, match=r"workers of 3 CPUs"):
+        finetune(work | {"resources": {"workers": 2, "cpus_per_worker": 3}})
+    assert not (tmp_path / "model" / "run.json").exists()  # the output is still free
+
+
+@pytest.mark.long
+def test_a_damaged_image_is_named(ray_address: str, labels: Dataset, tmp_path: Path) -> None:
+    copy = labelled_dataset(str(tmp_path / "labels"), train=8, val=2, long_side=96)
+    shard = copy.shards_of("train")[0]
+    rows = copy.read_shard(shard).to_pylist()
+    rows[1]["image"]["bytes"] = rows[1]["image"]["bytes"][:200]
+    bad = write_shard(copy.uri, "train", rows)
+    Dataset(copy.uri, copy.classes, [bad, *copy.shards_of("val")]).publish()
+    work = training(copy, str(tmp_path / "model"), batch_size=4, crop=64)
+    with pytest.raises(SourceError, match=r"image 1 of the dataset, file:///facades/1\.jpg"):
+        finetune(work | {"limits": {"max_failures": 0}})
+
+
+# ------------------------------------------------------------------------------ more than one node
+
+
+@pytest.mark.long
+def test_a_training_whose_node_is_lost_goes_on_when_there_is_another(
+    ray_address: str, s3: S3, labels: Dataset, tmp_path: Path
+) -> None:
+    output = str(tmp_path / "model")
+    work = training(labels, output, workers=2)
+    work["resources"]["cpus_per_worker"] = 3  # one on each node
+    with (
+        another_node(ray_address, num_cpus=3) as node,
+        driver(work, tmp_path, ray_address) as process,
+    ):
+        wait_until(lambda: len(steps_done(output)) > 0, process)
+        assert len(training_workers(s3)) == 2
+        os.kill(node, signal.SIGKILL)
+        with another_node(ray_address, num_cpus=3):
+            assert exit_code(process, 180) == 0, (tmp_path / "stderr.txt").read_text()
+    assert steps_done(output) == list(range(1, 35))  # 3 × 90 images in steps of 8
+    assert run_json(output)["status"] == "complete"

@@ -1,0 +1,46 @@
+"""What the first images say before a cluster is asked for anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from segbatch.config.job import SegmentJob, load_kind
+from segbatch.errors import SourceError
+from segbatch.images.frames import frame_uri
+from segbatch.jobs.preflight import Prepared, check_first_images, prepare
+from tests.collection import jpeg
+from tests.conftest import job
+from tests.films import STEADY, film
+
+
+@pytest.fixture(scope="module")
+def prepared(model_uri: str) -> Prepared:
+    return prepare(load_kind(job("/photos/", model_uri, "/run"), SegmentJob))
+
+
+def check(prepared: Prepared, *uris: str) -> None:
+    check_first_images(pa.table({"uri": list(uris)}), prepared)
+
+
+def test_a_torn_video_in_the_first_place_is_a_failed_row(
+    tmp_path: Path, prepared: Prepared
+) -> None:
+    film(tmp_path / "clip.mp4", range(0, 4000, 40), sound=None)
+    data = (tmp_path / "clip.mp4").read_bytes()
+    (tmp_path / "clip.mp4").write_bytes(data[: len(data) // 2])
+    check(prepared, *(frame_uri(f"{tmp_path}/clip.mp4", time) for time in (3.8, 3.84, 3.88)))
+
+
+def test_videos_in_the_place_of_images_are_refused(tmp_path: Path, prepared: Prepared) -> None:
+    film(tmp_path / "clip.mp4", STEADY, sound=None)
+    with pytest.raises(SourceError, match=r"a video: .*images: \{video: …\}"):
+        check(prepared, f"{tmp_path}/clip.mp4")
+
+
+def test_one_photograph_among_them_is_enough(tmp_path: Path, prepared: Prepared) -> None:
+    film(tmp_path / "clip.mp4", STEADY, sound=None)
+    (tmp_path / "photo.mov").write_bytes(jpeg(1))
+    check(prepared, f"{tmp_path}/clip.mp4", f"{tmp_path}/photo.mov")

@@ -1,0 +1,82 @@
+"""What a run took and cost, from its run.json alone."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from segbatch.results.cost import Stored, facts, find_stored
+from segbatch.results.prices import read_prices
+from tests.written_run import with_uris, write_run
+
+GPU_NODE = {"cpus": 16.0, "gpus": 1.0, "instance": "g6.4xlarge", "spot": True}
+HEAD = {"cpus": 0.0, "gpus": 0.0, "instance": "m6i.large", "spot": False}
+ALL, NOTHING = Stored(1.0, True), Stored(0.0, False)
+
+
+def start(*nodes: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {
+        "at": 0.0,
+        "device": "cuda",
+        "workers": "1 or more × 1 GPU",
+        "block_rows": 100,
+        "file_rows": 500,
+        "rows": 1_000_000,
+        "read_bytes": 200e9,
+        "written_bytes": 20e9,
+        "stage_s": {"fetch": 9000.0, "predict": 10_800.0, "wait": 3600.0},
+        "nodes": list(nodes),
+        **more,
+    }
+
+
+def test_machines_of_known_prices_give_an_estimate() -> None:
+    first = start({**GPU_NODE, "seconds": 7200}, {**HEAD, "seconds": 3600})
+    told = facts([first, start({**GPU_NODE, "seconds": 3600})], read_prices(None), ALL)
+    assert told["machines"] == "g6.4xlarge (spot): 3.0 hours; m6i.large: 1.0 hours"
+    assert told["workers"] == "1 or more × 1 GPU (cuda): 8.0 worker-hours, 75% of them predicting"
+    assert told["read and written"] == "400.0 GB of images, 40.0 GB of rows"
+    assert told["requests, about"] == "2,044,000 GET, 4,006 PUT"
+    nodes, others = 3 * 0.57 + 0.096, 2.044 * 0.40 + 0.004006 * 5
+    assert told["estimated cost"].startswith(
+        f"{nodes + others:.2f} USD: machines while they worked {nodes:.2f},"
+        f" requests and transfer {others:.2f} (list prices of aws us-east-1, "
+    )
+
+
+def test_money_is_not_guessed() -> None:
+    unknown = {"cpus": 4.0, "gpus": 0.0, "instance": None, "spot": None, "seconds": 90.0}
+    priced = {**HEAD, "seconds": 10}
+    told = facts([start(unknown, priced)], read_prices(None), ALL)
+    assert told["machines"] == "nodes of 4 CPUs: 1.5 minutes; m6i.large: 0.2 minutes"
+    assert told["estimated cost"] == ""
+    told = facts([start({**unknown, "instance": "n2-standard-4"}, priced)], read_prices(None), ALL)
+    assert told["estimated cost"] == "not known: no price of n2-standard-4"
+
+
+def test_only_object_storage_bills_requests_and_transfer() -> None:
+    prices = read_prices(None).model_copy(update={"transfer_gb": 0.01})
+    worked = [start({**HEAD, "seconds": 3600})]
+
+    def told(stored: Stored) -> tuple[str, str]:
+        found = facts(worked, prices, stored)
+        return found["requests, about"], found["estimated cost"].split("transfer ")[1][:4]
+
+    assert told(NOTHING) == ("", "0.00")
+    assert told(Stored(0.5, False)) == ("500,000 GET", "1.20")  # 0.20 of them, and 1.00 of 100 GB
+    assert told(Stored(0.0, True)) == ("22,000 GET, 2,003 PUT", "0.02")
+    assert told(ALL) == ("1,022,000 GET, 2,003 PUT", "2.42")
+
+
+def test_what_is_in_object_storage_is_told_by_the_uris(tmp_path: Path) -> None:
+    uris = ["s3://b/a.jpg", "gs://b/b#t=1.jpg", "/b/s3://c.jpg", "https://b/d.jpg",
+            "s3://b/e.mp4#t=0.040", "s3a://b/f.jpg", "az://b/g.jpg", "file:///b/h.jpg"]  # fmt: skip
+    run = write_run(str(tmp_path / "run"), num_ok=8, failed=(), finished=False)
+    assert find_stored(run) == Stored(1.0, False)
+    run.info["job"]["output"] = "s3://runs/it"  # of which this is a copy
+    assert find_stored(with_uris(run, uris.__getitem__)) == Stored(0.5, True)
+
+
+@pytest.mark.parametrize("starts", [[], [{"at": 0.0, "device": "cpu"}]])
+def test_what_an_early_run_does_not_say_is_left_out(starts: list[dict[str, Any]]) -> None:
+    assert not any(facts(starts, read_prices(None), ALL).values())

@@ -1,0 +1,232 @@
+"""What storage does to us, for real: a proxy in front of the S3 server breaks what passes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from segbatch import storage
+from segbatch.errors import Fenced
+from segbatch.jobs import passes
+from segbatch.jobs.segment import segment
+from segbatch.results.table import DataFile, Table
+from segbatch.storage import ReadLimits, Unreadable, clients
+from tests.collection import jpeg
+from tests.conftest import S3, job
+
+SLOW_DOWN = {"kind": "error", "status": 503, "code": "SlowDown"}
+INTERNAL = {"kind": "error", "status": 500, "code": "InternalError"}
+RESET = {"kind": "reset"}
+LOST = {"kind": "lost"}
+LOST_ERROR = {"kind": "lost_error", "status": 500, "code": "InternalError"}
+STALL = {"kind": "stall", "seconds": 1.0}
+STALL_BODY = {"kind": "stall_body", "seconds": 1.0}
+BODIES: list[dict[str, Any]] = [{"kind": kind} for kind in ("cut", "reset_body", "long", "short")]
+OF_READS = [SLOW_DOWN, INTERNAL, RESET, LOST, STALL, STALL_BODY, *BODIES]
+
+
+def limits(fault: dict[str, Any], retries: int) -> ReadLimits:
+    """A time-out that is short only where it is what is waited for."""
+    return ReadLimits(timeout_s=0.3 if fault["kind"].startswith("stall") else 30, retries=retries)
+
+
+def named(fault: dict[str, Any]) -> str:
+    return str(fault.get("code", fault["kind"]))
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process, not in Ray's workers."""
+    monkeypatch.setattr(clients, "BACKOFF_S", 0.01)
+    monkeypatch.setattr(clients, "MAX_BACKOFF_S", 0.1)
+
+
+@pytest.fixture(autouse=True)
+def heal(s3: S3) -> Iterator[None]:
+    yield
+    s3.break_down()
+
+
+@pytest.fixture(scope="module")
+def objects(s3: S3) -> dict[str, bytes]:
+    """Sixty objects of different sizes, each with a content of its own, by their URIs."""
+    root = s3.uri("objects")
+    contents = {f"{root}/{n:02d}.bin": hashlib.sha256(b"%d" % n).digest() * 40 * n
+                for n in range(60)}  # fmt: skip
+    for uri, data in contents.items():
+        s3.put(uri, data)
+    return contents
+
+
+# ----------------------------------------------------------------------------------------- reading
+
+
+@pytest.mark.parametrize("fault", OF_READS, ids=named)
+def test_what_passes_is_read_whole_and_asked_for_a_few_times(
+    s3: S3, objects: dict[str, bytes], fault: dict[str, Any]
+) -> None:
+    s3.break_down({"method": "GET", "rate": 0.3, "times": 4, **fault})
+    contents = storage.read_many(list(objects), limits(fault, retries=5))
+    assert contents == list(objects.values())
+    asked = s3.requests("GET", "objects/")
+    assert len(asked) == len(objects)
+    assert max(asked.values()) <= 5
+    assert len(objects) < sum(asked.values()) < 2 * len(objects)
+
+
+@pytest.mark.parametrize("fault", OF_READS, ids=named)
+def test_what_does_not_pass_is_given_up_after_as_many_tries_as_are_allowed(
+    s3: S3, objects: dict[str, bytes], fault: dict[str, Any]
+) -> None:
+    uris = list(objects)[1:9]
+    s3.break_down({"method": "GET", **fault})
+    contents = storage.read_many(uris, limits(fault, retries=2))
+    kind = "timeout" if fault["kind"].startswith("stall") else "unavailable"
+    assert [c.kind if isinstance(c, Unreadable) else c for c in contents] == [kind] * 8
+    assert set(s3.requests("GET", "objects/").values()) == {3}
+
+
+@pytest.mark.parametrize("fault", [SLOW_DOWN, RESET, STALL, BODIES[0], BODIES[2]], ids=named)
+def test_a_key_that_only_fsspec_takes_is_read_in_the_same_way(
+    s3: S3, fault: dict[str, Any]
+) -> None:
+    uri = s3.uri("odd") + "//a.bin"
+    s3.put(uri, b"content" * 1000)
+    s3.break_down({"method": "GET", "times": 2, **fault})
+    assert storage.read_many([uri], limits(fault, retries=3)) == [b"content" * 1000]
+    s3.break_down({"method": "GET", **fault})
+    [content] = storage.read_many([uri], limits(fault, retries=3))
+    assert isinstance(content, Unreadable)
+    # aiohttp repeats by itself what was reset on a connection that had been used before.
+    assert sum(s3.requests("GET", "odd/").values()) <= 2 * 4
+
+
+def test_an_object_that_takes_longer_than_the_limit_arrives_in_several_requests(s3: S3) -> None:
+    uri, data = s3.uri("large") + "/a.bin", bytes(range(256)) * 12_000
+    s3.put(uri, data)
+    # Of each answer half comes in time: 1.5 MB, then half of the rest.
+    s3.break_down({"method": "GET", "kind": "stall_body", "seconds": 1.0, "times": 2})
+    assert storage.read_many([uri], ReadLimits(timeout_s=0.5, retries=2)) == [data]
+    assert list(s3.requests("GET", "large/").values()) == [3]
+
+
+def test_a_bucket_whose_etags_are_no_checksums_costs_one_request_more(s3: S3) -> None:
+    root = s3.uri("opaque")
+    uris = [f"{root}/{number}" for number in range(5)]
+    for uri in uris:
+        s3.put(uri, b"content")
+    s3.break_down({"kind": "etag", "part": "opaque/"})
+    for uri in uris:
+        assert storage.read_many([uri], ReadLimits()) == [b"content"]
+    assert sum(s3.requests("GET", "opaque/").values()) == 5
+    assert sum(s3.requests("HEAD", "opaque/").values()) == 1
+
+
+# ------------------------------------------------------------------ writing, listing, small things
+
+
+@pytest.mark.parametrize("fault", [SLOW_DOWN, INTERNAL, RESET, LOST, LOST_ERROR], ids=named)
+def test_small_things_get_done(s3: S3, fault: dict[str, Any]) -> None:
+    """Each request is broken twice: of a listing, each page."""
+    root = s3.uri("small")
+    s3.break_down({"times": 2, "part": root.split("/")[2], **fault})
+    storage.write_bytes(f"{root}/a.bin", b"content")
+    assert storage.exists(f"{root}/a.bin")
+    assert not storage.exists(f"{root}/b.bin")
+    assert storage.read_bytes(f"{root}/a.bin") == b"content"
+    assert [file.size for file in storage.list_files(root)] == [7]
+    storage.delete([f"{root}/a.bin"])
+    assert list(storage.list_files(root)) == []
+    assert list(s3.requests("PUT", "small/").values()) == [3]
+
+
+@pytest.mark.parametrize("fault", [SLOW_DOWN, RESET, *BODIES[:2]], ids=named)
+def test_arrow_reads_ranges_of_what_breaks_off(s3: S3, fault: dict[str, Any]) -> None:
+    root = s3.uri("arrow")
+    table = pa.table({"image_id": range(5000), "uri": [f"{n}" * 9 for n in range(5000)]})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, row_group_size=500)
+    s3.put(f"{root}/a.parquet", sink.getvalue().to_pybytes())
+    filesystem, path = storage.arrow_filesystem(f"{root}/a.parquet")
+    s3.break_down({"method": "GET", "rate": 0.3, "part": "a.parquet", **fault})
+    read = pq.read_table(path, columns=["image_id"], filesystem=filesystem)
+    assert read == table.select(["image_id"])
+
+
+def test_a_storage_that_does_not_answer_is_not_taken_for_a_missing_file(
+    s3: S3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("segbatch.storage.arrow.RETRIES", 1)
+    uri = s3.uri("arrow") + "/a.parquet"
+    filesystem, path = storage.arrow_filesystem(uri)
+    with pytest.raises(FileNotFoundError):
+        filesystem.open_input_file(path)
+    s3.break_down({"part": "a.parquet", "status": 400, "code": "InternalError"})
+    with pytest.raises(OSError, match=r"a\.parquet") as caught:
+        filesystem.open_input_file(path)
+    assert not isinstance(caught.value, FileNotFoundError)
+
+
+# ------------------------------------------------------------------------------------- Delta's log
+
+
+def a_file(number: int) -> DataFile:
+    return DataFile(f"00000000-ok-{number}.parquet", 1, 1, number, number, "ok", "0" * 64)
+
+
+@pytest.mark.parametrize(
+    "fault", [SLOW_DOWN, RESET, LOST, LOST_ERROR, {"kind": "stall", "seconds": 2}], ids=named
+)
+def test_a_commit_is_made_once_whatever_becomes_of_its_answer(
+    s3: S3, fault: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clients, "TIMEOUT_S", 1)
+    uri = s3.uri("log")
+    table = Table.create(uri, pa.schema({"image_id": pa.int64(), "status": pa.string()}))
+    other = Table.open(uri)
+    assert other is not None
+    s3.break_down({"method": "PUT", "part": "0001.json", "times": 1, **fault})
+    for number in range(2):
+        table.commit([a_file(number)])
+    assert [file["first_id"] for file in table.files()] == [0, 1]
+    newest = Table.open(uri)
+    assert newest is not None
+    assert newest.files() == table.files()
+    with pytest.raises(Fenced):
+        other.commit([a_file(2)])
+
+
+# ----------------------------------------------------------------------------------- the whole job
+
+
+@pytest.mark.usefixtures("ray_address")
+def test_a_job_through_all_faults_at_once_loses_nothing(
+    s3: S3, model_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passes, "PAUSE_S", 0.01)
+    root = s3.uri("images")
+    for number in range(24):
+        s3.put(f"{root}/{number:02d}.jpg", jpeg(number, 64, 64))
+    faults = [SLOW_DOWN, INTERNAL, RESET, LOST, *BODIES]
+    s3.break_down(
+        {"part": "/07.jpg", "times": 1, "kind": "stall_body", "seconds": 6},
+        *({"part": ".jpg", "rate": 0.02, **fault} for fault in faults),
+        *({"part": ".parquet", "rate": 0.05, **fault} for fault in (RESET, LOST, LOST_ERROR)),
+        {"part": f"/{root.split('/')[2]}/", "rate": 0.02, **SLOW_DOWN},
+    )
+    keys = {"timeout_s": 5, "max_failed_fraction": 0.0}
+    run = segment(job(f"{root}/", model_uri, f"{root}/run", limits=keys, rows_per_file=8))
+    asked = s3.requests("GET", ".jpg")
+    s3.break_down()
+    assert run.info["counts"] == {"ok": 24, "failed": {}}
+    audit = run.audit(deep=True)
+    assert (audit.exit_code, audit.uncommitted) == (0, [])
+    assert len(asked) == 24
+    # Sixteen are read to see whether they can be, sixteen to measure, and then all are done.
+    assert max(asked.values()) <= 3 * (5 + 1)
+    assert sum(asked.values()) <= 2 * (16 + 16 + 24)
