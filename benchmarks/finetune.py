@@ -34,10 +34,9 @@ from segbatch.labels.samples import Samples
 from segbatch.masks import encode_mask
 from segbatch.model import zoo
 from segbatch.training.examples import example
-from segbatch.training.loader import PARTS_AHEAD, Batch, Loader
+from segbatch.training.loader import PARTS_AHEAD, Batch, Loader, Order
 from segbatch.training.loop import Training
 from segbatch.training.loss import Objective
-from segbatch.training.order import Order
 
 ROUND = 6  # steps that one of the two does before the other's turn
 WARM_UP = 2

@@ -10,7 +10,8 @@ from PIL import Image
 
 from segbatch.demo.facades.facades import CLASSES
 from segbatch.model import zoo
-from segbatch.model.bundle import ModelConfig, save_bundle
+from segbatch.model.bundle import save_bundle
+from segbatch.model.config import ModelConfig
 from segbatch.model.zoo import Network
 
 

@@ -44,7 +44,8 @@ from segbatch.demo.facades.facades import render_facade  # noqa: E402
 from segbatch.jobs.runtime.workers import cores  # noqa: E402
 from segbatch.masks.classes import Classes  # noqa: E402
 from segbatch.model import zoo  # noqa: E402
-from segbatch.model.bundle import ModelConfig, save_bundle  # noqa: E402
+from segbatch.model.bundle import save_bundle  # noqa: E402
+from segbatch.model.config import ModelConfig  # noqa: E402
 
 GOAL = 0.25
 CLASSES = Classes(["background", "wall", "window", "door", "roof"])

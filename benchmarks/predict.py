@@ -56,17 +56,10 @@ from benchmarks.networks import random_network  # noqa: E402
 from segbatch.demo.facades.facades import CLASSES  # noqa: E402
 from segbatch.jobs.runtime.workers import cores  # noqa: E402
 from segbatch.model import surfaces as reduction  # noqa: E402
-from segbatch.model.bundle import ModelConfig  # noqa: E402
-from segbatch.model.predict import DTYPES, Model, PredictOptions, resolve_device  # noqa: E402
-from segbatch.model.surfaces import (  # noqa: E402
-    STRIP_BYTES,
-    Size,
-    Upsampled,
-    fused_on,
-    reduce,
-    reduce_in_strips,
-    strips,
-)
+from segbatch.model.config import ModelConfig  # noqa: E402
+from segbatch.model.predict import DTYPES, Model, PredictOptions, fused_on, reduce, resolve_device  # noqa: E402  # noqa: E402
+from segbatch.model.strips import STRIP_BYTES, reduce_in_strips, strips  # noqa: E402
+from segbatch.model.surfaces import Size, Upsampled  # noqa: E402
 from segbatch.model.zoo import Network  # noqa: E402
 
 NETWORKS = [

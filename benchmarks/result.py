@@ -13,7 +13,7 @@ import torch
 
 from segbatch.cluster.sample import machine_name
 from segbatch.jobs.runtime.workers import cores
-from segbatch.jobs.software import software
+from segbatch.jobs.stamp import software
 
 RESULTS = Path(__file__).parent / "results"
 MEASURED_WITH = ("pillow", "pyarrow", "obstore", "zlib-ng", "numpy")

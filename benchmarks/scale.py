@@ -38,14 +38,17 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.faults.bench import small_model  # noqa: E402
 from benchmarks.memory import private_mb  # noqa: E402
 from segbatch.config.job import SegmentJob, load_kind  # noqa: E402
-from segbatch.console import Progress  # noqa: E402
 from segbatch.demo.facades.facades import render_facade  # noqa: E402
 from segbatch.images import manifest  # noqa: E402
-from segbatch.jobs.passes import Accounts, Passes  # noqa: E402
+from segbatch.jobs.passes import (  # noqa: E402
+    Accounts,
+    Passes,
+    Watch,
+)
 from segbatch.jobs.preflight import prepare  # noqa: E402
+from segbatch.jobs.progress import Progress  # noqa: E402
 from segbatch.jobs.runstate import RunState  # noqa: E402
 from segbatch.jobs.stages import accounts_of, write_stage  # noqa: E402
-from segbatch.jobs.watch import Watch  # noqa: E402
 from segbatch.results import ledger as ledgers  # noqa: E402
 from segbatch.results.encode import Encoding, encode  # noqa: E402
 from segbatch.results.lease import Lease  # noqa: E402

@@ -32,14 +32,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.result import machine, markdown, save  # noqa: E402
 from segbatch import segment, storage  # noqa: E402
-from segbatch.config.training import (  # noqa: E402
-    Augment,
-    Network,
-    Optimizer,
-    Schedule,
-    Start,
-    Train,
-)
+from segbatch.config.training import Augment, Network, Optimizer, Schedule, Start, Train  # noqa: E402
 from segbatch.jobs.finetune import frequency_weights  # noqa: E402
 from segbatch.jobs.runtime.workers import cores  # noqa: E402
 from segbatch.labels import samples  # noqa: E402
@@ -51,11 +44,13 @@ from segbatch.model.zoo import without_auxiliary  # noqa: E402
 from segbatch.review.suggest.candidates import RANKINGS  # noqa: E402
 from segbatch.review.suggest.suggest import suggest  # noqa: E402
 from segbatch.training.examples import example, measure  # noqa: E402
-from segbatch.training.loader import Loader  # noqa: E402
+from segbatch.training.loader import (  # noqa: E402
+    Loader,
+    Order,
+)
 from segbatch.training.loop import Training, use_threads  # noqa: E402
 from segbatch.training.loss import Objective  # noqa: E402
 from segbatch.training.metrics import ConfusionMatrix, by_class  # noqa: E402
-from segbatch.training.order import Order  # noqa: E402
 from segbatch.training.recipe import seed_everything  # noqa: E402
 from segbatch.training.start import start  # noqa: E402
 

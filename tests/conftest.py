@@ -124,7 +124,8 @@ def jobs_server(ray_context: Any) -> str:
 @pytest.fixture(scope="session")
 def model_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A small bundle of five classes, all of which win pixels of the tests' pictures."""
-    from segbatch.model.bundle import ModelConfig, save_bundle
+    from segbatch.model.bundle import save_bundle
+    from segbatch.model.config import ModelConfig
     from tests.model.conftest import BACKBONES, CLASSES, random_network
 
     network = random_network("deeplabv3plus")

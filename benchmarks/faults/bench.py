@@ -17,7 +17,8 @@ from typing import Any
 import segbatch
 from segbatch import storage
 from segbatch.errors import Incomplete
-from segbatch.model.bundle import ModelConfig, save_bundle
+from segbatch.model.bundle import save_bundle
+from segbatch.model.config import ModelConfig
 from tests.collection import jpeg
 from tests.drivers import driver
 from tests.model.conftest import BACKBONES, CLASSES, random_network

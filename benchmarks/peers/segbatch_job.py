@@ -19,7 +19,8 @@ from benchmarks.peers.task import CELL, INSTANT, Pixels, Task, instant_cells
 from segbatch.jobs import preflight, stages
 from segbatch.masks.classes import Classes
 from segbatch.model import predict, zoo
-from segbatch.model.bundle import ModelConfig, save_bundle
+from segbatch.model.bundle import save_bundle
+from segbatch.model.config import ModelConfig
 from segbatch.model.predict import Model, Prediction
 
 JOB = import_module("segbatch.jobs.segment")  # of which the package shows the function

@@ -8,8 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from segbatch.cli.facts import Facts, FactsFormat, print_facts
-from segbatch.cli.options import JobFile, Only, Overrides, Repair, RetryFailed, kinds_of
+from segbatch.cli.options import (
+    Facts,
+    FactsFormat,
+    JobFile,
+    Only,
+    Overrides,
+    Repair,
+    RetryFailed,
+    kinds_of,
+    print_facts,
+)
 from segbatch.console import say
 from segbatch.errors import SegbatchError
 

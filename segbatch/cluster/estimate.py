@@ -30,10 +30,19 @@ from segbatch.jobs.runtime.sharing import ENCODE_CPUS, PARQUET_CPUS, READ_CPUS
 
 # Measured on 2 shared x86-64 cores, 2026-11 (docs/clusters/planning.md says how).
 BLOCKS_PER_S = 24.0  # small blocks that one driver handed out in a second
+
+
 BLOCK_CPU_S = 2 / BLOCKS_PER_S  # so much of a core went into each
+
+
 COMMAND_S = 33.0  # of `segbatch run`: its imports, Ray's start and end, the statistics
+
+
 WORKER_START_S = 18.0  # from there until the first image is predicted, the model's loading aside
+
+
 MAX_NODES = 1000
+
 
 STAGES = {"fetch": "network", "decode": "decode", "predict": "device", "encode": "encode"}
 
@@ -236,34 +245,6 @@ def solve(work: Work, unit: Unit, deadline_h: float | None, budget: float | None
     return Solution(
         in_order[0] if good else None, fastest, cheapest, fastest if late else cheapest or fastest
     )
-
-
-# ------------------------------------------------------------------------------------ requests
-
-LIST_PAGE = 1000  # keys that one LIST answers with
-
-
-def requests(
-    images: int,
-    listed: int,
-    *,
-    block_rows: int,
-    file_rows: int,
-    passing_failures: float = 0.0,
-    tries: int = 1,
-) -> dict[str, int]:
-    """Requests by kind: ``images`` are read, ``listed`` keys are looked at.
-
-    GET: one an image, and for each share of ``passing_failures`` as many more as there are
-    ``tries``; the lease twice a block and once a file. PUT: a file of rows. Commits (60 an hour)
-    and heartbeats (360) are left out.
-    """
-    blocks, files = math.ceil(images / block_rows), math.ceil(images / file_rows)
-    return {
-        "get": math.ceil(images * (1 + passing_failures * (tries - 1))) + 2 * blocks + files,
-        "put": files + 3,
-        "list": math.ceil(listed / LIST_PAGE),
-    }
 
 
 def share_at_most(seen: int, of: int) -> float:

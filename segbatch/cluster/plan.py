@@ -22,7 +22,6 @@ from segbatch.cluster.estimate import (
     cpus_beside_worker,
     offer,
     pace,
-    requests,
     share_at_most,
     start_up_s,
 )
@@ -31,6 +30,7 @@ from segbatch.cluster.sample import Sample
 from segbatch.cluster.survey import Effort, Survey, survey
 from segbatch.config.job import Job, SegmentJob, load_kind
 from segbatch.jobs.runtime.nodes import Cluster, read_cluster
+from segbatch.results.cost import requests
 from segbatch.results.prices import GB, Prices, read_prices
 from segbatch.results.schema import TRANSIENT_ERRORS
 

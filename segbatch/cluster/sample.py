@@ -26,7 +26,6 @@ from segbatch.config.job import SegmentJob
 from segbatch.console import say
 from segbatch.errors import CredentialsRefused
 from segbatch.images.decode import decode
-from segbatch.jobs.alone import decoded_sizes
 from segbatch.jobs.preflight import SAMPLE_IMAGES, Prepared, sizes_for
 from segbatch.jobs.stages import (
     Predicting,
@@ -34,6 +33,7 @@ from segbatch.jobs.stages import (
     Reading,
     accounts_of,
     decode_stage,
+    decoded_sizes,
     encode_stage,
     fetch_stage,
     write_stage,

@@ -16,11 +16,10 @@ from typing import Any
 
 import segbatch
 from segbatch import storage
-from segbatch.cli.options import refuse_misfits
 from segbatch.cluster.dashboard import connect
 from segbatch.cluster.environment import with_segbatch, with_variables
 from segbatch.cluster.submission import OUTPUT, STOP_S, Submission, start, submissions
-from segbatch.config.job import JOBS, FinetuneJob, Job, SegmentJob
+from segbatch.config.job import JOBS, FinetuneJob, Job, SegmentJob, refuse_misfits
 from segbatch.config.reading import Document, Key, job_text, read_document, validate
 from segbatch.errors import Incomplete, InputError
 from segbatch.jobs import stamp as submitted

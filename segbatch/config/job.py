@@ -7,7 +7,7 @@ keys, wrong types and contradictions by file, line and key.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
@@ -235,11 +235,14 @@ class EvaluateJob(Strict):
 
 
 Job = SegmentJob | FinetuneJob | EvaluateJob
+
+
 JOBS: dict[str, type[Job]] = {
     "segment": SegmentJob,
     "finetune": FinetuneJob,
     "evaluate": EvaluateJob,
 }
+
 
 J = TypeVar("J", bound=Job)
 
@@ -270,3 +273,12 @@ def load_kind(path: str | Mapping[str, Any] | Job, kind: type[J]) -> J:
         wanted = next(name for name, type_ in JOBS.items() if type_ is kind)
         raise JobFileError(f"kind: {job.kind}: this takes a job of kind: {wanted}")
     return job
+
+
+def refuse_misfits(job: Job, *, retry_failed: bool, only: Collection[str], repair: bool) -> None:
+    """Raises :class:`~segbatch.errors.InputError` for what ``job`` has nothing to do with."""
+    if only and not retry_failed:
+        raise InputError("--only goes with --retry-failed")
+    for option, given in (("--retry-failed", retry_failed), ("--repair", repair)):
+        if given and job.kind != "segment":
+            raise InputError(f"{option} is for kind: segment, and this job is {job.kind}")

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from segbatch.formats.writing import Format, Part, Photos, Segmented
+from segbatch.formats.writing import Part, Photos, Segmented, Writer
 from segbatch.masks.classes import Classes
 
 
@@ -43,4 +43,4 @@ def shared(classes: Classes, run: str) -> Mapping[str, Sequence[str | Part]]:
     return {"mask_targets.json": [json.dumps(document, ensure_ascii=False, indent=2), "\n"]}
 
 
-FIFTYONE = Format(Photos.FILES, files, ("labels/{name}.png",), shared)
+FIFTYONE = Writer(Photos.FILES, files, ("labels/{name}.png",), shared)

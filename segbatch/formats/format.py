@@ -96,8 +96,8 @@ class Labelled:
 
 
 @dataclass(frozen=True)
-class Format:
-    """A format of labels.
+class Reader:
+    """How labels of one format are found and drawn.
 
     ``find(source, options)`` raises :class:`~segbatch.errors.SourceError` where there is nothing
     of this format. ``read(item, ids, unlabelled)`` draws one image: ``ids`` has a class id, or the
@@ -107,3 +107,6 @@ class Format:
 
     find: Callable[[str, Options], Found]
     read: Callable[[Item, Mapping[str, int], int], Labelled]
+
+
+IGNORE = "__ignore__"

@@ -14,8 +14,8 @@ import base64
 import io
 import json
 import posixpath
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import PureWindowsPath
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -24,13 +24,23 @@ from PIL import ExifTags, Image, ImageOps
 
 from segbatch import storage
 from segbatch.errors import Incomplete, SourceError
-from segbatch.formats import draw, layout
+from segbatch.formats import draw
 from segbatch.formats import photo as picture
-from segbatch.formats.format import Format, Found, Item, Labelled, Options, Skipped, Unusable
-from segbatch.formats.provenance import own_uri
-from segbatch.formats.sizes import Size, check_size
-from segbatch.labels.naming import IGNORE
-from segbatch.masks.classes import CONTROL, IGNORE_INDEX, is_name
+from segbatch.formats.files import KEY, folder_of, list_uris, own_uri, split_of
+from segbatch.formats.format import (
+    IGNORE,
+    Found,
+    Item,
+    Labelled,
+    Options,
+    Reader,
+    Skipped,
+    Unusable,
+)
+from segbatch.formats.photo import Size, check_size
+from segbatch.formats.polygons import Polygon, polygons
+from segbatch.formats.writing import Part, Photos, Segmented, Writer
+from segbatch.masks.classes import CONTROL, IGNORE_INDEX, Classes, is_name
 
 SHAPES: Mapping[str, Callable[[draw.LabelMap, draw.Points, int], None]] = {
     "polygon": draw.polygon,
@@ -42,10 +52,16 @@ SHAPES: Mapping[str, Callable[[draw.LabelMap, draw.Points, int], None]] = {
     "point": draw.point,
 }
 
+
 # More than anyone draws by hand; a polygon's points are gone through for every line of the image.
 MAX_SHAPES = 100_000
+
+
 MAX_POINTS = 50_000
+
+
 MAX_PATH = 4096
+
 
 # Files that are read at once; with images in them, they are megabytes each.
 CHUNK = 32
@@ -73,11 +89,11 @@ def find(source: str, options: Options) -> Found:
     names: set[str] = set()
     roots: dict[str, str] = {}  # of the images, by the labels' folder
     for uri, content in _annotations(_json_files(source), skipped):
-        folder = layout.folder_of(uri)
+        folder = folder_of(uri)
         if options.images is not None and folder not in roots:
             roots[folder] = _root(options.images, folder, source)
         image_uri = _image_uri(uri, content.get("imagePath") or "", roots.get(folder))
-        split = layout.split_of(storage.name_of(folder))
+        split = split_of(storage.name_of(folder))
         own = own_uri(content)
         items.append(Item(own or image_uri, uri, split, copy=image_uri if own else None))
         names |= {label for shape in content["shapes"] if (label := _label(shape))}
@@ -92,7 +108,7 @@ def find(source: str, options: Options) -> Found:
 def _json_files(source: str) -> list[str]:
     if source.lower().endswith(".json"):
         return [source]
-    uris = layout.list_uris(source)
+    uris = list_uris(source)
     extensions = {posixpath.splitext(uri)[1].lower() for uri in uris}
     if ".json" in extensions:
         return [uri for uri in uris if uri.lower().endswith(".json")]
@@ -155,7 +171,7 @@ def _root(images: str, folder: str, source: str) -> str:
     if not folder.startswith(f"{source}/"):
         return images
     same = storage.join(images, folder.removeprefix(source))
-    return same if layout.list_uris(same) else images
+    return same if list_uris(same) else images
 
 
 def _image_uri(labels_uri: str, image_path: str, root: str | None) -> str:
@@ -283,4 +299,74 @@ def _turned(label_map: draw.LabelMap, orientation: int) -> draw.LabelMap:
     return np.array(ImageOps.exif_transpose(turned))
 
 
-LABELME = Format(find, read)
+LABELME_READER = Reader(find, read)
+
+
+# labelme: a JSON file beside each photograph, its regions as polygons painted over each other.
+#
+# Polygons there have no holes; how they are kept: :mod:`segbatch.formats.polygons`. Ignored pixels
+# are polygons of ``__ignore__``. ``labels.txt`` is what ``labelme --labels`` and ``--classes``
+# take. The key ``segbatch``, which labelme keeps, says which image of which run it is.
+#
+# Source: ``labelme/_label_file.py`` of labelme 6.3.1, whose files of version 5 are the same.
+
+
+VERSION = "5.5.0"
+
+
+def image_files(image: Segmented) -> Mapping[str, bytes]:
+    """The photograph, and its polygons."""
+    assert image.photo is not None
+    height, width = image.label_map.shape
+    annotated = document(
+        PurePosixPath(image.photo_name).name,
+        (width, height),
+        polygons(image.label_map),
+        image.classes,
+        {"uri": image.uri, "run": image.run, "image_id": image.image_id},
+    )
+    return {image.photo_name: image.photo.data, f"{image.name}.json": annotated}
+
+
+def document(
+    image_path: str,
+    size: tuple[int, int],
+    shapes: Iterable[Polygon],
+    classes: Classes,
+    provenance: Mapping[str, Any],
+) -> bytes:
+    """The file beside an image of ``size`` (width, height)."""
+    content = {
+        "version": VERSION,
+        "flags": {},
+        "shapes": [
+            {
+                "label": _label_of(classes, shape.class_id),
+                "points": shape.points.astype(float).tolist(),
+                "group_id": None,
+                "description": "",
+                "shape_type": "polygon",
+                "flags": {},
+                "mask": None,
+            }
+            for shape in shapes
+        ],
+        "imagePath": image_path,
+        "imageData": None,
+        "imageHeight": size[1],
+        "imageWidth": size[0],
+        KEY: provenance,
+    }
+    return json.dumps(content, ensure_ascii=False, indent=1).encode()
+
+
+def shared(classes: Classes, run: str) -> Mapping[str, Sequence[str | Part]]:
+    """The names by id."""
+    return {"labels.txt": [f"{name}\n" for name in (IGNORE, *classes.names)]}
+
+
+def _label_of(classes: Classes, class_id: int) -> str:
+    return IGNORE if class_id == IGNORE_INDEX else classes[class_id].name
+
+
+LABELME_WRITER = Writer(Photos.FILES, image_files, ("{name}.json",), shared)

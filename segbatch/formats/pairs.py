@@ -9,10 +9,10 @@ import re
 
 from segbatch import storage
 from segbatch.errors import InputError, SourceError
-from segbatch.formats import layout, maskfiles
-from segbatch.formats.colors import colors_of, read_colors
-from segbatch.formats.format import Format, Found, Options
-from segbatch.formats.maskfiles import ColorKey, File, IndexKey
+from segbatch.formats import maskfiles
+from segbatch.formats.files import folder_of, list_uris, split_in, split_of
+from segbatch.formats.format import Found, Options, Reader
+from segbatch.formats.maskfiles import ColorKey, File, IndexKey, colors_of, read_colors
 
 IMAGES, MASKS = "images/{id}.*", "masks/{id}.*"
 EXAMPLE = "--images 'img_dir/{split}/{id}.jpg' --masks 'ann_dir/{split}/{id}.png'"
@@ -36,22 +36,22 @@ class Pattern:
         if sorted(places) not in (["{id}"], ["{id}", "{split}"]):
             raise InputError(f"{text}: must have {{id}} once, and may have {{split}}: {EXAMPLE}")
         self.has_split = "{split}" in places
-        self._folder = layout.folder_of(above + parts[0])
+        self._folder = folder_of(above + parts[0])
         regex = "".join(PLACES.get(part, re.escape(part)) for part in parts)
         self._regex = re.compile(re.escape(above) + regex)
 
     def files(self, by_split: bool) -> list[File]:
         """The files there are. ``by_split``: files of different splits are never a pair."""
         files = []
-        for uri in layout.list_uris(self._folder):
+        for uri in list_uris(self._folder):
             if match := self._regex.fullmatch(uri):
                 name = match["id"]
                 if not self.has_split:
-                    files.append(File(uri, name, layout.split_in(f"{layout.folder_of(name)}/")))
+                    files.append(File(uri, name, split_in(f"{folder_of(name)}/")))
                     continue
                 split = match["split"]
                 whole = f"{split}/{name}" if by_split else name
-                files.append(File(uri, whole, layout.split_of(split)))
+                files.append(File(uri, whole, split_of(split)))
         return files
 
 
@@ -101,4 +101,4 @@ def _key(source: str, options: Options) -> IndexKey | ColorKey:
     return IndexKey(options.class_names, options.reduce_zero_label)
 
 
-PAIRS = Format(find, maskfiles.read)
+PAIRS_READER = Reader(find, maskfiles.read)

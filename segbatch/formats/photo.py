@@ -14,6 +14,34 @@ from segbatch import storage
 from segbatch.errors import Incomplete
 from segbatch.formats.format import Unusable
 
+# Sizes: whether labels were made for the image as it is seen, upright.
+
+
+Size = tuple[int, int]
+
+
+def check_size(data: bytes, labelled: Size | None, what: str) -> Size:
+    """Width and height of the upright image in ``data``.
+
+    ``labelled`` is the size for which ``what`` (the mask, the JSON) was made, where it says so.
+    Raises :class:`~segbatch.formats.format.Unusable` where it is another one.
+    """
+    stored, orientation = stored_size(data)
+    width, height = stored[::-1] if orientation in LYING else stored
+    if labelled in (None, (width, height)):
+        return width, height
+    if labelled == stored:
+        raise Unusable(
+            f"{what} is for {_text(stored)}, the image as it lies in its file, which EXIF turns to"
+            f" {_text((width, height))}: take the orientation out of its EXIF, or label it upright"
+        )
+    raise Unusable(f"{what} is for {_text(labelled)} and the image is {_text((width, height))}")
+
+
+def _text(size: Size | None) -> str:
+    return "×".join(str(side) for side in size or ())
+
+
 # Values of the EXIF tag with which the upright picture has width and height swapped.
 LYING = frozenset({5, 6, 7, 8})
 
@@ -21,8 +49,10 @@ LYING = frozenset({5, 6, 7, 8})
 # What storage answers about one object; anything else it would answer about the next one, too.
 OF_ONE_FILE = frozenset({"not_found", "forbidden", "too_large"})
 
+
 # Filters of warnings belong to the process and not to a thread.
 _decoding = threading.Lock()
+
 
 LIMITS = storage.ReadLimits(max_bytes=1 << 30)
 

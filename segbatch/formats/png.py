@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from segbatch.formats.writing import Format, Part, Photos, Segmented
+from segbatch.formats.writing import Part, Photos, Segmented, Writer
 from segbatch.masks import overlay, with_legend
 from segbatch.masks.classes import Classes
-from segbatch.review.photograph import encoded
+from segbatch.review.pictures import encoded
+
+# Masks: the palette PNGs as they are stored, and ``classes.json``, which names their ids.
+
+
+def mask_files(image: Segmented) -> Mapping[str, bytes]:
+    """The mask, byte for byte."""
+    return {f"{image.name}.png": image.mask}
+
+
+def mask_shared(classes: Classes, run: str) -> Mapping[str, Sequence[str | Part]]:
+    """The classes, as ``--classes`` takes them."""
+    return {"classes.json": [json.dumps({"classes": classes.to_json()}, indent=2), "\n"]}
+
+
+MASKS = Writer(Photos.NONE, mask_files, ("{name}.png",), mask_shared)
+
 
 QUALITY = 90
 
@@ -29,4 +46,4 @@ def shared(classes: Classes, run: str) -> Mapping[str, Sequence[str | Part]]:
     return {}
 
 
-OVERLAYS = Format(Photos.PIXELS, files, ("{name}.jpg",), shared)
+OVERLAYS = Writer(Photos.PIXELS, files, ("{name}.jpg",), shared)

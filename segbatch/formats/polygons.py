@@ -20,9 +20,14 @@ import numpy as np
 import numpy.typing as npt
 
 LabelMap = npt.NDArray[np.uint8]
+
+
 Points = npt.NDArray[np.int32]
 
+
 TOLERANCE = 1.0  # pixels that simplifying moves an outline, at most
+
+
 AROUND = np.ones((3, 3), np.uint8)
 
 
@@ -96,3 +101,25 @@ def _simplified(points: Points, tolerance: float) -> Points:
     if len(fewer) < 3:  # of a speck or a line nothing can be left out
         fewer = points
     return np.pad(fewer, ((0, max(0, 3 - len(fewer))), (0, 0)), mode="edge")
+
+
+# Specks: regions too small to be worth a polygon that somebody is to look at.
+
+
+def without_specks(label_map: LabelMap, pixels: int) -> LabelMap:
+    """``label_map``, ``(height, width)`` uint8, with the class of the nearest larger region where a
+    4-connected region has fewer than ``pixels`` pixels.
+
+    Where all have fewer, nothing changes.
+    """
+    regions = cc3d.connected_components(label_map.astype(np.uint16) + 1, connectivity=4)
+    is_small = cc3d.statistics(regions)["voxel_counts"] < pixels
+    is_speck = is_small[regions]
+    if is_speck.all():
+        return label_map
+    # To each pixel the number of the nearest that is in no speck; those count along the rows.
+    _, nearest = cv2.distanceTransformWithLabels(
+        is_speck.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    filled: LabelMap = label_map[~is_speck][nearest - 1]
+    return filled

@@ -11,24 +11,30 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from PIL import Image
 
 from segbatch import storage
 from segbatch.errors import SourceError
-from segbatch.formats import layout, maskfiles
-from segbatch.formats.colors import colors_of, read_colors
-from segbatch.formats.format import Format, Found, Item, Options, Skipped, Unusable
-from segbatch.formats.maskfiles import ColorKey, File, IndexKey
+from segbatch.formats import maskfiles
+from segbatch.formats.files import list_uris, read_lines, split_of, without_extension
+from segbatch.formats.format import IGNORE, Found, Item, Options, Reader, Skipped, Unusable
+from segbatch.formats.maskfiles import ColorKey, File, IndexKey, colors_of, read_colors
 from segbatch.formats.photo import read_file
-from segbatch.labels.naming import IGNORE
-from segbatch.masks.classes import VOC_NAMES, Color, voc_color
+from segbatch.formats.writing import Part, Photos, Segmented, Writer
+from segbatch.masks import encode_mask
+from segbatch.masks.classes import IGNORE_INDEX, VOC_NAMES, Classes, Color, voc_color
 
 MASK = re.compile(r"SegmentationClass(?:PNG)?/(?P<id>.+)\.(?i:png)")
+
+
 IMAGE = re.compile(r"JPEGImages/(?P<id>.+)\.[^./]+")
+
+
 LIST = re.compile(r"ImageSets/Segmentation/(?P<id>[^/]+)\.txt")
+
 
 VOID = voc_color(255)
 
@@ -85,7 +91,7 @@ def find(source: str, options: Options) -> Found:
 
 
 def _folders(source: str) -> list[Folder]:
-    uris = layout.list_uris(source)
+    uris = list_uris(source)
     found = sorted(
         {match[1] for uri in uris if (match := re.fullmatch(rf"(.*)/{MASK.pattern}", uri))}
     )
@@ -101,10 +107,7 @@ def _folders(source: str) -> list[Folder]:
 
 def _files_below(root: str) -> list[File]:
     root = storage.normalize(root)
-    return [
-        File(uri, layout.without_extension(uri.removeprefix(f"{root}/")))
-        for uri in layout.list_uris(root)
-    ]
+    return [File(uri, without_extension(uri.removeprefix(f"{root}/"))) for uri in list_uris(root)]
 
 
 def _splits(folder: Folder, known: set[str]) -> tuple[dict[str, str], list[Skipped]]:
@@ -114,8 +117,8 @@ def _splits(folder: Folder, known: set[str]) -> tuple[dict[str, str], list[Skipp
     splits: dict[str, str] = {}
     skipped = []
     for file in folder.files(LIST):
-        split = layout.split_of(file.id)
-        for line in filter(None, layout.read_lines(file.uri)):
+        split = split_of(file.id)
+        for line in filter(None, read_lines(file.uri)):
             name = line.strip('"')  # as CVAT writes names with a space
             if name not in known:
                 skipped.append(Skipped(f"{file.uri}: {name}", "has neither image nor mask"))
@@ -134,7 +137,7 @@ def _key(folder: Folder, mask_uri: str, options: Options) -> IndexKey | ColorKey
     if options.colors is not None or "labelmap.txt" in folder.paths:
         return ColorKey({VOID: IGNORE, **read_colors(options.colors or labelmap)})
     if "class_names.txt" in folder.paths:
-        names = [name for name in layout.read_lines(class_names) if name not in ("", IGNORE)]
+        names = [name for name in read_lines(class_names) if name not in ("", IGNORE)]
         if not names:
             raise SourceError(f"{class_names}: no names: a line is the name of an id, 0, 1, 2 …")
         return IndexKey(tuple(names))
@@ -159,4 +162,57 @@ def _has_voc_palette(mask_uri: str) -> bool:
     return mask.mode == "P" and palette[: len(wanted)] == wanted
 
 
-VOC = Format(find, maskfiles.read)
+VOC_READER = Reader(find, maskfiles.read)
+
+
+# VOC: ``JPEGImages/``, ``SegmentationClass/``, ``ImageSets/Segmentation/default.txt`` and
+# ``labelmap.txt``, as CVAT writes them.
+#
+# The masks' indices are class ids and their colours those of ``labelmap.txt``, so that readers of
+# either see the same. There, no two classes may have one colour, nor any that of void: where some
+# have, all get the colours of VOC.
+#
+# Source: the VOC2012 development kit's documentation; CVAT's documentation of Pascal VOC.
+
+
+LISTED = Part("list")
+
+
+HEAD = "# label:color_rgb:parts:actions\n"
+
+
+def image_files(image: Segmented) -> Mapping[str, bytes]:
+    """The photograph as JPEG, and its mask at its size."""
+    assert image.photo is not None
+    mask = encode_mask(image.label_map, apart(image.classes).palette)
+    return {
+        f"JPEGImages/{image.photo_name}": image.photo.data,
+        f"SegmentationClass/{image.name}.png": mask,
+    }
+
+
+def entries(image: Segmented, last: str) -> Mapping[str, Sequence[str]]:
+    """Its line in the list."""
+    return {LISTED.name: [f"{image.name}\n"]}
+
+
+def shared(classes: Classes, run: str) -> Mapping[str, Sequence[str | Part]]:
+    """The colours by name, and the list of all images."""
+    lines = (f"{c.name}:{','.join(map(str, c.color))}::\n" for c in apart(classes))
+    return {
+        "labelmap.txt": [HEAD, *lines],
+        "ImageSets/Segmentation/default.txt": [LISTED],
+    }
+
+
+def apart(classes: Classes) -> Classes:
+    """The same classes in colours that are all different, from each other and from void."""
+    colors = {c.color for c in classes}
+    if len(colors) == len(classes) and voc_color(IGNORE_INDEX) not in colors:
+        return classes
+    return Classes(classes.names, [voc_color(c.id) for c in classes])
+
+
+VOC_WRITER = Writer(
+    Photos.JPEG_FILES, image_files, ("SegmentationClass/{name}.png",), shared, entries
+)

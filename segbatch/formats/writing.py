@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from segbatch.masks.classes import Classes
-from segbatch.review.photograph import Photograph
+from segbatch.review.pictures import Photograph
 
 
 class Photos(Enum):
@@ -60,7 +60,7 @@ def no_entries(image: Segmented, last: str) -> Mapping[str, Sequence[str]]:
 
 
 @dataclass(frozen=True)
-class Format:
+class Writer:
     """``files`` gives the files of an image by their paths, in the order in which they are written;
     ``last`` are the paths that the last of them may have, of ``{name}``. ``shared`` says what the
     files hold, by path, that all images share: texts and parts, of the classes and the URI of the

@@ -14,9 +14,14 @@ Nothing that a file holds raises, warns or logs: it becomes an :class:`Undecodab
 
 from __future__ import annotations
 
+import logging
 import math
 import re
+import threading
+import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -28,26 +33,76 @@ import pyarrow.compute as pc
 import simplejpeg
 from PIL import ExifTags, Image, JpegImagePlugin, TiffImagePlugin
 
-from segbatch.images.bombs import (
+from segbatch.images.faults import (
     MAX_EXIF_BYTES,
     MAX_PARTS,
     Bomb,
     Encoded,
+    Undecodable,
+    diagnose,
+    ends_early,
+    number,
     refuse_strip,
     refuse_undecoded,
     refuse_unopened,
 )
-from segbatch.images.faults import Undecodable, diagnose, ends_early, number
-from segbatch.images.pillow import pillow
 from segbatch.images.scaling import downscale, scaled_size
-from segbatch.storage.blobs import binary_column
+from segbatch.storage.arrow import binary_column
+
+# Pillow's settings while images are decoded: they belong to the process and not to a thread.
+
+
+# What Pillow would log of a broken file stands in the file's row; a million rows are no log.
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
+
+
+class _Pillow:
+    """The job's pixel limit, and not a warning.
+
+    The first thread to come in sets them and the last one to leave restores them. The limit is the
+    one of the last that came in: a process works for one job.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.inside = 0
+        self.given_limit = Image.MAX_IMAGE_PIXELS
+        self.warnings = warnings.catch_warnings()
+
+    @contextmanager
+    def limited(self, max_pixels: int) -> Iterator[None]:
+        with self.lock:
+            self.inside += 1
+            if self.inside == 1:
+                self.given_limit = Image.MAX_IMAGE_PIXELS
+                self.warnings = warnings.catch_warnings()
+                self.warnings.__enter__()
+                warnings.filterwarnings("ignore", module="PIL")
+                # Pillow itself only warns up to twice the limit.
+                warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+            Image.MAX_IMAGE_PIXELS = max_pixels
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.inside -= 1
+                if self.inside == 0:
+                    Image.MAX_IMAGE_PIXELS = self.given_limit
+                    self.warnings.__exit__(None, None, None)
+
+
+pillow = _Pillow()
+
 
 BYTES_PER_PIXEL = 3
 
+
 Pixels = npt.NDArray[np.uint8]
+
 
 # Columns of one image's sizes, as `decode` adds them.
 SIZES = ("width", "height", "model_width", "model_height")
+
 
 # Value of the EXIF tag → what makes the picture upright, as in ImageOps.exif_transpose.
 UPRIGHT = {
@@ -59,6 +114,8 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
 LYING = frozenset({5, 6, 7, 8})  # these swap width and height
 
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from segbatch import storage
 from segbatch.images.faults import Undecodable
-from segbatch.images.frames import is_frame, read_frames
+from segbatch.images.video import is_frame, read_frames
 
 
 def read_images(

@@ -11,35 +11,27 @@ pyarrow, so that its types arrive as they were written.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
+from typing import Any, TypedDict
 
 import duckdb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from segbatch import storage
 from segbatch.config.images import Inventory, Manifest, Prefix, Source, Video
-from segbatch.errors import SegbatchError, SourceError
+from segbatch.errors import Damaged, SegbatchError, SourceError
 from segbatch.images import columns
-from segbatch.images.frames import FRAME_COLUMNS, expand
-from segbatch.images.frozen import (
-    FROZEN_NAME,
-    ROWS_PER_FILE,
-    ROWS_PER_GROUP,
-    URI,
-    ManifestFile,
-    read,
-    user_columns,
-    write,
-)
 from segbatch.images.listing import (
     in_glob,
     in_inventory,
@@ -49,8 +41,16 @@ from segbatch.images.listing import (
     one_or_many,
     reading,
 )
-from segbatch.images.parquet import parquet_table
-from segbatch.images.tables import Table, csv_table, first_lines, json_table, open_database
+from segbatch.images.tables import (
+    ROWS_PER_GROUP,
+    Table,
+    csv_table,
+    first_lines,
+    json_table,
+    open_database,
+    parquet_table,
+)
+from segbatch.images.video import FRAME_COLUMNS, expand
 from segbatch.storage.uris import shown
 
 __all__ = [
@@ -297,3 +297,112 @@ def _parquet_table(name: str, files: list[str], base: str) -> Table:
 
 
 _READERS = {"parquet": _parquet_table, "csv": csv_table, "json": json_table}
+
+
+# The frozen manifest's files: written as a whole or not at all, read back one at a time.
+#
+# A file holds at most a million rows, because it is one slice of the run.
+
+
+ROWS_PER_FILE = 1_000_000
+
+
+FROZEN_NAME = re.compile(r"\d{5,}\.parquet")
+
+
+# A file is made in memory; with wide user columns it ends at this size, before its rows are full.
+_MAX_FILE_BYTES = 128 << 20
+
+
+IMAGE_ID = pa.field("image_id", pa.int64(), nullable=False)
+
+
+URI = pa.field("uri", pa.string(), nullable=False)
+
+
+class ManifestFile(TypedDict):
+    """One frozen file, as it stands in ``run.json``; ``size`` is in bytes."""
+
+    name: str
+    rows: int
+    first_id: int
+    sha256: str
+    size: int
+
+
+def read(
+    folder: str, file: ManifestFile, image_ids: Sequence[int] | npt.NDArray[Any] | None = None
+) -> pa.Table:
+    """The rows of one frozen file: all, or those of ``image_ids``, in that order.
+
+    Raises :class:`~segbatch.errors.Damaged` if it is not what was frozen, ``OSError``, and
+    ``IndexError`` for an id that is not in the file.
+    """
+    uri = storage.join(folder, file["name"])
+    data = storage.read_bytes(uri)
+    if hashlib.sha256(data).hexdigest() != file["sha256"]:
+        raise Damaged(uri, "it is not what was frozen")
+    table = pq.read_table(pa.BufferReader(data))
+    if image_ids is None:
+        return table
+    return table.take(pc.subtract(pa.array(image_ids, pa.int64()), file["first_id"]))
+
+
+def user_columns(schema: pa.Schema) -> list[pa.Field]:
+    """The user's own columns of a frozen file's schema."""
+    return [field for field in schema if field.name not in (IMAGE_ID.name, URI.name)]
+
+
+def write(
+    batches: Iterable[pa.RecordBatch], schema: pa.Schema, folder: str, confirm: Callable[[], None]
+) -> Iterator[ManifestFile]:
+    """Write numbered rows; a file is made in memory and stored as a whole or not at all.
+
+    ``confirm`` raises once the folder is another's to write to; it is asked before each file.
+    """
+    schema = pa.schema([IMAGE_ID, *schema])
+    # URIs are all different: looking for a dictionary in them is time lost.
+    dictionaries = [field.name for field in user_columns(schema)]
+    groups = _row_groups(batches)
+    first_id = number = 0
+    for group in groups:
+        rows, sink = 0, pa.BufferOutputStream()
+        with pq.ParquetWriter(
+            sink, schema, compression="zstd", use_dictionary=dictionaries or False
+        ) as writer:
+            for part in chain([group], groups):
+                ids = pa.array(np.arange(part.num_rows, dtype=np.int64) + first_id + rows)
+                writer.write_table(pa.Table.from_arrays([ids, *part.columns], schema=schema))
+                rows += part.num_rows
+                if (first_id + rows) % ROWS_PER_FILE == 0 or sink.tell() >= _MAX_FILE_BYTES:
+                    break
+        data = sink.getvalue().to_pybytes()
+        name = f"{number:05d}.parquet"
+        confirm()
+        storage.write_bytes(storage.join(folder, name), data)
+        yield ManifestFile(
+            name=name,
+            rows=rows,
+            first_id=first_id,
+            sha256=hashlib.sha256(data).hexdigest(),
+            size=len(data),
+        )
+        first_id, number = first_id + rows, number + 1
+
+
+def _row_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """The rows of ``batches``, a row group at a time; none crosses a multiple of a file's rows."""
+    pending: list[pa.RecordBatch] = []
+    done = waiting = 0
+    for batch in batches:
+        start = 0
+        while start < batch.num_rows:
+            wanted = min(ROWS_PER_GROUP, ROWS_PER_FILE - done % ROWS_PER_FILE)
+            piece = batch.slice(start, wanted - waiting)
+            pending.append(piece)
+            start, waiting = start + piece.num_rows, waiting + piece.num_rows
+            if waiting == wanted:
+                yield pa.Table.from_batches(pending)
+                pending, done, waiting = [], done + waiting, 0
+    if pending:
+        yield pa.Table.from_batches(pending)

@@ -6,27 +6,39 @@ import csv
 import gzip
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from typing import Any
+from urllib.parse import unquote
 
 import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from segbatch import storage
 from segbatch.errors import SourceError
 from segbatch.images import columns
-from segbatch.images.frozen import ROWS_PER_GROUP
 from segbatch.images.listing import reading
 
+ROWS_PER_GROUP = 65_536
+
+
 Table = tuple[list[pa.Field], Iterator[pa.RecordBatch]]
+
 
 # A CSV column has the first of these types that every value is written as, else it is a string.
 # Numbers with leading zeros or a plus (postal codes, telephone numbers) and numbers with more
 # digits than the type holds stay strings, because converting them would lose something.
 _DATE = "[0-9]{4}-[0-9]{2}-[0-9]{2}"
+
+
 _TIME = "[0-9]{2}:[0-9]{2}(:[0-9]{2}([.][0-9]{1,6})?)?"
+
+
 _WHOLE = "(0|[1-9][0-9]{0,14})"
+
+
 _CSV_TYPES = {
     "BIGINT": "-?(0|[1-9][0-9]*)",
     "DOUBLE": f"-?({_WHOLE}|{_WHOLE}?[.][0-9]+)([eE][-+]?[0-9]+)?|(?i:nan|-?inf(inity)?)",
@@ -35,6 +47,8 @@ _CSV_TYPES = {
     "TIMESTAMP": f"{_DATE}[ T]{_TIME}",
     "TIMESTAMPTZ": f"{_DATE}[ T]{_TIME} ?(Z|[-+][0-9]{{2}}(:?[0-9]{{2}})?)",
 }
+
+
 # Types that DuckDB sees in JSON and that would not travel, and what is taken instead: the text.
 _JSON_VALUES = {
     "TIME": "CAST({0} AS VARCHAR)",
@@ -196,3 +210,84 @@ def _check_keys(name: str, database: duckdb.DuckDBPyConnection, files: list[str]
 
 def _quoted(column: str) -> str:
     return '"' + column.replace('"', '""') + '"'
+
+
+# Manifests in Parquet: one file, or many with Hive partitions, as record batches in their order.
+#
+# Read file by file with pyarrow rather than as one dataset: a dataset takes its columns from the
+# first file alone and loses the others', and reads ahead without a bound on memory.
+
+
+_FOOTERS_AT_ONCE = 16
+
+
+_NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
+
+
+def parquet_table(
+    files: Sequence[str], base: str, batch_rows: int
+) -> tuple[list[pa.Field], Iterator[pa.RecordBatch]]:
+    """The columns of all ``files`` together, as they travel, and their batches.
+
+    Folders named ``key=value`` between ``base`` and a file become columns: integers if every
+    value is one and none has a leading zero, else strings. Raises ``SourceError``.
+    """
+    partitions = [_partitions(file.removeprefix(base)) for file in files]
+    keys = _partition_fields(partitions)
+    with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
+        fields = columns.union(zip(files, pool.map(_fields, files), strict=True))
+    fields = columns.union([(base, fields), (f"{base} (folder names)", keys)])
+    return fields, _batches(list(zip(files, partitions, strict=True)), keys, batch_rows)
+
+
+def _batches(
+    files: Sequence[tuple[str, Mapping[str, str | None]]], keys: list[pa.Field], batch_rows: int
+) -> Iterator[pa.RecordBatch]:
+    for file, values in files:
+        with reading(file), _opened(file) as table:
+            for group in range(table.num_row_groups):
+                for batch in table.iter_batches(batch_rows, row_groups=[group]):
+                    for key in keys:
+                        value = pa.scalar(values.get(key.name)).cast(key.type)
+                        batch = batch.append_column(key, pa.repeat(value, batch.num_rows))  # noqa: PLW2901
+                    yield batch
+
+
+@contextmanager
+def _opened(file: str) -> Iterator[pq.ParquetFile]:
+    filesystem, path = storage.arrow_filesystem(file)
+    with (
+        filesystem.open_input_file(path) as stream,
+        pq.ParquetFile(stream, pre_buffer=not storage.is_local(file)) as table,
+    ):
+        yield table
+
+
+def _fields(file: str) -> list[pa.Field]:
+    with reading(file), _opened(file) as table:
+        schema: pa.Schema = table.schema_arrow
+    twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
+    if twice:
+        raise SourceError(f"{file}: has two columns named exactly {', '.join(twice)}")
+    return columns.travelling_fields(schema, file)
+
+
+def _partitions(path: str) -> dict[str, str | None]:
+    found = dict(re.findall(r"/([^/=]+)=([^/]*)(?=/)", path))
+    return {k: None if v == _NULL_PARTITION else unquote(v) for k, v in found.items()}
+
+
+def _partition_fields(partitions: Sequence[Mapping[str, str | None]]) -> list[pa.Field]:
+    values: dict[str, set[str]] = {}
+    for partition in partitions:
+        for key, value in partition.items():
+            values.setdefault(key, set()).update([] if value is None else [value])
+    return [
+        pa.field(
+            key,
+            pa.int64()
+            if found and all(re.fullmatch(r"-?(0|[1-9][0-9]{0,17})", value) for value in found)
+            else pa.string(),
+        )
+        for key, found in values.items()
+    ]

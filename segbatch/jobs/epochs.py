@@ -23,17 +23,23 @@ from segbatch.labels import samples
 from segbatch.labels.dataset import Dataset
 from segbatch.labels.samples import Samples
 from segbatch.model import weights
-from segbatch.model.bundle import ModelConfig
+from segbatch.model.config import ModelConfig
 from segbatch.model.predict import Model, PredictOptions, resolve_precision
-from segbatch.training import checkpoint
-from segbatch.training.checkpoint import Best
 from segbatch.training.examples import example, measure
 from segbatch.training.journal import Journal
-from segbatch.training.loader import Loader
-from segbatch.training.loop import Diverged, Training, meet, summed_counts, use_threads
+from segbatch.training.loader import Loader, Order
+from segbatch.training.loop import (
+    Best,
+    Diverged,
+    Training,
+    load_checkpoint,
+    meet,
+    save_checkpoint,
+    summed_counts,
+    use_threads,
+)
 from segbatch.training.loss import Objective
 from segbatch.training.metrics import ConfusionMatrix, by_class, number
-from segbatch.training.order import Order
 
 
 @dataclass(frozen=True)
@@ -146,7 +152,7 @@ def make_training(plan: Plan, worker: Worker) -> tuple[Training, Best, int]:
     with worker.last_checkpoint() as folder:
         if folder is None:
             return training, Best(), 0
-        saved = checkpoint.load(folder)
+        saved = load_checkpoint(folder)
     training.load_state_dict(saved.training)
     return training, saved.best, saved.metrics["epoch"]
 
@@ -190,5 +196,5 @@ def report(training: Training, metrics: Mapping[str, Any], best: Best, worker: W
         worker.report(metrics, None)
         return
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint.save(Path(folder), training, metrics, best)
+        save_checkpoint(Path(folder), training, metrics, best)
         worker.report(metrics, Path(folder))

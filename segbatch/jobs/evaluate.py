@@ -28,17 +28,15 @@ from segbatch.config.keys import identity_of
 from segbatch.console import EVERY_S, say
 from segbatch.errors import Incomplete, RunError, SegbatchError, SourceError
 from segbatch.images.decode import Decoded, decode_image
-from segbatch.jobs.passes import ExecutionStopped
+from segbatch.jobs.passes import ExecutionStopped, Watch
 from segbatch.jobs.preflight import Prepared, check_output, prepare
 from segbatch.jobs.runstate import outages
 from segbatch.jobs.runtime.executor import data_context, in_background, resolve_precision, shared
 from segbatch.jobs.runtime.sharing import ENCODE_CPUS, PARQUET_CPUS, READ_CPUS, worker_cpus
 from segbatch.jobs.runtime.workers import Workers, connected, resolve_device, share_out
-from segbatch.jobs.scores import Scores
-from segbatch.jobs.scoring import Scoring, read_stage, score_stage
-from segbatch.jobs.software import software
+from segbatch.jobs.scoring import Scores, Scoring, read_stage, score_stage
 from segbatch.jobs.stages import BLOCK_BYTES, Predicting, PredictStage, Reading, decode_stage
-from segbatch.jobs.watch import Watch
+from segbatch.jobs.stamp import software
 from segbatch.jobs.worst import PICTURE_SIDE, Seen, page
 from segbatch.labels.dataset import Dataset, open_dataset
 from segbatch.masks import decode_mask

@@ -19,10 +19,11 @@ import safetensors.torch
 from segbatch import storage
 from segbatch.config.job import FinetuneJob, Job, load_kind
 from segbatch.config.training import Network, Start
-from segbatch.console import TrainProgress, say
+from segbatch.console import say
 from segbatch.errors import InputError, JobFailed, SourceError
 from segbatch.jobs.epochs import Plan, train_epochs
 from segbatch.jobs.preflight import check_output
+from segbatch.jobs.progress import TrainProgress
 from segbatch.jobs.runtime.trainer import Ended, train
 from segbatch.jobs.runtime.workers import Workers, connected, resolve_device, share_out_training
 from segbatch.jobs.trainstate import TrainState
@@ -31,11 +32,10 @@ from segbatch.masks import decode_mask
 from segbatch.model import bundle, zoo
 from segbatch.results.lease import Lease
 from segbatch.signals import interruptible
-from segbatch.training import checkpoint
-from segbatch.training.journal import curves, read_journal
+from segbatch.training.journal import check_trackers, curves, read_journal
+from segbatch.training.loop import load_checkpoint
 from segbatch.training.recipe import median_frequency, seed_everything
 from segbatch.training.start import start
-from segbatch.training.trackers import check_trackers
 
 
 def finetune(job: str | Mapping[str, Any] | Job) -> dict[str, Any]:
@@ -166,7 +166,7 @@ def finish(job: FinetuneJob, plan: Plan, state: TrainState, ended: Ended) -> Non
             " or raise train.schedule.warmup, and choose a new output"
         )
     with ended.best_checkpoint() as folder:
-        saved = checkpoint.load(folder)
+        saved = load_checkpoint(folder)
     network = plan.config.build()
     network.load_state_dict(zoo.without_auxiliary(saved.network))
     metrics = saved.metrics

@@ -22,9 +22,10 @@ from segbatch.errors import Incomplete, JobFileError, RunError, SourceError
 from segbatch.images.faults import HEAD_BYTES, VIDEO_HINT, is_video
 from segbatch.images.fetch import fetch
 from segbatch.jobs.stages import BLOCK_BYTES, Reading
-from segbatch.model.bundle import ModelConfig, fingerprint
+from segbatch.model.bundle import fingerprint
+from segbatch.model.config import ModelConfig
+from segbatch.model.patches import TileOptions
 from segbatch.model.predict import Model, PredictOptions, load_model
-from segbatch.model.tiles import TileOptions
 from segbatch.results.formulas import Formula
 from segbatch.results.schema import TRANSIENT_ERRORS
 from segbatch.storage.uris import shown

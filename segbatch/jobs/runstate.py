@@ -17,7 +17,7 @@ import pyarrow as pa
 from segbatch import storage
 from segbatch.config.job import Predict, SegmentJob
 from segbatch.config.keys import identity_of
-from segbatch.console import Progress, say
+from segbatch.console import say
 from segbatch.errors import (
     Damaged,
     Fenced,
@@ -29,8 +29,8 @@ from segbatch.errors import (
 )
 from segbatch.images import manifest
 from segbatch.jobs.preflight import SAMPLE_IMAGES, Prepared
-from segbatch.jobs.software import software
-from segbatch.jobs.stamp import submission
+from segbatch.jobs.progress import Progress
+from segbatch.jobs.stamp import software, submission
 from segbatch.masks.classes import Classes
 from segbatch.results.encode import carried, user_fields
 from segbatch.results.finish import sweep, write_stats

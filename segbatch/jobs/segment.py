@@ -17,14 +17,15 @@ import ray.data
 
 from segbatch import signals, storage
 from segbatch.config.job import Job, SegmentJob, load_kind
-from segbatch.console import Progress, say
+from segbatch.console import say
 from segbatch.errors import InputError
 from segbatch.images import manifest
-from segbatch.jobs.passes import Passes
+from segbatch.jobs.passes import Passes, Watch
 from segbatch.jobs.preflight import Prepared, check_first_images, check_output, prepare, sizes_for
+from segbatch.jobs.progress import Progress
 from segbatch.jobs.runstate import RunState, outages
 from segbatch.jobs.runtime.executor import RayExecutor, resolve_precision, shared, sizes_of
-from segbatch.jobs.runtime.nodeclock import NodeClock
+from segbatch.jobs.runtime.nodes import NodeClock
 from segbatch.jobs.runtime.sharing import ENCODE_CPUS, PARQUET_CPUS, READ_CPUS, worker_cpus
 from segbatch.jobs.runtime.workers import Workers, connected, resolve_device, share_out
 from segbatch.jobs.stages import (
@@ -36,7 +37,6 @@ from segbatch.jobs.stages import (
     fetch_stage,
     write_stage,
 )
-from segbatch.jobs.watch import Watch
 from segbatch.results.encode import Encoding
 from segbatch.results.lease import Lease
 from segbatch.results.ledger import Ledger

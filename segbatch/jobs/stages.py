@@ -19,20 +19,27 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from segbatch import storage
+from segbatch.errors import Incomplete, SegbatchError
 from segbatch.images.decode import Decoded, decode, decode_image
 from segbatch.images.fetch import fetch
 from segbatch.results.encode import Encoding, encode
 from segbatch.results.lease import Tenure
 from segbatch.results.write import Account, Writing, write
-from segbatch.storage.blobs import Blob, binary_column, binary_views
+from segbatch.storage.arrow import Blob, binary_column, binary_views
 
 if TYPE_CHECKING:
     from segbatch.model.bundle import Packed
     from segbatch.model.predict import Prediction, PredictOptions
 
 BLOCK_BYTES = 256_000_000
+
+
 JPEGS_AT_ONCE = 16  # that a worker decodes, where it does
+
+
 SECONDS = "seconds:"  # of a stage, shared out among its rows; no user's column begins so
+
+
 COUNTED = "counted:"  # by a stage, likewise
 
 
@@ -125,7 +132,7 @@ class PredictStage:
             threads=predicting.threads,
         )
         if reading.jpegs_on_device:
-            from segbatch.model.jpeg import refuse_undecoding
+            from segbatch.model.device import refuse_undecoding
 
             refuse_undecoding(self.model.device)
         self.turn = threading.Lock()
@@ -203,7 +210,7 @@ class PredictStage:
 
     def _decoded(self, table: pa.Table, rows: list[int], call: _Call) -> dict[int, Any]:
         """Pixels of rows that the device decodes; ``None`` for what it does not take."""
-        from segbatch.model.jpeg import decode_jpegs
+        from segbatch.model.device import decode_jpegs
 
         files = [table["data"][row].as_py() for row in rows]
         with self._on_device(call):
@@ -255,9 +262,17 @@ class PredictStage:
 
 
 _DECODED = ("error", "message", "width", "height", "model_width", "model_height")
+
+
 _PIXELS = ("data", "pixels")
+
+
 _NO_PIXELS = np.empty((0, 0, 3), np.uint8)  # a prediction shall not keep its image in memory
+
+
 _NO_LABELS = np.empty(0, np.uint8)
+
+
 PREDICTED = {
     "error": pa.string(),
     "message": pa.string(),
@@ -344,3 +359,51 @@ def _summed(table: pa.Table, prefix: str) -> dict[str, float]:
         for name in table.column_names
         if name.startswith(prefix)
     }
+
+
+# Alone: the whole way of a few images in one process, for those that crash the process that they
+# are in, and what is asked of a sample.
+
+
+class AllStages:
+    """The whole way of a few images, in one process, which loads the model once."""
+
+    def __init__(self, stages: Pipeline) -> None:
+        self.stages = stages
+        try:
+            self.predict = PredictStage(stages.predicting, stages.reading)
+        except SegbatchError:
+            raise
+        except Exception as error:  # of this node, and of no image
+            raise Incomplete(f"a worker cannot start: {storage.one_line(error)}") from error
+
+    def run(self, table: pa.Table) -> pa.Table:
+        """Images of the manifest in, accounts out."""
+        stages = self.stages
+        fetched = fetch_stage(table, stages.reading, stages.writing.tenure)
+        predicted = self.predict(decode_stage(fetched, stages.reading))
+        return write_stage(encode_stage(predicted, stages.encoding), stages.writing)
+
+
+def all_stages(table: pa.Table, stages: Pipeline) -> pa.Table:
+    """The same for images that have a process to themselves."""
+    return AllStages(stages).run(table)
+
+
+def decoded_sizes(table: pa.Table, reading: Reading) -> list[tuple[int, int]]:
+    """Of each image that can be decoded: its pixels, and its bytes as the model takes it."""
+    fetched = fetch(table, reading.limits)
+    decoded = (
+        decode_image(data.as_py(), max_pixels=reading.max_pixels, long_side=reading.long_side)
+        for data in fetched["data"]
+        if data.is_valid
+    )
+    return [(i.width * i.height, i.pixels.nbytes) for i in decoded if isinstance(i, Decoded)]
+
+
+def crashed_row(image: pa.Table, message: str, stages: Pipeline) -> pa.Table:
+    """Write the failed row of one image of the manifest that crashed its worker."""
+    unknown = {name: pa.nulls(1, type_) for name, type_ in PREDICTED.items()}
+    said = {"error": pa.array(["crashed"]), "message": pa.array([message])}
+    columns = {name: image[name] for name in image.column_names} | unknown | said
+    return write_stage(encode_stage(pa.table(columns), stages.encoding), stages.writing)

@@ -4,8 +4,32 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+from importlib.metadata import version
+
+import segbatch
+
+# Software: the versions that a result was made with.
+
+
+LIBRARIES = ("ray", "torch", "torchvision", "segmentation-models-pytorch")
+
+
+def software(*more: str) -> dict[str, str]:
+    """Versions of segbatch, of what it computes with and of ``more``, and of Python.
+
+    segbatch tells its own: what a submitted job brings along is installed nowhere.
+    """
+    return {
+        "segbatch": segbatch.__version__,
+        **{name: version(name) for name in (*LIBRARIES, *more)},
+        "python": platform.python_version(),
+    }
+
 
 ADDRESS = "SEGBATCH_SUBMISSION_ADDRESS"  # set by segbatch submit: the server does not know it
+
+
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray for every entrypoint of the Jobs API
 
 

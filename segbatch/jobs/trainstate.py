@@ -11,8 +11,7 @@ from typing import Any
 from segbatch import storage
 from segbatch.config.job import FinetuneJob
 from segbatch.errors import Incomplete, Interrupted, JobFailed, RunError, SegbatchError
-from segbatch.jobs.software import software
-from segbatch.jobs.stamp import submission
+from segbatch.jobs.stamp import software, submission
 
 
 class TrainState:

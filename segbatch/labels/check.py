@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from segbatch import storage
+from segbatch.console import Pace
 from segbatch.errors import Incomplete, SourceError
 from segbatch.labels.balance import Balance
 from segbatch.labels.dataset import Dataset, Shard, open_dataset
 from segbatch.labels.rows import Row, survey
 from segbatch.masks.classes import IGNORE_INDEX
-from segbatch.pace import Pace
 from segbatch.signals import interruptible
 
 Level = Literal["error", "warning"]

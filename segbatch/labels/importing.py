@@ -9,29 +9,94 @@ URIs, so the same labels give the same dataset.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import chain
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from segbatch import storage
+from segbatch.console import Pace
 from segbatch.errors import InputError, SourceError
-from segbatch.formats.format import Found, Item, Options, Skipped
-from segbatch.labels.balance import Balance
+from segbatch.formats import READERS
+from segbatch.formats.format import Found, Item, Labelled, Options, Skipped, Unusable
+from segbatch.labels.balance import Balance, count_pixels
 from segbatch.labels.card import card
 from segbatch.labels.dataset import SPLITS, Dataset
-from segbatch.labels.formats import FORMATS
-from segbatch.labels.known import Known
 from segbatch.labels.naming import given_classes, name_classes, unlabelled_id
 from segbatch.labels.pool import in_order
-from segbatch.labels.reading import CHUNK, Drawn, Reader, read_chunk
 from segbatch.labels.report import ImportReport, to_lines
 from segbatch.labels.splits import Splits
-from segbatch.labels.target import Target
-from segbatch.pace import Pace
+from segbatch.labels.target import Known, Target
+from segbatch.masks import encode_mask
 from segbatch.signals import interruptible
+
+# Reading: annotated images → rows of a dataset, a few at a time, in any process.
+
+
+CHUNK = 4  # images a task; each of its threads waits for storage while others draw
+
+
+@dataclass(frozen=True)
+class ItemReader:
+    """What turns every item into a sample; it goes to other processes."""
+
+    read: Callable[[Item, Mapping[str, int], int], Labelled]
+    ids: Mapping[str, int]
+    unlabelled: int
+    palette: npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One image with its mask: the columns of its row that follow from it alone, and facts."""
+
+    row: Mapping[str, Any]
+    sha256: str
+    pixels: Mapping[int, int]
+    shapes: int
+    skipped: tuple[Skipped, ...]
+
+
+def read_chunk(task: tuple[ItemReader, Sequence[Item]]) -> list[Drawn | Skipped]:
+    """What some items become, in their order; :class:`~segbatch.formats.format.Skipped` for an
+    image that cannot be used. Raises what else the format's ``read`` raises.
+    """
+    reader, items = task
+    with ThreadPoolExecutor(CHUNK) as threads:
+        return list(threads.map(lambda item: _read(reader, item), items))
+
+
+def _read(reader: ItemReader, item: Item) -> Drawn | Skipped:
+    try:
+        labelled = reader.read(item, reader.ids, reader.unlabelled)
+    except Unusable as error:
+        return Skipped(item.uri, str(error))
+    name = storage.name_of(item.uri)
+    mask = encode_mask(labelled.label_map, reader.palette)
+    row = {
+        "uri": item.uri,
+        "image": {"bytes": labelled.image, "path": name},
+        "mask": {"bytes": mask, "path": f"{PurePosixPath(name).stem}.png"},
+        "width": labelled.width,
+        "height": labelled.height,
+    }
+    return Drawn(
+        row,
+        hashlib.sha256(labelled.image).hexdigest(),
+        count_pixels(labelled.label_map),
+        labelled.shapes,
+        labelled.skipped,
+    )
+
 
 # Options that mean something to some formats only.
 FORMATS_WITH: Mapping[str, Sequence[str]] = {
@@ -64,7 +129,7 @@ def import_labels(
     """Make a labelled dataset of annotated images, or add them to one.
 
     ``source`` and ``dataset`` are folders, any URI; ``format`` is a key of
-    :data:`~segbatch.labels.formats.FORMATS`. ``classes``: names by id, or what ``--classes`` takes.
+    :data:`~segbatch.formats.READERS`. ``classes``: names by id, or what ``--classes`` takes.
     ``map``: names in the labels to names of classes, or to ``__ignore__``. ``unlabelled``: the
     class of pixels that no shape covers, or ``ignore``. The other options are those of
     :class:`~segbatch.formats.format.Options` and :class:`~segbatch.labels.splits.Splits`.
@@ -101,7 +166,7 @@ def import_labels(
         reduce_zero_label=reduce_zero_label,
         class_names=tuple(of_ids.names) if of_ids is not None else None,
     )
-    found = FORMATS[format].find(source, options)
+    found = READERS[format].find(source, options)
     naming = name_classes(
         source, found, given=given, renames=map or {}, before=before, add_class=add_class
     )
@@ -110,7 +175,7 @@ def import_labels(
     known = Known(target.kept, {item.uri for item in items})
     coming = [item for item in items if item.uri not in known]
     splits = rules.assign(coming, known.splits_of_groups(rules))
-    reader = Reader(FORMATS[format].read, naming.ids, rest, naming.classes.palette)
+    reader = ItemReader(READERS[format].read, naming.ids, rest, naming.classes.palette)
     with interruptible(), target.writing():
         taken = _take(items, reader, target, known=known, splits=splits, rules=rules)
         taken.skipped[:0] = [*found.skipped, *twice]
@@ -148,8 +213,8 @@ def import_labels(
 
 
 def _check_format(format: str, options: Mapping[str, object]) -> None:
-    if format not in FORMATS:
-        raise InputError(f"--from {format}: no such format; there is {', '.join(FORMATS)}")
+    if format not in READERS:
+        raise InputError(f"--from {format}: no such format; there is {', '.join(READERS)}")
     for option, formats in FORMATS_WITH.items():
         if options[option] and format not in formats:
             raise InputError(f"--{option} goes with --from {' or '.join(formats)}, not {format}")
@@ -168,7 +233,7 @@ class Taken:
 
 def _take(
     items: Sequence[Item],
-    reader: Reader,
+    reader: ItemReader,
     target: Target,
     *,
     known: Known,
@@ -200,7 +265,7 @@ def _take(
     return taken
 
 
-def _drawn(items: Sequence[Item], reader: Reader) -> Iterator[tuple[Item, Drawn | Skipped]]:
+def _drawn(items: Sequence[Item], reader: ItemReader) -> Iterator[tuple[Item, Drawn | Skipped]]:
     tasks = ((reader, items[start : start + CHUNK]) for start in range(0, len(items), CHUNK))
     with Pace("import", len(items)) as pace, closing(in_order(read_chunk, tasks)) as chunks:
         for item, drawn in zip(items, chain.from_iterable(chunks), strict=True):

@@ -7,10 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from segbatch.errors import InputError, SourceError
-from segbatch.formats.format import Found
+from segbatch.formats.format import IGNORE, Found
 from segbatch.masks.classes import IGNORE_INDEX, Classes, Color, read_classes
 
-IGNORE = "__ignore__"
 BACKGROUND = "_background_"
 
 

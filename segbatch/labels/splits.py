@@ -15,8 +15,8 @@ from typing import Any
 
 from segbatch import storage
 from segbatch.errors import InputError, SourceError
+from segbatch.formats.files import split_of
 from segbatch.formats.format import Item
-from segbatch.formats.layout import split_of
 from segbatch.labels.dataset import SPLITS
 
 DEFAULT = "val=0.1"

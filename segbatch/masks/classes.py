@@ -19,12 +19,19 @@ import numpy.typing as npt
 
 from segbatch import storage
 from segbatch.errors import InputError
-from segbatch.masks import presets
+from segbatch.masks.presets import PRESET_COLORS
 
 IGNORE_INDEX = 255
+
+
 MAX_CLASSES = 255
+
+
 MAX_NAME = 200  # characters
+
+
 CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+
 
 Color = tuple[int, int, int]
 
@@ -222,11 +229,13 @@ FACADE_COLORS: dict[str, Color] = {
     "street": (70, 70, 70),
 }
 
+
 VOC_NAMES = [
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair",
     "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
     "train", "tvmonitor",
 ]  # fmt: skip
+
 
 # Classes that a user can name instead of writing them out.
 PRESETS: dict[str, Classes] = {
@@ -234,6 +243,6 @@ PRESETS: dict[str, Classes] = {
     "voc": Classes(VOC_NAMES, [voc_color(i) for i in range(len(VOC_NAMES))]),
     **{
         name: Classes(list(colors), [_color(bytes.fromhex(c)) for c in colors.values()])
-        for name, colors in presets.COLORS.items()
+        for name, colors in PRESET_COLORS.items()
     },
 }

@@ -18,18 +18,22 @@ import struct
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+from PIL import PngImagePlugin
 from zlib_ng import zlib_ng
 
 from segbatch.errors import SourceError
-from segbatch.masks.classes import IGNORE_INDEX, Classes
 
 # Of a mask that is read: four times what an image may have at most by default, and still no
 # decompression bomb. Pillow's own limit is below the largest images that a job may allow.
 MAX_PIXELS = 800_000_000
 
+
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
 PALETTE_COLOR = 3
+
+
 FILTER_UP = 2
 
 
@@ -88,68 +92,6 @@ def decode_mask(data: bytes) -> npt.NDArray[np.uint8]:
         raise
     except Exception as error:  # damaged bytes bring Pillow to IndexError and OverflowError, too
         raise SourceError(f"the mask is not a readable PNG: {error}") from error
-
-
-def overlay(
-    image: npt.NDArray[np.uint8],
-    label_map: npt.NDArray[np.uint8],
-    classes: Classes,
-    alpha: float = 0.5,
-) -> Image.Image:
-    """The photo with the colours of its classes over it; ignored pixels stay as they are.
-
-    ``image`` is ``(height, width, 3)`` uint8 RGB, ``label_map`` ``(height, width)`` uint8, and
-    ``alpha`` the share of the colour, 0 (photo alone) to 1 (colours alone). Gives an RGB picture
-    of the same size. Raises ``ValueError`` where the shapes differ or ``alpha`` is out of range.
-    """
-    if image.shape != (*label_map.shape, 3):
-        raise ValueError(
-            f"image {image.shape} and label map {label_map.shape}: must be HW3 and HW of one size"
-        )
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha is a share from 0 to 1, not {alpha}")
-    colors = Image.fromarray(label_map)
-    colors.putpalette(classes.palette.tobytes())
-    opacity = (label_map != IGNORE_INDEX) * np.uint8(round(alpha * 255))
-    picture = Image.fromarray(image)
-    picture.paste(colors.convert("RGB"), mask=Image.fromarray(opacity))
-    return picture
-
-
-def with_legend(
-    picture: Image.Image, classes: Classes, coverage: npt.NDArray[np.floating]
-) -> Image.Image:
-    """``picture`` with a legend below: colour, name and share of each class, largest first.
-
-    ``coverage`` is ``(classes,)``, 0 to 1; classes without any pixel are left out. The result is
-    RGB, higher than ``picture``, and wider only if an entry needs it. Raises ``ValueError``
-    where there is not one share per class.
-    """
-    if len(coverage) != len(classes):
-        raise ValueError(f"{len(coverage)} shares for {len(classes)} classes")
-    present = [classes[i] for i in np.argsort(-coverage, kind="stable") if coverage[i] > 0]
-    texts = [f"{c.name}  {coverage[c.id]:.1%}" for c in present]
-
-    size = max(12, picture.width // 60)  # of the font; every other length follows it
-    font = ImageFont.load_default(size)
-    entry_width = 3 * size + max((round(font.getlength(text)) for text in texts), default=0)
-    num_columns = max(1, picture.width // entry_width)
-    num_lines = -(-len(texts) // num_columns)
-
-    sheet = Image.new(
-        "RGB",
-        (max(picture.width, entry_width), picture.height + 2 * size * num_lines),
-        "white",
-    )
-    sheet.paste(picture)
-    draw = ImageDraw.Draw(sheet)
-    for index, (seg_class, text) in enumerate(zip(present, texts, strict=True)):
-        line, column = divmod(index, num_columns)
-        x = column * entry_width + size // 2
-        y = picture.height + line * 2 * size + size // 2
-        draw.rectangle((x, y, x + size, y + size), fill=seg_class.color, outline="black")
-        draw.text((x + size * 3 // 2, y + size // 2), text, fill="black", font=font, anchor="lm")
-    return sheet
 
 
 def _pack_nibbles(label_map: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

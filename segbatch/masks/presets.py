@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 # fmt: off
-COLORS: dict[str, Mapping[str, str]] = {
+PRESET_COLORS: dict[str, Mapping[str, str]] = {
     # The CMP Facade Database, in the order of `label_names.txt`, in the colours of its files.
     # Tyleček and Šára, Spatial Pattern Templates for Recognition of Objects with Regular Structure,
     # GCPR 2013; https://cmp.felk.cvut.cz/~tylecr1/facade/

@@ -12,133 +12,34 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 import safetensors.torch
 import torch
+import yaml
 
 from segbatch import storage
 from segbatch.errors import Incomplete, InputError, ModelError
 from segbatch.masks.classes import Classes
 from segbatch.model import weights, zoo
-from segbatch.model.card import card
-from segbatch.model.zoo import IMAGENET_MEAN, IMAGENET_STD, ZOO_PREFIX, Network
+from segbatch.model.zoo import ZOO_PREFIX, Network
+
+if TYPE_CHECKING:
+    from segbatch.model.config import ModelConfig
 
 CONFIG = "config.json"
+
+
 WEIGHTS = "model.safetensors"
+
+
 CARD = "README.md"
 
+
 MAX_CONFIG_BYTES = 10_000_000
-
-RGB = tuple[float, float, float]
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """What ``config.json`` says, key by key.
-
-    ``mean`` and ``std`` are of RGB from 0 to 1. ``long_side`` is what images were brought to in
-    training, ``None`` where that is not known. ``metrics`` and ``provenance`` are any JSON.
-    """
-
-    arch: str
-    backbone: str
-    output_stride: int
-    classes: Classes
-    mean: RGB = IMAGENET_MEAN
-    std: RGB = IMAGENET_STD
-    long_side: int | None = None
-    metrics: dict[str, Any] = field(default_factory=dict)
-    provenance: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def fill(self) -> tuple[int, int, int]:
-        """The mean colour, 0 to 255: what lies outside of an image."""
-        red, green, blue = (round(255 * value) for value in self.mean)
-        return red, green, blue
-
-    def to_json(self) -> dict[str, Any]:
-        values = {key.name: getattr(self, key.name) for key in fields(self)}
-        return {**values, "classes": self.classes.to_json()}
-
-    @classmethod
-    def from_json(cls, values: Any) -> ModelConfig:
-        """The inverse of :meth:`to_json`; raises ``InputError`` that names the wrong key."""
-        if not isinstance(values, dict):
-            raise InputError("not a JSON object")
-        if missing := {"arch", "backbone", "output_stride", "classes"} - values.keys():
-            raise InputError(f"{', '.join(sorted(missing))}: missing")
-        if unknown := values.keys() - {key.name for key in fields(cls)}:
-            raise InputError(f"{', '.join(sorted(unknown))}: unknown")
-        parsed = {key: _PARSERS[key](key, value) for key, value in values.items()}
-        return cls(**parsed)
-
-    def build(self, *, auxiliary: bool = False) -> Network:
-        """The network, with random weights; ``auxiliary``: as :func:`segbatch.model.zoo.build`."""
-        return zoo.build(
-            self.arch, self.backbone, len(self.classes), self.output_stride, auxiliary=auxiliary
-        )
-
-
-def _typed(kind: type) -> Any:
-    def parse(key: str, value: Any) -> Any:
-        if type(value) is not kind:
-            raise InputError(f"{key}: {value!r} is no {kind.__name__}")
-        return value
-
-    return parse
-
-
-def _backbone(key: str, value: Any) -> str:
-    if not isinstance(value, str) or not re.fullmatch(r"[\w.-]{1,100}", value):
-        raise InputError(f"{key}: {value!r} is no name")  # timm would download some that are not
-    return value
-
-
-def _rgb(key: str, value: Any) -> RGB:
-    if not isinstance(value, list | tuple) or len(value) != 3:
-        raise InputError(f"{key}: {value!r} is not three numbers")
-    if not all(type(number) in (int, float) and abs(number) <= 1000 for number in value):
-        raise InputError(f"{key}: {value!r} is not three numbers")
-    red, green, blue = (float(number) for number in value)
-    return red, green, blue
-
-
-def _mean(key: str, value: Any) -> RGB:
-    mean = _rgb(key, value)
-    if not all(0 <= number <= 1 for number in mean):
-        raise InputError(f"{key}: {value!r} must be from 0 to 1")
-    return mean
-
-
-def _std(key: str, value: Any) -> RGB:
-    std = _rgb(key, value)
-    if min(std) <= 0:
-        raise InputError(f"{key}: {value!r} must be above 0")
-    return std
-
-
-def _long_side(key: str, value: Any) -> int | None:
-    if value is not None and (type(value) is not int or not 1 <= value < 1 << 31):
-        raise InputError(f"{key}: {value!r} is neither a number of pixels nor null")
-    return value
-
-
-_PARSERS: dict[str, Any] = {
-    "arch": _typed(str),
-    "backbone": _backbone,
-    "output_stride": _typed(int),
-    "classes": lambda key, value: Classes.from_json(value),
-    "mean": _mean,
-    "std": _std,
-    "long_side": _long_side,
-    "metrics": _typed(dict),
-    "provenance": _typed(dict),
-}
 
 
 def save_bundle(uri: str, module: torch.nn.Module, config: ModelConfig) -> None:
@@ -323,3 +224,55 @@ def _files(uri: str) -> list[storage.StoredFile]:
         raise ModelError(f"{uri}: cannot be listed: {storage.one_line(error)}") from error
     except OSError as error:
         raise Incomplete(f"{uri}: cannot be listed: {storage.one_line(error)}") from error
+
+
+# The model card: front matter as model hubs read it, then what a person wants to know.
+
+
+def card(name: str, uri: str, config: ModelConfig) -> str:
+    """Markdown: the network, its scores, its classes with the IoU of each, where it comes from."""
+    scores = {key: value for key, value in config.metrics.items() if isinstance(value, int | float)}
+    iou = config.metrics.get("iou", {})
+    lines = [
+        "---",
+        "library_name: segbatch",
+        "pipeline_tag: image-segmentation",
+        "---",
+        f"# {name}",
+        "",
+        f"Semantic segmentation: {config.arch} with {config.backbone}, output stride"
+        f" {config.output_stride}, {len(config.classes)} classes.",
+        "",
+        f"- Images are brought to: {_side(config.long_side)}",
+        f"- Normalisation: mean {list(config.mean)}, standard deviation {list(config.std)}",
+        *(f"- {key}: {value:.4g}" for key, value in scores.items()),
+        "",
+        "| id | class | colour | IoU |",
+        "|---|---|---|---|",
+        *(
+            f"| {c.id} | {c.name} | #{bytes(c.color).hex()} | {_score(iou.get(c.name))} |"
+            for c in config.classes
+        ),
+        "",
+        *_provenance(config.provenance),
+        "```python",
+        "import segbatch",
+        f'prediction = segbatch.load_model("{uri}").predict(image)  # RGB, HWC uint8',
+        "```",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _provenance(facts: dict[str, Any]) -> list[str]:
+    if not facts:
+        return []
+    text = yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, default_flow_style=None)
+    return ["Where it comes from:", "", "```yaml", *text.splitlines(), "```", ""]
+
+
+def _score(iou: float | None) -> str:
+    return "" if iou is None else f"{iou:.3f}"
+
+
+def _side(long_side: int | None) -> str:
+    return "nothing, they are predicted as they are" if long_side is None else f"{long_side} pixels"

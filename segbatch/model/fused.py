@@ -17,16 +17,8 @@ import triton
 from torch import Tensor
 
 from segbatch.model import kernel
-from segbatch.model.surfaces import (
-    Reduced,
-    Resized,
-    Size,
-    Surface,
-    Upsampled,
-    reduce_in_strips,
-    row_taps,
-    sum_by_class,
-)
+from segbatch.model.strips import Reduced, reduce_in_strips, sum_by_class
+from segbatch.model.surfaces import Resized, Size, Surface, Upsampled, row_taps
 
 LARGEST = 1 << 30  # coarse logits, and pixels of a mask: the kernel's offsets are int32
 

@@ -23,7 +23,8 @@ from torch.nn.functional import pad
 
 from segbatch import storage
 from segbatch.errors import InputError, JobFailed
-from segbatch.model.bundle import ModelConfig, fingerprint, load_bundle
+from segbatch.model.bundle import fingerprint, load_bundle
+from segbatch.model.config import ModelConfig
 from segbatch.model.patches import PADDING_MULTIPLE
 from segbatch.model.zoo import Network
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -20,18 +20,22 @@ from PIL import Image
 from torch import Tensor
 
 from segbatch import masks
+from segbatch.console import say
 from segbatch.errors import InputError, JobFailed
 from segbatch.images.scaling import FILTER, downscale
 from segbatch.masks.classes import Classes
-from segbatch.model.bundle import ModelConfig, Packed, load_bundle
-from segbatch.model.lanes import Lanes
-from segbatch.model.patches import Cut, Patch, Pixels, size_of, stack
-from segbatch.model.surfaces import Size, Surface, reduce
-from segbatch.model.tiles import TileOptions
-from segbatch.model.transfer import Arriving, Transfer
+from segbatch.model.bundle import Packed, load_bundle
+from segbatch.model.config import ModelConfig
+from segbatch.model.device import Arriving, Lanes, Transfer
+from segbatch.model.patches import Cut, Patch, Pixels, TileOptions, size_of, stack
+from segbatch.model.strips import Reduced, reduce_in_strips
+from segbatch.model.surfaces import Size, Surface, Upsampled
 from segbatch.model.zoo import Network
+from segbatch.storage import one_line
 
 BATCH_PIXELS = 512 * 512  # of a batch on the CPU: its layers are to stay in a core's cache
+
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -344,3 +348,39 @@ def _check(image: Any) -> None:
     ):
         given = f"{image.shape} {image.dtype}" if isinstance(image, np.ndarray) else type(image)
         raise InputError(f"an image to predict must be RGB, (height, width, 3) uint8, not {given}")
+
+
+def reduce(
+    surface: Surface,
+    mask_size: Size,
+    num_classes: int,
+    device: torch.device,
+    *,
+    confidence: bool = True,
+) -> Reduced:
+    """Class ids on a grid of ``mask_size``, their counts, and confidence on the surface's grid.
+
+    On a GPU by the fused kernel where it can, else in strips: class ids are the same but where two
+    classes are as good as equal.
+    """
+    if device.type == "cuda" and isinstance(surface, Upsampled) and fused_on(device):
+        from segbatch.model import fused
+
+        if fused.serves(surface, mask_size):
+            return fused.reduce(surface, mask_size, confidence=confidence)
+    return reduce_in_strips(surface, mask_size, num_classes, device, confidence=confidence)
+
+
+@cache
+def fused_on(device: torch.device) -> bool:
+    """Whether :mod:`segbatch.model.fused` can be had and was proved on ``device``; says if not."""
+    try:
+        from segbatch.model import fused  # Triton may be missing, and its compiler's compiler
+
+        fused.prove(device)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        say(f"{device}: reducing logits without the fused kernel: {one_line(error)}")
+        return False
+    return True

@@ -13,25 +13,19 @@ Where a GPU has it, the common case goes through a kernel of our own instead
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from segbatch.console import say
-from segbatch.storage import one_line
-
 Size = tuple[int, int]  # height, width
 
-CPU = torch.device("cpu")
 
-# Logits of one strip, in float32. On the CPU a strip should stay near the cache, on a GPU it
-# should fill the GPU. The reduction needs about four times as much at its peak.
-STRIP_BYTES = {"cpu": 8 << 20, "cuda": 64 << 20}
+CPU = torch.device("cpu")
 
 
 class Surface(Protocol):
@@ -147,131 +141,3 @@ def to_width(strip: Tensor, width: int, align_corners: bool) -> Tensor:
     return interpolate(
         strip[None], (strip.shape[1], width), mode="bilinear", align_corners=align_corners
     )[0]
-
-
-@dataclass(frozen=True)
-class Reduced:
-    """What is left of an image's logits; tensors on the device that computed them.
-
-    ``mask`` is ``(height, width)`` uint8, ``pixels`` ``(classes,)`` int64 on the same grid.
-    ``confidence`` is ``(classes,)`` float32, NaN for absent classes, and ``uncertainty`` a float32
-    scalar, both 0 to 1 and on the surface's own grid; all NaN where they were not asked for.
-    """
-
-    mask: Tensor
-    pixels: Tensor
-    confidence: Tensor
-    uncertainty: Tensor
-
-
-def reduce(
-    surface: Surface,
-    mask_size: Size,
-    num_classes: int,
-    device: torch.device,
-    *,
-    confidence: bool = True,
-) -> Reduced:
-    """Class ids on a grid of ``mask_size``, their counts, and confidence on the surface's grid.
-
-    On a GPU by the fused kernel where it can, else in strips: class ids are the same but where two
-    classes are as good as equal.
-    """
-    if device.type == "cuda" and isinstance(surface, Upsampled) and fused_on(device):
-        from segbatch.model import fused
-
-        if fused.serves(surface, mask_size):
-            return fused.reduce(surface, mask_size, confidence=confidence)
-    return reduce_in_strips(surface, mask_size, num_classes, device, confidence=confidence)
-
-
-@cache
-def fused_on(device: torch.device) -> bool:
-    """Whether :mod:`segbatch.model.fused` can be had and was proved on ``device``; says if not."""
-    try:
-        from segbatch.model import fused  # Triton may be missing, and its compiler's compiler
-
-        fused.prove(device)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:
-        say(f"{device}: reducing logits without the fused kernel: {one_line(error)}")
-        return False
-    return True
-
-
-def reduce_in_strips(
-    surface: Surface,
-    mask_size: Size,
-    num_classes: int,
-    device: torch.device,
-    *,
-    confidence: bool = True,
-    strip_bytes: int | None = None,
-) -> Reduced:
-    """:func:`reduce` by torch alone: of any surface, on any device, and the kernel's reference.
-
-    ``strip_bytes`` bounds the logits that are held at once; ``None`` is what suits the device.
-    """
-    row_bytes = 4 * num_classes
-    strip_bytes = strip_bytes or STRIP_BYTES.get(device.type, STRIP_BYTES["cuda"])
-    target = surface if mask_size == surface.size else Resized(surface, mask_size)
-    mask = torch.empty(mask_size, dtype=torch.uint8, device=device)
-    pixels = torch.zeros(num_classes, dtype=torch.int64, device=device)
-    certainty = _Certainty(num_classes, device)
-
-    for top, bottom in strips(mask_size, strip_bytes // row_bytes):
-        logits = target.rows(top, bottom)
-        best, ids = logits.max(dim=0)
-        mask[top:bottom] = ids
-        pixels += sum_by_class(ids, torch.ones_like(ids), num_classes)
-        if confidence and target is surface:
-            certainty.add(logits, best, ids)
-    if confidence and target is not surface:
-        for top, bottom in strips(surface.size, strip_bytes // row_bytes):
-            logits = surface.rows(top, bottom)
-            certainty.add(logits, *logits.max(dim=0))
-    return Reduced(mask, pixels, *certainty.means())
-
-
-def strips(size: Size, max_pixels: int) -> Iterator[tuple[int, int]]:
-    """Rows ``(top, bottom)``, from the first to the last, in strips of at most ``max_pixels``."""
-    height, width = size
-    step = max(1, max_pixels // width)
-    for top in range(0, height, step):
-        yield top, min(top + step, height)
-
-
-def sum_by_class(ids: Tensor, values: Tensor, num_classes: int) -> Tensor:
-    """Sum of ``values`` over the pixels of each class; ``ids`` int64, both ``(rows, width)``.
-
-    By row and class first: on a GPU, ``bincount`` would wait for all work queued before it, and
-    one address per class would be fought over by all pixels. On the CPU it is twice as fast.
-    """
-    by_row = values.new_zeros(len(ids), num_classes).scatter_add_(1, ids, values)
-    return by_row.sum(0, dtype=torch.float64 if values.is_floating_point() else torch.int64)
-
-
-class _Certainty:
-    """Sums of the winning probability and of its margin over the second, strip by strip."""
-
-    def __init__(self, num_classes: int, device: torch.device) -> None:
-        self.pixels = torch.zeros(num_classes, dtype=torch.int64, device=device)
-        self.probability = torch.zeros(num_classes, dtype=torch.float64, device=device)
-        self.margin = torch.zeros((), dtype=torch.float64, device=device)
-
-    def add(self, logits: Tensor, best: Tensor, ids: Tensor) -> None:
-        """Take in a strip: ``logits``, their maximum over the classes, the class that has it."""
-        # The winner's softmax is exp(0) over the sum of exp(logit − best).
-        relative = (logits - best).exp_()
-        probability = relative.sum(0).reciprocal_()
-        second = relative.scatter_(0, ids[None], 0).amax(0)
-        num_classes = len(self.pixels)
-        self.pixels += sum_by_class(ids, torch.ones_like(ids), num_classes)
-        self.probability += sum_by_class(ids, probability, num_classes)
-        self.margin += ((1 - second) * probability).sum(dtype=torch.float64)
-
-    def means(self) -> tuple[Tensor, Tensor]:
-        """Mean probability of each class, NaN where it is absent; 1 − the mean margin."""
-        confidence = (self.probability / self.pixels).float()
-        return confidence, (1 - self.margin / self.pixels.sum()).float()

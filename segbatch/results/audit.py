@@ -17,8 +17,7 @@ import pyarrow.parquet as pq
 from segbatch import storage
 from segbatch.errors import Damaged, Incomplete
 from segbatch.results.finish import unreferenced
-from segbatch.results.log import Log, entry_uri
-from segbatch.results.proof import read_columns, read_whole
+from segbatch.results.log import Log, entry_uri, read_columns, read_whole
 from segbatch.results.table import Table
 
 if TYPE_CHECKING:

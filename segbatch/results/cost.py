@@ -6,21 +6,26 @@ storage bills requests and transfer.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from segbatch import storage
-from segbatch.cluster.estimate import requests
-from segbatch.images.frames import FRAGMENT
+from segbatch.images.video import FRAGMENT
 from segbatch.results.prices import GB, Prices
 from segbatch.results.runfolder import Run
 
 Start = Mapping[str, Any]
+
+
 Kind = tuple[float, float, str | None, bool | None]  # CPUs, GPUs, instance, whether it is spot
 
+
 IN_OBJECT_STORAGE = rf"^({'|'.join(sorted(storage.OBJECT_SCHEMES))})://"
+
+
 FRAME = rf"{FRAGMENT}$"  # of a video, which is not asked for once a frame
 
 
@@ -142,3 +147,31 @@ def _money(
         f" requests and transfer {others:,.2f} (list prices of {prices.region or 'a table'},"
         f" {prices.date})"
     )
+
+
+# ------------------------------------------------------------------------------------ requests
+
+LIST_PAGE = 1000  # keys that one LIST answers with
+
+
+def requests(
+    images: int,
+    listed: int,
+    *,
+    block_rows: int,
+    file_rows: int,
+    passing_failures: float = 0.0,
+    tries: int = 1,
+) -> dict[str, int]:
+    """Requests by kind: ``images`` are read, ``listed`` keys are looked at.
+
+    GET: one an image, and for each share of ``passing_failures`` as many more as there are
+    ``tries``; the lease twice a block and once a file. PUT: a file of rows. Commits (60 an hour)
+    and heartbeats (360) are left out.
+    """
+    blocks, files = math.ceil(images / block_rows), math.ceil(images / file_rows)
+    return {
+        "get": math.ceil(images * (1 + passing_failures * (tries - 1))) + 2 * blocks + files,
+        "put": files + 3,
+        "list": math.ceil(listed / LIST_PAGE),
+    }

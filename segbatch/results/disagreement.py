@@ -24,8 +24,8 @@ from segbatch import storage
 from segbatch.errors import RunError, SourceError
 from segbatch.masks import decode_mask
 from segbatch.masks.classes import Classes
+from segbatch.results.log import read_columns
 from segbatch.results.lookup import unreadable_mask
-from segbatch.results.proof import read_columns
 from segbatch.results.runfolder import Run
 
 STRIP = 1 << 18  # pixels that are counted at a time: they stay in the processor's cache

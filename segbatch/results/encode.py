@@ -21,7 +21,7 @@ from segbatch.results.stats import (
     find_regions,
     struct_column,
 )
-from segbatch.storage.blobs import binary_views
+from segbatch.storage.arrow import binary_views
 
 # How the user's columns are called on their way, so that none of them is taken for a stage's own.
 USER = "user:"

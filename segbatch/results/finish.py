@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from segbatch import signals, storage
-from segbatch.results.proof import read_columns
+from segbatch.results.log import read_columns
 from segbatch.results.schema import stats_schema
 from segbatch.results.table import STATISTICS, Table, epoch_of
 from segbatch.results.write import store

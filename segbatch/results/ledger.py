@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from segbatch.results.proof import read_columns
+from segbatch.results.log import read_columns
 from segbatch.results.table import DataFile, Table, kind_of
 from segbatch.results.write import Account
 

@@ -15,7 +15,7 @@ from segbatch import storage
 from segbatch.errors import Damaged, RunError, SegbatchError, SourceError, UnreadableMask
 from segbatch.masks import decode_mask
 from segbatch.results.database import remote_filesystem
-from segbatch.results.proof import blamed
+from segbatch.results.log import blamed
 from segbatch.results.runfolder import Run, open_run
 from segbatch.results.table import Table
 from segbatch.storage.uris import shown

@@ -24,8 +24,7 @@ import pyarrow.parquet as pq
 
 from segbatch import storage
 from segbatch.errors import RunError
-from segbatch.results.log import Log, entry_uri
-from segbatch.results.proof import read_columns
+from segbatch.results.log import Log, entry_uri, read_columns
 from segbatch.results.runfolder import Run, frozen_copy, write_info
 from segbatch.results.schema import RESERVED_COLUMNS
 from segbatch.results.table import Table

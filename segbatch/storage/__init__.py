@@ -8,15 +8,12 @@ from segbatch.storage.files import (
     delete,
     exists,
     list_files,
-    read_bytes,
-    read_input,
-    reading_input,
     upload,
     write_bytes,
     writes_whole,
     writing_output,
 )
-from segbatch.storage.reading import ReadLimits, read_many
+from segbatch.storage.reading import ReadLimits, read_bytes, read_input, read_many, reading_input
 from segbatch.storage.uris import (
     DELTA_SCHEMES,
     HTTP_SCHEMES,

@@ -19,13 +19,7 @@ from typing import Any
 import fsspec
 from obstore.store import HTTPStore, ObjectStore, from_url
 
-from segbatch.storage.uris import (
-    HTTP_SCHEMES,
-    OBJECT_SCHEMES,
-    is_local,
-    scheme_of,
-    split_bucket,
-)
+from segbatch.storage.uris import HTTP_SCHEMES, OBJECT_SCHEMES, is_local, scheme_of, split_bucket
 
 # Of small things; bulk reads have limits of their own. Ten tries outlast a minute without answers.
 TIMEOUT_S = 60.0

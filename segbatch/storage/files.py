@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,20 +22,9 @@ from obstore.exceptions import BaseError as ObstoreError
 from obstore.exceptions import InvalidPathError
 
 from segbatch.errors import Incomplete, InputError
-from segbatch.storage.clients import (
-    bucket_client,
-    bulk_client,
-    filesystem,
-)
+from segbatch.storage.clients import bucket_client, bulk_client, filesystem
 from segbatch.storage.failures import as_os_error, one_line
-from segbatch.storage.reading import SINGLE, read_many
-from segbatch.storage.uris import (
-    OBJECT_SCHEMES,
-    is_local,
-    local_path,
-    scheme_of,
-    split_bucket,
-)
+from segbatch.storage.uris import OBJECT_SCHEMES, is_local, local_path, scheme_of, split_bucket
 
 # Above this an object is sent in parts; below, in one atomic PUT.
 MULTIPART_BYTES = 64 << 20
@@ -47,41 +36,6 @@ class StoredFile:
 
     uri: str
     size: int
-
-
-def read_bytes(uri: str) -> bytes:
-    """The whole object. Raises ``FileNotFoundError``, ``PermissionError`` or ``OSError``."""
-    content = read_many([uri], SINGLE)[0]
-    if isinstance(content, bytes):
-        return content
-    raised: Mapping[str, type[OSError]] = {
-        "not_found": FileNotFoundError,
-        "forbidden": PermissionError,
-        "credentials": PermissionError,
-        "timeout": TimeoutError,
-    }
-    raise raised.get(content.kind, OSError)(f"{uri}: {content.message}")
-
-
-def read_input(uri: str, wrong: type[InputError], missing: str = "no such file") -> bytes:
-    """:func:`read_bytes` of what a user named; raises as :func:`reading_input`."""
-    with reading_input(uri, wrong, missing):
-        return read_bytes(uri)
-
-
-@contextmanager
-def reading_input(uri: str, wrong: type[InputError], missing: str) -> Iterator[None]:
-    """Errors about what a user named: ``wrong`` where it is missing or forbidden, and
-    :class:`~segbatch.errors.Incomplete` where storage does not answer.
-    """
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise wrong(f"{uri}: {missing}") from error
-    except PermissionError as error:
-        raise wrong(f"{uri}: may not be read: {one_line(error)}") from error
-    except OSError as error:
-        raise Incomplete(f"{uri}: cannot be read: {one_line(error)}") from error
 
 
 @contextmanager

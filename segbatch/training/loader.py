@@ -6,24 +6,142 @@ from one process to another, and none has to be started again with every epoch.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image, ImageEnhance
 from torch import Tensor
 
-from segbatch.config.training import Train
-from segbatch.training.augment import augmented
-from segbatch.training.order import Order, Place
+from segbatch.config.training import Augment, Train
+from segbatch.images.scaling import FILTER
+from segbatch.masks.classes import IGNORE_INDEX
+
+# Order: which image comes when, and which worker takes it; all of it follows from the seed.
+#
+# The images of all epochs are one long row: epoch 0 shuffled, epoch 1 shuffled otherwise, and so
+# on. A step takes the next ``batch_size`` of them, also over the border of two epochs, so within an
+# epoch no image is left out and none comes twice. Only the very last step is filled up with images
+# that would have come next.
+
+
+@dataclass(frozen=True)
+class Place:
+    """One image's turn: its index in the split, and the epoch in which it comes."""
+
+    epoch: int
+    index: int
+
+
+@dataclass(frozen=True)
+class Order:
+    """The order of a training on ``num_images``. A step is done in ``parts``, which the workers
+    share out among themselves; ``parts`` divides ``batch_size``.
+    """
+
+    num_images: int
+    batch_size: int
+    parts: int
+    epochs: int
+    seed: int
+
+    @property
+    def num_steps(self) -> int:
+        return math.ceil(self.epochs * self.num_images / self.batch_size)
+
+    @property
+    def total(self) -> int:
+        """Images of the whole training."""
+        return self.num_steps * self.batch_size
+
+    def epoch_ends(self, epoch: int) -> int:
+        """Steps that are done once every image of ``epoch``, from 0, has been seen."""
+        return math.ceil((epoch + 1) * self.num_images / self.batch_size)
+
+    def at(self, position: int) -> Place:
+        epoch, place = divmod(position, self.num_images)
+        return Place(epoch, int(shuffled(self.num_images, self.seed, epoch)[place]))
+
+    def share(self, step: int, rank: int, world_size: int) -> list[list[Place]]:
+        """The parts of ``step``, from 0, that worker ``rank`` of ``world_size`` does."""
+        size = self.batch_size // self.parts
+        first = step * self.batch_size
+        starts = [first + part * size for part in range(rank, self.parts, world_size)]
+        return [[self.at(position) for position in range(s, s + size)] for s in starts]
+
+
+@lru_cache(maxsize=4)
+def shuffled(num_images: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    """The indices 0 to ``num_images`` in the order of one epoch."""
+    return np.random.default_rng([seed, epoch]).permutation(num_images)
+
+
+# Augmentation: another photograph of the same thing, and the label map that goes with it.
+
 
 Array = npt.NDArray[np.uint8]
+
+
+Box = tuple[int, int, int, int]
+
+
+def augmented(
+    rng: np.random.Generator,
+    image: Array,
+    label_map: Array,
+    *,
+    crop: int,
+    augment: Augment,
+    fill: tuple[int, int, int],
+) -> tuple[Array, Array]:
+    """A random square of ``image`` (HWC) and ``label_map`` (HW), both ``crop`` pixels a side.
+
+    Scaled, cropped, changed in brightness, contrast and saturation, then mirrored. What lies
+    outside of the image is ``fill``, and ignored. Label maps are only ever scaled to the nearest
+    pixel: between two class ids lies no third.
+    """
+    low, high = augment.scale_range
+    # Uniform in the logarithm: half as large is as likely as twice as large.
+    factor = float(np.exp(rng.uniform(np.log(low), np.log(high))))
+    height, width = label_map.shape
+    size = max(1, round(width * factor)), max(1, round(height * factor))
+    left, top = (int(rng.integers(max(0, length - crop) + 1)) for length in size)
+    inside = min(crop, size[0] - left), min(crop, size[1] - top)
+
+    # Only what the crop shows is scaled.
+    scale = width / size[0], height / size[1]
+    shown = (
+        left * scale[0], top * scale[1],
+        (left + inside[0]) * scale[0], (top + inside[1]) * scale[1],
+    )  # fmt: skip
+    seen = Image.fromarray(image).resize(inside, FILTER, shown)
+    jitter = augment.color_jitter
+    for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+        seen = change(seen).enhance(float(rng.uniform(1 - jitter, 1 + jitter)))
+    picture = Image.new("RGB", (crop, crop), fill)
+    picture.paste(seen)
+    labels = Image.new("L", (crop, crop), IGNORE_INDEX)
+    labels.paste(Image.fromarray(label_map).resize(inside, Image.Resampling.NEAREST, shown))
+
+    if rng.random() < augment.flip_probability:
+        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        labels = labels.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return np.asarray(picture), np.asarray(labels)
+
+
 Pair = tuple[Array, Array]
+
+
 Batch = tuple[Tensor, Tensor]
+
 
 PARTS_AHEAD = 3
 

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,10 +22,56 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from segbatch.config.training import Train
-from segbatch.training.loader import Batch
+from segbatch.training.loader import Batch, Order
 from segbatch.training.loss import Objective
-from segbatch.training.order import Order
 from segbatch.training.recipe import make_optimizer, norms, seed_everything, set_mode, set_rate
+
+# Checkpoint: a training and its scores in one file, to go on from and to take the model out of.
+
+
+STATE = "state.pt"
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best epoch so far, counted from 1."""
+
+    miou: float = -1.0
+    epoch: int = 0
+
+    def worn_out(self, epoch: int, patience: int | None) -> bool:
+        """Whether ``patience`` epochs have gone by without a better one."""
+        return patience is not None and epoch - self.epoch >= patience
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a checkpoint holds: the training's state, the last epoch's scores, the best epoch."""
+
+    training: dict[str, Any]
+    metrics: dict[str, Any]
+    best: Best
+
+    @property
+    def network(self) -> dict[str, Tensor]:
+        """The network's state_dict."""
+        network: dict[str, Tensor] = self.training["network"]
+        return network
+
+
+def save_checkpoint(
+    folder: Path, training: Training, metrics: Mapping[str, Any], best: Best
+) -> None:
+    """Write the checkpoint into ``folder``."""
+    state = {"training": training.state_dict(), "metrics": dict(metrics), "best": asdict(best)}
+    torch.save(state, folder / STATE)
+
+
+def load_checkpoint(folder: Path) -> Saved:
+    """The checkpoint in ``folder``, its tensors on the CPU."""
+    state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    return Saved(state["training"], state["metrics"], Best(**state["best"]))
+
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -14,7 +14,7 @@ from segbatch.config.training import Start
 from segbatch.errors import ModelError
 from segbatch.masks.classes import Classes
 from segbatch.model import bundle, weights, zoo
-from segbatch.model.bundle import ModelConfig
+from segbatch.model.config import ModelConfig
 from segbatch.model.zoo import Network
 
 

@@ -10,9 +10,7 @@ from typing import Any
 import pytest
 
 from segbatch import storage
-from segbatch.cli.plan import hours_of
-from segbatch.cli.planned import print_plan
-from segbatch.cluster.census import count_images, count_left
+from segbatch.cli.plan import hours_of, print_plan
 from segbatch.cluster.estimate import (
     BLOCK_CPU_S,
     ImageCost,
@@ -25,7 +23,6 @@ from segbatch.cluster.estimate import (
     cpus_beside_worker,
     offer,
     pace,
-    requests,
     share_at_most,
     solve,
     start_up_s,
@@ -34,13 +31,14 @@ from segbatch.cluster.estimate import (
 from segbatch.cluster.offers import Option, Wish
 from segbatch.cluster.plan import Plan, plan, reckon
 from segbatch.cluster.sample import Sample, measure
-from segbatch.cluster.survey import Effort, Survey, place_here
+from segbatch.cluster.survey import Effort, Survey, count_images, count_left, place_here
 from segbatch.config.job import Resources, SegmentJob, load_job
 from segbatch.errors import InputError, SourceError
 from segbatch.jobs.preflight import prepare
 from segbatch.jobs.runstate import RunState
 from segbatch.jobs.runtime.nodes import Cluster, NodeType, read_cluster
 from segbatch.jobs.runtime.sharing import ENCODE_CPUS, PARQUET_CPUS, READ_CPUS
+from segbatch.results.cost import requests
 from segbatch.results.prices import read_prices
 from segbatch.results.runfolder import Run
 from tests.conftest import EVERYTHING, ROOT, S3, job

@@ -24,14 +24,7 @@ import segbatch
 from segbatch.cluster.dashboard import Dashboard, connect
 from segbatch.cluster.environment import added, forwarded, read_environment, with_variables
 from segbatch.cluster.follow import Log
-from segbatch.cluster.submission import (
-    Submission,
-    exit_code,
-    find,
-    outcome,
-    start,
-    submissions,
-)
+from segbatch.cluster.submission import Submission, exit_code, find, outcome, start, submissions
 from segbatch.cluster.submit import STOP_WAIT, entrypoint_of, metadata_of, submit
 from segbatch.config.job import load_job
 from segbatch.config.reading import CONTROL, job_text, read_document

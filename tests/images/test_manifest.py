@@ -20,7 +20,7 @@ import yaml
 from segbatch import storage
 from segbatch.config.images import Inventory, source_of
 from segbatch.errors import SourceError
-from segbatch.images import frozen
+from segbatch.images import manifest
 from segbatch.images.manifest import Frozen, freeze, read, user_columns
 from tests.films import film
 
@@ -96,8 +96,8 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def test_rows_are_numbered_in_order_over_all_files(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(frozen, "ROWS_PER_FILE", 1000)
-    monkeypatch.setattr(frozen, "ROWS_PER_GROUP", 300)
+    monkeypatch.setattr(manifest, "ROWS_PER_FILE", 1000)
+    monkeypatch.setattr(manifest, "ROWS_PER_GROUP", 300)
     uris = [f"s3://b/{n:05d}.jpg" for n in range(2500)]
     result = run.freeze(parquet(tmp_path / "m.parquet", uri=uris, n=range(2500)))
     assert [(f["first_id"], f["rows"]) for f in result.files] == [
@@ -121,9 +121,9 @@ def test_rows_are_numbered_in_order_over_all_files(
 def test_a_file_of_wide_rows_ends_early(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(frozen, "ROWS_PER_FILE", 1000)
-    monkeypatch.setattr(frozen, "ROWS_PER_GROUP", 100)
-    monkeypatch.setattr(frozen, "_MAX_FILE_BYTES", 300_000)
+    monkeypatch.setattr(manifest, "ROWS_PER_FILE", 1000)
+    monkeypatch.setattr(manifest, "ROWS_PER_GROUP", 100)
+    monkeypatch.setattr(manifest, "_MAX_FILE_BYTES", 300_000)
     wide = [np.random.default_rng(n).bytes(1000) for n in range(1200)]
     files = run.freeze(
         parquet(tmp_path / "m.parquet", uri=[f"{n}" for n in range(1200)], wide=wide)
@@ -133,7 +133,7 @@ def test_a_file_of_wide_rows_ends_early(
 
 
 def test_a_frozen_file_gives_single_rows_back(run: Run, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(frozen, "ROWS_PER_FILE", 10)
+    monkeypatch.setattr(manifest, "ROWS_PER_FILE", 10)
     source = parquet(tmp_path / "m.parquet", uri=[str(n) for n in range(20)], city=["x"] * 20)
     file = run.freeze(source).files[1]
     table = read(run.manifest, file, np.array([17, 11]))

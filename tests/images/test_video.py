@@ -17,7 +17,7 @@ from segbatch.images import manifest
 from segbatch.images.decode import decode
 from segbatch.images.faults import HEAD_BYTES, is_video
 from segbatch.images.fetch import fetch
-from segbatch.images.frames import times_of
+from segbatch.images.video import times_of
 from segbatch.results.schema import RESERVED_COLUMNS
 from tests.collection import jpeg
 from tests.conftest import S3

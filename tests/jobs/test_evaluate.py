@@ -22,17 +22,9 @@ from PIL import Image, ImageOps
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_jaccard_index
 
 from segbatch import storage
-from segbatch.errors import (
-    Incomplete,
-    InputError,
-    JobFailed,
-    JobFileError,
-    RunError,
-    SourceError,
-)
+from segbatch.errors import Incomplete, InputError, JobFailed, JobFileError, RunError, SourceError
 from segbatch.jobs.evaluate import evaluate
-from segbatch.jobs.scores import Scores, as_text
-from segbatch.jobs.scoring import Scoring, score_schema
+from segbatch.jobs.scoring import Scores, Scoring, as_text, score_schema
 from segbatch.jobs.segment import segment
 from segbatch.labels.dataset import Dataset, write_shard
 from segbatch.masks import encode_mask

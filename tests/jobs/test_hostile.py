@@ -15,7 +15,8 @@ import pytest
 from segbatch.errors import SourceError
 from segbatch.jobs.segment import segment
 from segbatch.masks.classes import Classes
-from segbatch.model.bundle import ModelConfig, save_bundle
+from segbatch.model.bundle import save_bundle
+from segbatch.model.config import ModelConfig
 from segbatch.results.runfolder import Run
 from tests import hostile
 from tests.collection import jpeg

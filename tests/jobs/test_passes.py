@@ -12,11 +12,10 @@ import pyarrow as pa
 import pytest
 
 from segbatch.config.job import Limits
-from segbatch.console import Progress
 from segbatch.errors import CredentialsRefused, Fenced, Incomplete, Interrupted, JobFailed
 from segbatch.jobs import passes
-from segbatch.jobs.passes import Accounts, ExecutionStopped, Passes
-from segbatch.jobs.watch import Watch
+from segbatch.jobs.passes import Accounts, ExecutionStopped, Passes, Watch
+from segbatch.jobs.progress import Progress
 from segbatch.masks.classes import Classes
 from segbatch.results.lease import Lease
 from segbatch.results.ledger import Ledger
@@ -306,7 +305,7 @@ class Clock:
 
 def a_clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("segbatch.jobs.watch.time.monotonic", clock)
+    monkeypatch.setattr("segbatch.jobs.passes.time.monotonic", clock)
     return clock
 
 

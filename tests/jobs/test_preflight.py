@@ -9,7 +9,7 @@ import pytest
 
 from segbatch.config.job import SegmentJob, load_kind
 from segbatch.errors import SourceError
-from segbatch.images.frames import frame_uri
+from segbatch.images.video import frame_uri
 from segbatch.jobs.preflight import Prepared, check_first_images, prepare
 from tests.collection import jpeg
 from tests.conftest import job

@@ -21,11 +21,10 @@ from segbatch.config.images import Manifest
 from segbatch.config.job import SegmentJob, load_kind
 from segbatch.errors import Damaged, Fenced, Incomplete, RunError
 from segbatch.images import manifest
-from segbatch.jobs.alone import AllStages
 from segbatch.jobs.preflight import Prepared, prepare
 from segbatch.jobs.runstate import RunState
 from segbatch.jobs.segment import segment
-from segbatch.jobs.stages import Pipeline, Predicting, accounts_of
+from segbatch.jobs.stages import AllStages, Pipeline, Predicting, accounts_of
 from segbatch.results import lease as lease_module
 from segbatch.results.encode import Encoding
 from segbatch.results.lease import Lease
@@ -506,7 +505,7 @@ def test_a_beginning_that_was_torn_never_lets_ids_point_at_other_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A driver is killed while it freezes the list, which is another one at the next start."""
-    monkeypatch.setattr("segbatch.images.frozen.ROWS_PER_FILE", 4)
+    monkeypatch.setattr("segbatch.images.manifest.ROWS_PER_FILE", 4)
     run = tmp_path / "run"
     frozen(run, [f"old-{number}.jpg" for number in range(14)])  # its run.json is never written
     assert len(list((run / "manifest").iterdir())) == 4
@@ -523,7 +522,7 @@ def test_a_beginning_that_was_torn_never_lets_ids_point_at_other_images(
 def test_a_driver_that_slept_while_it_froze_leaves_the_next_ones_list_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("segbatch.images.frozen.ROWS_PER_FILE", 4)
+    monkeypatch.setattr("segbatch.images.manifest.ROWS_PER_FILE", 4)
     run = tmp_path / "run"
     asked = count()
     newer: dict[str, bytes] = {}

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from segbatch.console import Progress
+from segbatch.jobs.progress import Progress
 from segbatch.jobs.runstate import RunState
 from segbatch.results.runfolder import read_info
 

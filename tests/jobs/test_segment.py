@@ -15,13 +15,7 @@ from PIL import Image, ImageOps
 
 import segbatch
 from segbatch import storage
-from segbatch.errors import (
-    CredentialsRefused,
-    Incomplete,
-    JobFailed,
-    RunError,
-    SourceError,
-)
+from segbatch.errors import CredentialsRefused, Incomplete, JobFailed, RunError, SourceError
 from segbatch.jobs import passes
 from segbatch.jobs.segment import segment
 from segbatch.masks import decode_mask

@@ -17,15 +17,16 @@ import pytest
 from PIL import ExifTags, Image
 
 from segbatch.errors import Fenced
-from segbatch.images.frames import FRAME_COLUMNS, frame_uri
+from segbatch.images.video import FRAME_COLUMNS, frame_uri
 from segbatch.jobs import stages
-from segbatch.jobs.alone import all_stages, crashed_row
 from segbatch.jobs.stages import (
     Pipeline,
     Predicting,
     PredictStage,
     Reading,
     accounts_of,
+    all_stages,
+    crashed_row,
     decode_stage,
     encode_stage,
     fetch_stage,
@@ -33,8 +34,8 @@ from segbatch.jobs.stages import (
 )
 from segbatch.masks import decode_mask
 from segbatch.model.bundle import load_config
+from segbatch.model.patches import TileOptions
 from segbatch.model.predict import PredictOptions, load_model
-from segbatch.model.tiles import TileOptions
 from segbatch.results.encode import Encoding, carried
 from segbatch.results.lease import Lease, Tenure, read_lease
 from segbatch.results.schema import rows_schema

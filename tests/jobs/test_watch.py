@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from segbatch.errors import Fenced, Incomplete, Interrupted
-from segbatch.jobs.watch import NothingYet, Watch
+from segbatch.jobs.passes import NothingYet, Watch
 from segbatch.results.lease import Lease
 from segbatch.signals import interruptible
 from tests.drivers import wait_until

@@ -15,7 +15,8 @@ from PIL import Image
 import segbatch
 from segbatch import storage
 from segbatch.errors import Incomplete, InputError, SourceError
-from segbatch.labels import reading, target
+from segbatch.images.listing import reading
+from segbatch.labels import target
 from segbatch.labels.dataset import Dataset, open_dataset
 from segbatch.labels.report import ImportReport
 from segbatch.masks import decode_mask, encode_mask

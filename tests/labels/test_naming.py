@@ -6,13 +6,7 @@ import pytest
 
 from segbatch.errors import InputError, SourceError
 from segbatch.formats.format import Found
-from segbatch.labels.naming import (
-    Naming,
-    given_classes,
-    name_classes,
-    read_renames,
-    unlabelled_id,
-)
+from segbatch.labels.naming import Naming, given_classes, name_classes, read_renames, unlabelled_id
 from segbatch.masks.classes import FACADE_COLORS, Classes
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from segbatch.masks.classes import Classes
 from segbatch.model import zoo
-from segbatch.model.bundle import ModelConfig
+from segbatch.model.config import ModelConfig
 from segbatch.model.patches import Pixels
 from segbatch.model.zoo import Network
 

@@ -16,7 +16,7 @@ import torchvision
 from segbatch.errors import ModelError
 from segbatch.masks.classes import Classes
 from segbatch.model import bundle
-from segbatch.model.bundle import ModelConfig
+from segbatch.model.config import ModelConfig
 from segbatch.model.predict import load_model
 from tests.model.conftest import CLASSES, config_of
 

@@ -25,19 +25,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from segbatch.model import surfaces as reduction
-from segbatch.model.surfaces import (
-    CPU,
-    Mean,
-    Reduced,
-    Resized,
-    RowTaps,
-    Size,
-    Surface,
-    Upsampled,
-    fused_on,
-    reduce,
-    reduce_in_strips,
-)
+from segbatch.model.predict import fused_on, reduce
+from segbatch.model.strips import Reduced, reduce_in_strips
+from segbatch.model.surfaces import CPU, Mean, Resized, RowTaps, Size, Surface, Upsampled
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
 

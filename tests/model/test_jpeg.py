@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from segbatch.model.jpeg import decode_jpegs, refuse_undecoding
+from segbatch.model.device import decode_jpegs, refuse_undecoding
 from tests.model.conftest import picture
 
 DEVICES = [

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from segbatch.errors import JobFailed
-from segbatch.model.lanes import Lanes
+from segbatch.model.device import Lanes
+from segbatch.model.patches import TileOptions
 from segbatch.model.predict import Model, PredictOptions
-from segbatch.model.tiles import TileOptions
 from tests.model.conftest import CLASSES, config_of
 
 

@@ -15,7 +15,8 @@ import torch
 from segbatch.errors import InputError, JobFailed, ModelError
 from segbatch.model import onnx as exporter
 from segbatch.model import zoo
-from segbatch.model.bundle import ModelConfig, bundle_sha256, load_bundle, save_bundle
+from segbatch.model.bundle import bundle_sha256, load_bundle, save_bundle
+from segbatch.model.config import ModelConfig
 from segbatch.model.onnx import FromPhotographs, export_onnx
 from segbatch.model.predict import load_model
 from tests.drivers import cli

@@ -248,7 +248,7 @@ def test_an_unknown_device_is_refused():
 
 
 def test_tiles_replace_downscaling_unless_it_is_asked_for(networks):
-    from segbatch.model.tiles import TileOptions
+    from segbatch.model.patches import TileOptions
 
     network = networks["deeplabv3"]
     config = replace(config_of(network, "deeplabv3"), long_side=64)

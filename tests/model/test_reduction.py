@@ -8,15 +8,9 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from segbatch.model.surfaces import (
-    CPU,
-    Mean,
-    Resized,
-    Surface,
-    Upsampled,
-    reduce,
-    reduce_in_strips,
-)
+from segbatch.model.predict import reduce
+from segbatch.model.strips import reduce_in_strips
+from segbatch.model.surfaces import CPU, Mean, Resized, Surface, Upsampled
 
 SURFACES = {
     "upsampled": lambda coarse: Upsampled(coarse, (128, 192), (117, 170), False),

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from segbatch.errors import InputError
+from segbatch.model.patches import Blended, Tile, TileOptions, tiles_of
 from segbatch.model.predict import Model, PredictOptions
 from segbatch.model.surfaces import CPU
-from segbatch.model.tiles import Blended, Tile, TileOptions, tiles_of
 from tests.model.conftest import config_of
 
 

@@ -28,7 +28,7 @@ from segbatch.review.predict.camera import (
     watch,
 )
 from segbatch.review.predict.film import Film
-from segbatch.review.predict.overlays import Overlays
+from segbatch.review.predict.video import Overlays
 from tests.films import film
 from tests.webcam import webcam
 

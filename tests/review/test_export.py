@@ -23,12 +23,11 @@ from segbatch.errors import InputError
 from segbatch.formats.coco import COCO
 from segbatch.formats.format import Format, Options
 from segbatch.formats.labelme import LABELME
-from segbatch.formats.voc import VOC
+from segbatch.formats.voc import VOC, apart
 from segbatch.masks.classes import IGNORE_INDEX, Classes, read_classes
 from segbatch.results.runfolder import Run
-from segbatch.review.export import claim
 from segbatch.review.export.export import FORMATS
-from segbatch.review.formats.voc import apart
+from segbatch.review.export.files import NAME
 from segbatch.storage import clients
 from tests import pages
 from tests.conftest import S3
@@ -327,7 +326,7 @@ def test_an_export_goes_on_where_photographs_could_not_be_had(
     assert code == 3
     assert "s3://to-export/0004.jpg: photograph unavailable" in said
     assert "5 of 6 images" in said
-    assert f"/{claim.NAME}" in files_in(folder)
+    assert f"/{NAME}" in files_in(folder)
     outage.break_down()
     code, said = exported(run, folder, *options)
     assert (code, "6 of 6 images" in said, "5 of them were there" in said) == (0, True, True)
@@ -367,7 +366,7 @@ def test_an_export_that_is_killed_goes_on(run: Run, outage: S3, tmp_path: Path) 
     assert (again.written, again.before, again.unread) == (6, 5, [])
     assert (folder / "data/0002.png").read_bytes() == b"mine"
     assert (folder / "mask_targets.json").exists()
-    assert not (folder / claim.NAME).exists()
+    assert not (folder / NAME).exists()
 
 
 def test_a_file_that_may_be_a_part_is_not_taken_for_a_whole_one(

@@ -16,7 +16,7 @@ from PIL import Image
 from segbatch import import_labels, storage
 from segbatch.cli.main import main
 from segbatch.errors import InputError
-from segbatch.formats.specks import without_specks
+from segbatch.formats.polygons import without_specks
 from segbatch.labels.dataset import open_dataset
 from segbatch.masks import decode_mask
 from segbatch.results.runfolder import Run

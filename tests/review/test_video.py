@@ -16,12 +16,12 @@ from segbatch.cli.main import app
 from segbatch.errors import Incomplete, InputError, JobFailed, SourceError
 from segbatch.images.video import opened, picture_of, upright
 from segbatch.masks.classes import Classes
+from segbatch.masks.drawing import legend
 from segbatch.model.patches import Pixels
 from segbatch.model.predict import Model, load_model
 from segbatch.review.predict.film import written
 from segbatch.review.predict.images import predict_pictures
-from segbatch.review.predict.overlays import Overlays, legend
-from segbatch.review.predict.video import BATCH_FRAMES, pieces, predict_video
+from segbatch.review.predict.video import BATCH_FRAMES, Overlays, pieces, predict_video
 from tests.conftest import S3
 from tests.films import ODD_TIMES, STEADY, film
 

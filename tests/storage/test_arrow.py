@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from segbatch.storage.blobs import binary_column, binary_views
+from segbatch.storage.arrow import binary_column, binary_views
 
 CONTENT = np.arange(10, dtype=np.uint8)
 

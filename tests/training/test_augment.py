@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 
 from segbatch.config.training import Augment
-from segbatch.training.augment import augmented
+from segbatch.training.loader import augmented
 
 Array = npt.NDArray[np.uint8]
 

@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from segbatch.config.training import Train
-from segbatch.training.loader import PARTS_AHEAD, Loader
-from segbatch.training.order import Order
+from segbatch.training.loader import PARTS_AHEAD, Loader, Order
 from tests.training import toy
 
 IDS = [7 * index + 3 for index in range(toy.NUM_IMAGES)]

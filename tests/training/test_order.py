@@ -4,7 +4,7 @@ from itertools import chain
 
 import pytest
 
-from segbatch.training.order import Order, Place
+from segbatch.training.loader import Order, Place
 
 
 def order(

@@ -15,7 +15,8 @@ from segbatch.config.training import Start
 from segbatch.errors import ModelError
 from segbatch.masks.classes import Classes
 from segbatch.model import zoo
-from segbatch.model.bundle import ModelConfig, load_bundle, save_bundle
+from segbatch.model.bundle import load_bundle, save_bundle
+from segbatch.model.config import ModelConfig
 from segbatch.model.zoo import Network
 from segbatch.training.start import start
 

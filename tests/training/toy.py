@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from segbatch.config.training import Train
-from segbatch.training.loader import Loader
+from segbatch.training.loader import Loader, Order
 from segbatch.training.loop import Training
 from segbatch.training.loss import Objective
-from segbatch.training.order import Order
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 COLORS = np.array([[40, 40, 40], [200, 60, 60], [60, 90, 200]], np.uint8)

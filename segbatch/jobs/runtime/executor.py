@@ -27,12 +27,18 @@ from ray.exceptions import (
 from segbatch import storage
 from segbatch.console import say
 from segbatch.errors import Incomplete, InputError
-from segbatch.jobs.alone import AllStages, all_stages, crashed_row, decoded_sizes
-from segbatch.jobs.passes import Accounts, ExecutionStopped
+from segbatch.jobs.passes import Accounts, ExecutionStopped, NothingYet, Watch
 from segbatch.jobs.runtime.metrics import Metrics
 from segbatch.jobs.runtime.workers import Workers, cluster_resources, node_cpus
-from segbatch.jobs.stages import Pipeline, Reading, accounts_of
-from segbatch.jobs.watch import NothingYet, Watch
+from segbatch.jobs.stages import (
+    AllStages,
+    Pipeline,
+    Reading,
+    accounts_of,
+    all_stages,
+    crashed_row,
+    decoded_sizes,
+)
 from segbatch.model import predict
 from segbatch.model.bundle import Packed, pack
 from segbatch.model.predict import Model

@@ -19,7 +19,7 @@ from ray._private import auto_init_hook
 from segbatch.config.job import Resources
 from segbatch.config.training import TrainResources
 from segbatch.errors import InputError
-from segbatch.jobs.runtime.growth import node_types
+from segbatch.jobs.runtime.nodes import node_types
 from segbatch.jobs.runtime.sharing import BESIDE_CPUS, FEW_CORES, READ_CPUS, worker_cpus
 from segbatch.storage import one_line
 

@@ -30,7 +30,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from segbatch import storage
 from segbatch.errors import InputError, RunError, SegbatchError
 from segbatch.images.fetch import read_images
-from segbatch.images.frames import is_frame
+from segbatch.images.video import is_frame
 from segbatch.results.runfolder import open_run
 from segbatch.review.browse.grid import Grid, Wanted
 from segbatch.review.browse.layers import LONG_SIDES, Album, Layers, Size

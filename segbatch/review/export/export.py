@@ -31,35 +31,19 @@ from segbatch import storage
 from segbatch.config.job import Limits
 from segbatch.console import Bar
 from segbatch.errors import CredentialsRefused, Damaged, InputError, RunError, SourceError
-from segbatch.formats.fiftyone import FIFTYONE
-from segbatch.formats.png import OVERLAYS
-from segbatch.formats.writing import Format, Photos, Segmented, no_entries
+from segbatch.formats import WRITERS
+from segbatch.formats.writing import Photos, Segmented, Writer, no_entries
 from segbatch.results.answer import write
 from segbatch.results.database import open_database
-from segbatch.results.proof import read_columns
+from segbatch.results.log import read_columns
 from segbatch.results.query import unreadable
 from segbatch.results.runfolder import Run
 from segbatch.results.schema import OK
 from segbatch.results.table import kind_of
-from segbatch.review.export.claim import Claim
-from segbatch.review.export.names import common_folder, safe_name
-from segbatch.review.export.sharedfiles import SharedFiles
-from segbatch.review.formats.coco import COCO
-from segbatch.review.formats.labelme import LABELME
-from segbatch.review.formats.masks import MASKS
-from segbatch.review.formats.voc import VOC
-from segbatch.review.photograph import Photograph, read_photograph
-from segbatch.review.pictures import label_map_at, limits_of
+from segbatch.review.export.files import Claim, SharedFiles, common_folder, safe_name
+from segbatch.review.pictures import Photograph, label_map_at, limits_of, read_photograph
 from segbatch.storage.uris import shown
 
-FORMATS: Mapping[str, Format] = {
-    "png": MASKS,
-    "overlay": OVERLAYS,
-    "voc": VOC,
-    "labelme": LABELME,
-    "coco": COCO,
-    "fiftyone": FIFTYONE,
-}
 Table = Literal["csv", "parquet"]
 TABLES: Mapping[str, Table] = {"csv": "csv", "parquet": "parquet"}
 
@@ -110,7 +94,7 @@ def export(
     """Write the images of ``run`` into ``folder``, any URI, that is empty or not there, or in which
     the same export has begun and did not end: then what is missing is written.
 
-    ``to`` is one of :data:`FORMATS`, or one of :data:`TABLES` for the view ``wide`` as one file
+    ``to`` is one of :data:`WRITERS`, or one of :data:`TABLES` for the view ``wide`` as one file
     ``wide.csv`` or ``wide.parquet``. ``where`` is an SQL condition over the view ``images``; of the
     images that fit it, the first ``limit`` by ``image_id`` are taken. Rows without a mask have no
     picture, and photographs may be gone or of another size meanwhile: they are counted.
@@ -118,8 +102,8 @@ def export(
     Raises :class:`~segbatch.errors.InputError` for a folder, a format or a condition that cannot be
     used, :class:`~segbatch.errors.CredentialsRefused`, ``OSError`` if storage fails.
     """
-    if to not in FORMATS and to not in TABLES:
-        raise InputError(f"--to {to}: one of {', '.join((*FORMATS, *TABLES))}")
+    if to not in WRITERS and to not in TABLES:
+        raise InputError(f"--to {to}: one of {', '.join((*WRITERS, *TABLES))}")
     table = run.table("rows")
     claim = Claim(run.uri, to, where, limit, table.version if table else None)
     is_begun = claim.is_begun(folder)
@@ -129,7 +113,7 @@ def export(
         return _export_table(run, folder, TABLES[to], rest)
     chosen = run.sql(f"SELECT image_id, uri, status, width, height FROM images{rest}")
     try:
-        exported = _export_images(run, folder, FORMATS[to], chosen, claim, is_begun=is_begun)
+        exported = _export_images(run, folder, WRITERS[to], chosen, claim, is_begun=is_begun)
     except duckdb.Error as error:
         raise unreadable(error) from error
     except PermissionError as error:
@@ -158,7 +142,7 @@ def _export_table(run: Run, folder: str, to: Table, rest: str) -> Exported:
 def _export_images(
     run: Run,
     folder: str,
-    format: Format,
+    writer: Writer,
     chosen: duckdb.DuckDBPyRelation,
     claim: Claim,
     *,
@@ -173,12 +157,12 @@ def _export_images(
         _convert,
         run=run,
         folder=folder,
-        format=format,
+        writer=writer,
         limits=limits_of(run),
         goes_on=is_begun and storage.writes_whole(folder),
     )
     done, started = 0, monotonic()
-    shared = format.shared(run.classes, run.uri)
+    shared = writer.shared(run.classes, run.uri)
     with SharedFiles(shared) as parts, Bar("export", exported.chosen) as bar:
         for outcome in _in_threads(convert, _rows_with_masks(con, run)):
             if isinstance(outcome, _Written):
@@ -299,7 +283,7 @@ def _convert(
     *,
     run: Run,
     folder: str,
-    format: Format,
+    writer: Writer,
     limits: Limits,
     goes_on: bool,
 ) -> Outcome:
@@ -311,14 +295,14 @@ def _convert(
         return _LeftOut("no mask is stored")
     if isinstance(mask, Damaged):
         return _LeftOut(DAMAGED, uri, str(mask))
-    last = _last_written(folder, format, name) if goes_on else None
+    last = _last_written(folder, writer, name) if goes_on else None
     is_there = last is not None
-    if is_there and format.entries is no_entries:
+    if is_there and writer.entries is no_entries:
         return _Written({}, before=True)
     photo, label_map = None, np.empty((0, 0), np.uint8)
-    if format.photos is not Photos.NONE:
+    if writer.photos is not Photos.NONE:
         if not is_there:
-            seen = _photograph(row, format, limits)
+            seen = _photograph(row, writer, limits)
             if isinstance(seen, _LeftOut):
                 return seen
             photo = seen
@@ -328,25 +312,25 @@ def _convert(
             return _LeftOut(DAMAGED, uri, f"{error}; audit the run")
     image = Segmented(run.uri, image_id, uri, name, run.classes, mask, photo, label_map)
     if last is None:
-        files = format.files(image)
+        files = writer.files(image)
         for path, data in files.items():
             where = storage.join(folder, path)
             if not (goes_on and storage.exists(where)):
                 storage.write_bytes(where, data)
         *_, last = files
-    return _Written(format.entries(image, last), is_there)
+    return _Written(writer.entries(image, last), is_there)
 
 
-def _last_written(folder: str, format: Format, name: str) -> str | None:
+def _last_written(folder: str, writer: Writer, name: str) -> str | None:
     """The path of the last file of an image; ``None`` where it is not there."""
-    paths = (path.format(name=name) for path in format.last)
+    paths = (path.format(name=name) for path in writer.last)
     return next((path for path in paths if storage.exists(storage.join(folder, path))), None)
 
 
-def _photograph(row: Row, format: Format, limits: Limits) -> Photograph | _LeftOut:
+def _photograph(row: Row, writer: Writer, limits: Limits) -> Photograph | _LeftOut:
     """Raises :class:`~segbatch.errors.CredentialsRefused`."""
     _, uri, width, height, _ = row
-    read = read_photograph(uri, limits, jpeg=format.photos is Photos.JPEG_FILES)
+    read = read_photograph(uri, limits, jpeg=writer.photos is Photos.JPEG_FILES)
     if isinstance(read, storage.Unreadable) and read.kind == "credentials":
         raise CredentialsRefused(f"{shown(uri)}: {read.message}")
     if not isinstance(read, Photograph):

@@ -26,7 +26,7 @@ from segbatch.errors import InputError, JobFailed
 from segbatch.images.video import upright
 from segbatch.model.predict import load_model
 from segbatch.review.predict.film import ENCODERS, Film, written
-from segbatch.review.predict.overlays import Overlays
+from segbatch.review.predict.video import Overlays
 
 _MILLISECONDS = Fraction(1, 1000)
 

@@ -7,24 +7,62 @@ is written under a temporary name and moved when it is whole.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import av
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
 
-from segbatch import storage
+from segbatch import masks, storage
 from segbatch.console import Bar, say
 from segbatch.errors import JobFailed
+from segbatch.images.scaling import downscale
 from segbatch.images.video import is_cut_off, opened, picture_of, upright
+from segbatch.masks.drawing import legend
+from segbatch.model.predict import Model
 from segbatch.review.predict.film import Film, written
-from segbatch.review.predict.overlays import Overlays
 
 if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
     from segbatch.model.predict import Model
+
+# Overlays of a film: its frames under the colours of their classes, batch by batch.
+#
+# The legend stands in a corner of the picture, so that the film keeps its size, and names every
+# class of the model at the same place in every frame: one that follows what is seen would flicker.
+
+
+class Overlays:
+    """Makes overlays of the frames of one film, which all have one size."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self._legend: Image.Image | None = None
+        self._size: tuple[int, int] | None = None
+
+    def __call__(self, frames: Sequence[npt.NDArray[np.uint8]]) -> list[Image.Image]:
+        """RGB pictures of the size of ``frames``, ``(height, width, 3)`` uint8 RGB each."""
+        long_side = self.model.long_side
+        scaled = [np.asarray(downscale(Image.fromarray(frame), long_side)) for frame in frames]
+        sizes = [(frame.shape[0], frame.shape[1]) for frame in frames]
+        predictions = self.model.predict_batch(scaled, sizes)
+        return [
+            self._labelled(masks.overlay(frame, prediction.mask, self.model.classes))
+            for frame, prediction in zip(frames, predictions, strict=True)
+        ]
+
+    def _labelled(self, picture: Image.Image) -> Image.Image:
+        if self._size != picture.size:
+            self._size, self._legend = picture.size, legend(self.model.classes, picture.size)
+        if self._legend is not None:
+            picture.paste(self._legend, (0, picture.height - self._legend.height), self._legend)
+        return picture
+
 
 BATCH_FRAMES = 8
 

@@ -24,9 +24,8 @@ from segbatch.results.prices import Prices, read_prices
 from segbatch.results.query import unreadable
 from segbatch.results.runfolder import Run
 from segbatch.results.schema import FAILED, OK, RESERVED_COLUMNS
-from segbatch.review.report.comparison import Comparison, compare
 from segbatch.review.report.gallery import MAX_CLASSES, Pictures, Section, choose, draw
-from segbatch.review.report.numbers import Ask, Distribution, measure
+from segbatch.review.report.numbers import Ask, Comparison, Distribution, compare, measure
 
 NUM_EXAMPLES = 3  # of each kind of failure
 NUM_GROUPS = 30

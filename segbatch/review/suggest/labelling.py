@@ -24,12 +24,12 @@ import numpy.typing as npt
 
 from segbatch import storage
 from segbatch.errors import InputError
+from segbatch.formats import coco, labelme
+from segbatch.formats.files import KEY, LIST
 from segbatch.formats.polygons import Polygon
-from segbatch.formats.provenance import KEY, LIST
-from segbatch.images.frames import is_frame
+from segbatch.images.video import is_frame
 from segbatch.masks.classes import Classes
-from segbatch.review.export.names import is_image_name, safe_name, without_query
-from segbatch.review.formats import coco, labelme
+from segbatch.review.export.files import is_image_name, safe_name, without_query
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,7 @@ from segbatch import storage
 from segbatch.config.job import Limits
 from segbatch.console import Bar
 from segbatch.errors import InputError, SourceError, UnreadableMask
-from segbatch.formats.polygons import TOLERANCE, Polygon, polygons
-from segbatch.formats.specks import without_specks
+from segbatch.formats.polygons import TOLERANCE, Polygon, polygons, without_specks
 from segbatch.images.decode import decode_image
 from segbatch.images.faults import Undecodable
 from segbatch.images.fetch import read_images

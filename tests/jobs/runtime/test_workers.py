@@ -20,7 +20,7 @@ from segbatch.config.training import TrainResources
 from segbatch.errors import InputError
 from segbatch.jobs.runtime import workers
 from segbatch.jobs.runtime.executor import data_context
-from segbatch.jobs.runtime.nodeclock import NodeClock
+from segbatch.jobs.runtime.nodes import NodeClock
 from segbatch.jobs.runtime.sharing import BESIDE_CPUS, worker_cpus
 from segbatch.jobs.runtime.workers import (
     Workers,
