@@ -48,11 +48,12 @@ from segbatch.masks import decode_mask, encode_mask  # noqa: E402
 from segbatch.masks.classes import Classes  # noqa: E402
 from segbatch.results.database import open_database, register_filesystems, scan  # noqa: E402
 from segbatch.results.finish import LOW_CARDINALITY, STATS_ROW_GROUP_ROWS  # noqa: E402
-from segbatch.results.runfolder import FORMAT, open_run, write_info  # noqa: E402
+from segbatch.results.runfolder import FORMAT, write_info  # noqa: E402
 from segbatch.results.schema import rows_schema, stats_schema  # noqa: E402
 from segbatch.results.stats import coverage, struct_column  # noqa: E402
 from segbatch.results.table import STATISTICS, DataFile, Table, file_name  # noqa: E402
 from segbatch.results.write import ROW_GROUP_ROWS, store, write_file  # noqa: E402
+from segbatch.run import open_run  # noqa: E402
 
 GOAL = 1.1  # of flat columns
 BUDGET_S = 60.0  # of one layout's answers to one question

@@ -32,7 +32,7 @@ from segbatch.config.images import IMAGE_EXTENSIONS
 from segbatch.demo.s3server import s3_server
 from segbatch.jobs.runtime.workers import cores
 from segbatch.masks import overlay, with_legend
-from segbatch.results.runfolder import Run
+from segbatch.run import Run
 
 
 def main() -> None:

@@ -30,9 +30,9 @@ from segbatch.demo.tour import BUCKET, own_s3
 from segbatch.errors import InputError
 from segbatch.labels.check import check_dataset
 from segbatch.labels.sheet import CAPTION, GAP, SIDE, write_sheet
-from segbatch.results.runfolder import open_run
 from segbatch.review.browse.site import Site
 from segbatch.review.predict.images import predict_pictures
+from segbatch.run import open_run
 
 PICTURES = Path(__file__).with_name("pictures")
 MAX_BYTES = 60_000  # they stay in the repository's history for ever

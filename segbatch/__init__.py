@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from segbatch.jobs.segment import segment
     from segbatch.labels.importing import import_labels
     from segbatch.model.predict import load_model
-    from segbatch.results.runfolder import open_run
+    from segbatch.run import open_run
 
 __all__ = [
     "__version__",
@@ -41,7 +41,7 @@ _HOME = {
     "import_labels": "segbatch.labels.importing",
     "load_job": "segbatch.config.job",
     "load_model": "segbatch.model.predict",
-    "open_run": "segbatch.results.runfolder",
+    "open_run": "segbatch.run",
     "plan": "segbatch.cluster.plan",
     "segment": "segbatch.jobs.segment",
     "submit": "segbatch.cluster.submit",

@@ -14,7 +14,7 @@ import pytest
 from segbatch import storage
 from segbatch.demo.s3server import s3_server
 from segbatch.jobs.runtime.sharing import FEW_CORES
-from segbatch.results.runfolder import Run
+from segbatch.run import Run
 from tests.collection import broken, various
 from tests.proxy import CONTROL, REQUESTS, proxy
 

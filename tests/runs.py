@@ -7,7 +7,7 @@ import pyarrow.parquet
 
 from segbatch import storage
 from segbatch.masks import decode_mask
-from segbatch.results.runfolder import Run
+from segbatch.run import Run
 
 FEW = 1e-5  # share of pixels that rounding in convolutions may change
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from segbatch import storage
 from segbatch.masks import encode_mask
 from segbatch.masks.classes import Classes
-from segbatch.results.runfolder import FORMAT, Run, write_info
+from segbatch.results.runfolder import FORMAT, write_info
 from segbatch.results.schema import rows_schema, stats_schema
 from segbatch.results.stats import (
     boxes_column,
@@ -25,6 +25,7 @@ from segbatch.results.stats import (
     struct_column,
 )
 from segbatch.results.table import DataFile, Table, file_name
+from segbatch.run import Run
 
 NAMES = ["background", "wall", "window", "traffic light"]
 CITIES = ["Zurich", "Basel", "Bern"]

@@ -125,7 +125,7 @@ def logs(
 def stop(what: What, address: Address = None) -> None:
     """End a job in order, so that submitting it again goes on; waits until it has stopped."""
     from segbatch.cluster.submission import find, outcome, output_of
-    from segbatch.results.runfolder import open_run
+    from segbatch.run import open_run
 
     submission = find(what, address)
     details = submission.stop()

@@ -181,8 +181,8 @@ def suggest_command(
     from segbatch import storage
     from segbatch.console import say
     from segbatch.labels.target import contents_of
-    from segbatch.results.runfolder import open_run
     from segbatch.review.suggest.suggest import Labelled, suggest
+    from segbatch.run import open_run
 
     opened = open_run(run)
     uris: set[str] = set()

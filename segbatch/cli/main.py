@@ -27,7 +27,6 @@ from segbatch.cli.options import (
 )
 from segbatch.cli.plan import plan_app
 from segbatch.cli.runs import runs_app
-from segbatch.config.job import refuse_misfits
 from segbatch.errors import Incomplete, SegbatchError
 
 app = typer.Typer(
@@ -66,7 +65,7 @@ def run(
     repair: Repair = False,
 ) -> None:
     """Run a job on this machine, or on the Ray cluster of RAY_ADDRESS; resumes by itself."""
-    from segbatch.config.job import load_job
+    from segbatch.config.job import load_job, refuse_misfits
 
     loaded = load_job(job, overrides or ())
     kinds = kinds_of(only)

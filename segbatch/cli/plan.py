@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from segbatch.cli.options import Facts, FactsFormat, JobFile, Overrides, print_facts
-from segbatch.cluster.estimate import STAGES
-from segbatch.cluster.plan import Measured, Plan
 from segbatch.errors import InputError
 from segbatch.jobs.runtime.sharing import PASSIVE_THREADS
+
+if TYPE_CHECKING:  # these import torch and Ray
+    from rich.console import Console
+    from rich.table import Table
+
+    from segbatch.cluster.plan import Measured, Plan
 
 # Planned: how a plan is printed.
 
@@ -24,6 +26,8 @@ SUFFIXES = {"device": "the predict workers", "driver": "the driver, which hands 
 
 def print_plan(plan: Plan) -> None:
     """To stdout, for people."""
+    from rich.console import Console
+
     console = Console(highlight=False)
     at_least = "at least " if plan.at_least else ""
     done = f", {plan.images - plan.left:,} of them done" if plan.left < plan.images else ""
@@ -48,6 +52,10 @@ def print_plan(plan: Plan) -> None:
 
 
 def _print_measured(console: Console, measured: Measured, plan: Plan) -> None:
+    from rich.table import Table
+
+    from segbatch.cluster.estimate import STAGES
+
     sample, node = measured.sample, measured.sample.node
     where = f"{sample.machine}, {node.cores:g} cores"
     console.print(
@@ -76,6 +84,8 @@ def _print_measured(console: Console, measured: Measured, plan: Plan) -> None:
 
 
 def _nodes(plan: Plan) -> Table:
+    from rich.table import Table
+
     table = Table(title="nodes of cluster.yaml", title_justify="left", box=None, pad_edge=False)
     for column in ("nodes", "images/s", "limit", "hours", "spot", "on demand", ""):
         table.add_column(column, justify="left" if column in ("nodes", "limit", "") else "right")
@@ -96,6 +106,8 @@ def _nodes(plan: Plan) -> Table:
 
 
 def _bill(plan: Plan) -> Table:
+    from rich.table import Table
+
     bill = plan.bill
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column()

@@ -33,7 +33,7 @@ class Rows(StrEnum):
 @runs_app.command()
 def status(run_uri: RunUri, format: FactsFormat = Facts.text) -> None:
     """Where a run stands, from storage alone."""
-    from segbatch.results.runfolder import open_run
+    from segbatch.run import open_run
 
     print_facts(open_run(run_uri).summary(), format)
 
@@ -45,7 +45,7 @@ def audit(
     format: FactsFormat = Facts.text,
 ) -> None:
     """Count a run's rows against its manifest: 0 clean, 1 lost, twice or damaged, 3 unfinished."""
-    from segbatch.results.runfolder import open_run
+    from segbatch.run import open_run
 
     result = open_run(run_uri).audit(deep=deep)
     print_facts(result.to_json(), format)
@@ -68,7 +68,7 @@ def query(
     """SQL over one or several runs: views images, masks, wide, classes, failures, runs."""
     from segbatch.results.answer import write
     from segbatch.results.query import sql
-    from segbatch.results.runfolder import open_runs
+    from segbatch.run import open_runs
 
     runs, text = list(arguments), ""
     if file is not None:
@@ -93,7 +93,7 @@ def diff(
 ) -> None:
     """How two runs over the same images differ: by class, by pixel, and where most."""
     from segbatch.results.answer import SHOWN_ROWS, format_of, write
-    from segbatch.results.runfolder import open_run
+    from segbatch.run import open_run
 
     output_format = None if output is None else format_of(output)
     found = open_run(run_a).diff(open_run(run_b))
@@ -134,7 +134,7 @@ def report(
     ] = None,
 ) -> None:
     """One page to look at: distributions, failures, and a gallery of overlays; needs no network."""
-    from segbatch.results.runfolder import open_run
+    from segbatch.run import open_run
 
     run = open_run(run_uri)
     before = None if against is None else open_run(against)
@@ -193,7 +193,7 @@ def export_command(
     ] = None,
 ) -> None:
     """Masks, overlays, or photographs with their masks as other tools read them; or the rows."""
-    from segbatch.results.runfolder import open_run
+    from segbatch.run import open_run
 
     exported = open_run(run_uri).export(folder, to.value, where=where, limit=limit)
     for line in exported.unread:

@@ -16,8 +16,8 @@ import yaml
 from packaging.requirements import Requirement
 from ray.runtime_env import RuntimeEnv
 
-import segbatch
 from segbatch import storage
+from segbatch.__version__ import __version__
 from segbatch.cluster.dashboard import Dashboard
 from segbatch.cluster.submission import PROBE_ID, NoAnswer, Submission, start
 from segbatch.console import say
@@ -166,7 +166,7 @@ def added(environment: dict[str, Any]) -> dict[str, Any]:
                 f"runtime environment: {kind} has no segbatch in it; add segbatch=={_here()}"
             )
     pip = RuntimeEnv(pip=environment.get("pip", [])).to_dict()["pip"]
-    package = Path(segbatch.__file__).parent
+    package = Path(__file__).parents[1]
     if _released(package):
         return {**environment, "pip": _with_packages(pip, [f"segbatch=={_here()}"])}
     return {
@@ -208,4 +208,4 @@ def _released(package: Path) -> bool:
 
 
 def _here() -> str:
-    return segbatch.__version__
+    return __version__

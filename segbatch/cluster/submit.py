@@ -14,8 +14,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-import segbatch
 from segbatch import storage
+from segbatch.__version__ import __version__
 from segbatch.cluster.dashboard import connect
 from segbatch.cluster.environment import with_segbatch, with_variables
 from segbatch.cluster.submission import OUTPUT, STOP_S, Submission, start, submissions
@@ -129,7 +129,7 @@ def entrypoint_of(values: Mapping[str, Any], options: Sequence[str] = ()) -> str
 
 def metadata_of(job: Job) -> dict[str, str]:
     """What the dashboard and ``segbatch jobs`` show of a job."""
-    facts = {"kind": job.kind, "segbatch": segbatch.__version__}
+    facts = {"kind": job.kind, "segbatch": __version__}
     if not isinstance(job, FinetuneJob):
         facts["model"] = job.model
     if not isinstance(job, SegmentJob):

@@ -38,7 +38,7 @@ from segbatch.jobs.segment import segment
 from segbatch.labels.importing import import_labels
 from segbatch.masks import encode_mask, overlay, with_legend
 from segbatch.results.answer import write
-from segbatch.results.runfolder import Run
+from segbatch.run import Run
 from segbatch.training.metrics import ConfusionMatrix
 
 NUM_TRAIN = 300

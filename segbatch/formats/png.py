@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from segbatch.formats.writing import Part, Photos, Segmented, Writer
+from segbatch.formats.writing import Part, Photos, Segmented, Writer, encoded
 from segbatch.masks import overlay, with_legend
 from segbatch.masks.classes import Classes
-from segbatch.review.pictures import encoded
 
 # Masks: the palette PNGs as they are stored, and ``classes.json``, which names their ids.
 

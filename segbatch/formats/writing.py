@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from segbatch.masks.classes import Classes
-from segbatch.review.pictures import Photograph
+
+QUALITY = 95
+
+
+@dataclass(frozen=True, eq=False)
+class Photograph:
+    """``pixels`` are ``(height, width, 3)`` uint8 RGB, upright; ``data`` is a file of the same
+    picture, ``extension`` ``jpg`` or ``png``.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    extension: str
+    data: bytes
+
+
+def encoded(pixels: npt.NDArray[np.uint8], extension: str, quality: int = QUALITY) -> bytes:
+    """A ``jpg`` or ``png`` file of ``(height, width, 3)`` uint8 RGB."""
+    file = io.BytesIO()
+    if extension == "jpg":
+        Image.fromarray(pixels).save(file, "JPEG", quality=quality, subsampling=0)
+    else:
+        Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
 
 
 class Photos(Enum):

@@ -38,9 +38,10 @@ from segbatch.results.lease import Tenure
 from segbatch.results.ledger import Ledger
 from segbatch.results.log import entry_uri
 from segbatch.results.repair import Repair, quarantine, recall
-from segbatch.results.runfolder import FORMAT, Run, frozen_copy, open_run, read_info, write_info
+from segbatch.results.runfolder import FORMAT, frozen_copy, read_info, write_info
 from segbatch.results.schema import ERRORS, rows_schema, stats_schema
 from segbatch.results.table import Table, kind_of
+from segbatch.run import Run, open_run
 
 NOTE_EVERY_S = 60.0
 

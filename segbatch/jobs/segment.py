@@ -40,9 +40,9 @@ from segbatch.jobs.stages import (
 from segbatch.results.encode import Encoding
 from segbatch.results.lease import Lease
 from segbatch.results.ledger import Ledger
-from segbatch.results.runfolder import Run, open_run
 from segbatch.results.schema import ERRORS, RESERVED_COLUMNS
 from segbatch.results.write import Writing
+from segbatch.run import Run, open_run
 from segbatch.signals import interruptible
 
 GRACE_S = 10.0  # after a signal, for files that are being written; Kubernetes kills after 30

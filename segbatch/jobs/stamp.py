@@ -7,7 +7,7 @@ import os
 import platform
 from importlib.metadata import version
 
-import segbatch
+from segbatch.__version__ import __version__
 
 # Software: the versions that a result was made with.
 
@@ -21,7 +21,7 @@ def software(*more: str) -> dict[str, str]:
     segbatch tells its own: what a submitted job brings along is installed nowhere.
     """
     return {
-        "segbatch": segbatch.__version__,
+        "segbatch": __version__,
         **{name: version(name) for name in (*LIBRARIES, *more)},
         "python": platform.python_version(),
     }

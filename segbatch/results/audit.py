@@ -21,7 +21,7 @@ from segbatch.results.log import Log, entry_uri, read_columns, read_whole
 from segbatch.results.table import Table
 
 if TYPE_CHECKING:
-    from segbatch.results.runfolder import Run
+    from segbatch.results.runfolder import RunFolder
 
 EXAMPLES = 10
 READERS = 8  # each holds one file
@@ -56,7 +56,7 @@ class Audit:
         return {**asdict(self), "exit_code": self.exit_code}
 
 
-def audit(run: Run, *, deep: bool = False) -> Audit:
+def audit(run: RunFolder, *, deep: bool = False) -> Audit:
     """Count every committed row of ``run`` against its manifest, and prove the logs.
 
     ``deep`` reads every file and compares its SHA-256 with the one that was noted when it was

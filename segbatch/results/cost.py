@@ -15,7 +15,8 @@ from typing import Any
 from segbatch import storage
 from segbatch.images.video import FRAGMENT
 from segbatch.results.prices import GB, Prices
-from segbatch.results.runfolder import Run
+from segbatch.results.query import sql
+from segbatch.results.runfolder import RunFolder
 
 Start = Mapping[str, Any]
 
@@ -39,11 +40,12 @@ class Stored:
     rows: bool
 
 
-def find_stored(run: Run) -> Stored:
+def find_stored(run: RunFolder) -> Stored:
     """By the URIs of its images and of the output of its job. Raises as :meth:`Run.sql`."""
-    [(images, objects)] = run.sql(
+    [(images, objects)] = sql(
+        [run],
         f"SELECT count(*), count(*) FILTER (regexp_matches(uri, '{IN_OBJECT_STORAGE}')"
-        f" AND NOT regexp_matches(uri, '{FRAME}')) FROM images"
+        f" AND NOT regexp_matches(uri, '{FRAME}')) FROM images",
     ).fetchall()
     output = run.info["job"].get("output", run.uri)
     return Stored(

@@ -31,7 +31,7 @@ from segbatch.results.database import (
 )
 from segbatch.results.disagreement import Counts, Pair, compare_masks
 from segbatch.results.query import unreadable
-from segbatch.results.runfolder import Run
+from segbatch.results.runfolder import RunFolder
 from segbatch.results.schema import FAILED, OK, rows_schema
 
 MEMORY = "1GB"
@@ -144,7 +144,7 @@ class Diff:
         }
 
 
-def diff(a: Run, b: Run) -> Diff:
+def diff(a: RunFolder, b: RunFolder) -> Diff:
     """Compare two runs as they are now, finished or not; of one that works, what is committed.
 
     Memory does not grow with the number of images. Raises :class:`~segbatch.errors.RunError` if
@@ -170,7 +170,7 @@ def diff(a: Run, b: Run) -> Diff:
         raise unreadable(error) from error
 
 
-def _rows(con: duckdb.DuckDBPyConnection, run: Run, side: str) -> str:
+def _rows(con: duckdb.DuckDBPyConnection, run: RunFolder, side: str) -> str:
     """The SELECT of a run's rows, each with its number among those of its URI."""
     stats = run.table("stats") if run.finished else None
     table = stats or run.table("rows")
@@ -183,7 +183,7 @@ def _rows(con: duckdb.DuckDBPyConnection, run: Run, side: str) -> str:
     )
 
 
-def _refuse_strangers(con: duckdb.DuckDBPyConnection, a: Run, b: Run) -> None:
+def _refuse_strangers(con: duckdb.DuckDBPyConnection, a: RunFolder, b: RunFolder) -> None:
     """Runs without a URI in common: the same images from another place, or others."""
     [(common, only_a, only_b)] = con.execute(
         "SELECT count(*) FILTER (status_a IS NOT NULL AND status_b IS NOT NULL),"
@@ -196,7 +196,7 @@ def _refuse_strangers(con: duckdb.DuckDBPyConnection, a: Run, b: Run) -> None:
         )
 
 
-def _compare(con: duckdb.DuckDBPyConnection, a: Run, b: Run) -> None:
+def _compare(con: duckdb.DuckDBPyConnection, a: RunFolder, b: RunFolder) -> None:
     """Fill the tables ``compared`` and ``confusion``."""
     if any(run.info["job"].get("masks") == "none" for run in (a, b)):
         return  # and the masks of the other need no reading
@@ -225,7 +225,7 @@ def _insert(con: duckdb.DuckDBPyConnection, table: str, *columns: Sequence[Any])
     con.execute(f"INSERT INTO {table} SELECT {', '.join(['unnest(?)'] * len(columns))}", columns)
 
 
-def _facts(con: duckdb.DuckDBPyConnection, a: Run, b: Run) -> dict[str, Any]:
+def _facts(con: duckdb.DuckDBPyConnection, a: RunFolder, b: RunFolder) -> dict[str, Any]:
     aggregates = ", ".join(f"count(*) FILTER ({condition})" for condition in COUNTS.values())
     [row] = con.execute(f"SELECT {aggregates} FROM pairs").fetchall()
     counts = dict(zip(COUNTS, row, strict=True))

@@ -26,7 +26,7 @@ from segbatch.masks import decode_mask
 from segbatch.masks.classes import Classes
 from segbatch.results.log import read_columns
 from segbatch.results.lookup import unreadable_mask
-from segbatch.results.runfolder import Run
+from segbatch.results.runfolder import RunFolder
 
 STRIP = 1 << 18  # pixels that are counted at a time: they stay in the processor's cache
 THREADS = 8  # each holds a file of either run, and two label maps
@@ -52,7 +52,7 @@ class Comparison:
     resized: list[bool] = field(default_factory=list)
 
 
-def compare_masks(a: Run, b: Run, pairs: Iterable[Pair]) -> Iterator[Comparison]:
+def compare_masks(a: RunFolder, b: RunFolder, pairs: Iterable[Pair]) -> Iterator[Comparison]:
     """Compare the masks of images that are ok in both runs, in threads.
 
     ``pairs`` stand together by their file in run A, and within it by that in run B. Only a few
@@ -107,7 +107,7 @@ def _in_threads(
             yield ahead.popleft().result()
 
 
-def _compare(a: Run, b: Run, pairs: list[Pair]) -> Comparison:
+def _compare(a: RunFolder, b: RunFolder, pairs: list[Pair]) -> Comparison:
     """Compare images of one file of run A."""
     num_a, num_b, same = len(a.classes), len(b.classes), _same(a.classes, b.classes)
     result = Comparison(len(pairs), np.zeros((num_a + 1, num_b + 1), np.int64))
@@ -131,12 +131,12 @@ def _compare(a: Run, b: Run, pairs: list[Pair]) -> Comparison:
 class _Masks:
     """The masks of one file of ``rows/``, encoded, by image id."""
 
-    run: Run
+    run: RunFolder
     uri: str
     by_id: dict[int, pa.BinaryScalar]
 
     @classmethod
-    def read(cls, run: Run, name: str) -> _Masks:
+    def read(cls, run: RunFolder, name: str) -> _Masks:
         folder = storage.join(run.uri, "rows")
         rows = read_columns(folder, name, ["image_id", "mask"])
         by_id = dict(zip(rows["image_id"].to_pylist(), rows["mask"], strict=True))

@@ -16,12 +16,12 @@ from segbatch.errors import Damaged, RunError, SegbatchError, SourceError, Unrea
 from segbatch.masks import decode_mask
 from segbatch.results.database import remote_filesystem
 from segbatch.results.log import blamed
-from segbatch.results.runfolder import Run, open_run
+from segbatch.results.runfolder import RunFolder, open_folder
 from segbatch.results.table import Table
 from segbatch.storage.uris import shown
 
 
-def label_map(run: Run, image_id: int) -> npt.NDArray[np.uint8] | None:
+def label_map(run: RunFolder, image_id: int) -> npt.NDArray[np.uint8] | None:
     """The mask of one image, ``(mask_height, mask_width)`` uint8 class ids; otherwise as
     :func:`mask_png`.
     """
@@ -32,7 +32,7 @@ def label_map(run: Run, image_id: int) -> npt.NDArray[np.uint8] | None:
         raise unreadable_mask(run, image_id, error) from error
 
 
-def mask_png(run: Run, image_id: int) -> bytes | None:
+def mask_png(run: RunFolder, image_id: int) -> bytes | None:
     """The mask of one image as it is stored; ``None`` where it failed or no masks are stored.
 
     Raises :class:`~segbatch.errors.RunError` for an id that has no row,
@@ -42,10 +42,10 @@ def mask_png(run: Run, image_id: int) -> bytes | None:
     try:
         return _mask_png(run, image_id)
     except FileNotFoundError:  # swept away at the finish after the table had been looked at
-        return _mask_png(open_run(run.uri), image_id)
+        return _mask_png(open_folder(run.uri), image_id)
 
 
-def unreadable_mask(run: Run, image_id: int, why: SegbatchError) -> UnreadableMask:
+def unreadable_mask(run: RunFolder, image_id: int, why: SegbatchError) -> UnreadableMask:
     """What to raise for a damaged mask: it names the image by its URI, too."""
     try:
         row = _find_row(_table(run), image_id, "uri")
@@ -54,7 +54,7 @@ def unreadable_mask(run: Run, image_id: int, why: SegbatchError) -> UnreadableMa
     return UnreadableMask(run.uri, image_id, shown(row["uri"]) if row else "?", why)
 
 
-def _mask_png(run: Run, image_id: int) -> bytes | None:
+def _mask_png(run: RunFolder, image_id: int) -> bytes | None:
     table = _table(run)
     in_stats = table is not None and storage.name_of(table.uri) == "stats"
     try:
@@ -75,7 +75,7 @@ def _mask_png(run: Run, image_id: int) -> bytes | None:
     return png
 
 
-def _table(run: Run) -> Table | None:
+def _table(run: RunFolder) -> Table | None:
     """The table that knows where the mask of an image is."""
     return run.finished_stats or run.table("rows")
 

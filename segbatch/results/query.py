@@ -27,7 +27,7 @@ from segbatch.results.database import (
     register_filesystems,
     scan,
 )
-from segbatch.results.runfolder import Run
+from segbatch.results.runfolder import RunFolder
 from segbatch.results.schema import FAILED, OK, rows_schema
 from segbatch.results.table import kind_of
 
@@ -62,7 +62,7 @@ RUN_TEXT = (b"query", b"query_table", b"json_execute_serialized_sql")
 TAKES = "query takes one SELECT, DESCRIBE, SHOW or EXPLAIN and writes nothing"
 
 
-def sql(runs: Sequence[Run], query: str) -> duckdb.DuckDBPyRelation:
+def sql(runs: Sequence[RunFolder], query: str) -> duckdb.DuckDBPyRelation:
     """The answer to one SELECT, DESCRIBE, SHOW or EXPLAIN over the views of ``runs``.
 
     A relation is computed when it is read. Raises :class:`~segbatch.errors.InputError` for wrong
@@ -138,7 +138,7 @@ def _refuse_writing(con: duckdb.DuckDBPyConnection, body: str) -> None:
 # ---------------------------------------------------------------------------------------- views
 
 
-def _create_views(con: duckdb.DuckDBPyConnection, runs: Sequence[Run], query: str) -> None:
+def _create_views(con: duckdb.DuckDBPyConnection, runs: Sequence[RunFolder], query: str) -> None:
     """Create ``images`` and the views that ``query`` names; where it names none, all of them.
 
     To create them all takes as long as to filter millions of rows, and longer with more classes.
@@ -161,14 +161,14 @@ def _create_views(con: duckdb.DuckDBPyConnection, runs: Sequence[Run], query: st
         con.execute(f"INSERT INTO runs VALUES ({', '.join('?' * len(values))})", values)
 
 
-def _names(runs: Sequence[Run]) -> list[str]:
+def _names(runs: Sequence[RunFolder]) -> list[str]:
     """The last part of each run's path, or the whole URI where two are equal."""
     count = Counter(run.name for run in runs)
     return [run.name if count[run.name] == 1 else run.uri for run in runs]
 
 
 def _selects(
-    con: duckdb.DuckDBPyConnection, run: Run, name: str, number: int, *, with_masks: bool
+    con: duckdb.DuckDBPyConnection, run: RunFolder, name: str, number: int, *, with_masks: bool
 ) -> Iterator[tuple[str, str]]:
     """For each view the SELECT that one run gives to it; ``masks`` is empty where not asked for."""
     stats = run.table("stats") if run.finished else None
@@ -225,7 +225,7 @@ def _flat(fields: Sequence[pa.Field]) -> list[str]:
     return list(columns.values())
 
 
-def _describe(run: Run, name: str) -> list[Any]:
+def _describe(run: RunFolder, name: str) -> list[Any]:
     """The row of a run in the table ``runs``."""
     model, manifest = run.info["model"], run.info["manifest"]
     times = [datetime.fromtimestamp(run.info[key], UTC) for key in ("created", "updated")]
@@ -240,7 +240,7 @@ def _describe(run: Run, name: str) -> list[Any]:
 
 
 def wrong_sql(
-    columns: Callable[[str], list[str]], runs: Sequence[Run], query: str, error: duckdb.Error
+    columns: Callable[[str], list[str]], runs: Sequence[RunFolder], query: str, error: duckdb.Error
 ) -> str:
     """One line that says what is wrong in ``query``, with the column that was probably meant;
     ``columns`` gives those of a view.

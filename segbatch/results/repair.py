@@ -24,8 +24,9 @@ import pyarrow.parquet as pq
 
 from segbatch import storage
 from segbatch.errors import RunError
+from segbatch.results.audit import audit
 from segbatch.results.log import Log, entry_uri, read_columns
-from segbatch.results.runfolder import Run, frozen_copy, write_info
+from segbatch.results.runfolder import RunFolder, frozen_copy, write_info
 from segbatch.results.schema import RESERVED_COLUMNS
 from segbatch.results.table import Table
 
@@ -74,11 +75,11 @@ class Repair:
     :class:`~segbatch.errors.Incomplete` or ``OSError`` if storage fails, which is no damage.
     """
 
-    def __init__(self, run: Run, driver: str, say: Callable[[str], None]) -> None:
+    def __init__(self, run: RunFolder, driver: str, say: Callable[[str], None]) -> None:
         self.run = run
         self.driver = driver
         self.say = say
-        self.found = run.audit(deep=True)
+        self.found = audit(run, deep=True)
         self.log = run.log("rows")
         self.wrong = self._wrong_files()
         self.manifest = self._rebuilt_manifest()

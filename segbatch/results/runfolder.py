@@ -1,4 +1,4 @@
-"""Run: a run's folder on storage, as everybody but its own driver sees it.
+"""A run's folder on storage: ``run.json``, its tables and its status. Read-only.
 
 ``run.json`` says what the run is and how far it got; ``rows/`` and ``stats/`` are its tables. Until
 ``run.json`` says ``complete`` only the table ``rows/`` tells what is committed; afterwards
@@ -11,9 +11,8 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from segbatch import storage
 from segbatch.errors import Damaged, Incomplete, RunError
@@ -21,16 +20,6 @@ from segbatch.masks.classes import Classes
 from segbatch.results.lease import alive, heartbeat_age_s, read_lease
 from segbatch.results.log import Log
 from segbatch.results.table import Table, kind_of
-
-if TYPE_CHECKING:
-    import duckdb
-    import numpy as np
-    import numpy.typing as npt
-    import pandas as pd
-
-    from segbatch.results.audit import Audit
-    from segbatch.results.diff import Diff
-    from segbatch.review.export.export import Exported
 
 FORMAT = 2  # 1: without a checksum
 
@@ -92,7 +81,7 @@ def frozen_copy(info: dict[str, Any]) -> str:
     return json.dumps({key: info[key] for key in FROZEN if key in info}, ensure_ascii=False)
 
 
-def open_run(uri: str) -> Run:
+def open_folder(uri: str) -> RunFolder:
     """The run at ``uri``. Raises :class:`~segbatch.errors.RunError` if there is none."""
     uri = storage.normalize(uri)
     try:
@@ -103,41 +92,10 @@ def open_run(uri: str) -> Run:
         raise Incomplete(f"cannot read run {error}; ask again") from error
     if info is None:
         raise RunError(f"{uri}: no run here (no run.json in it)")
-    return Run(uri, info)
+    return RunFolder(uri, info)
 
 
-def open_runs(uris: Sequence[str]) -> list[Run]:
-    """The runs at ``uris``, each once; a glob names the folders with a ``run.json``, by key.
-
-    Raises :class:`~segbatch.errors.RunError` if there is none at one of them.
-    """
-    return [open_run(uri) for uri in dict.fromkeys(found for uri in uris for found in _named(uri))]
-
-
-def _named(uri: str) -> list[str]:
-    """The URIs of the runs that ``uri`` names: its own, unless it is a glob and no run's."""
-    uri = storage.normalize(uri)
-    where = storage.join(uri, "run.json")
-    if not any(character in uri for character in "*?["):
-        return [uri]
-    try:
-        if storage.exists(where):
-            return [uri]
-        fs, path = storage.filesystem(where)
-        # By level and not all below: a run has as many files as it likes.
-        found = [storage.normalize(fs.unstrip_protocol(name)) for name in fs.glob(path)]
-    except FileNotFoundError:  # the bucket
-        found = []
-    except PermissionError as error:
-        raise RunError(f"cannot look for runs {error}") from error
-    except OSError as error:
-        raise Incomplete(f"cannot look for runs {error}; ask again") from error
-    if not found:
-        raise RunError(f"{uri}: no run matches (no folder with a run.json in it)")
-    return sorted(name.removesuffix("/run.json") for name in found)
-
-
-class Run:
+class RunFolder:
     """A run, as it was when it was opened; open it again to see how it went on."""
 
     def __init__(self, uri: str, info: dict[str, Any]) -> None:
@@ -146,7 +104,7 @@ class Run:
         self.classes = Classes.from_json(info["model"]["classes"])
 
     def __repr__(self) -> str:
-        return f"Run({self.uri!r}, {self.status})"
+        return f"RunFolder({self.uri!r}, {self.status})"
 
     @property
     def name(self) -> str:
@@ -175,70 +133,6 @@ class Run:
         """The proved log of one of the tables; ``None`` before there is one."""
         noted = self.info.get("log", {}).get(name, {})
         return Log.read(storage.join(self.uri, name), noted)
-
-    def sql(self, query: str) -> duckdb.DuckDBPyRelation:
-        """A DuckDB relation over the views ``images``, ``masks``, ``wide``, ``classes``,
-        ``failures`` and ``runs``. Raises :class:`~segbatch.errors.InputError` for wrong SQL.
-        """
-        from segbatch.results.query import sql
-
-        return sql([self], query)
-
-    def to_pandas(self, query: str = "SELECT * FROM wide") -> pd.DataFrame:
-        """The result of :meth:`sql` as a data frame; the flat view ``wide`` unless told."""
-        frame: pd.DataFrame = self.sql(query).df()
-        return frame
-
-    def mask(self, image_id: int) -> npt.NDArray[np.uint8] | None:
-        """The label map of one image, ``(mask_height, mask_width)`` uint8 class ids.
-
-        ``None`` where the image failed or no masks are stored. Raises
-        :class:`~segbatch.errors.RunError` for an id that has no row, and for a damaged mask.
-        """
-        from segbatch.results.lookup import label_map
-
-        return label_map(self, image_id)
-
-    def audit(self, *, deep: bool = False) -> Audit:
-        """Count the rows against the manifest; ``deep`` compares every file's SHA-256 too."""
-        from segbatch.results.audit import audit
-
-        return audit(self, deep=deep)
-
-    def diff(self, other: Run) -> Diff:
-        """What changed from this run to ``other``, another one over the same images: coverages,
-        pixels of another class, and which images changed most.
-        """
-        from segbatch.results.diff import diff
-
-        return diff(self, other)
-
-    def report(
-        self,
-        path: str,
-        *,
-        by: str | None = None,
-        against: Run | None = None,
-        prices: str | None = None,
-    ) -> int:
-        """Write one page to look at, to any URI: distributions, failures, images; its bytes.
-
-        ``by`` is a column of the user's to group by, ``against`` a run over the same images,
-        ``prices`` a table of prices other than ours.
-        """
-        from segbatch.review.report.page import report
-
-        return report(self, path, by=by, against=against, prices=prices)
-
-    def export(
-        self, folder: str, to: str, *, where: str | None = None, limit: int | None = None
-    ) -> Exported:
-        """Write images into a folder, any URI, as other tools read them: ``to`` is ``png``,
-        ``overlay``, ``voc``, ``labelme``, ``coco`` or ``fiftyone``; or rows: ``csv``, ``parquet``.
-        """
-        from segbatch.review.export.export import export
-
-        return export(self, folder, to, where=where, limit=limit)
 
     def summary(self) -> dict[str, Any]:
         """Where the run stands, from storage alone: rows by kind, pace, whether its driver lives.

@@ -14,39 +14,19 @@ from PIL import ExifTags, Image, JpegImagePlugin, PngImagePlugin
 from segbatch import storage
 from segbatch.config.job import Limits
 from segbatch.errors import SourceError, UnreadableMask
+from segbatch.formats.writing import Photograph, encoded
 from segbatch.images.decode import decode_image
 from segbatch.images.faults import Undecodable
 from segbatch.images.fetch import read_images
 from segbatch.masks import decode_mask
 from segbatch.masks.classes import IGNORE_INDEX
 from segbatch.results.lookup import mask_png
-from segbatch.results.runfolder import Run
-
-# Photograph: the file of an image, byte for byte wherever every reader sees it alike.
-#
-# Some readers turn a photograph as its EXIF orientation says, and others do not: its mask would fit
-# for half of them. Such a one is written anew, upright, as is any in a format that not every tool
-# opens.
-
-
-QUALITY = 95
-
+from segbatch.results.runfolder import RunFolder
 
 OPENERS = {
     b"\xff\xd8": ("jpg", JpegImagePlugin.JpegImageFile),
     b"\x89P": ("png", PngImagePlugin.PngImageFile),
 }
-
-
-@dataclass(frozen=True, eq=False)
-class Photograph:
-    """``pixels`` are ``(height, width, 3)`` uint8 RGB, upright; ``data`` is a file of the same
-    picture, ``extension`` ``jpg`` or ``png``.
-    """
-
-    pixels: npt.NDArray[np.uint8]
-    extension: str
-    data: bytes
 
 
 def read_photograph(uri: str, limits: Limits, *, jpeg: bool) -> Photograph | Unseen:
@@ -62,16 +42,6 @@ def read_photograph(uri: str, limits: Limits, *, jpeg: bool) -> Photograph | Uns
         return Photograph(image.pixels, extension, data)
     extension = "jpg" if jpeg or extension == "jpg" else "png"
     return Photograph(image.pixels, extension, encoded(image.pixels, extension))
-
-
-def encoded(pixels: npt.NDArray[np.uint8], extension: str, quality: int = QUALITY) -> bytes:
-    """A ``jpg`` or ``png`` file of ``(height, width, 3)`` uint8 RGB."""
-    file = io.BytesIO()
-    if extension == "jpg":
-        Image.fromarray(pixels).save(file, "JPEG", quality=quality, subsampling=0)
-    else:
-        Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
 
 
 def _look_at(data: bytes) -> tuple[str | None, bool]:
@@ -135,7 +105,7 @@ def read_pictures(
 
 
 def look_up(
-    run: Run, images: Sequence[tuple[int, str]], long_side: int | None
+    run: RunFolder, images: Sequence[tuple[int, str]], long_side: int | None
 ) -> list[Picture | Unseen]:
     """Some images of a run, each given by its ``image_id`` and its ``uri``.
 
@@ -159,7 +129,7 @@ def look_up(
     ]
 
 
-def limits_of(run: Run) -> Limits:
+def limits_of(run: RunFolder) -> Limits:
     """What the run's job allows an image to be, and to take."""
     return Limits.model_validate(run.info["job"].get("limits", {}))
 

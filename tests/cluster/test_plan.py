@@ -40,7 +40,7 @@ from segbatch.jobs.runtime.nodes import Cluster, NodeType, read_cluster
 from segbatch.jobs.runtime.sharing import ENCODE_CPUS, PARQUET_CPUS, READ_CPUS
 from segbatch.results.cost import requests
 from segbatch.results.prices import read_prices
-from segbatch.results.runfolder import Run
+from segbatch.run import Run
 from tests.conftest import EVERYTHING, ROOT, S3, job
 
 # ---------------------------------------------------------------------------------- arithmetic

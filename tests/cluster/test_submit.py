@@ -29,7 +29,7 @@ from segbatch.cluster.submit import STOP_WAIT, entrypoint_of, metadata_of, submi
 from segbatch.config.job import load_job
 from segbatch.config.reading import CONTROL, job_text, read_document
 from segbatch.errors import Incomplete, InputError, JobFileError, RunError
-from segbatch.results.runfolder import Run, open_run
+from segbatch.run import Run, open_run
 from tests.collection import various
 from tests.conftest import job
 from tests.drivers import cli, wait_until

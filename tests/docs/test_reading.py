@@ -11,8 +11,8 @@ import pytest
 
 from segbatch.masks.classes import Classes
 from segbatch.results.query import sql
-from segbatch.results.runfolder import Run, open_run
 from segbatch.results.schema import ERRORS, rows_schema, stats_schema
+from segbatch.run import Run, open_run
 from tests.written_run import label_map, write_run
 
 PAGE = Path(__file__).parents[2] / "docs" / "reading-results.md"

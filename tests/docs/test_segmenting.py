@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from segbatch.results.runfolder import open_run
+from segbatch.run import open_run
 from tests.collection import jpeg
 from tests.conftest import ROOT, S3
 

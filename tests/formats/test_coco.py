@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from segbatch.errors import SourceError
-from segbatch.formats.coco import COCO
+from segbatch.formats.coco import COCO_READER as COCO
 from segbatch.formats.format import Found, Item, Options, Unusable
 from tests.conftest import S3
 from tests.labels.files import HEIGHT, WIDTH, blank, photograph, to_bytes, write

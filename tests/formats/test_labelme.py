@@ -17,7 +17,7 @@ from PIL import ExifTags, Image
 from segbatch import storage
 from segbatch.errors import Incomplete, SourceError
 from segbatch.formats.format import Found, Item, Labelled, Options, Unusable
-from segbatch.formats.labelme import LABELME
+from segbatch.formats.labelme import LABELME_READER as LABELME
 from tests.conftest import S3
 
 WIDTH, HEIGHT = 40, 30

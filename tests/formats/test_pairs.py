@@ -9,7 +9,7 @@ from PIL import Image
 
 from segbatch.errors import InputError, SourceError
 from segbatch.formats.format import Found, Options, Unusable
-from segbatch.formats.pairs import PAIRS
+from segbatch.formats.pairs import PAIRS_READER as PAIRS
 from tests.collection import encoded
 from tests.conftest import S3
 from tests.labels.files import (

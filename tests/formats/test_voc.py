@@ -7,7 +7,7 @@ import pytest
 
 from segbatch.errors import SourceError
 from segbatch.formats.format import Found, Item, Options, Unusable
-from segbatch.formats.voc import VOC
+from segbatch.formats.voc import VOC_READER as VOC
 from segbatch.masks.classes import VOC_NAMES
 from tests.conftest import S3
 from tests.labels.files import (

@@ -17,7 +17,7 @@ import segbatch
 from segbatch.errors import Incomplete
 from segbatch.jobs.segment import segment
 from segbatch.results import lease
-from segbatch.results.runfolder import Run
+from segbatch.run import Run
 from tests import poison
 from tests.collection import jpeg
 from tests.conftest import EVERYTHING, S3, job

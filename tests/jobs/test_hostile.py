@@ -17,7 +17,7 @@ from segbatch.jobs.segment import segment
 from segbatch.masks.classes import Classes
 from segbatch.model.bundle import save_bundle
 from segbatch.model.config import ModelConfig
-from segbatch.results.runfolder import Run
+from segbatch.run import Run
 from tests import hostile
 from tests.collection import jpeg
 from tests.conftest import S3, job

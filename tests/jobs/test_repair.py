@@ -30,10 +30,10 @@ from segbatch.results.encode import Encoding
 from segbatch.results.lease import Lease
 from segbatch.results.ledger import Ledger
 from segbatch.results.log import Log
-from segbatch.results.runfolder import Run, open_run
 from segbatch.results.schema import RESERVED_COLUMNS
 from segbatch.results.table import Table
 from segbatch.results.write import Account, Writing, write_file
+from segbatch.run import Run, open_run
 from tests.conftest import EVERYTHING, S3, job
 
 SEED = 4

@@ -19,7 +19,7 @@ from segbatch.errors import CredentialsRefused, Incomplete, JobFailed, RunError,
 from segbatch.jobs import passes
 from segbatch.jobs.segment import segment
 from segbatch.masks import decode_mask
-from segbatch.results.runfolder import Run
+from segbatch.run import Run
 from tests.collection import broken, jpeg, various
 from tests.conftest import EVERYTHING, S3, job
 from tests.runs import FEW, rows_of, share_that_differs, stats_of

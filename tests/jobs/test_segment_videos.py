@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from segbatch.cli.main import app
 from segbatch.errors import SourceError
 from segbatch.jobs.segment import segment
-from segbatch.results.runfolder import Run, open_run
+from segbatch.run import Run, open_run
 from tests.collection import jpeg
 from tests.conftest import S3, job
 from tests.drivers import driver, exit_code, wait_until

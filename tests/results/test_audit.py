@@ -12,9 +12,10 @@ import pytest
 from segbatch import storage
 from segbatch.errors import Incomplete
 from segbatch.results.audit import Audit
-from segbatch.results.runfolder import Run, open_run, read_info, write_info
+from segbatch.results.runfolder import read_info, write_info
 from segbatch.results.table import Table
 from segbatch.results.write import write_file
+from segbatch.run import Run, open_run
 from tests.conftest import EVERYTHING, S3, job
 
 

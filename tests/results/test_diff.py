@@ -21,11 +21,12 @@ from segbatch.results.diff import Diff
 from segbatch.results.disagreement import compare_masks, count_confusion
 from segbatch.results.encode import Encoding, encode
 from segbatch.results.finish import write_stats
-from segbatch.results.runfolder import Run, open_runs, write_info
+from segbatch.results.runfolder import write_info
 from segbatch.results.schema import rows_schema, stats_schema
 from segbatch.results.stats import count_pixels
 from segbatch.results.table import Table
 from segbatch.results.write import write_file
+from segbatch.run import Run, open_runs
 from tests.conftest import S3
 from tests.written_run import write_run
 

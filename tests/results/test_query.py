@@ -17,9 +17,9 @@ from segbatch.errors import Incomplete, InputError, RunError, UnreadableMask
 from segbatch.results.answer import _print_table, write
 from segbatch.results.lookup import mask_png
 from segbatch.results.query import sql
-from segbatch.results.runfolder import Run, open_run
 from segbatch.results.schema import rows_schema
 from segbatch.results.table import DataFile, Table, file_name
+from segbatch.run import Run, open_run
 from tests.conftest import S3
 from tests.written_run import damage_mask, label_map, write_run
 

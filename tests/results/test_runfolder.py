@@ -12,7 +12,8 @@ import pytest
 from segbatch import storage
 from segbatch.results import lease
 from segbatch.results.lease import Lease, lease_uri, read_lease
-from segbatch.results.runfolder import open_run, read_info, write_info
+from segbatch.results.runfolder import read_info, write_info
+from segbatch.run import open_run
 from tests.written_run import write_run
 
 

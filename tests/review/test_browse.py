@@ -19,9 +19,9 @@ from PIL import Image
 
 from segbatch.errors import InputError
 from segbatch.masks import decode_mask
-from segbatch.results.runfolder import Run
 from segbatch.review.browse.grid import PAGE_IMAGES, Grid, Wanted
 from segbatch.review.browse.site import Site
+from segbatch.run import Run
 from tests.conftest import S3
 from tests.films import film
 from tests.review.conftest import Visitor

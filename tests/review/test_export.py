@@ -20,14 +20,15 @@ from typer.testing import CliRunner
 from segbatch import storage
 from segbatch.cli.main import app
 from segbatch.errors import InputError
-from segbatch.formats.coco import COCO
-from segbatch.formats.format import Format, Options
-from segbatch.formats.labelme import LABELME
-from segbatch.formats.voc import VOC, apart
+from segbatch.formats import WRITERS
+from segbatch.formats.coco import COCO_READER as COCO
+from segbatch.formats.format import Options, Reader
+from segbatch.formats.labelme import LABELME_READER as LABELME
+from segbatch.formats.voc import VOC_READER as VOC
+from segbatch.formats.voc import apart
 from segbatch.masks.classes import IGNORE_INDEX, Classes, read_classes
-from segbatch.results.runfolder import Run
-from segbatch.review.export.export import FORMATS
 from segbatch.review.export.files import NAME
+from segbatch.run import Run
 from segbatch.storage import clients
 from tests import pages
 from tests.conftest import S3
@@ -75,7 +76,7 @@ def mask_at_photo(image_id: int) -> npt.NDArray[np.uint8]:
     return label_map(image_id).repeat(2, axis=0).repeat(2, axis=1)
 
 
-def read_back(folder: str, format: Format) -> dict[str, npt.NDArray[np.uint8]]:
+def read_back(folder: str, format: Reader) -> dict[str, npt.NDArray[np.uint8]]:
     """The label maps that `labels import` draws, by the names of the images."""
     found = format.find(folder, Options())
     assert not found.skipped
@@ -404,7 +405,7 @@ def test_the_commands_of_the_page_run_as_they_stand(
     shutil.copytree(run.uri, tmp_path / "runs/2026-11")
     monkeypatch.chdir(tmp_path)
     found = pages.commands("exporting.md")
-    assert {words[5] for words in found} >= set(FORMATS)
+    assert {words[5] for words in found} >= set(WRITERS)
     for words in found:
         pages.run(words)
         assert any(Path(words[3]).iterdir())

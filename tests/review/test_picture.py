@@ -1,8 +1,8 @@
 import numpy as np
 
 from segbatch.masks.classes import IGNORE_INDEX
-from segbatch.results.runfolder import Run
 from segbatch.review.pictures import Picture, look_up
+from segbatch.run import Run
 
 
 def test_photographs_of_a_run_come_with_their_masks_on_one_grid(whole_run: Run) -> None:

@@ -11,9 +11,9 @@ import pytest
 from segbatch import storage
 from segbatch.cli.main import main
 from segbatch.errors import Incomplete, InputError
-from segbatch.results.runfolder import Run
 from segbatch.review.report import page as report
 from segbatch.review.report.numbers import NUM_BINS, measure
+from segbatch.run import Run
 from segbatch.storage import clients
 from tests.conftest import S3
 from tests.review.conftest import Visitor

@@ -19,10 +19,10 @@ from segbatch.errors import InputError
 from segbatch.formats.polygons import without_specks
 from segbatch.labels.dataset import open_dataset
 from segbatch.masks import decode_mask
-from segbatch.results.runfolder import Run
 from segbatch.review.suggest.diversity import describe, spread
 from segbatch.review.suggest.labelling import file_name
 from segbatch.review.suggest.suggest import Labelled, Suggestions, suggest
+from segbatch.run import Run
 from segbatch.storage import clients
 from tests.conftest import S3
 from tests.films import film

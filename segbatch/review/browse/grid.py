@@ -27,7 +27,7 @@ from segbatch.results.database import (
     scan,
 )
 from segbatch.results.query import HIDDEN, RESULTS, runs_text, unreadable, wrong_sql
-from segbatch.results.runfolder import Run
+from segbatch.results.runfolder import RunFolder
 from segbatch.results.schema import rows_schema
 
 PAGE_IMAGES = 60
@@ -85,7 +85,7 @@ class Grid:
     :class:`~segbatch.errors.Incomplete` or ``OSError`` if storage fails.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: RunFolder) -> None:
         self.run = run
         table = run.table("stats" if run.finished else "rows")
         folder = storage.join(run.uri, "stats" if run.finished else "rows")

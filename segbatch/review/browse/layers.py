@@ -21,7 +21,7 @@ from segbatch.config.job import Limits
 from segbatch.errors import SegbatchError, UnreadableMask
 from segbatch.masks import encode_mask
 from segbatch.results.lookup import mask_png
-from segbatch.results.runfolder import Run
+from segbatch.results.runfolder import RunFolder
 from segbatch.review.pictures import Picture, limits_of, read_pictures
 
 Size = Literal["small", "large"]
@@ -53,7 +53,7 @@ class Layers:
 class Album:
     """The layers of the images of a run, the latest seen ones in memory; for one event loop."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: RunFolder) -> None:
         self._run = run
         self.limits = viewing_limits(run)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="layers")
@@ -104,7 +104,7 @@ class Album:
         return Layers(photo.getvalue(), mask)
 
 
-def viewing_limits(run: Run) -> Limits:
+def viewing_limits(run: RunFolder) -> Limits:
     """How large an image may be by the run's job; of time, as much as a person waits."""
     limits = limits_of(run)
     quick = {"timeout_s": min(limits.timeout_s, TIMEOUT_S), "retries": min(limits.retries, RETRIES)}

@@ -31,7 +31,7 @@ from segbatch import storage
 from segbatch.errors import InputError, RunError, SegbatchError
 from segbatch.images.fetch import read_images
 from segbatch.images.video import is_frame
-from segbatch.results.runfolder import open_run
+from segbatch.results.runfolder import open_folder
 from segbatch.review.browse.grid import Grid, Wanted
 from segbatch.review.browse.layers import LONG_SIDES, Album, Layers, Size
 
@@ -68,13 +68,13 @@ class Browsing:
         self._open(run_uri)
 
     def _open(self, run_uri: str) -> None:
-        run = open_run(run_uri)
+        run = open_folder(run_uri)
         self.grid = Grid(run)
         self.album = Album(run)
 
     def facts(self) -> dict[str, Any]:
         """The run, and by what its images can be chosen."""
-        run = open_run(self.grid.run.uri)
+        run = open_folder(self.grid.run.uri)
         if run.info != self.grid.run.info:
             self._open(run.uri)
         return {
@@ -184,7 +184,7 @@ class Site:
     """The page of a run at an address; :meth:`run` serves it until Ctrl-C or :meth:`stop`.
 
     Port 0 is any that is free. Raises :class:`~segbatch.errors.InputError` for an address that
-    cannot be had, and what :func:`~segbatch.results.runfolder.open_run` raises.
+    cannot be had, and what :func:`~segbatch.results.runfolder.open_folder` raises.
     """
 
     def __init__(self, run_uri: str, host: str, port: int) -> None:

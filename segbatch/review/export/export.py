@@ -32,16 +32,16 @@ from segbatch.config.job import Limits
 from segbatch.console import Bar
 from segbatch.errors import CredentialsRefused, Damaged, InputError, RunError, SourceError
 from segbatch.formats import WRITERS
-from segbatch.formats.writing import Photos, Segmented, Writer, no_entries
+from segbatch.formats.writing import Photograph, Photos, Segmented, Writer, no_entries
 from segbatch.results.answer import write
 from segbatch.results.database import open_database
 from segbatch.results.log import read_columns
-from segbatch.results.query import unreadable
-from segbatch.results.runfolder import Run
+from segbatch.results.query import sql, unreadable
+from segbatch.results.runfolder import RunFolder
 from segbatch.results.schema import OK
 from segbatch.results.table import kind_of
 from segbatch.review.export.files import Claim, SharedFiles, common_folder, safe_name
-from segbatch.review.pictures import Photograph, label_map_at, limits_of, read_photograph
+from segbatch.review.pictures import label_map_at, limits_of, read_photograph
 from segbatch.storage.uris import shown
 
 Table = Literal["csv", "parquet"]
@@ -89,7 +89,7 @@ class Exported:
 
 
 def export(
-    run: Run, folder: str, to: str, *, where: str | None = None, limit: int | None = None
+    run: RunFolder, folder: str, to: str, *, where: str | None = None, limit: int | None = None
 ) -> Exported:
     """Write the images of ``run`` into ``folder``, any URI, that is empty or not there, or in which
     the same export has begun and did not end: then what is missing is written.
@@ -111,7 +111,7 @@ def export(
     rest = f"{condition} ORDER BY image_id" + (f" LIMIT {limit}" if limit is not None else "")
     if to in TABLES:
         return _export_table(run, folder, TABLES[to], rest)
-    chosen = run.sql(f"SELECT image_id, uri, status, width, height FROM images{rest}")
+    chosen = sql([run], f"SELECT image_id, uri, status, width, height FROM images{rest}")
     try:
         exported = _export_images(run, folder, WRITERS[to], chosen, claim, is_begun=is_begun)
     except duckdb.Error as error:
@@ -123,10 +123,11 @@ def export(
     return exported
 
 
-def _export_table(run: Run, folder: str, to: Table, rest: str) -> Exported:
-    rows = run.sql(
+def _export_table(run: RunFolder, folder: str, to: Table, rest: str) -> Exported:
+    rows = sql(
+        [run],
         f"SELECT * FROM wide WHERE image_id IN (SELECT image_id FROM images{rest})"
-        " ORDER BY image_id"
+        " ORDER BY image_id",
     )
     with tempfile.TemporaryDirectory(prefix="segbatch-") as temporary:
         file = Path(temporary, f"wide.{to}")
@@ -140,7 +141,7 @@ def _export_table(run: Run, folder: str, to: Table, rest: str) -> Exported:
 
 
 def _export_images(
-    run: Run,
+    run: RunFolder,
     folder: str,
     writer: Writer,
     chosen: duckdb.DuckDBPyRelation,
@@ -183,10 +184,10 @@ def _export_images(
 
 
 def _name_images(
-    con: duckdb.DuckDBPyConnection, run: Run, chosen: duckdb.DuckDBPyRelation
+    con: duckdb.DuckDBPyConnection, run: RunFolder, chosen: duckdb.DuckDBPyRelation
 ) -> Exported:
     """Make the table ``named`` of the images that are ok, and count the others."""
-    [(first, last)] = run.sql("SELECT min(uri), max(uri) FROM images").fetchall()
+    [(first, last)] = sql([run], "SELECT min(uri), max(uri) FROM images").fetchall()
     # Below the folder of all images of the run, so that each is called alike in every export.
     folder = common_folder(first or "", last or "")
 
@@ -211,7 +212,7 @@ Row = tuple[int, str, int, int, str]  # image_id, uri, width, height, name
 Mask = bytes | None | Damaged  # as it is stored, or why it cannot be read
 
 
-def _rows_with_masks(con: duckdb.DuckDBPyConnection, run: Run) -> Iterator[tuple[Row, Mask]]:
+def _rows_with_masks(con: duckdb.DuckDBPyConnection, run: RunFolder) -> Iterator[tuple[Row, Mask]]:
     """The images of ``named``, each with its mask, a file of ``rows/`` in memory at a time."""
     table = run.table("rows")
     files = [file for file in table.files() if kind_of(file["path"]) == OK] if table else []
@@ -281,7 +282,7 @@ def _convert(
     row: Row,
     mask: Mask,
     *,
-    run: Run,
+    run: RunFolder,
     folder: str,
     writer: Writer,
     limits: Limits,

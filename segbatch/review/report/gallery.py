@@ -16,7 +16,7 @@ from PIL import Image
 from segbatch.masks import encode_mask, overlay
 from segbatch.masks.classes import IGNORE_INDEX, SegClass
 from segbatch.results.database import quoted_name
-from segbatch.results.runfolder import Run
+from segbatch.results.runfolder import RunFolder
 from segbatch.results.schema import OK
 from segbatch.review.pictures import Picture, look_up
 from segbatch.review.report.numbers import Ask
@@ -65,7 +65,7 @@ class Pictures:
 
 
 def choose(
-    ask: Ask, run: Run, means: Mapping[SegClass, float], *, by_uncertainty: bool
+    ask: Ask, run: RunFolder, means: Mapping[SegClass, float], *, by_uncertainty: bool
 ) -> Iterator[Section]:
     """Typical images, those that the model was most and least sure of, and the extremes of the
     classes that cover most. ``means`` are the mean coverages, the largest first.
@@ -90,7 +90,7 @@ def choose(
         yield Section(f"{c.name}: most and least", cards)
 
 
-def draw(run: Run, images: Mapping[int, str]) -> dict[int, Pictures]:
+def draw(run: RunFolder, images: Mapping[int, str]) -> dict[int, Pictures]:
     """Small pictures of images of a run, given by ``image_id`` with their URIs.
 
     Raises what :func:`~segbatch.review.pictures.look_up` raises.
@@ -108,7 +108,7 @@ def draw(run: Run, images: Mapping[int, str]) -> dict[int, Pictures]:
 
 
 def _cards(
-    ask: Ask, run: Run, order: str, num: int, *, why: str = "", value: str = "NULL"
+    ask: Ask, run: RunFolder, order: str, num: int, *, why: str = "", value: str = "NULL"
 ) -> list[Card]:
     """The first ``num`` images in an order of SQL, of those that have its ``value``."""
     has_value = "" if value == "NULL" else f"AND ({value}) IS NOT NULL"
@@ -126,13 +126,13 @@ def _share(c: SegClass) -> str:
     return f"coverage.{quoted_name(c.field)}"
 
 
-def _shares(run: Run, coverage: Mapping[str, float]) -> list[tuple[SegClass, float]]:
+def _shares(run: RunFolder, coverage: Mapping[str, float]) -> list[tuple[SegClass, float]]:
     shares = [(c, coverage[c.field] or 0.0) for c in run.classes]
     largest = sorted(shares, key=lambda share: -share[1])[:MAX_SHARES]
     return [(c, share) for c, share in largest if share >= SHOWN_SHARE]
 
 
-def _sources(picture: Picture, run: Run) -> dict[str, str]:
+def _sources(picture: Picture, run: RunFolder) -> dict[str, str]:
     photo = {"photo": _jpeg(Image.fromarray(picture.photo))}
     if (picture.label_map == IGNORE_INDEX).all():
         return photo

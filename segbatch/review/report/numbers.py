@@ -8,7 +8,8 @@ from typing import Any, cast
 
 import duckdb
 
-from segbatch.results.runfolder import Run
+from segbatch.results.diff import diff
+from segbatch.results.runfolder import RunFolder
 
 NUM_BINS = 24
 
@@ -110,7 +111,7 @@ class Comparison:
     class after, pixels, share, the most pixels first.
     """
 
-    before: Run
+    before: RunFolder
     facts: dict[str, Any]
     notes: Sequence[str]
     coverage: Sequence[tuple[str, float | None, float | None, float | None]]
@@ -118,12 +119,12 @@ class Comparison:
     changes: Sequence[Change]
 
 
-def compare(before: Run, after: Run) -> Comparison:
+def compare(before: RunFolder, after: RunFolder) -> Comparison:
     """Hold ``after`` against ``before``, as ``segbatch diff`` does: it reads every mask of both.
 
-    Raises what :meth:`Run.diff <segbatch.results.runfolder.Run.diff>` raises.
+    Raises what :meth:`Run.diff <segbatch.run.Run.diff>` raises.
     """
-    found = before.diff(after)
+    found = diff(before, after)
     changed = cast(duckdb.DuckDBPyRelation, found.images.query("answer", MOST_CHANGED))
     return Comparison(
         before=before,

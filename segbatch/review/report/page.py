@@ -21,8 +21,8 @@ from segbatch.masks.classes import SegClass
 from segbatch.results import cost
 from segbatch.results.database import quoted_name
 from segbatch.results.prices import Prices, read_prices
-from segbatch.results.query import unreadable
-from segbatch.results.runfolder import Run
+from segbatch.results.query import sql, unreadable
+from segbatch.results.runfolder import RunFolder
 from segbatch.results.schema import FAILED, OK, RESERVED_COLUMNS
 from segbatch.review.report.gallery import MAX_CLASSES, Pictures, Section, choose, draw
 from segbatch.review.report.numbers import Ask, Comparison, Distribution, compare, measure
@@ -62,11 +62,11 @@ class Groups:
 
 
 def report(
-    run: Run,
+    run: RunFolder,
     path: str,
     *,
     by: str | None = None,
-    against: Run | None = None,
+    against: RunFolder | None = None,
     prices: str | None = None,
 ) -> int:
     """Write the page of a run, finished or not, to ``path``, any URI; its size in bytes.
@@ -76,7 +76,7 @@ def report(
     fetched any more, and damaged masks, are named in the page.
 
     Raises :class:`~segbatch.errors.InputError` for a column that is not there, what
-    :meth:`Run.diff <segbatch.results.runfolder.Run.diff>` raises but for damage, and ``OSError`` if
+    :meth:`Run.diff <segbatch.run.Run.diff>` raises but for damage, and ``OSError`` if
     storage fails.
     """
     table = read_prices(prices)
@@ -89,8 +89,8 @@ def report(
     return len(page)
 
 
-def _page(run: Run, by: str | None, against: Run | None, prices: Prices) -> str:
-    images = run.sql("SELECT * FROM images")
+def _page(run: RunFolder, by: str | None, against: RunFolder | None, prices: Prices) -> str:
+    images = sql([run], "SELECT * FROM images")
     nested = {
         name: [field for field, _ in kind.children]
         for name, kind in zip(images.columns, images.types, strict=True)
@@ -188,7 +188,7 @@ def _color(seg_class: SegClass) -> str:
 # --------------------------------------------------------------------------------------- facts
 
 
-def _overview(run: Run, prices: Prices) -> dict[str, str]:
+def _overview(run: RunFolder, prices: Prices) -> dict[str, str]:
     """What was run, from ``run.json``; what is not known is left out."""
     info, starts = run.info, run.info.get("starts", [])
     model = info["model"]
@@ -239,7 +239,7 @@ def _failures(ask: Ask) -> list[tuple[str, int, list[dict[str, str]]]]:
     )
 
 
-def _classes(ask: Ask, run: Run, *, with_confidence: bool) -> list[ClassFacts]:
+def _classes(ask: Ask, run: RunFolder, *, with_confidence: bool) -> list[ClassFacts]:
     """The classes, those that cover most first."""
     shares = [f"coverage.{quoted_name(c.field)}" for c in run.classes]
     aggregates = (f"coalesce(avg({s}), 0), count(*) FILTER ({s} > 0)" for s in shares)
@@ -259,7 +259,7 @@ def _classes(ask: Ask, run: Run, *, with_confidence: bool) -> list[ClassFacts]:
     return sorted(found, key=lambda facts: -facts.mean)
 
 
-def _formula(run: Run, name: str) -> str:
+def _formula(run: RunFolder, name: str) -> str:
     formulas: Mapping[str, str] = run.info["job"].get("formulas", {})
     return formulas.get(name, "")
 
@@ -308,7 +308,7 @@ def _groups(
 
 
 def _pictures(
-    run: Run, gallery: Sequence[Section], comparison: Comparison | None
+    run: RunFolder, gallery: Sequence[Section], comparison: Comparison | None
 ) -> tuple[dict[int, Pictures], dict[int, Pictures]]:
     """Pictures of this run's images and of the other's, by ``image_id``, each drawn once."""
     after = {card.image_id: card.uri for section in gallery for card in section.cards}

@@ -16,8 +16,8 @@ import duckdb
 from segbatch.errors import InputError
 from segbatch.results.database import quoted_text
 from segbatch.results.diff import diff
-from segbatch.results.query import unreadable
-from segbatch.results.runfolder import Run
+from segbatch.results.query import sql, unreadable
+from segbatch.results.runfolder import RunFolder
 from segbatch.results.schema import FAILED, OK
 
 FACTOR = 10  # candidates for each image that is wanted; Zhdanov (2019) takes 10 to 50
@@ -44,11 +44,11 @@ class Candidate:
 
 
 def find_candidates(
-    run: Run,
+    run: RunFolder,
     *,
     by: str,
     count: int,
-    against: Run | None,
+    against: RunFolder | None,
     among: Collection[str] | None,
     without: Mapping[str, str],
 ) -> tuple[list[Candidate], Counter[str]]:
@@ -69,12 +69,12 @@ def find_candidates(
         margin = len(without) + run.info["manifest"]["duplicates"]
         ranking, told = RANKINGS[by](run, scope, against, WORST * FACTOR * count + margin)
         left_out = _left_out(run, by, scope, among)
-        [(rows,)] = run.sql(f"SELECT count(*) FROM ({ranking})").fetchall()
+        [(rows,)] = sql([run], f"SELECT count(*) FROM ({ranking})").fetchall()
         limit = FACTOR * count
         if told:
             limit = min(limit, max(AT_LEAST * count, rows // WORST))
-        relation = run.sql(
-            f"{ranking} ORDER BY score DESC, md5(uri), image_id LIMIT {limit + margin}"
+        relation = sql(
+            [run], f"{ranking} ORDER BY score DESC, md5(uri), image_id LIMIT {limit + margin}"
         )
         found: dict[str, Candidate] = {}
         for values in relation.fetchall():
@@ -101,14 +101,14 @@ def _candidate(row: Mapping[str, Any], told: str) -> Candidate:
     )
 
 
-def _left_out(run: Run, by: str, scope: str, among: Collection[str] | None) -> Counter[str]:
+def _left_out(run: RunFolder, by: str, scope: str, among: Collection[str] | None) -> Counter[str]:
     """What is asked for and can be no candidate."""
     left_out: Counter[str] = Counter()
     if among is not None:
-        [(there,)] = run.sql(f"SELECT count(DISTINCT uri) FROM images WHERE {scope}").fetchall()
+        [(there,)] = sql([run], f"SELECT count(DISTINCT uri) FROM images WHERE {scope}").fetchall()
         left_out["not in the run"] = len(among) - there
     if by == "failures" or among is not None:
-        errors = run.sql(f"SELECT error, count(*) FROM failures WHERE {scope} GROUP BY error")
+        errors = sql([run], f"SELECT error, count(*) FROM failures WHERE {scope} GROUP BY error")
         for error, number in errors.fetchall():
             if by != "failures":
                 left_out[f"failed in the run, {error}: see --by failures"] = number
@@ -124,8 +124,8 @@ def _left_out(run: Run, by: str, scope: str, among: Collection[str] | None) -> C
 Ranking = tuple[str, str]
 
 
-def _by_uncertainty(run: Run, scope: str, _: Run | None, __: int) -> Ranking:
-    if "uncertainty" not in run.sql("FROM images LIMIT 0").columns:
+def _by_uncertainty(run: RunFolder, scope: str, _: RunFolder | None, __: int) -> Ranking:
+    if "uncertainty" not in sql([run], "FROM images LIMIT 0").columns:
         raise InputError(
             f"{run.uri}: does not know how uncertain it is: run it with stats: [confidence], or"
             " choose --by diverse"
@@ -134,7 +134,7 @@ def _by_uncertainty(run: Run, scope: str, _: Run | None, __: int) -> Ranking:
     return f"SELECT *, uncertainty AS score FROM images WHERE {which}", "uncertainty {:.3f}"
 
 
-def _by_disagreement(run: Run, scope: str, against: Run | None, most: int) -> Ranking:
+def _by_disagreement(run: RunFolder, scope: str, against: RunFolder | None, most: int) -> Ranking:
     assert against is not None
     pairs = cast(
         duckdb.DuckDBPyRelation,
@@ -149,17 +149,17 @@ def _by_disagreement(run: Run, scope: str, against: Run | None, most: int) -> Ra
     return f"SELECT * FROM images JOIN {scores} USING (image_id)", "disagreement {:.3f}"
 
 
-def _by_failure(run: Run, scope: str, _: Run | None, __: int) -> Ranking:
+def _by_failure(run: RunFolder, scope: str, _: RunFolder | None, __: int) -> Ranking:
     kinds = ", ".join(map(quoted_text, UNLABELLABLE))
     which = f"status = '{FAILED}' AND error NOT IN ({kinds}) AND {scope}"
     return f"SELECT *, 0 AS score FROM images WHERE {which}", ""
 
 
-def _by_chance(run: Run, scope: str, _: Run | None, __: int) -> Ranking:
+def _by_chance(run: RunFolder, scope: str, _: RunFolder | None, __: int) -> Ranking:
     return f"SELECT *, 0 AS score FROM images WHERE status = '{OK}' AND {scope}", ""
 
 
-RANKINGS: dict[str, Callable[[Run, str, Run | None, int], Ranking]] = {
+RANKINGS: dict[str, Callable[[RunFolder, str, RunFolder | None, int], Ranking]] = {
     "uncertainty": _by_uncertainty,
     "disagreement": _by_disagreement,
     "failures": _by_failure,

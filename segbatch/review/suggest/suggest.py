@@ -29,7 +29,7 @@ from segbatch.images.faults import Undecodable
 from segbatch.images.fetch import read_images
 from segbatch.masks.classes import IGNORE_INDEX
 from segbatch.results.lookup import mask_png, unreadable_mask
-from segbatch.results.runfolder import Run
+from segbatch.results.runfolder import RunFolder
 from segbatch.results.schema import TRANSIENT_ERRORS
 from segbatch.results.write import NEVER_WRITTEN
 from segbatch.review.pictures import Picture, label_map_at, limits_of, read_pictures
@@ -103,12 +103,12 @@ class Suggestions:
 
 
 def suggest(
-    run: Run,
+    run: RunFolder,
     folder: str,
     *,
     count: int,
     by: str = "uncertainty",
-    against: Run | None = None,
+    against: RunFolder | None = None,
     images: Collection[str] | None = None,
     labelled: Labelled = Labelled(),
     to: str = "labelme",
@@ -171,7 +171,7 @@ def _look(
 
 
 def _copy(
-    run: Run,
+    run: RunFolder,
     folder: str,
     wanted: Sequence[tuple[Candidate, int]],
     known: dict[str, str],
@@ -218,7 +218,7 @@ def _copy(
         yield Copy(entry, size, shapes)
 
 
-def _shapes(run: Run, image_id: int, size: tuple[int, int]) -> list[Polygon]:
+def _shapes(run: RunFolder, image_id: int, size: tuple[int, int]) -> list[Polygon]:
     """What the model saw in an image; nothing where there is no mask."""
     try:
         label_map = label_map_at(mask_png(run, image_id), size)

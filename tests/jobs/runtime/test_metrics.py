@@ -15,7 +15,7 @@ import ray
 from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
 
 from segbatch.jobs.segment import segment
-from segbatch.results.runfolder import Run
+from segbatch.run import Run
 from tests.conftest import ROOT, job
 
 NAME = re.compile(r"\bray_\w+")

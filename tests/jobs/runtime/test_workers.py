@@ -36,9 +36,9 @@ from segbatch.masks.classes import Classes
 from segbatch.model.predict import PredictOptions
 from segbatch.results.encode import Encoding
 from segbatch.results.lease import Tenure
-from segbatch.results.runfolder import open_run
 from segbatch.results.schema import rows_schema
 from segbatch.results.write import Writing
+from segbatch.run import open_run
 from segbatch.storage import ReadLimits
 from tests.collection import jpeg
 from tests.conftest import S3, job
