@@ -1,20 +1,18 @@
-"""Picture: an image of a run as people look at it, its photograph and its mask on one grid."""
+"""A run's images as people look at them: each photograph with its mask, on one pixel grid."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, JpegImagePlugin, PngImagePlugin
+from PIL import Image
 
 from segbatch import storage
 from segbatch.config.job import Limits
 from segbatch.errors import SourceError, UnreadableMask
-from segbatch.formats.writing import Photograph, encoded
 from segbatch.images.decode import decode_image
 from segbatch.images.faults import Undecodable
 from segbatch.images.fetch import read_images
@@ -23,46 +21,15 @@ from segbatch.masks.classes import IGNORE_INDEX
 from segbatch.results.lookup import mask_png
 from segbatch.results.runfolder import RunFolder
 
-OPENERS = {
-    b"\xff\xd8": ("jpg", JpegImagePlugin.JpegImageFile),
-    b"\x89P": ("png", PngImagePlugin.PngImageFile),
-}
-
-
-def read_photograph(uri: str, limits: Limits, *, jpeg: bool) -> Photograph | Unseen:
-    """The photograph at ``uri``; ``jpeg``: as JPEG, whatever it was."""
-    [data] = read_images([uri], limits.of_reading())
-    if not isinstance(data, bytes):
-        return data
-    image = decode_image(data, max_pixels=limits.max_pixels, long_side=None)
-    if isinstance(image, Undecodable):
-        return image
-    extension, is_upright = _look_at(data)
-    if extension is not None and is_upright and (extension == "jpg" or not jpeg):
-        return Photograph(image.pixels, extension, data)
-    extension = "jpg" if jpeg or extension == "jpg" else "png"
-    return Photograph(image.pixels, extension, encoded(image.pixels, extension))
-
-
-def _look_at(data: bytes) -> tuple[str | None, bool]:
-    """The extension of a JPEG or PNG that could be decoded, and whether EXIF leaves it as it is."""
-    extension, opener = OPENERS.get(data[:2], (None, None))
-    if opener is None:
-        return None, True
-    try:
-        with opener(io.BytesIO(data)) as image:
-            return extension, image.getexif().get(ExifTags.Base.Orientation, 1) == 1
-    except Exception:  # damaged EXIF: what it says to others is not known
-        return extension, False
-
-
 THREADS = 8
 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """``photo`` is ``(height, width, 3)`` uint8 RGB, upright; ``label_map`` ``(height, width)``
-    uint8 of class ids, the ignore index where there is no mask.
+    """A photograph and its mask at the same size.
+
+    ``photo`` is ``(height, width, 3)`` uint8 RGB, upright; ``label_map`` is ``(height, width)``
+    uint8 of class ids, filled with the ignore index if there is no mask.
     """
 
     photo: npt.NDArray[np.uint8]
@@ -71,43 +38,19 @@ class Picture:
 
 @dataclass(frozen=True)
 class Unmasked:
-    """Why the mask of an image cannot be laid over it."""
+    """Why the mask of an image cannot be drawn over it."""
 
     message: str
     kind: str = "damaged mask"
 
 
-Unseen = storage.Unreadable | Undecodable | Unmasked  # each says its kind and a message
-
-
-def read_pictures(
-    uris: Sequence[str], masks: Sequence[bytes | None], long_side: int | None, limits: Limits
-) -> list[Picture | Unseen]:
-    """The images at ``uris``, downscaled to ``long_side``, with their masks as they are stored.
-
-    A mask of another size is brought to the photograph's by nearest neighbour.
-    """
-    contents = read_images(uris, limits.of_reading())
-
-    def picture(content: bytes | Unseen, png: bytes | None) -> Picture | Unseen:
-        if not isinstance(content, bytes):
-            return content
-        image = decode_image(content, max_pixels=limits.max_pixels, long_side=long_side)
-        if isinstance(image, Undecodable):
-            return image
-        try:
-            return Picture(image.pixels, label_map_at(png, image.pixels.shape[1::-1]))
-        except SourceError as error:
-            return Unmasked(str(error))
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        return list(pool.map(picture, contents, masks))
+Unseen = storage.Unreadable | Undecodable | Unmasked  # each has a kind and a message
 
 
 def look_up(
     run: RunFolder, images: Sequence[tuple[int, str]], long_side: int | None
 ) -> list[Picture | Unseen]:
-    """Some images of a run, each given by its ``image_id`` and its ``uri``.
+    """Images of a run, given as ``(image_id, uri)``, downscaled to ``long_side``, with their masks.
 
     Raises :class:`~segbatch.errors.RunError` for an id that has no row, ``OSError`` if the run's
     storage fails.
@@ -130,14 +73,38 @@ def look_up(
 
 
 def limits_of(run: RunFolder) -> Limits:
-    """What the run's job allows an image to be, and to take."""
-    return Limits.model_validate(run.info["job"].get("limits", {}))
+    """The job's limits on the size of an image and on the time to read it."""
+    return Limits.model_validate(run.info.job.get("limits", {}))
+
+
+def read_pictures(
+    uris: Sequence[str], masks: Sequence[bytes | None], long_side: int | None, limits: Limits
+) -> list[Picture | Unseen]:
+    """The images at ``uris``, downscaled to ``long_side``, with ``masks`` as they are stored.
+
+    A mask of another size is resized to its photograph's by nearest neighbour.
+    """
+    contents = read_images(uris, limits.of_reading())
+
+    def picture(content: bytes | Unseen, png: bytes | None) -> Picture | Unseen:
+        if not isinstance(content, bytes):
+            return content
+        image = decode_image(content, max_pixels=limits.max_pixels, long_side=long_side)
+        if isinstance(image, Undecodable):
+            return image
+        try:
+            return Picture(image.pixels, label_map_at(png, image.pixels.shape[1::-1]))
+        except SourceError as error:
+            return Unmasked(str(error))
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(picture, contents, masks))
 
 
 def label_map_at(png: bytes | None, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    """The label map of a stored mask, at ``size`` (width, height).
+    """The label map of a stored mask at ``size`` (width, height), by nearest neighbour.
 
-    Raises :class:`~segbatch.errors.SourceError` for a mask that is none.
+    Raises :class:`~segbatch.errors.SourceError` if ``png`` is not a mask.
     """
     if png is None:
         return np.full(size[::-1], IGNORE_INDEX, np.uint8)

@@ -27,7 +27,7 @@ from segbatch.formats.labelme import LABELME_READER as LABELME
 from segbatch.formats.voc import VOC_READER as VOC
 from segbatch.formats.voc import apart
 from segbatch.masks.classes import IGNORE_INDEX, Classes, read_classes
-from segbatch.review.export.files import NAME
+from segbatch.review.export.folder import CLAIM_FILE
 from segbatch.run import Run
 from segbatch.storage import clients
 from tests import pages
@@ -225,7 +225,7 @@ def test_what_cannot_be_done_is_said_before_anything_is_written(run: Run, tmp_pa
     assert not folder.exists()
     (tmp_path / "mine.txt").write_text("mine")
     for taken in (tmp_path, tmp_path / "mine.txt"):
-        with pytest.raises(InputError, match="there are files already"):
+        with pytest.raises(InputError, match="is not empty"):
             run.export(str(taken), "png")
 
 
@@ -327,7 +327,7 @@ def test_an_export_goes_on_where_photographs_could_not_be_had(
     assert code == 3
     assert "s3://to-export/0004.jpg: photograph unavailable" in said
     assert "5 of 6 images" in said
-    assert f"/{NAME}" in files_in(folder)
+    assert f"/{CLAIM_FILE}" in files_in(folder)
     outage.break_down()
     code, said = exported(run, folder, *options)
     assert (code, "6 of 6 images" in said, "5 of them were there" in said) == (0, True, True)
@@ -367,7 +367,7 @@ def test_an_export_that_is_killed_goes_on(run: Run, outage: S3, tmp_path: Path) 
     assert (again.written, again.before, again.unread) == (6, 5, [])
     assert (folder / "data/0002.png").read_bytes() == b"mine"
     assert (folder / "mask_targets.json").exists()
-    assert not (folder / NAME).exists()
+    assert not (folder / CLAIM_FILE).exists()
 
 
 def test_a_file_that_may_be_a_part_is_not_taken_for_a_whole_one(
@@ -391,11 +391,11 @@ def test_another_export_does_not_go_on_in_its_place(run: Run, outage: S3, tmp_pa
     assert run.export(str(folder), "labelme", where=WHOLE).unanswered == 1
     before = files_in(str(folder))
     for to, where, limit in (("coco", WHOLE, None), ("labelme", None, None), ("labelme", WHOLE, 2)):
-        with pytest.raises(InputError, match="beginning of another export"):
+        with pytest.raises(InputError, match="another unfinished export"):
             run.export(str(folder), to, where=where, limit=limit)
     assert files_in(str(folder)) == before
     other = write_run(str(tmp_path / "other"), num_ok=8, photos="s3://to-export")
-    with pytest.raises(InputError, match="beginning of another export"):
+    with pytest.raises(InputError, match="another unfinished export"):
         other.export(str(folder), "labelme", where=WHOLE)
 
 

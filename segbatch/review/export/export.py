@@ -1,15 +1,15 @@
-"""Export: the images of a run in the formats of other tools, or its rows as one table.
+"""Exports a run: its images in the formats of other tools, or its rows as one table.
 
     choose ──► read ──► convert ──► write ──► share
     SQL        masks,   one image   files     lists and documents,
                photos   a thread              once all images are there
 
-What ends before that is gone on with: a claim in the folder says what is exported, and an image
-whose last file is there is left as it is: files are written whole or not at all. Where they are
-not, on neither disk nor object storage, all are written again.
+An export that was interrupted resumes: a claim in the folder says what is being exported, and an
+image whose last file exists is skipped. That holds on disk and object storage, which write a file
+whole or not at all; elsewhere all files are written again.
 
-Nothing here grows with the number of images but a table of their names, which DuckDB keeps on disk
-where it gets large, and what the images share, which is collected in files.
+Memory does not grow with the number of images: DuckDB spills the table of their names to disk, and
+the entries in shared files are collected on disk.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from time import monotonic
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import duckdb
 import numpy as np
@@ -40,21 +39,23 @@ from segbatch.results.query import sql, unreadable
 from segbatch.results.runfolder import RunFolder
 from segbatch.results.schema import OK
 from segbatch.results.table import kind_of
-from segbatch.review.export.files import Claim, SharedFiles, common_folder, safe_name
-from segbatch.review.pictures import label_map_at, limits_of, read_photograph
+from segbatch.review.export.folder import Claim, SharedFiles
+from segbatch.review.export.photographs import read_photograph
+from segbatch.review.names import common_folder, safe_name
+from segbatch.review.pictures import label_map_at, limits_of
 from segbatch.storage.uris import shown
 
 Table = Literal["csv", "parquet"]
 TABLES: Mapping[str, Table] = {"csv": "csv", "parquet": "parquet"}
 
-THREADS = 8  # each holds a photograph, its mask, and what is made of them
+THREADS = 8  # each holds a photograph, its mask, and the files made from them
 MEMORY = "1GB"  # of the table of names
-TOLD = 10  # images that could not be used are named, with why; the others are counted
+MAX_NAMED = 10  # images whose problem is reported one by one; the others are only counted
 DAMAGED = "damaged mask"
 
-# Of images of one name in the file systems that know no capitals, each gets its id: "@" is in no
-# name otherwise.
-NAMED = """
+# Some file systems ignore case: images whose names differ in case only get their id appended. No
+# name contains "@" otherwise.
+NAME_IMAGES = """
 CREATE TABLE named AS
 SELECT
     image_id, uri, width, height,
@@ -65,8 +66,10 @@ FROM (SELECT *, safe_name(uri) AS name FROM chosen)"""
 
 @dataclass
 class Exported:
-    """How many images were chosen, are ``written``, some of them ``before``, and were left out, and
-    ``unread``: the first ten whose photograph or mask could not be used, with why.
+    """The outcome of an export, in images.
+
+    ``before`` of the ``written`` ones existed already. ``left_out`` counts images by reason;
+    ``unread`` names the first ten whose photograph or mask could not be used, with the reason.
     """
 
     chosen: int = 0
@@ -77,11 +80,11 @@ class Exported:
 
     @property
     def unanswered(self) -> int:
-        """Photographs that may be read another time."""
+        """Photographs that a later attempt may be able to read."""
         return sum(self.left_out[f"photograph {kind}"] for kind in ("timeout", "unavailable"))
 
     def line(self, folder: str) -> str:
-        """All of it on one line."""
+        """The outcome on one line."""
         before = [f"{self.before:,} of them were there"] if self.before else []
         left_out = (f"{number:,} left out: {why}" for why, number in self.left_out.items())
         written = f"{self.written:,} of {self.chosen:,} images in {folder}"
@@ -91,13 +94,13 @@ class Exported:
 def export(
     run: RunFolder, folder: str, to: str, *, where: str | None = None, limit: int | None = None
 ) -> Exported:
-    """Write the images of ``run`` into ``folder``, any URI, that is empty or not there, or in which
-    the same export has begun and did not end: then what is missing is written.
+    """Write the images of ``run`` into ``folder``, any URI.
 
-    ``to`` is one of :data:`WRITERS`, or one of :data:`TABLES` for the view ``wide`` as one file
-    ``wide.csv`` or ``wide.parquet``. ``where`` is an SQL condition over the view ``images``; of the
-    images that fit it, the first ``limit`` by ``image_id`` are taken. Rows without a mask have no
-    picture, and photographs may be gone or of another size meanwhile: they are counted.
+    ``folder`` is new or empty, or holds the same export, interrupted: then only what is missing is
+    written. ``to`` is a key of :data:`WRITERS`, or of :data:`TABLES` for the view ``wide`` as one
+    file, ``wide.csv`` or ``wide.parquet``. ``where`` is an SQL condition over the view ``images``;
+    of the images that match, the first ``limit`` by ``image_id`` are taken. Images without a mask,
+    and images whose photograph has disappeared or changed its size, are left out and counted.
 
     Raises :class:`~segbatch.errors.InputError` for a folder, a format or a condition that cannot be
     used, :class:`~segbatch.errors.CredentialsRefused`, ``OSError`` if storage fails.
@@ -117,7 +120,7 @@ def export(
     except duckdb.Error as error:
         raise unreadable(error) from error
     except PermissionError as error:
-        raise InputError(f"may not be used: {storage.one_line(error)}") from error
+        raise InputError(f"permission denied: {storage.one_line(error)}") from error
     if not exported.unanswered:
         claim.give_up(folder)
     return exported
@@ -154,41 +157,36 @@ def _export_images(
     exported = _name_images(con, run, chosen)
     if not is_begun:
         claim.stake(folder)
-    convert = partial(
-        _convert,
-        run=run,
-        folder=folder,
-        writer=writer,
-        limits=limits_of(run),
-        goes_on=is_begun and storage.writes_whole(folder),
-    )
+    keeps_files = is_begun and storage.writes_whole(folder)
+    converter = _Converter(run, folder, writer, limits_of(run), keeps_files)
     done, started = 0, monotonic()
     shared = writer.shared(run.classes, run.uri)
-    with SharedFiles(shared) as parts, Bar("export", exported.chosen) as bar:
-        for outcome in _in_threads(convert, _rows_with_masks(con, run)):
+    with SharedFiles(shared) as shared_files, Bar("export", exported.chosen) as bar:
+        for outcome in _in_threads(converter.convert, _rows_with_masks(con, run)):
             if isinstance(outcome, _Written):
                 exported.written += 1
                 exported.before += outcome.before
-                parts.add(outcome.entries)
+                shared_files.add(outcome.entries)
             else:
                 exported.left_out[outcome.why] += 1
-                if outcome.uri is not None and len(exported.unread) < TOLD:
-                    told = (shown(outcome.uri), outcome.why, outcome.detail)
-                    exported.unread.append(": ".join(filter(None, told)))
+                if outcome.uri is not None and len(exported.unread) < MAX_NAMED:
+                    line = (shown(outcome.uri), outcome.why, outcome.detail)
+                    exported.unread.append(": ".join(filter(None, line)))
             done += 1
             pace = f"{done / (monotonic() - started):.1f}"
             if bar.move(done, f"{pace} images/s"):
                 bar.line(f"images={done} images_per_second={pace}", "event=export ")
-        parts.store(folder)
+        shared_files.store(folder)
     return exported
 
 
 def _name_images(
     con: duckdb.DuckDBPyConnection, run: RunFolder, chosen: duckdb.DuckDBPyRelation
 ) -> Exported:
-    """Make the table ``named`` of the images that are ok, and count the others."""
+    """Create the table ``named`` of the images that are ok, and count the others."""
+    # Names start below the folder of all images of the run, not only of the chosen ones, so that
+    # an image has the same name in every export.
     [(first, last)] = sql([run], "SELECT min(uri), max(uri) FROM images").fetchall()
-    # Below the folder of all images of the run, so that each is called alike in every export.
     folder = common_folder(first or "", last or "")
 
     def name(uri: str) -> str:
@@ -198,7 +196,7 @@ def _name_images(
     con.register("answer", chosen.to_arrow_reader())
     con.execute("CREATE TABLE answered AS FROM answer")
     con.execute(f"CREATE VIEW chosen AS FROM answered WHERE status = '{OK}'")
-    con.execute(NAMED)
+    con.execute(NAME_IMAGES)
     [(num_chosen, num_failed)] = con.execute(
         f"SELECT count(*), count(*) FILTER (status <> '{OK}') FROM answered"
     ).fetchall()
@@ -206,36 +204,46 @@ def _name_images(
     return Exported(num_chosen, left_out=Counter(failed))
 
 
-Row = tuple[int, str, int, int, str]  # image_id, uri, width, height, name
+class _Row(NamedTuple):
+    """A row of the table ``named``; ``width`` and ``height`` are the photograph's."""
+
+    image_id: int
+    uri: str
+    width: int
+    height: int
+    name: str
 
 
-Mask = bytes | None | Damaged  # as it is stored, or why it cannot be read
+_Mask = bytes | None | Damaged  # as it is stored, or why it cannot be read
 
 
-def _rows_with_masks(con: duckdb.DuckDBPyConnection, run: RunFolder) -> Iterator[tuple[Row, Mask]]:
-    """The images of ``named``, each with its mask, a file of ``rows/`` in memory at a time."""
+def _rows_with_masks(
+    con: duckdb.DuckDBPyConnection, run: RunFolder
+) -> Iterator[tuple[_Row, _Mask]]:
+    """The images of ``named``, each with its mask; holds one file of ``rows/`` in memory."""
     table = run.table("rows")
-    files = [file for file in table.files() if kind_of(file["path"]) == OK] if table else []
+    files = [file for file in table.files() if kind_of(file.name) == OK] if table else []
     folder, num_found = storage.join(run.uri, "rows"), 0
-    for file in sorted(files, key=lambda file: int(file["first_id"])):
-        rows: list[Row] = con.execute(
+    for file in files:
+        found = con.execute(
             "SELECT image_id, uri, width, height, name FROM named"
             " WHERE image_id BETWEEN ? AND ? ORDER BY image_id",
-            [file["first_id"], file["last_id"]],
+            [file.first_id, file.last_id],
         ).fetchall()
+        rows = [_Row(*values) for values in found]
         if not rows:
             continue
         try:
-            columns = read_columns(folder, file["path"], ["image_id", "mask"])
+            columns = read_columns(folder, file.name, ["image_id", "mask"])
         except Damaged as error:
             num_found += len(rows)
             yield from ((row, error) for row in rows)
             continue
         masks = dict(zip(columns["image_id"].to_pylist(), columns["mask"], strict=True))
         for row in rows:
-            if row[0] in masks:  # and not in another file of the same range
+            if row.image_id in masks:  # or else in another file of the same range
                 num_found += 1
-                yield row, masks[row[0]].as_py()
+                yield row, masks[row.image_id].as_py()
     [(num_named,)] = con.execute("SELECT count(*) FROM named").fetchall()
     if num_found != num_named:
         raise RunError(
@@ -245,7 +253,7 @@ def _rows_with_masks(con: duckdb.DuckDBPyConnection, run: RunFolder) -> Iterator
 
 @dataclass(frozen=True)
 class _Written:
-    """The files of an image are there, or were ``before``; ``entries`` are for the shared ones."""
+    """The files of an image exist, or existed ``before``; ``entries`` go into the shared files."""
 
     entries: Mapping[str, Sequence[str]]
     before: bool
@@ -253,8 +261,9 @@ class _Written:
 
 @dataclass(frozen=True)
 class _LeftOut:
-    """An image without files, counted under ``why``; ``uri`` is its photograph's, if it lay at that
-    or its mask, and ``detail`` is of this image alone.
+    """An image without files, counted under ``why``.
+
+    ``uri`` is set if its photograph or mask is to blame; ``detail`` is about this image alone.
     """
 
     why: str
@@ -262,14 +271,15 @@ class _LeftOut:
     detail: str = ""
 
 
-Outcome = _Written | _LeftOut
+_Outcome = _Written | _LeftOut
 
 
 def _in_threads(
-    convert: Callable[[Row, Mask], Outcome], rows: Iterator[tuple[Row, Mask]]
-) -> Iterator[Outcome]:
+    convert: Callable[[_Row, _Mask], _Outcome], rows: Iterator[tuple[_Row, _Mask]]
+) -> Iterator[_Outcome]:
+    """The outcomes in the order of ``rows``, of which few are read ahead."""
     with ThreadPoolExecutor(THREADS) as threads:
-        ahead: deque[Future[Outcome]] = deque()
+        ahead: deque[Future[_Outcome]] = deque()
         for row, mask in rows:
             ahead.append(threads.submit(convert, row, mask))
             if len(ahead) > 2 * THREADS:
@@ -278,64 +288,69 @@ def _in_threads(
             yield ahead.popleft().result()
 
 
-def _convert(
-    row: Row,
-    mask: Mask,
-    *,
-    run: RunFolder,
-    folder: str,
-    writer: Writer,
-    limits: Limits,
-    goes_on: bool,
-) -> Outcome:
-    """Write the files of one image; what it adds to those that all share. Where the export
-    ``goes_on``, files that are there stay.
+@dataclass(frozen=True)
+class _Converter:
+    """Writes the files of one image at a time; the threads share it.
+
+    ``keeps_files``: the export resumes, and files that exist are complete and stay.
     """
-    image_id, uri, width, height, name = row
-    if mask is None:
-        return _LeftOut("no mask is stored")
-    if isinstance(mask, Damaged):
-        return _LeftOut(DAMAGED, uri, str(mask))
-    last = _last_written(folder, writer, name) if goes_on else None
-    is_there = last is not None
-    if is_there and writer.entries is no_entries:
-        return _Written({}, before=True)
-    photo, label_map = None, np.empty((0, 0), np.uint8)
-    if writer.photos is not Photos.NONE:
-        if not is_there:
-            seen = _photograph(row, writer, limits)
-            if isinstance(seen, _LeftOut):
-                return seen
-            photo = seen
-        try:
-            label_map = label_map_at(mask, (width, height))
-        except SourceError as error:
-            return _LeftOut(DAMAGED, uri, f"{error}; audit the run")
-    image = Segmented(run.uri, image_id, uri, name, run.classes, mask, photo, label_map)
-    if last is None:
-        files = writer.files(image)
-        for path, data in files.items():
-            where = storage.join(folder, path)
-            if not (goes_on and storage.exists(where)):
-                storage.write_bytes(where, data)
-        *_, last = files
-    return _Written(writer.entries(image, last), is_there)
 
+    run: RunFolder
+    folder: str
+    writer: Writer
+    limits: Limits
+    keeps_files: bool
 
-def _last_written(folder: str, writer: Writer, name: str) -> str | None:
-    """The path of the last file of an image; ``None`` where it is not there."""
-    paths = (path.format(name=name) for path in writer.last)
-    return next((path for path in paths if storage.exists(storage.join(folder, path))), None)
+    def convert(self, row: _Row, mask: _Mask) -> _Outcome:
+        """Write the files of one image, unless its last one exists.
 
+        Raises :class:`~segbatch.errors.CredentialsRefused`, ``OSError`` if storage fails.
+        """
+        if mask is None:
+            return _LeftOut("no mask is stored")
+        if isinstance(mask, Damaged):
+            return _LeftOut(DAMAGED, row.uri, str(mask))
+        last = self._last_written(row.name) if self.keeps_files else None
+        is_there = last is not None
+        if is_there and self.writer.entries is no_entries:
+            return _Written({}, before=True)
+        photo, label_map = None, np.empty((0, 0), np.uint8)
+        if self.writer.photos is not Photos.NONE:
+            if not is_there:
+                read = self._photograph(row)
+                if isinstance(read, _LeftOut):
+                    return read
+                photo = read
+            try:
+                label_map = label_map_at(mask, (row.width, row.height))
+            except SourceError as error:
+                return _LeftOut(DAMAGED, row.uri, f"{error}; audit the run")
+        run = self.run
+        image = Segmented(
+            run.uri, row.image_id, row.uri, row.name, run.classes, mask, photo, label_map
+        )
+        if last is None:
+            files = self.writer.files(image)
+            for path, data in files.items():
+                where = storage.join(self.folder, path)
+                if not (self.keeps_files and storage.exists(where)):
+                    storage.write_bytes(where, data)
+            *_, last = files
+        return _Written(self.writer.entries(image, last), is_there)
 
-def _photograph(row: Row, writer: Writer, limits: Limits) -> Photograph | _LeftOut:
-    """Raises :class:`~segbatch.errors.CredentialsRefused`."""
-    _, uri, width, height, _ = row
-    read = read_photograph(uri, limits, jpeg=writer.photos is Photos.JPEG_FILES)
-    if isinstance(read, storage.Unreadable) and read.kind == "credentials":
-        raise CredentialsRefused(f"{shown(uri)}: {read.message}")
-    if not isinstance(read, Photograph):
-        return _LeftOut(f"photograph {read.kind}", uri)
-    if read.pixels.shape[:2] != (height, width):
-        return _LeftOut("photograph is of another size than when it was segmented", uri)
-    return read
+    def _last_written(self, name: str) -> str | None:
+        """The path of the last file of an image; ``None`` if it does not exist."""
+        paths = (path.format(name=name) for path in self.writer.last)
+        return next(
+            (path for path in paths if storage.exists(storage.join(self.folder, path))), None
+        )
+
+    def _photograph(self, row: _Row) -> Photograph | _LeftOut:
+        read = read_photograph(row.uri, self.limits, jpeg=self.writer.photos is Photos.JPEG_FILES)
+        if isinstance(read, storage.Unreadable) and read.kind == "credentials":
+            raise CredentialsRefused(f"{shown(row.uri)}: {read.message}")
+        if not isinstance(read, Photograph):
+            return _LeftOut(f"photograph {read.kind}", row.uri)
+        if read.pixels.shape[:2] != (row.height, row.width):
+            return _LeftOut("photograph is of another size than when it was segmented", row.uri)
+        return read

@@ -29,7 +29,7 @@ from segbatch.formats.files import KEY, LIST
 from segbatch.formats.polygons import Polygon
 from segbatch.images.video import is_frame
 from segbatch.masks.classes import Classes
-from segbatch.review.export.files import is_image_name, safe_name, without_query
+from segbatch.review.names import is_image_name, safe_name, without_query
 
 
 @dataclass(frozen=True)

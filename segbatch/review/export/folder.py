@@ -1,0 +1,119 @@
+"""The folder that an export writes to: the claim on it, and the files that all images share."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from segbatch import storage
+from segbatch.errors import InputError
+from segbatch.formats.writing import Part
+
+CLAIM_FILE = "unfinished-export"  # no image has this name: their files have extensions
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Marks a folder as belonging to one unfinished export.
+
+    A folder without a claim must be empty. In a folder with one, the same export resumes and any
+    other is refused. ``version`` is that of the run's rows: a repair or a resumed run changes it,
+    and may change the names of files.
+    """
+
+    run: str
+    to: str
+    where: str | None
+    limit: int | None
+    version: int | None
+
+    def is_begun(self, folder: str) -> bool:
+        """Whether this export has begun in ``folder``.
+
+        Raises :class:`~segbatch.errors.InputError` if ``folder`` holds anything else; hidden files
+        do not count. Raises what :func:`~segbatch.storage.reading_input` raises.
+        """
+        is_file = storage.is_local(folder) and storage.local_path(folder).is_file()
+        with storage.reading_input(folder, InputError, "no such bucket"):
+            try:
+                found = storage.read_bytes(storage.join(folder, CLAIM_FILE))
+            except (FileNotFoundError, NotADirectoryError):
+                found = None
+            files = (storage.name_of(file.uri) for file in storage.list_files(folder))
+            is_full = found is None and any(not name.startswith(".") for name in files)
+        if is_file or is_full:
+            raise InputError(f"{folder}: is not empty; name an empty or a new folder")
+        if found is None:
+            return False
+        if found != self._as_json():
+            raise InputError(
+                f"{folder}: holds another unfinished export (see {CLAIM_FILE} there), or the run"
+                " has changed since; name an empty folder"
+            )
+        return True
+
+    def stake(self, folder: str) -> None:
+        """Write the claim into ``folder``. Raises ``OSError``."""
+        storage.write_bytes(storage.join(folder, CLAIM_FILE), self._as_json())
+
+    def give_up(self, folder: str) -> None:
+        """Delete the claim from ``folder``, once the export is complete. Raises ``OSError``."""
+        storage.delete([storage.join(folder, CLAIM_FILE)])
+
+    def _as_json(self) -> bytes:
+        return json.dumps(asdict(self), ensure_ascii=False, indent=2).encode()
+
+
+class SharedFiles:
+    """The lists and documents of an export in which every image has entries.
+
+    Entries are collected on disk, one file a part, so any number of images fits; :meth:`store`
+    puts the parts together and uploads the result.
+    """
+
+    def __init__(self, shared: Mapping[str, Sequence[str | Part]]) -> None:
+        self._shared = shared
+        self._stack = ExitStack()
+        self._files: dict[str, TextIO] = {}
+
+    def __enter__(self) -> SharedFiles:
+        self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
+        self._between = {
+            piece.name: piece.between
+            for pieces in self._shared.values()
+            for piece in pieces
+            if isinstance(piece, Part)
+        }
+        for name in self._between:
+            file = (self._folder / f"part-{name}").open("w+", encoding="utf-8", newline="")
+            self._files[name] = self._stack.enter_context(file)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.close()
+
+    def add(self, entries: Mapping[str, Sequence[str]]) -> None:
+        """Append the entries of one image to the parts, given by name."""
+        for name, texts in entries.items():
+            file = self._files[name]
+            for text in texts:
+                file.write(f"{self._between[name]}{text}" if file.tell() else text)
+
+    def store(self, folder: str) -> None:
+        """Put the parts together and write the shared files to ``folder``."""
+        for number, (path, pieces) in enumerate(self._shared.items()):
+            whole = self._folder / f"whole-{number}"
+            with whole.open("w", encoding="utf-8", newline="") as file:
+                for piece in pieces:
+                    if isinstance(piece, Part):
+                        self._files[piece.name].seek(0)
+                        shutil.copyfileobj(self._files[piece.name], file)
+                    else:
+                        file.write(piece)
+            storage.upload(whole, storage.join(folder, path))
