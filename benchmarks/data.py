@@ -118,7 +118,7 @@ def stages(side: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
         images = pa.table({"image_id": pa.array(range(number), pa.int64()), "uri": uris})
         reading = Reading(storage.ReadLimits(), 200_000_000, arguments.long_side)
         schema = rows_schema(CLASSES, stats=["confidence"])
-        writing = Writing(lease.tenure, 0, schema, last_pass=True)
+        writing = Writing(lease.worker_lease, 0, schema, last_pass=True)
         encoding = Encoding(CLASSES, schema)
         predict = InstantStage(
             Predicting(
@@ -131,7 +131,7 @@ def stages(side: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
             ),
             reading,
         )
-        fetched = fetch_stage(images, reading, lease.tenure)
+        fetched = fetch_stage(images, reading, lease.worker_lease)
         decoded = decode_stage(fetched, reading)
         labelled = predict(decoded)
         encoded = encode_stage(labelled, encoding)
@@ -139,7 +139,7 @@ def stages(side: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
         masks = [mask.as_py() for mask in encoded["mask"]]
         rows = encoded.select(schema.names)
         ours: dict[str, Callable[[], Any]] = {
-            "fetch": partial(fetch_stage, images, reading, lease.tenure),
+            "fetch": partial(fetch_stage, images, reading, lease.worker_lease),
             "decode": partial(decode_stage, fetched, reading),
             "encode": partial(encode_stage, labelled, encoding),
             "write": partial(write_stage, encoded, writing),

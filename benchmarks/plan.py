@@ -39,7 +39,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from segbatch.cluster.estimate import COMMAND_S  # noqa: E402
-from segbatch.cluster.sample import machine_name  # noqa: E402
+from segbatch.cluster.measure import machine_name  # noqa: E402
 from segbatch.demo.facades.facades import render_facade  # noqa: E402
 from segbatch.jobs.runtime.workers import cores  # noqa: E402
 from segbatch.masks.classes import Classes  # noqa: E402

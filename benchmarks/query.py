@@ -40,7 +40,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from segbatch import storage  # noqa: E402
-from segbatch.cluster.sample import machine_name  # noqa: E402
+from segbatch.cluster.measure import machine_name  # noqa: E402
 from segbatch.demo.facades.facades import render_facade  # noqa: E402
 from segbatch.demo.s3server import s3_server  # noqa: E402
 from segbatch.jobs.runtime.workers import cores  # noqa: E402

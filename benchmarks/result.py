@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from segbatch.cluster.sample import machine_name
+from segbatch.cluster.measure import machine_name
 from segbatch.jobs.runtime.workers import cores
 from segbatch.jobs.stamp import software
 

@@ -198,7 +198,7 @@ def work(
         state = opened(run, job, prepared, lease)
         ledger = state.ledger
         assert ledger is not None
-        writing = Writing(lease.tenure, ledger.epoch, ledger.table.schema, last_pass=False)
+        writing = Writing(lease.worker_lease, ledger.epoch, ledger.table.schema, last_pass=False)
         executor = Instant(rows, writing, tenths)
         with Progress(run, state.num_images, ledger.taken.count()) as progress:
             state.settle("cpu", "fp32")

@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.faults.bench import small_model  # noqa: E402
-from segbatch.cluster.sample import machine_name  # noqa: E402
+from segbatch.cluster.measure import machine_name  # noqa: E402
 from segbatch.jobs.runtime.workers import cores  # noqa: E402
 from tests.collection import jpeg  # noqa: E402
 from tests.written_run import write_run  # noqa: E402

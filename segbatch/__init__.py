@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from segbatch.__version__ import __version__
 
 if TYPE_CHECKING:
-    from segbatch.cluster.plan import plan
+    from segbatch.cluster.jobplan import plan
     from segbatch.cluster.submit import submit
     from segbatch.config.job import load_job
     from segbatch.jobs.evaluate import evaluate
@@ -42,7 +42,7 @@ _HOME = {
     "load_job": "segbatch.config.job",
     "load_model": "segbatch.model.predict",
     "open_run": "segbatch.run",
-    "plan": "segbatch.cluster.plan",
+    "plan": "segbatch.cluster.jobplan",
     "segment": "segbatch.jobs.segment",
     "submit": "segbatch.cluster.submit",
 }

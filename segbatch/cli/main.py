@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from segbatch.cli.cluster import cluster_app
+from segbatch.cli.jobs import cluster_app
 from segbatch.cli.labels import labels_app
 from segbatch.cli.models import model_app, predict_app
 from segbatch.cli.options import (

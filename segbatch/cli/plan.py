@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # these import torch and Ray
     from rich.console import Console
     from rich.table import Table
 
-    from segbatch.cluster.plan import Measured, Plan
+    from segbatch.cluster.jobplan import JobPlan, Measured
 
 # Planned: how a plan is printed.
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # these import torch and Ray
 SUFFIXES = {"device": "the predict workers", "driver": "the driver, which hands out no more blocks"}
 
 
-def print_plan(plan: Plan) -> None:
+def print_plan(plan: JobPlan) -> None:
     """To stdout, for people."""
     from rich.console import Console
 
@@ -51,7 +51,7 @@ def print_plan(plan: Plan) -> None:
         console.print(f"[dim]- {note}[/dim]", soft_wrap=True)
 
 
-def _print_measured(console: Console, measured: Measured, plan: Plan) -> None:
+def _print_measured(console: Console, measured: Measured, plan: JobPlan) -> None:
     from rich.table import Table
 
     from segbatch.cluster.estimate import STAGES
@@ -83,7 +83,7 @@ def _print_measured(console: Console, measured: Measured, plan: Plan) -> None:
     )
 
 
-def _nodes(plan: Plan) -> Table:
+def _nodes(plan: JobPlan) -> Table:
     from rich.table import Table
 
     table = Table(title="nodes of cluster.yaml", title_justify="left", box=None, pad_edge=False)
@@ -105,7 +105,7 @@ def _nodes(plan: Plan) -> Table:
     return table
 
 
-def _bill(plan: Plan) -> Table:
+def _bill(plan: JobPlan) -> Table:
     from rich.table import Table
 
     bill = plan.bill
@@ -122,7 +122,7 @@ def _bill(plan: Plan) -> Table:
     return table
 
 
-def _failures(plan: Plan) -> str:
+def _failures(plan: JobPlan) -> str:
     most = f"at most {plan.failed_share_at_most:.1%} of all, in 95 of 100 such samples"
     if not plan.failures:
         return f"no image of the sample failed: {most}"
@@ -136,7 +136,7 @@ def _hours(hours: float) -> str:
     return f"{hours * 60:.1f} min" if hours < 1 else f"{hours:,.1f} h"
 
 
-def _money(amount: float | None, plan: Plan) -> str:
+def _money(amount: float | None, plan: JobPlan) -> str:
     if amount is None:
         return "unpriced"
     return f"{amount:,.2f} {plan.currency}"
@@ -187,8 +187,8 @@ def plan_command(
     # Threads that spin on a busy machine take many times as long, and measure nothing but that.
     for name, value in PASSIVE_THREADS.items():
         os.environ.setdefault(name, value)
-    from segbatch.cluster.offers import Wish
-    from segbatch.cluster.plan import plan
+    from segbatch.cluster.jobplan import plan
+    from segbatch.cluster.nodeoptions import Wish
     from segbatch.cluster.survey import Effort
     from segbatch.config.job import load_job
 

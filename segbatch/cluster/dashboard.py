@@ -99,12 +99,12 @@ def _at(address: str) -> Dashboard:
 
 def _dashboard(url: str) -> Dashboard:
     headers = json.loads(os.environ.get("RAY_JOB_HEADERS", "null"))
-    with _alone(url):
+    with _address_only(url):
         return Dashboard(url, headers=headers)
 
 
 @contextmanager
-def _alone(url: str) -> Iterator[None]:
+def _address_only(url: str) -> Iterator[None]:
     """Ray's client prefers the address of the environment to the one that it is given."""
     before = os.environ.get(ADDRESS)
     os.environ[ADDRESS] = url

@@ -107,7 +107,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Pace:
+class Throughput:
     """Images per second, and what limits them; ``bounds`` are the rows of the table above."""
 
     images_per_second: float
@@ -115,7 +115,7 @@ class Pace:
     bounds: Mapping[str, float] = field(default_factory=dict)
 
 
-def pace(cost: ImageCost, node: Node) -> Pace:
+def throughput(cost: ImageCost, node: Node) -> Throughput:
     """The pace of one node."""
     bounds = {
         "device": node.workers / cost.stages["predict"].wall_s,
@@ -126,7 +126,7 @@ def pace(cost: ImageCost, node: Node) -> Pace:
         bounds["network"] = node.gbps * 1e9 / 8 / cost.read_bytes if cost.read_bytes else math.inf
     least = min(bounds, key=bounds.__getitem__)
     names = {"cpus": cost.slowest_beside, "cores": cost.heaviest}
-    return Pace(bounds[least], names.get(least, least), bounds)
+    return Throughput(bounds[least], names.get(least, least), bounds)
 
 
 def with_threads(cost: ImageCost, more: float) -> ImageCost:
@@ -150,7 +150,7 @@ def start_up_s(load_s: float, node_start_s: float = 0.0) -> float:
 
 
 @dataclass(frozen=True)
-class Part:
+class UnitPart:
     """Nodes of one type: how many belong to a unit, and the price of one for an hour."""
 
     name: str
@@ -166,8 +166,8 @@ class Part:
 class Unit:
     """Nodes that work together at a pace; the cluster may have ``most`` such units."""
 
-    parts: Sequence[Part]
-    pace: Pace
+    parts: Sequence[UnitPart]
+    pace: Throughput
     most: int
 
     def price(self, units: int) -> float | None:
@@ -194,7 +194,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Offer:
+class Estimate:
     """``units`` of a kind: how long they take, and what that costs."""
 
     units: int
@@ -203,24 +203,24 @@ class Offer:
     money: float | None
 
 
-def offer(work: Work, unit: Unit, units: int) -> Offer:
+def estimate(work: Work, unit: Unit, units: int) -> Estimate:
     """What ``units`` of a kind come to."""
     rate = min(units * unit.pace.images_per_second, work.most_per_second)
     seconds = 0.0 if not work.images else work.images / rate if rate else math.inf
     hours = (work.start_up_s + seconds) / 3600
     price = unit.price(units)
     money = None if price is None else hours * (price + work.head) + work.fixed
-    return Offer(units, rate, hours, money)
+    return Estimate(units, rate, hours, money)
 
 
 @dataclass(frozen=True)
 class Solution:
     """``offer`` does what was asked; ``None`` if nothing does. ``cheapest`` needs a price."""
 
-    offer: Offer | None
-    fastest: Offer
-    cheapest: Offer | None
-    closest: Offer
+    chosen: Estimate | None
+    fastest: Estimate
+    cheapest: Estimate | None
+    closest: Estimate
 
 
 def solve(work: Work, unit: Unit, deadline_h: float | None, budget: float | None) -> Solution:
@@ -230,7 +230,7 @@ def solve(work: Work, unit: Unit, deadline_h: float | None, budget: float | None
     take more than the cluster may have now, ``MAX_NODES`` at most.
     """
     most = unit.most if deadline_h is None else MAX_NODES
-    offers = [offer(work, unit, units) for units in range(1, most + 1)]
+    offers = [estimate(work, unit, units) for units in range(1, most + 1)]
     good = [
         o
         for o in offers

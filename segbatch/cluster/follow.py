@@ -19,7 +19,7 @@ RETRY_S = 2.0
 GONE_S = 60.0
 
 
-class Log:
+class JobLog:
     """The log of one job, from its first line, without the job file that Ray begins it with.
 
     It can be followed again after an interruption, and goes on where it was.

@@ -18,7 +18,7 @@ from segbatch.cluster.dashboard import connect
 from segbatch.cluster.environment import with_segbatch, with_variables
 from segbatch.cluster.submission import NoAnswer, Submission, start
 from segbatch.cluster.submit import MAX_ENTRYPOINT, metadata_of, refuse_local, without_values
-from segbatch.cluster.survey import START_S, Effort, Survey, survey
+from segbatch.cluster.survey import START_S, Effort, Survey, survey_job
 from segbatch.config.job import SegmentJob
 from segbatch.config.reading import read_document
 from segbatch.console import say
@@ -28,7 +28,7 @@ MARK = "segbatch survey: "
 _ERRORS: dict[int, type[SegbatchError]] = {2: InputError, 3: Incomplete}
 
 
-def survey_there(
+def survey_remotely(
     job: SegmentJob, effort: Effort, address: str, env_vars: Mapping[str, str] | None = None
 ) -> Survey:
     """Have the cluster whose dashboard is at ``address`` make the survey; waits for it.
@@ -63,7 +63,7 @@ def main() -> None:
     """The job on the cluster."""
     asked: dict[str, Any] = json.loads(sys.argv[1])
     try:
-        found = survey(SegmentJob.model_validate(asked["job"]), Effort(**asked["effort"]))
+        found = survey_job(SegmentJob.model_validate(asked["job"]), Effort(**asked["effort"]))
     except SegbatchError as error:
         print(f"segbatch: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

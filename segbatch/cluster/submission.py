@@ -134,7 +134,7 @@ def outcome(details: JobDetails) -> str:
     return status
 
 
-def find(what: str, address: str | None) -> Submission:
+def find_submission(what: str, address: str | None) -> Submission:
     """The job with the submission id ``what``; or the latest of the run, model or evaluation there.
 
     A run knows where it was sent to; ``address`` is asked first. Raises
@@ -145,7 +145,7 @@ def find(what: str, address: str | None) -> Submission:
     uri = storage.normalize(what)
     noted = _noted(uri)
     dashboard = connect(address or noted.get("address"))
-    jobs = [job for job in submissions(dashboard) if output_of(job) == uri]
+    jobs = [job for job in list_submissions(dashboard) if output_of(job) == uri]
     jobs.sort(key=lambda job: (not job.status.is_terminal(), job.start_time or 0))
     submission_id = jobs[-1].submission_id if jobs else noted.get("id")
     if submission_id is None:
@@ -155,7 +155,7 @@ def find(what: str, address: str | None) -> Submission:
     return Submission(submission_id, dashboard)
 
 
-def submissions(dashboard: Dashboard) -> list[JobDetails]:
+def list_submissions(dashboard: Dashboard) -> list[JobDetails]:
     """Every job that was submitted to a cluster, the oldest first; without what only asks."""
     jobs: Iterable[JobDetails] = dashboard.list_jobs()
     submitted = [

@@ -18,7 +18,7 @@ from segbatch import storage
 from segbatch.__version__ import __version__
 from segbatch.cluster.dashboard import connect
 from segbatch.cluster.environment import with_segbatch, with_variables
-from segbatch.cluster.submission import OUTPUT, STOP_S, Submission, start, submissions
+from segbatch.cluster.submission import OUTPUT, STOP_S, Submission, list_submissions, start
 from segbatch.config.job import JOBS, FinetuneJob, Job, SegmentJob, refuse_misfits
 from segbatch.config.reading import Document, Key, job_text, read_document, validate
 from segbatch.errors import Incomplete, InputError
@@ -67,7 +67,7 @@ def submit(
     options += [f"--only={','.join(only)}"] if only else []
     entrypoint = entrypoint_of(document.values, options)
     dashboard = connect(address)
-    if submission_id in [known.submission_id for known in submissions(dashboard)]:
+    if submission_id in [known.submission_id for known in list_submissions(dashboard)]:
         raise InputError(f"{submission_id}: a job of this id is there already; give another one")
     metadata = metadata_of(checked)
     environment = with_variables(

@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from segbatch import storage
 from segbatch.cluster.estimate import Node
-from segbatch.cluster.sample import Place, Sample, measure
+from segbatch.cluster.measure import Measurement, NodeSetup, measure_stages
 from segbatch.config.images import Glob, Prefix
 from segbatch.config.job import Resources, SegmentJob
 from segbatch.console import say
@@ -60,7 +60,7 @@ class Census:
     sample: pa.Table
 
 
-class Draw:
+class Reservoir:
     """Some rows of a stream, each as likely as any other: every row draws a number, and the rows
     with the smallest stay.
     """
@@ -97,7 +97,7 @@ def count_images(job: SegmentJob, size: int, list_s: float) -> Census:
     Raises what freezing them raises.
     """
     start, whole = time.monotonic(), True
-    draw = Draw(size)
+    draw = Reservoir(size)
     reserved = RESERVED_COLUMNS | set(job.formulas)
     with manifest.listed(job.sources, reserved=reserved, leave_out=job.output) as listing:
         for batch in listing.batches:
@@ -120,7 +120,7 @@ def count_images(job: SegmentJob, size: int, list_s: float) -> Census:
 def count_left(state: RunState, size: int) -> Census:
     """What a run that has begun still has to do: its list is frozen, and its files are counted."""
     rows = Table.open(storage.join(state.uri, "rows"))
-    done = sum(file["rows"] for file in rows.files()) if rows is not None else 0
+    done = sum(file.rows for file in rows.files()) if rows is not None else 0
     random = np.random.default_rng(SEED)
     slices = np.linspace(0, len(state.bounds) - 1, min(SLICES_READ, len(state.bounds))).astype(int)
     each = -(-size // len(slices))
@@ -165,7 +165,7 @@ class Survey:
     done: int
     listed: int
     skipped: dict[str, int]
-    samples: list[Sample]
+    samples: list[Measurement]
     on_cluster: bool
 
     @property
@@ -177,11 +177,11 @@ class Survey:
 
     @classmethod
     def from_json(cls, facts: dict[str, Any]) -> Self:
-        samples = [Sample.from_json(sample) for sample in facts["samples"]]
+        samples = [Measurement.from_json(sample) for sample in facts["samples"]]
         return cls(**facts | {"samples": samples})
 
 
-def survey(job: SegmentJob, effort: Effort) -> Survey:
+def survey_job(job: SegmentJob, effort: Effort) -> Survey:
     """Validate the job as a run would, count its images and measure a sample.
 
     On the Ray of this process or of ``RAY_ADDRESS`` if there is one. Raises what a run raises
@@ -202,11 +202,11 @@ def survey(job: SegmentJob, effort: Effort) -> Survey:
         else:
             say(f"measuring {len(census.sample)} images on this machine")
             samples = [
-                measure(
+                measure_stages(
                     job,
                     prepared,
                     census.sample,
-                    place_here(job.resources),
+                    local_setup(job.resources),
                     num_images=census.images,
                     seconds=effort.sample_s,
                 )
@@ -216,13 +216,15 @@ def survey(job: SegmentJob, effort: Effort) -> Survey:
     )
 
 
-def place_here(resources: Resources) -> Place:
+def local_setup(resources: Resources) -> NodeSetup:
     """This machine as a local run has it."""
     logical = max(MIN_LOGICAL_CPUS, cores())
     return _place(resources, device_here(resources.device), logical, cores(), 1.0)
 
 
-def _place(resources: Resources, device: str, logical: int, physical: int, gpus: float) -> Place:
+def _place(
+    resources: Resources, device: str, logical: int, physical: int, gpus: float
+) -> NodeSetup:
     """One node, with as many workers as a run would have on it."""
     if device == "cuda":
         threads = 1 if resources.cpus_per_worker == "auto" else int(resources.cpus_per_worker)
@@ -233,13 +235,13 @@ def _place(resources: Resources, device: str, logical: int, physical: int, gpus:
         except InputError:  # they are meant for more nodes than one
             shared = cpu_workers(Resources(), [logical], physical, may_grow=True)
         threads, workers = shared.num_cpus, shared.expected
-    return Place(Node(logical, physical, workers, worker_cpus(threads)), device, threads)
+    return NodeSetup(Node(logical, physical, workers, worker_cpus(threads)), device, threads)
 
 
 # -------------------------------------------------------------------------------- on a cluster
 
 
-def _on_nodes(job: SegmentJob, census: Census, effort: Effort) -> list[Sample]:
+def _on_nodes(job: SegmentJob, census: Census, effort: Effort) -> list[Measurement]:
     """A sample from one worker of each kind of node that would predict.
 
     Where none is there, one is asked for and waited for, so that the autoscaler starts it.
@@ -278,14 +280,14 @@ def _kinds(device: str) -> list[tuple[str | None, int, float]]:
 
 
 def _measure_there(
-    job: SegmentJob, images: pa.Table, place: Place, num_images: int, seconds: float
-) -> Sample:
-    return measure(job, prepare(job), images, place, num_images=num_images, seconds=seconds)
+    job: SegmentJob, images: pa.Table, place: NodeSetup, num_images: int, seconds: float
+) -> Measurement:
+    return measure_stages(job, prepare(job), images, place, num_images=num_images, seconds=seconds)
 
 
-def _result(task: Any) -> Sample:
+def _result(task: Any) -> Measurement:
     try:
-        sample: Sample = ray.get(task, timeout=START_S)
+        sample: Measurement = ray.get(task, timeout=START_S)
         return sample
     except GetTimeoutError:
         raise Incomplete(

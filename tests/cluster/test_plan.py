@@ -15,23 +15,23 @@ from segbatch.cluster.estimate import (
     BLOCK_CPU_S,
     ImageCost,
     Node,
-    Pace,
-    Part,
     StageCost,
+    Throughput,
     Unit,
+    UnitPart,
     Work,
     cpus_beside_worker,
-    offer,
-    pace,
+    estimate,
     share_at_most,
     solve,
     start_up_s,
+    throughput,
     with_threads,
 )
-from segbatch.cluster.offers import Option, Wish
-from segbatch.cluster.plan import Plan, plan, reckon
-from segbatch.cluster.sample import Sample, measure
-from segbatch.cluster.survey import Effort, Survey, count_images, count_left, place_here
+from segbatch.cluster.jobplan import JobPlan, make_plan, plan
+from segbatch.cluster.measure import Measurement, measure_stages
+from segbatch.cluster.nodeoptions import NodeOption, Wish
+from segbatch.cluster.survey import Effort, Survey, count_images, count_left, local_setup
 from segbatch.config.job import Resources, SegmentJob, load_job
 from segbatch.errors import InputError, SourceError
 from segbatch.jobs.preflight import prepare
@@ -60,22 +60,22 @@ GPU_NODE = Node(cpus=16, cores=16, workers=1, worker_cpus=1)
 
 
 def test_the_cpus_beside_a_gpu_limit_it() -> None:
-    reached = pace(COST, GPU_NODE)
+    reached = throughput(COST, GPU_NODE)
     slots = READ_CPUS * 0.070 + ENCODE_CPUS * 0.005 + PARQUET_CPUS * 0.002
     assert reached.bounds["device"] == pytest.approx(100)
     assert reached.bounds["cpus"] == pytest.approx(15 / slots)
     assert reached.bounds["cores"] == pytest.approx(16 / (0.062 + BLOCK_CPU_S / 100))
     assert reached.images_per_second == pytest.approx(100)
     assert reached.limit == "device"
-    few = pace(COST, replace(GPU_NODE, cpus=4))
+    few = throughput(COST, replace(GPU_NODE, cpus=4))
     assert few.images_per_second == pytest.approx(3 / slots)
     assert few.limit == "decode"
 
 
 def test_waiting_for_the_network_is_called_so() -> None:
     far = replace(COST, stages={**COST.stages, "fetch": StageCost(0.5, 0.001)})
-    assert pace(far, GPU_NODE).limit == "network"
-    thin = pace(COST, replace(GPU_NODE, gbps=0.4))
+    assert throughput(far, GPU_NODE).limit == "network"
+    thin = throughput(COST, replace(GPU_NODE, gbps=0.4))
     assert thin.limit == "network"
     assert thin.images_per_second == pytest.approx(50)  # 0.4 Gbit/s of images of 1 MB
 
@@ -83,7 +83,7 @@ def test_waiting_for_the_network_is_called_so() -> None:
 def test_what_a_worker_needs_beside_it_balances_a_node() -> None:
     beside = cpus_beside_worker(COST)
     assert beside == pytest.approx(7.33)
-    shaped = pace(COST, replace(GPU_NODE, cpus=1 + beside))
+    shaped = throughput(COST, replace(GPU_NODE, cpus=1 + beside))
     assert shaped.bounds["cpus"] == pytest.approx(shaped.bounds["device"])
 
 
@@ -93,46 +93,46 @@ def test_more_threads_than_in_the_sample_predict_so_much_faster() -> None:
 
 
 def test_a_node_whose_workers_leave_no_cpu_never_ends() -> None:
-    stuck = pace(COST, replace(GPU_NODE, cpus=4, workers=4))
+    stuck = throughput(COST, replace(GPU_NODE, cpus=4, workers=4))
     assert stuck.images_per_second == 0
-    assert offer(WORK, Unit([Part("gpu", 1, 1.0)], stuck, most=8), 1).hours == math.inf
+    assert estimate(WORK, Unit([UnitPart("gpu", 1, 1.0)], stuck, most=8), 1).hours == math.inf
 
 
 WORK = Work(images=3_600_000, start_up_s=360, fixed=2.0, head=0.5)
-UNIT = Unit([Part("gpu", 1, 1.0), Part("cpu", 0.5, 0.4)], Pace(100, "device"), most=8)
+UNIT = Unit([UnitPart("gpu", 1, 1.0), UnitPart("cpu", 0.5, 0.4)], Throughput(100, "device"), most=8)
 
 
 def test_hours_and_money_of_some_nodes() -> None:
-    three = offer(WORK, UNIT, 3)
+    three = estimate(WORK, UNIT, 3)
     assert three.hours == pytest.approx(0.1 + 10 / 3)
     # Two whole CPU nodes for three GPU nodes, the head, and what is paid however long it takes.
     assert three.money == pytest.approx((0.1 + 10 / 3) * (3 * 1.0 + 2 * 0.4 + 0.5) + 2)
-    assert offer(replace(WORK, images=0), UNIT, 1).hours == pytest.approx(0.1)
-    assert offer(replace(WORK, most_per_second=150), UNIT, 3).images_per_second == 150
-    assert offer(WORK, replace(UNIT, parts=[Part("gpu", 1, None)]), 3).money is None
+    assert estimate(replace(WORK, images=0), UNIT, 1).hours == pytest.approx(0.1)
+    assert estimate(replace(WORK, most_per_second=150), UNIT, 3).images_per_second == 150
+    assert estimate(WORK, replace(UNIT, parts=[UnitPart("gpu", 1, None)]), 3).money is None
 
 
 def test_a_deadline_takes_the_fewest_nodes_that_meet_it() -> None:
-    found = solve(WORK, UNIT, deadline_h=1.1, budget=None).offer
+    found = solve(WORK, UNIT, deadline_h=1.1, budget=None).chosen
     assert found is not None
     assert found.units == 10  # also beyond what the cluster may have now
     assert found.hours == pytest.approx(1.1)
     never = solve(WORK, UNIT, deadline_h=0.1, budget=None)
-    assert never.offer is None
+    assert never.chosen is None
     assert never.fastest.units == 1000
 
 
 def test_a_budget_takes_the_most_nodes_that_it_pays_for() -> None:
-    found = solve(WORK, UNIT, None, budget=100).offer
+    found = solve(WORK, UNIT, None, budget=100).chosen
     assert found is not None
     assert found.units == 8  # no more may be started
     poor = solve(WORK, UNIT, None, budget=1)
-    assert poor.offer is None
+    assert poor.chosen is None
     assert poor.cheapest is not None
-    assert poor.cheapest.money == min(offer(WORK, UNIT, n).money or 0 for n in range(1, 9))
+    assert poor.cheapest.money == min(estimate(WORK, UNIT, n).money or 0 for n in range(1, 9))
     both = solve(WORK, UNIT, deadline_h=4, budget=poor.cheapest.money)
-    assert both.offer is not None
-    assert both.offer.hours <= 4
+    assert both.chosen is not None
+    assert both.chosen.hours <= 4
 
 
 def test_requests_are_counted() -> None:
@@ -161,7 +161,7 @@ def test_a_deadline_that_is_none(text: str) -> None:
 
 # ------------------------------------------------------------------------------------- offers
 
-SAMPLE = Sample(
+SAMPLE = Measurement(
     machine="a CPU",
     node=Node(16, 16, 1, 0.99),
     device="NVIDIA L4",
@@ -183,13 +183,15 @@ JOB = SegmentJob.model_validate(
 )
 
 
-def planned(sample: Sample, wish: Wish | None = None, cluster: Cluster | None = None) -> Plan:
+def planned(
+    sample: Measurement, wish: Wish | None = None, cluster: Cluster | None = None
+) -> JobPlan:
     found = Survey(1_000_000, True, 0, 1_000_000, {}, [sample], on_cluster=True)
     nodes = cluster or read_cluster(str(ROOT / "cluster.yaml"))
-    return reckon(JOB, found, nodes, read_prices(None), wish or Wish())
+    return make_plan(JOB, found, nodes, read_prices(None), wish or Wish())
 
 
-def option(plan: Plan, name: str) -> Option:
+def option(plan: JobPlan, name: str) -> NodeOption:
     [found] = [option for option in plan.options if option.name == name]
     return found
 
@@ -259,7 +261,7 @@ def test_no_more_workers_are_reckoned_with_than_the_job_file_allows() -> None:
     found = Survey(1_000_000, True, 0, 1_000_000, {}, [SAMPLE], on_cluster=True)
     nodes = read_cluster(str(ROOT / "cluster.yaml"))
     for wish in (Wish(), Wish(deadline_h=0.5)):
-        gpu = option(reckon(three, found, nodes, read_prices(None), wish), "gpu")
+        gpu = option(make_plan(three, found, nodes, read_prices(None), wish), "gpu")
         assert gpu.nodes == {"gpu": 3}
         assert gpu.images_per_second == pytest.approx(300)
         assert gpu.limit == "resources.workers"
@@ -367,8 +369,8 @@ def test_a_sample_goes_through_the_real_stages(segment_job: Segment) -> None:
     census = count_images(asked, 100, list_s=60)
     assert (census.images, census.whole, census.listed) == (21, True, 21)
     prepared = prepare(asked)
-    sample = measure(
-        asked, prepared, census.sample, place_here(Resources()), num_images=21, seconds=60
+    sample = measure_stages(
+        asked, prepared, census.sample, local_setup(Resources()), num_images=21, seconds=60
     )
     assert sample.images == 21
     assert sample.failed == {"truncated": 2, "undecodable": 2, "unsupported": 1, "too_large": 2}
@@ -378,7 +380,7 @@ def test_a_sample_goes_through_the_real_stages(segment_job: Segment) -> None:
     read = sum(len(storage.read_bytes(uri)) for uri in readable)
     assert sample.read_bytes * 21 == pytest.approx(read)
     assert sample.rows_bytes > sample.stats_bytes > 0
-    assert Sample.from_json(json.loads(json.dumps(sample.to_json()))) == sample
+    assert Measurement.from_json(json.loads(json.dumps(sample.to_json()))) == sample
     assert list(storage.list_files(asked.output)) == []
 
 
@@ -403,7 +405,7 @@ def test_listing_is_stopped_and_that_is_said(
     census = count_images(asked, 10, list_s=0)
     assert (census.images, census.whole) == (1, False)
     found = Survey(1, False, 0, 1, {}, [SAMPLE], on_cluster=False)
-    print_plan(reckon(asked, found, Cluster(None, [], None), read_prices(None), Wish()))
+    print_plan(make_plan(asked, found, Cluster(None, [], None), read_prices(None), Wish()))
     shown = capsys.readouterr().out
     assert "at least 1 images" in shown
     assert "--list-seconds" in shown

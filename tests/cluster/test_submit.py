@@ -23,8 +23,15 @@ from ray.job_submission import JobDetails
 import segbatch
 from segbatch.cluster.dashboard import Dashboard, connect
 from segbatch.cluster.environment import added, forwarded, read_environment, with_variables
-from segbatch.cluster.follow import Log
-from segbatch.cluster.submission import Submission, exit_code, find, outcome, start, submissions
+from segbatch.cluster.follow import JobLog
+from segbatch.cluster.submission import (
+    Submission,
+    exit_code,
+    find_submission,
+    list_submissions,
+    outcome,
+    start,
+)
 from segbatch.cluster.submit import STOP_WAIT, entrypoint_of, metadata_of, submit
 from segbatch.config.job import load_job
 from segbatch.config.reading import CONTROL, job_text, read_document
@@ -380,7 +387,7 @@ def test_a_job_that_is_stopped_has_the_time_to_end_in_order(
     submission = shell_job(dashboard, command)
     wait_until(lambda: "began\n" in dashboard.get_job_logs(submission.id))
     said: list[str] = []
-    log = Log(submission, said.append)
+    log = JobLog(submission, said.append)
     log.all()
     assert exit_code(submission.stop()) == 143
     log.all()
@@ -401,7 +408,7 @@ def test_a_log_is_followed_without_repeating_a_line_whatever_breaks(
             if lines[-1] in ("line 2", "line 4"):
                 relay.cut()
 
-        details = Log(Submission(submission.id, connect(relay.url)), write).follow()
+        details = JobLog(Submission(submission.id, connect(relay.url)), write).follow()
     assert exit_code(details) == 0
     assert [line for line in lines if "line" in line] == [f"line {n}" for n in range(1, 7)]
 
@@ -413,7 +420,7 @@ def test_a_cluster_that_is_gone_ends_the_following(
     monkeypatch.setattr("segbatch.cluster.follow.GONE_S", 0.0)
     submission = shell_job(dashboard, "sleep 60")
     with relayed(jobs_server) as relay:
-        log = Log(Submission(submission.id, connect(relay.url)), print)
+        log = JobLog(Submission(submission.id, connect(relay.url)), print)
     with pytest.raises(Incomplete, match=f"segbatch logs {submission.id} --address .* --follow"):
         log.follow()
     submission.stop()
@@ -423,10 +430,10 @@ def test_another_version_on_the_cluster_is_said_before_anything_is_sent(
     jobs_server: str, dashboard: Dashboard, tmp_path: Path
 ) -> None:
     (tmp_path / "segbatch.py").write_text("__version__ = '9.9.9'\n")
-    before = len(submissions(dashboard))
+    before = len(list_submissions(dashboard))
     with pytest.raises(InputError, match=r"has segbatch 9\.9\.9 and here is .*: install .* or "):
         submit(CLOUD, jobs_server, runtime_env={"working_dir": str(tmp_path)})
-    assert len(submissions(dashboard)) == before
+    assert len(list_submissions(dashboard)) == before
 
 
 def test_an_environment_that_cannot_be_made_is_said_before_anything_is_sent(
@@ -440,9 +447,9 @@ def test_an_environment_that_cannot_be_made_is_said_before_anything_is_sent(
 
 def test_a_job_that_is_not_there_is_refused(jobs_server: str, s3: Any) -> None:
     with pytest.raises(InputError, match="no_such_job does not exist"):
-        find("no_such_job", jobs_server).details()
+        find_submission("no_such_job", jobs_server).details()
     with pytest.raises(InputError, match="no job for it at"):
-        find(s3.uri("run"), jobs_server)
+        find_submission(s3.uri("run"), jobs_server)
 
 
 def test_a_submission_id_that_is_taken_is_refused(jobs_server: str, dashboard: Dashboard) -> None:
@@ -455,6 +462,6 @@ def test_a_latest_job_that_runs_is_found_before_one_that_ended(dashboard: Dashbo
     first = shell_job(dashboard, "sleep 60", kind="segment", run="s3://bucket/twice")
     second = shell_job(dashboard, "true", kind="segment", run="s3://bucket/twice")
     second.wait(120)
-    assert find("s3://bucket/twice", dashboard.get_address()).id == first.id
+    assert find_submission("s3://bucket/twice", dashboard.get_address()).id == first.id
     first.stop()
-    assert find("s3://bucket/twice", dashboard.get_address()).id == second.id
+    assert find_submission("s3://bucket/twice", dashboard.get_address()).id == second.id

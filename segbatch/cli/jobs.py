@@ -23,7 +23,7 @@ from segbatch.console import say
 from segbatch.errors import SegbatchError
 
 if TYPE_CHECKING:
-    from segbatch.cluster.follow import Log
+    from segbatch.cluster.follow import JobLog
 
 cluster_app = typer.Typer()
 
@@ -68,7 +68,7 @@ def submit(
 ) -> None:
     """Run a job on a Ray cluster, through its Jobs server; follows it, and ends with its code."""
     from segbatch.cluster.environment import forwarded, read_environment
-    from segbatch.cluster.follow import Log
+    from segbatch.cluster.follow import JobLog
     from segbatch.cluster.submit import submit as send
 
     submission = send(
@@ -88,16 +88,16 @@ def submit(
         say(f"submitted; follow it with: segbatch logs {again} --follow")
         return
     say(f"submitted as {submission.id} to {submission.address}")
-    raise typer.Exit(_watch(Log(submission, _show), again))
+    raise typer.Exit(_watch(JobLog(submission, _show), again))
 
 
 @cluster_app.command()
 def jobs(address: Address = None, format: FactsFormat = Facts.text) -> None:
     """The jobs of a cluster, the oldest first."""
     from segbatch.cluster.dashboard import connect
-    from segbatch.cluster.submission import facts_of, submissions
+    from segbatch.cluster.submission import facts_of, list_submissions
 
-    rows = [facts_of(job) for job in submissions(connect(address))]
+    rows = [facts_of(job) for job in list_submissions(connect(address))]
     if format is Facts.json:
         print_facts(rows, format)
     else:
@@ -111,11 +111,11 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", help="Until it ends.")] = False,
 ) -> None:
     """What a job has said; with --follow ends with the job's exit code."""
-    from segbatch.cluster.follow import Log
-    from segbatch.cluster.submission import find
+    from segbatch.cluster.follow import JobLog
+    from segbatch.cluster.submission import find_submission
 
-    submission = find(what, address)
-    log = Log(submission, _show)
+    submission = find_submission(what, address)
+    log = JobLog(submission, _show)
     if follow:
         raise typer.Exit(_watch(log, f"{submission.id} --address {submission.address}"))
     log.all()
@@ -124,10 +124,10 @@ def logs(
 @cluster_app.command()
 def stop(what: What, address: Address = None) -> None:
     """End a job in order, so that submitting it again goes on; waits until it has stopped."""
-    from segbatch.cluster.submission import find, outcome, output_of
+    from segbatch.cluster.submission import find_submission, outcome, output_of
     from segbatch.run import open_run
 
-    submission = find(what, address)
+    submission = find_submission(what, address)
     details = submission.stop()
     say(f"{submission.id}: {outcome(details)}")
     output = output_of(details)
@@ -139,7 +139,7 @@ def stop(what: What, address: Address = None) -> None:
         say(str(error))
 
 
-def _watch(log: Log, again: str) -> int:
+def _watch(log: JobLog, again: str) -> int:
     """Follow a job to its end, or until the user looks away; the exit code."""
     from segbatch.cluster.submission import exit_code, outcome
 

@@ -1,4 +1,4 @@
-"""Plan: what a job would take: images, what limits it, hours, money, requests, gigabytes.
+"""JobPlan: what a job would take: images, what limits it, hours, money, requests, gigabytes.
 
 What is measured stands in :mod:`segbatch.cluster.survey`, how hours follow from it in
 :mod:`segbatch.cluster.estimate`. Nothing is written, and no node is asked for unless a cluster is
@@ -14,20 +14,20 @@ from typing import Any
 from segbatch import storage
 from segbatch.cluster.estimate import (
     COMMAND_S,
-    Offer,
-    Pace,
-    Part,
+    Estimate,
+    Throughput,
     Unit,
+    UnitPart,
     Work,
     cpus_beside_worker,
-    offer,
-    pace,
+    estimate,
     share_at_most,
     start_up_s,
+    throughput,
 )
-from segbatch.cluster.offers import Option, Terms, Wish, options
-from segbatch.cluster.sample import Sample
-from segbatch.cluster.survey import Effort, Survey, survey
+from segbatch.cluster.measure import Measurement
+from segbatch.cluster.nodeoptions import NodeOption, Terms, Wish, node_options
+from segbatch.cluster.survey import Effort, Survey, survey_job
 from segbatch.config.job import Job, SegmentJob, load_kind
 from segbatch.jobs.runtime.nodes import Cluster, read_cluster
 from segbatch.results.cost import requests
@@ -42,9 +42,9 @@ CLUSTER = "cluster.yaml"  # of the folder that one is in, if no other is named
 class Measured:
     """A node on which a sample was measured, alone: its pace, and the whole job on it."""
 
-    sample: Sample
-    pace: Pace
-    offer: Offer
+    sample: Measurement
+    pace: Throughput
+    offer: Estimate
     images_per_second_per_worker: float  # that waits for nothing
     cpus_beside_worker: float  # with which it does not
     cpus_per_gpu: float | None
@@ -76,7 +76,7 @@ class Bill:
 
 
 @dataclass(frozen=True)
-class Plan:
+class JobPlan:
     """What a job would take: ``left`` of ``images`` are still to be done."""
 
     output: str
@@ -86,7 +86,7 @@ class Plan:
     skipped: dict[str, int]
     on_cluster: bool
     measured: list[Measured]
-    options: list[Option]
+    options: list[NodeOption]
     bill: Bill
     failures: list[Failures]
     failed_share_at_most: float
@@ -111,7 +111,7 @@ def plan(
     wish: Wish | None = None,
     effort: Effort | None = None,
     env_vars: Mapping[str, str] | None = None,
-) -> Plan:
+) -> JobPlan:
     """What a job would take, by a sample of its images that goes through the real stages.
 
     It is measured in this process; with ``RAY_ADDRESS`` on that cluster, on one worker of each
@@ -128,15 +128,17 @@ def plan(
     nodes = read_cluster(cluster) if cluster is not None else Cluster(None, [], None)
     effort = effort or Effort()
     if address is None:
-        found = survey(job, effort)
+        found = survey_job(job, effort)
     else:
-        from segbatch.cluster.remote import survey_there
+        from segbatch.cluster.remote import survey_remotely
 
-        found = survey_there(job, effort, address, env_vars)
-    return reckon(job, found, nodes, table, wish or Wish())
+        found = survey_remotely(job, effort, address, env_vars)
+    return make_plan(job, found, nodes, table, wish or Wish())
 
 
-def reckon(job: SegmentJob, found: Survey, cluster: Cluster, prices: Prices, wish: Wish) -> Plan:
+def make_plan(
+    job: SegmentJob, found: Survey, cluster: Cluster, prices: Prices, wish: Wish
+) -> JobPlan:
     """The plan that follows from a survey; arithmetic alone."""
     samples = sorted(found.samples, key=lambda sample: not sample.on_gpu)
     bill = _bill(job, found, samples[0], prices)
@@ -152,7 +154,7 @@ def reckon(job: SegmentJob, found: Survey, cluster: Cluster, prices: Prices, wis
         )
         for kind, seen in sorted(samples[0].failed.items())
     ]
-    return Plan(
+    return JobPlan(
         output=job.output,
         images=found.images,
         at_least=not found.whole,
@@ -160,7 +162,7 @@ def reckon(job: SegmentJob, found: Survey, cluster: Cluster, prices: Prices, wis
         skipped=found.skipped,
         on_cluster=found.on_cluster,
         measured=[_measured(job, found, sample) for sample in samples],
-        options=options(samples, terms),
+        options=node_options(samples, terms),
         bill=bill,
         failures=failures,
         failed_share_at_most=share_at_most(sum(samples[0].failed.values()), samples[0].images),
@@ -169,25 +171,25 @@ def reckon(job: SegmentJob, found: Survey, cluster: Cluster, prices: Prices, wis
     )
 
 
-def _measured(job: SegmentJob, found: Survey, sample: Sample) -> Measured:
+def _measured(job: SegmentJob, found: Survey, sample: Measurement) -> Measured:
     node, beside = sample.node, cpus_beside_worker(sample.cost)
-    reached = pace(sample.cost, node)
+    reached = throughput(sample.cost, node)
     start_s = start_up_s(sample.load_s) + (0.0 if found.on_cluster else COMMAND_S)
-    alone = Unit([Part("", 1.0, None)], reached, 1)
+    alone = Unit([UnitPart("", 1.0, None)], reached, 1)
     per_gpu = None
     if sample.on_gpu:
         per_gpu = (beside + node.worker_cpus) / job.resources.gpus_per_worker
     return Measured(
         sample=sample,
         pace=reached,
-        offer=offer(Work(found.left, start_s, 0.0, 0.0), alone, 1),
+        offer=estimate(Work(found.left, start_s, 0.0, 0.0), alone, 1),
         images_per_second_per_worker=1 / sample.stages["predict"].wall_s,
         cpus_beside_worker=beside,
         cpus_per_gpu=per_gpu,
     )
 
 
-def _bill(job: SegmentJob, found: Survey, sample: Sample, prices: Prices) -> Bill:
+def _bill(job: SegmentJob, found: Survey, sample: Measurement, prices: Prices) -> Bill:
     passing = sum(sample.failed.get(kind, 0) for kind in TRANSIENT_ERRORS) / sample.images
     asked = requests(
         found.left,
@@ -210,7 +212,7 @@ def _bill(job: SegmentJob, found: Survey, sample: Sample, prices: Prices) -> Bil
 
 
 def _notes(
-    job: SegmentJob, found: Survey, samples: list[Sample], cluster: Cluster, prices: Prices
+    job: SegmentJob, found: Survey, samples: list[Measurement], cluster: Cluster, prices: Prices
 ) -> list[str]:
     """What one must know to believe the figures."""
     sample = samples[0]
@@ -235,7 +237,7 @@ def _notes(
             f"the machine was busy with other work: predicting got {got:.0%} of its"
             f" {sample.threads} cores, and is so much faster on an idle one"
         )
-    limit = pace(sample.cost, sample.node).limit
+    limit = throughput(sample.cost, sample.node).limit
     if sample.on_gpu and limit == "decode" and job.predict.decode == "cpu" and sample.plain_share:
         notes.append(
             "CPUs are the limit: with predict.decode: device the GPU decodes the JPEGs that need no"

@@ -1,4 +1,4 @@
-"""Sample: a few images go through the real stages here and now, and what that took. Without Ray.
+"""Measurement: a few images go through the real stages here and now, and what that took. Without Ray.
 
 Stages run one after the other, so that the seconds of a clock and of the cores belong to one. The
 first batch is not counted: libraries do much once. Rows are written to a temporary folder.
@@ -47,7 +47,7 @@ from segbatch.results.write import NEVER_WRITTEN, Writing
 
 
 @dataclass(frozen=True)
-class Place:
+class NodeSetup:
     """Where to measure: ``node`` as a run would have it, ``device`` is ``cpu`` or ``cuda``.
 
     ``threads`` are those of one predict worker.
@@ -59,7 +59,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Sample:
+class Measurement:
     """What was measured. Seconds and bytes are means of one image."""
 
     machine: str
@@ -95,15 +95,15 @@ class Sample:
         return cls(**facts | {"stages": stages, "node": Node(**facts["node"])})
 
 
-def measure(
+def measure_stages(
     job: SegmentJob,
     prepared: Prepared,
     images: pa.Table,
-    place: Place,
+    place: NodeSetup,
     *,
     num_images: int,
     seconds: float,
-) -> Sample:
+) -> Measurement:
     """Take ``images`` through the stages in blocks as a run would, for about ``seconds`` at most.
 
     ``num_images`` are those of the whole job. Raises :class:`~segbatch.errors.SegbatchError` where
@@ -121,7 +121,7 @@ def measure(
         tempfile.TemporaryDirectory(prefix="segbatch-plan-") as folder,
         Lease(folder, say) as lease,
     ):
-        way = _Way(job, prepared, images.schema, place, lease)
+        way = TimedPipeline(job, prepared, images.schema, place, lease)
         way.write(way.through(images.slice(0, job.predict.batch_size)), sizes.file_rows)  # warm up
         way.clock, way.counted = _Clock(), Counter()
         rows: list[pa.Table] = []
@@ -130,7 +130,7 @@ def measure(
             rows.append(way.through(images.slice(taken, sizes.block_rows)))
             taken += rows[-1].num_rows
         failed = way.write(pa.concat_tables(rows), sizes.file_rows)
-        return Sample(
+        return Measurement(
             machine=machine_name(),
             node=place.node,
             device=device_name(way.predict.model.device),
@@ -149,7 +149,7 @@ def measure(
         )
 
 
-class _Way:
+class TimedPipeline:
     """The way of an image, each stage on the clock."""
 
     def __init__(
@@ -157,7 +157,7 @@ class _Way:
         job: SegmentJob,
         prepared: Prepared,
         carried: pa.Schema,
-        place: Place,
+        place: NodeSetup,
         lease: Lease,
     ) -> None:
         classes = prepared.config.classes
@@ -169,12 +169,12 @@ class _Way:
         )
         self.clock = _Clock()
         self.counted: Counter[str] = Counter()  # bytes, and plain JPEGs
-        self.tenure = lease.tenure
+        self.worker_lease = lease.worker_lease
         self.reading = prepared.reading
         self.encoding = Encoding(
             classes, schema, prepared.formulas, store_masks=job.masks != "none"
         )
-        self.writing = Writing(lease.tenure, 0, schema, last_pass=True)
+        self.writing = Writing(lease.worker_lease, 0, schema, last_pass=True)
         start = time.perf_counter()
         self.predict = PredictStage(
             Predicting(
@@ -195,7 +195,7 @@ class _Way:
         Raises :class:`~segbatch.errors.CredentialsRefused` as a run would.
         """
         with self.clock.of("fetch"):
-            table = fetch_stage(images, self.reading, self.tenure)
+            table = fetch_stage(images, self.reading, self.worker_lease)
         _refuse_bad_credentials(table)
         self.counted["read"] += _bytes(table["data"])
         self.counted["plain"] += _plain_jpegs(table, self.reading)

@@ -10,18 +10,18 @@ from dataclasses import dataclass, replace
 from segbatch.cluster.estimate import (
     BLOCKS_PER_S,
     Node,
-    Pace,
-    Part,
     Solution,
+    Throughput,
     Unit,
+    UnitPart,
     Work,
-    offer,
-    pace,
+    estimate,
     solve,
     start_up_s,
+    throughput,
     with_threads,
 )
-from segbatch.cluster.sample import Sample
+from segbatch.cluster.measure import Measurement
 from segbatch.config.job import Resources
 from segbatch.jobs.runtime.nodes import Cluster, NodeType
 from segbatch.jobs.runtime.sharing import READ_CPUS, worker_cpus
@@ -32,7 +32,7 @@ MARKETS = ("spot", "on_demand")
 
 
 @dataclass(frozen=True)
-class Option:
+class NodeOption:
     """Nodes that could do the job, by the name of their type; ``reason``, and no hours, where
     they could not, or nobody knows.
 
@@ -66,8 +66,8 @@ class _Choice:
     name: str
     parts: list[tuple[NodeType, float]]
     node: Node
-    pace: Pace
-    sample: Sample
+    pace: Throughput
+    sample: Measurement
 
     @property
     def per_worker(self) -> float:
@@ -87,13 +87,13 @@ class Terms:
     wish: Wish
 
 
-def options(samples: Sequence[Sample], terms: Terms) -> list[Option]:
+def node_options(samples: Sequence[Measurement], terms: Terms) -> list[NodeOption]:
     """What each type of node comes to, with and without others that prepare images for it."""
     found = []
     for kind in terms.cluster.workers:
         choices = _choices(kind, samples, terms)
         if isinstance(choices, str):
-            found.append(Option(kind.name, _market(kind), {}, choices))
+            found.append(NodeOption(kind.name, _market(kind), {}, choices))
         else:
             found += [_option(choice, terms) for choice in choices]
     return found
@@ -102,7 +102,7 @@ def options(samples: Sequence[Sample], terms: Terms) -> list[Option]:
 # ------------------------------------------------------------------------------------- choices
 
 
-def _choices(kind: NodeType, samples: Sequence[Sample], terms: Terms) -> list[_Choice] | str:
+def _choices(kind: NodeType, samples: Sequence[Measurement], terms: Terms) -> list[_Choice] | str:
     """What may be done with one type of node, or why nobody knows how long it takes."""
     instance = terms.prices.instances.get(kind.instance or "")
     gbps = instance.gbps if instance else None
@@ -119,7 +119,7 @@ def _choices(kind: NodeType, samples: Sequence[Sample], terms: Terms) -> list[_C
             worker_cpus=worker_cpus(threads),
             gbps=gbps,
         )
-        found = pace(with_threads(sample.cost, threads / sample.threads), node)
+        found = throughput(with_threads(sample.cost, threads / sample.threads), node)
         if not found.images_per_second:
             return f"has no room for workers of {threads} CPUs and for what reads images for them"
         return [_Choice(kind.name, [(kind, 1.0)], node, found, sample)]
@@ -136,7 +136,7 @@ def _choices(kind: NodeType, samples: Sequence[Sample], terms: Terms) -> list[_C
         worker_cpus=worker_cpus(sample.threads),
         gbps=gbps,
     )
-    alone = pace(sample.cost, node)
+    alone = throughput(sample.cost, node)
     choices = [_Choice(kind.name, [(kind, 1.0)], node, alone, sample)]
     if not alone.images_per_second:
         choices = []
@@ -146,7 +146,7 @@ def _choices(kind: NodeType, samples: Sequence[Sample], terms: Terms) -> list[_C
         missing -= max(0.0, node.cpus - node.workers * node.worker_cpus)
         share = missing / helper.cpus
         cpus = node.cpus + missing
-        together = pace(sample.cost, replace(node, cpus=cpus, cores=cpus))
+        together = throughput(sample.cost, replace(node, cpus=cpus, cores=cpus))
         name = f"{kind.name} + {helper.name}"
         choices.append(_Choice(name, [(kind, 1.0), (helper, share)], node, together, sample))
     return choices or "has no CPU left over to read images with"
@@ -165,7 +165,7 @@ def _market(kind: NodeType) -> str:
 # --------------------------------------------------------------------------------------- money
 
 
-def _option(choice: _Choice, terms: Terms) -> Option:
+def _option(choice: _Choice, terms: Terms) -> NodeOption:
     prices, wish, head = terms.prices, terms.wish, terms.cluster.head
     market = _market(choice.parts[0][0])
     most = max(1, int(min(part.most / share for part, share in choice.parts)))
@@ -185,7 +185,7 @@ def _option(choice: _Choice, terms: Terms) -> Option:
     units = {
         name: Unit(
             [
-                Part(part.name, share, prices.of(part.instance, spot=spot))
+                UnitPart(part.name, share, prices.of(part.instance, spot=spot))
                 for part, share in choice.parts
                 # What only helps is taken from where the file takes it.
                 for spot in [name == "spot" if part is choice.parts[0][0] else part.spot]
@@ -195,12 +195,12 @@ def _option(choice: _Choice, terms: Terms) -> Option:
         )
         for name in MARKETS
     }
-    found, reason = offer(work, units[market], most), None
+    found, reason = estimate(work, units[market], most), None
     if wish.deadline_h is not None or wish.budget is not None:
         solution = solve(work, units[market], wish.deadline_h, wish.budget)
-        found = solution.offer or solution.closest
-        reason = None if solution.offer else _impossible(solution, prices.currency, wish)
-    return Option(
+        found = solution.chosen or solution.closest
+        reason = None if solution.chosen else _impossible(solution, prices.currency, wish)
+    return NodeOption(
         name=choice.name,
         market=market,
         nodes={part.name: part.nodes(found.units) for part in units[market].parts},
@@ -208,7 +208,7 @@ def _option(choice: _Choice, terms: Terms) -> Option:
         images_per_second=found.images_per_second,
         limit=choice.pace.limit if found.images_per_second < work.most_per_second else cap,
         hours=found.hours,
-        money={name: offer(work, unit, found.units).money for name, unit in units.items()},
+        money={name: estimate(work, unit, found.units).money for name, unit in units.items()},
     )
 
 
