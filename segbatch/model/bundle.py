@@ -25,10 +25,11 @@ from segbatch import storage
 from segbatch.errors import Incomplete, InputError, ModelError
 from segbatch.masks.classes import Classes
 from segbatch.model import weights, zoo
+from segbatch.model.config import ModelConfig
 from segbatch.model.zoo import ZOO_PREFIX, Network
 
 if TYPE_CHECKING:
-    from segbatch.model.config import ModelConfig
+    pass
 
 CONFIG = "config.json"
 
