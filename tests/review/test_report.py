@@ -12,7 +12,7 @@ from segbatch import storage
 from segbatch.cli.main import main
 from segbatch.errors import Incomplete, InputError
 from segbatch.review.report import page as report
-from segbatch.review.report.numbers import NUM_BINS, measure
+from segbatch.review.report.numbers import NUM_BINS, measure_distribution
 from segbatch.run import Run
 from segbatch.storage import clients
 from tests.conftest import S3
@@ -95,13 +95,15 @@ def test_a_distribution_counts_every_image_once_and_odd_ones_at_its_ends() -> No
     values = np.append(np.random.default_rng(0).normal(0, 1, 999), 1e6)
     con = duckdb.connect()
     con.execute("CREATE TABLE answer AS SELECT unnest(?) AS v", [[*values.tolist(), None]])
-    found = measure(lambda select: con.execute(select).fetchall(), "v")
+    found = measure_distribution(lambda select: con.execute(select).fetchall(), "v")
     assert found is not None
     assert (found.num, sum(found.bins), len(found.bins)) == (1000, 1000, NUM_BINS)
     assert found.quartiles == pytest.approx(np.quantile(values, [0.25, 0.5, 0.75]))
     assert found.high < 4 < found.maximum == 1e6
     assert min(found.bins[8:16]) > max(found.bins[0], 20)
-    assert measure(lambda select: con.execute(select).fetchall(), "nullif(v, v)") is None
+    assert (
+        measure_distribution(lambda select: con.execute(select).fetchall(), "nullif(v, v)") is None
+    )
 
 
 def test_groups_of_a_column_add_up_and_what_is_left_out_is_said(
@@ -303,7 +305,7 @@ def test_where_a_page_cannot_be_written_the_exit_code_says_whose_fault_it_is(
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
     where = photos.uri("pages") + "/report.html"
     photos.break_down({"method": "PUT", "part": "report.html", "kind": "reset"})
-    with pytest.raises(Incomplete, match="do it again"):
+    with pytest.raises(Incomplete, match="run it again"):
         run.report(where)
     photos.break_down()
     assert not storage.exists(where)

@@ -1,6 +1,6 @@
-"""Gallery: which images of a run are worth looking at, and small pictures of them.
+"""The gallery of the report: which images of a run are worth looking at, and their thumbnails.
 
-They are chosen by SQL on the statistics; photographs and masks are read of those alone.
+SQL chooses them by their statistics; only the chosen photographs and masks are read.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from segbatch.results.schema import OK
 from segbatch.review.pictures import Picture, look_up
 from segbatch.review.report.numbers import Ask
 
-LONG_SIDE = 320  # pixels of a picture
+LONG_SIDE = 320  # pixels of a thumbnail
 OPACITY = 0.55
 QUALITY = 72
-AT_ONCE = 8  # photographs in memory
+BATCH_IMAGES = 8  # photographs in memory
 
 NUM_TYPICAL = 6
 NUM_CERTAIN = 3
 NUM_UNCERTAIN = 6
-NUM_MOST = 2  # of each class; beside them the image that has least of it
+NUM_MOST = 2  # images with most of a class; the image with least of it stands next to them
 MAX_CLASSES = 12  # whose extremes are shown
-MAX_SHARES = 5  # of an image
-SHOWN_SHARE = 0.005  # what covers less is not named below an image
+MAX_SHARES = 5  # classes listed below an image
+MIN_SHARE = 0.005  # classes that cover less are not listed
 
 
 @dataclass(frozen=True)
 class Card:
-    """One image, and why it is shown; ``shares`` are its classes, 0 to 1, the largest first."""
+    """One image and why it is shown; ``shares`` are its classes, 0 to 1, the largest first."""
 
     image_id: int
     uri: str
     why: str
-    value: float | None  # of what it was chosen by, 0 to 1; typical images have none
+    value: float | None  # that it was chosen by, 0 to 1; typical images have none
     shares: Sequence[tuple[SegClass, float]]
 
 
@@ -55,20 +55,22 @@ class Section:
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Data URIs of the ``photo``, the ``mask`` and the ``overlay``, of the photo alone where
-    there is no mask, or none of them and why.
+class Thumbnails:
+    """An image as data URIs: its ``photo``, ``mask`` and ``overlay``.
+
+    ``sources`` holds the photo alone if there is no mask, and nothing if there is a ``problem``.
     """
 
     sources: Mapping[str, str]
     problem: str | None = None
 
 
-def choose(
+def choose_images(
     ask: Ask, run: RunFolder, means: Mapping[SegClass, float], *, by_uncertainty: bool
 ) -> Iterator[Section]:
-    """Typical images, those that the model was most and least sure of, and the extremes of the
-    classes that cover most. ``means`` are the mean coverages, the largest first.
+    """Typical images, the most and least certain ones, and the extremes of the largest classes.
+
+    ``means`` are the mean coverages, the largest first.
     """
     squares = [f"pow({_share(c)} - {mean!r}, 2)" for c, mean in means.items()]
     yield Section("Typical", _cards(ask, run, " + ".join(squares), NUM_TYPICAL))
@@ -90,34 +92,17 @@ def choose(
         yield Section(f"{c.name}: most and least", cards)
 
 
-def draw(run: RunFolder, images: Mapping[int, str]) -> dict[int, Pictures]:
-    """Small pictures of images of a run, given by ``image_id`` with their URIs.
-
-    Raises what :func:`~segbatch.review.pictures.look_up` raises.
-    """
-    drawn = {}
-    wanted = list(images.items())
-    for start in range(0, len(wanted), AT_ONCE):
-        part = wanted[start : start + AT_ONCE]
-        for (image_id, _), seen in zip(part, look_up(run, part, LONG_SIDE), strict=True):
-            if isinstance(seen, Picture):
-                drawn[image_id] = Pictures(_sources(seen, run))
-            else:
-                drawn[image_id] = Pictures({}, f"{seen.kind}: {seen.message}")
-    return drawn
-
-
 def _cards(
     ask: Ask, run: RunFolder, order: str, num: int, *, why: str = "", value: str = "NULL"
 ) -> list[Card]:
-    """The first ``num`` images in an order of SQL, of those that have its ``value``."""
+    """The first ``num`` images in an SQL order, of those that have a ``value``."""
     has_value = "" if value == "NULL" else f"AND ({value}) IS NOT NULL"
     rows = ask(
         f"SELECT image_id, uri, {value}, coverage FROM answer WHERE status = '{OK}' {has_value}"
         f" ORDER BY {order}, image_id LIMIT {num}"
     )
     return [
-        Card(image_id, uri, why, shown, _shares(run, coverage))
+        Card(image_id, uri, why, shown, _largest_shares(run, coverage))
         for image_id, uri, shown, coverage in rows
     ]
 
@@ -126,13 +111,30 @@ def _share(c: SegClass) -> str:
     return f"coverage.{quoted_name(c.field)}"
 
 
-def _shares(run: RunFolder, coverage: Mapping[str, float]) -> list[tuple[SegClass, float]]:
+def _largest_shares(run: RunFolder, coverage: Mapping[str, float]) -> list[tuple[SegClass, float]]:
     shares = [(c, coverage[c.field] or 0.0) for c in run.classes]
     largest = sorted(shares, key=lambda share: -share[1])[:MAX_SHARES]
-    return [(c, share) for c, share in largest if share >= SHOWN_SHARE]
+    return [(c, share) for c, share in largest if share >= MIN_SHARE]
 
 
-def _sources(picture: Picture, run: RunFolder) -> dict[str, str]:
+def draw_thumbnails(run: RunFolder, images: Mapping[int, str]) -> dict[int, Thumbnails]:
+    """The thumbnails of images of a run, given as URIs by ``image_id``.
+
+    Raises what :func:`~segbatch.review.pictures.look_up` raises.
+    """
+    thumbnails = {}
+    wanted = list(images.items())
+    for start in range(0, len(wanted), BATCH_IMAGES):
+        batch = wanted[start : start + BATCH_IMAGES]
+        for (image_id, _), seen in zip(batch, look_up(run, batch, LONG_SIDE), strict=True):
+            if isinstance(seen, Picture):
+                thumbnails[image_id] = Thumbnails(_data_uris(seen, run))
+            else:
+                thumbnails[image_id] = Thumbnails({}, f"{seen.kind}: {seen.message}")
+    return thumbnails
+
+
+def _data_uris(picture: Picture, run: RunFolder) -> dict[str, str]:
     photo = {"photo": _jpeg(Image.fromarray(picture.photo))}
     if (picture.label_map == IGNORE_INDEX).all():
         return photo

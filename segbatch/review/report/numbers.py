@@ -1,4 +1,7 @@
-"""Distribution: how one number lies over the images of a run, measured where its rows are."""
+"""The numbers on the report page: the distribution of one value, and the changes between two runs.
+
+SQL computes them from the rows; what arrives here is small for any number of rows.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +15,25 @@ from segbatch.results.diff import diff
 from segbatch.results.runfolder import RunFolder
 
 NUM_BINS = 24
+TAIL = 0.01  # share of the images on either side that may lie outside the histogram
 
+NUM_CHANGED = 6  # images
+NUM_CONFUSIONS = 10
+MOST_CHANGED = f"""
+SELECT uri, image_id_a, image_id_b, disagreement, coverage_distance FROM answer
+WHERE disagreement > 0 OR coverage_distance > 0
+ORDER BY disagreement DESC NULLS LAST, coverage_distance DESC, uri LIMIT {NUM_CHANGED}"""
 
-TAIL = 0.01  # of the images on either side may lie outside of what is drawn
-
-
-# Asks a SELECT of the rows of a run, which it calls `answer`.
+# Runs a SELECT over the rows of a run, which the statement calls `answer`.
 Ask = Callable[[str], list[tuple[Any, ...]]]
 
 
 @dataclass(frozen=True)
 class Distribution:
-    """Of ``num`` images that have the number; those without it are left out.
+    """The distribution of a value over the ``num`` images that have it.
 
-    ``bins`` are the images in equal steps from ``low`` to ``high``; what lies outside is in the
-    first and the last of them.
+    ``bins`` count the images in equal steps from ``low`` to ``high``; values outside of these are
+    counted in the first and the last bin.
     """
 
     num: int
@@ -43,18 +50,17 @@ class Distribution:
         return self.quartiles[1]
 
     def position(self, value: float) -> float:
-        """Where a value stands between ``low`` and ``high``, 0 to 1."""
+        """The position of a value between ``low`` and ``high``, 0 to 1."""
         return min(max((value - self.low) / ((self.high - self.low) or 1.0), 0.0), 1.0)
 
 
-def measure(
+def measure_distribution(
     ask: Ask, value: str, low: float | None = None, high: float | None = None
 ) -> Distribution | None:
-    """The distribution of an SQL expression; ``None`` where no image has it.
+    """The distribution of an SQL expression; ``None`` if no image has a value.
 
-    What is drawn reaches from ``low`` to ``high``, and where one is not given to the percentile
-    at which the outermost hundredth of the images begins, so that one odd image does not press
-    all others into one bin.
+    ``low`` and ``high`` bound the histogram. They default to the 1st and the 99th percentile, so
+    that one outlier does not press all other images into one bin.
     """
     values = f"(SELECT ({value})::DOUBLE AS v FROM answer)"
     [(num, mean, minimum, maximum, tails, quartiles)] = ask(
@@ -74,41 +80,27 @@ def measure(
             " GROUP BY bin"
         )
     )
-    bins = tuple(counts.get(bin_, 0) for bin_ in range(NUM_BINS))
+    bins = tuple(counts.get(number, 0) for number in range(NUM_BINS))
     return Distribution(num, mean, minimum, maximum, tuple(quartiles), low, high, bins)
 
 
-# Comparison: what of a run is different from another one, as far as a page shows it.
-
-
-NUM_CHANGED = 6  # images
-
-
-NUM_CONFUSIONS = 10
-
-
-MOST_CHANGED = f"""
-SELECT uri, image_id_a, image_id_b, disagreement, coverage_distance FROM answer
-WHERE disagreement > 0 OR coverage_distance > 0
-ORDER BY disagreement DESC NULLS LAST, coverage_distance DESC, uri LIMIT {NUM_CHANGED}"""
-
-
 @dataclass(frozen=True)
-class Change:
-    """An image whose result is another one; shares from 0 to 1."""
+class ChangedImage:
+    """An image whose result differs between the runs; shares from 0 to 1."""
 
     uri: str
     id_before: int
     id_after: int
-    disagreement: float | None  # where both have a mask
+    disagreement: float | None  # of the pixels, if both runs have a mask
     coverage_distance: float
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """``facts`` are those of :class:`~segbatch.results.diff.Diff`, whose run A is ``before``;
-    ``coverage`` is class, mean before, mean after, change; ``confusions`` are class before,
-    class after, pixels, share, the most pixels first.
+class DiffSummary:
+    """What the page shows of a :class:`~segbatch.results.diff.Diff` whose run A is ``before``.
+
+    ``facts`` and ``notes`` are the diff's. ``coverage`` rows are class, mean before, mean after,
+    change; ``confusions`` rows are class before, class after, pixels, share, most pixels first.
     """
 
     before: RunFolder
@@ -116,21 +108,21 @@ class Comparison:
     notes: Sequence[str]
     coverage: Sequence[tuple[str, float | None, float | None, float | None]]
     confusions: Sequence[tuple[str, str, int, float]]
-    changes: Sequence[Change]
+    changes: Sequence[ChangedImage]
 
 
-def compare(before: RunFolder, after: RunFolder) -> Comparison:
-    """Hold ``after`` against ``before``, as ``segbatch diff`` does: it reads every mask of both.
+def summarize_diff(before: RunFolder, after: RunFolder) -> DiffSummary:
+    """Compare ``after`` with ``before``, as ``segbatch diff`` does; reads every mask of both runs.
 
-    Raises what :meth:`Run.diff <segbatch.run.Run.diff>` raises.
+    Raises what :func:`~segbatch.results.diff.diff` raises.
     """
     found = diff(before, after)
     changed = cast(duckdb.DuckDBPyRelation, found.images.query("answer", MOST_CHANGED))
-    return Comparison(
+    return DiffSummary(
         before=before,
         facts=found.facts,
         notes=found.notes(),
         coverage=found.coverage.fetchall(),
         confusions=found.changed_pixels(NUM_CONFUSIONS).fetchall(),
-        changes=[Change(*row) for row in changed.fetchall()],
+        changes=[ChangedImage(*row) for row in changed.fetchall()],
     )

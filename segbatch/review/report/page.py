@@ -1,7 +1,7 @@
-"""Report: one page that shows a run: its facts, its distributions, and images to look at.
+"""The report: one HTML page that shows a run's facts, its distributions, and images to look at.
 
-Everything that is counted is counted by SQL where the rows are; what comes here is small, however
-many rows there are. The page is one file that asks for nothing: pictures are in it.
+SQL counts everything from the rows, so that only small results arrive here for any number of rows.
+The page is one file with its pictures inside; it loads nothing.
 """
 
 from __future__ import annotations
@@ -24,19 +24,32 @@ from segbatch.results.prices import Prices, read_prices
 from segbatch.results.query import sql, unreadable
 from segbatch.results.runfolder import RunFolder
 from segbatch.results.schema import FAILED, OK, RESERVED_COLUMNS
-from segbatch.review.report.gallery import MAX_CLASSES, Pictures, Section, choose, draw
-from segbatch.review.report.numbers import Ask, Comparison, Distribution, compare, measure
+from segbatch.review.report.gallery import (
+    MAX_CLASSES,
+    Section,
+    Thumbnails,
+    choose_images,
+    draw_thumbnails,
+)
+from segbatch.review.report.numbers import (
+    Ask,
+    DiffSummary,
+    Distribution,
+    measure_distribution,
+    summarize_diff,
+)
 
-NUM_EXAMPLES = 3  # of each kind of failure
+NUM_EXAMPLES = 3  # for each kind of failure
 NUM_GROUPS = 30
-GROUP_CLASSES = 8  # columns of the table of groups
+GROUP_CLASSES = 8  # columns in the table of groups
 SOURCES = ("prefix", "glob", "manifest", "inventory", "video")
 
 
 @dataclass(frozen=True)
 class ClassFacts:
-    """What a run found of one class: in which share of the images, and its mean over all of them;
-    the distributions are over the images that have it.
+    """One class in a run: the images that have it, and its mean coverage over all images.
+
+    The distributions are over the images that have the class.
     """
 
     seg_class: SegClass
@@ -48,8 +61,11 @@ class ClassFacts:
 
 @dataclass(frozen=True)
 class Groups:
-    """Images by a column: ``rows`` are its value, images, failed ones, and mean coverages of
-    ``classes`` and means of ``formulas`` in one list; then what is not shown.
+    """Images grouped by ``column``.
+
+    ``rows`` are the value, the number of images, that of failed ones, and one list with the mean
+    coverages of ``classes`` followed by the means of ``formulas``. ``more_classes``, ``num_more``
+    (groups) and ``num_more_images`` are left out of the table.
     """
 
     column: str
@@ -61,7 +77,7 @@ class Groups:
     num_more_images: int
 
 
-def report(
+def write_report(
     run: RunFolder,
     path: str,
     *,
@@ -69,33 +85,34 @@ def report(
     against: RunFolder | None = None,
     prices: str | None = None,
 ) -> int:
-    """Write the page of a run, finished or not, to ``path``, any URI; its size in bytes.
+    """Write the page of a run, finished or not, to ``path``, any URI; returns its size in bytes.
 
-    ``by`` is a column of the user's, ``against`` a run over the same images, whose masks are all
-    compared, ``prices`` a table, any URI, that the cost is reckoned by. Images that cannot be
-    fetched any more, and damaged masks, are named in the page.
+    ``by`` is one of the user's columns. ``against`` is a run over the same images; all masks of
+    both are compared. ``prices`` is a price table, any URI, for the cost. The page names images
+    that cannot be fetched any more, and damaged masks.
 
-    Raises :class:`~segbatch.errors.InputError` for a column that is not there, what
-    :meth:`Run.diff <segbatch.run.Run.diff>` raises but for damage, and ``OSError`` if
-    storage fails.
+    Raises :class:`~segbatch.errors.InputError` for a column that does not exist, what
+    :func:`~segbatch.results.diff.diff` raises except for damage, and ``OSError`` if storage fails.
     """
     table = read_prices(prices)
     try:
         page = _page(run, by, against, table).encode()
     except duckdb.Error as error:
         raise unreadable(error) from error
-    with storage.writing_output():
+    with storage.translate_errors("cannot write", InputError):
         storage.write_bytes(path, page)
     return len(page)
 
 
 def _page(run: RunFolder, by: str | None, against: RunFolder | None, prices: Prices) -> str:
     images = sql([run], "SELECT * FROM images")
-    nested = {
+    fields = {
         name: [field for field, _ in kind.children]
         for name, kind in zip(images.columns, images.types, strict=True)
         if name in ("confidence", "formulas")
     }
+    formulas = fields.get("formulas", [])
+    has_uncertainty = "uncertainty" in images.columns
     column = None if by is None else _find_column(by, images.columns)
 
     def ask(select: str) -> list[tuple[Any, ...]]:
@@ -105,110 +122,77 @@ def _page(run: RunFolder, by: str | None, against: RunFolder | None, prices: Pri
         f"SELECT count(*) FILTER (status = '{OK}'), count(*) FILTER (status = '{FAILED}')"
         " FROM answer"
     )
-    classes = _classes(ask, run, with_confidence="confidence" in nested) if num_ok else []
+    classes = _classes(ask, run, with_confidence="confidence" in fields) if num_ok else []
     means = {facts.seg_class: facts.mean for facts in classes}
-    certain = "uncertainty" in images.columns
-    gallery = list(choose(ask, run, means, by_uncertainty=certain)) if num_ok else []
+    gallery = list(choose_images(ask, run, means, by_uncertainty=has_uncertainty)) if num_ok else []
     comparison, not_compared = None, None
     if against is not None:
         try:
-            comparison = compare(against, run)
+            comparison = summarize_diff(against, run)
         except (Damaged, UnreadableMask) as error:
             not_compared = str(error)
-    after, before = _pictures(run, gallery, comparison)
+    thumbnails, thumbnails_before = _thumbnails(run, gallery, comparison)
     return _template().render(
         run=run,
         overview=_overview(run, prices),
-        total=run.info["manifest"]["rows"],
+        total=run.info.manifest.rows,
         num_ok=num_ok,
         num_failed=num_failed,
         failures=_failures(ask),
         classes=classes,
-        uncertainty=measure(ask, "uncertainty", 0.0, 1.0) if certain else None,
+        uncertainty=measure_distribution(ask, "uncertainty", 0.0, 1.0) if has_uncertainty else None,
         formulas=[
-            (name, _formula(run, name), measure(ask, f"formulas.{quoted_name(name)}"))
-            for name in nested.get("formulas", ())
+            (name, _formula(run, name), measure_distribution(ask, f"formulas.{quoted_name(name)}"))
+            for name in formulas
         ],
-        groups=None
-        if column is None
-        else _groups(ask, column, classes, nested.get("formulas", [])),
+        groups=None if column is None else _groups(ask, column, classes, formulas),
         gallery=gallery,
         without_extremes=[facts.seg_class.name for facts in classes[MAX_CLASSES:] if facts.mean],
         against=against,
         comparison=comparison,
         not_compared=not_compared,
-        pictures=after,
-        pictures_before=before,
+        thumbnails=thumbnails,
+        thumbnails_before=thumbnails_before,
         now=datetime.now(UTC),
     )
 
 
-def _template() -> Template:
-    environment = Environment(
-        loader=PackageLoader("segbatch.review.report", ""),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    environment.globals.update(
-        count=_count, percent=_percent, number=_number, points=_points, color=_color
-    )
-    return environment.get_template("report.html")
+def _find_column(name: str, columns: Sequence[str]) -> str:
+    """The user's column of this name, in any case."""
+    own = {column.lower(): column for column in columns if column not in RESERVED_COLUMNS}
+    if name.lower() in own:
+        return own[name.lower()]
+    if not own:
+        raise InputError(f"--by {name}: the run has no columns of yours; they come from a manifest")
+    close = get_close_matches(name.lower(), own, n=1)
+    hint = f"did you mean {own[close[0]]}?" if close else f"there are {', '.join(own.values())}"
+    raise InputError(f"--by {name}: the run has no column {name} of yours; {hint}")
 
 
-def _percent(share: float | None) -> str:
-    """A share as people read it; one that is there but rounds to nothing is not 0%."""
-    if share is None:
-        return "–"
-    if share in (0, 1):
-        return f"{share:.0%}"
-    return "<0.1%" if share < 0.0005 else f"{share:.1%}"
-
-
-def _points(change: float | None) -> str:
-    """A change of a share, in percentage points."""
-    if change is None:
-        return "–"
-    return f"{100 * change:+.1f}" if abs(change) >= 0.0005 else "0"
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:#.3g}".rstrip(".")
-
-
-def _count(num: int) -> str:
-    return f"{num:,}"
-
-
-def _color(seg_class: SegClass) -> str:
-    return f"#{bytes(seg_class.color).hex()}"
-
-
-# --------------------------------------------------------------------------------------- facts
+# ------------------------------------------------------------------------------ what it shows
 
 
 def _overview(run: RunFolder, prices: Prices) -> dict[str, str]:
-    """What was run, from ``run.json``; what is not known is left out."""
-    info, starts = run.info, run.info.get("starts", [])
-    model = info["model"]
-    pace = info.get("images_per_second")
-    seconds = sum(start.get("wall_s", 0.0) for start in starts)
-    network = " · ".join(str(model[key]) for key in ("arch", "backbone") if key in model)
+    """The facts at the top of the page, from ``run.json``; unknown ones are left out."""
+    info, model = run.info, run.info.model
+    pace = info.images_per_second
+    seconds = sum(start.wall_s for start in info.starts)
+    network = " · ".join(filter(None, (model.arch, model.backbone)))
     facts = {
         "run": run.uri,
-        "model": f"{model['uri']} ({network})" if network else model["uri"],
-        "images": ", ".join(_sources(info["job"].get("images", []))),
-        "started": _time(info["created"]),
-        "ended": _time(info["finished"]) if "finished" in info else "",
+        "model": f"{model.uri} ({network})" if network else model.uri,
+        "images": ", ".join(_sources(info.job.get("images", []))),
+        "started": _time(info.created),
+        "ended": _time(info.finished) if info.finished else "",
         "took": f"{_duration(seconds)}, {pace:,.3g} images per second" if pace else "",
-        **cost.facts(starts, prices, cost.find_stored(run)),
-        "why it ended early": info.get("reason") or "",
+        **cost.facts(info.starts, prices, cost.find_stored(run)),
+        "why it ended early": info.reason or "",
     }
     return {name: value for name, value in facts.items() if value}
 
 
 def _sources(images: Any) -> list[str]:
+    """The locations under the job's ``images`` key."""
     entries = images if isinstance(images, list) else [images]
     return [
         next((str(entry[key]) for key in SOURCES if key in entry), "")
@@ -231,7 +215,7 @@ def _duration(seconds: float) -> str:
 
 
 def _failures(ask: Ask) -> list[tuple[str, int, list[dict[str, str]]]]:
-    """Kind, number and some examples (``uri``, ``message``), the most frequent first."""
+    """Kind, number and examples (``uri``, ``message``) of failures, the most frequent first."""
     return ask(
         "SELECT error, count(*), arg_min({uri: uri, message: message}, image_id,"
         f" {NUM_EXAMPLES}) FROM answer WHERE status = '{FAILED}'"
@@ -240,7 +224,7 @@ def _failures(ask: Ask) -> list[tuple[str, int, list[dict[str, str]]]]:
 
 
 def _classes(ask: Ask, run: RunFolder, *, with_confidence: bool) -> list[ClassFacts]:
-    """The classes, those that cover most first."""
+    """The facts of each class, largest mean coverage first."""
     shares = [f"coverage.{quoted_name(c.field)}" for c in run.classes]
     aggregates = (f"coalesce(avg({s}), 0), count(*) FILTER ({s} > 0)" for s in shares)
     [row] = ask(f"SELECT {', '.join(aggregates)} FROM answer")
@@ -249,8 +233,8 @@ def _classes(ask: Ask, run: RunFolder, *, with_confidence: bool) -> list[ClassFa
             seg_class=c,
             num_images=num,
             mean=mean,
-            coverage=measure(ask, f"nullif({share}, 0)", 0.0) if num else None,
-            confidence=measure(ask, f"confidence.{quoted_name(c.field)}", 0.0, 1.0)
+            coverage=measure_distribution(ask, f"nullif({share}, 0)", 0.0) if num else None,
+            confidence=measure_distribution(ask, f"confidence.{quoted_name(c.field)}", 0.0, 1.0)
             if num and with_confidence
             else None,
         )
@@ -260,26 +244,15 @@ def _classes(ask: Ask, run: RunFolder, *, with_confidence: bool) -> list[ClassFa
 
 
 def _formula(run: RunFolder, name: str) -> str:
-    formulas: Mapping[str, str] = run.info["job"].get("formulas", {})
+    """The text of a formula in the job file; empty if the job does not say."""
+    formulas: Mapping[str, str] = run.info.job.get("formulas", {})
     return formulas.get(name, "")
-
-
-def _find_column(name: str, columns: Sequence[str]) -> str:
-    """The user's column of that name, in any case, as SQL takes it."""
-    own = {column.lower(): column for column in columns if column not in RESERVED_COLUMNS}
-    if name.lower() in own:
-        return own[name.lower()]
-    if not own:
-        raise InputError(f"--by {name}: the run has no columns of yours; they come from a manifest")
-    close = get_close_matches(name.lower(), own, n=1)
-    hint = f"did you mean {own[close[0]]}?" if close else f"there are {', '.join(own.values())}"
-    raise InputError(f"--by {name}: the run has no column {name} of yours; {hint}")
 
 
 def _groups(
     ask: Ask, column: str, classes: Sequence[ClassFacts], formulas: Sequence[str]
 ) -> Groups:
-    """The largest groups of images that share a value; means are over their ok images."""
+    """The largest groups of images by ``column``; means are over the ok images of a group."""
     shown = [facts for facts in classes if facts.num_images]
     covering = [facts.seg_class for facts in shown[:GROUP_CLASSES]]
     means = [f"coverage.{quoted_name(c.field)}" for c in covering]
@@ -304,16 +277,58 @@ def _groups(
     )
 
 
-# ------------------------------------------------------------------------------------- pictures
-
-
-def _pictures(
-    run: RunFolder, gallery: Sequence[Section], comparison: Comparison | None
-) -> tuple[dict[int, Pictures], dict[int, Pictures]]:
-    """Pictures of this run's images and of the other's, by ``image_id``, each drawn once."""
+def _thumbnails(
+    run: RunFolder, gallery: Sequence[Section], comparison: DiffSummary | None
+) -> tuple[dict[int, Thumbnails], dict[int, Thumbnails]]:
+    """The thumbnails of this run's images and of the other run's, by ``image_id``, each once."""
     after = {card.image_id: card.uri for section in gallery for card in section.cards}
     if comparison is None:
-        return draw(run, after), {}
+        return draw_thumbnails(run, after), {}
     after |= {change.id_after: change.uri for change in comparison.changes}
     before = {change.id_before: change.uri for change in comparison.changes}
-    return draw(run, after), draw(comparison.before, before)
+    return draw_thumbnails(run, after), draw_thumbnails(comparison.before, before)
+
+
+# ------------------------------------------------------------------------------ the template
+
+
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("segbatch.review.report", ""),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    environment.globals.update(
+        count=_count, percent=_percent, number=_number, points=_points, color=_color
+    )
+    return environment.get_template("report.html")
+
+
+def _percent(share: float | None) -> str:
+    """A share for reading; a small one that is not zero is not shown as 0%."""
+    if share is None:
+        return "–"
+    if share in (0, 1):
+        return f"{share:.0%}"
+    return "<0.1%" if share < 0.0005 else f"{share:.1%}"
+
+
+def _points(change: float | None) -> str:
+    """A change of a share, in percentage points."""
+    if change is None:
+        return "–"
+    return f"{100 * change:+.1f}" if abs(change) >= 0.0005 else "0"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:#.3g}".rstrip(".")
+
+
+def _count(num: int) -> str:
+    return f"{num:,}"
+
+
+def _color(seg_class: SegClass) -> str:
+    return f"#{bytes(seg_class.color).hex()}"
