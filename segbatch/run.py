@@ -77,9 +77,9 @@ class Run(RunFolder):
         ``by`` is a column of the user's to group by, ``against`` a run over the same images,
         ``prices`` a table of prices other than ours.
         """
-        from segbatch.review.report.page import report
+        from segbatch.review.report.page import write_report
 
-        return report(self, path, by=by, against=against, prices=prices)
+        return write_report(self, path, by=by, against=against, prices=prices)
 
     def export(
         self, folder: str, to: str, *, where: str | None = None, limit: int | None = None

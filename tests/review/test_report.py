@@ -1,4 +1,4 @@
-"""The page that shows a run, looked at in a browser."""
+"""The report page of a run, opened in a browser."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -95,15 +95,17 @@ def test_a_distribution_counts_every_image_once_and_odd_ones_at_its_ends() -> No
     values = np.append(np.random.default_rng(0).normal(0, 1, 999), 1e6)
     con = duckdb.connect()
     con.execute("CREATE TABLE answer AS SELECT unnest(?) AS v", [[*values.tolist(), None]])
-    found = measure_distribution(lambda select: con.execute(select).fetchall(), "v")
+
+    def ask(select: str) -> list[tuple[Any, ...]]:
+        return con.execute(select).fetchall()
+
+    found = measure_distribution(ask, "v")
     assert found is not None
     assert (found.num, sum(found.bins), len(found.bins)) == (1000, 1000, NUM_BINS)
     assert found.quartiles == pytest.approx(np.quantile(values, [0.25, 0.5, 0.75]))
     assert found.high < 4 < found.maximum == 1e6
     assert min(found.bins[8:16]) > max(found.bins[0], 20)
-    assert (
-        measure_distribution(lambda select: con.execute(select).fetchall(), "nullif(v, v)") is None
-    )
+    assert measure_distribution(ask, "nullif(v, v)") is None
 
 
 def test_groups_of_a_column_add_up_and_what_is_left_out_is_said(
@@ -121,7 +123,7 @@ def test_groups_of_a_column_add_up_and_what_is_left_out_is_said(
     assert said[-1] == "Left out: 2 smaller groups with 4 images."
 
 
-def test_another_run_is_held_against_it_with_pictures_of_both(browser: Visitor, page: str) -> None:
+def test_another_run_is_compared_with_pictures_of_both(browser: Visitor, page: str) -> None:
     def look(page: "Page") -> tuple[list[str], list[str], int]:
         pairs = page.locator(".pair")
         return texts(page, "#comparison dd"), texts(page, ".pair"), pairs.locator("button").count()
