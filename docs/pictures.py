@@ -31,7 +31,7 @@ from segbatch.errors import InputError
 from segbatch.labels.check import check_dataset
 from segbatch.labels.sheet import CAPTION, GAP, SIDE, write_sheet
 from segbatch.review.browse.site import Site
-from segbatch.review.predict.images import predict_pictures
+from segbatch.review.predict.images import predict_files
 from segbatch.run import open_run
 
 PICTURES = Path(__file__).with_name("pictures")
@@ -58,7 +58,7 @@ def make(demo: Path, folder: Path = PICTURES) -> None:
     folder.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch, own_s3():
         made = Path(scratch)
-        predict_pictures(
+        predict_files(
             str(demo / "facades" / PHOTOGRAPH), str(demo / "model"), f"{made}/overlay.png"
         )
         write_sheet(check_dataset(str(demo / "labels")), f"{made}/sheet.png")

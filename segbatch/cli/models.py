@@ -48,9 +48,9 @@ def predict(
         return
     if output is None:
         raise InputError("no output given: -o overlay.png, -o overlay.mp4 or -o FOLDER/")
-    from segbatch.review.predict.images import predict_pictures
+    from segbatch.review.predict.images import predict_files
 
-    written = predict_pictures(source, model, output)
+    written = predict_files(source, model, output)
     print(f"{written} overlay{'s' if written != 1 else ''} in {output}", file=sys.stderr)
 
 

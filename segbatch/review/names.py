@@ -32,14 +32,14 @@ def safe_name(uri: str, folder: str) -> str:
     """
     path = uri.removeprefix(folder)
     if storage.scheme_of(uri) in storage.HTTP_SCHEMES:
-        path = unquote(without_query(path))
+        path = unquote(cut_query(path))
     path = unicodedata.normalize("NFC", path.replace("\\", "/"))
     if is_image_name(path):
         path = str(PurePosixPath(path).with_suffix(""))
     return "/".join(part for raw in path.split("/") if (part := _safe_part(raw))) or "image"
 
 
-def without_query(address: str) -> str:
+def cut_query(address: str) -> str:
     """A web address without its query and fragment, which may hold a signature."""
     return re.split(r"[?#]", address, maxsplit=1)[0]
 

@@ -25,10 +25,10 @@ from segbatch.review.predict.camera import (
     Window,
     is_camera,
     predict_camera,
-    watch,
+    show_overlays,
 )
 from segbatch.review.predict.film import Film
-from segbatch.review.predict.video import Overlays
+from segbatch.review.predict.overlays import FrameOverlays
 from tests.films import film
 from tests.webcam import webcam
 
@@ -46,10 +46,10 @@ def test_anything_else_is_none(source: str) -> None:
 def test_what_a_model_sees_in_a_camera_becomes_a_film(model_uri: str, tmp_path: Path) -> None:
     film(tmp_path / "camera.mp4", sound=None)
     output = tmp_path / "overlay.mp4"
-    overlays = Overlays(load_model(model_uri, "cpu", threads=1))
+    overlays = FrameOverlays(load_model(model_uri, "cpu", threads=1))
     made = Film(output, "overlay.mp4", rate=None)
     with Camera(str(tmp_path / "camera.mp4")) as frames, made:
-        num_frames = watch(frames, overlays, Recording(made))
+        num_frames = show_overlays(frames, overlays, Recording(made))
     assert 1 <= num_frames <= 12
     with opened(str(output)) as container:
         shown = list(container.decode(video=0))
@@ -133,9 +133,9 @@ ENDS: dict[str, Callable[[Window], object]] = {
 def test_a_window_shows_the_camera_until_it_is_ended(
     display: None, model_uri: str, end: str
 ) -> None:
-    overlays = Overlays(load_model(model_uri, "cpu", threads=1))
+    overlays = FrameOverlays(load_model(model_uri, "cpu", threads=1))
     with webcam((48, 64)) as url, Camera(url) as camera, EndedWindow(ENDS[end]) as window:
-        assert watch(camera, overlays, window) >= 1
+        assert show_overlays(camera, overlays, window) >= 1
         assert (window._shown.width(), window._shown.height()) == (64, 48)
 
 
@@ -143,9 +143,9 @@ def test_ctrl_c_ends_it(display: None, model_uri: str) -> None:
     def ctrl_c(window: Window) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
-    overlays = Overlays(load_model(model_uri, "cpu", threads=1))
+    overlays = FrameOverlays(load_model(model_uri, "cpu", threads=1))
     with webcam((48, 64)) as url, Camera(url) as camera, EndedWindow(ctrl_c) as window:
-        assert watch(camera, overlays, window) == 1
+        assert show_overlays(camera, overlays, window) == 1
 
 
 def test_a_camera_that_is_switched_off_ends_it(display: None, model_uri: str) -> None:

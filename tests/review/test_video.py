@@ -19,9 +19,10 @@ from segbatch.masks.classes import Classes
 from segbatch.masks.drawing import legend
 from segbatch.model.patches import Pixels
 from segbatch.model.predict import Model, load_model
-from segbatch.review.predict.film import written
-from segbatch.review.predict.images import predict_pictures
-from segbatch.review.predict.video import BATCH_FRAMES, Overlays, pieces, predict_video
+from segbatch.review.predict.film import staged_file
+from segbatch.review.predict.images import predict_files
+from segbatch.review.predict.overlays import FrameOverlays
+from segbatch.review.predict.videos import BATCH_FRAMES, predict_video, read_batches
 from tests.conftest import S3
 from tests.films import ODD_TIMES, STEADY, film
 
@@ -92,22 +93,22 @@ def test_an_overlay_has_the_frames_times_and_size_of_its_video(
     assert [time - shift for time in made.times] == list(times) == given.times
     assert made.duration_ms == pytest.approx(given.duration_ms, abs=90)  # a shift, a frame
     assert {picture.shape for picture in made.pictures} == {(*size, 3)}
-    assert difference(made.pictures, Overlays(model)(given.pictures)) < ALIKE
+    assert difference(made.pictures, FrameOverlays(model)(given.pictures)) < ALIKE
     if extension == "webm":  # which takes no AAC
         assert made.sound_codecs == ["opus"]
     else:
         assert made.sound_codecs == ["aac"]
-        assert made.sound == given.sound, "copied, and not encoded anew"
+        assert made.sound == given.sound, "copied, not re-encoded"
     assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "clip.mp4", output])
 
 
-def test_sound_that_a_format_does_not_take_is_encoded_anew_and_said(
+def test_sound_that_a_format_does_not_take_is_re_encoded_and_reported(
     model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     film(tmp_path / "clip.mkv", sound="pcm_s16le")
     predict_video(str(tmp_path / "clip.mkv"), model, str(tmp_path / "overlay.mp4"))
     assert seen(tmp_path / "overlay.mp4").sound_codecs == ["aac"]
-    assert "sound is encoded anew: stream 1 is pcm_s16le" in capsys.readouterr().err
+    assert "sound is re-encoded: stream 1 is pcm_s16le" in capsys.readouterr().err
 
 
 def test_an_output_that_cannot_be_written_is_named(model: Model, tmp_path: Path) -> None:
@@ -119,14 +120,14 @@ def test_an_output_that_cannot_be_written_is_named(model: Model, tmp_path: Path)
 
 def test_where_a_film_cannot_be_uploaded_the_exit_code_says_whose_fault_it_is(s3: S3) -> None:
     def upload(output: str) -> None:
-        with written(output) as path:
+        with staged_file(output) as path:
             path.write_bytes(b"film")
 
     with pytest.raises(InputError, match="cannot write s3://no-such-bucket"):
         upload("s3://no-such-bucket/a.mp4")
     where = s3.uri("films") + "/a.mp4"
     s3.break_down({"method": "PUT", "part": "a.mp4", "status": 400, "code": "InternalError"})
-    with pytest.raises(Incomplete, match="do it again"):
+    with pytest.raises(Incomplete, match="run it again"):
         upload(where)
     s3.break_down()
     upload(where)
@@ -151,7 +152,7 @@ def test_a_video_that_players_turn_is_upright_for_the_model_and_for_the_eye(
     assert difference(given.pictures, turned) < ALIKE
     predict_video(str(tmp_path / "clip.mp4"), model, str(tmp_path / "overlay.mp4"))
     made = seen(tmp_path / "overlay.mp4")
-    assert difference(made.pictures, Overlays(model)(given.pictures)) < ALIKE
+    assert difference(made.pictures, FrameOverlays(model)(given.pictures)) < ALIKE
     with opened(str(tmp_path / "overlay.mp4")) as container:
         assert next(container.decode(video=0)).rotation == 0, "it is not turned twice"
 
@@ -159,13 +160,13 @@ def test_a_video_that_players_turn_is_upright_for_the_model_and_for_the_eye(
 def test_colours_are_those_of_the_video(tmp_path: Path, model: Model) -> None:
     """A legend apart, what is not coloured comes out as it went in."""
 
-    class Nothing(Overlays):
+    class Nothing(FrameOverlays):
         def __call__(self, frames: Any) -> Any:
             return [Image.fromarray(frame) for frame in frames]
 
     film(tmp_path / "clip.mp4", sound=None)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("segbatch.review.predict.video.Overlays", Nothing)
+        patch.setattr("segbatch.review.predict.videos.FrameOverlays", Nothing)
         predict_video(str(tmp_path / "clip.mp4"), model, str(tmp_path / "same.mp4"))
     given, made = seen(tmp_path / "clip.mp4"), seen(tmp_path / "same.mp4")
     assert difference(made.pictures, given.pictures) < ALIKE
@@ -233,7 +234,7 @@ def test_a_playlist_opens_no_other_file(model: Model, tmp_path: Path) -> None:
 def test_memory_holds_one_batch_of_frames(tmp_path: Path) -> None:
     film(tmp_path / "clip.mp4", range(0, 1000, 40))
     with opened(str(tmp_path / "clip.mp4")) as container:
-        sizes = [len(p.frames) for p in pieces(container, picture_of(container), "clip.mp4")]
+        sizes = [len(p.frames) for p in read_batches(container, picture_of(container), "clip.mp4")]
     assert sizes == [BATCH_FRAMES] * 3 + [1]
 
 
@@ -258,7 +259,7 @@ def test_a_folder_of_photographs_and_videos_becomes_a_folder_of_overlays(
     Image.fromarray(photo).save(source / "photo.jpg")
     (source / "broken.mov").write_bytes(b"nothing")
     with pytest.raises(JobFailed, match="1 of 3"):
-        predict_pictures(str(source), model_uri, str(tmp_path / "out"))
+        predict_files(str(source), model_uri, str(tmp_path / "out"))
     assert "broken.mov: no video" in capsys.readouterr().err
     assert (tmp_path / "out" / "photo.png").exists()
     assert seen(tmp_path / "out" / "deep" / "clip.mp4").times == [0]
@@ -267,15 +268,15 @@ def test_a_folder_of_photographs_and_videos_becomes_a_folder_of_overlays(
 def test_a_video_is_no_picture(model_uri: str, tmp_path: Path) -> None:
     film(tmp_path / "clip.mp4", [0])
     with pytest.raises(InputError, match=r"overlay\.png: a video is written as \.mp4"):
-        predict_pictures(str(tmp_path / "clip.mp4"), model_uri, str(tmp_path / "overlay.png"))
+        predict_files(str(tmp_path / "clip.mp4"), model_uri, str(tmp_path / "overlay.png"))
 
 
 def test_a_video_that_is_not_there_is_said(model_uri: str, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"none\.mp4: no such file"):
-        predict_pictures(str(tmp_path / "none.mp4"), model_uri, str(tmp_path / "overlay.mp4"))
+        predict_files(str(tmp_path / "none.mp4"), model_uri, str(tmp_path / "overlay.mp4"))
     (tmp_path / "notes.txt").write_text("nothing to see")
     with pytest.raises(SourceError, match="no image and no video there"):
-        predict_pictures(str(tmp_path), model_uri, str(tmp_path / "overlays"))
+        predict_files(str(tmp_path), model_uri, str(tmp_path / "overlays"))
 
 
 def test_no_original_is_written_over(model_uri: str, tmp_path: Path) -> None:
@@ -284,7 +285,7 @@ def test_no_original_is_written_over(model_uri: str, tmp_path: Path) -> None:
     before = {file: file.read_bytes() for file in tmp_path.iterdir()}
     for source in (tmp_path, *before):
         with pytest.raises(InputError, match="is one of the originals"):
-            predict_pictures(str(source), model_uri, f"{tmp_path}/")
+            predict_files(str(source), model_uri, f"{tmp_path}/")
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
@@ -301,7 +302,7 @@ def test_a_legend_names_every_class_in_the_corner_of_every_frame(model: Model) -
     dark, light = np.zeros((300, 400, 3), np.uint8), np.full((300, 400, 3), 255, np.uint8)
     sheet = legend(model.classes, (400, 300))
     assert sheet is not None
-    pictures = [np.asarray(picture) for picture in Overlays(model)([dark, light])]
+    pictures = [np.asarray(picture) for picture in FrameOverlays(model)([dark, light])]
     for picture in pictures:
         assert picture.shape == (300, 400, 3)
         corner = picture[-sheet.height :, : sheet.width]

@@ -43,7 +43,7 @@ from segbatch.review.export.folder import Claim, SharedFiles
 from segbatch.review.export.photographs import read_photograph
 from segbatch.review.names import common_folder, safe_name
 from segbatch.review.pictures import label_map_at, limits_of
-from segbatch.storage.uris import shown
+from segbatch.storage.uris import without_query
 
 Table = Literal["csv", "parquet"]
 TABLES: Mapping[str, Table] = {"csv": "csv", "parquet": "parquet"}
@@ -170,7 +170,7 @@ def _export_images(
             else:
                 exported.left_out[outcome.why] += 1
                 if outcome.uri is not None and len(exported.unread) < MAX_NAMED:
-                    line = (shown(outcome.uri), outcome.why, outcome.detail)
+                    line = (without_query(outcome.uri), outcome.why, outcome.detail)
                     exported.unread.append(": ".join(filter(None, line)))
             done += 1
             pace = f"{done / (monotonic() - started):.1f}"
@@ -348,7 +348,7 @@ class _Converter:
     def _photograph(self, row: _Row) -> Photograph | _LeftOut:
         read = read_photograph(row.uri, self.limits, jpeg=self.writer.photos is Photos.JPEG_FILES)
         if isinstance(read, storage.Unreadable) and read.kind == "credentials":
-            raise CredentialsRefused(f"{shown(row.uri)}: {read.message}")
+            raise CredentialsRefused(f"{without_query(row.uri)}: {read.message}")
         if not isinstance(read, Photograph):
             return _LeftOut(f"photograph {read.kind}", row.uri)
         if read.pixels.shape[:2] != (row.height, row.width):

@@ -1,7 +1,7 @@
-"""A camera: what a model sees in it while it looks, in a window or in a file.
+"""``segbatch predict`` on a live camera: overlays in a window or in a film.
 
 Frames come from OpenCV, because PyAV's packages for Linux are built without cameras. A model may
-be slower than the camera: it always gets the newest frame, and those in between are never seen.
+be slower than the camera: it always gets the newest frame, and the frames in between are dropped.
 """
 
 from __future__ import annotations
@@ -25,44 +25,44 @@ from segbatch.console import say
 from segbatch.errors import InputError, JobFailed
 from segbatch.images.video import upright
 from segbatch.model.predict import load_model
-from segbatch.review.predict.film import ENCODERS, Film, written
-from segbatch.review.predict.video import Overlays
+from segbatch.review.predict.film import ENCODERS, Film, staged_file
+from segbatch.review.predict.overlays import FrameOverlays
 
 _MILLISECONDS = Fraction(1, 1000)
 
 
 def is_camera(source: str) -> bool:
-    """Whether ``source`` is ``camera:0`` or a device: ``/dev/video0``."""
+    """Whether ``source`` names a camera: ``camera:0``, or a device, ``/dev/video0``."""
     return re.fullmatch(r"camera:\d+|/dev/video\d+", source) is not None
 
 
 def predict_camera(source: str, model_uri: str, output: str | None) -> int:
-    """Show what a model sees in a camera, or write it to ``output``; returns how many frames.
+    """Show a camera's overlays in a window, or write them to ``output``; returns how many.
 
-    It ends when the window is closed, with Ctrl-C, or when the camera gives nothing more. Each
-    frame of a film is shown as long as the model took for the next one. Raises
-    :class:`~segbatch.errors.InputError` where there is no such camera, nothing to show it on, or
-    ``output`` cannot be written, and :class:`~segbatch.errors.JobFailed` where no frame comes.
+    Ends when the window is closed, on Ctrl-C, or when the camera stops. A film shows each overlay
+    for as long as the model took for the next one. Raises :class:`~segbatch.errors.InputError` if
+    the camera cannot be opened, there is no display, or ``output`` cannot be written, and
+    :class:`~segbatch.errors.JobFailed` if the camera gives no frame.
     """
     if output is not None and PurePosixPath(output).suffix.lower() not in ENCODERS:
-        raise InputError(f"{output}: a camera's film is written as {', '.join(ENCODERS)}")
-    with ExitStack() as open_ones:
-        camera = open_ones.enter_context(Camera(source))
+        raise InputError(f"{output}: a film of a camera is written as {', '.join(ENCODERS)}")
+    with ExitStack() as stack:
+        camera = stack.enter_context(Camera(source))
         screen: Window | Recording
         if output is None:
-            screen = open_ones.enter_context(Window(f"{source} - segbatch"))
+            screen = stack.enter_context(Window(f"{source} - segbatch"))
         else:
-            path = open_ones.enter_context(written(output))
-            screen = Recording(open_ones.enter_context(Film(path, output, rate=None)))
-        num_frames = watch(camera, Overlays(load_model(model_uri)), screen)
+            path = stack.enter_context(staged_file(output))
+            screen = Recording(stack.enter_context(Film(path, output, rate=None)))
+        num_frames = show_overlays(camera, FrameOverlays(load_model(model_uri)), screen)
         if not num_frames:
-            raise JobFailed(f"{source}: not one frame came of it; nothing was written")
+            raise JobFailed(f"{source}: the camera gave no frame; nothing was written")
         return num_frames
 
 
-def watch(camera: Camera, overlays: Overlays, screen: Window | Recording) -> int:
-    """Bring the camera's frames to the screen until one of them ends, or Ctrl-C; their number."""
-    say("Ctrl-C ends it")
+def show_overlays(camera: Camera, overlays: FrameOverlays, screen: Window | Recording) -> int:
+    """Show overlays until the camera stops, the screen closes, or Ctrl-C; returns how many."""
+    say("press Ctrl-C to stop")
     num_frames = 0
     with suppress(KeyboardInterrupt):
         for frame in camera:
@@ -74,20 +74,20 @@ def watch(camera: Camera, overlays: Overlays, screen: Window | Recording) -> int
 
 
 class Camera:
-    """Frames of a camera, the newest each time one is asked for; their time is that since begun.
+    """Iterates over a camera's frames, always giving the newest; their times count from the start.
 
-    ``source`` is as :func:`is_camera` takes it, or anything else that OpenCV opens. Raises
-    :class:`~segbatch.errors.InputError` where it does not.
+    ``source`` is a camera as in :func:`is_camera`, or anything else that OpenCV opens. Raises
+    :class:`~segbatch.errors.InputError` if it cannot be opened.
     """
 
     def __init__(self, source: str) -> None:
-        import cv2  # a tenth of a second that whoever predicts no camera need not wait
+        import cv2  # takes 0.1 s to import
 
-        cv2.utils.logging.setLogLevel(0)  # what it would say is said here, in one line
+        cv2.utils.logging.setLogLevel(0)  # errors are reported below, in one line
         number = re.fullmatch(r"camera:(\d+)", source)
         self._capture = cv2.VideoCapture(int(number[1]) if number else source)
         if not self._capture.isOpened():
-            raise InputError(f"{source}: no such camera, or another program has it")
+            raise InputError(f"{source}: no such camera, or another program uses it")
         self._newest: queue.Queue[av.VideoFrame | None] = queue.Queue(maxsize=1)
         self._stopped = threading.Event()
         self.num_read = 0
@@ -105,7 +105,7 @@ class Camera:
     ) -> None:
         self._stopped.set()
         while self.reader.is_alive():
-            self._forget()
+            self._drop_frame()
             self.reader.join(0.05)
         self._capture.release()
 
@@ -116,24 +116,24 @@ class Camera:
     def _read(self) -> None:
         started = time.monotonic()
         while not self._stopped.is_set():
-            is_there, pixels = self._capture.read()
-            if not is_there:
+            is_read, pixels = self._capture.read()
+            if not is_read:
                 break
             frame = av.VideoFrame.from_ndarray(pixels.astype(np.uint8), format="bgr24")
             frame.pts = round((time.monotonic() - started) * 1000)
             frame.time_base = _MILLISECONDS
-            self._forget()
+            self._drop_frame()
             self._newest.put(frame)
             self.num_read += 1
-        self._newest.put(None)  # once the last frame is taken
+        self._newest.put(None)  # waits until the last frame is taken
 
-    def _forget(self) -> None:
+    def _drop_frame(self) -> None:
         with suppress(queue.Empty):
             self._newest.get_nowait()
 
 
 class Window:
-    """A window with a picture in it. Raises ``InputError`` where there is no display."""
+    """A window that shows pictures. Raises ``InputError`` if there is no display."""
 
     def __init__(self, title: str) -> None:
         import tkinter
@@ -142,7 +142,7 @@ class Window:
             self._root = tkinter.Tk()
         except tkinter.TclError as error:
             raise InputError(
-                "there is no display for a window here: write a film, -o camera.mp4"
+                "there is no display for a window; write a film with -o camera.mp4"
             ) from error
         self._root.title(title)
         self._root.protocol("WM_DELETE_WINDOW", self.close)
@@ -164,17 +164,17 @@ class Window:
             self._root.destroy()
 
     def show(self, frame: av.VideoFrame, picture: Image.Image) -> bool:
-        """Show a picture; whether the window is still open."""
+        """Show a picture; returns whether the window is still open."""
         from PIL import ImageTk
 
-        self._shown = ImageTk.PhotoImage(picture)  # Tk itself keeps no picture alive
+        self._shown = ImageTk.PhotoImage(picture)  # a reference, because Tk keeps none
         self._label.configure(image=self._shown)
-        self._root.update()  # in which keys are heard
+        self._root.update()  # handles keys
         return self.is_open
 
 
 class Recording:
-    """A film of what would be in the window."""
+    """Writes what a window would show into a film."""
 
     def __init__(self, film: Film) -> None:
         self.film = film

@@ -29,7 +29,7 @@ from segbatch.formats.files import KEY, LIST
 from segbatch.formats.polygons import Polygon
 from segbatch.images.video import is_frame
 from segbatch.masks.classes import Classes
-from segbatch.review.names import is_image_name, safe_name, without_query
+from segbatch.review.names import cut_query, is_image_name, safe_name
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def file_name(uri: str) -> str:
     that name, and its extension, if it is an image's.
     """
     is_http = storage.scheme_of(uri) in storage.HTTP_SCHEMES
-    path = without_query(uri) if is_http else uri
+    path = cut_query(uri) if is_http else uri
     name = safe_name(uri, path[: path.rfind("/") + 1])
     digest = hashlib.sha256(uri.encode()).hexdigest()[:8]
     extension = PurePosixPath(path).suffix if is_image_name(path) else ".png" * is_frame(uri)
