@@ -1,4 +1,4 @@
-"""A building: its proportions and materials, drawn at random but in keeping with each other.
+"""A building: random proportions and materials that fit each other.
 
 Lengths are metres.
 """
@@ -29,12 +29,13 @@ WOODS: list[Color] = [
 
 
 def one_of(rng: np.random.Generator, colors: list[Color]) -> Color:
+    """One of the colours at random."""
     return colors[rng.integers(len(colors))]
 
 
 @dataclass(frozen=True)
 class Building:
-    """What one building has in common from top to bottom."""
+    """The properties of one building that all of its parts share."""
 
     left: float
     width: float
@@ -49,7 +50,7 @@ class Building:
     brick_length: float
     window: tuple[float, float]
     panes: tuple[int, int]
-    rise: float  # of the arches over the windows; 0 for straight ones
+    rise: float  # of the arches above the windows; 0 if they are straight
     shutters: Color | None
     roof: str
 
@@ -62,11 +63,12 @@ class Building:
         return self.ground + self.storey * self.storeys
 
     def bay(self, column: int) -> float:
-        """The middle of a column of windows."""
+        """The x of the middle of a column of windows."""
         return self.left + self.width * (column + 0.5) / self.columns
 
     @classmethod
-    def drawn(cls, rng: np.random.Generator, left: float) -> Building:
+    def random(cls, rng: np.random.Generator, left: float) -> Building:
+        """A random building whose left edge is at ``left``."""
         columns, bay = int(rng.integers(2, 6)), rng.uniform(1.9, 3.0)
         storey = rng.uniform(2.8, 3.5)
         brick = bool(rng.random() < 0.5)

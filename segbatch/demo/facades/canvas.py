@@ -1,8 +1,7 @@
 """The canvas of a row of buildings: paint with a depth, and the light that falls on it.
 
-Everything on a facade is painted as a colour at a depth. Shadows, whether of a sill, a reveal, a
-cornice or a balcony, and the darkness of corners then follow from the depths alone, the same way
-for everything.
+Everything on a facade is painted as a colour at a depth. The depths alone determine all shadows, of
+sills, reveals, cornices and balconies, and the darkness of corners.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 BACKGROUND, BRICK, WALL, WINDOW, DOOR, SKY = range(6)
-NOTHING = 255  # where no building stands: what lies behind is seen
+NOTHING = 255  # no building: the background shows through
 
 Floats = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
@@ -31,12 +30,12 @@ class Box(NamedTuple):
     top: float
 
     def grown(self, x: float, y: float | None = None) -> Box:
-        """Larger by ``x`` at the sides and ``y`` (as ``x``) below and above; negative: smaller."""
+        """Larger by ``x`` at the sides and ``y`` (default ``x``) below and above; < 0: smaller."""
         y = x if y is None else y
         return Box(self.left - x, self.bottom - y, self.right + x, self.top + y)
 
     def grid(self, columns: int, rows: int, gap: float) -> list[Box]:
-        """Equal cells with ``gap`` metres around and between them, from below to above."""
+        """Equal cells with ``gap`` metres around and between them, from bottom to top."""
         width = (self.right - self.left - gap) / columns
         height = (self.top - self.bottom - gap) / rows
         return [
@@ -55,23 +54,23 @@ class Light:
     clouds: float  # share of the sky, 0 to 1
     sun: Color
     ambient: Color
-    slant: tuple[float, float]  # metres by which a shadow moves right and down per metre of depth
+    slant: tuple[float, float]  # metres that a shadow moves right and down per metre of depth
     lamps: float  # share of windows with the light on
 
     @property
     def on_the_street(self) -> Floats:
-        """What falls on things that stand on the street, linear RGB; half of them in the sun."""
-        return single(self.ambient) + np.float32(0.5) * single(self.sun)
+        """The light on things in the street, linear RGB: ambient light and half of the sun."""
+        return as_floats(self.ambient) + np.float32(0.5) * as_floats(self.sun)
 
 
-def single(color: Color) -> Floats:
-    """A colour as an array, as it is."""
+def as_floats(color: Color) -> Floats:
+    """A colour as a float32 array, unchanged."""
     return np.array(color, np.float32)
 
 
 def linear(color: Color) -> Floats:
-    """An sRGB colour, 0 to 255, as linear light, 0 to 1 (gamma 2: near enough, and fast)."""
-    return np.square(single(color) / 255)
+    """An sRGB colour, 0 to 255, as linear light, 0 to 1 (with gamma 2: close enough, and fast)."""
+    return np.square(as_floats(color) / 255)
 
 
 def noise(rng: np.random.Generator, shape: tuple[int, int], cell: float) -> Floats:
@@ -93,7 +92,7 @@ class Canvas:
     """The plane of the facades between ``extent``'s edges, at ``scale`` pixels a metre.
 
     ``color`` HWC float32, linear 0 to 1; ``depth`` HW float32, metres out of the wall; ``matte`` HW
-    float32, the share of the colour that answers to light, 0 for what shines by itself; ``label``
+    float32, the share of the colour that depends on light, 0 for what glows; ``label``
     HW uint8, a class id or ``NOTHING``. Textures draw from ``grain`` only, so that a layout does
     not depend on the scale at which it is drawn.
     """
@@ -111,7 +110,7 @@ class Canvas:
         self.mirror = self._mirror()
 
     def region(self, box: Box) -> tuple[slice, slice]:
-        """Rows and columns of ``box``, empty outside of the canvas; nothing inside vanishes."""
+        """Rows and columns of ``box``: at least one each on the canvas, none outside."""
 
         def span(low: float, high: float, size: int) -> slice:
             start = round(low * self.scale)
@@ -132,7 +131,7 @@ class Canvas:
         matte: float = 1.0,
         where: Mask | bool = True,
     ) -> None:
-        """Cover ``box``, or what ``where`` (HW bool of its region) leaves of it."""
+        """Paint ``box``, or the part of it where ``where`` (HW bool of its region) is true."""
         at = self.region(box)
         np.copyto(self.color[at], color, where=where if where is True else where[..., None])  # type: ignore[index]
         np.copyto(self.depth[at], np.float32(depth), where=where)
@@ -145,7 +144,7 @@ class Canvas:
         self.color[at] *= factor[..., None] if isinstance(factor, np.ndarray) else factor
 
     def arch(self, box: Box, rise: float) -> Mask | bool:
-        """The part of ``box`` under an arch whose middle stands ``rise`` metres above its ends."""
+        """The part of ``box`` below an arch whose middle is ``rise`` metres above its ends."""
         if rise <= 0:
             return True
         rows, columns = self.region(box)
@@ -155,7 +154,7 @@ class Canvas:
         return np.asarray(self.y[rows][:, None] < curve)
 
     def slope(self, box: Box, half_top: float, steps: int = 0) -> Mask:
-        """The part of ``box`` under sides that lean in to ``half_top`` metres from its middle."""
+        """The part of ``box`` between sides that lean in to ``half_top`` metres from its middle."""
         rows, columns = self.region(box)
         rise = (self.y[rows] - box.bottom) / (box.top - box.bottom)
         if steps:
@@ -165,7 +164,7 @@ class Canvas:
         return np.asarray(np.abs(self.x[columns] - box.left - half) < reach[:, None])
 
     def bricks(self, box: Box, color: Color, mortar: Color, length: float, course: float) -> Floats:
-        """Brickwork for ``box``, HWC: courses in running bond, each brick of its own firing."""
+        """Brickwork for ``box``, HWC: courses in running bond; each brick has its own tone."""
         rows, columns = self.region(box)
         up, along = self.y[rows] / course, self.x[columns] / length
         row = np.floor(up)
@@ -186,7 +185,7 @@ class Canvas:
         return texture
 
     def plaster(self, box: Box, color: Color, roughness: float) -> Floats:
-        """Plaster for ``box``, HWC: fine grain over clouds of unequal drying."""
+        """Plaster for ``box``, HWC: fine grain over uneven patches."""
         rows, columns = self.region(box)
         shape = (max(0, rows.stop - rows.start), max(0, columns.stop - columns.start))
         if 0 in shape:
@@ -197,23 +196,23 @@ class Canvas:
         return tone[..., None] * linear(color)
 
     def glass(self, box: Box, behind: Floats, strength: float, shift: float) -> Floats:
-        """Panes in ``box``, HWC: the sky and the houses opposite over what is ``behind``."""
+        """Panes in ``box``, HWC: reflections of the sky and the houses opposite over ``behind``."""
         rows, columns = self.region(box)
-        # Panes are never quite parallel: each one's picture is shifted up or down a little.
+        # Panes are never quite parallel: each reflection is shifted up or down a little.
         shifted = np.arange(rows.start, rows.stop) - int(shift * self.scale)
         mirror = self.mirror[np.clip(shifted, 0, len(self.mirror) - 1), columns]
         sky = (linear(self.light.sky_low) + linear(self.light.sky_top)) / 2
         return np.asarray(behind + strength * mirror[..., None] * sky, np.float32)
 
     def weather(self) -> None:
-        """Years of it: clouds of soot and damp, and splashed ground."""
+        """Add the marks of weather: patches of soot and damp, and splashes near the ground."""
         shape = self.label.shape
         soot = noise(self.grain, shape, 3 * self.scale) + 0.6 * noise(self.grain, shape, self.scale)
         splash = 0.25 * np.exp(-np.maximum(self.y, 0) / 0.45)[:, None]
         self.color *= np.clip(1 - 0.07 * soot - splash, 0.4, 1.2)[..., None]
 
     def streaks(self, box: Box, strength: float) -> None:
-        """Dirt that rain washed down from the top of ``box``, in runs of unequal length."""
+        """Add dirt that rain washed down from the top of ``box``, in runs of unequal length."""
         rows, columns = self.region(box)
         height, width = rows.stop - rows.start, columns.stop - columns.start
         if height < 2 or width < 2:
@@ -223,20 +222,20 @@ class Canvas:
         self.stain(box, 1 - strength * np.clip(1 - fall / run, 0, 1))
 
     def stone(self, box: Box, color: Color, depth: float) -> None:
-        """A course of stone, and the dirt that runs down from it where it stands out."""
+        """Paint a course of stone, and the dirt below it if it stands out."""
         self.paint(box, self.plaster(box, color, 0.04), WALL, depth=depth)
         if depth > 0.05:
             self.streaks(Box(box.left, box.bottom - 1.0, box.right, box.bottom), 0.22)
 
-    def lit(self, sunlit: Floats) -> Image.Image:
-        """The canvas as it looks in its light, RGBA, clear where nothing is painted.
+    def render(self, sunlit: Floats) -> Image.Image:
+        """The canvas in its light, RGBA, transparent where nothing is painted.
 
-        ``sunlit`` HW float32, 0 to 1: what falls on it of the sun before it shades itself.
+        ``sunlit`` HW float32, 0 to 1, is the sunlight before the canvas shades itself.
         """
         direct = sunlit * (1 - np.clip((self._horizon() - self.depth) / 0.03 - 0.3, 0, 1))
         small = (max(1, self.label.shape[0] // 8), max(1, self.label.shape[1] // 8))
         around = resized(resized(self.depth, small, Image.Resampling.BOX), self.label.shape)
-        # What lies deeper than its surroundings sees less of the sky.
+        # Points deeper than their surroundings get less light from the sky.
         open_sky = np.clip(1 - 1.6 * (around - self.depth), 0.35, 1.05)
         light = np.empty_like(self.color)
         for channel in range(3):
@@ -253,24 +252,24 @@ class Canvas:
         return Image.fromarray(picture)
 
     def _horizon(self) -> Floats:
-        """Depth below which a point lies in the shadow of something, HW float32, metres.
+        """The depth below which a point lies in shadow, HW float32, metres.
 
-        What stands ``d`` out of the wall shades up to ``d`` metres of depth along the sun's slant.
-        Each round looks twice as far as the one before.
+        A point ``d`` metres out of the wall shades up to ``d`` metres of depth along the sun's
+        slant. Each round looks twice as far as the previous one.
         """
         right, down = self.light.slant
         length = max(abs(right), abs(down), 1e-3)
-        step = 1 / (length * self.scale)  # metres of depth after which a shadow is a pixel further
+        step = 1 / (length * self.scale)  # metres of depth for which a shadow moves by a pixel
         horizon = self.depth.copy()
         reach = 1
         while reach * step < max(float(self.depth.max()), 0.2):
             by_x, by_y = round(reach * right / length), round(reach * down / length)
-            horizon = np.maximum(horizon, _moved(horizon, by_x, by_y) - np.float32(reach * step))
+            horizon = np.maximum(horizon, _shifted(horizon, by_x, by_y) - np.float32(reach * step))
             reach *= 2
         return horizon
 
     def _mirror(self) -> Floats:
-        """What a pane reflects, HW float32, 0 to 1: sky above, the houses opposite below."""
+        """The reflections in panes, HW float32, 0 to 1: sky above, the houses opposite below."""
         shape = self.label.shape
         clouds = noise(self.grain, shape, 1.5 * self.scale)
         roofs = 5 + 3 * noise(self.grain, (1, shape[1]), 4 * self.scale)
@@ -279,7 +278,7 @@ class Canvas:
 
 
 def _covered(position: Floats, period: float, width: float, pixel: float) -> Floats:
-    """Share of a pixel around ``position`` within its ``period`` that a line at 0 covers."""
+    """The share of a pixel at ``position`` that lines cover, one a ``period``, at its start."""
     first, last = position - pixel / 2, position + pixel / 2
     here = np.minimum(last, width) - np.maximum(first, 0)
     following = np.minimum(last - period, width)
@@ -287,8 +286,8 @@ def _covered(position: Floats, period: float, width: float, pixel: float) -> Flo
     return share
 
 
-def _moved(values: Floats, right: int, down: int) -> Floats:
-    """``values`` HW moved by whole pixels; what enters at the edges is far behind the wall."""
+def _shifted(values: Floats, right: int, down: int) -> Floats:
+    """``values`` HW shifted by whole pixels; the edges fill with a depth far behind the wall."""
     height, width = values.shape
     moved = np.full_like(values, -9)
     target = (

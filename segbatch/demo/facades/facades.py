@@ -1,9 +1,10 @@
-"""Facades: photographs of streets that never were, with the class of every pixel.
+"""Renders photographs of imaginary streets, with the class of every pixel.
 
-A scene is drawn in metres: a row of buildings, their windows, doors, sills, cornices and roofs,
-painted onto a canvas (``canvas.py``), lit, seen by a camera (``camera.py``) on a street with its
-sky, trees, cars and people (``street.py``). The label map goes the same way as the picture, with
-the same homography, so that truth and picture agree to the pixel. All follows from the seed.
+A scene is drawn in metres: a row of buildings (``building.py``, ``front.py``, ``openings.py``) is
+painted onto a canvas (``canvas.py``), lit, projected (``viewpoint.py``), and placed in a street
+with its sky, trees, cars and people (``street.py``); then it is exposed (``exposure.py``). The
+label map goes through the same homography as the picture, so that both agree to the pixel.
+Everything follows from the seed.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from PIL import Image
 
 from segbatch.demo.facades import street
 from segbatch.demo.facades.building import Building
-from segbatch.demo.facades.camera import Camera, developed
 from segbatch.demo.facades.canvas import BACKGROUND, NOTHING, SKY, Box, Canvas, Floats, Light, noise
-from segbatch.demo.facades.front import build
+from segbatch.demo.facades.exposure import expose
+from segbatch.demo.facades.front import paint_front
+from segbatch.demo.facades.viewpoint import Viewpoint
 from segbatch.masks.classes import Classes
 
 CLASSES = Classes(["background", "brick", "wall", "window", "door", "sky"])
@@ -35,39 +37,39 @@ class Scene:
 
 
 def render_facade(seed: int, long_side: int | None = None) -> Scene:
-    """The scene of ``seed``; ``long_side`` sets its size in pixels, not what is to be seen."""
+    """The scene of ``seed``; ``long_side`` sets its size in pixels, not its content."""
     rng, grain = np.random.default_rng(seed), np.random.default_rng([seed, 1])
     size = SIZES[rng.integers(len(SIZES))]
     if long_side is not None:
         size = (round(size[0] * long_side / max(size)), round(size[1] * long_side / max(size)))
     light = _weather(rng)
-    main = Building.drawn(rng, 0.0)
-    camera = _camera(rng, main, size)
-    row = _row(rng, main, camera)
+    main = Building.random(rng, 0.0)
+    view = _viewpoint(rng, main, size)
+    row = _row(rng, main, view)
 
-    canvas = _canvas(row, camera, light, grain)
+    canvas = _canvas(row, view, light, grain)
     for building in row:
-        build(canvas, rng, building)
+        paint_front(canvas, rng, building)
     canvas.weather()
-    front, truth = canvas.lit(_sunlit(canvas, rng)), Image.fromarray(canvas.label)
+    front, truth = canvas.render(_sunlit(canvas, rng)), Image.fromarray(canvas.label)
 
-    # Twice the pixels while things are put before each other, for edges that blend as in a lens.
-    fine = camera.scaled(2)
+    # The picture is composed at twice the size, for edges that blend as in a lens.
+    fine = view.scaled(2)
     picture = street.sky(light, (fine.width, fine.height), grain)
     labels = Image.new("L", size, SKY)
     _put(picture, labels, street.distance(fine, light, grain))
     picture.alpha_composite(fine.warp(front, canvas, Image.Resampling.BILINEAR))
-    truth = camera.warp(truth, canvas, Image.Resampling.NEAREST, outside=NOTHING)
+    truth = view.warp(truth, canvas, Image.Resampling.NEAREST, outside=NOTHING)
     labels.paste(truth, mask=truth.point(lambda label: 255 * (label != NOTHING)))
     _put(picture, labels, street.ground(fine, light, rng, grain))
     for thing in street.things(fine, light, rng, grain):
         _put(picture, labels, thing)
-    picture = developed(picture.convert("RGB").reduce(2), rng, grain, dim=light.lamps)
+    picture = expose(picture.convert("RGB").reduce(2), rng, grain, dim=light.lamps)
     return Scene(np.array(picture), np.array(labels))
 
 
 def _put(picture: Image.Image, labels: Image.Image, thing: street.Thing) -> None:
-    """Put something of no class before ``picture``, and where it hides half, into ``labels``."""
+    """Paste a thing of no class onto ``picture``, and into ``labels`` where it hides most."""
     pixels, corner = thing
     picture.paste(pixels, corner, pixels)
     hidden = Image.new("L", picture.size)
@@ -90,52 +92,50 @@ def _weather(rng: np.random.Generator) -> Light:
     return Light(top, low, clouds, sunlight, ambient, slant, lamps)
 
 
-def _camera(rng: np.random.Generator, main: Building, size: tuple[int, int]) -> Camera:
-    """A camera that has most of the building, often with the sky above and the street below."""
+def _viewpoint(rng: np.random.Generator, main: Building, size: tuple[int, int]) -> Viewpoint:
+    """A view of most of the building, often with the sky above and the street below."""
     tall, ratio = main.eaves + 3.0, size[0] / size[1]
     span = max(main.width * rng.uniform(0.7, 1.1), tall * ratio * rng.uniform(0.55, 1.0))
     span = min(max(span, 6.0), 22.0)
-    view = span / ratio
-    low = rng.uniform(-1.8, 1.0) if view < tall else rng.uniform(-2.5, -0.5)
+    height = span / ratio
+    low = rng.uniform(-1.8, 1.0) if height < tall else rng.uniform(-2.5, -0.5)
     aside = main.left + main.width * rng.uniform(0.35, 0.65)
-    return Camera.aimed(rng, size, (aside, low + view / 2), span)
+    return Viewpoint.aimed(rng, size, (aside, low + height / 2), span)
 
 
-def _row(rng: np.random.Generator, main: Building, camera: Camera) -> list[Building]:
-    """The building and its neighbours, as far as the picture shows; some rows end before that."""
-    seen, row = camera.sees(), [main]
-    # A row may end on the side from which the camera looks away: its last side wall is hidden.
+def _row(rng: np.random.Generator, main: Building, view: Viewpoint) -> list[Building]:
+    """The building and its neighbours across the picture; some rows end within it."""
+    seen, row = view.visible(), [main]
+    # A row may end on the side that the camera looks away from: that side wall is hidden.
     ends = rng.random() < 0.45
-    leftwards = camera.axes[2][0] < 0
+    leftwards = view.axes[2][0] < 0
     while row[-1].right < seen.right and (leftwards or not ends):
-        row.append(Building.drawn(rng, row[-1].right))
+        row.append(Building.random(rng, row[-1].right))
     while row[0].left > seen.left and not (leftwards and ends):
-        neighbour = Building.drawn(rng, 0.0)
+        neighbour = Building.random(rng, 0.0)
         row.insert(0, replace(neighbour, left=row[0].left - neighbour.width))
     return row
 
 
 def _canvas(
-    row: list[Building], camera: Camera, light: Light, grain: np.random.Generator
+    row: list[Building], view: Viewpoint, light: Light, grain: np.random.Generator
 ) -> Canvas:
-    """A canvas for what the picture shows of the row, finer than the picture."""
-    seen = camera.sees().grown(0.3)
+    """A canvas for the visible part of the row, finer than the picture."""
+    seen = view.visible().grown(0.3)
     extent = Box(
         max(seen.left, row[0].left - 0.6),
         max(seen.bottom, 0.0),
         min(seen.right, row[-1].right + 0.6),
         min(seen.top, max(building.eaves for building in row) + 6),
     )
-    # Where the view is oblique the canvas is large; its cost stays in proportion to the picture's.
+    # An oblique view needs a large canvas: its scale drops to keep the cost near the picture's.
     area = (extent.right - extent.left) * (extent.top - extent.bottom)
-    fine = 1.5 * camera.focal / float(camera.position[2])
-    return Canvas(
-        extent, min(fine, (3.2 * camera.width * camera.height / area) ** 0.5), light, grain
-    )
+    fine = 1.5 * view.focal / float(view.position[2])
+    return Canvas(extent, min(fine, (3.2 * view.width * view.height / area) ** 0.5), light, grain)
 
 
 def _sunlit(canvas: Canvas, rng: np.random.Generator) -> Floats:
-    """What the houses opposite and a tree leave of the sun, HW float32, 0 to 1."""
+    """Sunlight between the shadows of the houses opposite and of a tree, HW float32, 0 to 1."""
     x, y = canvas.x[None], canvas.y[:, None]
     lit = np.ones(canvas.label.shape, np.float32)
     edges, heights = rng.uniform(-15, 25, 5), rng.uniform(0, 8, 6) * (rng.random() < 0.55)

@@ -1,7 +1,7 @@
-"""The front of a building, painted onto a canvas from what lies behind to what stands out.
+"""The front of a building, painted onto a canvas from back to front.
 
-Everything random is drawn from ``rng`` whether it is in the picture or not, so that a building
-stays the same wherever the camera stands.
+Random numbers are drawn for all parts, visible or not, so that a building does not depend on the
+viewpoint.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from segbatch.demo.facades.openings import IRON, door, garage, shop, window
 TILES: list[Color] = [(140, 74, 54), (112, 64, 52), (82, 80, 82), (100, 96, 94)]
 
 
-def build(canvas: Canvas, rng: np.random.Generator, building: Building) -> None:
-    """Paint the whole front, from what lies behind to what stands out."""
+def paint_front(canvas: Canvas, rng: np.random.Generator, building: Building) -> None:
+    """Paint the whole front of a building."""
     b = building
     _roof(canvas, rng, b)
     _masonry(canvas, b, Box(b.left, -0.1, b.right, b.eaves))
@@ -54,7 +54,7 @@ def build(canvas: Canvas, rng: np.random.Generator, building: Building) -> None:
 
 
 def _masonry(canvas: Canvas, b: Building, box: Box, where: Mask | bool = True) -> None:
-    """Wall without anything in it."""
+    """A plain wall."""
     if b.brick:
         texture = canvas.bricks(box, b.color, (176, 168, 156), b.brick_length, b.brick_length / 3.2)
     else:
@@ -94,7 +94,7 @@ def _ground_floor(canvas: Canvas, rng: np.random.Generator, b: Building) -> None
 
 
 def _balcony(canvas: Canvas, window: Box) -> None:
-    """A slab, its railing and the shadow of both; the window is seen between the bars."""
+    """A slab with its railing; the window shows between the bars."""
     slab = Box(window.left - 0.5, window.bottom - 0.22, window.right + 0.5, window.bottom - 0.02)
     canvas.paint(slab, linear(STONES[1]), BACKGROUND, depth=0.85)
     left, right, bottom = slab.left + 0.05, slab.right - 0.05, slab.top
@@ -105,7 +105,7 @@ def _balcony(canvas: Canvas, window: Box) -> None:
 
 
 def _quoins(canvas: Canvas, b: Building) -> None:
-    """Corner stones, long and short by turns."""
+    """Corner stones, alternately long and short."""
     for index, y in enumerate(np.arange(b.ground + 0.1, b.eaves - 0.4, 0.34)):
         long = 0.55 if index % 2 else 0.35
         for left, right in ((b.left, b.left + long), (b.right - long, b.right)):
@@ -113,7 +113,7 @@ def _quoins(canvas: Canvas, b: Building) -> None:
 
 
 def _cornice(canvas: Canvas, rng: np.random.Generator, b: Building) -> None:
-    """Where the wall ends: stone courses, each further out, or the gutter of a roof."""
+    """The top of the wall: stone courses, each further out, or the gutter of a roof."""
     if b.roof == "flat":
         for course in range(int(rng.integers(1, 4))):
             y = b.eaves - 0.35 + 0.14 * course
@@ -130,7 +130,7 @@ def _cornice(canvas: Canvas, rng: np.random.Generator, b: Building) -> None:
 
 
 def _roof(canvas: Canvas, rng: np.random.Generator, b: Building) -> None:
-    """What stands above the eaves; a gable is wall, tiles and chimneys' caps are background."""
+    """Everything above the eaves; a gable is wall, tiles and chimney caps are background."""
     tile, chimney = one_of(rng, TILES), rng.uniform(b.left + 0.5, b.right - 1.2)
     tall, half = rng.uniform(1.4, 3.0), b.width / 2
     if b.roof != "stepped" and rng.random() < 0.6:

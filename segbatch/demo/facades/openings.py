@@ -1,4 +1,4 @@
-"""Openings: windows, shop windows, doors and garages, and what is behind their panes."""
+"""Openings in a front: windows, shop windows, doors and garages, with what shows behind panes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LAMPLIGHT: Color = (255, 206, 128)
 
 
 def window(canvas: Canvas, rng: np.random.Generator, b: Building, box: Box) -> None:
-    """An opening with its lintel, frame, panes, what is behind them, sill and shutters."""
+    """A window: lintel, frame, panes, the room behind them, sill and shutters."""
     rise = min(b.rise, 0.45 * (box.top - box.bottom))
     opening = canvas.arch(box, rise)
     if b.brick and not rise:
@@ -54,7 +54,7 @@ def window(canvas: Canvas, rng: np.random.Generator, b: Building, box: Box) -> N
 
 
 def _bars(box: Box, panes: tuple[int, int]) -> list[Box]:
-    """The glazing bars between ``panes`` columns and rows; the upper panes are the lower ones."""
+    """The glazing bars between ``panes`` columns and rows; upper rows are less high."""
     columns, rows = panes
     xs = [box.left + (box.right - box.left) * i / columns for i in range(1, columns)]
     ys = [box.bottom + (box.top - box.bottom) * (i / rows) ** 0.7 for i in range(1, rows)]
@@ -64,7 +64,7 @@ def _bars(box: Box, panes: tuple[int, int]) -> list[Box]:
 
 
 def _curtains(canvas: Canvas, rng: np.random.Generator, box: Box) -> None:
-    """A blind let down, or curtains drawn to the sides, seen through the pane."""
+    """A lowered blind, or curtains at the sides, behind the pane."""
     cloth = linear(one_of(rng, CURTAINS)) * rng.uniform(0.35, 0.8)
     down, aside, blind = rng.uniform(0.15, 1.0), rng.uniform(0.12, 0.3), rng.random() < 0.5
     height, width = box.top - box.bottom, box.right - box.left
@@ -82,14 +82,14 @@ def _curtains(canvas: Canvas, rng: np.random.Generator, box: Box) -> None:
 
 
 def _louvres(canvas: Canvas, box: Box, color: Color) -> None:
-    """A shutter; it belongs to its window."""
+    """A shutter; its class is that of its window."""
     canvas.paint(box, linear(color), WINDOW, depth=0.05)
     for slat in np.arange(box.bottom + 0.1, box.top - 0.1, 0.11):
         canvas.stain(Box(box.left + 0.06, slat, box.right - 0.06, slat + 0.05), 0.72)
 
 
 def door(canvas: Canvas, rng: np.random.Generator, b: Building, box: Box) -> None:
-    """A door in its frame: panels or panes, a light above it, a step, perhaps a canopy."""
+    """A door in its frame: panels or panes, a fanlight, steps, perhaps a canopy."""
     wood = linear(one_of(rng, WOODS)) * rng.uniform(0.8, 1.2)
     rise = (box.right - box.left) * float(rng.choice([0.0, 0.0, 0.15, 0.5]))
     style, panels = rng.choice(["panels", "panes", "plain"]), int(rng.integers(2, 5))
@@ -127,7 +127,7 @@ def door(canvas: Canvas, rng: np.random.Generator, b: Building, box: Box) -> Non
 
 
 def shop(canvas: Canvas, rng: np.random.Generator, b: Building, box: Box) -> None:
-    """A shop window: a large pane, things behind it, a sign above it, perhaps an awning."""
+    """A shop window: a large pane with goods behind it, and a sign or an awning above."""
     wood = one_of(rng, WOODS)
     canvas.paint(box.grown(0.1), linear(wood), WINDOW, depth=0.03)
     bright = LAMPLIGHT if canvas.light.lamps else CURTAINS[rng.integers(len(CURTAINS))]
@@ -163,6 +163,7 @@ def shop(canvas: Canvas, rng: np.random.Generator, b: Building, box: Box) -> Non
 
 
 def garage(canvas: Canvas, rng: np.random.Generator, box: Box) -> None:
+    """A garage door with horizontal slats."""
     color = linear(one_of(rng, [*WOODS, (200, 200, 196), (160, 164, 166)]))
     canvas.paint(box.grown(0.06, 0), color * 0.8, DOOR)
     canvas.paint(box, color, DOOR, depth=-0.2)

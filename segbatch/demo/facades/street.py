@@ -1,4 +1,4 @@
-"""The street: the sky above the facades, the ground before them, and what stands in the way."""
+"""The street: the sky above the facades, the ground in front, and things that stand there."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from segbatch.demo.facades.camera import Camera
-from segbatch.demo.facades.canvas import Color, Floats, Light, linear, noise, resized, single
+from segbatch.demo.facades.canvas import Color, Floats, Light, as_floats, linear, noise, resized
+from segbatch.demo.facades.viewpoint import Viewpoint
 
-# A picture, RGBA, and where its top left corner is to go.
+# An RGBA picture and the position of its top left corner.
 Thing = tuple[Image.Image, tuple[int, int]]
 
 LEAVES: list[Color] = [(74, 104, 42), (96, 118, 50), (58, 88, 48), (150, 122, 44), (160, 92, 40)]
@@ -26,14 +26,14 @@ def sky(light: Light, size: tuple[int, int], grain: np.random.Generator) -> Imag
     width, height = size
     shape = (height // 4, width // 4)
     down = np.linspace(0, 1, shape[0], dtype=np.float32)[:, None, None]
-    colors = single(light.sky_top) * (1 - down) + single(light.sky_low) * down
+    colors = as_floats(light.sky_top) * (1 - down) + as_floats(light.sky_low) * down
     heap = np.zeros(shape, np.float32)
     for octave in range(4):
-        # Clouds are wider than high: the noise is made square, then stretched.
+        # Clouds are wider than high: square noise is stretched.
         square = noise(grain, (shape[0], shape[1] // 2), shape[1] / (6 * 2**octave))
         heap += resized(square, shape) * 0.6**octave
     veil = np.clip((heap + 2.2 * light.clouds - 1.1) * 1.4, 0, 1)[..., None]
-    bright = np.minimum(single(light.sky_low) * 1.06 + 8, 255) * (
+    bright = np.minimum(as_floats(light.sky_low) * 1.06 + 8, 255) * (
         0.9 + 0.1 * (heap > 0.3)[..., None]
     )
     pixels = colors + veil * (bright - colors) * 0.85
@@ -41,35 +41,35 @@ def sky(light: Light, size: tuple[int, int], grain: np.random.Generator) -> Imag
     return picture.resize(size, Image.Resampling.BILINEAR).convert("RGBA")
 
 
-def distance(camera: Camera, light: Light, grain: np.random.Generator) -> Thing:
+def distance(view: Viewpoint, light: Light, grain: np.random.Generator) -> Thing:
     """Hazy trees behind the facades, near the horizon."""
-    ahead = camera.position + camera.axes[2] * [1, 0, 1]
-    horizon = camera.project(ahead)[1]
-    top = min(max(int(horizon - 0.14 * camera.focal), 0), camera.height - 1)
-    shape = (camera.height - top, camera.width)
+    ahead = view.position + view.axes[2] * [1, 0, 1]
+    horizon = view.project(ahead)[1]
+    top = min(max(int(horizon - 0.14 * view.focal), 0), view.height - 1)
+    shape = (view.height - top, view.width)
     crest = noise(grain, (1, shape[1]), shape[1] / 9) + 0.4 * noise(
         grain, (1, shape[1]), shape[1] / 60
     )
-    above = (horizon - top - np.arange(shape[0], dtype=np.float32)[:, None]) / camera.focal
-    haze = single((96, 112, 96)) * 0.6 + single(light.sky_low) * 0.25
+    above = (horizon - top - np.arange(shape[0], dtype=np.float32)[:, None]) / view.focal
+    haze = as_floats((96, 112, 96)) * 0.6 + as_floats(light.sky_low) * 0.25
     tone = 0.85 + 0.12 * noise(grain, shape, shape[1] / 80)
     return _picture(tone[..., None] * haze, above < 0.07 + 0.03 * crest), (0, top)
 
 
 def ground(
-    camera: Camera, light: Light, rng: np.random.Generator, grain: np.random.Generator
+    view: Viewpoint, light: Light, rng: np.random.Generator, grain: np.random.Generator
 ) -> Thing:
-    """Pavement, kerb and road before the facades."""
+    """Pavement, kerb and road in front of the facades."""
     slab, kerb = rng.choice([0.12, 0.4, 0.6, 1.0]), rng.uniform(1.4, 4)
     paving = linear(PAVING[rng.integers(len(PAVING))])
-    # The line where the facades stand on the ground: all ground that is seen lies below it.
-    line = np.linalg.inv(camera.facade())[1]
-    foot = -(line[0] * np.array([0, camera.width]) + line[2]) / line[1]
-    top = min(max(int(foot.min()), 0), camera.height - 1)
+    # The line where the facades meet the ground: all visible ground lies below it.
+    line = np.linalg.inv(view.facade_homography())[1]
+    foot = -(line[0] * np.array([0, view.width]) + line[2]) / line[1]
+    top = min(max(int(foot.min()), 0), view.height - 1)
 
-    back = np.linalg.inv(camera.ground()).astype(np.float32)
-    u = np.arange(camera.width, dtype=np.float32) + 0.5
-    v = np.arange(top, camera.height, dtype=np.float32)[:, None] + 0.5
+    back = np.linalg.inv(view.ground_homography()).astype(np.float32)
+    u = np.arange(view.width, dtype=np.float32) + 0.5
+    v = np.arange(top, view.height, dtype=np.float32)[:, None] + 0.5
     x, z, w = (row[0] * u + row[1] * v + row[2] for row in back)
     x, z = x / w, z / w
     column, row = np.floor(x / slab), np.floor(z / slab)
@@ -78,7 +78,7 @@ def ground(
     joint = (x - column * slab < 0.02) | (z - row * slab < 0.02)
     tone = np.where(joint, np.float32(0.55), tone)
     tone = tone * (1 + 0.1 * grain.standard_normal(tone.shape, np.float32))
-    # The foot of a wall sees half of the sky only.
+    # The foot of a wall gets light from half of the sky only.
     tone = tone * (1 + 0.1 * noise(grain, tone.shape, 40) - 0.4 * np.exp(-np.abs(z) / 0.5))
     color = np.where((z < kerb)[..., None], paving, linear((92, 92, 96)))
     color = np.where((np.abs(z - kerb) < 0.08)[..., None], linear((178, 176, 170)), color)
@@ -88,11 +88,11 @@ def ground(
 
 
 def things(
-    camera: Camera, light: Light, rng: np.random.Generator, grain: np.random.Generator
+    view: Viewpoint, light: Light, rng: np.random.Generator, grain: np.random.Generator
 ) -> Iterator[Thing]:
-    """What stands before the facades, far to near."""
-    middle = camera.position + camera.axes[2] * camera.position[2]
-    reach = camera.position[2] * 0.6
+    """The things in front of the facades, from far to near."""
+    middle = view.position + view.axes[2] * view.position[2]
+    reach = view.position[2] * 0.6
     placed = []
     for kind, often, (low, high), near in (
         (tree, 0.9, (3.5, 8.0), 1.5),
@@ -102,23 +102,20 @@ def things(
     ):
         for _ in range(rng.poisson(often)):
             z = rng.uniform(near, max(near + 0.2, min(reach, 7)))
-            x = (
-                middle[0]
-                + rng.uniform(-0.65, 0.65) * camera.width / camera.focal * camera.position[2]
-            )
+            x = middle[0] + rng.uniform(-0.65, 0.65) * view.width / view.focal * view.position[2]
             placed.append((z, x, rng.uniform(low, high), kind))
     for z, x, height, kind in sorted(placed, key=lambda thing: thing[0]):
-        pixels = int(height * camera.scale_at(x, z))
-        if 8 < pixels < 3 * camera.height:
+        pixels = int(height * view.scale_at(x, z))
+        if 8 < pixels < 3 * view.height:
             picture = kind(rng, grain, pixels, light)
-            u, v = camera.project((x, 0, z))
+            u, v = view.project((x, 0, z))
             yield picture, (int(u) - picture.width // 2, int(v) - picture.height)
 
 
 def tree(
     rng: np.random.Generator, grain: np.random.Generator, height: int, light: Light
 ) -> Image.Image:
-    """A tree, RGBA, ``height`` pixels: in leaf, with the gaps that leaves leave, or bare."""
+    """A tree, RGBA, ``height`` pixels high: bare, or in leaf with gaps between the leaves."""
     width = int(height * rng.uniform(0.65, 1.0))
     bare = rng.random() < 0.25
     shine = light.on_the_street
@@ -137,7 +134,7 @@ def tree(
         crown = np.full((60, 60), -1, np.float32)
         for across, up, radius in puffs * [0.55, 0.7, 1]:
             np.maximum(crown, 1 - np.hypot(x - across, y - up) / np.float32(radius), out=crown)
-        # A puff is bright where it faces the sky: where there is less crown above than below.
+        # A puff is bright where it faces the sky: where less crown lies above than below.
         facing = np.clip(crown - np.roll(crown, 4, axis=0), -0.6, 0.6)
         top = int(height * 0.78)
         crown, facing = (resized(part, (top, width)) for part in (crown, facing))
@@ -161,7 +158,7 @@ def _branch(
     length: float,
     forks: int,
 ) -> None:
-    """Draw a branch, ``length`` pixels long, and on its end those that it forks into."""
+    """Draw a branch, ``length`` pixels long, and the branches that fork from its end."""
     end = (start[0] + length * math.cos(angle), start[1] + length * math.sin(angle))
     draw.line([start, end], fill=255, width=max(1, round(length * 0.03 * forks**0.5)))
     if forks > 1:
@@ -175,9 +172,9 @@ def _branch(
 def car(
     rng: np.random.Generator, _grain: np.random.Generator, height: int, light: Light
 ) -> Image.Image:
-    """A parked car from the side, RGBA, ``height`` pixels."""
+    """A parked car from the side, RGBA, ``height`` pixels high."""
     h, w = height, int(height * rng.uniform(2.6, 3.1))
-    paint = _shone(CARS[rng.integers(len(CARS))], light)
+    paint = _lit(CARS[rng.integers(len(CARS))], light)
     hood, boot = rng.uniform(0.2, 0.32), rng.uniform(0.03, 0.16)
     cabin = [(hood - 0.06, 0.5), (hood + 0.08, 0.04), (0.9 - boot, 0.02), (1 - boot * 0.5, 0.5)]
     if rng.random() < 0.5:
@@ -188,24 +185,24 @@ def car(
     draw = ImageDraw.Draw(picture)
     draw.polygon([(x * w, y * h) for x, y in cabin], fill=paint)
     draw.rounded_rectangle((0, 0.42 * h, w - 1, 0.84 * h), radius=0.16 * h, fill=paint)
-    draw.polygon([(x * w, y * h) for x, y in pane], fill=_shone((70, 84, 94), light))
+    draw.polygon([(x * w, y * h) for x, y in pane], fill=_lit((70, 84, 94), light))
     draw.line([(middle * w, 0.1 * h), (middle * w, 0.8 * h)], fill=paint, width=max(1, h // 22))
-    draw.line([(0.02 * w, 0.58 * h), (0.98 * w, 0.58 * h)], fill=_shone((60, 60, 60), light))
+    draw.line([(0.02 * w, 0.58 * h), (0.98 * w, 0.58 * h)], fill=_lit((60, 60, 60), light))
     draw.rectangle((0.06 * w, 0.8 * h, 0.94 * w, 0.9 * h), fill=(18, 18, 20))
     for x in (0.19, 0.8):
         for radius, shade in ((0.2, 22), (0.11, 120)):
             at = (x * w - radius * h, (0.8 - radius) * h, x * w + radius * h, (0.8 + radius) * h)
-            draw.ellipse(at, fill=_shone((shade, shade, shade), light))
+            draw.ellipse(at, fill=_lit((shade, shade, shade), light))
     return picture
 
 
 def person(
     rng: np.random.Generator, _grain: np.random.Generator, height: int, light: Light
 ) -> Image.Image:
-    """Somebody who walks by, RGBA, ``height`` pixels."""
+    """A person who walks by, RGBA, ``height`` pixels high."""
     h, w = height, max(4, int(height * 0.4))
-    coat, legs = (_shone(CLOTHES[rng.integers(len(CLOTHES))], light) for _ in range(2))
-    skin = _shone([(224, 172, 140), (160, 110, 80), (96, 66, 50)][rng.integers(3)], light)
+    coat, legs = (_lit(CLOTHES[rng.integers(len(CLOTHES))], light) for _ in range(2))
+    skin = _lit([(224, 172, 140), (160, 110, 80), (96, 66, 50)][rng.integers(3)], light)
     stride = rng.uniform(0.05, 0.3)
     picture = Image.new("RGBA", (w, h))
     draw = ImageDraw.Draw(picture)
@@ -223,14 +220,14 @@ def person(
 def lamp(
     rng: np.random.Generator, _grain: np.random.Generator, height: int, light: Light
 ) -> Image.Image:
-    """A street lamp, RGBA, ``height`` pixels."""
+    """A street lamp, RGBA, ``height`` pixels high."""
     h, w = height, max(6, int(height * 0.12))
-    iron = _shone(((50, 60, 56), (120, 122, 124))[rng.integers(2)], light)
+    iron = _lit(((50, 60, 56), (120, 122, 124))[rng.integers(2)], light)
     picture = Image.new("RGBA", (w, h))
     draw = ImageDraw.Draw(picture)
     draw.line([(w / 2, h * 0.1), (w / 2, h)], fill=iron, width=max(2, w // 7))
     draw.rectangle((w * 0.4, h * 0.86, w * 0.6, h), fill=iron)
-    globe = (255, 226, 160) if light.lamps > 0.2 else _shone((226, 226, 220), light)
+    globe = (255, 226, 160) if light.lamps > 0.2 else _lit((226, 226, 220), light)
     draw.polygon(
         [(0.2 * w, 0.03 * h), (0.8 * w, 0.03 * h), (0.66 * w, 0.11 * h), (0.34 * w, 0.11 * h)],
         fill=globe,
@@ -239,15 +236,15 @@ def lamp(
     return picture
 
 
-def _shone(color: Color, light: Light) -> tuple[int, int, int]:
-    """``color`` in the light of the street, sRGB."""
+def _lit(color: Color, light: Light) -> tuple[int, int, int]:
+    """``color`` in the light on the street, sRGB."""
     shine = light.on_the_street
     red, green, blue = (np.sqrt(np.clip(linear(color) * shine, 0, 1)) * 255).astype(int)
     return int(red), int(green), int(blue)
 
 
 def _picture(pixels: Floats, cover: npt.NDArray[np.generic]) -> Image.Image:
-    """``pixels`` HWC, 0 to 255, and ``cover`` HW, 0 to 1, as one picture, RGBA."""
+    """An RGBA picture of ``pixels`` HWC, 0 to 255, with the opacity ``cover`` HW, 0 to 1."""
     bytes_hwc = np.empty((*pixels.shape[:2], 4), np.uint8)
     bytes_hwc[..., :3] = np.clip(pixels, 0, 255)
     bytes_hwc[..., 3] = cover * 255

@@ -1,18 +1,17 @@
-"""The camera: where it stands, what it projects, and what its lens and sensor add.
+"""The viewpoint of a scene: where the camera stands and how it projects the street.
 
-World coordinates are metres: x to the right along the facades, y up from the ground, z out of the
-facades towards the street. Image coordinates are pixels from the top left corner, a pixel's centre
-at one half.
+World coordinates are metres: x to the right along the facades, y up from the ground, z from the
+facades towards the street. Image coordinates are pixels from the top left corner; the centre of a
+pixel is at one half.
 """
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageFilter
+from PIL import Image
 
 from segbatch.demo.facades.canvas import Box, Canvas
 
@@ -20,15 +19,15 @@ Doubles = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Camera:
-    """A pinhole camera. ``focal`` in pixels, ``axes`` the rows right, up, forward (3×3)."""
+class Viewpoint:
+    """A pinhole camera. ``focal`` is in pixels; ``axes`` has the rows right, up, forward (3×3)."""
 
     width: int
     height: int
     focal: float
     position: Doubles
     axes: Doubles
-    middle: Doubles  # where forward meets the image; off centre where the lens is shifted
+    middle: Doubles  # where the forward axis meets the image; off centre with a shifted lens
 
     @classmethod
     def aimed(
@@ -37,8 +36,8 @@ class Camera:
         size: tuple[int, int],
         target: tuple[float, float],
         span: float,
-    ) -> Camera:
-        """A camera on the street that has ``target`` in its middle and ``span`` metres in width."""
+    ) -> Viewpoint:
+        """A view from the street with ``target`` in its middle, ``span`` metres wide."""
         width, height = size
         focal = rng.uniform(0.85, 1.4) * max(width, height)
         distance = focal * span / width
@@ -46,7 +45,7 @@ class Camera:
         point = np.array([*target, 0.0])
         position = point + distance * np.array([np.sin(turn), 0, np.cos(turn)])
         position[1] = eye
-        # Some photographers tilt the camera up, some hold it level and crop: so does the shift.
+        # Some photographers tilt the camera up, others hold it level and crop: the shift does both.
         tilt = rng.uniform(0.2, 1.0) * np.arctan2(target[1] - eye, distance)
         roll = rng.normal(0, 0.012)
         forward = np.array(
@@ -58,10 +57,10 @@ class Camera:
         right = level * np.cos(roll) + upright * np.sin(roll)
         axes = np.stack([right, np.cross(right, forward), forward])
         centre = np.array([width / 2, height / 2])
-        camera = cls(width, height, focal, position, axes, centre)
-        return replace(camera, middle=2 * centre - camera.project(point))
+        view = cls(width, height, focal, position, axes, centre)
+        return replace(view, middle=2 * centre - view.project(point))
 
-    def scaled(self, factor: int) -> Camera:
+    def scaled(self, factor: int) -> Viewpoint:
         """The same view with ``factor`` times as many pixels a side."""
         return replace(
             self,
@@ -80,66 +79,38 @@ class Camera:
         return np.asarray(lens @ pose)
 
     def project(self, point: npt.ArrayLike) -> Doubles:
-        """Image coordinates of a point of the world."""
+        """Image coordinates of a point in the world."""
         u, v, depth = self.projection @ np.append(np.asarray(point, np.float64), 1)
         return np.array([u / depth, v / depth])
 
-    def facade(self) -> Doubles:
-        """Homography from the facades (x, y) to the image."""
+    def facade_homography(self) -> Doubles:
+        """From the plane of the facades (x, y) to the image."""
         return self.projection[:, [0, 1, 3]]
 
-    def ground(self) -> Doubles:
-        """Homography from the ground (x, z) to the image."""
+    def ground_homography(self) -> Doubles:
+        """From the ground (x, z) to the image."""
         return self.projection[:, [0, 2, 3]]
 
-    def sees(self) -> Box:
-        """The part of the facades' plane that is in the image."""
+    def visible(self) -> Box:
+        """The part of the facades' plane that the image shows."""
         w, h = self.width, self.height
-        corners = np.linalg.inv(self.facade()) @ np.array([[0, w, w, 0], [0, 0, h, h], [1] * 4])
+        corners = np.linalg.inv(self.facade_homography()) @ np.array(
+            [[0, w, w, 0], [0, 0, h, h], [1] * 4]
+        )
         x, y = np.clip(corners[:2] / corners[2], -60, 60)
         return Box(x.min(), y.min(), x.max(), y.max())
 
     def scale_at(self, x: float, z: float) -> float:
-        """Pixels a metre for what stands upright on the ground at ``(x, z)``."""
+        """Pixels per metre for an object that stands on the ground at ``(x, z)``."""
         return float(self.focal / (self.axes[2] @ (np.array([x, 0.0, z]) - self.position)))
 
     def warp(
         self, picture: Image.Image, canvas: Canvas, how: Image.Resampling, outside: int = 0
     ) -> Image.Image:
-        """``picture``, painted on ``canvas``, as the camera sees it, with ``outside`` around it."""
+        """``picture``, which covers ``canvas``, projected; ``outside`` fills the rest."""
         scale, extent = canvas.scale, canvas.extent
         to_metres = np.array([[1 / scale, 0, extent.left], [0, -1 / scale, extent.top], [0, 0, 1]])
-        inverse = np.linalg.inv(self.facade() @ to_metres)
+        inverse = np.linalg.inv(self.facade_homography() @ to_metres)
         coefficients = (inverse / inverse[2, 2]).ravel()[:8].tolist()
         size, perspective = (self.width, self.height), Image.Transform.PERSPECTIVE
         return picture.transform(size, perspective, coefficients, how, fillcolor=outside)
-
-
-def developed(
-    image: Image.Image, rng: np.random.Generator, grain: np.random.Generator, dim: float
-) -> Image.Image:
-    """What lens, sensor and file make of ``image``: the geometry stays, to the pixel.
-
-    Vignette, white balance, exposure, blur, noise (more the less light there is: ``dim`` 0 to 1)
-    and JPEG.
-    """
-    balance = np.exp(rng.normal(0, 0.05, 3) + rng.normal(0.02, 0.1)).astype(np.float32)
-    contrast, vignette = np.exp(rng.normal(0, 0.1)), rng.uniform(0, 0.25)
-    blur, sigma = rng.uniform(0, 0.8), rng.uniform(0.8, 5) + 6 * dim
-    quality = int(rng.integers(55, 96))
-
-    image = image.filter(ImageFilter.GaussianBlur(blur))
-    pixels = np.asarray(image, np.float32) / np.float32(255)
-    y, x = (np.linspace(-1, 1, size, dtype=np.float32) for size in pixels.shape[:2])
-    pixels *= (1 - vignette * (np.square(y)[:, None] + np.square(x)) / 2)[..., None] * balance
-    np.clip(pixels, 0, 1, out=pixels)
-    pixels **= np.float32(contrast)
-    # Half of the noise is common to the three colours, as demosaicing leaves it.
-    spread = np.float32(sigma / 255 * 0.7)
-    pixels += spread * grain.standard_normal((*pixels.shape[:2], 1), np.float32)
-    spread = np.float32(sigma / 255 * 0.7)
-    pixels += spread * grain.standard_normal(pixels.shape, np.float32)
-    file = io.BytesIO()
-    bytes_hwc = (np.clip(pixels, 0, 1) * 255).astype(np.uint8)
-    Image.fromarray(bytes_hwc).save(file, "JPEG", quality=quality)
-    return Image.open(file).convert("RGB")
