@@ -1,8 +1,7 @@
-"""Cluster: several Ray nodes and an S3 server on this machine, to try what needs more than one.
+"""``scripts/cluster``: a Ray cluster of several nodes and an S3 server, all on this machine.
 
-Every node is a raylet of its own with an address of its own, as on a real cluster: one can be lost
-and another can join. The head takes no work; it has the dashboard, the Jobs server and the drivers.
-What is up stands in ``cluster/state.json``.
+Each node is a raylet with its own address, as on a real cluster: one can be lost and another can
+join. The head takes no work; it runs the dashboard, the Jobs server and the drivers.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ import typer
 
 from segbatch import storage
 from segbatch.console import say
-from segbatch.demo.nodes import FOLDER, HOST, NODE_CPUS, State, answers
+from segbatch.demo.localcluster import FOLDER, HOST, NODE_CPUS, LocalCluster, answers
 from segbatch.errors import InputError, SegbatchError
 
-DEMO = Path("demo")  # what scripts/demo leaves
+DEMO = Path("demo")  # the output of scripts/demo
 BUCKET = "s3://demo"
-COPIES = 20  # of each photograph in the list of images, so that there is time to lose a node
+COPIES = 20  # of each photograph in the manifest, to leave time for losing a node
 
 SEGMENT = """\
 # A job for this cluster: segbatch submit {folder}/segment.yaml
@@ -52,93 +51,94 @@ app = typer.Typer(
 
 @app.command()
 def up(
-    nodes: Annotated[int, typer.Option(min=2, max=20, help="With the head.")] = 3,
-    token: Annotated[bool, typer.Option("--token", help="With token authentication.")] = False,
+    nodes: Annotated[int, typer.Option(min=2, max=20, help="Number of nodes, with the head.")] = 3,
+    token: Annotated[bool, typer.Option("--token", help="Require a token.")] = False,
     dashboard_port: int = 8265,
 ) -> None:
-    """Start it; prints what a shell needs: eval "$(scripts/cluster up)"."""
+    """Start the cluster; prints variables for the shell: eval "$(scripts/cluster up)"."""
     with suppress(InputError):
-        if State.read().whole:
+        if LocalCluster.read().all_alive:
             say("it is up already")
             env()
             return
         down()
-    _refuse_taken(dashboard_port)
+    _require_free(dashboard_port)
     FOLDER.mkdir(exist_ok=True)
     if token:
         (FOLDER / "token").touch(mode=0o600)
         (FOLDER / "token").write_text(secrets.token_hex(32))
-    # Sockets lie below it, and their paths may have 107 characters.
+    # Ray's sockets lie below it, and their paths are limited to 107 characters.
     temp = tempfile.mkdtemp(prefix="segbatch-", dir="/tmp")
-    state = State(dashboard_port, _free_port(), _free_port(), temp, token, [])
+    cluster = LocalCluster(dashboard_port, _free_port(), _free_port(), temp, token, [])
     say(f"starting a head and {nodes - 1} nodes of {NODE_CPUS} CPUs, and an S3 server")
-    state.write()
+    cluster.write()
     try:
-        state.start_s3()
-        state.start_head()
-        state.until(lambda: answers(state.url))
+        cluster.start_s3()
+        cluster.start_head()
+        cluster.wait_for(lambda: answers(cluster.url))
         for _ in range(nodes - 1):
-            state.start_node()
-            state.started()
+            cluster.start_node()
+            cluster.wait_until_ready()
     except BaseException:
         down()
         raise
     if (DEMO / "facades").is_dir() and (DEMO / "model").is_dir():
         fill()
     else:
-        say(f"no images yet: scripts/demo leaves some in {DEMO}/, then: scripts/cluster fill")
+        say(f"no images in {DEMO}/ yet; run scripts/demo, then scripts/cluster fill")
     env()
-    say(f'{state.url} is up; in your shell: eval "$(scripts/cluster env)"')
+    say(f'{cluster.url} is up; in your shell: eval "$(scripts/cluster env)"')
 
 
 @app.command()
 def env() -> None:
-    """Print the variables that lead a shell here."""
-    for name, value in State.read().exports().items():
+    """Print the variables with which a shell uses this cluster."""
+    for name, value in LocalCluster.read().exports().items():
         print(f"export {name}={shlex.quote(value)}")
 
 
 @app.command()
 def status() -> None:
-    """What is up."""
-    state = State.read()
-    print(f"dashboard  {state.url}  {'answers' if answers(state.url) else 'does not answer'}")
-    for process in state.processes:
+    """Show the processes of the cluster."""
+    cluster = LocalCluster.read()
+    print(f"dashboard  {cluster.url}  {'answers' if answers(cluster.url) else 'does not answer'}")
+    for process in cluster.processes:
         print(f"{process.name:9}  pid {process.pid}  {'up' if process.alive else 'gone'}")
 
 
 @app.command()
 def kill(node: Annotated[int, typer.Argument(help="1 for node-1.")]) -> None:
-    """Lose a node, as when its machine is switched off."""
-    state = State.read()
-    if node not in state.nodes:
-        raise InputError(f"no node {node}; nodes: {', '.join(map(str, state.nodes)) or 'none'}")
-    state.nodes[node].kill()
-    state.processes.remove(state.nodes[node])
-    state.write()
+    """Kill a node, as if its machine were switched off."""
+    cluster = LocalCluster.read()
+    if node not in cluster.nodes:
+        raise InputError(f"no node {node}; nodes: {', '.join(map(str, cluster.nodes)) or 'none'}")
+    process = cluster.nodes[node]
+    process.kill()
+    cluster.processes.remove(process)
+    cluster.write()
     say(f"node-{node} is gone")
 
 
 @app.command()
 def add() -> None:
-    """One more node."""
-    state = State.read()
-    state.forget_lost()
-    number = state.start_node()
-    state.started()
+    """Add a node."""
+    cluster = LocalCluster.read()
+    cluster.forget_lost()
+    number = cluster.start_node()
+    cluster.wait_until_ready()
     say(f"node-{number} has joined")
 
 
 @app.command()
 def fill() -> None:
     """Copy the demo's photographs, labels and model into the S3 server, and write a job."""
-    state = State.read()
+    cluster = LocalCluster.read()
     if not (DEMO / "facades").is_dir():
-        raise InputError(f"{DEMO}/facades: is not there; scripts/demo makes it")
+        raise InputError(f"{DEMO}/facades: does not exist; run scripts/demo first")
     for name in list(os.environ):
         if name.startswith("AWS_"):
             del os.environ[name]
-    os.environ.update(state.exports())
+    os.environ.update(cluster.exports())
     with suppress(FileExistsError):
         storage.filesystem(BUCKET)[0].mkdir(BUCKET.removeprefix("s3://"))
     photographs = []
@@ -153,31 +153,32 @@ def fill() -> None:
     storage.write_bytes(f"{BUCKET}/facades.parquet", sink.getvalue())
     (FOLDER / "segment.yaml").write_text(SEGMENT.format(folder=FOLDER, bucket=BUCKET))
     say(
-        f"{len(photographs)} photographs, {COPIES} times each in {BUCKET}/facades.parquet; a job"
+        f"{len(photographs)} photographs, {COPIES} times each, in {BUCKET}/facades.parquet; a job"
         f" for them: {FOLDER}/segment.yaml"
     )
 
 
 @app.command()
 def down() -> None:
-    """Stop what `up` and `add` have started."""
-    state = State.read()
-    for process in reversed(state.processes):
+    """Stop all processes that `up` and `add` have started."""
+    cluster = LocalCluster.read()
+    for process in reversed(cluster.processes):
         process.end()
-    shutil.rmtree(state.temp, ignore_errors=True)
+    shutil.rmtree(cluster.temp, ignore_errors=True)
     (FOLDER / "state.json").unlink()
     (FOLDER / "token").unlink(missing_ok=True)
     say("the cluster is down")
 
 
-def _refuse_taken(port: int) -> None:
+def _require_free(port: int) -> None:
+    """Raises :class:`~segbatch.errors.InputError` if another program listens at ``port``."""
     with socket.socket() as tried:
         tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             tried.bind((HOST, port))
         except OSError as error:
             raise InputError(
-                f"port {port} is taken, by another Ray perhaps: --dashboard-port names another"
+                f"port {port} is taken, perhaps by another Ray; choose one with --dashboard-port"
             ) from error
 
 

@@ -1,7 +1,7 @@
-"""S3 server: moto's, in a process of its own, so that the demo and the tests speak to a real one.
+"""moto's S3 server in a process of its own, so that the demo and the tests use a real server.
 
-In a process of its own because a client that holds Python's lock while it waits would wait for
-ever on a server in the same process (deltalake's ``history`` does).
+A server in the same process could hang: a client that holds Python's lock while it waits for an
+answer would keep the server from giving it (deltalake's ``history`` does).
 """
 
 from __future__ import annotations
@@ -21,30 +21,35 @@ logging.getLogger("werkzeug").setLevel(logging.ERROR)
 server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
 server.start()
 print(server.get_host_and_port()[1], flush=True)
-sys.stdin.read()  # until whoever started us is gone
+sys.stdin.read()  # until the parent process ends
 server.stop()
 """
 
 
 @contextmanager
 def s3_server() -> Iterator[dict[str, str]]:
-    """A fresh S3 server on this machine; gives the ``AWS_*`` variables that lead to it.
+    """A fresh S3 server on this machine; yields the ``AWS_*`` variables for it.
 
-    Its objects are in memory and gone with it. Raises :class:`~segbatch.errors.InputError` where
+    Its objects are in memory and disappear with it. Raises :class:`~segbatch.errors.InputError` if
     moto is not installed.
     """
     with served(sys.executable, "-c", SERVE) as port:
-        yield {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-            "AWS_ACCESS_KEY_ID": "testing",
-            "AWS_SECRET_ACCESS_KEY": "testing",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }
+        yield s3_variables(f"http://127.0.0.1:{port}")
+
+
+def s3_variables(endpoint: str) -> dict[str, str]:
+    """The ``AWS_*`` variables with which S3 clients use a server at ``endpoint``."""
+    return {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
 
 
 @contextmanager
 def served(*command: str) -> Iterator[str]:
-    """The port that a server prints when it is up; it ends when its standard input does."""
+    """The port that a server prints when it is ready; the server ends when its stdin closes."""
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdin is not None
     assert process.stdout is not None

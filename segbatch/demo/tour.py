@@ -1,9 +1,9 @@
-"""Tour: the whole way on one machine, on facades that are rendered here.
+"""``segbatch demo``: from labels to query results on one machine, on rendered facades.
 
-Part of them are labelled images: they are imported, and two workers fine-tune a small DeepLabV3+
-on them. The rest go into a real S3 server, the segment job predicts them with that model, SQL asks
-for coverage, and the rendered truth says how good it was. Only the training is shorter than
-anybody's would be.
+Some facades are labelled images: the tour imports them, and two workers fine-tune a small
+DeepLabV3+ on them. The others go into a real S3 server; the segment job predicts them with that
+model, SQL asks for coverage, and the rendered truth tells how good the masks are. Only the training
+is much shorter than a real one.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from segbatch.labels.importing import import_labels
 from segbatch.masks import encode_mask, overlay, with_legend
 from segbatch.results.answer import write
 from segbatch.run import Run
-from segbatch.training.metrics import ConfusionMatrix
+from segbatch.training.confusion import ConfusionMatrix
 
 NUM_TRAIN = 300
 NUM_SEGMENT = 200
@@ -49,8 +49,8 @@ NUM_PICTURES = 6
 BUCKET = "s3://demo"
 MARKER = "demo.json"
 
-# What trains a network from random weights in a minute on two cores: a tiny one (timm's smallest
-# ResNet), on small images that are varied little.
+# Trains from random weights in a minute on two cores: a tiny network (timm's smallest ResNet), small
+# images, little augmentation.
 FINETUNE = """\
 # The demo's training: segbatch run {folder}/finetune.yaml
 kind: finetune
@@ -80,9 +80,9 @@ formulas:
 
 
 def tour(folder: Path) -> float:
-    """Do everything and leave it in ``folder``; returns the mIoU against the rendered truth.
+    """Run the whole tour, with its output in ``folder``; returns the mIoU against the truth.
 
-    Raises :class:`~segbatch.errors.InputError` for a folder that holds something else.
+    Raises :class:`~segbatch.errors.InputError` for a folder that holds anything else.
     """
     began = time.monotonic()
     folder = folder.absolute()
@@ -93,7 +93,7 @@ def tour(folder: Path) -> float:
     with own_s3() as endpoint, connected(say):
         _import(train, folder)
         _finetune(folder)
-        say(f"an S3 server at {endpoint}: photographs to {BUCKET}/facades, the model beside them")
+        say(f"S3 server at {endpoint}: photographs in {BUCKET}/facades, model in {BUCKET}/model")
         _upload(rest, folder)
         run = _segment(folder)
         miou = _compare(run, rest)
@@ -107,17 +107,17 @@ def tour(folder: Path) -> float:
 
 
 def _make_room(folder: Path) -> None:
-    """An empty folder, or one that an earlier demo has left."""
+    """Create or empty the folder; only an earlier demo's output is deleted."""
     if folder.is_dir() and any(folder.iterdir()):
         if not (folder / MARKER).exists():
-            raise InputError(f"{folder}: is not empty and no earlier demo's; name another folder")
+            raise InputError(f"{folder}: is not empty and not from a demo; name another folder")
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MARKER).write_text(json.dumps({"made by": "segbatch demo"}))
 
 
 def _render(number: int) -> list[Scene]:
-    # Spawned, not forked: torch and pyarrow run threads already.
+    # Spawned, not forked: torch and pyarrow are running threads by now.
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as processes:
         return list(processes.map(_scene, range(number), chunksize=10))
 
@@ -127,7 +127,7 @@ def _scene(seed: int) -> Scene:
 
 
 def _import(scenes: Sequence[Scene], folder: Path) -> None:
-    """Labelled images as a team has them, a folder of images and one of masks, into a dataset."""
+    """Write a folder of images and one of masks, as a team would have them, and import both."""
     source = folder / "annotated"
     for number, scene in enumerate(scenes):
         name = f"{number:04d}"
@@ -154,7 +154,7 @@ def _jpeg(scene: Scene) -> bytes:
 
 @contextmanager
 def own_s3() -> Iterator[str]:
-    """A server of our own, whatever S3 the environment points at; that comes back afterwards."""
+    """An S3 server for the block, instead of the one in the environment; yields its endpoint."""
     before = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
     with s3_server() as variables:
         for name in before:
@@ -169,7 +169,7 @@ def own_s3() -> Iterator[str]:
 
 
 def _upload(scenes: Sequence[Scene], folder: Path) -> None:
-    """Photographs and a manifest with a column of the user's own, into the bucket and here."""
+    """Write photographs to the bucket and the folder, a manifest and the model to the bucket."""
     storage.filesystem(BUCKET)[0].mkdir(BUCKET.removeprefix("s3://"))
     rng = np.random.default_rng(0)
     uris = []
@@ -207,7 +207,7 @@ def _segment(folder: Path) -> Run:
 
 
 def _compare(run: Run, scenes: Sequence[Scene]) -> float:
-    """mIoU of the stored masks against the rendered truth, at the images' own size."""
+    """The mIoU of the stored masks against the rendered truth, at full size."""
     matrix = ConfusionMatrix(len(CLASSES))
     for image_id, scene in enumerate(scenes):
         matrix.update(scene.label_map, _mask(run, image_id))
@@ -222,7 +222,7 @@ def _mask(run: Run, image_id: int) -> npt.NDArray[np.uint8]:
 
 
 def _show(run: Run, scenes: Sequence[Scene], folder: Path) -> None:
-    """The coverage table, and a few pictures: photograph, truth and prediction side by side."""
+    """Print the coverage table; write pictures of photograph, truth and prediction."""
     columns = ", ".join(f"round(avg(coverage.{field}), 3) AS {field}_share"
                         for field in CLASSES.fields if field != "background")  # fmt: skip
     write(
@@ -261,11 +261,11 @@ def _say_what_next(folder: Path, miou: float, minutes: float) -> None:
     )
     print(
         f"""
-mIoU {miou:.2f} in {minutes:.1f} minutes. What is there now:
-  {shown}/report.html   what the model saw, for a browser: distributions and images
+mIoU {miou:.2f} in {minutes:.1f} minutes. The output:
+  {shown}/report.html   a page for a browser: distributions and images
   {shown}/run           the results: one row per image, in two Delta tables of Parquet files
   {shown}/overlays      photograph, truth and prediction side by side
-  {shown}/labels        the labelled dataset, and {shown}/model the model that was trained on it
+  {shown}/labels        the labelled dataset, and {shown}/model, the model trained on it
   {shown}/segment.yaml  the same job on {shown}/facades, without the S3 server
 
 What to try next:

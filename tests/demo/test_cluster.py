@@ -1,4 +1,4 @@
-"""scripts/cluster: several nodes on one machine, which can be lost and joined by others."""
+"""scripts/cluster: several Ray nodes on one machine, of which one is lost and another joins."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from segbatch.demo.nodes import Process
+from segbatch.demo.localcluster import ServerProcess
 from tests.collection import various
 from tests.conftest import ROOT
 from tests.drivers import wait_until
@@ -43,7 +43,7 @@ def test_where_nothing_is_up_it_says_so(tmp_path: Path) -> None:
 def test_a_process_is_told_from_a_later_one_with_its_id() -> None:
     with subprocess.Popen(["sleep", "60"], start_new_session=True) as mine:
         try:
-            found = Process("mine", mine.pid, "Mon Jan  1 00:00:00 2024")
+            found = ServerProcess("mine", mine.pid, "Mon Jan  1 00:00:00 2024")
             assert not found.alive
             found.end()
             assert mine.poll() is None
@@ -74,7 +74,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, model_uri: str) -> Iterato
         down = script("down", folder=folder)
         assert down.returncode == 0, down.stderr
         for process in processes:
-            assert not Process(**process).alive
+            assert not ServerProcess(**process).alive
 
 
 def exports(folder: Path) -> dict[str, str]:
