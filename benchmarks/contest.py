@@ -31,7 +31,7 @@ from benchmarks.peers.task import Task
 from segbatch import storage
 from segbatch.demo.s3server import s3_server
 from segbatch.jobs.runtime.sharing import PASSIVE_THREADS
-from segbatch.jobs.runtime.workers import cores
+from segbatch.machine import num_cores
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = 16  # masks that are held against ours
@@ -67,7 +67,7 @@ class Outcome:
         """The steady rate, had the server's time on these cores been the contender's."""
         if self.steady is None:
             return None
-        return self.steady * cores() / max(cores() - self.server_cores, 0.1)
+        return self.steady * num_cores() / max(num_cores() - self.server_cores, 0.1)
 
 
 @dataclass
@@ -106,7 +106,7 @@ class Contest:
                     "cores of the S3 server": server,
                     "idle cores": self._median(name, "idle_cores"),
                     "server taken off, images/s": rate,
-                    "images/s and core": rate and rate / cores(),
+                    "images/s and core": rate and rate / num_cores(),
                 }
                 if limit:
                     row["of the limit"] = rate and rate / limit

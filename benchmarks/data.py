@@ -36,6 +36,7 @@ from benchmarks.peers.segbatch_job import CLASSES, InstantStage, instant_bundle 
 from benchmarks.peers.task import INSTANT, Task  # noqa: E402
 from benchmarks.photographs import side_of  # noqa: E402
 from segbatch import storage  # noqa: E402
+from segbatch.config.job import Predict  # noqa: E402
 from segbatch.jobs.stages import (  # noqa: E402
     Predicting,
     Reading,
@@ -44,7 +45,6 @@ from segbatch.jobs.stages import (  # noqa: E402
     fetch_stage,
     write_stage,
 )
-from segbatch.model.predict import PredictOptions  # noqa: E402
 from segbatch.results.encode import Encoding  # noqa: E402
 from segbatch.results.lease import Lease  # noqa: E402
 from segbatch.results.schema import rows_schema  # noqa: E402
@@ -123,7 +123,7 @@ def stages(side: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
         predict = InstantStage(
             Predicting(
                 instant_bundle(f"{folder}/model"),
-                PredictOptions(),
+                Predict(),
                 device="cpu",
                 threads=1,
                 original_grid=False,

@@ -27,16 +27,16 @@ from rich.table import Table
 
 from segbatch.config.training import Train
 from segbatch.demo.facades.facades import CLASSES, render_facade
-from segbatch.jobs.runtime.workers import cores
 from segbatch.labels import samples
 from segbatch.labels.dataset import Dataset, open_dataset, write_shard
 from segbatch.labels.samples import Samples
+from segbatch.machine import num_cores
 from segbatch.masks import encode_mask
 from segbatch.model import zoo
-from segbatch.training.examples import example
-from segbatch.training.loader import PARTS_AHEAD, Batch, Loader, Order
-from segbatch.training.loop import Training
-from segbatch.training.loss import Objective
+from segbatch.training.examples import training_example
+from segbatch.training.loader import BATCHES_AHEAD, Batch, Loader, Sampler
+from segbatch.training.loss import NetworkWithLoss
+from segbatch.training.step import Training
 
 ROUND = 6  # steps that one of the two does before the other's turn
 WARM_UP = 2
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("-o", "--output", type=Path, help="write the figures here, as JSON")
     arguments = parser.parse_args()
-    torch.set_num_threads(cores())
+    torch.set_num_threads(num_cores())
     train = Train(
         batch_size=arguments.batch_size, crop=arguments.crop, long_side=arguments.long_side
     )
@@ -90,26 +90,26 @@ def measure(
     dataset: Dataset, images: Samples, train: Train, arguments: argparse.Namespace
 ) -> dict[str, Any]:
     """Seconds a step of both, in turns, and the share of a step that was spent waiting."""
-    order = Order(len(images), train.batch_size, 1, 1000, 0)
+    sampler = Sampler(len(images), train.batch_size, 1, 1000, 0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = "bf16" if device.type == "cuda" else "fp32"
     network = zoo.build(arguments.arch, arguments.backbone, len(dataset.classes))
     training = Training(
-        Objective(network, train.loss, zoo.IMAGENET_MEAN, zoo.IMAGENET_STD),
+        NetworkWithLoss(network, train.loss, zoo.IMAGENET_MEAN, zoo.IMAGENET_STD),
         network.get_submodule(network.trunk_key),
-        order,
+        sampler,
         train,
         device=device,
         precision=precision,
     )
     loader = Loader(
-        lambda index: example(images[index], train.long_side),
+        lambda index: training_example(images[index], train.long_side),
         images.image_ids,
-        order,
+        sampler,
         train,
         fill=(124, 116, 104),
-        threads=cores(),
-        pinned=device.type == "cuda",
+        threads=num_cores(),
+        pin_memory=device.type == "cuda",
     )
     real = loader.steps(0)
     ready = [[(p.to(device), t.to(device)) for p, t in next(real)] for _ in range(ROUND)]
@@ -118,18 +118,18 @@ def measure(
     seconds: dict[str, list[float]] = {"real": [], "bare": []}
     waited = 0.0
     while len(seconds["real"]) < arguments.steps:
-        for _ in range(PARTS_AHEAD):  # those were made while nothing else was going on
+        for _ in range(BATCHES_AHEAD):  # those were made while nothing else was going on
             timed(training, real)
-        loader.take_waited()
+        loader.pop_wait_seconds()
         seconds["real"] += [timed(training, real) for _ in range(ROUND)]
-        waited += loader.take_waited()
+        waited += loader.pop_wait_seconds()
         time.sleep(SETTLE_S)
         seconds["bare"] += [timed(training, iter([parts])) for parts in ready]
     real.close()  # type: ignore[attr-defined]
     step, bare = (float(np.median(seconds[kind])) for kind in ("real", "bare"))
     return {
         "date": date.today().isoformat(),
-        "machine": f"{cores()} cores, {platform.machine()}",
+        "machine": f"{num_cores()} cores, {platform.machine()}",
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "network": f"{arguments.arch} {arguments.backbone}",
         "images": len(images),

@@ -36,7 +36,8 @@ from benchmarks.contest import CONTENDERS, Contest, collection  # noqa: E402
 from benchmarks.networks import random_bundle  # noqa: E402
 from benchmarks.peers.task import Task  # noqa: E402
 from segbatch.config.job import Resources  # noqa: E402
-from segbatch.jobs.runtime.workers import MIN_LOGICAL_CPUS, cores, cpu_workers  # noqa: E402
+from segbatch.jobs.runtime.workers import MIN_LOGICAL_CPUS, cpu_workers  # noqa: E402
+from segbatch.machine import num_cores  # noqa: E402
 from segbatch.model.predict import resolve_device, resolve_precision  # noqa: E402
 
 MANY = 512  # images: fewer would make too few files to tell a steady state of
@@ -91,8 +92,8 @@ def task(prefix: str, number: int, model: str, arguments: argparse.Namespace) ->
     device = resolve_device(arguments.device)
     workers, threads = torch.cuda.device_count(), 1
     if device.type == "cpu":
-        logical = float(max(MIN_LOGICAL_CPUS, cores()))
-        shared_out = cpu_workers(Resources(), [logical], cores())
+        logical = float(max(MIN_LOGICAL_CPUS, num_cores()))
+        shared_out = cpu_workers(Resources(), [logical], num_cores())
         workers, threads = shared_out.expected, shared_out.num_cpus
     return Task(
         images=prefix,

@@ -26,7 +26,7 @@ from zlib_ng import zlib_ng
 from segbatch.images.scaling import downscale
 from segbatch.masks import SIGNATURE
 from segbatch.storage import ReadLimits, is_local
-from segbatch.storage.clients import bulk_client
+from segbatch.storage.clients import obstore_client
 
 Tasks = dict[str, Callable[[], Any]]
 
@@ -45,7 +45,7 @@ async def _get_all(uris: Sequence[str], receive: Callable[[Any], Awaitable[Any]]
     slots = asyncio.Semaphore(ReadLimits().concurrency)
 
     async def get(uri: str) -> Any:
-        client = bulk_client(uri)
+        client = obstore_client(uri)
         assert client is not None
         async with slots:
             return await receive(await obstore.get_async(*client))

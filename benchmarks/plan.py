@@ -39,9 +39,8 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from segbatch.cluster.estimate import COMMAND_S  # noqa: E402
-from segbatch.cluster.measure import machine_name  # noqa: E402
 from segbatch.demo.facades.facades import render_facade  # noqa: E402
-from segbatch.jobs.runtime.workers import cores  # noqa: E402
+from segbatch.machine import cpu_model, num_cores  # noqa: E402
 from segbatch.masks.classes import Classes  # noqa: E402
 from segbatch.model import zoo  # noqa: E402
 from segbatch.model.bundle import save_bundle  # noqa: E402
@@ -84,7 +83,7 @@ def main() -> None:
             print(json.dumps({name: rows[name]}), file=sys.stderr, flush=True)
     figures = {
         "date": date.today().isoformat(),
-        "machine": f"{machine_name()}, {cores()} cores",
+        "machine": f"{cpu_model()}, {num_cores()} cores",
         "jobs": rows,
     }
     show(figures)

@@ -53,11 +53,12 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 from benchmarks import photographs, result  # noqa: E402
 from benchmarks.busy import busy_share  # noqa: E402
 from benchmarks.networks import random_network  # noqa: E402
+from segbatch.config.job import Predict  # noqa: E402
 from segbatch.demo.facades.facades import CLASSES  # noqa: E402
-from segbatch.jobs.runtime.workers import cores  # noqa: E402
+from segbatch.machine import num_cores  # noqa: E402
 from segbatch.model import surfaces as reduction  # noqa: E402
 from segbatch.model.config import ModelConfig  # noqa: E402
-from segbatch.model.predict import DTYPES, Model, PredictOptions, fused_on, reduce, resolve_device  # noqa: E402  # noqa: E402
+from segbatch.model.predict import DTYPES, Model, fused_on, reduce, resolve_device  # noqa: E402
 from segbatch.model.strips import STRIP_BYTES, reduce_in_strips, strips  # noqa: E402
 from segbatch.model.surfaces import Size, Upsampled  # noqa: E402
 from segbatch.model.zoo import Network  # noqa: E402
@@ -105,7 +106,7 @@ def main() -> None:
     parser.add_argument("--batches", help="by default 1 to 64 on a GPU, 1 to 16 on the CPU")
     parser.add_argument("-o", "--output", type=Path, help="write the figures here, as JSON")
     arguments = parser.parse_args()
-    torch.set_num_threads(cores())
+    torch.set_num_threads(num_cores())
     device = resolve_device(arguments.device)
     sides = [256] if arguments.quick else [int(side) for side in arguments.sides.split(",")]
     batches = [1, 4] if arguments.quick else BATCHES[device.type]
@@ -211,7 +212,7 @@ def figures_of(case: Case, device: torch.device) -> dict[str, Any]:
     flop = flop_an_image(network, case.side)
     model = None
     if case.channels_last:  # as a model always has it
-        options = PredictOptions(
+        options = Predict(
             precision=case.precision, batch_size=case.batch, compile=case.compiled
         )
         config = ModelConfig(case.arch, case.backbone, network.output_stride, CLASSES)

@@ -40,10 +40,9 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from segbatch import storage  # noqa: E402
-from segbatch.cluster.measure import machine_name  # noqa: E402
 from segbatch.demo.facades.facades import render_facade  # noqa: E402
 from segbatch.demo.s3server import s3_server  # noqa: E402
-from segbatch.jobs.runtime.workers import cores  # noqa: E402
+from segbatch.machine import cpu_model, num_cores  # noqa: E402
 from segbatch.masks import decode_mask, encode_mask  # noqa: E402
 from segbatch.masks.classes import Classes  # noqa: E402
 from segbatch.results.database import open_database, register_filesystems, scan  # noqa: E402
@@ -52,7 +51,7 @@ from segbatch.results.runfolder import FORMAT, write_info  # noqa: E402
 from segbatch.results.schema import rows_schema, stats_schema  # noqa: E402
 from segbatch.results.stats import coverage, struct_column  # noqa: E402
 from segbatch.results.table import STATISTICS, DataFile, Table, file_name  # noqa: E402
-from segbatch.results.write import ROW_GROUP_ROWS, store, write_file  # noqa: E402
+from segbatch.results.write import ROW_GROUP_ROWS, write_file, write_parquet  # noqa: E402
 from segbatch.run import open_run  # noqa: E402
 
 GOAL = 1.1  # of flat columns
@@ -102,7 +101,7 @@ def main() -> None:
     arguments = parser.parse_args()
     result: dict[str, Any] = {
         "date": date.today().isoformat(),
-        "machine": f"{machine_name()}, {cores()} cores",
+        "machine": f"{cpu_model()}, {num_cores()} cores",
         "software": {name: importlib.metadata.version(name) for name in ("duckdb", "pyarrow")},
         "classes": len(CLASSES),
     }
@@ -133,7 +132,7 @@ def write_layouts(folder: str, num_rows: int) -> None:
     with_masks: list[DataFile] = []
     without: list[DataFile] = []
     as_stats = partial(
-        store, epoch=epoch, kind=STATISTICS, compression_level=3,
+        write_parquet, epoch=epoch, kind=STATISTICS, compression_level=3,
         row_group_size=STATS_ROW_GROUP_ROWS, use_dictionary=LOW_CARDINALITY,
     )  # fmt: skip
     for start in range(0, num_rows, STATS_FILE_ROWS):

@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 
-from segbatch.cluster.measure import machine_name
-from segbatch.jobs.runtime.workers import cores
 from segbatch.jobs.stamp import software
+from segbatch.machine import cpu_model, num_cores
 
 RESULTS = Path(__file__).parent / "results"
 MEASURED_WITH = ("pillow", "pyarrow", "obstore", "zlib-ng", "numpy")
@@ -24,8 +23,8 @@ def machine() -> dict[str, Any]:
     on_gpu = torch.cuda.is_available()
     return {
         "date": date.today().isoformat(),
-        "machine": machine_name(),
-        "cores": cores(),
+        "machine": cpu_model(),
+        "cores": num_cores(),
         "gpu": torch.cuda.get_device_name() if on_gpu else None,
         "load": round(os.getloadavg()[0], 2),
         "software": software(*MEASURED_WITH),

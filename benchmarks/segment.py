@@ -30,7 +30,7 @@ import segbatch
 from segbatch import storage
 from segbatch.config.images import IMAGE_EXTENSIONS
 from segbatch.demo.s3server import s3_server
-from segbatch.jobs.runtime.workers import cores
+from segbatch.machine import num_cores
 from segbatch.masks import overlay, with_legend
 from segbatch.run import Run
 
@@ -100,7 +100,7 @@ def measure(job: Any, num_images: int) -> tuple[Run, dict[str, Any]]:
     size = sum(file.size for file in files if file.uri.endswith(".parquet"))
     return run, {
         "date": date.today().isoformat(),
-        "machine": f"{cores()} cores, {platform.processor() or platform.machine()}",
+        "machine": f"{num_cores()} cores, {platform.processor() or platform.machine()}",
         "software": info["software"],
         "model": {key: info["model"][key] for key in ("arch", "backbone", "long_side", "sha256")},
         "images": num_images,

@@ -32,8 +32,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.faults.bench import small_model  # noqa: E402
-from segbatch.cluster.measure import machine_name  # noqa: E402
-from segbatch.jobs.runtime.workers import cores  # noqa: E402
+from segbatch.machine import cpu_model, num_cores  # noqa: E402
 from tests.collection import jpeg  # noqa: E402
 from tests.written_run import write_run  # noqa: E402
 
@@ -59,7 +58,7 @@ def main() -> None:
     arguments = parser.parse_args()
     result: dict[str, Any] = {
         "date": date.today().isoformat(),
-        "machine": f"{machine_name()}, {cores()} cores",
+        "machine": f"{cpu_model()}, {num_cores()} cores",
         "python": sys.version.split()[0],
     }
     with tempfile.TemporaryDirectory(prefix="bench-startup-") as folder:

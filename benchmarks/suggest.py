@@ -33,26 +33,25 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.result import machine, markdown, save  # noqa: E402
 from segbatch import segment, storage  # noqa: E402
 from segbatch.config.training import Augment, Network, Optimizer, Schedule, Start, Train  # noqa: E402
-from segbatch.jobs.finetune import frequency_weights  # noqa: E402
-from segbatch.jobs.runtime.workers import cores  # noqa: E402
 from segbatch.labels import samples  # noqa: E402
 from segbatch.labels.dataset import Dataset, open_dataset, write_shard  # noqa: E402
 from segbatch.labels.samples import Samples  # noqa: E402
+from segbatch.machine import num_cores  # noqa: E402
 from segbatch.model.bundle import load_bundle, save_bundle  # noqa: E402
-from segbatch.model.predict import Model, PredictOptions  # noqa: E402
+from segbatch.model.predict import Model  # noqa: E402
 from segbatch.model.zoo import without_auxiliary  # noqa: E402
 from segbatch.review.suggest.candidates import RANKINGS  # noqa: E402
 from segbatch.review.suggest.suggest import suggest  # noqa: E402
-from segbatch.training.examples import example, measure  # noqa: E402
+from segbatch.training.confusion import by_class  # noqa: E402
+from segbatch.training.examples import measure, training_example  # noqa: E402
 from segbatch.training.loader import (  # noqa: E402
     Loader,
-    Order,
+    Sampler,
 )
-from segbatch.training.loop import Training, use_threads  # noqa: E402
-from segbatch.training.loss import Objective  # noqa: E402
-from segbatch.training.metrics import ConfusionMatrix, by_class  # noqa: E402
-from segbatch.training.recipe import seed_everything  # noqa: E402
-from segbatch.training.start import start  # noqa: E402
+from segbatch.training.loss import NetworkWithLoss  # noqa: E402
+from segbatch.training.network import build_network  # noqa: E402
+from segbatch.training.recipe import median_frequency_weights, seed_everything  # noqa: E402
+from segbatch.training.step import Training  # noqa: E402
 
 Row = Mapping[str, Any]
 
@@ -76,7 +75,7 @@ def main() -> None:
     parser.add_argument("--crop", type=int, default=256)
     parser.add_argument("-o", "--output", type=Path, help="write the figures here, as JSON")
     arguments = parser.parse_args()
-    use_threads(cores())
+    torch.set_num_threads(num_cores())
     with tempfile.TemporaryDirectory() as folder:
         figures = experiment(folder, arguments)
     print(markdown(figures["trainings"]))
@@ -166,25 +165,25 @@ class Recipe:
             seed=seed,
         )
         seed_everything(seed)
-        started, config = start(network, dataset.classes, print)
+        started, config = build_network(network, dataset.classes, print)
         config = replace(config, long_side=train.long_side)
-        weights = frequency_weights(dataset)
-        order = Order(len(images), train.batch_size, 1, train.epochs, train.seed)
+        weights = median_frequency_weights(dataset)
+        sampler = Sampler(len(images), train.batch_size, 1, train.epochs, train.seed)
         training = Training(
-            Objective(started, train.loss, config.mean, config.std, weights),
+            NetworkWithLoss(started, train.loss, config.mean, config.std, weights),
             started.get_submodule(started.trunk_key),
-            order,
+            sampler,
             train,
             device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
             precision="fp32",
         )
         loader = Loader(
-            lambda index: example(images[index], train.long_side),
+            lambda index: training_example(images[index], train.long_side),
             images.image_ids,
-            order,
+            sampler,
             train,
             fill=config.fill,
-            threads=cores(),
+            threads=num_cores(),
         )
         for parts in loader.steps(0):
             training.run_step(parts)
@@ -197,9 +196,8 @@ class Recipe:
     def scores(self, uri: str) -> dict[str, Any]:
         """What the bundle at ``uri`` reaches on ``val``."""
         network, config = load_bundle(uri)
-        confusion = ConfusionMatrix(len(config.classes))
-        model = Model(network, config, options=PredictOptions(confidence=False))
-        measure(model, iter(self.held_out), confusion)
+        model = Model(network, config, confidence=False)
+        confusion = measure(model, self.held_out)
         return {
             "miou": round(float(confusion.miou()), 4),
             "pixel_accuracy": round(float(confusion.pixel_accuracy()), 4),

@@ -11,7 +11,8 @@ from PIL import Image
 
 from benchmarks.peers.task import Task
 from segbatch import storage
-from segbatch.model.predict import PredictOptions, load_model
+from segbatch.config.job import Predict
+from segbatch.model.predict import load_model
 
 HELD = 64  # images that lie in memory, over and over
 
@@ -33,7 +34,7 @@ def main() -> None:
 def predict(task: Task, num_images: int) -> None:
     uris = itertools.islice((file.uri for file in storage.list_files(task.images)), HELD)
     images = [np.array(Image.open(io.BytesIO(storage.read_bytes(uri)))) for uri in uris]
-    options = PredictOptions(precision=task.precision, batch_size=task.batch_size)
+    options = Predict(precision=task.precision, batch_size=task.batch_size)
     model = load_model(task.model, device=task.device, options=options, threads=task.threads)
     endless = itertools.cycle(images)
     for start in range(0, num_images, task.batch_size):

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.peers.task import Pixels, Segmenter, Task
-from segbatch.jobs.runtime.workers import cores
+from segbatch.machine import num_cores
 
 
 class Photographs(Dataset[tuple[str, Tensor]]):
@@ -64,7 +64,7 @@ def main() -> None:
     loader = DataLoader(
         Photographs(task.images),
         batch_size=task.batch_size,
-        num_workers=cores(),
+        num_workers=num_cores(),
         collate_fn=list,  # images may differ in size
         pin_memory=task.device == "cuda",
     )

@@ -29,7 +29,7 @@ from segbatch.cluster.measure import Measurement
 from segbatch.cluster.nodeoptions import NodeOption, Terms, Wish, node_options
 from segbatch.cluster.survey import Effort, Survey, survey_job
 from segbatch.config.job import Job, SegmentJob, load_kind
-from segbatch.jobs.runtime.nodes import Cluster, read_cluster
+from segbatch.jobs.runtime.nodes import ClusterFile, read_cluster_file
 from segbatch.results.cost import requests
 from segbatch.results.prices import GB, Prices, read_prices
 from segbatch.results.schema import TRANSIENT_ERRORS
@@ -125,7 +125,7 @@ def plan(
     table = read_prices(prices)
     if cluster is None and storage.exists(CLUSTER):
         cluster = CLUSTER
-    nodes = read_cluster(cluster) if cluster is not None else Cluster(None, [], None)
+    nodes = read_cluster_file(cluster) if cluster is not None else ClusterFile(None, [], None)
     effort = effort or Effort()
     if address is None:
         found = survey_job(job, effort)
@@ -137,7 +137,7 @@ def plan(
 
 
 def make_plan(
-    job: SegmentJob, found: Survey, cluster: Cluster, prices: Prices, wish: Wish
+    job: SegmentJob, found: Survey, cluster: ClusterFile, prices: Prices, wish: Wish
 ) -> JobPlan:
     """The plan that follows from a survey; arithmetic alone."""
     samples = sorted(found.samples, key=lambda sample: not sample.on_gpu)
@@ -212,7 +212,7 @@ def _bill(job: SegmentJob, found: Survey, sample: Measurement, prices: Prices) -
 
 
 def _notes(
-    job: SegmentJob, found: Survey, samples: list[Measurement], cluster: Cluster, prices: Prices
+    job: SegmentJob, found: Survey, samples: list[Measurement], cluster: ClusterFile, prices: Prices
 ) -> list[str]:
     """What one must know to believe the figures."""
     sample = samples[0]

@@ -7,14 +7,12 @@ first batch is not counted: libraries do much once. Rows are written to a tempor
 from __future__ import annotations
 
 import io
-import platform
 import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Self
 
 import pyarrow as pa
@@ -38,6 +36,7 @@ from segbatch.jobs.stages import (
     fetch_stage,
     write_stage,
 )
+from segbatch.machine import cpu_model
 from segbatch.model.device import device_name
 from segbatch.results.encode import Encoding, user_fields
 from segbatch.results.finish import LOW_CARDINALITY
@@ -131,7 +130,7 @@ def measure_stages(
             taken += rows[-1].num_rows
         failed = way.write(pa.concat_tables(rows), sizes.file_rows)
         return Measurement(
-            machine=machine_name(),
+            machine=cpu_model(),
             node=place.node,
             device=device_name(way.predict.model.device),
             threads=place.threads,
@@ -184,6 +183,7 @@ class TimedPipeline:
                 threads=place.threads,
                 original_grid=job.masks == "original",
                 keep_label_maps=self.encoding.wants_label_maps,
+                confidence=prepared.model.confidence,
             ),
             prepared.reading,
         )
@@ -270,13 +270,3 @@ def _refuse_bad_credentials(table: pa.Table) -> None:
         raise CredentialsRefused(
             f"the storage refuses our credentials: {refused['message'][0]}; renew them"
         )
-
-
-def machine_name() -> str:
-    """The model of this machine's CPU."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(models, platform.machine())

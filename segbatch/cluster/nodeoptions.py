@@ -23,7 +23,7 @@ from segbatch.cluster.estimate import (
 )
 from segbatch.cluster.measure import Measurement
 from segbatch.config.job import Resources
-from segbatch.jobs.runtime.nodes import Cluster, NodeType
+from segbatch.jobs.runtime.nodes import ClusterFile, NodeType
 from segbatch.jobs.runtime.sharing import READ_CPUS, worker_cpus
 from segbatch.jobs.runtime.workers import fitting, pool_size, threads_on
 from segbatch.results.prices import Prices
@@ -81,7 +81,7 @@ class Terms:
 
     images: int
     resources: Resources
-    cluster: Cluster
+    cluster: ClusterFile
     prices: Prices
     fixed: float
     wish: Wish

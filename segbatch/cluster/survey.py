@@ -28,7 +28,8 @@ from segbatch.images import manifest
 from segbatch.jobs.preflight import SAMPLE_IMAGES, check_first_images, prepare
 from segbatch.jobs.runstate import RunState, outages
 from segbatch.jobs.runtime.sharing import PASSIVE_THREADS, worker_cpus
-from segbatch.jobs.runtime.workers import MIN_LOGICAL_CPUS, connected, cores, cpu_workers, most_of
+from segbatch.jobs.runtime.workers import MIN_LOGICAL_CPUS, connected, cpu_workers, most_of
+from segbatch.machine import num_cores
 from segbatch.model.device import device_here
 from segbatch.results.encode import carried
 from segbatch.results.schema import RESERVED_COLUMNS
@@ -218,8 +219,8 @@ def survey_job(job: SegmentJob, effort: Effort) -> Survey:
 
 def local_setup(resources: Resources) -> NodeSetup:
     """This machine as a local run has it."""
-    logical = max(MIN_LOGICAL_CPUS, cores())
-    return _place(resources, device_here(resources.device), logical, cores(), 1.0)
+    logical = max(MIN_LOGICAL_CPUS, num_cores())
+    return _place(resources, device_here(resources.device), logical, num_cores(), 1.0)
 
 
 def _place(

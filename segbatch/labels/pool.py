@@ -18,6 +18,7 @@ from typing import TypeVar
 
 from segbatch import signals
 from segbatch.errors import Incomplete
+from segbatch.machine import num_cores
 
 A = TypeVar("A")
 R = TypeVar("R")
@@ -41,7 +42,7 @@ def in_order(function: Callable[[A], R], arguments: Iterable[A]) -> Generator[R,
             signals.check()
             yield function(argument)
         return
-    num_processes = _num_cores()
+    num_processes = num_cores()
     spawn = multiprocessing.get_context("spawn")  # a fork would inherit locks of the clients
     with ProcessPoolExecutor(num_processes, spawn, _begin) as pool:
         upcoming = (pool.submit(function, argument) for argument in chain(first, remaining))
@@ -69,10 +70,6 @@ def _wait(future: Future[R]) -> R:
         except TimeoutError:
             if future.done():  # the function's own
                 raise
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _begin() -> None:

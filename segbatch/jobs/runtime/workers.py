@@ -21,6 +21,7 @@ from segbatch.config.training import TrainResources
 from segbatch.errors import InputError
 from segbatch.jobs.runtime.nodes import node_types
 from segbatch.jobs.runtime.sharing import BESIDE_CPUS, FEW_CORES, READ_CPUS, worker_cpus
+from segbatch.machine import num_cores
 from segbatch.storage import one_line
 
 if TYPE_CHECKING:
@@ -68,11 +69,6 @@ class Workers:
         return f"{count} × {each}"
 
 
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 @contextmanager
 def connected(say: Callable[[str], None]) -> Iterator[None]:
     """A Ray to work on: the one that this process has, else ``RAY_ADDRESS``, else a local one.
@@ -104,7 +100,7 @@ def connected(say: Callable[[str], None]) -> Iterator[None]:
                     os.environ.setdefault(name, value)
                 ray.init(
                     address="local",
-                    num_cpus=max(MIN_LOGICAL_CPUS, cores()),
+                    num_cpus=max(MIN_LOGICAL_CPUS, num_cores()),
                     include_dashboard=False,
                     log_to_driver=False,
                     logging_level=logging.ERROR,
@@ -175,7 +171,7 @@ def share_out(resources: Resources, device: str) -> Workers:
         nodes = [float(MIN_LOGICAL_CPUS)]
     logical = int(sum(nodes))
     # A local Ray may have more logical CPUs than there are cores; threads must not.
-    physical = min(logical, cores()) if len(nodes) == 1 else logical
+    physical = min(logical, num_cores()) if len(nodes) == 1 else logical
     return cpu_workers(resources, nodes, physical, may_grow)
 
 
@@ -244,7 +240,7 @@ def share_out_training(resources: TrainResources, device: str) -> Workers:
     low, high = size = resources.num_workers
     num_cpus = most_of("CPU") or MIN_LOGICAL_CPUS
     # A local Ray may have more logical CPUs than there are cores; threads must not.
-    physical = min(num_cpus, cores()) if node_cpus() == [num_cpus] else num_cpus
+    physical = min(num_cpus, num_cores()) if node_cpus() == [num_cpus] else num_cpus
     cpus = max(1, int(min(physical / high, largest_node())))
     if resources.cpus_per_worker != "auto":
         cpus = int(resources.cpus_per_worker)

@@ -15,10 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segbatch.config.job import Resources
+from segbatch.config.job import Predict, Resources
 from segbatch.config.training import TrainResources
 from segbatch.errors import InputError
-from segbatch.jobs.runtime import workers
 from segbatch.jobs.runtime.executor import data_context
 from segbatch.jobs.runtime.nodes import NodeClock
 from segbatch.jobs.runtime.sharing import BESIDE_CPUS, worker_cpus
@@ -32,10 +31,10 @@ from segbatch.jobs.runtime.workers import (
 )
 from segbatch.jobs.segment import pipeline, segment
 from segbatch.jobs.stages import Pipeline, Predicting, Reading
+from segbatch.machine import num_cores
 from segbatch.masks.classes import Classes
-from segbatch.model.predict import PredictOptions
 from segbatch.results.encode import Encoding
-from segbatch.results.lease import Tenure
+from segbatch.results.lease import WorkerLease
 from segbatch.results.schema import rows_schema
 from segbatch.results.write import Writing
 from segbatch.run import open_run
@@ -116,15 +115,15 @@ def test_nodes_and_their_hours_are_known_as_far_as_a_file_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     [counted] = NodeClock().read()
-    assert (counted["cpus"], counted["instance"], counted["spot"]) == (4, None, None)
+    assert (counted.cpus, counted.instance, counted.spot) == (4, None, None)
     (tmp_path / "ray_bootstrap_config.yaml").write_text(LAUNCHED)
     monkeypatch.setenv("HOME", str(tmp_path))
     clock = NodeClock()
-    assert [(n["instance"], n["spot"]) for n in clock.read()] == [("m6i.xlarge", False)]
+    assert [(n.instance, n.spot) for n in clock.read()] == [("m6i.xlarge", False)]
     for _ in range(2):
         time.sleep(0.2)
         [counted] = clock.read()
-    assert counted["seconds"] >= 0.4, "the time between all readings, and not that of the last"
+    assert counted.seconds >= 0.4, "the time between all readings, and not that of the last"
 
 
 def test_what_kuberay_may_start_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,9 +206,9 @@ def test_ray_takes_a_pipeline_with_gpus(model_uri: str) -> None:
     schema = rows_schema(classes, stats=[])
     stages = Pipeline(
         Reading(ReadLimits(1000, 1.0, 0), 1000, None),
-        Predicting(model_uri, PredictOptions(), "cuda", 1, True, True),
+        Predicting(model_uri, Predict(), "cuda", 1, True, True),
         Encoding(classes, schema),
-        Writing(Tenure("file:///run", "driver"), 1, schema, last_pass=False),
+        Writing(WorkerLease("file:///run", "driver"), 1, schema, last_pass=False),
     )
     images = pa.table({"image_id": [0, 1], "uri": ["a.jpg", "b.jpg"]})
     gpus = Workers("cuda", (1, None), 1, 0.5)
@@ -247,6 +246,6 @@ def test_workers_grow_from_their_minimum_and_go_with_a_node(
 
 
 def test_a_gpu_that_is_not_there_is_refused() -> None:
-    assert workers.cores() == 2
+    assert num_cores() == 2
     with pytest.raises(InputError, match="no node of the Ray cluster has a GPU"):
         resolve_device(Resources(device="cuda"))
