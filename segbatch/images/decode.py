@@ -1,27 +1,28 @@
-"""Decode: the bytes of an image file → upright RGB, or the reason why not.
+"""Stage 2, decode: the bytes of an image file → upright RGB, or the reason why not.
+
+One image goes through these steps: identify → refuse what must not be decoded → decode → upright
+RGB → downscale.
 
 Every format that the installed Pillow opens, first frame, any mode. The pixels are those of
 Pillow's own ``convert("RGB")`` (alpha is dropped, colour profiles are not applied), turned as
-EXIF says, except where that would be wrong: numbers of more than 8 bits are scaled and not
+EXIF says, except where that would be wrong: numbers of more than 8 bits are scaled instead of
 clipped, and a PNG whose pixel data has a wrong checksum is broken.
 
-Pillow opens every file, and decodes it unless it is an ordinary JPEG: that goes through the same
-libjpeg-turbo by simplejpeg, which writes the same pixels where they shall lie, in half the time
-(``scripts/bench data``). Whatever simplejpeg does not like is Pillow's to judge.
+Pillow opens every file, and decodes it unless it is an ordinary JPEG. simplejpeg decodes those: it
+uses the same libjpeg-turbo, gives the same pixels and writes them straight into the table, in half
+the time (``scripts/bench data``). What simplejpeg rejects goes to Pillow.
 
-Nothing that a file holds raises, warns or logs: it becomes an :class:`Undecodable`.
+No file makes these functions raise, warn or log: a broken one becomes an :class:`Undecodable`.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import re
 import threading
 import warnings
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -31,80 +32,31 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import simplejpeg
-from PIL import ExifTags, Image, JpegImagePlugin, TiffImagePlugin
+from PIL import ExifTags, Image, JpegImagePlugin
 
 from segbatch.images.faults import (
     MAX_EXIF_BYTES,
-    MAX_PARTS,
-    Bomb,
-    Encoded,
+    LimitedFile,
     Undecodable,
     diagnose,
     ends_early,
-    number,
+    refuse_before_decoding,
+    refuse_before_opening,
     refuse_strip,
-    refuse_undecoded,
-    refuse_unopened,
 )
 from segbatch.images.scaling import downscale, scaled_size
 from segbatch.storage.arrow import binary_column
 
-# Pillow's settings while images are decoded: they belong to the process and not to a thread.
-
-
-# What Pillow would log of a broken file stands in the file's row; a million rows are no log.
+# A broken file is described in its row; a million rows would flood the log.
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
-
-class _Pillow:
-    """The job's pixel limit, and not a warning.
-
-    The first thread to come in sets them and the last one to leave restores them. The limit is the
-    one of the last that came in: a process works for one job.
-    """
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.inside = 0
-        self.given_limit = Image.MAX_IMAGE_PIXELS
-        self.warnings = warnings.catch_warnings()
-
-    @contextmanager
-    def limited(self, max_pixels: int) -> Iterator[None]:
-        with self.lock:
-            self.inside += 1
-            if self.inside == 1:
-                self.given_limit = Image.MAX_IMAGE_PIXELS
-                self.warnings = warnings.catch_warnings()
-                self.warnings.__enter__()
-                warnings.filterwarnings("ignore", module="PIL")
-                # Pillow itself only warns up to twice the limit.
-                warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
-            Image.MAX_IMAGE_PIXELS = max_pixels
-        try:
-            yield
-        finally:
-            with self.lock:
-                self.inside -= 1
-                if self.inside == 0:
-                    Image.MAX_IMAGE_PIXELS = self.given_limit
-                    self.warnings.__exit__(None, None, None)
-
-
-pillow = _Pillow()
-
+Pixels = npt.NDArray[np.uint8]
+Size = tuple[int, int]  # width, height
 
 BYTES_PER_PIXEL = 3
+SIZES = ("width", "height", "model_width", "model_height")  # columns that `decode` adds
 
-
-Pixels = npt.NDArray[np.uint8]
-
-
-# Columns of one image's sizes, as `decode` adds them.
-SIZES = ("width", "height", "model_width", "model_height")
-
-
-# Value of the EXIF tag → what makes the picture upright, as in ImageOps.exif_transpose.
+# EXIF orientation → what makes the picture upright, as in ImageOps.exif_transpose.
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -114,9 +66,7 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
-LYING = frozenset({5, 6, 7, 8})  # these swap width and height
+SIDEWAYS = frozenset({5, 6, 7, 8})  # orientations that swap width and height
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,11 +81,21 @@ class Decoded:
 
 
 @dataclass(frozen=True)
-class PlainJpeg:
-    """An ordinary JPEG that needs nothing but to be decoded, by whoever can do it best."""
+class LeftEncoded:
+    """An image that stays encoded in its table: an ordinary JPEG, with its size, for the device to
+    decode; or one whose pixels do not fit into the table, without a size.
+    """
 
-    width: int
-    height: int
+    width: int | None = None
+    height: int | None = None
+
+
+class CannotDecode(Exception):
+    """Decoding failed or was refused."""
+
+    def __init__(self, reason: Undecodable) -> None:
+        super().__init__(reason.message)
+        self.reason = reason
 
 
 def decode(
@@ -156,42 +116,37 @@ def decode(
     - ``model_width``, ``model_height``, int32: the grid of ``pixels``; null where ``pixels`` is
 
     and fills ``error`` and ``message`` of undecodable rows; rows that have an error pass through.
-    ``data`` becomes null once it is decoded or has failed. An image whose pixels no longer fit
-    into ``budget_bytes``, all together, keeps its ``data`` and nothing else: whoever takes the
-    table decodes it alone (:func:`decode_image`), so that a table's size is bounded. With
-    ``keep_jpegs``, ordinary JPEGs that need neither turning nor downscaling keep their ``data`` and
-    have their sizes.
+    ``data`` becomes null once it is decoded or has failed. So that the size of a table is bounded,
+    an image that no longer fits into ``budget_bytes`` of pixels keeps its ``data`` and gets nothing
+    else: the next stage decodes it alone (:func:`decode_image`). With ``keep_jpegs``, ordinary
+    JPEGs that need neither turning nor downscaling keep their ``data`` and get their sizes.
 
     Holds at worst ``budget_bytes``, and 18 bytes a pixel of the largest image, besides ``table``.
     """
-    # Only what is written to takes memory; Arrow's pool gives pages again that it has already.
+    # Only written pages take memory, and Arrow's pool reuses the pages of earlier tables.
     room = np.frombuffer(pa.allocate_buffer(max(1, budget_bytes)), np.uint8)
     ends = [0]
-    sizes: list[tuple[int | None, ...]] = []
-    encoded = []  # whether the row's data is still to be decoded
     errors, messages = table["error"].to_pylist(), table["message"].to_pylist()
+    sizes: list[tuple[int | None, ...]] = [(None,) * len(SIZES)] * table.num_rows
+    keeps_data = [True] * table.num_rows
     for row, data in enumerate(table["data"]):
-        result = None
-        if data.is_valid and errors[row] is None:
-            result = _decode(data.as_py(), max_pixels, long_side, room[ends[-1] :], keep_jpegs)
-        size: tuple[int | None, ...] = (None,) * len(SIZES)
         end = ends[-1]
-        if isinstance(result, Undecodable):
-            errors[row], messages[row] = result.kind, result.message
-        elif isinstance(result, PlainJpeg):
-            size = (result.width, result.height) * 2
-        elif result is not None:
-            height, width, _ = result.pixels.shape
-            size = (result.width, result.height, width, height)
-            end += result.pixels.size
-            if not np.may_share_memory(result.pixels, room):
-                room[ends[-1] : end] = result.pixels.ravel()
+        if data.is_valid and errors[row] is None:
+            image = _decode_into(room[end:], data.as_py(), max_pixels, long_side, keep_jpegs)
+            if isinstance(image, LeftEncoded):
+                sizes[row] = (image.width, image.height) * 2
+            elif isinstance(image, Undecodable):
+                errors[row], messages[row] = image.kind, image.message
+                keeps_data[row] = False
+            else:
+                model_height, model_width, _ = image.pixels.shape
+                sizes[row] = (image.width, image.height, model_width, model_height)
+                keeps_data[row] = False
+                end += image.pixels.size
         ends.append(end)
-        sizes.append(size)
-        encoded.append(result is None or isinstance(result, PlainJpeg))
 
     columns = {
-        "data": pc.if_else(pa.array(encoded, pa.bool_()), table["data"], None),
+        "data": pc.if_else(pa.array(keeps_data, pa.bool_()), table["data"], None),
         "error": pa.array(errors, pa.string()),
         "message": pa.array(messages, pa.string()),
         "pixels": binary_column(room, ends),
@@ -201,97 +156,161 @@ def decode(
     return pa.table(given | columns)
 
 
+def _decode_into(
+    room: Pixels, data: bytes, max_pixels: int, long_side: int | None, keep_jpegs: bool
+) -> Decoded | LeftEncoded | Undecodable:
+    """As :func:`decode_image`, with the pixels at the beginning of ``room``."""
+    try:
+        with _identified(data, max_pixels, long_side) as image:
+            grid = scaled_size(*image.size, long_side)
+            if keep_jpegs and grid == image.size and _is_for_any_decoder(data, image):
+                return LeftEncoded(*image.size)
+            if math.prod(grid) * BYTES_PER_PIXEL > room.size:
+                return LeftEncoded()
+            decoded = _decoded(data, image, long_side, room)
+    except CannotDecode as error:
+        return error.reason
+    if decoded.pixels.size > room.size:  # an icon, larger than its header says
+        return LeftEncoded()
+    if not np.may_share_memory(decoded.pixels, room):
+        room[: decoded.pixels.size] = decoded.pixels.ravel()
+    return decoded
+
+
 def decode_image(data: bytes, *, max_pixels: int, long_side: int | None) -> Decoded | Undecodable:
-    """The image in ``data``, brought to ``long_side``, or why there is none. Never raises.
+    """The image in ``data``, downscaled to ``long_side``, or why there is none. Never raises.
 
     An image with more than ``max_pixels`` by its header is ``too_large`` and is not decoded. A
     JPEG that is more than four times as long as ``long_side`` is decoded at a fraction of its size.
     """
-    result = _decode(data, max_pixels, long_side, None, False)
-    assert isinstance(result, Decoded | Undecodable)
-    return result
+    try:
+        with _identified(data, max_pixels, long_side) as image:
+            return _decoded(data, image, long_side)
+    except CannotDecode as error:
+        return error.reason
 
 
-def _decode(
-    data: bytes, max_pixels: int, long_side: int | None, room: Pixels | None, keep_jpegs: bool
-) -> Decoded | PlainJpeg | Undecodable | None:
-    """As :func:`decode_image`; ``None`` if the pixels do not fit into ``room``, at whose beginning
-    they may lie then.
+def check_image(data: bytes, *, max_pixels: int) -> tuple[Size, int] | Undecodable:
+    """Size of the image as it is stored, and its EXIF orientation; or why it cannot be decoded.
+
+    For callers that do not need the pixels, but need to know that all of them can be decoded.
     """
-    if not data:
-        return Undecodable("truncated", "0 bytes")
-    with pillow.limited(max_pixels):
+    try:
+        with _identified(data, max_pixels, None) as image:
+            # At an eighth of its size a JPEG decodes faster, and all of its bytes are still read.
+            return _load(image, "L", (1, 1)), exif_orientation(image)
+    except CannotDecode as error:
+        return error.reason
+
+
+@contextmanager
+def _identified(data: bytes, max_pixels: int, long_side: int | None) -> Iterator[Image.Image]:
+    """The image in ``data``, opened by Pillow and safe to decode, but not decoded yet.
+
+    Raises :class:`CannotDecode`, also for what is raised while the caller decodes it.
+    """
+    with _pillow.limited(max_pixels):
         try:
-            return _open(data, max_pixels, long_side, room, keep_jpegs)
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as bomb:
-            size = re.search(r"\d+", str(bomb))
-            number = f"{int(size[0]):,}" if size else "too many"
-            return Undecodable("too_large", f"{number} pixels; limits.max_pixels is {max_pixels:,}")
-        except Bomb as bomb:
-            return Undecodable(bomb.kind, str(bomb))
-        except MemoryError:
-            return Undecodable("too_large", "not enough memory to decode it")
+            refuse_before_opening(data)
+            file = LimitedFile(data)
+            with Image.open(file, formats=_formats()) as image:
+                file.reads_left += image.width * image.height
+                refuse_before_decoding(data, image)
+                refuse_strip(*scaled_size(*image.size, long_side), max_pixels)
+                yield image
         except Exception as error:  # a decoder may raise anything for a broken file
-            return diagnose(data, error)
+            raise CannotDecode(diagnose(data, error, max_pixels)) from error
 
 
-def _open(
-    data: bytes, max_pixels: int, long_side: int | None, room: Pixels | None, keep_jpegs: bool
-) -> Decoded | PlainJpeg | None:
-    """Open, decode, turn, convert, scale. Raises whatever Pillow raises."""
-    refuse_unopened(data)
-    file = Encoded(data)
-    with Image.open(file, formats=_formats()) as image:
-        refuse_undecoded(data, image)
-        file.reads_left += image.width * image.height
-        if image.format == "TIFF":
-            _refuse_previews(data, image)
-        if image.format == "PNG":
-            _verify_checksums(data)
-        if image.format == "JPEG2000" and ends_early(data):
-            raise OSError("truncated")  # OpenJPEG gives black where there is not one tile
-        size = image.size
-        grid = scaled_size(*size, long_side)
-        refuse_strip(*grid, max_pixels)
-        is_plain = grid == size and _is_plain_jpeg(image)
-        if is_plain and keep_jpegs and _is_ycbcr(image) and not ends_early(data):
-            return PlainJpeg(*size)
-        if room is not None and grid[0] * grid[1] * BYTES_PER_PIXEL > room.size:
-            return None
-        if is_plain and (plain := _decode_jpeg(data, size, room)) is not None:
-            return Decoded(plain, *size)
-        # Twice the grid, so that the decoder's coarse filter leaves ours something to do.
-        drafted = grid != size and image.draft("RGB", (2 * grid[0], 2 * grid[1]))
-        image.load()
-        if not drafted:
-            size = image.size  # an icon may be larger than its header says
-        orientation = _orientation(image)
-        scaled = downscale(_to_rgb(image), long_side)
-        upright = scaled.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else scaled
-        pixels = np.asarray(upright)
-    if room is not None and pixels.size > room.size:
-        return None
-    width, height = reversed(size) if orientation in LYING else size
-    return Decoded(pixels, width, height)
-
-
-def _is_plain_jpeg(image: Image.Image) -> bool:
-    is_jpeg = image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
-    return is_jpeg and _orientation(image) not in UPRIGHT
-
-
-def _is_ycbcr(image: Image.Image) -> bool:
-    """Whether no decoder can take the colours of a JPEG for others: those few that hold RGB say so
-    in ways that not all look at.
+def _decoded(
+    data: bytes, image: Image.Image, long_side: int | None, room: Pixels | None = None
+) -> Decoded:
+    """Decode, convert to RGB, downscale, turn upright; an ordinary JPEG may be decoded straight
+    into ``room``. Raises what Pillow raises.
     """
+    grid = scaled_size(*image.size, long_side)
+    if grid == image.size and _is_ordinary_jpeg(image):
+        pixels = _decode_jpeg(data, image.size, room)
+        if pixels is not None:
+            return Decoded(pixels, *image.size)
+    # Twice the grid, so that the decoder's coarse filter leaves the quality to our own.
+    at_least = (2 * grid[0], 2 * grid[1]) if grid != image.size else None
+    size = _load(image, "RGB", at_least)
+    orientation = exif_orientation(image)
+    scaled = downscale(_to_rgb(image), long_side)
+    upright = scaled.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else scaled
+    return Decoded(np.asarray(upright), *upright_size(size, orientation))
+
+
+# -------------------------------------------------------------------------------------------- steps
+
+
+class _PillowSettings:
+    """Pillow's settings while images are decoded: the job's pixel limit, and no warnings.
+
+    They belong to the process and not to a thread: the first thread that enters sets them, the last
+    one that leaves restores them. The limit is that of the last thread that entered, because a
+    process works for one job.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._threads = 0
+        self._restore = ExitStack()
+
+    @contextmanager
+    def limited(self, max_pixels: int) -> Iterator[None]:
+        with self._lock:
+            self._threads += 1
+            if self._threads == 1:
+                self._restore.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+                self._restore.enter_context(warnings.catch_warnings())
+                warnings.filterwarnings("ignore", module="PIL")
+                # Up to twice the limit, Pillow only warns.
+                warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+            Image.MAX_IMAGE_PIXELS = max_pixels
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._threads -= 1
+                if self._threads == 0:
+                    self._restore.close()
+
+
+_pillow = _PillowSettings()
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Formats that Pillow opens without other programs: for EPS, it would let Ghostscript run the
+    PostScript program in the file.
+    """
+    Image.init()
+    return tuple(name for name in Image.ID if name != "EPS")
+
+
+def _is_ordinary_jpeg(image: Image.Image) -> bool:
+    """Whether decoding is all that a JPEG needs: no conversion to RGB, no turning."""
+    is_jpeg = image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
+    return is_jpeg and exif_orientation(image) not in UPRIGHT
+
+
+def _is_for_any_decoder(data: bytes, image: Image.Image) -> bool:
+    """Whether every JPEG decoder gives the same pixels: the file is complete and is not one of the
+    few that hold RGB, which declare it in ways that not all decoders recognise.
+    """
+    if not _is_ordinary_jpeg(image):
+        return False
     assert isinstance(image, JpegImagePlugin.JpegImageFile)
     names = bytes(component[0] for component in image.layer)
-    return image.info.get("adobe_transform", 1) == 1 and names != b"RGB"
+    is_ycbcr = image.info.get("adobe_transform", 1) == 1 and names != b"RGB"
+    return is_ycbcr and not ends_early(data)
 
 
-def _decode_jpeg(data: bytes, size: tuple[int, int], room: Pixels | None) -> Pixels | None:
-    """The pixels of an ordinary JPEG, in ``room`` if there is one; ``None`` where something is the
-    matter with it.
+def _decode_jpeg(data: bytes, size: Size, room: Pixels | None) -> Pixels | None:
+    """The pixels of an ordinary JPEG, in ``room`` if there is one; ``None`` if simplejpeg rejects
+    the file.
     """
     shape = (size[1], size[0], BYTES_PER_PIXEL)
     buffer = None if room is None else room[: math.prod(shape)]
@@ -305,25 +324,35 @@ def _decode_jpeg(data: bytes, size: tuple[int, int], room: Pixels | None) -> Pix
     return pixels
 
 
-@cache
-def _formats() -> tuple[str, ...]:
-    """What Pillow opens by itself. PostScript is a program, which it leaves Ghostscript to run."""
-    Image.init()
-    return tuple(name for name in Image.ID if name != "EPS")
+def _load(image: Image.Image, mode: str, at_least: Size | None) -> Size:
+    """Decode ``image`` and return its full size. With ``at_least``, a JPEG is decoded to ``mode``
+    at the smallest fraction of its size that is not below that.
+    """
+    size = image.size
+    is_drafted = at_least is not None and image.draft(mode, at_least)
+    image.load()
+    return size if is_drafted else image.size  # an icon may be larger than its header says
 
 
-def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; Pillow has already turned a TIFF and gives 1.
+def exif_orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8. Of a TIFF it is 1, because Pillow has already turned it.
 
-    Damaged EXIF does not make a good picture unreadable: it counts as none, as does one of many
+    Damaged EXIF does not make a good picture unreadable: it counts as 1, as does EXIF of many
     megabytes.
     """
     if len(image.info.get("exif", b"")) > MAX_EXIF_BYTES:
         return 1
     try:
-        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+        orientation = int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:
         return 1
+    return orientation if orientation in UPRIGHT else 1
+
+
+def upright_size(stored: Size, orientation: int) -> Size:
+    """Width and height after turning an image of size ``stored`` upright."""
+    width, height = stored
+    return (height, width) if orientation in SIDEWAYS else (width, height)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -331,17 +360,17 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return image
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = Image.fromarray(_eight_bits(np.asarray(image), image.mode))
-    # Pillow would carry the transparent colour over to RGB, warn of it, and stumble over odd ones.
+    # Pillow would convert the transparent colour too, warn about it, and fail on unusual ones.
     image.info.pop("transparency", None)
     return image.convert("RGB")
 
 
 def _eight_bits(values: npt.NDArray[Any], mode: str) -> npt.NDArray[np.uint8]:
-    """Grey numbers of 16 or 32 bits → ``uint8``. Pillow's own conversion clips them at 255.
+    """Grey values of 16 or 32 bits → ``uint8``. Pillow's own conversion clips them at 255.
 
-    16 bits lose the lower eight. 32 bits do not say what white is: whole numbers up to 255 stand
-    for themselves and larger ones are of 16 bits (so does Pillow open 16-bit PGM); fractions up
-    to 1 are parts of white and larger ones stand for themselves. What lies outside is clipped.
+    16-bit values lose their lower eight bits. 32-bit files do not say which value is white.
+    Integers: if none is above 255, they are taken as they are, else as 16-bit values (Pillow opens
+    16-bit PGM so). Floats: if none is above 1, 1 is white, else 255 is. Values outside are clipped.
     """
     if mode == "F":
         values = np.nan_to_num(values, nan=0.0)
@@ -352,28 +381,3 @@ def _eight_bits(values: npt.NDArray[Any], mode: str) -> npt.NDArray[np.uint8]:
         values = np.clip(values, 0, 65535) >> 8
     eight: npt.NDArray[np.uint8] = values.astype(np.uint8)
     return eight
-
-
-def _refuse_previews(data: bytes, image: Image.Image) -> None:
-    """RAW photographs are TIFF files whose first page is a small preview: not the photograph."""
-    assert isinstance(image, TiffImagePlugin.TiffImageFile)
-    tags = image.tag_v2
-    is_preview = tags.get(ExifTags.Base.NewSubfileType, 0) == 1
-    if is_preview or ExifTags.Base.DNGVersion in tags or data[8:10] == b"CR":
-        raise OSError("not supported: a RAW photograph, or a first page that is only a preview")
-
-
-def _verify_checksums(data: bytes) -> None:
-    """Raise ``ValueError`` for a wrong checksum of a PNG's pixel data: Pillow looks at the others
-    but not at these.
-    """
-    view, position = memoryview(data), 8
-    for _ in range(MAX_PARTS):
-        end = position + 8 + number(data, position, "big")
-        if end + 4 > len(data):  # whether a chunk that is cut off matters is Pillow's to say
-            return
-        is_pixels = data.startswith(b"IDAT", position + 4)
-        if is_pixels and zlib.crc32(view[position + 4 : end]) != number(data, end, "big"):
-            raise ValueError("wrong checksum of the pixel data")
-        position = end + 4
-    raise Bomb(f"a PNG of more than {MAX_PARTS:,} chunks")
