@@ -33,9 +33,8 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.result import machine, markdown, save  # noqa: E402
 from segbatch import segment, storage  # noqa: E402
 from segbatch.config.training import Augment, Network, Optimizer, Schedule, Start, Train  # noqa: E402
-from segbatch.labels import samples  # noqa: E402
 from segbatch.labels.dataset import Dataset, open_dataset, write_shard  # noqa: E402
-from segbatch.labels.samples import Samples  # noqa: E402
+from segbatch.labels.samples import Samples, copy_split  # noqa: E402
 from segbatch.machine import num_cores  # noqa: E402
 from segbatch.model.bundle import load_bundle, save_bundle  # noqa: E402
 from segbatch.model.predict import Model  # noqa: E402
@@ -137,7 +136,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         self.dataset = open_dataset(self.arguments.dataset)
-        samples.copy(self.dataset, "val", Path(self.folder, "cache"))
+        copy_split(self.dataset, "val", Path(self.folder, "cache"))
         self.held_out = Samples(self.dataset, "val", Path(self.folder, "cache"))
 
     def dealt(self) -> tuple[list[Row], list[Row]]:
@@ -152,7 +151,7 @@ class Recipe:
         arguments = self.arguments
         shard = write_shard(f"{self.folder}/labels", "train", rows)
         dataset = Dataset(f"{self.folder}/labels", self.dataset.classes, [shard])
-        samples.copy(dataset, "train", Path(self.folder, "cache"))
+        copy_split(dataset, "train", Path(self.folder, "cache"))
         images = Samples(dataset, "train", Path(self.folder, "cache"))
         train = Train(
             epochs=max(1, round(steps * BATCH / len(images))),

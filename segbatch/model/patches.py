@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from segbatch.errors import InputError
+from segbatch.config.job import Tile
 from segbatch.images.scaling import FILTER
 from segbatch.model.surfaces import Mean, Resized, Size, Surface, Upsampled
 
@@ -60,12 +60,12 @@ class Patch:
 class Cut:
     """How images are cut into patches."""
 
-    tile: TileOptions | None = None
+    tile: Tile | None = None
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
 
-    def tiles(self, size: Size) -> list[Tile]:
-        return tiles_of(size, self.tile) if self.tile else [Tile(0, 0, *size)]
+    def tiles(self, size: Size) -> list[TileBox]:
+        return tiles_of(size, self.tile.size, self.tile.overlap) if self.tile else [TileBox(0, 0, *size)]
 
     def num_patches(self, size: Size) -> int:
         return len(self.tiles(size)) * len(self.scales) * (2 if self.flip else 1)
@@ -161,22 +161,7 @@ def _scaled(pixels: Pixels, scale: float) -> Pixels:
 
 
 @dataclass(frozen=True)
-class TileOptions:
-    """Square tiles of ``size`` pixels, neighbours sharing at least ``overlap`` of them."""
-
-    size: int
-    overlap: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.overlap < self.size:
-            raise InputError(
-                f"tile: overlap must be from 0 to {self.size - 1}, below the size, not"
-                f" {self.overlap}"
-            )
-
-
-@dataclass(frozen=True)
-class Tile:
+class TileBox:
     """A rectangle of an image, in pixels."""
 
     top: int
@@ -185,22 +170,22 @@ class Tile:
     width: int
 
 
-def tiles_of(size: Size, options: TileOptions) -> list[Tile]:
+def tiles_of(size: Size, side: int, overlap: int) -> list[TileBox]:
     """The tiles that cover an image of ``size``, row by row.
 
     The last one of a row or column is shifted inwards, so that all are of one size; an image
     narrower or lower than a tile has tiles of its own width or height.
     """
-    height, width = (min(options.size, length) for length in size)
+    height, width = (min(side, length) for length in size)
     return [
-        Tile(top, left, height, width)
-        for top, left in product(_starts(size[0], options), _starts(size[1], options))
+        TileBox(top, left, height, width)
+        for top, left in product(*(_starts(length, side, overlap) for length in size))
     ]
 
 
-def _starts(length: int, options: TileOptions) -> list[int]:
-    last = max(0, length - options.size)
-    return [*range(0, last, options.size - options.overlap), last]
+def _starts(length: int, side: int, overlap: int) -> list[int]:
+    last = max(0, length - side)
+    return [*range(0, last, side - overlap), last]
 
 
 @dataclass(frozen=True)
@@ -212,7 +197,7 @@ class Blended:
     """
 
     size: Size
-    tiles: Sequence[Tile]
+    tiles: Sequence[TileBox]
     surfaces: Sequence[Surface]
     overlap: int
     num_classes: int

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from segbatch import masks
+from segbatch.config.job import Predict
 from segbatch.console import say
 from segbatch.errors import InputError, JobFailed
 from segbatch.images.scaling import FILTER, downscale
@@ -27,7 +28,7 @@ from segbatch.masks.classes import Classes
 from segbatch.model.bundle import Packed, load_bundle
 from segbatch.model.config import ModelConfig
 from segbatch.model.device import Arriving, Lanes, Transfer
-from segbatch.model.patches import Cut, Patch, Pixels, TileOptions, size_of, stack
+from segbatch.model.patches import Cut, Patch, Pixels, size_of, stack
 from segbatch.model.strips import Reduced, reduce_in_strips
 from segbatch.model.surfaces import Size, Surface, Upsampled
 from segbatch.model.zoo import Network
@@ -37,46 +38,6 @@ BATCH_PIXELS = 512 * 512  # of a batch on the CPU: its layers are to stay in a c
 
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True)
-class PredictOptions:
-    """How to predict: the keys under ``predict:`` of a job file, and whether it wants confidence.
-
-    Raises :class:`~segbatch.errors.InputError` for values out of range.
-    """
-
-    long_side: int | str | None = "auto"
-    """Downscale so that the longer side is at most this; ``auto``: the model's own ``long_side``,
-    but never where images are cut into tiles; ``None``: never."""
-    tile: TileOptions | None = None
-    """Cut images into overlapping tiles."""
-    flip: bool = False
-    """Average the logits with those of the mirror image."""
-    scales: tuple[float, ...] = (1.0,)
-    """Average the logits of the image at these scales."""
-    precision: str = "auto"
-    """``fp32``, ``bf16``, ``fp16``, or ``auto``: fp32 on the CPU, bf16 on GPUs that have it, else
-    fp16."""
-    batch_size: int = 16
-    """At most so many patches go through the network together; on the CPU fewer, unless they are
-    small."""
-    compile: bool = False
-    """Compile the network with ``torch.compile``."""
-    confidence: bool = True
-    """Work out confidence and uncertainty."""
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise InputError(f"batch_size must be at least 1, not {self.batch_size}")
-        if not self.scales or min(self.scales) <= 0:
-            raise InputError(f"scales must be numbers above 0, not {list(self.scales)}")
-        if isinstance(self.long_side, str) and self.long_side != "auto":
-            raise InputError(f"long_side must be pixels, auto or None, not {self.long_side!r}")
-        if isinstance(self.long_side, int) and self.long_side < 1:
-            raise InputError(f"long_side must be at least 1, not {self.long_side}")
-        if self.precision not in ("auto", *DTYPES):
-            raise InputError(f"precision must be auto, {', '.join(DTYPES)}, not {self.precision!r}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,16 +91,20 @@ class Model:
         module: Network,
         config: ModelConfig,
         device: str | torch.device = "auto",
-        options: PredictOptions | None = None,
+        options: Predict | None = None,
+        *,
+        confidence: bool = True,
     ) -> None:
         self.config = config
-        self.options = options or PredictOptions()
+        self.options = options or Predict()
+        self.confidence = confidence
         self.device = resolve_device(device)
+        self.long_side = resolve_long_side(self.options, config)
         self.precision = resolve_precision(self.options.precision, self.device)
         # Channels last: on the CPU up to 1.7 times as fast, and what tensor cores want.
         self.module = module.eval().to(self.device).to(memory_format=torch.channels_last)
         self._coarse = torch.compile(module.coarse) if self.options.compile else module.coarse
-        self._cut = Cut(self.options.tile, self.options.scales, self.options.flip)
+        self._cut = Cut(self.options.tile, tuple(self.options.scales), self.options.flip)
         self._transfer = Transfer(self.device)
         self._lanes = Lanes() if self.device.type == "cpu" else None
         self._mean = torch.tensor(config.mean, device=self.device)[:, None, None]
@@ -151,13 +116,6 @@ class Model:
     @property
     def classes(self) -> Classes:
         return self.config.classes
-
-    @property
-    def long_side(self) -> int | None:
-        """What images are to be downscaled to before they go to :meth:`predict_batch`."""
-        if isinstance(self.options.long_side, str):  # auto
-            return None if self.options.tile else self.config.long_side
-        return self.options.long_side
 
     def predict(self, image: Pixels | Image.Image) -> Prediction:
         """Predict one image, RGB HWC uint8 or a Pillow image, as it stands (EXIF is not looked at).
@@ -277,7 +235,7 @@ class Model:
             mask_size or surface.size,
             len(self.classes),
             self.device,
-            confidence=self.options.confidence,
+            confidence=self.confidence,
         )
         return self._transfer.download(
             (reduced.mask, reduced.pixels, reduced.confidence, reduced.uncertainty)
@@ -298,8 +256,10 @@ class Model:
 def load_model(
     uri: str | Packed,
     device: str | torch.device = "auto",
-    options: PredictOptions | None = None,
+    options: Predict | None = None,
     threads: int | None = None,
+    *,
+    confidence: bool = True,
 ) -> Model:
     """The model of a bundle, or of the zoo by ``zoo:NAME``, on a device (``auto``: GPU, else CPU).
 
@@ -313,7 +273,7 @@ def load_model(
         network, config = uri.unpack(), uri.config
     else:
         network, config = load_bundle(uri)
-    return Model(network, config, device, options)
+    return Model(network, config, device, options, confidence=confidence)
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -327,6 +287,16 @@ def resolve_device(device: str | torch.device) -> torch.device:
     if resolved.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device {device} was asked for, but torch sees no GPU here")
     return resolved
+
+
+def resolve_long_side(options: Predict, config: ModelConfig) -> int | None:
+    """The longer side that images are downscaled to before prediction; ``None``: their own.
+
+    ``auto`` is the model's ``long_side``, but ``None`` where images are cut into tiles.
+    """
+    if isinstance(options.long_side, str):  # auto
+        return None if options.tile else config.long_side
+    return options.long_side
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:

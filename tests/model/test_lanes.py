@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from segbatch.config.job import Predict, Tile
 from segbatch.errors import JobFailed
 from segbatch.model.device import Lanes
-from segbatch.model.patches import TileOptions
-from segbatch.model.predict import Model, PredictOptions
+from segbatch.model.predict import Model
 from tests.model.conftest import CLASSES, config_of
 
 
@@ -70,7 +70,7 @@ def test_only_a_few_are_begun_before_they_are_asked_for() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"flip": True, "scales": (1.0, 0.5)}, {"tile": TileOptions(64, 16)}]
+    "options", [{}, {"flip": True, "scales": [1.0, 0.5]}, {"tile": Tile(size=64, overlap=16)}]
 )
 def test_label_maps_do_not_depend_on_the_number_of_lanes(networks, photo, options) -> None:
     network = networks["deeplabv3plus"]
@@ -79,7 +79,7 @@ def test_label_maps_do_not_depend_on_the_number_of_lanes(networks, photo, option
     found = []
     for number in (1, 3):
         torch.set_num_threads(number)
-        model = Model(network, config, "cpu", PredictOptions(**options))
+        model = Model(network, config, "cpu", Predict(**options))
         found.append(model.predict_batch(images, [None, (40, 60), *[None] * 5]))
         torch.set_num_threads(1)
     for one, three in zip(*found, strict=True):
@@ -91,7 +91,7 @@ def test_label_maps_do_not_depend_on_the_number_of_lanes(networks, photo, option
 
 def test_large_images_go_one_by_one_and_small_ones_together(networks, photo) -> None:
     network = networks["deeplabv3plus"]
-    model = Model(network, config_of(network, "deeplabv3plus"), "cpu", PredictOptions(batch_size=4))
+    model = Model(network, config_of(network, "deeplabv3plus"), "cpu", Predict(batch_size=4))
     model.predict_batch([photo(64, 64)] * 8, [None] * 8)
     assert model.num_batches == 2
     model.predict_batch([photo(320, 520)] * 2, [None] * 2)

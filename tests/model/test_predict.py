@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
 from torch import Tensor
 
+from segbatch.config.job import Predict, Tile
 from segbatch.errors import InputError, JobFailed
 from segbatch.masks.classes import Classes
 from segbatch.model.bundle import save_bundle
 from segbatch.model.predict import (
     Model,
-    PredictOptions,
     load_model,
     resolve_device,
     resolve_precision,
@@ -35,9 +36,9 @@ from tests.model.conftest import (
 TIES = 5e-4
 
 
-def model_of(networks, arch="deeplabv3plus", **options) -> Model:
-    network = networks[arch]
-    return Model(network, config_of(network, arch), "cpu", PredictOptions(**options))
+def model_of(networks, arch="deeplabv3plus", *, confidence=True, **options) -> Model:
+    config = config_of(networks[arch], arch)
+    return Model(networks[arch], config, "cpu", Predict(**options), confidence=confidence)
 
 
 @pytest.mark.parametrize("arch", BACKBONES)
@@ -118,7 +119,7 @@ def test_with_flip_a_symmetric_image_has_a_symmetric_label_map(networks, photo):
 
 def test_scales_average_on_the_grid_of_the_image(networks, photo):
     image = photo(96, 128)
-    model = model_of(networks, scales=(0.5, 1.0, 1.5))
+    model = model_of(networks, scales=[0.5, 1.0, 1.5])
     [prediction] = model.predict_batch([image], [None])
     network = networks["deeplabv3plus"]
     total = torch.zeros(len(CLASSES), 96, 128)
@@ -132,7 +133,7 @@ def test_scales_average_on_the_grid_of_the_image(networks, photo):
 
 def test_scales_do_not_depend_on_the_batch_either(networks, photo):
     images = [photo(64, 64), photo(50, 60, seed=1), photo(128, 64, seed=2)]
-    model = model_of(networks, scales=(1.0, 0.5, 0.75), flip=True, batch_size=4)
+    model = model_of(networks, scales=[1.0, 0.5, 0.75], flip=True, batch_size=4)
     for image, prediction in zip(images, model.predict_batch(images, [None] * 3), strict=True):
         assert np.mean(prediction.mask != model.predict_batch([image], [None])[0].mask) < TIES
 
@@ -196,7 +197,7 @@ class SmallMemory(Network):
 
 def small_memory(networks, limit: int) -> Model:
     config = config_of(networks["deeplabv3plus"], "deeplabv3plus", Classes(["bright", "dark"]))
-    return Model(SmallMemory(limit), config, "cpu", PredictOptions(batch_size=8))
+    return Model(SmallMemory(limit), config, "cpu", Predict(batch_size=8))
 
 
 def test_out_of_memory_halves_the_batch_and_remembers(networks, photo):
@@ -248,28 +249,26 @@ def test_an_unknown_device_is_refused():
 
 
 def test_tiles_replace_downscaling_unless_it_is_asked_for(networks):
-    from segbatch.model.patches import TileOptions
-
     network = networks["deeplabv3"]
     config = replace(config_of(network, "deeplabv3"), long_side=64)
-    tile = TileOptions(64)
+    tile = Tile(size=64, overlap=0)
     assert Model(network, config, "cpu").long_side == 64
-    assert Model(network, config, "cpu", PredictOptions(tile=tile)).long_side is None
-    assert Model(network, config, "cpu", PredictOptions(tile=tile, long_side=99)).long_side == 99
-    assert Model(network, config, "cpu", PredictOptions(long_side=None)).long_side is None
+    assert Model(network, config, "cpu", Predict(tile=tile)).long_side is None
+    assert Model(network, config, "cpu", Predict(long_side=99)).long_side == 99
+    assert Model(network, config, "cpu", Predict(long_side=None)).long_side is None
 
 
 @pytest.mark.parametrize(
     "options",
     [
         {"batch_size": 0},
-        {"scales": ()},
-        {"scales": (0.0,)},
+        {"scales": []},
+        {"scales": [0.0]},
         {"long_side": 0},
         {"long_side": "x"},
         {"precision": "int8"},
     ],
 )
 def test_options_out_of_range_are_refused(options):
-    with pytest.raises(InputError, match=next(iter(options))):
-        PredictOptions(**options)
+    with pytest.raises(ValidationError, match=next(iter(options))):
+        Predict(**options)

@@ -8,11 +8,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
-from segbatch.errors import InputError
-from segbatch.model.patches import Blended, Tile, TileOptions, tiles_of
-from segbatch.model.predict import Model, PredictOptions
+from segbatch.config.job import Predict, Tile
+from segbatch.model.patches import Blended, TileBox, tiles_of
+from segbatch.model.predict import Model
 from segbatch.model.surfaces import CPU
 from tests.model.conftest import config_of
 
@@ -22,7 +23,7 @@ class Piece:
     """The logits of a tile that are those of the whole image, cut out."""
 
     whole: Tensor
-    tile: Tile
+    tile: TileBox
 
     @property
     def size(self) -> tuple[int, int]:
@@ -36,7 +37,7 @@ class Piece:
 @pytest.mark.parametrize("size", [(100, 230), (64, 64), (65, 63), (20, 300), (30, 40)])
 @pytest.mark.parametrize("overlap", [0, 16, 40])
 def test_tiles_of_one_size_cover_the_image_with_their_overlap(size, overlap):
-    tiles = tiles_of(size, TileOptions(64, overlap))
+    tiles = tiles_of(size, 64, overlap)
     covered = np.zeros(size, int)
     for tile in tiles:
         assert (tile.height, tile.width) == (min(64, size[0]), min(64, size[1]))
@@ -48,13 +49,13 @@ def test_tiles_of_one_size_cover_the_image_with_their_overlap(size, overlap):
 
 
 def test_an_image_smaller_than_a_tile_goes_whole():
-    assert tiles_of((30, 40), TileOptions(64, 16)) == [Tile(0, 0, 30, 40)]
+    assert tiles_of((30, 40), 64, 16) == [TileBox(0, 0, 30, 40)]
 
 
 @pytest.mark.parametrize("overlap", [0, 16, 48])
 def test_blending_what_agrees_changes_nothing(overlap):
     whole = torch.randn(3, 100, 230, generator=torch.Generator().manual_seed(1))
-    tiles = tiles_of((100, 230), TileOptions(64, overlap))
+    tiles = tiles_of((100, 230), 64, overlap)
     surfaces = [Piece(whole, tile) for tile in tiles]
     blended = Blended((100, 230), tiles, surfaces, overlap, 3, CPU)
     torch.testing.assert_close(blended.rows(0, 100), whole, atol=1e-5, rtol=1e-5)
@@ -63,7 +64,7 @@ def test_blending_what_agrees_changes_nothing(overlap):
 
 
 def test_where_tiles_disagree_one_fades_into_the_other():
-    tiles = tiles_of((64, 112), TileOptions(64, 16))
+    tiles = tiles_of((64, 112), 64, 16)
     surfaces = [Piece(torch.full((1, 64, 112), float(i)), tile) for i, tile in enumerate(tiles)]
     row = Blended((64, 112), tiles, surfaces, 16, 1, CPU).rows(5, 6)[0, 0]
     assert (row[:48] == 0).all()
@@ -74,17 +75,17 @@ def test_where_tiles_disagree_one_fades_into_the_other():
 def test_tiled_prediction_has_the_images_size_and_the_pixels_add_up(networks, photo):
     network = networks["deeplabv3plus"]
     config = config_of(network, "deeplabv3plus")
-    options = PredictOptions(tile=TileOptions(64, 16), flip=True, batch_size=3)
+    options = Predict(tile=Tile(size=64, overlap=16), flip=True, batch_size=3)
     model = Model(network, config, "cpu", options)
     images = [photo(100, 150), photo(40, 50, seed=1)]
     predictions = model.predict_batch(images, [None, None])
     assert [p.mask.shape for p in predictions] == [(100, 150), (40, 50)]
     assert [p.pixels.sum() for p in predictions] == [15_000, 2_000]
-    whole = Model(network, config, "cpu", PredictOptions(flip=True)).predict(images[1])
+    whole = Model(network, config, "cpu", Predict(flip=True)).predict(images[1])
     assert np.mean(predictions[1].mask != whole.mask) < 1e-3
 
 
 @pytest.mark.parametrize("overlap", [-1, 64, 100])
 def test_an_overlap_out_of_range_is_refused(overlap):
-    with pytest.raises(InputError, match="overlap"):
-        TileOptions(64, overlap)
+    with pytest.raises(ValidationError, match="overlap"):
+        Tile(size=64, overlap=overlap)
