@@ -239,7 +239,7 @@ def _decoded(
     orientation = exif_orientation(image)
     scaled = downscale(_to_rgb(image), long_side)
     upright = scaled.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else scaled
-    return Decoded(np.asarray(upright), *upright_size(size, orientation))
+    return Decoded(np.asarray(upright), *turned_size(size, orientation))
 
 
 # -------------------------------------------------------------------------------------------- steps
@@ -349,7 +349,7 @@ def exif_orientation(image: Image.Image) -> int:
     return orientation if orientation in UPRIGHT else 1
 
 
-def upright_size(stored: Size, orientation: int) -> Size:
+def turned_size(stored: Size, orientation: int) -> Size:
     """Width and height after turning an image of size ``stored`` upright."""
     width, height = stored
     return (height, width) if orientation in SIDEWAYS else (width, height)

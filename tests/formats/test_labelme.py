@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Mapping
 from contextlib import suppress
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,14 @@ from PIL import ExifTags, Image
 
 from segbatch import storage
 from segbatch.errors import Incomplete, SourceError
-from segbatch.formats.format import Found, Item, Labelled, Options, Unusable
-from segbatch.formats.labelme import LABELME_READER as LABELME
+from segbatch.formats.format import (
+    AnnotatedImage,
+    Annotations,
+    LabelledImage,
+    ReadOptions,
+    Unusable,
+)
+from segbatch.formats.labelme import find_labelme, read_labelme
 from tests.conftest import S3
 
 WIDTH, HEIGHT = 40, 30
@@ -75,19 +82,19 @@ def write(path: Path, content: Any) -> Path:
     return path
 
 
-def find(source: Any, images: Any = None) -> Found:
-    return LABELME.find(str(source), Options(images=None if images is None else str(images)))
+def find(source: Any, images: Any = None) -> Annotations:
+    return find_labelme(str(source), ReadOptions(images=None if images is None else str(images)))
 
 
-def read(item: Item, ids: Mapping[str, int] = IDS) -> Labelled:
-    return LABELME.read(item, ids, UNLABELLED)
+def read(item: AnnotatedImage, ids: Mapping[str, int] = IDS) -> LabelledImage:
+    return read_labelme(item, ids, UNLABELLED)
 
 
-def labelled(folder: Path, *shapes: Any, image: bytes | None = None, **keys: Any) -> Labelled:
+def labelled(folder: Path, *shapes: Any, image: bytes | None = None, **keys: Any) -> LabelledImage:
     """What is read of one file with its image beside it."""
     write(folder / "a.jpg", image or jpeg())
     write(folder / "a.json", annotation(*shapes, **keys))
-    (item,) = find(folder).items
+    (item,) = find(folder).images
     return read(item)
 
 
@@ -188,7 +195,7 @@ def test_files_of_labelme_3_are_read(tmp_path: Path) -> None:
                "fillColor": [255, 0, 0, 128], "imagePath": "a.jpg", "imageData": None}  # fmt: skip
     write(tmp_path / "a.jpg", jpeg())
     write(tmp_path / "a.json", content)
-    (item,) = find(tmp_path).items
+    (item,) = find(tmp_path).images
     wanted = box(4, 8, 5, 10)
     wanted[4:8, 20:25] = 1
     np.testing.assert_array_equal(read(item).label_map, wanted)
@@ -210,7 +217,7 @@ def test_files_of_labelme_3_are_read(tmp_path: Path) -> None:
     (shape("window", "mask", [1, 1], [2, 2]), "mask is not a picture in base64"),
     (shape("window", "mask", [1, 1], [2, 2], mask="abc"), "mask is not a picture in base64"),
     (shape("window", "mask", [1, 1], [2, 2], mask=mask_of(np.ones((2, 3)))), "3×2 .* its box 2×2"),
-    (shape("window", "mask", [1, 1], [2, 2], mask=mask_of(np.ones((2, 2)), "RGB")), "in colours"),
+    (shape("window", "mask", [1, 1], [2, 2], mask=mask_of(np.ones((2, 2)), "RGB")), "colour picture"),
 ])  # fmt: skip
 def test_a_shape_that_cannot_be_drawn_is_skipped_with_its_place_and_the_reason(
     tmp_path: Path, bad: Any, why: str
@@ -260,14 +267,14 @@ def test_an_image_in_the_file_is_taken_before_the_one_that_is_pointed_at(tmp_pat
     result = labelled(tmp_path, rectangle("window", 5, 4, 9, 7), image=jpeg(8, 8), **keys)
     assert result.image == embedded
     np.testing.assert_array_equal(result.label_map, box(4, 8, 5, 10))
-    (item,) = find(tmp_path).items
+    (item,) = find(tmp_path).images
     assert item.uri == f"{tmp_path}/gone/b.jpg"
 
 
 def test_an_image_in_the_file_is_its_own_where_no_path_is_given(tmp_path: Path) -> None:
     content = annotation(rectangle("window", 5, 4, 9, 7), imageData=in_base64(jpeg()))
     del content["imagePath"]
-    (item,) = find(write(tmp_path / "a.json", content)).items
+    (item,) = find(write(tmp_path / "a.json", content)).images
     assert item.uri == item.labels_uri
     assert read(item).image == jpeg()
 
@@ -316,7 +323,7 @@ def test_an_image_that_cannot_be_used_says_why(
 
 def test_labels_that_changed_after_they_were_listed_are_unusable(tmp_path: Path) -> None:
     path = write(tmp_path / "a.json", annotation())
-    (item,) = find(tmp_path).items
+    (item,) = find(tmp_path).images
     write(path, b"{")
     with pytest.raises(Unusable, match=r"a\.json: not JSON"):
         read(item)
@@ -333,7 +340,7 @@ def test_every_file_below_the_folder_is_found_with_its_split(tmp_path: Path) -> 
     for path in paths:
         write(tmp_path / path, annotation())
     found = find(tmp_path)
-    splits = {item.labels_uri: item.split for item in found.items}
+    splits = {item.labels_uri: item.split for item in found.images}
     wanted = ["test", "train", "val", "val", None, None]
     assert splits == {
         f"{tmp_path}/{path}": split for path, split in zip(paths, wanted, strict=True)
@@ -343,7 +350,7 @@ def test_every_file_below_the_folder_is_found_with_its_split(tmp_path: Path) -> 
 
 def test_one_file_may_be_named(tmp_path: Path) -> None:
     write(tmp_path / "b.json", annotation())
-    (item,) = find(write(tmp_path / "train" / "a.json", annotation())).items
+    (item,) = find(write(tmp_path / "train" / "a.json", annotation())).images
     assert (item.uri, item.split) == (f"{tmp_path}/train/a.jpg", "train")
 
 
@@ -369,7 +376,7 @@ def test_other_files_are_skipped_with_the_reason(tmp_path: Path) -> None:
     for name, (content, _) in others.items():
         write(tmp_path / name, content)
     found = find(tmp_path)
-    assert len(found.items) == 1
+    assert len(found.images) == 1
     reasons = {storage.name_of(skipped.where): skipped.why for skipped in found.skipped}
     assert reasons.keys() == others.keys()
     for name, (_, why) in others.items():
@@ -407,14 +414,14 @@ def test_nothing_to_read_is_an_error(tmp_path: Path) -> None:
 ])  # fmt: skip
 def test_an_image_path_starts_at_the_file(tmp_path: Path, image_path: str, wanted: str) -> None:
     write(tmp_path / "labels" / "train" / "a.json", annotation(imagePath=image_path))
-    (item,) = find(tmp_path / "labels").items
+    (item,) = find(tmp_path / "labels").images
     assert item.uri == f"{tmp_path}{wanted}"
 
 
 @pytest.mark.parametrize("image_path", ["/photos/a.jpg", "s3://photos/a.jpg"])
 def test_an_image_path_may_be_a_whole_one(tmp_path: Path, image_path: str) -> None:
     write(tmp_path / "a.json", annotation(imagePath=image_path))
-    (item,) = find(tmp_path).items
+    (item,) = find(tmp_path).images
     assert item.uri == image_path
 
 
@@ -433,7 +440,7 @@ def test_images_are_looked_for_below_their_root(
 ) -> None:
     write(tmp_path / "labels" / labels, annotation(imagePath=image_path))
     write(tmp_path / "photos" / image, jpeg())
-    (item,) = find(tmp_path / "labels", images=tmp_path / "photos").items
+    (item,) = find(tmp_path / "labels", images=tmp_path / "photos").images
     assert item.uri == f"{tmp_path}/photos/{image}"
     assert read(item).image == jpeg()
 
@@ -445,7 +452,7 @@ def test_many_files_are_read_in_chunks_and_none_is_left_out(
     names = [f"{number:02d}.json" for number in range(23)]
     for name in names:
         write(tmp_path / name, annotation(rectangle("wall", 0, 0, 1, 1)))
-    assert [storage.name_of(item.labels_uri) for item in find(tmp_path).items] == names
+    assert [storage.name_of(item.labels_uri) for item in find(tmp_path).images] == names
 
 
 def test_labels_and_images_may_be_in_object_storage(s3: S3) -> None:
@@ -458,16 +465,16 @@ def test_labels_and_images_may_be_in_object_storage(s3: S3) -> None:
     s3.put(f"{source}/photos/ä b.jpg", jpeg())
 
     found = find(f"{source}/labels/")
-    first, second = found.items
-    assert first == Item(f"{source}/photos/ä b.jpg", f"{source}/labels/val/a.json", "val")
+    first, second = found.images
+    assert first == AnnotatedImage(f"{source}/photos/ä b.jpg", f"{source}/labels/val/a.json", "val")
     assert second.uri == f"{source}/labels/val/b.jpg"
     assert [skipped.where for skipped in found.skipped] == [f"{source}/labels/notes.json"]
     np.testing.assert_array_equal(read(first).label_map, box(4, 8, 5, 10))
     with pytest.raises(Unusable, match=r"labels/val/b\.jpg: cannot be read: no such object"):
         read(second)
 
-    (item,) = find(f"{source}/labels/val/a.json", images=f"{source}/photos").items
-    assert item == Item(first.uri, first.labels_uri, "val")
+    (item,) = find(f"{source}/labels/val/a.json", images=f"{source}/photos").images
+    assert item == AnnotatedImage(first.uri, first.labels_uri, "val")
 
 
 @pytest.mark.parametrize(
@@ -485,7 +492,7 @@ def test_a_copy_that_was_made_for_labelling_is_the_image_that_it_says(
 ) -> None:
     write(tmp_path / "a.json", annotation(rectangle("wall", 0, 0, 4, 4), segbatch=provenance))
     write(tmp_path / "a.jpg", jpeg())
-    (item,) = find(tmp_path).items
+    (item,) = find(tmp_path).images
     assert item.uri == (uri or f"{tmp_path}/a.jpg")
     assert item.file == f"{tmp_path}/a.jpg"
     assert read(item).shapes == 1
@@ -559,7 +566,7 @@ def test_a_hostile_file_is_skipped(tmp_path: Path, content: Any, why: str) -> No
     write(tmp_path / "bad.json", content)
     write(tmp_path / "good.json", annotation(rectangle("wall", 1, 1, 5, 5)))
     found = find(tmp_path)
-    assert [item.labels_uri for item in found.items] == [str(tmp_path / "good.json")]
+    assert [item.labels_uri for item in found.images] == [str(tmp_path / "good.json")]
     assert why in found.skipped[0].why
 
 
@@ -567,7 +574,7 @@ def test_a_hostile_file_is_skipped(tmp_path: Path, content: Any, why: str) -> No
 def test_hostile_image_data_makes_the_image_unusable(tmp_path: Path, image_data: Any) -> None:
     write(tmp_path / "a.json", annotation(imageData=image_data))
     with pytest.raises(Unusable):
-        read(find(tmp_path).items[0])
+        read(find(tmp_path).images[0])
 
 
 @pytest.mark.parametrize(
@@ -577,7 +584,7 @@ def test_hostile_image_data_makes_the_image_unusable(tmp_path: Path, image_data:
 )  # fmt: skip
 def test_with_a_root_no_image_is_read_outside_of_it(tmp_path: Path, away: str) -> None:
     write(tmp_path / "labels" / "a.json", annotation(imagePath=away))
-    (item,) = find(tmp_path / "labels", tmp_path / "images").items
+    (item,) = find(tmp_path / "labels", tmp_path / "images").images
     assert item.uri == str(tmp_path / "images" / "passwd")
 
 
@@ -608,7 +615,7 @@ def damaged_annotations(draw: st.DrawFn) -> bytes:
                 break
             key = draw(st.sampled_from(keys))
             if not isinstance(target[key], dict | list) or draw(st.booleans()):
-                target[key] = draw(st.sampled_from(VALUES))
+                target[key] = deepcopy(draw(st.sampled_from(VALUES)))
                 break
             target = target[key]
     data = bytearray(json.dumps(content).encode())
@@ -631,6 +638,6 @@ def test_any_content_is_read_or_refused(
     with suppress(SourceError, Unusable):
         found = find(folder)
         ids = {name: number for number, name in enumerate(found.names)}
-        result = read(found.items[0], ids)
+        result = read(found.images[0], ids)
         assert result.label_map.shape == (result.height, result.width)
         assert "\n" not in "".join(skipped.why for skipped in result.skipped)

@@ -7,7 +7,7 @@ from PIL import ExifTags, Image
 
 from segbatch.errors import Incomplete
 from segbatch.formats.format import Unusable
-from segbatch.formats.photo import read_file, stored_size, upright_size
+from segbatch.formats.photo import read_sample_file, stored_size, upright_size
 from tests.conftest import S3
 
 
@@ -75,16 +75,16 @@ def test_an_image_that_does_not_decode_is_unusable(data: bytes, why: str) -> Non
 
 def test_a_missing_file_is_unusable_and_named(tmp_path: Path) -> None:
     with pytest.raises(Unusable, match=rf"{tmp_path}/a\.jpg: cannot be read: no such file"):
-        read_file(f"{tmp_path}/a.jpg")
+        read_sample_file(f"{tmp_path}/a.jpg")
 
 
 def test_a_storage_that_refuses_us_is_no_fault_of_the_image(s3: S3) -> None:
     uri = s3.uri("a.jpg")
     s3.put(uri, encoded("JPEG"))
-    assert upright_size(read_file(uri)) == (90, 40)
+    assert upright_size(read_sample_file(uri)) == (90, 40)
     s3.break_down({"method": "GET", "part": "a.jpg", "status": 400, "code": "ExpiredToken"})
     try:
         with pytest.raises(Incomplete, match=r"a\.jpg: cannot be read"):
-            read_file(uri)
+            read_sample_file(uri)
     finally:
         s3.break_down()
