@@ -24,7 +24,7 @@ def stats_of(run: Run) -> pa.Table:
 def _read(run: Run, name: str) -> pa.Table:
     table = run.table(name)
     assert table is not None
-    files = [storage.join(table.uri, file["path"]) for file in table.files()]
+    files = [storage.join(table.uri, file.name) for file in table.files()]
     read = [pa.parquet.read_table(path, filesystem=fs)
             for fs, path in map(storage.arrow_filesystem, files)]  # fmt: skip
     return pa.concat_tables(read)

@@ -6,7 +6,7 @@ Remote files go through fsspec, since the DuckDB wheel speaks no S3.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache, partial
 from typing import Any
@@ -15,6 +15,7 @@ import duckdb
 import pyarrow as pa
 
 from segbatch import storage
+from segbatch.results.log import TableFile
 
 SETTINGS = {
     "autoinstall_known_extensions": "false",  # a query downloads no code
@@ -48,7 +49,7 @@ def scan(
     con: duckdb.DuckDBPyConnection,
     name: str,
     folder: str,
-    files: Sequence[Mapping[str, Any]],
+    files: Sequence[TableFile],
     schema: pa.Schema,
 ) -> str:
     """A view over the files of a table, or an empty table where there are none; its name.
@@ -65,7 +66,7 @@ def scan(
         # Four HEADs a file otherwise: the listing answers them.
         remote_filesystem(storage.scheme_of(folder)).ls(folder, refresh=True)
     # A variable, because parsing thousands of names in SQL takes ten times as long.
-    con.execute(f"SET VARIABLE {name} = ?", [[storage.join(folder, f["path"]) for f in files]])
+    con.execute(f"SET VARIABLE {name} = ?", [[storage.join(folder, f.name) for f in files]])
     con.execute(
         f"CREATE VIEW segbatch.{name} AS"
         f" FROM read_parquet(getvariable('{name}'), hive_partitioning = false{filename})"

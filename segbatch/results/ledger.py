@@ -1,8 +1,9 @@
-"""Ledger: the driver's book of what is committed, one bit per image.
+"""The driver's record of which images are committed, one bit per image.
 
-Files are entered as their accounts come in and committed in batches. A file that holds an id which
-is committed or entered already is refused, so each id is committed exactly once, whatever was
-retried, re-executed or written by a worker that outlived its driver.
+This is the first half of the step *commit*: the ledger decides what :class:`.Table` commits. The
+driver enters each written file (:mod:`segbatch.results.write`) and commits the entered files in
+batches. A file with an image that is already entered or committed is refused, so each image is
+committed exactly once, however often tasks were retried or executed again.
 """
 
 from __future__ import annotations
@@ -10,19 +11,18 @@ from __future__ import annotations
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from segbatch.results.log import read_columns
+from segbatch.results.log import TableFile, read_columns
 from segbatch.results.table import DataFile, Table, kind_of
 from segbatch.results.write import Account
 
 COMMIT_EVERY_S = 60.0
 
 
-class Bits:
+class IdSet:
     """A set of the ids 0 to ``size`` - 1, in ``size`` ÷ 8 bytes."""
 
     def __init__(self, size: int) -> None:
@@ -46,17 +46,22 @@ class Bits:
 
 
 class Ledger:
-    """What one driver has committed and is about to commit to the table ``rows/``."""
+    """What is committed to the table ``rows/``, and what this driver will commit next.
+
+    ``taken`` holds the images that are committed or entered, ``kinds`` counts them by kind.
+    ``facts`` are noted in each commit of rows.
+    """
 
     def __init__(self, table: Table, num_images: int, driver: str) -> None:
         self.table = table
         self.driver = driver
-        self.taken = Bits(num_images)  # committed, or entered for the next commit
+        self.taken = IdSet(num_images)
         self.kinds: Counter[str] = Counter()
-        self.facts: dict[str, str] = {}  # noted with each commit of rows
+        self.facts: dict[str, str] = {}
         self._entered: list[DataFile] = []
         self._last_commit = time.monotonic()
-        # A driver's first act. Its version is the epoch that begins the name of every file.
+        # A driver begins with an empty commit, which fences off older drivers. Its version is this
+        # driver's epoch, with which the name of each of its files begins.
         self.epoch = table.commit(note={"driver": driver, "event": "driver"})
         self._read_committed()
 
@@ -64,32 +69,32 @@ class Ledger:
         files = self.table.files()
         with ThreadPoolExecutor(16) as threads:
             for file, ids in zip(files, threads.map(self._ids_of, files), strict=True):
-                self._note(file["path"], ids)
+                self._take(file.name, ids)
 
-    def _ids_of(self, file: dict[str, Any]) -> npt.NDArray[np.int64]:
-        if file["last_id"] - file["first_id"] + 1 == file["rows"]:  # without a gap
-            return np.arange(file["first_id"], file["last_id"] + 1, dtype=np.int64)
-        column = read_columns(self.table.uri, file["path"], ["image_id"])["image_id"]
+    def _ids_of(self, file: TableFile) -> npt.NDArray[np.int64]:
+        if file.last_id - file.first_id + 1 == file.rows:  # without a gap
+            return np.arange(file.first_id, file.last_id + 1, dtype=np.int64)
+        column = read_columns(self.table.uri, file.name, ["image_id"])["image_id"]
         ids: npt.NDArray[np.int64] = column.to_numpy()
         return ids
 
-    def _note(self, name: str, ids: npt.NDArray[np.int64]) -> None:
+    def _take(self, name: str, ids: npt.NDArray[np.int64]) -> None:
         self.taken.add(ids)
         self.kinds[kind_of(name)] += len(ids)
 
     def remaining(self) -> int:
-        """Images without a row."""
+        """The number of images without a row."""
         return self.taken.size - self.taken.count()
 
     def enter(self, account: Account) -> bool:
-        """Take a written file up for the next commit; ``False`` if it was refused."""
+        """Enter a written file for the next commit; ``False`` if it is refused."""
         if account.file is None:
             raise ValueError("an account without a file cannot be committed")
         ids = np.array(account.image_ids, np.int64)
         if self.taken.contains(ids).any() or len(np.unique(ids)) != len(ids):
             return False
         self._entered.append(account.file)
-        self._note(account.file.name, ids)
+        self._take(account.file.name, ids)
         return True
 
     @property
@@ -97,7 +102,10 @@ class Ledger:
         return time.monotonic() - self._last_commit >= COMMIT_EVERY_S
 
     def commit(self) -> int:
-        """Commit what was entered; returns the number of images. Raises ``Fenced``, ``OSError``."""
+        """Commit the entered files, and return the number of their images.
+
+        Raises :class:`~segbatch.errors.Fenced`, ``OSError``; the files then stay entered.
+        """
         self._last_commit = time.monotonic()
         images = sum(file.rows for file in self._entered)
         if self._entered:

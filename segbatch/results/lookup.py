@@ -15,10 +15,10 @@ from segbatch import storage
 from segbatch.errors import Damaged, RunError, SegbatchError, SourceError, UnreadableMask
 from segbatch.masks import decode_mask
 from segbatch.results.database import remote_filesystem
-from segbatch.results.log import blamed
+from segbatch.results.log import read_failure
 from segbatch.results.runfolder import RunFolder, open_folder
 from segbatch.results.table import Table
-from segbatch.storage.uris import shown
+from segbatch.storage.uris import without_query
 
 
 def label_map(run: RunFolder, image_id: int) -> npt.NDArray[np.uint8] | None:
@@ -51,7 +51,7 @@ def unreadable_mask(run: RunFolder, image_id: int, why: SegbatchError) -> Unread
         row = _find_row(_table(run), image_id, "uri")
     except (Damaged, OSError):
         row = None
-    return UnreadableMask(run.uri, image_id, shown(row["uri"]) if row else "?", why)
+    return UnreadableMask(run.uri, image_id, without_query(row["uri"]) if row else "?", why)
 
 
 def _mask_png(run: RunFolder, image_id: int) -> bytes | None:
@@ -84,7 +84,7 @@ def _find_row(table: Table | None, image_id: int, column: str) -> dict[str, Any]
     """The row of an image, from the files that may have it by what the table's log says."""
     if table is None:
         return None
-    files = (f["path"] for f in table.files() if f["first_id"] <= image_id <= f["last_id"])
+    files = (f.name for f in table.files() if f.first_id <= image_id <= f.last_id)
     rows = (_read_row(table.uri, name, image_id, column) for name in files)
     return next((row for row in rows if row is not None), None)
 
@@ -114,5 +114,5 @@ def _read_row(folder: str, name: str, image_id: int, column: str) -> dict[str, A
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError) as error:
-        raise blamed(folder, name, error) from error
+        raise read_failure(folder, name, error) from error
     return None

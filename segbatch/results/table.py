@@ -1,9 +1,11 @@
-"""Table: a Delta table of a run, and the only file that knows the deltalake package.
+"""The Delta tables ``rows/`` and ``stats/``, and how a driver commits files to them.
 
-Workers write complete Parquet files into the table's folder, where nobody sees them; one driver
-commits them. A commit creates the log's next entry only if it is absent, so of two drivers that
-hold the same version one fails: that is the fence. A handle never reloads by itself: it moves on
-by exactly one version, its own.
+This is the step *commit*, and the only module that uses deltalake. Workers have written complete
+Parquet files into the table's folder (:mod:`segbatch.results.write`), which readers ignore until a
+commit adds them. Only the driver commits. A commit creates the log's next entry only if that entry
+does not exist yet, so of two drivers at the same version one fails: this fences off the older one.
+A handle never reloads the table. After a commit it moves to the next version, and only after
+checking that this version is its own commit.
 """
 
 from __future__ import annotations
@@ -24,26 +26,28 @@ from deltalake.transaction import AddAction, PostCommitHookProperties, RemoveAct
 
 from segbatch import storage
 from segbatch.errors import Damaged, Fenced
-from segbatch.results.log import NOTED, Entry, Log, digest, read_entry
-from segbatch.storage.clients import waits
+from segbatch.results.log import NOTED, DeltaLog, LogEntry, TableFile, digest, read_entry
+from segbatch.storage.clients import retry_waits
 
-# The log is the proof of what was committed when, with the files' checksums: it is never cut, and
-# there are no checkpoints of it, which nothing would prove. Reading 1,500 entries takes 0.5 s.
+# The log proves what was committed when, with the checksums of the files. It is never shortened,
+# and we write no checkpoints: nothing would prove those. Reading 1,500 entries takes 0.5 s.
 TABLE_PROPERTIES = {"delta.logRetentionDuration": "interval 36500 days"}
 _HOOKS = PostCommitHookProperties(create_checkpoint=False, cleanup_expired_logs=False)
-COMMIT_TRIES = 6  # of a commit that was not made: for about a minute
-STATISTICS = "stats"
+COMMIT_TRIES = 6  # for about a minute
+STATISTICS = "stats"  # the kind of files in stats/, which hold rows of every kind
+
+# Columns of deltalake's list of files, in the order of the fields of TableFile.
+_FILE_COLUMNS = ["path", "size_bytes", "num_records", "min.image_id", "max.image_id"]
 
 
 @dataclass(frozen=True)
 class DataFile:
-    """One Parquet file of a table.
+    """A Parquet file that was written for a table, with what its commit says about it.
 
-    ``kind`` is ``ok`` or the error that all of its rows have; in ``stats/``, where rows of every
-    kind stand together, ``stats``.
+    ``kind`` is ``ok`` or the error that all of its rows have; in ``stats/`` it is ``stats``.
     """
 
-    name: str
+    name: str  # relative to the table's folder
     size: int
     rows: int
     first_id: int
@@ -62,12 +66,16 @@ class DataFile:
             "maxValues": high,
             "nullCount": dict.fromkeys(low, 0),
         }
-        now = int(time.time() * 1000)
-        return AddAction(self.name, self.size, {}, now, True, json.dumps(stats))
+        return AddAction(self.name, self.size, {}, _now_ms(), True, json.dumps(stats))
+
+
+def file_name(epoch: int, kind: str) -> str:
+    """A new, unique name: ``00000007-ok-<32 hex digits>.parquet``."""
+    return f"{epoch:08d}-{kind}-{uuid.uuid4().hex}.parquet"
 
 
 def kind_of(name: str) -> str:
-    """``ok`` or the error of all rows of a results file, from its name."""
+    """``ok``, or the error of all rows of a file of ``rows/``, from its name."""
     return name.split("-")[1]
 
 
@@ -77,23 +85,18 @@ def epoch_of(name: str) -> int | None:
     return int(first) if first.isdigit() else None
 
 
-def file_name(epoch: int, kind: str) -> str:
-    """A fresh name: ``00000007-ok-<32 hex digits>.parquet``."""
-    return f"{epoch:08d}-{kind}-{uuid.uuid4().hex}.parquet"
-
-
 class Table:
     """A handle on a Delta table at one version."""
 
     def __init__(self, delta: DeltaTable, uri: str) -> None:
         self._delta = delta
         self.uri = uri
-        self._newest: Entry | None = None  # the log's entry of this version, once it was read
-        self._unsettled: str | None = None  # a commit that was begun and whose end was not seen
+        self._newest: LogEntry | None = None  # of this version, once it was read
+        self._pending_commit: str | None = None  # id of a commit whose end was not seen
 
     @classmethod
     def create(cls, uri: str, schema: pa.Schema, note: Mapping[str, Any] | None = None) -> Table:
-        """A new, empty table. Raises ``Fenced`` if somebody made it at this moment."""
+        """A new, empty table. Raises ``Fenced`` if another driver created it at this moment."""
         try:
             delta = DeltaTable.create(
                 uri,
@@ -101,33 +104,33 @@ class Table:
                 mode="error",
                 configuration=TABLE_PROPERTIES,
                 storage_options=storage.delta_options(uri),
-                commit_properties=CommitProperties(custom_metadata=_noted(note or {})),
+                commit_properties=CommitProperties(custom_metadata=_with_digest(note or {})),
                 post_commithook_properties=_HOOKS,
             )
         except DeltaError as error:
-            if "already exists" not in str(error):
-                raise OSError(f"{uri}: cannot be created: {_line(error)}") from error
-            raise Fenced(f"{uri}: another driver created the table at this moment") from error
+            if "already exists" in str(error):
+                raise Fenced(f"{uri}: another driver created the table at this moment") from error
+            raise OSError(f"{uri}: cannot be created: {storage.one_line(error)}") from error
         return cls(delta, uri)
 
     @classmethod
     def open(cls, uri: str, version: int | None = None) -> Table | None:
-        """The table at its newest version, or at ``version``; ``None`` if there is none.
+        """The table at its newest version, or at ``version``; ``None`` if there is no table.
 
-        Raises :class:`~segbatch.errors.Damaged` for a log that is, ``OSError`` if storage fails.
+        Raises :class:`~segbatch.errors.Damaged` for a damaged log, ``OSError`` if storage fails.
         """
         try:
             delta = DeltaTable(uri, version=version, storage_options=storage.delta_options(uri))
         except (TableNotFoundError, FileNotFoundError, DeltaError) as error:
-            log = Log.read(uri, {})  # raises if it was the storage's fault
+            log = DeltaLog.read(uri, {})  # raises OSError if storage fails
             if log is None:
                 return None
             log.refuse_damage()
             if log.checkpoints:
                 raise Damaged(log.checkpoints[0], "it does not fit the log") from error
-            raise OSError(f"{uri}: its Delta log cannot be read: {_line(error)}") from error
+            raise _unreadable_log(uri, error) from error
         except OSError as error:
-            raise OSError(f"{uri}: its Delta log cannot be read: {_line(error)}") from error
+            raise _unreadable_log(uri, error) from error
         return cls(delta, uri)
 
     @property
@@ -138,26 +141,20 @@ class Table:
     def schema(self) -> pa.Schema:
         return pa.schema(self._delta.schema().to_arrow())
 
-    def files(self) -> list[dict[str, Any]]:
-        """The files of this version: ``path, rows, size, first_id, last_id``, by ``first_id``."""
-        # Not pa.table(…), which imports pandas to see whether it was given a frame of its.
+    def files(self) -> list[TableFile]:
+        """The files of this version, by ``first_id``."""
+        # Not pa.table(…), which imports pandas to test whether the argument is a data frame.
         actions = self._delta.get_add_actions(flatten=True)
         columns = pa.RecordBatchReader.from_stream(actions).read_all()
         if columns.num_rows == 0:
             return []
-        names = {
-            "path": "path",
-            "size_bytes": "size",
-            "num_records": "rows",
-            "min.image_id": "first_id",
-            "max.image_id": "last_id",
-        }
-        picked = columns.select(list(names)).rename_columns(list(names.values()))
-        # Not sorted by pyarrow, whose functions take a tenth of a second to import.
-        return sorted(picked.to_pylist(), key=itemgetter("first_id"))
+        rows = columns.select(_FILE_COLUMNS).to_pylist()
+        # Not sorted by pyarrow, whose compute functions take a tenth of a second to import.
+        rows.sort(key=itemgetter("min.image_id"))
+        return [TableFile(*row.values()) for row in rows]
 
     @property
-    def newest(self) -> Entry:
+    def newest(self) -> LogEntry:
         """The log's entry of this version. Raises ``Damaged``, ``OSError``."""
         if self._newest is None:
             self._newest = read_entry(self.uri, self.version)
@@ -165,30 +162,27 @@ class Table:
 
     @property
     def proof(self) -> dict[str, str]:
-        """SHA-256 of the newest entry by its version: what proves all those before it."""
+        """SHA-256 of the newest entry by its version, which proves all entries before it."""
         return {str(self.version): self.newest.sha256}
 
     def commit(
         self,
         add: Sequence[DataFile] = (),
-        remove: Iterable[dict[str, Any]] = (),
+        remove: Iterable[TableFile] = (),
         *,
         note: Mapping[str, Any] | None = None,
     ) -> int:
-        """Commit files, and take out those of :meth:`files` in ``remove``; returns the version.
+        """Commit added and removed files, and return the new version.
 
-        ``note`` holds some of :data:`~segbatch.results.log.NOTED`. Raises
-        :class:`~segbatch.errors.Fenced` if the log has an entry that is not ours at the next
-        version, ``OSError`` if the storage failed.
+        ``note`` may hold keys of :data:`~segbatch.results.log.NOTED`. Raises
+        :class:`~segbatch.errors.Fenced` if the next version of the log is another driver's,
+        ``OSError`` if storage failed.
         """
-        if self._unsettled is not None:
-            self._settle(self._unsettled)
-        now = int(time.time() * 1000)
+        self._finish_pending_commit()
+        now = _now_ms()
         added = [file.add_action() for file in add]
         removed = [
-            RemoveAction(
-                path=file["path"], data_change=True, deletion_timestamp=now, size=file["size"]
-            )
+            RemoveAction(path=file.name, data_change=True, deletion_timestamp=now, size=file.size)
             for file in remove
         ]
         note = note or {}
@@ -199,27 +193,30 @@ class Table:
             "log": {**note.get("log", {}), **self.proof},
             "sha256": {file.name: file.sha256 for file in add},
         }
-        noted = _noted(metadata, added, removed)
-        self._unsettled = commit_id
+        noted = _with_digest(metadata, added, removed)
+        self._pending_commit = commit_id
         failure: Exception | None = None
-        for wait in waits(COMMIT_TRIES):
+        for wait in retry_waits(COMMIT_TRIES):
             failure = self._try_to_commit([*added, *removed], noted)
             try:
                 return self._move_on(commit_id)
-            except FileNotFoundError:  # nobody committed anything: it may be tried again
+            except FileNotFoundError:  # the log has no such version: try again
                 if storage.is_local(self.uri):
-                    break  # a disk that is full stays so
+                    break  # waiting does not empty a full disk
                 time.sleep(wait)
             except (DeltaError, OSError) as error:
                 failure = failure or error
                 break
-        reason = "the log does not show it" if failure is None else _line(failure)
+        reason = "the log does not show it" if failure is None else storage.one_line(failure)
         raise OSError(f"{self.uri}: the commit failed: {reason}") from failure
 
     def _try_to_commit(
         self, actions: list[AddAction | RemoveAction], note: dict[str, Any]
     ) -> Exception | None:
-        """Commit; what failed is no answer yet: the commit may have been made all the same."""
+        """Commit, and return the error if there was one.
+
+        An error decides nothing: the entry may exist all the same.
+        """
         try:
             self._delta.create_write_transaction(
                 actions,
@@ -233,36 +230,44 @@ class Table:
         return None
 
     def _move_on(self, commit_id: str) -> int:
-        """Move on to the next version, if it is ours. Raises ``Fenced``, ``OSError``."""
+        """Move to the next version if it is our commit. Raises ``Fenced``, ``OSError``."""
         version = self.version + 1
         newest = read_entry(self.uri, version)
         if newest.note.get("commit_id") != commit_id:
             holder = newest.note.get("driver", "somebody else")
-            raise Fenced(f"{self.uri}: taken over by {holder}; what this driver has not committed"
-                         " is left to it")  # fmt: skip
+            raise Fenced(
+                f"{self.uri}: taken over by {holder}; what this driver has not committed is left"
+                " to it"
+            )
         self._delta.load_as_version(version)
-        self._newest, self._unsettled = newest, None
+        self._newest, self._pending_commit = newest, None
         return version
 
-    def _settle(self, commit_id: str) -> None:
-        """Move on if a commit took place after all that a signal or an outage cut short.
+    def _finish_pending_commit(self) -> None:
+        """Move to the next version if an interrupted commit did take place.
 
-        What it held may be committed once more: a file that is added twice is there once.
+        If it did not, its files may be committed once more: adding a file twice adds it once.
         """
-        self._unsettled = None
+        if self._pending_commit is None:
+            return
+        commit_id, self._pending_commit = self._pending_commit, None
         with suppress(DeltaError, OSError):
             self._move_on(commit_id)
 
 
-def _noted(
+def _with_digest(
     note: Mapping[str, Any], add: Sequence[AddAction] = (), remove: Sequence[RemoveAction] = ()
 ) -> dict[str, Any]:
-    """A commit's note, with the digest of what the commit says."""
+    """A commit's note, with the digest of the commit."""
     if unknown := note.keys() - NOTED:
-        raise ValueError(f"a note without a place in log.NOTED: {sorted(unknown)}")
+        raise ValueError(f"keys of a note that are not in log.NOTED: {sorted(unknown)}")
     added = [(action.path, action.size, action.stats or "") for action in add]
     return {**note, "digest": digest(note, added, [action.path for action in remove])}
 
 
-def _line(error: BaseException) -> str:
-    return storage.one_line(error)
+def _unreadable_log(uri: str, error: Exception) -> OSError:
+    return OSError(f"{uri}: its Delta log cannot be read: {storage.one_line(error)}")
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)

@@ -1,8 +1,9 @@
-"""Write: rows of results → complete Parquet files, which nobody sees before they are committed.
+"""Writes rows of results as complete Parquet files, which no reader sees until they are committed.
 
-A task writes under fresh names and tells the driver of each file in one small row, its account.
-Rows that failed for a passing reason are only told, so that a later pass takes them up; in the
-last pass they are written as well.
+This is the step *write*, and the only one that workers do: each file goes under a unique name into
+the folder of the Delta table ``rows/``, and an account of it to the driver, which commits it
+(:mod:`segbatch.results.ledger`). Rows that failed for a transient reason are only reported, so that
+a later pass does them again; the last pass writes them as well.
 """
 
 from __future__ import annotations
@@ -18,21 +19,22 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from segbatch import storage
-from segbatch.results.lease import Tenure
+from segbatch.results.lease import WorkerLease
 from segbatch.results.schema import OK, TRANSIENT_ERRORS
 from segbatch.results.table import DataFile, file_name
 
 ROW_GROUP_ROWS = 500  # one mask by id costs one row group: 10 ms, 3 to 5 MB
-NEVER_WRITTEN = "credentials"  # everybody's fault: the driver stops the run
+NEVER_WRITTEN = "credentials"  # no image is to blame: the driver stops the run
 
 
 @dataclass(frozen=True)
 class Account:
-    """What a write task tells the driver: images of one ``kind``, and the file that holds them.
+    """A write task's report to the driver on images of one ``kind`` and the file that holds them.
 
-    ``file`` is ``None`` for images that are left to a later pass. ``seconds`` are those of each
-    stage over all images that the task wrote, ``counted`` what it counted of them (``rows``,
-    ``read_bytes``, ``batches``); both stand in the first of its accounts.
+    ``kind`` is ``ok`` or the images' error. ``file`` is ``None`` for images that are left to a
+    later pass. The first account of a task also has ``seconds``, by stage and over all images of
+    the task, and ``counted`` (``rows``, ``read_bytes``, ``batches``). Accounts travel as JSON:
+    their Arrow type would change with their content.
     """
 
     kind: str
@@ -54,46 +56,40 @@ class Account:
 
 @dataclass(frozen=True)
 class Writing:
-    """Where and for whom rows are written. ``schema`` is that of ``rows/``."""
+    """The destination and the owner of written rows. ``schema`` is that of ``rows/``."""
 
-    tenure: Tenure
+    worker_lease: WorkerLease
     epoch: int
     schema: pa.Schema
     last_pass: bool
 
     @property
     def folder(self) -> str:
-        return storage.join(self.tenure.run_uri, "rows")
+        return storage.join(self.worker_lease.run_uri, "rows")
 
 
-def write(rows: pa.Table, writing: Writing) -> list[Account]:
-    """Write ``rows`` to one file a kind, and account for every row.
+def write_rows(rows: pa.Table, writing: Writing) -> list[Account]:
+    """Write one file for each kind of ``rows``, and account for every row.
 
-    Raises :class:`~segbatch.errors.Fenced` if the lease names another driver, ``OSError`` if the
-    storage failed.
+    Raises :class:`~segbatch.errors.Fenced` if the lease names another driver, ``OSError`` if
+    storage fails.
     """
-    writing.tenure.check()
+    writing.worker_lease.check()
     kinds = pc.fill_null(rows["error"], OK)
     accounts: list[Account] = []
     for kind in pc.unique(kinds).to_pylist():
         chosen = rows.filter(pc.equal(kinds, kind)).sort_by("image_id")
-        later = kind in TRANSIENT_ERRORS and not writing.last_pass
-        accounts.append(
-            Account(
-                kind=kind,
-                image_ids=chosen["image_id"].to_pylist(),
-                message=chosen["message"][0].as_py() or "",
-                file=None
-                if later or kind == NEVER_WRITTEN
-                else write_file(chosen, writing.folder, writing.epoch, kind),
-            )
-        )
+        file = None
+        if kind != NEVER_WRITTEN and (kind not in TRANSIENT_ERRORS or writing.last_pass):
+            file = write_file(chosen, writing.folder, writing.epoch, kind)
+        message = chosen["message"][0].as_py() or ""
+        accounts.append(Account(kind, chosen["image_id"].to_pylist(), message, file))
     return accounts
 
 
 def write_file(rows: pa.Table, folder: str, epoch: int, kind: str) -> DataFile:
     """Write ``rows`` of one kind, sorted by ``image_id``, as one file of ``rows/``."""
-    return store(
+    return write_parquet(
         rows,
         folder,
         epoch,
@@ -106,7 +102,7 @@ def write_file(rows: pa.Table, folder: str, epoch: int, kind: str) -> DataFile:
     )
 
 
-def store(rows: pa.Table, folder: str, epoch: int, kind: str, **options: Any) -> DataFile:
+def write_parquet(rows: pa.Table, folder: str, epoch: int, kind: str, **options: Any) -> DataFile:
     """Write ``rows``, sorted by ``image_id``, as one complete file of the table in ``folder``."""
     sink = io.BytesIO()
     pq.write_table(rows, sink, compression="zstd", write_page_checksum=True, **options)

@@ -36,7 +36,7 @@ def table_of(run: Path, name: str = "rows") -> Table:
 
 
 def files_of(run: Path, name: str = "rows") -> list[Path]:
-    return [run / name / file["path"] for file in table_of(run, name).files()]
+    return [run / name / file.name for file in table_of(run, name).files()]
 
 
 def say_running(run: Path) -> None:
@@ -61,7 +61,7 @@ def test_a_whole_run_is_clean_and_looking_changes_nothing(run: Path) -> None:
 def test_rows_that_are_lost_are_found_and_named(run: Path) -> None:
     table = table_of(run)
     [first, *_] = table.files()
-    ids = pq.read_table(run / "rows" / first["path"])["image_id"].to_pylist()
+    ids = pq.read_table(run / "rows" / first.name)["image_id"].to_pylist()
     table.commit(remove=[first])
     result = audited(run)
     assert (result.missing, result.missing_ids) == (len(ids), ids)

@@ -315,7 +315,7 @@ def test_pixels_are_counted_by_both_ids_however_large_the_masks_and_many_the_cla
 def test_a_mask_that_cannot_be_read_is_one_line_that_names_it(before: Run, after: Run) -> None:
     table = after.table("rows")
     assert table is not None
-    path = Path(table.uri, table.files()[0]["path"])
+    path = Path(table.uri, table.files()[0].name)
     rows = pq.read_table(path)
     torn = [row[:40] for row in rows["mask"].to_pylist()]
     index = rows.schema.get_field_index("mask")
@@ -328,7 +328,7 @@ def test_a_mask_that_cannot_be_read_is_one_line_that_names_it(before: Run, after
 def test_only_a_few_files_are_taken_ahead(before: Run) -> None:
     table = before.table("rows")
     assert table is not None
-    first, second = (file["path"] for file in table.files())
+    first, second = (file.name for file in table.files())
     endless = itertools.cycle([(first, 0, first, 0), (second, 3, second, 3)])
     assert next(compare_masks(before, before, endless)).num_pairs == 1
 

@@ -52,8 +52,8 @@ def test_statistics_are_in_order_over_all_files_however_rows_were_spread(
     _, stats, _ = finished(tmp_path, lists)
     files = stats.files()
     assert len(files) > 3
-    assert all(a["last_id"] < b["first_id"] for a, b in pairwise(files))
-    parts = [pq.read_table(f"{stats.uri}/{file['path']}") for file in files]
+    assert all(a.last_id < b.first_id for a, b in pairwise(files))
+    parts = [pq.read_table(f"{stats.uri}/{file.name}") for file in files]
     assert max(part.nbytes for part in parts[:-1]) < 20 * 4000
     whole = pa.concat_tables(parts)
     assert whole["image_id"].to_pylist() == list(range(600))
@@ -67,9 +67,9 @@ def test_statistics_that_are_written_again_replace_the_older_ones(tmp_path: Path
     [older] = stats.files()
     finish.write_stats(rows, stats, ledger.epoch)
     [newer] = stats.files()
-    assert newer["path"] != older["path"]
+    assert newer.name != older.name
     assert finish.sweep(str(tmp_path), rows, stats, ledger.epoch) == 1
-    assert not (tmp_path / "stats" / older["path"]).exists()
+    assert not (tmp_path / "stats" / older.name).exists()
 
 
 def test_what_killed_processes_left_is_swept_and_nothing_else(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import pytest
 from segbatch import storage
 from segbatch.errors import Fenced, LeaseHeld
 from segbatch.results import lease as lease_module
-from segbatch.results.lease import Lease, Tenure, lease_uri, read_lease
+from segbatch.results.lease import Lease, WorkerLease, lease_uri, read_lease
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +63,7 @@ def test_a_lease_is_there_while_it_is_held_and_gone_afterwards(tmp_path: Path) -
         first = read_lease(run)
         assert first is not None
         assert first["pid"] == os.getpid()
-        Tenure(run, lease.driver).check()
+        WorkerLease(run, lease.driver).check()
         time.sleep(0.7)
         later = read_lease(run)
         assert later is not None
@@ -93,7 +93,7 @@ def test_a_frozen_holder_is_taken_over_and_finds_out_when_it_wakes(tmp_path: Pat
         with Lease(str(tmp_path), silent) as lease:
             process.send_signal(signal.SIGCONT)
             time.sleep(1.0)
-            Tenure(str(tmp_path), lease.driver).check()  # the woken one did not write over it
+            WorkerLease(str(tmp_path), lease.driver).check()  # the woken one did not write over it
 
 
 def test_a_heartbeat_from_elsewhere_that_moves_is_alive(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_a_lease_that_names_another_driver_is_noticed(tmp_path: Path) -> None:
     with Lease(run, silent) as lease:
         rewrite(run, driver="another", host="far-away")
         with pytest.raises(Fenced, match="far-away"):
-            Tenure(run, lease.driver).check()
+            WorkerLease(run, lease.driver).check()
         time.sleep(0.7)
         with pytest.raises(Fenced):
             lease.check()

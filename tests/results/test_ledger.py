@@ -10,7 +10,7 @@ import pytest
 
 from segbatch.errors import Damaged, Fenced
 from segbatch.masks.classes import Classes
-from segbatch.results.ledger import Bits, Ledger
+from segbatch.results.ledger import IdSet, Ledger
 from segbatch.results.schema import FAILED, OK, rows_schema
 from segbatch.results.table import Table, epoch_of, kind_of
 from segbatch.results.write import Account, write_file
@@ -53,15 +53,15 @@ def committed_ids(uri: str) -> list[int]:
     return sorted(dataset.to_table(columns=["image_id"])["image_id"].to_pylist())
 
 
-def test_bits_are_a_set_of_ids() -> None:
-    bits = Bits(1001)
+def test_an_id_set_is_a_set_of_ids() -> None:
+    taken = IdSet(1001)
     ids = np.array([0, 7, 8, 1000])
-    bits.add(ids)
-    bits.add(ids)
-    assert bits.count() == 4
-    assert bits.contains(np.array([0, 1, 7, 8, 9, 1000])).tolist() == [1, 0, 1, 1, 0, 1]
-    assert bits.missing(5, 10).tolist() == [5, 6, 9]
-    assert 1001 - len(bits.missing(0, 1001)) == 4
+    taken.add(ids)
+    taken.add(ids)
+    assert taken.count() == 4
+    assert taken.contains(np.array([0, 1, 7, 8, 9, 1000])).tolist() == [1, 0, 1, 1, 0, 1]
+    assert taken.missing(5, 10).tolist() == [5, 6, 9]
+    assert 1001 - len(taken.missing(0, 1001)) == 4
 
 
 def test_a_resumed_ledger_knows_every_committed_id(uri: str) -> None:
@@ -133,7 +133,7 @@ def test_taking_files_out_leaves_the_others_as_they_are(uri: str) -> None:
     ledger.enter(written(ledger, [3], "not_found"))
     ledger.commit()
     table = reopened(uri)
-    table.commit(remove=[f for f in table.files() if kind_of(f["path"]) == "timeout"])
+    table.commit(remove=[f for f in table.files() if kind_of(f.name) == "timeout"])
     assert committed_ids(uri) == [0, 1, 3]
 
 

@@ -250,7 +250,7 @@ def test_of_a_remote_file_only_the_columns_asked_for_are_fetched(
     assert table is not None
     [file] = table.files()
     num_rows = 200_000
-    small = pq.read_table(io.BytesIO(storage.read_bytes(f"{table.uri}/{file['path']}")))
+    small = pq.read_table(io.BytesIO(storage.read_bytes(f"{table.uri}/{file.name}")))
     noise = np.random.default_rng(0).random((num_rows, 4), np.float32)
     struct = small.schema.field("coverage").type
     large = small.take(np.arange(num_rows) % 12).set_column(
@@ -259,7 +259,7 @@ def test_of_a_remote_file_only_the_columns_asked_for_are_fetched(
         pa.StructArray.from_arrays(list(map(pa.array, noise.T)), fields=list(struct)),
     )
     pq.write_table(large, tmp_path / "large.parquet", row_group_size=50_000, use_dictionary=False)
-    s3.put(f"{table.uri}/{file['path']}", (tmp_path / "large.parquet").read_bytes())
+    s3.put(f"{table.uri}/{file.name}", (tmp_path / "large.parquet").read_bytes())
 
     fetched: list[int] = []
     fetch_range = s3fs.S3File._fetch_range
@@ -422,7 +422,7 @@ def test_files_that_go_away_meanwhile_are_no_fault_of_the_query(any_run: Run) ->
     run = write_run(f"{any_run.uri}-{uuid.uuid4().hex}", finished=any_run.finished)
     table = run.table("stats" if run.finished else "rows")
     assert table is not None
-    storage.delete(f"{table.uri}/{file['path']}" for file in table.files())
+    storage.delete(f"{table.uri}/{file.name}" for file in table.files())
     with pytest.raises(Incomplete, match=r"No files found.*ask again"):
         sql([run], "SELECT * FROM images")
 
@@ -560,7 +560,7 @@ def test_an_id_in_the_gap_of_a_file_is_found_in_another(tmp_path: Path) -> None:
     table = Table.open(f"{run.uri}/rows")
     assert table is not None
     first, second, *_ = table.files()
-    low, high = (pq.read_table(f"{table.uri}/{file['path']}") for file in (first, second))
+    low, high = (pq.read_table(f"{table.uri}/{file.name}") for file in (first, second))
     names = [file_name(2, "ok"), file_name(2, "ok")]
     pq.write_table(pa.concat_tables([low[:1], high[1:]]), f"{table.uri}/{names[0]}")
     pq.write_table(pa.concat_tables([low[1:], high[:1]]), f"{table.uri}/{names[1]}")
@@ -587,10 +587,10 @@ def test_a_mask_is_found_though_stats_were_written_again(tmp_path: Path) -> None
     table = Table.open(f"{run.uri}/stats")
     assert table is not None
     [file] = table.files()
-    path = Path(table.uri, file["path"])
+    path = Path(table.uri, file.name)
     moved = path.with_name("00000002-stats-b.parquet")
     path.rename(moved)
-    again = DataFile(moved.name, file["size"], file["rows"], 0, 13, "stats", "")
+    again = DataFile(moved.name, file.size, file.rows, 0, 13, "stats", "")
     table.commit([again], remove=table.files())
     assert mask_png(run, 3) == mask_png(open_run(run.uri), 3)
 
