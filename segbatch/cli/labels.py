@@ -82,8 +82,8 @@ def labels_import(
     from segbatch.console import say
     from segbatch.labels.importing import import_labels
     from segbatch.labels.naming import read_renames
-    from segbatch.labels.report import print_report
-    from segbatch.labels.target import SKIPPED
+    from segbatch.labels.summary import print_summary
+    from segbatch.labels.writer import SKIPPED
 
     report = import_labels(
         source,
@@ -106,7 +106,7 @@ def labels_import(
     if format is Facts.json:
         print_facts(report.to_json(), format)
     else:
-        print_report(report, storage.join(report.dataset, SKIPPED))
+        print_summary(report, storage.join(report.dataset, SKIPPED))
     for note in report.notes:
         say(note)
     say(f"look at it with: segbatch labels check {report.dataset} --sheet sheet.png")
@@ -125,8 +125,8 @@ def labels_check(
     """Look at every sample: 0 all can be trained on (warnings or not), 1 some cannot."""
     from segbatch.console import say
     from segbatch.labels.check import check_dataset
-    from segbatch.labels.report import print_balance
     from segbatch.labels.sheet import sheet_format, write_sheet
+    from segbatch.labels.summary import print_balance
 
     if sheet is not None:
         sheet_format(sheet)
@@ -180,15 +180,15 @@ def suggest_command(
     """Images of a run that are worth labelling, with their masks as polygons to correct."""
     from segbatch import storage
     from segbatch.console import say
-    from segbatch.labels.target import contents_of
-    from segbatch.review.suggest.suggest import Labelled, suggest
+    from segbatch.labels.dataset import open_dataset
+    from segbatch.review.suggest.suggest import LabelledImages, suggest
     from segbatch.run import open_run
 
     opened = open_run(run)
     uris: set[str] = set()
     digests: set[str] = set()
     for dataset in exclude or ():
-        contents = contents_of(dataset)
+        contents = open_dataset(dataset).image_digests()
         uris |= contents.keys()
         digests |= set(contents.values())
     suggestions = suggest(
@@ -198,7 +198,7 @@ def suggest_command(
         by=by,
         against=None if against is None else open_run(against),
         images=None if images is None else read_uris(images),
-        labelled=Labelled(uris, digests),
+        labelled=LabelledImages(uris, digests),
         to=to,
     )
     print_facts(suggestions.to_json() if format is Facts.json else suggestions.facts(), format)

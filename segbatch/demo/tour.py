@@ -49,8 +49,8 @@ NUM_PICTURES = 6
 BUCKET = "s3://demo"
 MARKER = "demo.json"
 
-# Trains from random weights in a minute on two cores: a tiny network (timm's smallest ResNet), small
-# images, little augmentation.
+# Trains from random weights in a minute on two cores: a tiny network (timm's smallest ResNet),
+# small images, little augmentation.
 FINETUNE = """\
 # The demo's training: segbatch run {folder}/finetune.yaml
 kind: finetune

@@ -19,9 +19,9 @@ from segbatch.errors import InputError
 from segbatch.formats.polygons import without_specks
 from segbatch.labels.dataset import open_dataset
 from segbatch.masks import decode_mask
-from segbatch.review.suggest.diversity import describe, spread
+from segbatch.review.suggest.diversity import describe_images, diverse_order
 from segbatch.review.suggest.labelling import file_name
-from segbatch.review.suggest.suggest import Labelled, Suggestions, suggest
+from segbatch.review.suggest.suggest import LabelledImages, Suggestions, suggest
 from segbatch.run import Run
 from segbatch.storage import clients
 from tests.conftest import S3
@@ -159,7 +159,7 @@ def test_a_list_is_chosen_from_and_what_cannot_be_taken_is_told(run: Run, tmp_pa
 def test_an_image_that_is_labelled_is_left_out_by_its_uri_or_its_content(
     run: Run, photos: S3, tmp_path: Path
 ) -> None:
-    labelled = Labelled({"s3://photos/0006.jpg"}, {sha256(photo(photos, 5)).hexdigest()})
+    labelled = LabelledImages({"s3://photos/0006.jpg"}, {sha256(photo(photos, 5)).hexdigest()})
     suggestions = suggest(run, str(tmp_path), count=2, labelled=labelled)
     assert not {5, 6} & set(ids(suggestions))
     assert len(suggestions.images) == 2
@@ -199,7 +199,7 @@ def test_what_cannot_be_done_is_refused(
 
 def test_a_folder_with_a_list_of_something_else_is_refused(run: Run, tmp_path: Path) -> None:
     (tmp_path / "suggested.csv").write_text("name,price\nbread,3\n")
-    with pytest.raises(InputError, match=r"suggested.csv: is no list of ours"):
+    with pytest.raises(InputError, match=r"suggested.csv: is not a list of suggestions"):
         suggest(run, str(tmp_path), count=1)
 
 
@@ -286,10 +286,10 @@ def test_the_command_says_how_to_go_on_and_leaves_a_dataset_out(
 def test_images_that_are_alike_are_one_cluster_and_the_best_of_each_comes_first() -> None:
     dark, light = np.zeros((30, 40, 3), np.uint8), np.full((3, 2, 3), 200, np.uint8)
     coverages = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.1, 0.9]])
-    descriptors = describe(coverages, [dark, dark, light, light, light])
-    order = spread(descriptors, [0.9, 0.8, 0.1, 0.3, 0.2], 2)
+    descriptors = describe_images(coverages, [dark, dark, light, light, light])
+    order = diverse_order(descriptors, [0.9, 0.8, 0.1, 0.3, 0.2], 2)
     assert order == [(0, 0), (3, 1), (1, 0), (4, 1), (2, 1)]
-    assert len({cluster for _, cluster in spread(descriptors, [0.0] * 5, 5)}) == 3
+    assert len({cluster for _, cluster in diverse_order(descriptors, [0.0] * 5, 5)}) == 3
 
 
 def test_specks_take_the_class_of_the_larger_region_beside_them() -> None:

@@ -1,7 +1,7 @@
-"""Candidates: the images of a run among which those to label are chosen, the most wanted first.
+"""Ranks the images of a run as candidates for labelling, the best first.
 
-They are a few times as many as are wanted, however many rows the run has, because what comes after
-looks at each of them.
+There are a few times as many candidates as images wanted, for any number of rows, because each of
+them is read afterwards.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import duckdb
 
@@ -21,17 +21,19 @@ from segbatch.results.runfolder import RunFolder
 from segbatch.results.schema import FAILED, OK
 
 FACTOR = 10  # candidates for each image that is wanted; Zhdanov (2019) takes 10 to 50
-AT_LEAST = 2  # where the run is small, of which only the worst images count: one of WORST
-WORST = 4
+AT_LEAST = 2  # candidates for each wanted image in a small run
+WORST = 4  # in a small run, only one row in so many is a candidate
 
-# What failed so cannot be labelled; and what crashed a worker would crash whoever looks at it.
+# Images that cannot be labelled; one that crashed a worker would crash a labelling tool, too.
 UNLABELLABLE = ("truncated", "undecodable", "unsupported", "too_large", "crashed")
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A row of the run. ``score``: the higher, the more it is wanted. ``coverage``: by class id,
-    0 to 1, and ``size``, width and height of the upright image: ``None`` where the row failed.
+    """A row of the run; a higher ``score`` is better.
+
+    ``coverage`` is by class id, 0 to 1; ``size`` is width and height of the upright image. Both are
+    ``None`` if the image failed.
     """
 
     image_id: int
@@ -52,29 +54,30 @@ def find_candidates(
     among: Collection[str] | None,
     without: Mapping[str, str],
 ) -> tuple[list[Candidate], Counter[str]]:
-    """The candidates for ``count`` images, each URI once, and how many were left out, by why.
+    """The candidates for ``count`` images, each URI once, and the numbers left out, by reason.
 
-    ``by``: a key of :data:`RANKINGS`. ``against``: the other run, of ``disagreement``. ``among``:
-    URIs besides which none is taken. ``without``: why not, by the URIs that are not taken.
+    ``by`` is a key of :data:`RANKINGS`; ``against`` the other run for ``disagreement``. ``among``
+    limits the choice to these URIs; ``without`` are URIs that are not taken, with the reason.
 
-    Raises :class:`~segbatch.errors.InputError` where the run cannot say what is asked for, and
-    what :func:`~segbatch.results.diff.diff` raises.
+    Raises :class:`~segbatch.errors.InputError` if the run lacks what the ranking needs, and what
+    :func:`~segbatch.results.diff.diff` raises.
     """
     if by not in RANKINGS:
         raise InputError(f"--by {by}: must be one of {', '.join(RANKINGS)}")
     if (against is None) == (by == "disagreement"):
-        raise InputError("--by disagreement and --against RUN_B go together: they need each other")
+        raise InputError("--by disagreement and --against RUN_B go together; give both or neither")
     scope = "true" if among is None else f"uri IN ({', '.join(map(quoted_text, sorted(among)))})"
     try:
-        margin = len(without) + run.info["manifest"]["duplicates"]
-        ranking, told = RANKINGS[by](run, scope, against, WORST * FACTOR * count + margin)
+        margin = len(without) + run.info.manifest.duplicates
+        ranking = RANKINGS[by](run, scope, against, WORST * FACTOR * count + margin)
         left_out = _left_out(run, by, scope, among)
-        [(rows,)] = sql([run], f"SELECT count(*) FROM ({ranking})").fetchall()
+        [(rows,)] = sql([run], f"SELECT count(*) FROM ({ranking.select})").fetchall()
         limit = FACTOR * count
-        if told:
+        if ranking.reason:
             limit = min(limit, max(AT_LEAST * count, rows // WORST))
         relation = sql(
-            [run], f"{ranking} ORDER BY score DESC, md5(uri), image_id LIMIT {limit + margin}"
+            [run],
+            f"{ranking.select} ORDER BY score DESC, md5(uri), image_id LIMIT {limit + margin}",
         )
         found: dict[str, Candidate] = {}
         for values in relation.fetchall():
@@ -82,19 +85,19 @@ def find_candidates(
             if row["uri"] in without:
                 left_out[without[row["uri"]]] += 1
             elif len(found) < limit:
-                found.setdefault(row["uri"], _candidate(row, told or by))
+                found.setdefault(row["uri"], _candidate(row, ranking.reason or by))
         return list(found.values()), left_out
     except duckdb.Error as error:
         raise unreadable(error) from error
 
 
-def _candidate(row: Mapping[str, Any], told: str) -> Candidate:
+def _candidate(row: Mapping[str, Any], reason: str) -> Candidate:
     coverage = row["coverage"]
     return Candidate(
         image_id=row["image_id"],
         uri=row["uri"],
         score=row["score"],
-        reason=f"failed: {row['error']}" if row["error"] else told.format(row["score"]),
+        reason=f"failed: {row['error']}" if row["error"] else reason.format(row["score"]),
         uncertainty=row.get("uncertainty"),
         coverage=None if coverage is None else list(coverage.values()),
         size=(row["width"], row["height"]) if coverage is not None else None,
@@ -102,7 +105,7 @@ def _candidate(row: Mapping[str, Any], told: str) -> Candidate:
 
 
 def _left_out(run: RunFolder, by: str, scope: str, among: Collection[str] | None) -> Counter[str]:
-    """What is asked for and can be no candidate."""
+    """Images that were asked for but cannot be candidates, by reason."""
     left_out: Counter[str] = Counter()
     if among is not None:
         [(there,)] = sql([run], f"SELECT count(DISTINCT uri) FROM images WHERE {scope}").fetchall()
@@ -119,19 +122,26 @@ def _left_out(run: RunFolder, by: str, scope: str, among: Collection[str] | None
 
 # --------------------------------------------------------------------------------------- rankings
 
-# Each gives the SELECT of rows with their `score`, and how a score is told; nothing where scores
-# say nothing. The last parameter is how many of the rows are asked for at most.
-Ranking = tuple[str, str]
+
+class Ranking(NamedTuple):
+    """``select`` gives rows of the run with their ``score``.
+
+    ``reason`` formats a score for the list; empty if the scores are all equal.
+    """
+
+    select: str
+    reason: str
 
 
 def _by_uncertainty(run: RunFolder, scope: str, _: RunFolder | None, __: int) -> Ranking:
     if "uncertainty" not in sql([run], "FROM images LIMIT 0").columns:
         raise InputError(
-            f"{run.uri}: does not know how uncertain it is: run it with stats: [confidence], or"
-            " choose --by diverse"
+            f"{run.uri}: has no uncertainty; run the job with stats: [confidence], or choose"
+            " --by diverse"
         )
     which = f"uncertainty IS NOT NULL AND {scope}"
-    return f"SELECT *, uncertainty AS score FROM images WHERE {which}", "uncertainty {:.3f}"
+    select = f"SELECT *, uncertainty AS score FROM images WHERE {which}"
+    return Ranking(select, "uncertainty {:.3f}")
 
 
 def _by_disagreement(run: RunFolder, scope: str, against: RunFolder | None, most: int) -> Ranking:
@@ -146,19 +156,21 @@ def _by_disagreement(run: RunFolder, scope: str, against: RunFolder | None, most
     ).fetchall()
     values = ", ".join(f"({image_id}, {score})" for image_id, score in pairs or [(-1, 0)])
     scores = f"(VALUES {values}) AS scores (image_id, score)"
-    return f"SELECT * FROM images JOIN {scores} USING (image_id)", "disagreement {:.3f}"
+    select = f"SELECT * FROM images JOIN {scores} USING (image_id)"
+    return Ranking(select, "disagreement {:.3f}")
 
 
 def _by_failure(run: RunFolder, scope: str, _: RunFolder | None, __: int) -> Ranking:
     kinds = ", ".join(map(quoted_text, UNLABELLABLE))
     which = f"status = '{FAILED}' AND error NOT IN ({kinds}) AND {scope}"
-    return f"SELECT *, 0 AS score FROM images WHERE {which}", ""
+    return Ranking(f"SELECT *, 0 AS score FROM images WHERE {which}", "")
 
 
 def _by_chance(run: RunFolder, scope: str, _: RunFolder | None, __: int) -> Ranking:
-    return f"SELECT *, 0 AS score FROM images WHERE status = '{OK}' AND {scope}", ""
+    return Ranking(f"SELECT *, 0 AS score FROM images WHERE status = '{OK}' AND {scope}", "")
 
 
+# The parameters: the run, an SQL condition on the rows, the other run, and the most rows needed.
 RANKINGS: dict[str, Callable[[RunFolder, str, RunFolder | None, int], Ranking]] = {
     "uncertainty": _by_uncertainty,
     "disagreement": _by_disagreement,

@@ -1,14 +1,13 @@
-"""Diversity: which of many images are unlike each other, so that not all are of the same street.
+"""Orders images by score and diversity, so that a selection does not show one street only.
 
-An image is described by what the model saw in it, the coverage of each class, and by what it looks
-like, the mean colours of a grid of 4 × 4 cells (the idea of MPEG-7's colour layout, in RGB). Its
-cluster is the centre that is nearest, and the centres are taken greedily, each where the images are
-that are farthest from all before it.
+An image is described by its predicted coverage of each class, and by its look: the mean colours of
+a grid of 4 × 4 cells (the idea of MPEG-7's colour layout, in RGB). Greedy k-centre clustering picks
+each next centre farthest from all previous ones; an image belongs to its nearest centre.
 
 Sources: T. F. Gonzalez, Clustering to minimize the maximum intercluster distance, 1985; O. Sener
 and S. Savarese, Active learning for convolutional neural networks: a core-set approach, 2018, which
-takes the centres themselves; F. Zhdanov, Diverse mini-batch active learning, 2019, which takes the
-most informative few times as many first and clusters those.
+takes the centres themselves; F. Zhdanov, Diverse mini-batch active learning, 2019, which first
+takes a few times as many of the most informative images and clusters those.
 """
 
 from __future__ import annotations
@@ -24,25 +23,27 @@ GRID = 4
 Descriptors = npt.NDArray[np.float64]
 
 
-def describe(
+def describe_images(
     coverages: npt.NDArray[np.float64], photos: Sequence[npt.NDArray[np.uint8]]
 ) -> Descriptors:
-    """One row of numbers an image, ``(images, classes + 48)``, whose distances are meant.
+    """Descriptors of images, ``(images, classes + 48)``, for comparing them by distance.
 
     ``coverages`` is ``(images, classes)``, 0 to 1, ``photos`` are ``(height, width, 3)`` uint8 RGB
-    of any sizes. Both count the same: each is scaled to a total variance of 1 over the images.
+    of any sizes. Both parts have equal weight: each is scaled to a total variance of 1.
     """
     colors = np.array([_cell_means(photo) for photo in photos]).reshape(len(photos), -1)
     return np.hstack([_scaled(coverages), _scaled(colors)])
 
 
-def spread(descriptors: Descriptors, scores: Sequence[float], count: int) -> list[tuple[int, int]]:
-    """An order in which to take images, as pairs of a row of ``descriptors`` and its cluster.
+def diverse_order(
+    descriptors: Descriptors, scores: Sequence[float], count: int
+) -> list[tuple[int, int]]:
+    """The order in which to take images, as pairs of a row of ``descriptors`` and its cluster.
 
-    There are ``count`` clusters, or as many as there are different images. First comes the image
-    with the highest score of each cluster, then the second of each, and so on: whoever takes
-    ``count`` of them, and cannot take some, goes on to others that are like them. Of equal scores
-    the one nearest to its centre counts more. The first centre is the image with the highest score.
+    There are ``count`` clusters, or fewer if fewer images differ. The best-scored image of each
+    cluster comes first, then the second of each, and so on: a caller that wants ``count`` images
+    and cannot use some gets similar ones next. Ties go to the image nearest to its centre. The
+    first centre is the image with the highest score.
     """
     if not len(descriptors):
         return []
@@ -59,13 +60,13 @@ def spread(descriptors: Descriptors, scores: Sequence[float], count: int) -> lis
 def _clusters(
     descriptors: Descriptors, first: int, count: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """The cluster of each image, and its distance from the centre of that, squared."""
+    """The cluster of each image, and its squared distance from the cluster's centre."""
     cluster = np.zeros(len(descriptors), np.int64)
     distance = _distances(descriptors, first)
     for number in range(1, min(count, len(descriptors))):
         centre = int(np.argmax(distance))
         if distance[centre] <= 0:
-            break  # the others are the same as these
+            break  # all other images equal a centre
         from_centre = _distances(descriptors, centre)
         nearer = from_centre < distance
         cluster[nearer] = number

@@ -1,11 +1,11 @@
-"""Labelling: a folder of images that somebody is to label, each with what a model saw in it.
+"""A folder of images to label, each with its predicted mask as polygons.
 
-    suggested.csv               a line an image: which one it is, and why it is here
+    suggested.csv               a line for each image: its URI, and the reason to label it
     street-3f9a1c04.jpg         the image, byte for byte
     street-3f9a1c04.json        labelme: the predicted mask as polygons to correct
-    instances_1-20.json         COCO instead of labelme: one file for those of one call
+    instances_1-20.json         COCO instead of labelme: one file for all images of one call
 
-A file that is there may have been corrected, and is never written again.
+An existing file may have been corrected and is never overwritten.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ import numpy.typing as npt
 
 from segbatch import storage
 from segbatch.errors import InputError
-from segbatch.formats import coco, labelme
-from segbatch.formats.files import KEY, LIST
+from segbatch.formats.coco import to_categories
+from segbatch.formats.folder import COPIES_LIST, PROVENANCE_KEY
+from segbatch.formats.labelme import labelme_json
 from segbatch.formats.polygons import Polygon
 from segbatch.images.video import is_frame
 from segbatch.masks.classes import Classes
@@ -33,8 +34,8 @@ from segbatch.review.names import cut_query, is_image_name, safe_name
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A line of the list. ``cluster`` counts from 0 within one call; ``sha256`` is the file's."""
+class Suggestion:
+    """A line of the list. ``cluster`` counts from 0 in one call; ``sha256`` is the file's."""
 
     image_id: int
     uri: str
@@ -49,47 +50,48 @@ class Entry:
 
 @dataclass(frozen=True, eq=False)
 class Copy:
-    """An image to be labelled, and what is drawn on it; ``size`` is upright width and height."""
+    """A copied image and its polygons; ``size`` is the upright width and height."""
 
-    entry: Entry
+    suggestion: Suggestion
     size: tuple[int, int]
     shapes: Sequence[Polygon]
 
 
 def read_list(folder: str) -> list[dict[str, str]]:
-    """The lines of what was suggested into ``folder`` before; none where there is no list.
+    """The lines of the list in ``folder``; empty if there is no list.
 
-    Raises :class:`~segbatch.errors.InputError` for a list of something else.
+    Raises :class:`~segbatch.errors.InputError` if the file is something else.
     """
-    where = storage.join(folder, LIST)
+    where = storage.join(folder, COPIES_LIST)
     try:
         text = storage.read_bytes(where).decode("utf-8-sig")
     except FileNotFoundError:
         return []
     except UnicodeDecodeError as error:
-        raise InputError(f"{where}: is no list of ours: choose another folder") from error
+        raise InputError(f"{where}: is not a list of suggestions; choose another folder") from error
     reader = csv.DictReader(io.StringIO(text, newline=""))
     missing = {"uri", "file", "sha256"} - set(reader.fieldnames or ())
     if missing:
-        raise InputError(f"{where}: is no list of ours: choose another folder")
+        raise InputError(f"{where}: is not a list of suggestions; choose another folder")
     return list(reader)
 
 
 def write_list(folder: str, earlier: Sequence[dict[str, str]], copies: Sequence[Copy]) -> None:
-    """The list with a line more for each of ``copies``. Raises ``OSError``."""
+    """Write the list again, with a line added for each of ``copies``. Raises ``OSError``."""
     sink = io.StringIO(newline="")
-    own = [field.name for field in fields(Entry)]  # others are the user's, and stay
+    own = [field.name for field in fields(Suggestion)]  # users may add others
     columns = list(dict.fromkeys([*own, *(name for line in earlier for name in line)]))
     writer = csv.DictWriter(sink, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(earlier)
-    writer.writerows(asdict(copy.entry) for copy in copies)
-    storage.write_bytes(storage.join(folder, LIST), sink.getvalue().encode())
+    writer.writerows(asdict(copy.suggestion) for copy in copies)
+    storage.write_bytes(storage.join(folder, COPIES_LIST), sink.getvalue().encode())
 
 
 def file_name(uri: str) -> str:
-    """What a copy is called: the image's own name, with eight digits that tell it from others of
-    that name, and its extension, if it is an image's.
+    """The file name of an image's copy: its own name, eight digits of a hash, its extension.
+
+    The hash tells images of one name apart. Extensions of other than image formats are dropped.
     """
     is_http = storage.scheme_of(uri) in storage.HTTP_SCHEMES
     path = cut_query(uri) if is_http else uri
@@ -99,8 +101,8 @@ def file_name(uri: str) -> str:
     return f"{name}-{digest}{extension}"
 
 
-def write_new(folder: str, name: str, data: bytes) -> None:
-    """A file, unless it is there. Raises ``OSError``."""
+def write_missing(folder: str, name: str, data: bytes) -> None:
+    """Write a file unless it exists. Raises ``OSError``."""
     where = storage.join(folder, name)
     if not storage.exists(where):
         storage.write_bytes(where, data)
@@ -110,21 +112,21 @@ def write_new(folder: str, name: str, data: bytes) -> None:
 
 
 def write_labelme(folder: str, copies: Sequence[Copy], classes: Classes, earlier: int) -> None:
-    """A labelme file beside each image. Raises ``OSError``."""
+    """Write a labelme file next to each image. Raises ``OSError``."""
     for copy in copies:
-        document = labelme.document(
-            copy.entry.file, copy.size, copy.shapes, classes, _provenance(copy.entry)
+        document = labelme_json(
+            copy.suggestion.file, copy.size, copy.shapes, classes, _provenance(copy.suggestion)
         )
-        name = copy.entry.file
+        name = copy.suggestion.file
         stem = PurePosixPath(name).stem if is_image_name(name) else name
-        write_new(folder, f"{stem}.json", document)
+        write_missing(folder, f"{stem}.json", document)
 
 
 def write_coco(folder: str, copies: Sequence[Copy], classes: Classes, earlier: int) -> None:
-    """One COCO file for all, whose name says which lines of the list they are. Raises ``OSError``.
+    """Write one COCO file for all copies, named by their lines in the list. Raises ``OSError``.
 
-    Every polygon is an annotation, larger ones first. Their points are moved by half a pixel: COCO
-    counts from the corner of the first pixel and not from its centre.
+    Every polygon is an annotation, larger ones first. Points are shifted by half a pixel: COCO
+    counts from the corner of the first pixel, not from its centre.
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -133,10 +135,10 @@ def write_coco(folder: str, copies: Sequence[Copy], classes: Classes, earlier: i
         images.append(
             {
                 "id": number,
-                "file_name": copy.entry.file,
+                "file_name": copy.suggestion.file,
                 "width": width,
                 "height": height,
-                KEY: _provenance(copy.entry),
+                PROVENANCE_KEY: _provenance(copy.suggestion),
             }
         )
         for shape in copy.shapes:
@@ -157,23 +159,23 @@ def write_coco(folder: str, copies: Sequence[Copy], classes: Classes, earlier: i
     document = {
         "images": images,
         "annotations": annotations,
-        "categories": coco.categories(classes),
+        "categories": to_categories(classes),
     }
     name = f"instances_{earlier + 1}-{earlier + len(copies)}.json"
-    write_new(folder, name, json.dumps(document, ensure_ascii=False, indent=1).encode())
+    write_missing(folder, name, json.dumps(document, ensure_ascii=False, indent=1).encode())
 
 
 def _area(points: npt.NDArray[np.float64]) -> float:
-    """What a polygon encloses, in pixels (the shoelace formula)."""
+    """The area of a polygon in pixels (the shoelace formula)."""
     x, y = points.T
     return abs(float(x @ np.roll(y, 1) - y @ np.roll(x, 1))) / 2
 
 
-def _provenance(entry: Entry) -> dict[str, Any]:
-    return {key: getattr(entry, key) for key in ("uri", "run", "image_id", "model")}
+def _provenance(suggestion: Suggestion) -> dict[str, Any]:
+    return {key: getattr(suggestion, key) for key in ("uri", "run", "image_id", "model")}
 
 
-FORMATS: Mapping[str, Callable[[str, Sequence[Copy], Classes, int], None]] = {
+LABEL_WRITERS: Mapping[str, Callable[[str, Sequence[Copy], Classes, int], None]] = {
     "labelme": write_labelme,
     "coco": write_coco,
 }

@@ -1,16 +1,16 @@
-"""Suggest: the images of a run that are worth labelling, copied with what the model saw in them.
+"""``segbatch labels suggest``: copies the images of a run that are worth labelling.
 
-    candidates ──► look ──► spread ──► copy ──► list
-    SQL            small    clusters   bytes,   suggested.csv
-                   photos              polygons
+    candidates ──► thumbnails ──► order ──► copy ──► list
+    SQL            small          clusters  bytes,   suggested.csv
+                   photos                   polygons
 
-The same run gives the same images.
+Each copy comes with the predicted mask as polygons. The same run gives the same images.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from itertools import islice
@@ -34,22 +34,22 @@ from segbatch.results.schema import TRANSIENT_ERRORS
 from segbatch.results.write import NEVER_WRITTEN
 from segbatch.review.pictures import Picture, label_map_at, limits_of, read_pictures
 from segbatch.review.suggest.candidates import Candidate, find_candidates
-from segbatch.review.suggest.diversity import describe, spread
+from segbatch.review.suggest.diversity import describe_images, diverse_order
 from segbatch.review.suggest.labelling import (
-    FORMATS,
+    LABEL_WRITERS,
     Copy,
-    Entry,
+    Suggestion,
     file_name,
     read_list,
     write_list,
-    write_new,
+    write_missing,
 )
 
-LOOKED_AT = 64  # pixels of the longer side
-AT_ONCE = 16  # images in memory
+LONG_SIDE = 64  # pixels of the photographs that are compared
+BATCH_IMAGES = 16  # in memory
 
-# Polygons are to be corrected by hand: a region below one part of the image in so many is none, and
-# an outline may leave its border by one part in so many of the longer side.
+# People correct the polygons by hand. Regions smaller than this part of the image are dropped, and
+# outlines may deviate from the border by this part of the longer side.
 SPECK = 4000
 FINE = 500
 
@@ -61,8 +61,8 @@ CHANGED = "is of another size than when the run saw it"
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """Images that need no labelling: their URIs, and the SHA-256 of their bytes in hex."""
+class LabelledImages:
+    """Images that have labels: their URIs, and the SHA-256 of their bytes in hex."""
 
     uris: Collection[str] = ()
     sha256s: Collection[str] = ()
@@ -70,36 +70,38 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Suggestions:
-    """What was copied to ``folder``. ``left_out`` counts images that were looked at and not taken,
-    by why; ``earlier`` those that were in the folder.
+    """The images that were copied to ``folder``.
+
+    ``left_out`` counts the images that were considered and not taken, by reason; ``earlier`` the
+    images that were in the folder before.
     """
 
     folder: str
     run: str
-    images: Sequence[Entry]
+    images: Sequence[Suggestion]
     earlier: int
     left_out: Counter[str] = field(default_factory=Counter)
 
     @property
     def unanswered(self) -> int:
-        """Images that may be read another time, or with other credentials."""
+        """Images that a later attempt, or other credentials, may be able to read."""
         kinds = (*TRANSIENT_ERRORS, NEVER_WRITTEN)
         return sum(self.left_out[GONE.format(kind)] for kind in kinds)
 
     def facts(self) -> dict[str, Any]:
-        """Where, and how many."""
+        """The folder, the run and the counts."""
         return {
             "folder": self.folder,
             "run": self.run,
             "suggested": len(self.images),
-            "clusters": len({entry.cluster for entry in self.images}),
+            "clusters": len({image.cluster for image in self.images}),
             "suggested_before": self.earlier,
             "left_out": dict(self.left_out.most_common()),
         }
 
     def to_json(self) -> dict[str, Any]:
-        """The same, and each image as its line of the list has it."""
-        return {**self.facts(), "images": [asdict(entry) for entry in self.images]}
+        """The facts, and each image with the columns of the list."""
+        return {**self.facts(), "images": [asdict(image) for image in self.images]}
 
 
 def suggest(
@@ -110,116 +112,139 @@ def suggest(
     by: str = "uncertainty",
     against: RunFolder | None = None,
     images: Collection[str] | None = None,
-    labelled: Labelled = Labelled(),
+    labelled: LabelledImages = LabelledImages(),
     to: str = "labelme",
 ) -> Suggestions:
     """Copy up to ``count`` images into ``folder``, any URI, with their masks as polygons.
 
-    ``by``: a key of :data:`~segbatch.review.suggest.candidates.RANKINGS`. ``against``: the other
-    run, of ``disagreement``. ``images``: URIs among which is chosen. ``labelled``: what is not.
-    ``to``: a key of :data:`~segbatch.review.suggest.labelling.FORMATS`. What was suggested into
-    ``folder`` before is not suggested again.
+    ``by`` is a key of :data:`~segbatch.review.suggest.candidates.RANKINGS`; ``against`` the other
+    run for ``disagreement``. ``images`` limits the choice to these URIs; ``labelled`` images are
+    left out, and so are images that ``folder`` holds from earlier calls. ``to`` is a key of
+    :data:`~segbatch.review.suggest.labelling.LABEL_WRITERS`.
 
-    Holds 16 images, and reads at most ten for each that is wanted. Raises
-    :class:`~segbatch.errors.InputError` where the run or the folder cannot be used so, and
+    Holds 16 images in memory, and reads at most ten for each that is wanted. Raises
+    :class:`~segbatch.errors.InputError` if the run or the folder cannot be used in this way, and
     ``OSError`` if storage fails.
     """
-    if to not in FORMATS:
-        raise InputError(f"--to {to}: must be one of {', '.join(FORMATS)}")
+    if to not in LABEL_WRITERS:
+        raise InputError(f"--to {to}: must be one of {', '.join(LABEL_WRITERS)}")
     folder = storage.normalize(folder)
+    limits = limits_of(run)
     earlier = read_list(folder)
     without = {row["uri"]: SUGGESTED for row in earlier} | dict.fromkeys(labelled.uris, LABELLED)
-    found, left_out = find_candidates(
+    candidates, left_out = find_candidates(
         run, by=by, count=count, against=against, among=images, without=without
     )
-    seen, photos = _look(found, limits_of(run), left_out)
-    shares = np.array([candidate.coverage or [0.0] * len(run.classes) for candidate in seen])
-    scores = [candidate.score for candidate in seen]
-    order = spread(describe(shares, photos), scores, count) if seen else []
-    wanted = ((seen[row], cluster) for row, cluster in order)
+    readable, photos, unreadable = _read_thumbnails(candidates, limits)
+    left_out += unreadable
     known = dict.fromkeys(labelled.sha256s, LABELLED)
     known |= {row["sha256"]: SUGGESTED for row in earlier}
     copies: list[Copy] = []
-    while batch := list(islice(wanted, min(AT_ONCE, count - len(copies)))):
-        copies += _copy(run, folder, batch, known, left_out)
+    ordered = iter(_diverse_order(run, readable, photos, count))
+    while batch := list(islice(ordered, min(BATCH_IMAGES, count - len(copies)))):
+        uris = [candidate.uri for candidate, _ in batch]
+        contents = read_images(uris, limits.of_reading())
+        for (candidate, cluster), content in zip(batch, contents, strict=True):
+            copy = (
+                _copy(run, folder, candidate, cluster, content, limits=limits, known=known)
+                if isinstance(content, bytes)
+                else GONE.format(content.kind)
+            )
+            if isinstance(copy, str):
+                left_out[copy] += 1
+            else:
+                copies.append(copy)
+                known[copy.suggestion.sha256] = SUGGESTED
     if copies:
-        FORMATS[to](folder, copies, run.classes, len(earlier))
+        LABEL_WRITERS[to](folder, copies, run.classes, len(earlier))
         write_list(folder, earlier, copies)
-    entries = [copy.entry for copy in copies]
-    return Suggestions(folder, run.uri, entries, len(earlier), left_out)
+    suggestions = [copy.suggestion for copy in copies]
+    return Suggestions(folder, run.uri, suggestions, len(earlier), left_out)
 
 
-def _look(
-    candidates: Sequence[Candidate], limits: Limits, left_out: Counter[str]
-) -> tuple[list[Candidate], list[npt.NDArray[np.uint8]]]:
-    """Those that can be read, and small photographs of them."""
-    seen, photos = [], []
+def _read_thumbnails(
+    candidates: Sequence[Candidate], limits: Limits
+) -> tuple[list[Candidate], list[npt.NDArray[np.uint8]], Counter[str]]:
+    """The candidates that can be read, their small photographs, and the others by reason."""
+    readable, photos = [], []
+    unreadable: Counter[str] = Counter()
     with Bar("look", len(candidates)) as bar:
-        for start in range(0, len(candidates), AT_ONCE):
-            part = candidates[start : start + AT_ONCE]
-            uris = [candidate.uri for candidate in part]
-            pictures = read_pictures(uris, [None] * len(part), LOOKED_AT, limits)
-            for candidate, picture in zip(part, pictures, strict=True):
+        for start in range(0, len(candidates), BATCH_IMAGES):
+            batch = candidates[start : start + BATCH_IMAGES]
+            uris = [candidate.uri for candidate in batch]
+            pictures = read_pictures(uris, [None] * len(batch), LONG_SIDE, limits)
+            for candidate, picture in zip(batch, pictures, strict=True):
                 if isinstance(picture, Picture):
-                    seen.append(candidate)
+                    readable.append(candidate)
                     photos.append(picture.photo)
                 else:
-                    left_out[GONE.format(picture.kind)] += 1
-            if bar.move(start + len(part), ""):
-                bar.line(f"images={start + len(part)}/{len(candidates)}", "event=look ")
-    return seen, photos
+                    unreadable[GONE.format(picture.kind)] += 1
+            done = start + len(batch)
+            if bar.move(done, ""):
+                bar.line(f"images={done}/{len(candidates)}", "event=look ")
+    return readable, photos, unreadable
+
+
+def _diverse_order(
+    run: RunFolder,
+    candidates: Sequence[Candidate],
+    photos: Sequence[npt.NDArray[np.uint8]],
+    count: int,
+) -> list[tuple[Candidate, int]]:
+    """The candidates in the order in which to take them, each with its cluster."""
+    if not candidates:
+        return []
+    shares = np.array([candidate.coverage or [0.0] * len(run.classes) for candidate in candidates])
+    scores = [candidate.score for candidate in candidates]
+    order = diverse_order(describe_images(shares, photos), scores, count)
+    return [(candidates[row], cluster) for row, cluster in order]
 
 
 def _copy(
     run: RunFolder,
     folder: str,
-    wanted: Sequence[tuple[Candidate, int]],
-    known: dict[str, str],
-    left_out: Counter[str],
-) -> Iterator[Copy]:
-    """Copy images; ``known`` says of contents why they are not, and gets those that were."""
-    limits = limits_of(run)
-    contents = read_images([candidate.uri for candidate, _ in wanted], limits.of_reading())
-    for (candidate, cluster), content in zip(wanted, contents, strict=True):
-        if not isinstance(content, bytes):
-            left_out[GONE.format(content.kind)] += 1
-            continue
-        digest = sha256(content).hexdigest()
-        if digest in known:
-            left_out[known[digest]] += 1
-            continue
-        image = decode_image(content, max_pixels=limits.max_pixels, long_side=LOOKED_AT)
-        if isinstance(image, Undecodable):
-            left_out[GONE.format(image.kind)] += 1
-            continue
-        size = image.width, image.height
-        if candidate.size not in (None, size):
-            left_out[CHANGED] += 1
-            continue
-        try:
-            shapes = _shapes(run, candidate.image_id, size)
-        except UnreadableMask:
-            left_out[DAMAGED] += 1
-            continue
-        known[digest] = SUGGESTED
-        name = file_name(candidate.uri)
-        write_new(folder, name, content)
-        entry = Entry(
-            image_id=candidate.image_id,
-            uri=candidate.uri,
-            file=name,
-            reason=candidate.reason,
-            uncertainty=candidate.uncertainty,
-            cluster=cluster,
-            run=run.uri,
-            model=run.info["model"]["uri"],
-            sha256=digest,
-        )
-        yield Copy(entry, size, shapes)
+    candidate: Candidate,
+    cluster: int,
+    content: bytes,
+    *,
+    limits: Limits,
+    known: Mapping[str, str],
+) -> Copy | str:
+    """Copy an image, unless something prevents it; then the reason.
+
+    ``known`` are reasons by the SHA-256 of contents that are not wanted.
+    """
+    digest = sha256(content).hexdigest()
+    if digest in known:
+        return known[digest]
+    image = decode_image(content, max_pixels=limits.max_pixels, long_side=LONG_SIDE)
+    if isinstance(image, Undecodable):
+        return GONE.format(image.kind)
+    size = image.width, image.height
+    if candidate.size not in (None, size):
+        return CHANGED
+    try:
+        shapes = _shapes(run, candidate.image_id, size)
+    except UnreadableMask:
+        return DAMAGED
+    name = file_name(candidate.uri)
+    write_missing(folder, name, content)
+    suggestion = Suggestion(
+        image_id=candidate.image_id,
+        uri=candidate.uri,
+        file=name,
+        reason=candidate.reason,
+        uncertainty=candidate.uncertainty,
+        cluster=cluster,
+        run=run.uri,
+        model=run.info.model.uri,
+        sha256=digest,
+    )
+    return Copy(suggestion, size, shapes)
 
 
 def _shapes(run: RunFolder, image_id: int, size: tuple[int, int]) -> list[Polygon]:
-    """What the model saw in an image; nothing where there is no mask."""
+    """The predicted mask of an image as polygons; none if no mask is stored."""
     try:
         label_map = label_map_at(mask_png(run, image_id), size)
     except SourceError as error:
