@@ -27,9 +27,8 @@ from rich.table import Table
 
 from segbatch.config.training import Train
 from segbatch.demo.facades.facades import CLASSES, render_facade
-from segbatch.labels import samples
 from segbatch.labels.dataset import Dataset, open_dataset, write_shard
-from segbatch.labels.samples import Samples
+from segbatch.labels.samples import Samples, copy_split
 from segbatch.machine import num_cores
 from segbatch.masks import encode_mask
 from segbatch.model import zoo
@@ -61,7 +60,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         uri = arguments.dataset or rendered(f"{folder}/labels")
         dataset = open_dataset(uri)
-        samples.copy(dataset, "train", Path(folder))
+        copy_split(dataset, "train", Path(folder))
         figures = measure(dataset, Samples(dataset, "train", Path(folder)), train, arguments)
     show(figures)
     if arguments.output:

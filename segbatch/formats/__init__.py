@@ -1,26 +1,22 @@
-"""Annotation formats, one a file: each reads a folder of labels, writes one, or both."""
+"""Annotation formats: each file reads a folder of labels, writes one, or both.
 
-from segbatch.formats.coco import COCO_READER, COCO_WRITER
+A new format is a file with a :class:`~segbatch.formats.format.Format` and a line here.
+"""
+
+from segbatch.formats.coco import COCO
 from segbatch.formats.fiftyone import FIFTYONE
-from segbatch.formats.format import Reader
-from segbatch.formats.labelme import LABELME_READER, LABELME_WRITER
-from segbatch.formats.pairs import PAIRS_READER
-from segbatch.formats.png import MASKS, OVERLAYS
-from segbatch.formats.voc import VOC_READER, VOC_WRITER
-from segbatch.formats.writing import Writer
+from segbatch.formats.format import Format
+from segbatch.formats.labelme import LABELME
+from segbatch.formats.pairs import PAIRS
+from segbatch.formats.png import OVERLAY, PNG
+from segbatch.formats.voc import VOC
 
-READERS: dict[str, Reader] = {
-    "labelme": LABELME_READER,
-    "voc": VOC_READER,
-    "coco": COCO_READER,
-    "pairs": PAIRS_READER,
-}
-
-WRITERS: dict[str, Writer] = {
-    "png": MASKS,
-    "overlay": OVERLAYS,
-    "voc": VOC_WRITER,
-    "labelme": LABELME_WRITER,
-    "coco": COCO_WRITER,
+FORMATS: dict[str, Format] = {
+    "png": PNG,
+    "overlay": OVERLAY,
+    "labelme": LABELME,
+    "voc": VOC,
+    "coco": COCO,
+    "pairs": PAIRS,
     "fiftyone": FIFTYONE,
 }

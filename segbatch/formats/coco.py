@@ -1,19 +1,26 @@
-"""COCO: JSON files with ``images``, ``annotations`` and ``categories``, as COCO itself, Roboflow,
-CVAT and labelme2coco lay them out.
+"""COCO: JSON files with ``images``, ``annotations`` and ``categories``.
 
-Larger shapes are drawn first, so that smaller ones lie on top, and of two equally large ones the
-later in the file. COCO says nothing of what lies on what, and tools write in any order: in the
-order of the file, two thirds of all window pixels of a Roboflow export of facades are hidden under
-the facades that follow.
+Read as COCO itself, Roboflow, CVAT and labelme2coco lay them out. Larger shapes are drawn first, so
+that smaller ones lie on top; of two equally large ones the later in the file lies on top. COCO does
+not say which shape covers which, and tools write them in any order: in the order of the file, two
+thirds of all window pixels of a Roboflow export of facades are hidden under the facades that
+follow.
 
-Source: https://cocodataset.org/#format-data
+Written as ``annotations.json`` and ``images/``, with an annotation of compressed RLE for each
+region. Regions are 8-connected and of one class, as in the column ``components`` of a run;
+``iscrowd`` is 0, because each is one object. Category ids are class ids plus 1, because many
+readers keep 0 for the background; ignored pixels are in no region. ``file_name`` is relative to
+the folder of the JSON file.
+
+Source: https://cocodataset.org/#format-data and ``common/maskApi.c`` of
+https://github.com/cocodataset/cocoapi
 """
 
 from __future__ import annotations
 
 import json
 import posixpath
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,75 +31,282 @@ from pycocotools import mask as coco_mask  # type: ignore[import-untyped]
 
 from segbatch import storage
 from segbatch.errors import SourceError
-from segbatch.formats.files import ImageFiles, folder_of, list_uris, read_bytes
-from segbatch.formats.format import IGNORE, Found, Item, Labelled, Options, Reader, Skipped
-from segbatch.formats.photo import Size, check_size, read_file
-from segbatch.formats.writing import Part, Photos, Segmented, Writer
+from segbatch.formats.folder import ImageFiles, folder_of, list_uris, read_label_file
+from segbatch.formats.format import (
+    IGNORE,
+    AnnotatedImage,
+    Annotations,
+    Format,
+    LabelledImage,
+    LabelMap,
+    Photos,
+    Reader,
+    ReadOptions,
+    SegmentedImage,
+    Skipped,
+    Slot,
+    Writer,
+)
+from segbatch.formats.photo import Size, checked_size, read_sample_file
 from segbatch.masks.classes import IGNORE_INDEX, Classes
 
-# Regions: the ``segmentation`` of a COCO annotation → runs of pixels, as COCO's own tools draw it.
-#
-# A region is its runs: how many pixels are outside, inside, outside … in turn, column by column
-# from the top left corner. Polygons are drawn by pycocotools, the definition of what a COCO polygon
-# covers: a pixel whose centre is inside. (Pillow draws the outline too, which makes a window at 512
-# pixels 3 % larger.) Runs in a file are decoded here, for pycocotools reads and writes beyond its
-# memory where they do not fit the image.
-#
-# Source: ``common/maskApi.c`` of https://github.com/cocodataset/cocoapi.
+Id = int | float | str | None
+Runs = list[int]
+"""A region: how many pixels are outside, inside, outside … in turn, column by column from the top
+left corner."""
+
+LISTS = ("images", "annotations", "categories")
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+
+# pycocotools walks along every edge, so corners may lie outside of the image, but not far away.
+MAX_DISTANCE = 10  # times the longer side
+
+IMAGES = Slot("images", separator=",\n")
+ANNOTATIONS = Slot("annotations", separator=",\n")
+IDS_PER_IMAGE = 1_000_000  # annotation ids reserved for each image
 
 
-# pycocotools walks along every edge: a corner may lie outside, but not at any distance.
-FAR = 10  # times the longer side
+# ------------------------------------------------------------------------------------------ finding
 
 
-def draw(flat: npt.NDArray[np.uint8], runs: Iterable[int], class_id: int) -> None:
-    """Set the pixels inside; ``flat`` is ``(width · height,)`` uint8, column by column."""
-    ends = np.cumsum(np.fromiter(runs, np.int64)).tolist()
-    for start, end in zip(ends[::2], ends[1::2], strict=False):
-        flat[start:end] = class_id
+@dataclass(frozen=True)
+class Shape:
+    """One annotation: its place in the file, its category's name, and its ``segmentation``."""
+
+    place: str
+    name: str
+    segmentation: Any
 
 
-def area(runs: list[int]) -> int:
-    """Number of pixels inside."""
+@dataclass(frozen=True)
+class Shapes:
+    """The shapes of one image, and its size if the JSON gives it."""
+
+    size: Size | None
+    shapes: Sequence[Shape]
+
+
+@dataclass(frozen=True)
+class Document:
+    """One JSON file. ``names`` are those of its categories in the order of their ids, ``used``
+    those that have annotations, ``parents`` those that others have as their supercategory.
+    """
+
+    images: Sequence[AnnotatedImage] = ()
+    skipped: Sequence[Skipped] = ()
+    names: Sequence[str] = ()
+    used: frozenset[str] = frozenset()
+    parents: frozenset[Id] = frozenset()
+
+
+def find_coco(source: str, options: ReadOptions) -> Annotations:
+    """The images of every COCO file below the folder ``source``, or of the one file it names.
+
+    :meth:`~segbatch.formats.folder.ImageFiles.locate` finds the image files. Categories of one
+    name are one class. A category without any annotation is a class too, unless others have it as
+    their supercategory: Roboflow adds such roots.
+
+    Holds one JSON file at a time in memory, and the shapes of all. Raises
+    :class:`~segbatch.errors.SourceError` if there is no COCO file or a JSON file is damaged, and
+    :class:`~segbatch.errors.Incomplete` if storage does not answer.
+    """
+    source = storage.normalize(source)
+    is_file = source.lower().endswith(".json")
+    folder = _images_folder(source) if is_file else source
+    uris = list_uris(folder)
+    json_uris = [source] if is_file else [uri for uri in uris if uri.lower().endswith(".json")]
+    files = ImageFiles(folder, uris, options.images)
+
+    documents = [_read_document(uri, files) for uri in json_uris]
+    images = [image for document in documents for image in document.images]
+    skipped = [entry for document in documents for entry in document.skipped]
+    if not images:
+        why = f": {skipped[0].where}: {skipped[0].why}" if skipped else ""
+        raise SourceError(f"{source}: {len(json_uris)} files *.json and no COCO images{why}")
+    if not is_file:
+        named = {image.file for image in images}
+        unnamed = (uri for uri in uris if uri not in named and _is_image(uri))
+        skipped += [Skipped(uri, "is in no COCO file") for uri in unnamed]
+    return Annotations(images, _class_names(documents), skipped=skipped)
+
+
+def _images_folder(json_uri: str) -> str:
+    """The folder that holds the images of a single file: the file's own, or the parent of
+    ``annotations/``.
+    """
+    folder = folder_of(json_uri)
+    return folder_of(folder) if storage.name_of(folder) == "annotations" else folder
+
+
+def _is_image(uri: str) -> bool:
+    return posixpath.splitext(uri)[1].lower() in EXTENSIONS
+
+
+def _class_names(documents: Sequence[Document]) -> list[str]:
+    """The names of all categories that are classes, in the order of the files and of their ids."""
+    used = {name for document in documents for name in document.used}
+    roots = {name for document in documents for name in document.parents} - used
+    names = dict.fromkeys(name for document in documents for name in document.names)
+    return [name for name in names if name not in roots and name != IGNORE]
+
+
+def _read_document(uri: str, files: ImageFiles) -> Document:
+    """Read one JSON file; a document without images if it is not a COCO file."""
+    try:
+        content = json.loads(read_label_file(uri))
+    except ValueError as error:
+        raise SourceError(f"{uri}: damaged, or not JSON: {error}") from error
+    if not isinstance(content, dict) or not all(
+        isinstance(content.get(key), list) for key in LISTS
+    ):
+        is_labelme = isinstance(content, dict) and "shapes" in content
+        why = (
+            "is a labelme file: import it with --from labelme"
+            if is_labelme
+            else f"is no COCO file of shapes: those have the lists {', '.join(LISTS)}"
+        )
+        return Document(skipped=[Skipped(uri, why)])
+
+    skipped: list[Skipped] = []
+    names, parents = _read_categories(content["categories"])
+    used: set[str] = set()
+    shapes: dict[Id, list[Shape]] = {_scalar(entry, "id"): [] for entry in content["images"]}
+    for number, entry in enumerate(content["annotations"]):
+        annotation_id = _scalar(entry, "id")
+        place = f"annotations[{number}]" if annotation_id is None else f"annotation {annotation_id}"
+        image_id, category = _scalar(entry, "image_id"), _scalar(entry, "category_id")
+        if image_id is None or image_id not in shapes:
+            why = f"has the image_id {image_id}, which no image has"
+            skipped.append(Skipped(f"{uri}: {place}", why))
+        elif category is None or category not in names:
+            why = f"has the category_id {category}, which no category has"
+            skipped.append(Skipped(f"{uri}: {place}", why))
+        else:
+            used.add(names[category])
+            shapes[image_id].append(Shape(place, names[category], entry.get("segmentation")))
+
+    images = []
+    split = files.split_of(uri)
+    for number, entry in enumerate(content["images"]):
+        where = f"{uri}: images[{number}]"
+        image_id, path = _scalar(entry, "id"), _scalar(entry, "file_name")
+        if image_id is None or not isinstance(path, str) or not path:
+            skipped.append(Skipped(where, "has no id or no file_name"))
+        elif image_id not in shapes:
+            skipped.append(Skipped(where, f"has the id {image_id} of another image"))
+        else:
+            detail = Shapes(_size(entry), shapes.pop(image_id))
+            try:
+                file = files.locate(path, uri)
+            except ValueError as error:
+                skipped.append(Skipped(where, str(error)))
+            else:
+                original = files.originals.get(file)
+                copy = file if original else None
+                images.append(AnnotatedImage(original or file, uri, split, detail, copy))
+    return Document(images, skipped, list(names.values()), frozenset(used), frozenset(parents))
+
+
+def _read_categories(entries: Sequence[Any]) -> tuple[dict[Id, str], set[Id]]:
+    """The name by category id, in the order of the ids; and the supercategories."""
+    names: dict[Id, str] = {}
+    parents: set[Id] = set()
+    for entry in entries:
+        category, name = _scalar(entry, "id"), _scalar(entry, "name")
+        if category is not None and isinstance(name, str) and name.strip():
+            names[category] = name.strip()
+            parents |= {_scalar(entry, "supercategory")} - {name}
+    in_order = sorted(names, key=lambda category: (isinstance(category, str), category))
+    return {category: names[category] for category in in_order}, parents
+
+
+def _scalar(entry: Any, key: str) -> Id:
+    value = entry.get(key) if isinstance(entry, dict) else None
+    return value if isinstance(value, int | float | str) else None
+
+
+def _size(entry: Mapping[str, Any]) -> Size | None:
+    width, height = entry.get("width"), entry.get("height")
+    if not isinstance(width, int | float) or not isinstance(height, int | float):
+        return None
+    return int(width), int(height)
+
+
+# ------------------------------------------------------------------------------------------ reading
+
+
+def read_coco(image: AnnotatedImage, ids: Mapping[str, int], unlabelled: int) -> LabelledImage:
+    """One image with its shapes drawn. Raises :class:`~segbatch.formats.format.Unusable` if the
+    image is missing, damaged, or not of the size that the JSON gives.
+    """
+    detail: Shapes = image.detail
+    photo = read_sample_file(image.file)
+    width, height = checked_size(photo, detail.size, "the JSON")
+    ids = {**ids, IGNORE: IGNORE_INDEX}
+    regions: list[tuple[Runs, int]] = []
+    skipped: list[Skipped] = []
+    for shape in detail.shapes:
+        try:
+            runs, problems = decode_region(shape.segmentation, width, height)
+            regions.append((runs, ids[shape.name]))
+        except ValueError as error:
+            problems = [str(error)]
+        skipped += [Skipped(f"{image.labels_uri}: {shape.place}", why) for why in problems]
+
+    columns = np.full(width * height, unlabelled, np.uint8)
+    for runs, class_id in sorted(regions, key=lambda region: _area(region[0]), reverse=True):
+        ends = np.cumsum(runs).tolist()
+        for start, end in zip(ends[::2], ends[1::2], strict=False):
+            columns[start:end] = class_id
+    label_map = np.ascontiguousarray(columns.reshape(width, height).T)
+    return LabelledImage(photo, width, height, label_map, len(regions), tuple(skipped))
+
+
+def _area(runs: Runs) -> int:
+    """The number of pixels inside."""
     return sum(runs[1::2])
 
 
-def decode_region(segmentation: Any, width: int, height: int) -> tuple[list[int], list[str]]:
-    """The runs of polygons or RLE, and what is wrong with polygons that were left out.
+def decode_region(segmentation: Any, width: int, height: int) -> tuple[Runs, list[str]]:
+    """The region of an annotation's ``segmentation`` (polygons or RLE), and why polygons were left
+    out.
 
-    Raises ``ValueError``, whose text is the reason, where nothing is left to draw.
+    pycocotools draws the polygons, because it defines which pixels a COCO polygon covers: those
+    whose centre is inside. (Pillow draws the outline too, which makes a window at 512 pixels 3 %
+    larger.) RLE is decoded here, because pycocotools reads and writes beyond its memory if the
+    runs do not fit the image. Raises ``ValueError`` with the reason if nothing is left to draw.
     """
     problems: list[str] = []
     if isinstance(segmentation, Mapping):
-        runs = _rle(segmentation, width, height)
+        runs = _decode_rle(segmentation, width, height)
     elif isinstance(segmentation, list) and segmentation:
-        runs, problems = _polygons(segmentation, width, height)
+        runs, problems = _draw_polygons(segmentation, width, height)
     else:
         raise ValueError("has no segmentation (a box only?)")
-    if not area(runs):
+    if not _area(runs):
         raise ValueError("covers no pixel of the image")
     return runs, problems
 
 
-def _polygons(rings: list[Any], width: int, height: int) -> tuple[list[int], list[str]]:
-    """The runs of what any of the polygons covers."""
+def _draw_polygons(polygons: list[Any], width: int, height: int) -> tuple[Runs, list[str]]:
+    """The region that at least one of the polygons covers, and why polygons were left out."""
     drawn, problems = [], []
-    for number, ring in enumerate(rings, 1):
+    for number, polygon in enumerate(polygons, 1):
         try:
-            drawn.append(_corners(ring, FAR * max(width, height)))
+            drawn.append(_corners(polygon, MAX_DISTANCE * max(width, height)))
         except ValueError as error:
-            of_many = f" (polygon {number} of {len(rings)})" if len(rings) > 1 else ""
+            of_many = f" (polygon {number} of {len(polygons)})" if len(polygons) > 1 else ""
             problems.append(f"{error}{of_many}")
     if not drawn:
         raise ValueError("; ".join(problems))
     region = coco_mask.merge(coco_mask.frPyObjects(drawn, height, width))
-    return _decode(region["counts"]), problems
+    return _decompress(region["counts"]), problems
 
 
-def _corners(ring: Any, far: int) -> npt.NDArray[np.float64]:
+def _corners(polygon: Any, max_distance: int) -> npt.NDArray[np.float64]:
     """``(2 n,)``: x and y of each corner in turn."""
     try:
-        corners = np.array(ring, np.float64)
+        corners = np.array(polygon, np.float64)
     except (TypeError, ValueError) as error:
         raise ValueError("has a polygon that is no list of numbers") from error
     if corners.ndim != 1 or len(corners) % 2:
@@ -101,17 +315,17 @@ def _corners(ring: Any, far: int) -> npt.NDArray[np.float64]:
         raise ValueError(f"has a polygon of {len(corners) // 2} points: at least 3 make one")
     if not np.isfinite(corners).all():
         raise ValueError("has a corner whose coordinates are no numbers")
-    if np.abs(corners).max() > far:
-        raise ValueError(f"has a corner more than {far:,} pixels away")
+    if np.abs(corners).max() > max_distance:
+        raise ValueError(f"has a corner more than {max_distance:,} pixels away")
     return corners
 
 
-def _rle(rle: Mapping[str, Any], width: int, height: int) -> list[int]:
+def _decode_rle(rle: Mapping[str, Any], width: int, height: int) -> Runs:
     size, counts = rle.get("size"), rle.get("counts")
     if size != [height, width]:
         raise ValueError(f"has RLE of the size {size}: [{height}, {width}] is the image's")
     if isinstance(counts, str):
-        counts = _decode(counts.encode("latin-1", "replace"))
+        counts = _decompress(counts.encode("latin-1", "replace"))
     if not isinstance(counts, list) or not all(type(run) is int and run >= 0 for run in counts):
         raise ValueError("has RLE whose counts are no runs of pixels")
     if sum(counts) != width * height:
@@ -119,11 +333,11 @@ def _rle(rle: Mapping[str, Any], width: int, height: int) -> list[int]:
     return counts
 
 
-def _decode(text: bytes) -> list[int]:
-    """Compressed runs: numbers of five bits a character, the lowest first, with a sign; from the
-    fourth on each is the difference from the one before the last.
+def _decompress(text: bytes) -> Runs:
+    """The runs of compressed RLE: signed numbers of five bits a character, lowest bits first; from
+    the fourth on each is the difference from the one before the last.
     """
-    runs: list[int] = []
+    runs: Runs = []
     value = shift = 0
     for character in text:
         bits = character - 48
@@ -142,232 +356,38 @@ def _decode(text: bytes) -> list[int]:
     return runs
 
 
-LISTS = ("images", "annotations", "categories")
+# ------------------------------------------------------------------------------------------ writing
 
 
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
-
-
-Id = int | float | str | None
-
-
-@dataclass(frozen=True)
-class Shape:
-    """One annotation: its place in the file, its category's name, and its ``segmentation``."""
-
-    place: str
-    name: str
-    segmentation: Any
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """What is to be drawn on one image, and its size, where the JSON says so."""
-
-    size: Size | None
-    shapes: Sequence[Shape]
-
-
-# ------------------------------------------------------------------------------------------ find
-
-
-def find(source: str, options: Options) -> Found:
-    """The images of every COCO file below the folder ``source``, or of the one file it names.
-
-    Where an image is: :meth:`~segbatch.formats.files.ImageFiles.locate`. Categories of one
-    name are one class. A category without any annotation is a class too, unless others have it as
-    their supercategory: such are the roots that Roboflow adds.
-
-    One JSON file is in memory at a time, besides the shapes of all. Raises
-    :class:`~segbatch.errors.SourceError` where there is no COCO file or a JSON file is damaged,
-    and :class:`~segbatch.errors.Incomplete` where storage does not answer.
-    """
-    source = storage.normalize(source)
-    is_file = source.lower().endswith(".json")
-    folder = _around(source) if is_file else source
-    uris = list_uris(folder)
-    documents = [source] if is_file else [uri for uri in uris if uri.lower().endswith(".json")]
-    files = ImageFiles(folder, uris, options.images)
-    categories = Categories()
-
-    items: list[Item] = []
-    skipped: list[Skipped] = []
-    for uri in documents:
-        for found in _read_document(uri, files, categories):
-            if isinstance(found, Skipped):
-                skipped.append(found)
-            else:
-                items.append(found)
-    if not items:
-        why = f": {skipped[0].where}: {skipped[0].why}" if skipped else ""
-        raise SourceError(f"{source}: {len(documents)} files *.json and no COCO images{why}")
-    if not is_file:
-        named = {item.file for item in items}
-        unnamed = (uri for uri in uris if uri not in named and _is_image(uri))
-        skipped += [Skipped(uri, "is in no COCO file") for uri in unnamed]
-    return Found(items, categories.names(), skipped=skipped)
-
-
-def _around(document: str) -> str:
-    """The folder below which the images of a single file are: its own, or that above
-    ``annotations/``.
-    """
-    folder = folder_of(document)
-    return folder_of(folder) if storage.name_of(folder) == "annotations" else folder
-
-
-def _is_image(uri: str) -> bool:
-    return posixpath.splitext(uri)[1].lower() in EXTENSIONS
-
-
-class Categories:
-    """The categories of all files, in the order of their ids."""
-
-    def __init__(self) -> None:
-        self.used: set[str] = set()
-        self._names: dict[str, None] = {}
-        self._parents: set[Id] = set()
-
-    def add(self, entries: Sequence[Any]) -> dict[Id, str]:
-        """Name by category id in one file."""
-        names: dict[Id, str] = {}
-        for entry in entries:
-            category, name = _scalar(entry, "id"), _scalar(entry, "name")
-            if category is not None and isinstance(name, str) and name.strip():
-                names[category] = name.strip()
-                self._parents |= {_scalar(entry, "supercategory")} - {name}
-        in_order = sorted(names, key=lambda category: (isinstance(category, str), category))
-        self._names |= dict.fromkeys(names[category] for category in in_order)
-        return names
-
-    def names(self) -> list[str]:
-        roots = self._parents - self.used
-        return [name for name in self._names if name not in roots and name != IGNORE]
-
-
-def _read_document(uri: str, files: ImageFiles, categories: Categories) -> Iterator[Item | Skipped]:
-    """The images of one JSON file, and what is left out of it."""
-    try:
-        document = json.loads(read_bytes(uri))
-    except ValueError as error:
-        raise SourceError(f"{uri}: damaged, or no JSON: {error}") from error
-    if not isinstance(document, dict) or not all(
-        isinstance(document.get(key), list) for key in LISTS
-    ):
-        is_labelme = isinstance(document, dict) and "shapes" in document
-        yield Skipped(
-            uri,
-            "is labelme's: import it --from labelme"
-            if is_labelme
-            else f"is no COCO file of shapes: those have the lists {', '.join(LISTS)}",
-        )
-        return
-
-    names = categories.add(document["categories"])
-    shapes: dict[Id, list[Shape]] = {_scalar(image, "id"): [] for image in document["images"]}
-    for number, entry in enumerate(document["annotations"]):
-        annotation = _scalar(entry, "id")
-        place = f"annotations[{number}]" if annotation is None else f"annotation {annotation}"
-        image, category = _scalar(entry, "image_id"), _scalar(entry, "category_id")
-        if image is None or image not in shapes:
-            yield Skipped(f"{uri}: {place}", f"has the image_id {image}, which no image has")
-        elif category is None or category not in names:
-            yield Skipped(
-                f"{uri}: {place}", f"has the category_id {category}, which no category has"
-            )
-        else:
-            categories.used.add(names[category])
-            shapes[image].append(Shape(place, names[category], entry.get("segmentation")))
-
-    split = files.split_of(uri)
-    for number, entry in enumerate(document["images"]):
-        where = f"{uri}: images[{number}]"
-        image, path = _scalar(entry, "id"), _scalar(entry, "file_name")
-        if image is None or not isinstance(path, str) or not path:
-            yield Skipped(where, "has no id or no file_name")
-        elif image not in shapes:
-            yield Skipped(where, f"has the id {image} of another image")
-        else:
-            drawing = Drawing(_size(entry), shapes.pop(image))
-            try:
-                file = files.locate(path, uri)
-            except ValueError as error:
-                yield Skipped(where, str(error))
-            else:
-                own = files.own_uris.get(file)
-                yield Item(own or file, uri, split, drawing, copy=file if own else None)
-
-
-def _scalar(entry: Any, key: str) -> Id:
-    value = entry.get(key) if isinstance(entry, dict) else None
-    return value if isinstance(value, int | float | str) else None
-
-
-def _size(entry: Mapping[str, Any]) -> Size | None:
-    width, height = entry.get("width"), entry.get("height")
-    if not isinstance(width, int | float) or not isinstance(height, int | float):
-        return None
-    return int(width), int(height)
-
-
-# ------------------------------------------------------------------------------------------ read
-
-
-def read(item: Item, ids: Mapping[str, int], unlabelled: int) -> Labelled:
-    """One image with its shapes drawn. Raises :class:`~segbatch.formats.format.Unusable` where
-    the image is missing, damaged, or not of the size that the JSON says.
-    """
-    drawing: Drawing = item.detail
-    image = read_file(item.file)
-    width, height = check_size(image, drawing.size, "the JSON")
-    ids = {**ids, IGNORE: IGNORE_INDEX}
-    drawn: list[tuple[list[int], int]] = []
-    skipped: list[Skipped] = []
-    for shape in drawing.shapes:
-        try:
-            runs, problems = decode_region(shape.segmentation, width, height)
-            drawn.append((runs, ids[shape.name]))
-        except ValueError as error:
-            problems = [str(error)]
-        skipped += [Skipped(f"{item.labels_uri}: {shape.place}", why) for why in problems]
-
-    flat = np.full(width * height, unlabelled, np.uint8)
-    for runs, class_id in sorted(drawn, key=lambda shape: area(shape[0]), reverse=True):
-        draw(flat, runs, class_id)
-    label_map = np.ascontiguousarray(flat.reshape(width, height).T)
-    return Labelled(image, width, height, label_map, len(drawn), tuple(skipped))
-
-
-COCO_READER = Reader(find, read)
-
-
-# COCO: ``annotations.json`` and ``images/``, an annotation with compressed RLE for each region.
-#
-# Regions are 8-connected and of one class, as in the column ``components`` of a run; ``iscrowd`` is
-# 0, for each is one. Category ids are class ids plus 1, because many readers keep 0 for what is
-# none; ignored pixels are in no region. ``file_name`` is relative to the folder of the JSON file.
-#
-# Source: https://cocodataset.org/#format-data and ``common/maskApi.c`` of
-# https://github.com/cocodataset/cocoapi
-
-
-IMAGES = Part("images", between=",\n")
-
-
-ANNOTATIONS = Part("annotations", between=",\n")
-
-
-IDS = 1_000_000  # of annotations that an image has for itself
-
-
-def image_files(image: Segmented) -> Mapping[str, bytes]:
+def photo_file(image: SegmentedImage) -> Mapping[str, bytes]:
     """The photograph."""
     assert image.photo is not None
     return {f"images/{image.photo_name}": image.photo.data}
 
 
-def entries(image: Segmented, last: str) -> Mapping[str, Sequence[str]]:
-    """Its image and its regions."""
+def annotations_json(classes: Classes, run: str) -> Mapping[str, Sequence[str | Slot]]:
+    """The one file of all images and annotations."""
+    info = {"description": f"masks of the segbatch run {run}"}
+    categories = json.dumps(to_categories(classes), ensure_ascii=False)
+    return {
+        "annotations.json": [
+            f'{{"info": {json.dumps(info)},\n"licenses": [],\n',
+            f'"categories": {categories},\n"images": [\n',
+            IMAGES,
+            '\n],\n"annotations": [\n',
+            ANNOTATIONS,
+            "\n]}\n",
+        ]
+    }
+
+
+def to_categories(classes: Classes) -> list[dict[str, Any]]:
+    """The ``categories`` of a COCO file; ids are class ids plus 1."""
+    return [{"id": c.id + 1, "name": c.name, "supercategory": ""} for c in classes]
+
+
+def image_and_annotations(image: SegmentedImage, last: str) -> Mapping[str, Sequence[str]]:
+    """The image's entry, and one annotation for each of its regions."""
     height, width = image.label_map.shape
     entry = {
         "id": image.image_id,
@@ -377,8 +397,8 @@ def entries(image: Segmented, last: str) -> Mapping[str, Sequence[str]]:
         "uri": image.uri,
     }
     annotations = [
-        {"id": image.image_id * IDS + number, "image_id": image.image_id, **region}
-        for number, region in enumerate(_regions(image.label_map), 1)
+        {"id": image.image_id * IDS_PER_IMAGE + number, "image_id": image.image_id, **region}
+        for number, region in enumerate(_encode_regions(image.label_map), 1)
     ]
     return {
         IMAGES.name: [json.dumps(entry, ensure_ascii=False)],
@@ -386,34 +406,13 @@ def entries(image: Segmented, last: str) -> Mapping[str, Sequence[str]]:
     }
 
 
-def shared(classes: Classes, run: str) -> Mapping[str, Sequence[str | Part]]:
-    """The one file of all annotations."""
-    info = {"description": f"masks of the segbatch run {run}"}
-    return {
-        "annotations.json": [
-            f'{{"info": {json.dumps(info)},\n"licenses": [],\n',
-            f'"categories": {json.dumps(categories(classes), ensure_ascii=False)},\n"images": [\n',
-            IMAGES,
-            '\n],\n"annotations": [\n',
-            ANNOTATIONS,
-            "\n]}\n",
-        ]
-    }
-
-
-def categories(classes: Classes) -> list[dict[str, Any]]:
-    """As they stand in a file: ids are class ids plus 1."""
-    return [{"id": c.id + 1, "name": c.name, "supercategory": ""} for c in classes]
-
-
-def _regions(label_map: npt.NDArray[np.uint8]) -> Iterator[dict[str, Any]]:
+def _encode_regions(label_map: LabelMap) -> Iterator[dict[str, Any]]:
     """Category, RLE, area and box of each region, in the order of their first pixels.
 
-    All regions are encoded in one walk over the pixels, column by column as COCO_WRITER counts
-    them.
+    Finds the runs of all regions in one pass over the pixels, column by column as RLE counts them.
     """
     height, width = label_map.shape
-    # One more, in uint8, makes ignore (255) the background that cc3d leaves out.
+    # Plus 1 in uint8 turns ignore (255) into 0, the background that cc3d leaves out.
     labels = cc3d.connected_components(label_map + np.uint8(1), connectivity=8)
     flat, classes = labels.ravel(order="F"), label_map.ravel(order="F")
     starts = np.append(0, np.flatnonzero(flat[1:] != flat[:-1]) + 1)
@@ -438,6 +437,13 @@ def _regions(label_map: npt.NDArray[np.uint8]) -> Iterator[dict[str, Any]]:
         }
 
 
-COCO_WRITER = Writer(
-    Photos.FILES, image_files, ("images/{name}.jpg", "images/{name}.png"), shared, entries
+COCO = Format(
+    reader=Reader(find_coco, read_coco, options=["unlabelled"]),
+    writer=Writer(
+        Photos.FILES,
+        photo_file,
+        ("images/{name}.jpg", "images/{name}.png"),
+        annotations_json,
+        image_and_annotations,
+    ),
 )

@@ -1,12 +1,12 @@
-"""Draw: shapes → label map, pixel for pixel as labelme draws them.
+"""Draws shapes into a label map, pixel for pixel as labelme does.
 
-Every function draws one shape over what is there, so that later shapes lie on top. ``label_map``
-is ``(height, width)`` uint8 and is changed; ``points`` are ``(n, 2)`` float64, x and y in pixels
-from the top left corner. What lies outside is clipped. All raise ``ValueError``, whose text is
-the reason, for a shape that cannot be drawn or leaves no pixel.
+Each function draws one shape over the earlier ones, so that later shapes lie on top. ``label_map``
+is ``(height, width)`` uint8 and is changed in place; ``points`` are ``(n, 2)`` float64, x and y in
+pixels from the top left corner. Shapes are clipped at the edge of the image. All functions raise
+``ValueError`` with the reason for a shape that cannot be drawn or covers no pixel.
 
 Source: ``shape_to_mask`` and ``shapes_to_label`` in ``labelme/utils/shape.py`` of labelme 6.3.1,
-which are the same in versions 3 to 5 for the shapes that those have.
+which are the same in versions 3 to 5 for the shapes that these versions have.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-LabelMap = npt.NDArray[np.uint8]
+from segbatch.formats.format import LabelMap
+
 Points = npt.NDArray[np.float64]
 
 LINE_WIDTH = 10
 POINT_RADIUS = 5
 
-# Pillow rounds to 32-bit integers, and walks along a circle however far outside it goes on.
+# Pillow rounds to 32-bit integers, and walks along a whole circle, however much of it is outside.
 MAX_COORDINATE = 100_000
 
 OUTSIDE = "lies entirely outside of the image"
@@ -67,8 +68,8 @@ def point(label_map: LabelMap, points: Points, class_id: int) -> None:
 def mask(
     label_map: LabelMap, is_inside: npt.NDArray[np.bool_], points: Points, class_id: int
 ) -> None:
-    """The pixels of ``is_inside``, ``(height, width)`` of the box whose first and last pixel are
-    the two points.
+    """The pixels of ``is_inside``, ``(height, width)`` of the box that has the two points as its
+    first and last pixel.
     """
     _check(points, at_least=2, at_most=2)
     (left, top), (right, bottom) = np.floor(points).astype(int)
@@ -118,13 +119,13 @@ def _paint(
     points: Points,
     draw: Callable[[ImageDraw.ImageDraw], None],
 ) -> None:
-    """Draw within the box of ``points``, the only part of the label map that is looked at."""
+    """Draw within the box of ``points``; no other part of the label map is touched."""
     height, width = label_map.shape
     left, top = np.maximum(np.floor(points.min(0)), 0).astype(int).tolist()
     right, bottom = np.minimum(np.floor(points.max(0)) + 2, (width, height)).astype(int).tolist()
     if left >= right or top >= bottom:
         raise ValueError(OUTSIDE)
-    # From the image's own corner, for the same shape moved elsewhere is rounded differently.
+    # From the image's own corner, because Pillow rounds a moved shape differently.
     canvas = Image.new("L", (right, bottom))
     draw(ImageDraw.Draw(canvas))
     is_inside = np.asarray(canvas.crop((left, top, right, bottom))) > 0

@@ -1,8 +1,8 @@
 """FiftyOne: ``data/`` and ``labels/``, which its ``ImageSegmentationDirectory`` reads, and
-``mask_targets.json``, the names and colours of what the masks hold.
+``mask_targets.json`` with the names and colours of the ids in the masks.
 
-The masks are grey, for FiftyOne takes a palette PNG for a picture in colours, and hold class ids
-plus 1: it shows 0 as nothing, which here is what is ignored.
+The masks are grey, because FiftyOne takes a palette PNG for a colour picture. They hold class ids
+plus 1: FiftyOne shows 0 as nothing, which is what ignored pixels become.
 
 Source: ``ImageSegmentationDirectoryImporter`` in ``fiftyone/utils/data/importers.py`` of 1.22.1.
 """
@@ -16,12 +16,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from segbatch.formats.writing import Part, Photos, Segmented, Writer
+from segbatch.formats.format import Format, Photos, SegmentedImage, Slot, Writer, no_entries
 from segbatch.masks.classes import Classes
 
 
-def files(image: Segmented) -> Mapping[str, bytes]:
-    """The photograph, and its mask in grey, at its size."""
+def photo_and_grey_mask(image: SegmentedImage) -> Mapping[str, bytes]:
+    """The photograph, and its grey mask at its size."""
     assert image.photo is not None
     mask = io.BytesIO()
     Image.fromarray(image.label_map + np.uint8(1)).save(mask, "PNG")  # 255, ignored, becomes 0
@@ -31,7 +31,7 @@ def files(image: Segmented) -> Mapping[str, bytes]:
     }
 
 
-def shared(classes: Classes, run: str) -> Mapping[str, Sequence[str | Part]]:
+def mask_targets_json(classes: Classes, run: str) -> Mapping[str, Sequence[str | Slot]]:
     """``default_mask_targets`` of a dataset, and ``default_mask_targets_colors`` of its scheme."""
     document = {
         "mask_targets": {str(c.id + 1): c.name for c in classes},
@@ -43,4 +43,8 @@ def shared(classes: Classes, run: str) -> Mapping[str, Sequence[str | Part]]:
     return {"mask_targets.json": [json.dumps(document, ensure_ascii=False, indent=2), "\n"]}
 
 
-FIFTYONE = Writer(Photos.FILES, files, ("labels/{name}.png",), shared)
+FIFTYONE = Format(
+    writer=Writer(
+        Photos.FILES, photo_and_grey_mask, ("labels/{name}.png",), mask_targets_json, no_entries
+    )
+)

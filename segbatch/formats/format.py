@@ -1,37 +1,65 @@
-"""Annotated images: what every format of labels is read into, before it becomes a dataset.
+"""An annotation format: how its labels are read, how they are written, or both.
 
-A format is two functions. ``find`` lists what there is, cheaply; ``read`` turns one image with its
-labels into a label map, somewhere else and at another time. Whatever either leaves out is said in
-a :class:`Skipped`, for shapes that vanish silently are what people complain of most.
+Reading takes two steps. ``find`` lists the annotated images of a folder, which is cheap; ``read``
+draws the label map of one of them, later and in another process. Both report what they leave out
+as :class:`Skipped`, because shapes that vanish silently are what people complain of most.
+
+Writing turns one segmented image into its own files and into entries of the files that all images
+share, such as a list of names or one JSON document.
 """
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
-from segbatch.masks.classes import Color
+from segbatch.masks.classes import Classes, Color
 
+LabelMap = npt.NDArray[np.uint8]  # (height, width), class ids
 
-@dataclass(frozen=True)
-class Skipped:
-    """A shape or file that was left out: its URI (with the shape's place in it), and why."""
-
-    where: str
-    why: str
-
-
-class Unusable(Exception):
-    """One image that cannot become a sample; the import goes on without it and says so."""
+IGNORE = "__ignore__"  # the class name of pixels that are ignored
+JPEG_QUALITY = 95
 
 
 @dataclass(frozen=True)
-class Options:
-    """What a user says besides where the labels are; each format takes what it knows."""
+class Format:
+    """One annotation format. ``reader`` is ``None`` if segbatch cannot import it, ``writer`` if it
+    cannot export it.
+    """
+
+    reader: Reader | None = None
+    writer: Writer | None = None
+
+
+# ------------------------------------------------------------------------------------------ reading
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Finds the annotated images of one format and draws their label maps.
+
+    ``find(source, options)`` raises :class:`~segbatch.errors.SourceError` if ``source`` holds
+    nothing of this format. ``read(image, ids, unlabelled)`` draws one image: ``ids`` has a class
+    id, or the ignore index, for every name that ``find`` returned; pixels that no shape covers
+    become ``unlabelled``. It raises :class:`Unusable` for an image that cannot be used.
+    ``options`` names the command line options that only some formats have and this one takes.
+    """
+
+    find: Callable[[str, ReadOptions], Annotations]
+    read: Callable[[AnnotatedImage, Mapping[str, int], int], LabelledImage]
+    options: Sequence[str]
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """User options other than the location of the labels; each format uses those it knows."""
 
     images: str | None = None
     """Root folder of the images, or for ``pairs`` a pattern with ``{split}`` and ``{id}``."""
@@ -40,73 +68,164 @@ class Options:
     colors: str | None = None
     """For colour masks: a table of ``R G B name`` lines, or CVAT's ``labelmap.txt``; any URI."""
     reduce_zero_label: bool = False
-    """For ``pairs``: id 0 is void and every other id one lower, as mmsegmentation does."""
+    """For ``pairs``: id 0 is void and every other id one lower, as in mmsegmentation."""
     class_names: tuple[str, ...] | None = None
-    """Names by id, where ``--classes`` gives them: index masks hold ids and no names."""
+    """Names by id from ``--classes``: index masks hold ids and no names."""
 
 
 @dataclass(frozen=True)
-class Item:
-    """One annotated image, found and not yet read; small, since it goes to another process."""
+class AnnotatedImage:
+    """One annotated image, found but not read yet; small, because it goes to another process."""
 
     uri: str
     """The image's own URI: its identity in the dataset."""
     labels_uri: str
     """The file that holds its labels."""
     split: str | None = None
-    """``train``, ``val`` or ``test`` where folder or file name says so (``valid`` is ``val``)."""
+    """``train``, ``val`` or ``test`` if a folder or file name says so (``valid`` is ``val``)."""
     detail: Any = None
-    """Whatever the format's ``read`` needs: COCO's shapes of this image, a colour table."""
+    """What the format's ``read`` needs: COCO's shapes of this image, a colour table."""
     copy: str | None = None
-    """The copy that was labelled and whose bytes count, where it is not the image itself."""
+    """The copy that was labelled and whose bytes count, if it is not the image itself."""
 
     @property
     def file(self) -> str:
-        """Where the image's bytes are."""
+        """The URI of the image's bytes."""
         return self.copy or self.uri
 
 
 @dataclass(frozen=True)
-class Found:
-    """What ``find`` found. ``names``: the class names that occur, in the order of the format's own
-    ids, or sorted where it has none; without ``__ignore__``. ``colors``: what the format says.
+class Annotations:
+    """The annotated images in a source. ``names`` are the class names that occur, in the order of
+    the format's own ids, or sorted if it has none; without ``__ignore__``. ``colors`` are those
+    that the format gives, by name.
     """
 
-    items: Sequence[Item]
+    images: Sequence[AnnotatedImage]
     names: Sequence[str]
     colors: Mapping[str, Color] = field(default_factory=dict)
     skipped: Sequence[Skipped] = ()
 
 
 @dataclass(frozen=True, eq=False)
-class Labelled:
+class LabelledImage:
     """One image with its label map.
 
-    ``image`` is the file as it was, ``width`` and ``height`` those of the upright picture,
-    ``label_map`` HW uint8 of class ids of that size, with the ignore index. ``shapes`` counts what
-    was drawn (a mask file is one).
+    ``image`` is the unchanged file, ``width`` and ``height`` are those of the upright picture.
+    ``label_map`` has that size and holds class ids and the ignore index. ``shapes`` counts the
+    shapes that were drawn (a mask file counts as one).
     """
 
     image: bytes
     width: int
     height: int
-    label_map: npt.NDArray[np.uint8]
+    label_map: LabelMap
     shapes: int
     skipped: tuple[Skipped, ...] = ()
 
 
 @dataclass(frozen=True)
-class Reader:
-    """How labels of one format are found and drawn.
+class Skipped:
+    """A shape or file that was left out: its URI (and the shape's place in the file), and why."""
 
-    ``find(source, options)`` raises :class:`~segbatch.errors.SourceError` where there is nothing
-    of this format. ``read(item, ids, unlabelled)`` draws one image: ``ids`` has a class id, or the
-    ignore index, for every name that ``find`` gave; pixels that no shape covers become
-    ``unlabelled``. It raises :class:`Unusable` for an image that cannot be used.
+    where: str
+    why: str
+
+
+class Unusable(Exception):
+    """One image cannot become a sample; the import reports it and continues."""
+
+
+# ------------------------------------------------------------------------------------------ writing
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Writes segmented images in one format.
+
+    ``photos`` says what the format needs of the photographs. ``files(image)`` returns the files of
+    an image by path, in the order in which they are written; ``last`` lists the possible paths of
+    the last one, with ``{name}`` for the image's name. ``shared(classes, run)`` returns the
+    content of the files that all images share, by path, as texts and slots. ``entries(image,
+    last)`` returns what an image, whose last file is ``last``, adds to the slots, by their names.
     """
 
-    find: Callable[[str, Options], Found]
-    read: Callable[[Item, Mapping[str, int], int], Labelled]
+    photos: Photos
+    files: Callable[[SegmentedImage], Mapping[str, bytes]]
+    last: Sequence[str]
+    shared: Callable[[Classes, str], Mapping[str, Sequence[str | Slot]]]
+    entries: Callable[[SegmentedImage, str], Mapping[str, Sequence[str]]]
 
 
-IGNORE = "__ignore__"
+class Photos(Enum):
+    """What a format needs of the photographs."""
+
+    NONE = "none"
+    PIXELS = "pixels"
+    FILES = "files"  # JPEG or PNG
+    JPEG_FILES = "jpeg files"
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentedImage:
+    """One image of a run, to be written. ``name`` is its path below the exported folder, unique
+    and without an extension. ``mask`` is its palette PNG as stored; ``label_map`` is the same at
+    the photograph's size, empty with :attr:`Photos.NONE`. ``photo`` is ``None`` with
+    :attr:`Photos.NONE`, and if the files of the image exist already.
+    """
+
+    run: str
+    image_id: int
+    uri: str
+    name: str
+    classes: Classes
+    mask: bytes
+    photo: Photograph | None
+    label_map: LabelMap
+
+    @property
+    def photo_name(self) -> str:
+        """The file name of the photograph, which must not be ``None``."""
+        assert self.photo is not None
+        return f"{self.name}.{self.photo.extension}"
+
+
+@dataclass(frozen=True, eq=False)
+class Photograph:
+    """An upright photograph: ``pixels`` are ``(height, width, 3)`` uint8 RGB; ``data`` is a file of
+    the same picture, with the extension ``jpg`` or ``png``.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    extension: str
+    data: bytes
+
+
+def encode_photo(
+    pixels: npt.NDArray[np.uint8], extension: str, quality: int = JPEG_QUALITY
+) -> bytes:
+    """Encode ``(height, width, 3)`` uint8 RGB as a ``jpg`` or ``png`` file."""
+    file = io.BytesIO()
+    if extension == "jpg":
+        Image.fromarray(pixels).save(file, "JPEG", quality=quality, subsampling=0)
+    else:
+        Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place in a shared file that holds the entries of all images, in their order."""
+
+    name: str
+    separator: str = ""
+
+
+def no_shared_files(classes: Classes, run: str) -> Mapping[str, Sequence[str | Slot]]:
+    """The shared files of a format that has none."""
+    return {}
+
+
+def no_entries(image: SegmentedImage, last: str) -> Mapping[str, Sequence[str]]:
+    """The entries of an image in a format whose shared files have no slots."""
+    return {}

@@ -67,5 +67,5 @@ def stored_size(data: bytes) -> tuple[Size, int]:
     """
     checked = check_image(data, max_pixels=MAX_PIXELS)
     if isinstance(checked, Undecodable):
-        raise Unusable(f"the image cannot be decoded: {checked.message}")
+        raise Unusable(f"the image cannot be decoded ({checked.kind}): {checked.message}")
     return checked

@@ -1,4 +1,4 @@
-"""Overlays: each photograph with the colours of its classes over it, and a legend; as JPEG."""
+"""PNG masks of a run as they are stored, and overlays of the masks on the photographs."""
 
 from __future__ import annotations
 
@@ -7,42 +7,45 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from segbatch.formats.writing import Part, Photos, Segmented, Writer, encoded
+from segbatch.formats.format import (
+    Format,
+    Photos,
+    SegmentedImage,
+    Slot,
+    Writer,
+    encode_photo,
+    no_entries,
+    no_shared_files,
+)
 from segbatch.masks import overlay, with_legend
 from segbatch.masks.classes import Classes
 
-# Masks: the palette PNGs as they are stored, and ``classes.json``, which names their ids.
+OVERLAY_QUALITY = 90
 
 
-def mask_files(image: Segmented) -> Mapping[str, bytes]:
-    """The mask, byte for byte."""
+def stored_mask(image: SegmentedImage) -> Mapping[str, bytes]:
+    """The palette PNG, byte for byte."""
     return {f"{image.name}.png": image.mask}
 
 
-def mask_shared(classes: Classes, run: str) -> Mapping[str, Sequence[str | Part]]:
-    """The classes, as ``--classes`` takes them."""
+def classes_json(classes: Classes, run: str) -> Mapping[str, Sequence[str | Slot]]:
+    """The names and colours of the ids, as ``--classes`` takes them."""
     return {"classes.json": [json.dumps({"classes": classes.to_json()}, indent=2), "\n"]}
 
 
-MASKS = Writer(Photos.NONE, mask_files, ("{name}.png",), mask_shared)
+PNG = Format(writer=Writer(Photos.NONE, stored_mask, ("{name}.png",), classes_json, no_entries))
 
 
-QUALITY = 90
-
-
-def files(image: Segmented) -> Mapping[str, bytes]:
-    """The overlay, of the photograph's own size and a legend below."""
+def overlay_with_legend(image: SegmentedImage) -> Mapping[str, bytes]:
+    """The photograph with the class colours over it and a legend below, as JPEG."""
     assert image.photo is not None
     num_classes = len(image.classes)
     pixels = np.bincount(image.label_map.ravel(), minlength=num_classes)[:num_classes]
     picture = overlay(image.photo.pixels, image.label_map, image.classes)
     sheet = np.asarray(with_legend(picture, image.classes, pixels / image.label_map.size))
-    return {f"{image.name}.jpg": encoded(sheet, "jpg", QUALITY)}
+    return {f"{image.name}.jpg": encode_photo(sheet, "jpg", OVERLAY_QUALITY)}
 
 
-def shared(classes: Classes, run: str) -> Mapping[str, Sequence[str | Part]]:
-    """Nothing: each picture has its legend."""
-    return {}
-
-
-OVERLAYS = Writer(Photos.PIXELS, files, ("{name}.jpg",), shared)
+OVERLAY = Format(
+    writer=Writer(Photos.PIXELS, overlay_with_legend, ("{name}.jpg",), no_shared_files, no_entries)
+)

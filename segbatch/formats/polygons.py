@@ -1,13 +1,13 @@
-"""Polygons: a label map → outlines to be painted over each other, so that holes need no notation.
+"""Outlines of a label map's regions as polygons that are painted over each other.
 
-labelme, like most tools in which people draw, has polygons without holes; shapes lie over each
-other in the order of the file. So a wall is its outer outline, and what is in its holes is painted
-on it. Every pixel is in a region, so no hole is left empty, and larger regions come first: what is
-in a hole is smaller than what surrounds it.
+labelme, like most annotation tools, has polygons without holes, and shapes lie over each other in
+the order of the file. So a wall is its outer outline, and the windows in its holes are painted on
+it. Every pixel belongs to a region, so no hole stays empty, and larger regions come first, because
+a region in a hole is smaller than the region around it.
 
-Regions are 4-connected. Of 8-connected ones two may cross each other in a corner, and neither would
-lie on top. A region's outline reaches one pixel under those that are painted later: then a border
-is drawn once, by the upper one, and simplifying opens no gaps.
+Regions are 4-connected. Two 8-connected ones could cross each other in a corner, and neither would
+lie on top. A region's outline reaches one pixel under those that are painted later, so that only
+the upper one draws their common border, and simplifying opens no gaps.
 """
 
 from __future__ import annotations
@@ -19,22 +19,19 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-LabelMap = npt.NDArray[np.uint8]
-
+from segbatch.formats.format import LabelMap
 
 Points = npt.NDArray[np.int32]
 
-
-TOLERANCE = 1.0  # pixels that simplifying moves an outline, at most
-
-
+TOLERANCE = 1.0  # pixels by which simplifying may move an outline
 AROUND = np.ones((3, 3), np.uint8)
 
 
 @dataclass(frozen=True, eq=False)
 class Polygon:
-    """``points`` are ``(n, 2)`` int32, x and y of pixels' centres from 0, at least three of them;
-    the pixels under the outline belong to it. ``class_id`` is 0 to 254, or the ignore index.
+    """The outline of one region. ``points`` are ``(n, 2)`` int32, x and y of pixel centres from 0,
+    at least three; the pixels under the outline belong to the region. ``class_id`` is 0 to 254, or
+    the ignore index.
     """
 
     class_id: int
@@ -42,16 +39,16 @@ class Polygon:
 
 
 def polygons(label_map: LabelMap, tolerance: float = TOLERANCE) -> list[Polygon]:
-    """The regions of ``label_map``, ``(height, width)`` uint8, in the order of painting.
+    """The regions of ``label_map`` in the order of painting.
 
-    Painted over each other they give the label map again, but for pixels along the edges of
+    Painted over each other they give the label map again, except for pixels along the edges of
     classes, one in a hundred in masks of facades; with a tolerance of 0, exactly. Ignored pixels
-    are regions too: there may be some in a hole.
+    are regions too, because a hole may hold some.
 
     Source of the outlines: Suzuki and Abe, Topological structural analysis of digitized binary
     images by border following (1985); of simplifying: Douglas and Peucker (1973).
     """
-    # cc3d takes 0 for background: one more, and 255 stays apart from 0.
+    # cc3d takes 0 for background: plus 1, in uint16, keeps 255 apart from 0.
     regions = cc3d.connected_components(label_map.astype(np.uint16) + 1, connectivity=4)
     boxes = cc3d.statistics(regions)["bounding_boxes"]
     enclosed = [0.0]
@@ -61,7 +58,7 @@ def polygons(label_map: LabelMap, tolerance: float = TOLERANCE) -> list[Polygon]
     order = np.argsort(-np.array(enclosed[1:]), kind="stable") + 1
     ranks = np.empty(len(boxes), np.int32)
     ranks[order] = np.arange(len(order))
-    # Regions go on beyond the edge of the image, and so do not leave it when simplified.
+    # Regions continue beyond the edge of the image, so that simplifying keeps them at the edge.
     ranked = np.pad(ranks[regions], 1, mode="edge")
     corner = np.array(label_map.shape[::-1], np.int32) - 1
 
@@ -80,9 +77,9 @@ def polygons(label_map: LabelMap, tolerance: float = TOLERANCE) -> list[Polygon]
 
 
 def _outline_under(ranked: npt.NDArray[np.int32], rank: int) -> Points | None:
-    """The outline of a region that reaches one pixel under those that are painted later.
+    """The outline of a region, extended one pixel under those that are painted later.
 
-    ``None`` where it would close a bay of the region, and so hide what was painted there before.
+    ``None`` if it would close a bay of the region and so hide a region painted before.
     """
     inside = (ranked == rank).astype(np.uint8)
     outline = _outline(np.where(ranked >= rank, cv2.dilate(inside, AROUND), 0).astype(np.uint8))
@@ -98,26 +95,23 @@ def _outline(inside: LabelMap) -> Points:
 
 def _simplified(points: Points, tolerance: float) -> Points:
     fewer = cv2.approxPolyDP(points, tolerance, closed=True)[:, 0].astype(np.int32)
-    if len(fewer) < 3:  # of a speck or a line nothing can be left out
+    if len(fewer) < 3:  # a speck or a line keeps all its points
         fewer = points
     return np.pad(fewer, ((0, max(0, 3 - len(fewer))), (0, 0)), mode="edge")
 
 
-# Specks: regions too small to be worth a polygon that somebody is to look at.
-
-
 def without_specks(label_map: LabelMap, pixels: int) -> LabelMap:
-    """``label_map``, ``(height, width)`` uint8, with the class of the nearest larger region where a
-    4-connected region has fewer than ``pixels`` pixels.
+    """``label_map`` without regions too small to be worth correcting by hand: a 4-connected region
+    of fewer than ``pixels`` pixels gets the class of the nearest larger region.
 
-    Where all have fewer, nothing changes.
+    If all regions are smaller, nothing changes.
     """
     regions = cc3d.connected_components(label_map.astype(np.uint16) + 1, connectivity=4)
     is_small = cc3d.statistics(regions)["voxel_counts"] < pixels
     is_speck = is_small[regions]
     if is_speck.all():
         return label_map
-    # To each pixel the number of the nearest that is in no speck; those count along the rows.
+    # For each pixel the number of the nearest pixel outside of specks; they count along the rows.
     _, nearest = cv2.distanceTransformWithLabels(
         is_speck.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
     )

@@ -1,4 +1,4 @@
-"""Balance: how many pixels and images of a labelled dataset each class has."""
+"""The balance of a labelled dataset: how many pixels and images each class has."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from segbatch.masks.classes import IGNORE_INDEX, Classes
 
 
 def count_pixels(label_map: npt.NDArray[np.uint8]) -> dict[int, int]:
-    """Pixels of each id in a label map, HW uint8; ids without any are left out."""
+    """Number of pixels by id in a label map, HW uint8; ids without pixels are left out."""
     counts = np.bincount(label_map.ravel())
     return {int(i): int(counts[i]) for i in np.flatnonzero(counts)}
 
 
 @dataclass(frozen=True)
-class Share:
-    """What one class, or void, has: pixels, their share of all pixels, images by split."""
+class ClassShare:
+    """Pixels of one class or of void, their share of all pixels, and the images by split that have
+    some.
+    """
 
     id: int
     name: str
@@ -41,7 +43,7 @@ class Share:
 
 
 class Balance:
-    """Pixels and images by split and id, added up image by image."""
+    """Sums of pixels and images by split and id."""
 
     def __init__(self) -> None:
         self.num_images: Counter[str] = Counter()
@@ -49,7 +51,7 @@ class Balance:
         self._images: Counter[tuple[str, int]] = Counter()
 
     def add(self, split: str, counts: Mapping[int, int]) -> None:
-        """One image with its pixels by id."""
+        """Add one image with its pixels by id."""
         self.num_images[split] += 1
         for class_id, pixels in counts.items():
             self._pixels[split, class_id] += pixels
@@ -64,13 +66,13 @@ class Balance:
         """Number of images of the split with a pixel of the class."""
         return self._images[split, class_id]
 
-    def shares(self, classes: Classes) -> list[Share]:
-        """One entry per class in the order of the ids, and a last one for void."""
+    def shares(self, classes: Classes) -> list[ClassShare]:
+        """One share per class in the order of the ids, then one for void."""
         total = max(1, self._pixels.total())
         entries = [(c.id, c.name) for c in classes] + [(IGNORE_INDEX, "void")]
         shares = []
         for class_id, name in entries:
             pixels = sum(self._pixels[split, class_id] for split in SPLITS)
             images = {split: self._images[split, class_id] for split in self.splits}
-            shares.append(Share(class_id, name, pixels, pixels / total, images))
+            shares.append(ClassShare(class_id, name, pixels, pixels / total, images))
         return shares

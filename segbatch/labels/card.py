@@ -1,4 +1,4 @@
-"""Card: the README.md of a labelled dataset, for people and for dataset hubs."""
+"""The card of a labelled dataset: its README.md, for people and for dataset hubs."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from segbatch import storage
 from segbatch.labels.balance import Balance
 from segbatch.labels.dataset import FEATURES, SPLITS, Dataset
 
-# Dataset hubs call the split so.
+# The names that dataset hubs use.
 HUB_SPLITS = {"val": "validation"}
 HUB_TYPES = {"Image": "image"}
 
 
-def card(dataset: Dataset, balance: Balance) -> str:
-    """The text: front matter that names the files and their features, then classes, splits,
-    sources, and how to read it.
+def dataset_card(dataset: Dataset, balance: Balance) -> str:
+    """The text of the card: front matter with the files and their features, then splits, classes,
+    sources, and how to read the dataset.
     """
     splits = dataset.splits
     lines = [
@@ -50,7 +50,7 @@ def card(dataset: Dataset, balance: Balance) -> str:
     ]
     lines += [
         "",
-        "`image` is the file as it was, `mask` a palette PNG of the size of the upright image:"
+        "`image` is the unchanged file, `mask` a palette PNG of the size of the upright image:"
         " its palette index is the class id, 255 is void.",
         "",
         "```python",

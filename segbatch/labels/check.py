@@ -1,4 +1,4 @@
-"""Check: whether a labelled dataset can be trained on, and what is odd about it. Read-only."""
+"""Checks whether a labelled dataset can be trained on, and warns about oddities. Read-only."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from segbatch.console import Pace
 from segbatch.errors import Incomplete, SourceError
 from segbatch.labels.balance import Balance
 from segbatch.labels.dataset import Dataset, Shard, open_dataset
-from segbatch.labels.rows import Row, survey
+from segbatch.labels.rows import DatasetRow, scan_rows
 from segbatch.masks.classes import IGNORE_INDEX
 from segbatch.signals import interruptible
 
 Level = Literal["error", "warning"]
 
-# More ids than this without a class, and a mask holds colours or grey values rather than ids.
+# A mask with more ids than this without a class probably holds colours or grey values.
 MANY_IDS = 8
 SHOWN_IDS = 8
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong (``error``: it cannot be trained on) or odd (``warning``)."""
+    """An ``error``, which prevents training, or a ``warning``."""
 
     level: Level
     what: str
@@ -49,15 +49,16 @@ class Finding:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What a check found. ``rows`` are all rows that could be read, without their bytes."""
+    """The result of a check. ``rows`` are all rows that could be read, without their bytes."""
 
     dataset: Dataset
-    rows: Sequence[Row]
+    rows: Sequence[DatasetRow]
     findings: Sequence[Finding]
     balance: Balance
 
     @property
     def errors(self) -> int:
+        """Number of errors."""
         return sum(finding.level == "error" for finding in self.findings)
 
     @property
@@ -77,63 +78,63 @@ class CheckReport:
 
 
 def check_dataset(uri: str) -> CheckReport:
-    """Decode every image and mask, and look for what would spoil a training.
+    """Decode every image and mask, and report what would spoil a training.
 
-    Raises :class:`~segbatch.errors.SourceError` where there is no dataset, and
-    :class:`~segbatch.errors.Incomplete` where storage does not answer.
+    Raises :class:`~segbatch.errors.SourceError` if there is no dataset, and
+    :class:`~segbatch.errors.Incomplete` if storage does not answer.
     """
     with interruptible():
         dataset = open_dataset(uri)
         findings: list[Finding] = []
 
-        def damaged(shard: Shard, error: SourceError) -> None:
+        def report(shard: Shard, error: SourceError) -> None:
             findings.append(Finding("error", str(error), shard=shard.path))
 
-        rows: list[Row] = []
+        rows: list[DatasetRow] = []
         with Pace("check", sum(dataset.splits.values())) as pace:
-            for some in survey(dataset, decode=True, damaged=damaged):
-                rows += some
-                pace.add(len(some))
+            for chunk in scan_rows(dataset, decode=True, on_damage=report):
+                rows += chunk
+                pace.add(len(chunk))
     balance = Balance()
     for row in rows:
         balance.add(row.split, row.pixels)
-        findings += _of_row(row, dataset)
-    findings += _together(rows)
-    findings += _of_classes(dataset, balance)
-    findings += _strays(dataset)
+        findings += _check_row(row, dataset)
+    findings += _compare_rows(rows)
+    findings += _check_balance(dataset, balance)
+    findings += _foreign_files(dataset)
     findings.sort(key=lambda finding: finding.level)  # errors first
     return CheckReport(dataset, rows, findings, balance)
 
 
-def _of_row(row: Row, dataset: Dataset) -> Iterator[Finding]:
-    whats: list[tuple[Level, str]] = [("error", fault) for fault in row.faults]
+def _check_row(row: DatasetRow, dataset: Dataset) -> Iterator[Finding]:
+    problems: list[tuple[Level, str]] = [("error", fault) for fault in row.faults]
     foreign = sorted(set(row.pixels) - {c.id for c in dataset.classes} - {IGNORE_INDEX})
     if foreign:
         ids = ", ".join(map(str, foreign[:SHOWN_IDS])) + (", …" if foreign[SHOWN_IDS:] else "")
         guess = (
-            "; so many look like colours taken for ids: import such masks with --colors"
+            "; so many look like colours, not ids: import such masks with --colors"
             if len(foreign) > MANY_IDS
             else ""
         )
-        whats.append(("error", f"the mask has ids that are no class: {ids}{guess}"))
+        problems.append(("error", f"the mask has ids that are no class: {ids}{guess}"))
     if row.split != (folder := row.shard.partition("/")[0]):
-        whats.append(("error", f"says that it is in split {row.split} and lies in {folder}/"))
+        problems.append(("error", f"its split is {row.split}, but it is in the folder {folder}/"))
     if set(row.pixels) == {IGNORE_INDEX}:
-        whats.append(("warning", "every pixel is void: it teaches nothing"))
-    for level, what in whats:
+        problems.append(("warning", "every pixel is void: training learns nothing from it"))
+    for level, what in problems:
         yield Finding(level, what, row.image_id, row.uri, row.shard)
 
 
-def _together(rows: Sequence[Row]) -> Iterator[Finding]:
-    """What is odd about rows only beside each other."""
+def _compare_rows(rows: Sequence[DatasetRow]) -> Iterator[Finding]:
+    """Repeated ids and images, and groups in several splits."""
     for first, row in _repeated(rows, lambda row: row.image_id):
         what = f"its image_id is also that of {first.uri} in {first.shard}"
         yield Finding("error", what, row.image_id, row.uri, row.shard)
     for first, row in _repeated(rows, lambda row: row.sha256):
-        leak = "" if first.split == row.split else ", so what is trained on is measured on"
+        leak = "" if first.split == row.split else ", so the model is tested on a training image"
         what = f"the same image as {first.image_id} ({first.uri}) in {first.split}{leak}"
         yield Finding("warning", what, row.image_id, row.uri, row.shard)
-    splits: dict[str, Row] = {}
+    splits: dict[str, DatasetRow] = {}
     for row in rows:
         if row.group is not None and splits.setdefault(row.group, row).split != row.split:
             first = splits[row.group]
@@ -141,15 +142,17 @@ def _together(rows: Sequence[Row]) -> Iterator[Finding]:
             yield Finding("warning", what, row.image_id, row.uri, row.shard)
 
 
-def _repeated(rows: Sequence[Row], key: Callable[[Row], Hashable]) -> Iterator[tuple[Row, Row]]:
-    """Rows whose key an earlier one has, with that one."""
-    first: dict[Hashable, Row] = {}
+def _repeated(
+    rows: Sequence[DatasetRow], key: Callable[[DatasetRow], Hashable]
+) -> Iterator[tuple[DatasetRow, DatasetRow]]:
+    """Each row whose key an earlier row has, after that row."""
+    first: dict[Hashable, DatasetRow] = {}
     for row in rows:
         if first.setdefault(key(row), row) is not row:
             yield first[key(row)], row
 
 
-def _of_classes(dataset: Dataset, balance: Balance) -> Iterator[Finding]:
+def _check_balance(dataset: Dataset, balance: Balance) -> Iterator[Finding]:
     for split in ("train", "val"):
         if split not in balance.splits:
             yield Finding("warning", f"{split} has no image")
@@ -159,11 +162,11 @@ def _of_classes(dataset: Dataset, balance: Balance) -> Iterator[Finding]:
                 yield Finding("warning", f"{split} has no pixel of {seg_class.name}")
 
 
-def _strays(dataset: Dataset) -> Iterator[Finding]:
+def _foreign_files(dataset: Dataset) -> Iterator[Finding]:
     try:
         paths = dataset.unnamed_files()
     except OSError as error:
         raise Incomplete(f"{dataset.uri}: cannot be listed: {storage.one_line(error)}") from error
     for path in paths:
-        what = "does not belong to the dataset: a killed import's is deleted by the next import"
+        what = "does not belong to the dataset: if a killed import left it, the next one deletes it"
         yield Finding("warning", what, shard=path)

@@ -1,12 +1,12 @@
 """A labelled dataset on storage: images and masks in Parquet, one folder a split.
 
     classes.json        ids, names, colours, ignore index, sources, and which files belong to it
-    README.md           a dataset card
+    README.md           the dataset card
     train/*.parquet     one row per image, image and mask encoded; also val/, test/
 
-``classes.json`` is written last and names every file with its SHA-256: what it does not name does
-not belong, so an import that was killed leaves the dataset as it was. Hugging Face's
-``load_dataset`` reads the folder as it is and gives images.
+``classes.json`` is written last and names every file with its SHA-256. Other files do not belong to
+the dataset, so an import that was killed leaves it as it was. Hugging Face's ``load_dataset`` reads
+the folder as images.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ FEATURES = {
 SCHEMA = pa.schema(
     {
         "image_id": pa.int64(),  # unique over the splits
-        "uri": pa.string(),  # of the image, where it was imported from
-        "image": _FILE,  # the file as it was
+        "uri": pa.string(),  # of the image when it was imported
+        "image": _FILE,  # the unchanged file
         "mask": _FILE,  # palette PNG of the upright image's size, palette index = class id
         "width": pa.int32(),  # of the upright image
         "height": pa.int32(),
@@ -62,14 +62,15 @@ SHARD_ROWS = 1000
 SHARD_BYTES = 256 << 20
 ROW_GROUP_ROWS = 64
 ROW_GROUP_BYTES = 32 << 20
+FEW_ROWS = 16  # rows that are Python objects at a time
 
-# A shard is called by its content, so that the same import twice gives the same dataset.
+# A shard's name is the hash of its content, so that the same import twice gives the same dataset.
 SHARD_PATH = re.compile(rf"(?:{'|'.join(SPLITS)})/[0-9a-f]{{32}}\.parquet")
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of a dataset: its path within, and what it must hold."""
+    """One file of a dataset: its path in the dataset's folder, and what it must hold."""
 
     path: str
     rows: int
@@ -77,12 +78,13 @@ class Shard:
 
     @property
     def split(self) -> str:
+        """The split whose folder holds the file."""
         return self.path.partition("/")[0]
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A labelled dataset: what its ``classes.json`` says."""
+    """A labelled dataset, as its ``classes.json`` describes it."""
 
     uri: str
     classes: Classes
@@ -102,26 +104,42 @@ class Dataset:
         return {split: count for split, count in counts.items() if count}
 
     def num_rows(self, split: str) -> int:
+        """Number of images of the split."""
         return sum(shard.rows for shard in self.shards_of(split))
 
     def shards_of(self, split: str) -> list[Shard]:
+        """The files of the split."""
         return [shard for shard in self.shards if shard.split == split]
 
     def read_shard(self, shard: Shard, columns: Sequence[str] | None = None) -> pa.Table:
-        """The rows of a shard, its bytes compared with their SHA-256 first.
+        """The rows of a shard, after comparing its bytes with their SHA-256.
 
         Raises :class:`~segbatch.errors.SourceError` for a damaged or missing file and
-        :class:`~segbatch.errors.Incomplete` where storage does not answer.
+        :class:`~segbatch.errors.Incomplete` if storage does not answer.
         """
         where = storage.join(self.uri, shard.path)
         data = _read(where)
         if hashlib.sha256(data).hexdigest() != shard.sha256:
-            raise SourceError(f"{where}: is not the file that was imported: import the labels anew")
+            raise SourceError(
+                f"{where}: is not the file that was imported: import the labels again"
+            )
         try:
             return pq.read_table(pa.BufferReader(data), columns=columns or SCHEMA.names)
         except pa.ArrowException as error:
             why = storage.one_line(error)
             raise SourceError(f"{where}: not a labelled dataset's: {why}") from error
+
+    def image_digests(self) -> dict[str, str]:
+        """The SHA-256 of each image's bytes in hex, by the image's URI.
+
+        Reads all of the dataset, one shard at a time. Raises as :meth:`read_shard`.
+        """
+        return {
+            row["uri"]: hashlib.sha256(row["image"]["bytes"]).hexdigest()
+            for shard in self.shards
+            for batch in self.read_shard(shard, ["uri", "image"]).to_batches(FEW_ROWS)
+            for row in batch.to_pylist()
+        }
 
     def tables(self, split: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """The rows of a split, shard by shard."""
@@ -129,6 +147,7 @@ class Dataset:
             yield self.read_shard(shard, columns)
 
     def to_json(self) -> dict[str, Any]:
+        """The content of ``classes.json``."""
         return {
             "classes": self.classes.to_json(),
             "ignore_index": IGNORE_INDEX,
@@ -139,8 +158,8 @@ class Dataset:
         }
 
     def publish(self, card: str = "") -> None:
-        """Make this what the dataset is: ``classes.json``, after which shards that it does not
-        name are deleted, if that can be: they do no harm. Raises ``OSError``.
+        """Write ``card`` and ``classes.json``, then delete the shards that it does not name; if
+        that fails, they do no harm. Raises ``OSError``.
         """
         if card:
             storage.write_bytes(storage.join(self.uri, CARD), card.encode())
@@ -154,8 +173,8 @@ class Dataset:
             )
 
     def unnamed_files(self) -> list[str]:
-        """Paths of the files in the splits' folders that do not belong to the dataset: what a
-        killed import left behind, or what somebody put there. Raises ``OSError``.
+        """Paths of the files in the splits' folders that do not belong to the dataset: left behind
+        by a killed import, or put there by somebody. Raises ``OSError``.
         """
         named = {shard.path for shard in self.shards}
         return [
@@ -169,8 +188,8 @@ class Dataset:
 def open_dataset(uri: str) -> Dataset:
     """The dataset in the folder ``uri``.
 
-    Raises :class:`~segbatch.errors.SourceError` where there is none, and
-    :class:`~segbatch.errors.Incomplete` where storage does not answer.
+    Raises :class:`~segbatch.errors.SourceError` if there is none, and
+    :class:`~segbatch.errors.Incomplete` if storage does not answer.
     """
     uri = storage.normalize(uri)
     where = storage.join(uri, CLASSES)
@@ -190,10 +209,10 @@ def open_dataset(uri: str) -> Dataset:
 
 
 def write_shard(uri: str, split: str, rows: Iterable[Mapping[str, Any]]) -> Shard:
-    """Write rows (:data:`SCHEMA`, ``split`` may be left out) as a new file; nobody sees it until
-    :meth:`Dataset.publish` names it. Raises ``OSError``.
+    """Write rows (:data:`SCHEMA`, ``split`` may be left out) as a new file, which does not belong
+    to the dataset until :meth:`Dataset.publish` names it. Raises ``OSError``.
 
-    Holds the encoded file, and a row group besides ``rows``.
+    Holds the encoded file and one row group in memory, in addition to ``rows``.
     """
     sink = io.BytesIO()
     num_rows = 0

@@ -1,4 +1,4 @@
-"""Naming: the names that labels use → the classes of the dataset, whose ids never move."""
+"""Maps the names in labels to the classes of a dataset, whose ids never change."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from segbatch.errors import InputError, SourceError
-from segbatch.formats.format import IGNORE, Found
+from segbatch.formats.format import IGNORE, Annotations
 from segbatch.masks.classes import IGNORE_INDEX, Classes, Color, read_classes
 
 BACKGROUND = "_background_"
@@ -15,8 +15,8 @@ BACKGROUND = "_background_"
 
 @dataclass(frozen=True)
 class Naming:
-    """The dataset's classes, the id (or the ignore index) of every name that was found, and which
-    classes the dataset did not have before.
+    """The classes of the dataset, the class id or ignore index of every name in the labels, and the
+    classes that the dataset did not have before.
     """
 
     classes: Classes
@@ -25,13 +25,13 @@ class Naming:
 
 
 def given_classes(classes: str | Sequence[str] | None) -> Classes | None:
-    """What ``--classes`` says, or a list of names."""
+    """The classes that ``--classes`` or a list of names gives, without ``__ignore__``."""
     if classes is None:
         return None
     if isinstance(classes, str):
         read = read_classes(classes)
         if IGNORE not in read.names:
-            return read  # with the colours that a file may give
+            return read  # with colours, if the file gives any
         classes = read.names
     return Classes([name for name in classes if name != IGNORE])
 
@@ -50,18 +50,18 @@ def read_renames(pairs: Iterable[str]) -> dict[str, str]:
 
 def name_classes(
     source: str,
-    found: Found,
+    found: Annotations,
     *,
     given: Classes | None,
     renames: Mapping[str, str],
     before: Classes | None,
     add_class: bool,
 ) -> Naming:
-    """The classes, and an id for each name that was found in ``source``.
+    """The classes of the dataset, and an id for each name in the labels of ``source``.
 
-    In this order: the classes that the dataset had ``before``, then those ``given``, else the
-    sorted names. Raises :class:`~segbatch.errors.InputError` for names that are no class, and
-    :class:`~segbatch.errors.SourceError` where there is no name at all.
+    The classes are those that the dataset had ``before``, then those ``given``, or else the sorted
+    names. Raises :class:`~segbatch.errors.InputError` for names that are no class, and
+    :class:`~segbatch.errors.SourceError` if there is no name at all.
     """
     names = {name: renames.get(name, name) for name in found.names}
     used = sorted(set(names.values()) - {IGNORE})
@@ -85,24 +85,24 @@ def name_classes(
         classes = Classes(known, [colors.get(name) for name in known])
     except InputError as error:
         raise InputError(f"{source}: {error}, with --map old=new") from error
-    position = {c.name: c.id for c in classes} | {IGNORE: IGNORE_INDEX}
-    ids = {name: position[new] for name, new in names.items()}
+    id_of_class = {c.name: c.id for c in classes} | {IGNORE: IGNORE_INDEX}
+    ids = {name: id_of_class[new] for name, new in names.items()}
     return Naming(classes, ids, extra if before is not None else ())
 
 
 def unlabelled_id(unlabelled: str | None, classes: Classes) -> int:
-    """The id of pixels that no shape covers: of the class that ``--unlabelled`` names, by default
-    of ``_background_`` where that is a class, else the ignore index.
+    """The id of pixels that no shape covers: that of the class named by ``--unlabelled``; by
+    default that of ``_background_``, or the ignore index if there is no such class.
     """
-    position = {c.name: c.id for c in classes}
+    id_of_class = {c.name: c.id for c in classes}
     if unlabelled is None:
-        return position.get(BACKGROUND, IGNORE_INDEX)
-    if unlabelled not in position and unlabelled not in ("ignore", IGNORE):
+        return id_of_class.get(BACKGROUND, IGNORE_INDEX)
+    if unlabelled not in id_of_class and unlabelled not in ("ignore", IGNORE):
         raise InputError(
             f"--unlabelled {unlabelled}: {_listed([unlabelled], classes.names)} is no class; the"
             f" classes are {', '.join(classes.names)}; or ignore"
         )
-    return position.get(unlabelled, IGNORE_INDEX)
+    return id_of_class.get(unlabelled, IGNORE_INDEX)
 
 
 def _refuse_unknown(source: str, names: Mapping[str, str], known: Sequence[str]) -> None:
@@ -117,7 +117,7 @@ def _refuse_unknown(source: str, names: Mapping[str, str], known: Sequence[str])
 
 
 def _listed(names: Sequence[str], known: Sequence[str]) -> str:
-    """The names, each with the class that it may be a slip of."""
+    """The names, each with the class that was perhaps meant."""
     close = {name: difflib.get_close_matches(name, known, 1) for name in names}
     return ", ".join(
         f"{name!r} (did you mean {close[name][0]!r}?)" if close[name] else repr(name)
@@ -134,11 +134,11 @@ def _quoted(name: str) -> str:
 
 
 def _colors(
-    found: Found, names: Mapping[str, str], given: Classes | None, before: Classes | None
+    found: Annotations, names: Mapping[str, str], given: Classes | None, before: Classes | None
 ) -> dict[str, Color]:
-    """Colours by name: the dataset's own, else those of ``--classes``, else the format's."""
+    """The colour by class name: the dataset's, else that of ``--classes``, else the format's."""
     colors = {names[old]: color for old, color in found.colors.items() if old in names}
-    if given is not None:  # a bare name has a colour by default, which says nothing
+    if given is not None:  # a name without a colour gets a default, which does not count
         defaults = Classes(given.names)
         colors |= {c.name: c.color for c in given if c.color != defaults[c.id].color}
     if before is not None:

@@ -1,6 +1,6 @@
-"""Pool: work on many images in processes of their own, results in order, a bounded number in hand.
+"""Calls a function for many arguments in several processes, with results in order.
 
-Python holds one lock a process, and drawing shapes holds it: threads alone would use one core.
+Drawing shapes holds Python's lock, of which each process has one: threads alone would use one core.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from segbatch.machine import num_cores
 A = TypeVar("A")
 R = TypeVar("R")
 
-FEW = 4  # tasks that are done before processes have started
-IN_HAND = 2  # tasks a process: one that it works on, and the next
+FEW = 4  # tasks that are done sooner than processes start
+IN_HAND = 2  # tasks per process: the current one and the next
 
 
 def in_order(function: Callable[[A], R], arguments: Iterable[A]) -> Generator[R, None, None]:
-    """``function`` of each argument, in the order of the arguments; in as many processes as cores.
+    """The results of ``function`` for each argument, in their order, from one process per core.
 
-    ``function`` must be one that another process can import; ``arguments`` are taken as they are
+    Other processes must be able to import ``function``; ``arguments`` are consumed as they are
     needed. Raises what ``function`` raises, :class:`~segbatch.errors.Interrupted` after a signal
     (within :func:`~segbatch.signals.interruptible`), and :class:`~segbatch.errors.Incomplete` if a
     process is killed.
@@ -55,7 +55,7 @@ def in_order(function: Callable[[A], R], arguments: Iterable[A]) -> Generator[R,
         except BrokenProcessPool as error:
             signals.check()
             raise Incomplete(
-                "a process that worked on labels was killed, perhaps for want of memory, or could"
+                "a process that worked on labels was killed, perhaps for lack of memory, or could"
                 ' not start: a script must do this under `if __name__ == "__main__":`'
             ) from error
         finally:
@@ -68,12 +68,12 @@ def _wait(future: Future[R]) -> R:
         try:
             return future.result(timeout=1.0)
         except TimeoutError:
-            if future.done():  # the function's own
+            if future.done():  # the function itself raised it
                 raise
 
 
 def _begin() -> None:
-    """In a process of the pool: signals are its parent's business, and it does not outlive it."""
+    """Set up a process of the pool: its parent handles signals, and it ends with its parent."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()

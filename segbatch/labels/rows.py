@@ -1,4 +1,4 @@
-"""Survey: what the rows of a dataset hold, looked at in parallel, without keeping their bytes."""
+"""The rows of a dataset without their bytes: sizes, pixels and faults, found in parallel."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from segbatch.labels.dataset import SCHEMA, Dataset, Shard
 from segbatch.labels.pool import in_order
 from segbatch.masks import decode_mask
 
-CHUNK_ROWS = 16
+CHUNK_ROWS = 16  # rows a task
 
 
 @dataclass(frozen=True)
-class Row:
-    """A row without its image and mask: SHA-256 of the image's bytes, pixels of the mask by id,
-    and what is wrong with it, which is known of ``decoded`` images only.
+class DatasetRow:
+    """A row without its image and mask: the SHA-256 of the image's bytes, the pixels of the mask by
+    class id, and the row's faults. Faults of the image are known only if it was decoded.
     """
 
     image_id: int
@@ -35,35 +35,35 @@ class Row:
     faults: tuple[str, ...]
 
 
-def survey(
-    dataset: Dataset, *, decode: bool, damaged: Callable[[Shard, SourceError], None]
-) -> Iterator[list[Row]]:
-    """The rows of all shards, some at a time. ``decode``: whether images are decoded, too.
+def scan_rows(
+    dataset: Dataset, *, decode: bool, on_damage: Callable[[Shard, SourceError], None]
+) -> Iterator[list[DatasetRow]]:
+    """The rows of all shards, some at a time. ``decode``: decode the images, too.
 
-    ``damaged`` is told of shards that cannot be read. Raises
-    :class:`~segbatch.errors.Incomplete` where storage does not answer.
+    Calls ``on_damage`` for each shard that cannot be read. Raises
+    :class:`~segbatch.errors.Incomplete` if storage does not answer.
     """
 
-    def chunks() -> Iterator[tuple[str, list[dict[str, Any]], bool]]:
+    def tasks() -> Iterator[tuple[str, list[dict[str, Any]], bool]]:
         for shard in dataset.shards:
             try:
                 table = dataset.read_shard(shard, SCHEMA.names)
             except SourceError as error:
-                damaged(shard, error)
+                on_damage(shard, error)
                 continue
             for start in range(0, len(table), CHUNK_ROWS):
                 yield shard.path, table.slice(start, CHUNK_ROWS).to_pylist(), decode
 
-    with closing(in_order(_look, chunks())) as results:
-        yield from results
+    with closing(in_order(_scan_chunk, tasks())) as chunks:
+        yield from chunks
 
 
-def _look(task: tuple[str, list[dict[str, Any]], bool]) -> list[Row]:
+def _scan_chunk(task: tuple[str, list[dict[str, Any]], bool]) -> list[DatasetRow]:
     shard, rows, decode = task
-    return [_look_at(row, shard, decode) for row in rows]
+    return [_scan_row(row, shard, decode) for row in rows]
 
 
-def _look_at(row: dict[str, Any], shard: str, decode: bool) -> Row:
+def _scan_row(row: dict[str, Any], shard: str, decode: bool) -> DatasetRow:
     image, mask = ((row[name] or {}).get("bytes") or b"" for name in ("image", "mask"))
     faults = []
     pixels: dict[int, int] = {}
@@ -80,8 +80,15 @@ def _look_at(row: dict[str, Any], shard: str, decode: bool) -> Row:
         except Unusable as error:
             faults.append(str(error))
     if len(set(sizes.values())) > 1:
-        said = (f"{what} {width}×{height}" for what, (width, height) in sizes.items())
-        faults.append(f"sizes differ: {', '.join(said)} pixels")
-    known = {name: row[name] for name in ("image_id", "uri", "group", "split")}
-    digest = hashlib.sha256(image).hexdigest()
-    return Row(**known, shard=shard, sha256=digest, pixels=pixels, faults=tuple(faults))
+        listed = (f"{what} {width}×{height}" for what, (width, height) in sizes.items())
+        faults.append(f"sizes differ: {', '.join(listed)} pixels")
+    return DatasetRow(
+        image_id=row["image_id"],
+        uri=row["uri"],
+        group=row["group"],
+        split=row["split"],
+        shard=shard,
+        sha256=hashlib.sha256(image).hexdigest(),
+        pixels=pixels,
+        faults=tuple(faults),
+    )

@@ -1,8 +1,8 @@
-"""Samples: the images and masks of a split by their number, from a copy on the local disk.
+"""Random access to the images and masks of a split, in a copy on the local disk.
 
-A training comes back to every image in another order with each epoch. Parquet files on storage are
-made for reading from front to back, so a node copies a split once, into Arrow files that all its
-workers map into memory: one image is one read, and the copy takes no memory of its own.
+Each epoch reads every image in another order, but Parquet files on storage are made for reading
+from front to back. So a node copies a split once, into Arrow files that all its workers map into
+memory: one image is one read, and the copy takes no memory of its own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from segbatch.labels.dataset import Dataset, Shard
 
 
 class Sample(NamedTuple):
-    """One labelled image: its file as it was, and its mask as a palette PNG."""
+    """One labelled image: its unchanged file, and its mask as a palette PNG."""
 
     image_id: int
     uri: str
@@ -28,8 +28,8 @@ class Sample(NamedTuple):
     mask: bytes
 
 
-def copy(dataset: Dataset, split: str, folder: Path, share: slice = slice(None)) -> None:
-    """Copy the ``share`` of the split's files that are not yet in ``folder``.
+def copy_split(dataset: Dataset, split: str, folder: Path, share: slice = slice(None)) -> None:
+    """Copy the ``share`` of the split's files to ``folder``, except those that are there already.
 
     Raises :class:`~segbatch.errors.SourceError` for a damaged file.
     """
@@ -53,7 +53,7 @@ def copy(dataset: Dataset, split: str, folder: Path, share: slice = slice(None))
 
 
 class Samples(Sequence[Sample]):
-    """A split's samples, from a folder that :func:`copy` has filled."""
+    """The samples of a split, from a folder that :func:`copy_split` has filled."""
 
     def __init__(self, dataset: Dataset, split: str, folder: Path) -> None:
         self._tables = [

@@ -1,4 +1,4 @@
-"""Contact sheet: some images of a labelled dataset, each beside itself with its classes over it."""
+"""A contact sheet of a labelled dataset: some images, each next to its overlay."""
 
 from __future__ import annotations
 
@@ -15,34 +15,36 @@ from segbatch.errors import InputError
 from segbatch.images.scaling import downscale
 from segbatch.labels.check import CheckReport
 from segbatch.labels.dataset import Dataset
-from segbatch.labels.rows import Row
+from segbatch.labels.rows import DatasetRow
 from segbatch.masks import decode_mask, overlay, with_legend
 
 MAX_IMAGES = 24
 COLUMNS = 4
-SIDE = 224  # of the square that a picture is fitted into
+SIDE = 224  # pixels of the square into which a picture is fitted
 GAP = 12
 CAPTION = 22
 ALPHA = 0.6
 
 
 def sheet_format(where: str) -> str:
-    """Pillow's name of the format of the file ``where``. Raises ``InputError`` for none."""
+    """Pillow's name for the format of the image file ``where``. Raises ``InputError`` for any other
+    extension.
+    """
     extension = PurePosixPath(where).suffix.lower()
     formats = Image.registered_extensions()
     if extension not in formats:
-        raise InputError(f"{where}: no picture's extension; use .png or .jpg")
+        raise InputError(f"{where}: not the extension of an image file; use .png or .jpg")
     return formats[extension]
 
 
 def write_sheet(report: CheckReport, where: str) -> int:
-    """Write the sheet to ``where``, any URI, its extension the format; returns how many images
-    are on it. Raises :class:`~segbatch.errors.InputError` where it cannot be written.
+    """Write the sheet to ``where``, any URI, whose extension gives the format; returns the number
+    of images on it. Raises :class:`~segbatch.errors.InputError` if it cannot be written.
     """
     format = sheet_format(where)
-    rows = choose(report.rows, len(report.dataset.classes))
+    rows = choose_rows(report.rows, len(report.dataset.classes))
     if not rows:
-        raise InputError(f"{report.dataset.uri}: no image that a sheet could show")
+        raise InputError(f"{report.dataset.uri}: has no image that a sheet could show")
     shares = report.balance.shares(report.dataset.classes)[:-1]
     picture = with_legend(
         _sheet(report.dataset, rows),
@@ -58,9 +60,9 @@ def write_sheet(report: CheckReport, where: str) -> int:
     return len(rows)
 
 
-def choose(rows: Sequence[Row], num_classes: int) -> list[Row]:
-    """At most 24 images that together show every class, the rare ones where they are largest;
-    the rest evenly from all. In the order of ``rows``.
+def choose_rows(rows: Sequence[DatasetRow], num_classes: int) -> list[DatasetRow]:
+    """At most 24 images that together show every class, rare classes where they are largest; the
+    others are taken evenly from all. In the order of ``rows``.
     """
     sound = [row for row in rows if not row.faults and row.pixels]
     counts = [sum(class_id in row.pixels for row in sound) for class_id in range(num_classes)]
@@ -76,11 +78,11 @@ def choose(rows: Sequence[Row], num_classes: int) -> list[Row]:
     return [sound[index] for index in sorted(chosen)]
 
 
-def _share(row: Row, class_id: int) -> float:
+def _share(row: DatasetRow, class_id: int) -> float:
     return row.pixels.get(class_id, 0) / sum(row.pixels.values())
 
 
-def _sheet(dataset: Dataset, rows: Sequence[Row]) -> Image.Image:
+def _sheet(dataset: Dataset, rows: Sequence[DatasetRow]) -> Image.Image:
     columns = min(COLUMNS, len(rows))
     width, height = 2 * SIDE + GAP, SIDE + CAPTION + GAP
     size = (columns * width + GAP, -(-len(rows) // columns) * height + GAP)
@@ -99,10 +101,10 @@ def _sheet(dataset: Dataset, rows: Sequence[Row]) -> Image.Image:
 
 
 def _pairs(
-    dataset: Dataset, rows: Sequence[Row]
-) -> Iterator[tuple[Row, tuple[Image.Image, Image.Image]]]:
-    """Each image, small, and the same with its classes over it; one shard in memory at a time."""
-    by_shard: dict[str, dict[int, Row]] = defaultdict(dict)
+    dataset: Dataset, rows: Sequence[DatasetRow]
+) -> Iterator[tuple[DatasetRow, tuple[Image.Image, Image.Image]]]:
+    """Each image, downscaled, and the same with its classes over it; holds one shard at a time."""
+    by_shard: dict[str, dict[int, DatasetRow]] = defaultdict(dict)
     for row in rows:
         by_shard[row.shard][row.image_id] = row
     for shard in dataset.shards:
@@ -122,6 +124,6 @@ def _pairs(
 def _pair(dataset: Dataset, image: bytes, mask: bytes) -> tuple[Image.Image, Image.Image]:
     with Image.open(io.BytesIO(image)) as opened:
         photo = downscale(ImageOps.exif_transpose(opened).convert("RGB"), SIDE)
-    # Nearest neighbour: between two class ids there is no third one.
+    # Nearest neighbour, because class ids cannot be averaged.
     small = Image.fromarray(decode_mask(mask)).resize(photo.size, Image.Resampling.NEAREST)
     return photo, overlay(np.asarray(photo), np.asarray(small), dataset.classes, ALPHA)

@@ -1,7 +1,7 @@
-"""Splits: which images train the model, which choose it, and which test it.
+"""Assigns images to splits: some train the model, some choose it, and some test it.
 
 By default a hash of the image's URI, or of its group, decides, so that an image always lands in the
-same split, whatever else is imported with it.
+same split, no matter what else is imported.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 
 from segbatch import storage
 from segbatch.errors import InputError, SourceError
-from segbatch.formats.files import split_of
-from segbatch.formats.format import Item
+from segbatch.formats.folder import split_of_word
+from segbatch.formats.format import AnnotatedImage
 from segbatch.labels.dataset import SPLITS
 
 DEFAULT = "val=0.1"
@@ -24,13 +24,13 @@ FOLDER = "folder"
 
 
 class Splits:
-    """What ``--split``, ``--split-list`` and ``--group-by`` say.
+    """The rules of ``--split``, ``--split-list`` and ``--group-by``.
 
     ``split``: ``val=0.1,test=0.1``, the rest is train; or ``folder``. ``split_list``: a file, any
     URI, of lines ``NAME SPLIT``, or a CSV with the columns ``uri`` and ``split``; a name is an
     image's URI or the end of it, with or without its extension. ``group_by``: a regular
     expression; its first group, or the whole match, in an image's URI is the image's group. Raises
-    :class:`~segbatch.errors.InputError` where they cannot be used.
+    :class:`~segbatch.errors.InputError` for rules that cannot be used.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Splits:
         if split is not None and split_list is not None:
             raise InputError("--split and --split-list exclude each other")
         self.by_default = split is None and split_list is None
-        self.text = next(said for said in (split_list, split, DEFAULT) if said is not None)
+        self.text = next(rule for rule in (split_list, split, DEFAULT) if rule is not None)
         self._by_folder = split == FOLDER
         self._listed = None if split_list is None else _read_list(split_list)
         by_hash = not self._by_folder and self._listed is None
@@ -51,29 +51,31 @@ class Splits:
 
     @property
     def wanted(self) -> list[str]:
-        """The splits besides train that get a share."""
+        """The splits other than train that get a share."""
         return list(self._fractions)
 
     def group_of(self, uri: str) -> str | None:
-        """The image's group; ``None`` for one that stands alone."""
+        """The image's group; ``None`` if it has none."""
         match = self._group_by.search(uri) if self._group_by is not None else None
         if match is None:
             return None
         return next((group for group in match.groups() if group), match[0])
 
-    def assign(self, items: Sequence[Item], settled: Mapping[str, str]) -> dict[str, str]:
-        """The split of each item by URI. ``settled`` are splits that groups have already.
+    def assign(
+        self, images: Sequence[AnnotatedImage], of_group: Mapping[str, str]
+    ) -> dict[str, str]:
+        """The split of each image by URI. ``of_group`` are the splits that groups have already.
 
-        Raises :class:`~segbatch.errors.SourceError` where folders or the list leave images out, or
-        tear a group apart, and where no image has a group.
+        Raises :class:`~segbatch.errors.SourceError` if folders or the list leave images out or
+        divide a group, and if no image has a group.
         """
-        groups = {item.uri: self.group_of(item.uri) for item in items}
+        groups = {image.uri: self.group_of(image.uri) for image in images}
         if self._group_by is not None and not any(groups.values()):
             raise SourceError(
                 f"--group-by {self._group_by.pattern}: matches no image, for instance not"
-                f" {items[0].uri}"
+                f" {images[0].uri}"
             )
-        chosen = {item.uri: self._choose(item, groups[item.uri]) for item in items}
+        chosen = {image.uri: self._choose(image, groups[image.uri]) for image in images}
         left_out = [uri for uri, split in chosen.items() if split is None]
         if left_out:
             why = (
@@ -82,41 +84,41 @@ class Splits:
                 else f"not in {self.text}: add them"
             )
             raise SourceError(f"{len(left_out)} of {len(chosen)} images are {why}: {left_out[0]}")
-        return _together({uri: str(split) for uri, split in chosen.items()}, groups, settled)
+        return _keep_groups({uri: str(split) for uri, split in chosen.items()}, groups, of_group)
 
-    def _choose(self, item: Item, group: str | None) -> str | None:
+    def _choose(self, image: AnnotatedImage, group: str | None) -> str | None:
         if self._by_folder:
-            return item.split
+            return image.split
         if self._listed is not None:
-            names = (name for name in _names_of(item.uri) if name in self._listed)
+            names = (name for name in _names_of(image.uri) if name in self._listed)
             return next((self._listed[name] for name in names), None)
-        place = _place(group or item.uri)
+        number = _hash_fraction(group or image.uri)
         for split, fraction in self._fractions.items():
-            if place < fraction:
+            if number < fraction:
                 return split
-            place -= fraction
+            number -= fraction
         return "train"
 
 
-def _together(
-    chosen: Mapping[str, str], groups: Mapping[str, str | None], settled: Mapping[str, str]
+def _keep_groups(
+    chosen: Mapping[str, str], groups: Mapping[str, str | None], before: Mapping[str, str]
 ) -> dict[str, str]:
-    """The splits with every group in one of them."""
-    of_group: dict[str, str] = dict(settled)
-    together = {}
+    """The chosen splits, but with each group in one: that of ``before``, or of its first image."""
+    of_group = dict(before)
+    splits = {}
     for uri, split in chosen.items():
         group = groups[uri]
-        together[uri] = of_group.setdefault(group, split) if group is not None else split
-        if together[uri] != split and group not in settled:
+        splits[uri] = of_group.setdefault(group, split) if group is not None else split
+        if splits[uri] != split and group not in before:
             raise SourceError(
-                f"{uri}: is to be in {split}, but its group {group!r} is in {together[uri]}:"
-                " leave out --group-by, or deal the splits by fractions"
+                f"{uri}: belongs in {split}, but its group {group!r} is in {splits[uri]}:"
+                " leave out --group-by, or assign the splits by shares"
             )
-    return together
+    return splits
 
 
-def _place(key: str) -> float:
-    """A number from 0 to 1 that follows from the key alone."""
+def _hash_fraction(key: str) -> float:
+    """A number from 0 to 1 that depends only on the key."""
     digest = hashlib.sha256(key.encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
@@ -125,7 +127,7 @@ def _read_fractions(text: str) -> dict[str, float]:
     fractions: dict[str, float] = {}
     for part in text.split(","):
         name, _, number = part.partition("=")
-        split = split_of(name.strip())
+        split = split_of_word(name.strip())
         try:
             fraction = float(number)
         except ValueError:
@@ -136,19 +138,19 @@ def _read_fractions(text: str) -> dict[str, float]:
     rest = 1 - sum(fractions.values())
     if rest < -1e-9 or ("train" in fractions and rest > 1e-9):
         raise InputError(f"--split {text}: the shares must sum to 1; train may be left out")
-    # In one order, whatever the user's: a share of test added later moves no image out of val.
+    # In a fixed order, so that a share of test added later moves no image out of val.
     return {split: fractions[split] for split in ("val", "test") if split in fractions}
 
 
 def _read_list(where: str) -> dict[str, str]:
-    """Split by name."""
+    """The split by name in the file of ``--split-list``."""
     try:
         text = storage.read_bytes(where).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--split-list {where}: {storage.one_line(error)}") from error
     listed: dict[str, str] = {}
-    for line, written, called in _entries(text):
-        name, split = written.removeprefix("./"), split_of(called)
+    for line, path, word in _list_entries(text):
+        name, split = path.removeprefix("./"), split_of_word(word)
         if not name or split is None:
             raise InputError(
                 f"--split-list {where}, line {line}: must be NAME SPLIT, and SPLIT one of"
@@ -157,25 +159,25 @@ def _read_list(where: str) -> dict[str, str]:
         if listed.setdefault(name, split) != split:
             raise InputError(f"--split-list {where}, line {line}: {name} is in {listed[name]}, too")
     if not listed:
-        raise InputError(f"--split-list {where}: no line NAME SPLIT in it")
+        raise InputError(f"--split-list {where}: has no line NAME SPLIT")
     return listed
 
 
-def _entries(text: str) -> Iterable[tuple[int, str, str]]:
+def _list_entries(text: str) -> Iterable[tuple[int, str, str]]:
     """Line number, name and split of each entry."""
     columns = next(csv.reader(io.StringIO(text)), [])
     if {"uri", "split"} <= set(columns):
         reader = csv.DictReader(io.StringIO(text))
         return [(reader.line_num, _text(row["uri"]), _text(row["split"])) for row in reader]
     return [
-        (number, *_torn(line.strip()))
+        (number, *_name_and_split(line.strip()))
         for number, line in enumerate(text.splitlines(), 1)
         if line.strip()
     ]
 
 
-def _torn(line: str) -> tuple[str, str]:
-    """Name and split, between which there are blanks, a tab or a comma."""
+def _name_and_split(line: str) -> tuple[str, str]:
+    """Name and split, separated by blanks, a tab or a comma."""
     match = re.fullmatch(r"(.*?)[\s,]+([^\s,]+)", line)
     return (match[1], match[2]) if match else ("", line)
 
@@ -185,7 +187,7 @@ def _text(value: Any) -> str:
 
 
 def _names_of(uri: str) -> Iterable[str]:
-    """The URI and every end of it, the longest first, each with and without its extension."""
+    """The URI and its path suffixes, longest first, each with and without its extension."""
     parts = uri.split("/")
     for start in range(len(parts)):
         name = "/".join(parts[start:])

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from segbatch.errors import SourceError
-from segbatch.formats.coco import COCO_READER as COCO
-from segbatch.formats.format import Found, Item, Options, Unusable
+from segbatch.formats.coco import find_coco, read_coco
+from segbatch.formats.format import AnnotatedImage, Annotations, ReadOptions, Unusable
 from tests.conftest import S3
 from tests.labels.files import HEIGHT, WIDTH, blank, photograph, to_bytes, write
 
@@ -51,22 +51,22 @@ def document(*annotations: Any, **keys: Any) -> dict[str, Any]:
     return {**lists, "annotations": list(annotations), **keys}
 
 
-def find(root: Path, files: Mapping[str, Any], **options: Any) -> Found:
-    return COCO.find(write(root, files), Options(**options))
+def find(root: Path, files: Mapping[str, Any], **options: Any) -> Annotations:
+    return find_coco(write(root, files), ReadOptions(**options))
 
 
-def one(root: Path, content: Any, picture: bytes | None = None) -> Item:
-    (item,) = find(root, {"labels.json": content, "a.jpg": picture or photograph()}).items
+def one(root: Path, content: Any, picture: bytes | None = None) -> AnnotatedImage:
+    (item,) = find(root, {"labels.json": content, "a.jpg": picture or photograph()}).images
     return item
 
 
 def draw(root: Path, *annotations: Any) -> Any:
-    labelled = COCO.read(one(root, document(*annotations)), IDS, UNLABELLED)
+    labelled = read_coco(one(root, document(*annotations)), IDS, UNLABELLED)
     return labelled.label_map.tolist()
 
 
-def placed(root: Path, found: Found) -> list[tuple[str, str | None]]:
-    return [(str(Path(item.uri).relative_to(root)), item.split) for item in found.items]
+def placed(root: Path, found: Annotations) -> list[tuple[str, str | None]]:
+    return [(str(Path(item.uri).relative_to(root)), item.split) for item in found.images]
 
 
 # -------------------------------------------------------------------------------------- layouts
@@ -168,7 +168,7 @@ def test_a_source_may_be_one_file(
     tmp_path: Path, path: str, picture: str, split: str | None
 ) -> None:
     write(tmp_path, {path: EMPTY, picture: b"", "other.json": "no JSON", "other.jpg": b""})
-    found = COCO.find(str(tmp_path / path), Options())
+    found = find_coco(str(tmp_path / path), ReadOptions())
     assert placed(tmp_path, found) == [(picture, split)]
     assert not found.skipped
 
@@ -176,13 +176,13 @@ def test_a_source_may_be_one_file(
 def test_images_may_be_elsewhere(tmp_path: Path) -> None:
     files = {"labels/all.json": EMPTY, "labels/a.jpg": b"", "photos/deep/a.jpg": b""}
     write(tmp_path, files)
-    found = COCO.find(str(tmp_path / "labels"), Options(images=str(tmp_path / "photos")))
+    found = find_coco(str(tmp_path / "labels"), ReadOptions(images=str(tmp_path / "photos")))
     assert placed(tmp_path, found) == [("photos/deep/a.jpg", None)]
 
 
 def test_an_image_may_be_a_uri(tmp_path: Path) -> None:
     found = find(tmp_path, {"all.json": document(images=[image("s3://photos/a.jpg")])})
-    assert [item.uri for item in found.items] == ["s3://photos/a.jpg"]
+    assert [item.uri for item in found.images] == ["s3://photos/a.jpg"]
 
 
 def test_one_name_for_two_files_is_not_guessed(tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_an_image_of_another_folder_does_not_stand_in_for_a_missing_one(tmp_path
     lists = document(images=[image("house 2/a.jpg")])
     found = find(tmp_path, {"all.json": lists, "house 1/a.jpg": photograph()})
     with pytest.raises(Unusable, match=r"house 2/a\.jpg: cannot be read"):
-        COCO.read(found.items[0], IDS, UNLABELLED)
+        read_coco(found.images[0], IDS, UNLABELLED)
 
 
 def test_an_image_of_another_split_does_not_stand_in_for_a_missing_one(tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_images_without_labels_are_named(tmp_path: Path) -> None:
 def test_an_item_holds_its_own_shapes_only(tmp_path: Path) -> None:
     other = annotation(1, [[5.5] * 10_000], image_id=8)
     lists = document(annotation(1, [box(0, 0, 2, 2)]), other, images=[image(), image("b.jpg", 8)])
-    small, large = find(tmp_path, {"all.json": lists}).items
+    small, large = find(tmp_path, {"all.json": lists}).images
     assert len(pickle.dumps(small)) < 1000 < len(pickle.dumps(large))
 
 
@@ -227,11 +227,11 @@ def test_categories_of_one_name_are_one_class(tmp_path: Path) -> None:
     twice = categories("wall", "window", "wall")
     shapes = [annotation(1, [box(0, 0, 3, 2)]), annotation(3, [box(5, 0, 9, 2)])]
     item = one(tmp_path, document(*shapes, categories=twice))
-    assert COCO.find(str(tmp_path), Options()).names == ["wall", "window"]
+    assert find_coco(str(tmp_path), ReadOptions()).names == ["wall", "window"]
     expected = blank(UNLABELLED)
     expected[0:2, 0:3] = 0
     expected[0:2, 5:9] = 0
-    np.testing.assert_array_equal(COCO.read(item, IDS, UNLABELLED).label_map, expected)
+    np.testing.assert_array_equal(read_coco(item, IDS, UNLABELLED).label_map, expected)
 
 
 def test_names_are_in_the_order_of_their_ids_over_all_files(tmp_path: Path) -> None:
@@ -268,10 +268,10 @@ def test_a_category_that_is_its_own_supercategory_is_a_class(tmp_path: Path) -> 
 def test_ignored_shapes_become_the_ignore_index(tmp_path: Path) -> None:
     lists = document(annotation(1, [box(0, 0, 4, 4)]), categories=categories("__ignore__", "wall"))
     item = one(tmp_path, lists)
-    assert COCO.find(str(tmp_path), Options()).names == ["wall"]
+    assert find_coco(str(tmp_path), ReadOptions()).names == ["wall"]
     expected = blank(UNLABELLED)
     expected[:4, :4] = 255
-    np.testing.assert_array_equal(COCO.read(item, {"wall": 0}, UNLABELLED).label_map, expected)
+    np.testing.assert_array_equal(read_coco(item, {"wall": 0}, UNLABELLED).label_map, expected)
 
 
 # --------------------------------------------------------------------------------------- shapes
@@ -334,7 +334,7 @@ def test_of_two_equally_large_shapes_the_later_lies_on_top(tmp_path: Path) -> No
 
 
 def test_an_image_without_annotations_is_unlabelled(tmp_path: Path) -> None:
-    labelled = COCO.read(one(tmp_path, EMPTY), IDS, UNLABELLED)
+    labelled = read_coco(one(tmp_path, EMPTY), IDS, UNLABELLED)
     assert (labelled.width, labelled.height, labelled.shapes) == (WIDTH, HEIGHT, 0)
     assert labelled.image == photograph()
     np.testing.assert_array_equal(labelled.label_map, blank(UNLABELLED))
@@ -370,7 +370,7 @@ def test_a_shape_that_cannot_be_drawn_is_named_with_the_reason(
     tmp_path: Path, segmentation: Any, why: str
 ) -> None:
     lists = document(annotation(1, segmentation, 31), annotation(2, [box(0, 0, 4, 4)], 32))
-    labelled = COCO.read(one(tmp_path, lists), IDS, UNLABELLED)
+    labelled = read_coco(one(tmp_path, lists), IDS, UNLABELLED)
     (skipped,) = labelled.skipped
     assert skipped.where == f"{tmp_path}/labels.json: annotation 31"
     with pytest.raises(AssertionError, match=why):
@@ -381,7 +381,7 @@ def test_a_shape_that_cannot_be_drawn_is_named_with_the_reason(
 
 def test_a_bad_polygon_does_not_take_the_others_along(tmp_path: Path) -> None:
     lists = document(annotation(2, [[1, 1, 2, 2], box(0, 0, 4, 4)], 31))
-    labelled = COCO.read(one(tmp_path, lists), IDS, UNLABELLED)
+    labelled = read_coco(one(tmp_path, lists), IDS, UNLABELLED)
     assert labelled.shapes == 1
     assert (labelled.label_map == 1).sum() == 16
     assert [skipped.why for skipped in labelled.skipped] == [
@@ -428,7 +428,7 @@ def test_a_photograph_turned_by_exif_is_labelled_as_it_is_seen(tmp_path: Path) -
     """Stored 20×30, seen 30×20."""
     lists = document(annotation(2, [box(0, 0, 5, 2)]))
     item = one(tmp_path, lists, photograph(20, 30, orientation=6))
-    labelled = COCO.read(item, IDS, UNLABELLED)
+    labelled = read_coco(item, IDS, UNLABELLED)
     expected = blank(UNLABELLED)
     expected[0:2, 0:5] = 1
     assert (labelled.width, labelled.height) == (WIDTH, HEIGHT)
@@ -440,28 +440,28 @@ def test_a_photograph_turned_by_exif_is_labelled_as_it_is_seen(tmp_path: Path) -
     [
         (photograph(60, 40), "the JSON is for 30×20 and the image is 60×40"),
         (photograph(30, 20, orientation=6), "the JSON is for 30×20, .* EXIF turns to 20×30"),
-        (b"<html>", "not an image"),
+        (b"<html>", "looks like HTML"),
     ],
 )
 def test_an_image_that_the_shapes_do_not_fit_is_unusable(
     tmp_path: Path, picture: bytes, why: str
 ) -> None:
     with pytest.raises(Unusable, match=why):
-        COCO.read(one(tmp_path, EMPTY, picture), IDS, UNLABELLED)
+        read_coco(one(tmp_path, EMPTY, picture), IDS, UNLABELLED)
 
 
 def test_a_json_without_sizes_takes_the_images(tmp_path: Path) -> None:
     lists = document(images=[{"id": 7, "file_name": "a.jpg"}])
-    assert COCO.read(one(tmp_path, lists), IDS, UNLABELLED).width == WIDTH
+    assert read_coco(one(tmp_path, lists), IDS, UNLABELLED).width == WIDTH
 
 
 @pytest.mark.parametrize(
     ("files", "why"),
     [
         ({"a.jpg": b""}, r"0 files \*\.json and no COCO images"),
-        ({"a.json": {"shapes": []}}, r"a\.json: is labelme's: import it --from labelme"),
+        ({"a.json": {"shapes": []}}, r"a\.json: is a labelme file: import it with --from labelme"),
         ({"a.json": [1, 2]}, "no COCO file of shapes: those have the lists images, annotations"),
-        ({"a.json": EMPTY, "b.json": "{"}, r"b\.json: damaged, or no JSON"),
+        ({"a.json": EMPTY, "b.json": "{"}, r"b\.json: damaged, or not JSON"),
     ],
 )
 def test_what_is_no_coco_is_refused(tmp_path: Path, files: dict[str, Any], why: str) -> None:
@@ -486,16 +486,16 @@ def test_from_s3(s3: S3) -> None:
         "valid/_annotations.coco.json": labels,
     }.items():
         s3.put(f"{source}/{path}", to_bytes(content))
-    found = COCO.find(source, Options())
-    assert [(item.uri, item.split) for item in found.items] == [
+    found = find_coco(source, ReadOptions())
+    assert [(item.uri, item.split) for item in found.images] == [
         (f"{source}/train/a.jpg", "train"),
         (f"{source}/valid/a.jpg", "val"),
     ]
-    labelled = COCO.read(found.items[0], IDS, UNLABELLED)
+    labelled = read_coco(found.images[0], IDS, UNLABELLED)
     expected = blank(UNLABELLED)
     expected[0:2, 0:5] = 1
     np.testing.assert_array_equal(labelled.label_map, expected)
     with pytest.raises(Unusable, match="cannot be read: no such object"):
-        COCO.read(found.items[1], IDS, UNLABELLED)
+        read_coco(found.images[1], IDS, UNLABELLED)
     with pytest.raises(SourceError, match=r"nothing\.json: no such"):
-        COCO.find(f"{source}/nothing.json", Options())
+        find_coco(f"{source}/nothing.json", ReadOptions())

@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from segbatch.errors import InputError, SourceError
-from segbatch.formats.format import Found, Options, Unusable
-from segbatch.formats.pairs import PAIRS_READER as PAIRS
+from segbatch.formats.format import Annotations, ReadOptions, Unusable
+from segbatch.formats.maskfiles import read_mask_file
+from segbatch.formats.pairs import find_pairs
 from tests.collection import encoded
 from tests.conftest import S3
 from tests.labels.files import (
@@ -40,15 +41,15 @@ def indices(first: int = 0, second: int = 1) -> Array:
     return ids
 
 
-def find(root: Path, files: Mapping[str, Any], **options: Any) -> Found:
+def find(root: Path, files: Mapping[str, Any], **options: Any) -> Annotations:
     write(root, files)
-    return PAIRS.find(str(root), Options(**{"class_names": NAMES, **options}))
+    return find_pairs(str(root), ReadOptions(**{"class_names": NAMES, **options}))
 
 
 def label_map(root: Path, mask: bytes, **options: Any) -> Any:
     """The label map of one mask, where ``wall`` is 5 and ``window``, also with a frame, is 6."""
-    (item,) = find(root, {"images/a.jpg": photograph(), "masks/a.png": mask}, **options).items
-    labelled = PAIRS.read(item, {"wall": 5, "window": 6, "window frame": 6, "door": 7}, 99)
+    (item,) = find(root, {"images/a.jpg": photograph(), "masks/a.png": mask}, **options).images
+    labelled = read_mask_file(item, {"wall": 5, "window": 6, "window frame": 6, "door": 7}, 99)
     assert (labelled.width, labelled.height, labelled.shapes) == (WIDTH, HEIGHT, 1)
     return labelled.label_map.tolist()
 
@@ -140,7 +141,7 @@ def test_a_split_may_stand_in_one_of_the_patterns(tmp_path: Path) -> None:
         ("images/train/a.jpg", "masks/a.png", "train"),
         ("images/val/b.jpg", "masks/b.png", "val"),
     ]
-    why = f"is called like {tmp_path}/images/train/a.jpg, which is taken"
+    why = f"has the same name as {tmp_path}/images/train/a.jpg, which is taken"
     assert left_out(tmp_path, found) == {"images/val/a.jpg": why}
 
 
@@ -148,9 +149,9 @@ def test_masks_may_be_on_another_storage(tmp_path: Path, s3: S3) -> None:
     masks = s3.uri("masks")
     s3.put(f"{masks}/a.png", grey(indices()))
     write(tmp_path, {"photos {1}/a.jpg": photograph()})
-    options = Options(images="{id}.jpg", masks=f"{masks}/{{id}}.png", class_names=NAMES)
-    found = PAIRS.find(str(tmp_path / "photos {1}"), options)
-    assert [item.labels_uri for item in found.items] == [f"{masks}/a.png"]
+    options = ReadOptions(images="{id}.jpg", masks=f"{masks}/{{id}}.png", class_names=NAMES)
+    found = find_pairs(str(tmp_path / "photos {1}"), options)
+    assert [item.labels_uri for item in found.images] == [f"{masks}/a.png"]
 
 
 @pytest.mark.parametrize(
@@ -231,7 +232,7 @@ def test_colours(tmp_path: Path) -> None:
         encoded(Image.open(io.BytesIO(numbered)), "PNG", transparency=bytes([0, 255, 9, 9])),
     ):
         assert label_map(tmp_path, mask, colors=str(table)) == expected.tolist()
-    found = PAIRS.find(str(tmp_path), Options(colors=str(table)))
+    found = find_pairs(str(tmp_path), ReadOptions(colors=str(table)))
     assert found.names == ["wall", "window frame"]
     assert found.colors == {"wall": (10, 20, 30), "window frame": (255, 0, 0)}
 
@@ -275,9 +276,9 @@ def test_a_mask_that_cannot_be_used_says_why(
 def test_a_mask_of_the_lying_photograph_is_unusable(tmp_path: Path) -> None:
     picture = photograph(WIDTH, HEIGHT, orientation=8)
     files = {"images/a.jpg": picture, "masks/a.png": grey(indices())}
-    (item,) = find(tmp_path, files).items
+    (item,) = find(tmp_path, files).images
     with pytest.raises(Unusable, match=r"its mask is for 30×20, .* EXIF turns to 20×30"):
-        PAIRS.read(item, {"wall": 0, "window": 1}, 99)
+        read_mask_file(item, {"wall": 0, "window": 1}, 99)
 
 
 def test_from_s3(s3: S3) -> None:
@@ -290,8 +291,8 @@ def test_from_s3(s3: S3) -> None:
     for path, content in files.items():
         s3.put(f"{source}/{path}", to_bytes(content))
     patterns = {"images": "img_dir/{split}/{id}.jpg", "masks": "ann_dir/{split}/{id}.png"}
-    found = PAIRS.find(source, Options(**patterns, colors=f"{source}/colors.txt"))
-    (item,) = found.items
+    found = find_pairs(source, ReadOptions(**patterns, colors=f"{source}/colors.txt"))
+    (item,) = found.images
     assert (item.uri, item.split) == (f"{source}/img_dir/train/a.jpg", "train")
-    labelled = PAIRS.read(item, {"wall": 5, "window frame": 6}, 99)
+    labelled = read_mask_file(item, {"wall": 5, "window frame": 6}, 99)
     np.testing.assert_array_equal(labelled.label_map, indices(5, 6))

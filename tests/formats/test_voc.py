@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from segbatch.errors import SourceError
-from segbatch.formats.format import Found, Item, Options, Unusable
-from segbatch.formats.voc import VOC_READER as VOC
+from segbatch.formats.format import AnnotatedImage, Annotations, ReadOptions, Unusable
+from segbatch.formats.maskfiles import read_mask_file
+from segbatch.formats.voc import find_voc
 from segbatch.masks.classes import VOC_NAMES
 from tests.conftest import S3
 from tests.labels.files import (
@@ -42,13 +43,13 @@ def indices(first: int = 0, second: int = 1) -> Array:
     return ids
 
 
-def find(root: Path, files: Mapping[str, Any], **options: Any) -> Found:
-    return VOC.find(write(root, files), Options(**options))
+def find(root: Path, files: Mapping[str, Any], **options: Any) -> Annotations:
+    return find_voc(write(root, files), ReadOptions(**options))
 
 
-def read(item: Item, *names: str) -> Array:
+def read(item: AnnotatedImage, *names: str) -> Array:
     """The label map, where the classes are ``names``."""
-    return VOC.read(item, {name: index for index, name in enumerate(names)}, 99).label_map
+    return read_mask_file(item, {name: index for index, name in enumerate(names)}, 99).label_map
 
 
 DEVKIT = {
@@ -71,7 +72,7 @@ def test_voc_itself(tmp_path: Path) -> None:
     ]
     assert found.names == VOC_NAMES
     assert not found.skipped
-    labelled = VOC.read(found.items[0], dict.fromkeys(VOC_NAMES, 7) | {"tvmonitor": 3}, 99)
+    labelled = read_mask_file(found.images[0], dict.fromkeys(VOC_NAMES, 7) | {"tvmonitor": 3}, 99)
     expected = indices(7, 3)
     np.testing.assert_array_equal(labelled.label_map, expected)
     assert (labelled.width, labelled.height, labelled.shapes) == (WIDTH, HEIGHT, 1)
@@ -91,7 +92,7 @@ def test_labelme2voc(tmp_path: Path, first_line: str) -> None:
     assert placed(tmp_path, found) == [("JPEGImages/a.jpg", "SegmentationClassPNG/a.png", None)]
     assert found.names == ["_background_", "wall", "window"]
     assert not found.skipped
-    label_map = read(found.items[0], "window", "_background_", "wall")
+    label_map = read(found.images[0], "window", "_background_", "wall")
     np.testing.assert_array_equal(label_map, indices(1, 0))
 
 
@@ -116,7 +117,7 @@ def test_cvat(tmp_path: Path) -> None:
         "ImageSets/Segmentation/default.txt: d": "has neither image nor mask",
         "JPEGImages/c.jpg": "has no mask",
     }
-    label_map = read(found.items[0], "window", "background", "big wall")
+    label_map = read(found.images[0], "window", "background", "big wall")
     np.testing.assert_array_equal(label_map, indices(2, 0))
 
 
@@ -128,7 +129,7 @@ def test_a_palette_mask_with_a_labelmap_is_read_by_its_colours(tmp_path: Path) -
         "JPEGImages/a.jpg": photograph(),
         "SegmentationClass/a.png": palette(indices(), lambda i: colors.get(i, (9, 9, 9))),
     }
-    (item,) = find(tmp_path, files).items
+    (item,) = find(tmp_path, files).images
     np.testing.assert_array_equal(read(item, "background", "big wall", "window"), indices(2, 0))
 
 
@@ -140,8 +141,8 @@ def test_masks_may_be_in_folders_and_images_elsewhere(tmp_path: Path) -> None:
         "photos/a.jpg": photograph(),
     }
     write(tmp_path, files)
-    options = Options(images=str(tmp_path / "photos"))
-    found = VOC.find(str(tmp_path / "labels"), options)
+    options = ReadOptions(images=str(tmp_path / "photos"))
+    found = find_voc(str(tmp_path / "labels"), options)
     assert placed(tmp_path, found) == [
         ("photos/street/a.webp", "labels/SegmentationClass/street/a.png", None)
     ]
@@ -155,7 +156,7 @@ def test_a_mask_without_an_image_is_named(tmp_path: Path) -> None:
 
 def test_an_image_in_two_lists_is_named_and_stays_in_the_first(tmp_path: Path) -> None:
     found = find(tmp_path, DEVKIT | {"VOC2012/ImageSets/Segmentation/val.txt": "2007_1\n2007_2"})
-    assert [item.split for item in found.items] == ["train", "val"]
+    assert [item.split for item in found.images] == ["train", "val"]
     assert left_out(tmp_path, found) == {
         "VOC2012/ImageSets/Segmentation/val.txt: 2007_1": "is in the list of train already"
     }
@@ -168,7 +169,7 @@ def test_names_of_ids_may_be_given(tmp_path: Path) -> None:
     }
     found = find(tmp_path, files, class_names=("wall", "window"))
     assert found.names == ["wall", "window"]
-    np.testing.assert_array_equal(read(found.items[0], "window", "wall"), indices(1, 0))
+    np.testing.assert_array_equal(read(found.images[0], "window", "wall"), indices(1, 0))
 
 
 WITHOUT_LISTS = {path: data for path, data in DEVKIT.items() if "ImageSets" not in path}
@@ -195,7 +196,7 @@ def test_masks_whose_ids_nobody_names_are_refused(tmp_path: Path, files: dict[st
         ({"SegmentationClass/a.npy": b""}, r"no \*\.png in a folder SegmentationClass/"),
         (
             {"SegmentationClass/a.png": palette(indices()), "class_names.txt": "wall\nwindow"},
-            r"no mask has an image of its name in JPEGImages/: say with --images",
+            r"no mask has an image of its name in JPEGImages/: name the folder of the images",
         ),
         (
             {"SegmentationClass/a.png": b"", "labelmap.txt": "# only\n"},
@@ -219,7 +220,7 @@ def test_masks_whose_ids_nobody_names_are_refused(tmp_path: Path, files: dict[st
         ),
         (
             {"SegmentationClass/a.png": b"", "class_names.txt": b"caf\xe9"},
-            r"class_names\.txt: is no text in UTF-8",
+            r"class_names\.txt: is not UTF-8 text",
         ),
     ],
 )
@@ -241,7 +242,7 @@ def test_what_is_no_voc_is_refused(tmp_path: Path, files: dict[str, Any], why: s
 def test_a_mask_that_does_not_fit_is_unusable(tmp_path: Path, mask: bytes, why: str) -> None:
     found = find(tmp_path, DEVKIT | {"VOC2012/SegmentationClass/2007_2.png": mask})
     with pytest.raises(Unusable, match=why):
-        read(found.items[1], *VOC_NAMES)
+        read(found.images[1], *VOC_NAMES)
 
 
 def test_labels_without_colours_in_a_labelmap_have_those_of_voc(tmp_path: Path) -> None:
@@ -250,7 +251,7 @@ def test_labels_without_colours_in_a_labelmap_have_those_of_voc(tmp_path: Path) 
         "JPEGImages/a.jpg": photograph(),
         "SegmentationClass/a.png": palette(indices()),
     }
-    (item,) = find(tmp_path, files).items
+    (item,) = find(tmp_path, files).images
     np.testing.assert_array_equal(read(item, "background", "wall"), indices())
 
 
@@ -258,9 +259,9 @@ def test_from_s3(s3: S3) -> None:
     source = s3.uri("devkit")
     for path, content in DEVKIT.items():
         s3.put(f"{source}/{path}", to_bytes(content))
-    found = VOC.find(source, Options())
-    assert [(item.uri, item.split) for item in found.items] == [
+    found = find_voc(source, ReadOptions())
+    assert [(item.uri, item.split) for item in found.images] == [
         (f"{source}/VOC2012/JPEGImages/2007_1.jpg", "train"),
         (f"{source}/VOC2012/JPEGImages/2007_2.jpg", "val"),
     ]
-    np.testing.assert_array_equal(read(found.items[1], *VOC_NAMES), indices(0, 15))
+    np.testing.assert_array_equal(read(found.images[1], *VOC_NAMES), indices(0, 15))

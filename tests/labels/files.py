@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image
 
-from segbatch.formats.format import Found
+from segbatch.formats.format import Annotations
 from segbatch.masks.classes import voc_color
 from tests.collection import encoded
 
@@ -62,16 +62,16 @@ def to_bytes(content: Any) -> bytes:
     return (content if isinstance(content, str) else json.dumps(content)).encode()
 
 
-def placed(root: Path, found: Found) -> list[tuple[str, str, str | None]]:
+def placed(root: Path, found: Annotations) -> list[tuple[str, str, str | None]]:
     return [
         (
             str(Path(item.uri).relative_to(root)),
             str(Path(item.labels_uri).relative_to(root)),
             item.split,
         )
-        for item in found.items
+        for item in found.images
     ]
 
 
-def left_out(root: Path, found: Found) -> dict[str, str]:
+def left_out(root: Path, found: Annotations) -> dict[str, str]:
     return {skipped.where.removeprefix(f"{root}/"): skipped.why for skipped in found.skipped}

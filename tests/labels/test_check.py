@@ -14,8 +14,8 @@ from PIL import ExifTags, Image
 from segbatch.errors import Incomplete, InputError, SourceError
 from segbatch.labels.check import CheckReport, check_dataset
 from segbatch.labels.dataset import Dataset, write_shard
-from segbatch.labels.rows import Row
-from segbatch.labels.sheet import MAX_IMAGES, choose, write_sheet
+from segbatch.labels.rows import DatasetRow
+from segbatch.labels.sheet import MAX_IMAGES, choose_rows, write_sheet
 from segbatch.masks import encode_mask
 from segbatch.masks.classes import Classes
 from tests.collection import encoded, image, jpeg
@@ -146,7 +146,7 @@ def test_an_image_that_is_in_two_splits_is_found_by_its_content(tmp_path: Path) 
     write(tmp_path, train=[row(0)], val=[row(1), row(2, image=row(0)["image"]["bytes"])])
     text = found(check_dataset(str(tmp_path)), "warning")
     assert text.startswith("warning: image 2 · /photos/2.jpg · val/")
-    assert "in train, so what is trained on is measured on" in text
+    assert "in train, so the model is tested on a training image" in text
 
 
 def test_a_group_in_two_splits_is_found(tmp_path: Path) -> None:
@@ -211,25 +211,25 @@ def test_storage_that_does_not_answer_is_no_damage(s3: S3) -> None:
 # ------------------------------------------------------------------------------------ contact sheet
 
 
-def pictured(image_id: int, *faults: str, **pixels: int) -> Row:
+def pictured(image_id: int, *faults: str, **pixels: int) -> DatasetRow:
     counts = {int(name[1:]): count for name, count in pixels.items()}
-    return Row(image_id, f"/{image_id}.jpg", None, "train", "train/a", "", counts, faults)
+    return DatasetRow(image_id, f"/{image_id}.jpg", None, "train", "train/a", "", counts, faults)
 
 
 def test_a_sheet_shows_every_class_where_it_is_largest() -> None:
     rows = [pictured(number, _0=100) for number in range(100)]
     rows[50], rows[60] = pictured(50, _0=90, _1=10), pictured(60, _0=20, _1=80)
     rows[33] = pictured(33, _2=100)
-    chosen = [row.image_id for row in choose(rows, 3)]
+    chosen = [row.image_id for row in choose_rows(rows, 3)]
     assert len(chosen) == MAX_IMAGES
     assert chosen == sorted(chosen)
     assert {33, 60, 0} <= set(chosen)
-    assert choose(rows, 3) == choose(rows, 3)
+    assert choose_rows(rows, 3) == choose_rows(rows, 3)
 
 
 def test_a_sheet_leaves_out_what_cannot_be_shown() -> None:
     rows = [pictured(0, _0=1), pictured(1, "broken", _1=1), pictured(2)]
-    assert [row.image_id for row in choose(rows, 2)] == [0]
+    assert [row.image_id for row in choose_rows(rows, 2)] == [0]
 
 
 def test_a_sheet_has_photographs_beside_their_classes(tmp_path: Path) -> None:
@@ -254,5 +254,5 @@ def test_a_sheet_goes_anywhere_in_the_format_of_its_name(s3: S3, tmp_path: Path)
     write_sheet(report, uri)
     with Image.open(io.BytesIO(storage.read_bytes(uri))) as sheet:
         assert sheet.format == "JPEG"
-    with pytest.raises(InputError, match="no picture's extension"):
+    with pytest.raises(InputError, match="not the extension of an image file"):
         write_sheet(report, str(tmp_path / "sheet.txt"))

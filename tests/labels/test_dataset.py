@@ -155,10 +155,10 @@ def test_no_dataset_is_told_from_no_answer(tmp_path: Path, s3: S3) -> None:
     write(uri, train=[0])
     try:
         s3.break_down({"part": "classes.json", "status": 403, "code": "AccessDenied"})
-        with pytest.raises(SourceError, match=f"{uri}/classes.json: may not be read"):
+        with pytest.raises(SourceError, match=f"cannot read {uri}/classes.json"):
             open_dataset(uri)
         s3.break_down({"part": "classes.json", "status": 400, "code": "InternalError"})
-        with pytest.raises(Incomplete, match=f"{uri}/classes.json: cannot be read"):
+        with pytest.raises(Incomplete, match=f"cannot read {uri}/classes.json"):
             open_dataset(uri)
     finally:
         s3.break_down()

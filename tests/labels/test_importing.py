@@ -15,10 +15,9 @@ from PIL import Image
 import segbatch
 from segbatch import storage
 from segbatch.errors import Incomplete, InputError, SourceError
-from segbatch.images.listing import reading
-from segbatch.labels import target
+from segbatch.labels import importing, writer
 from segbatch.labels.dataset import Dataset, open_dataset
-from segbatch.labels.report import ImportReport
+from segbatch.labels.summary import ImportReport
 from segbatch.masks import decode_mask, encode_mask
 from segbatch.masks.classes import Classes
 from tests.collection import encoded, jpeg
@@ -122,10 +121,10 @@ def test_labels_and_dataset_may_be_anywhere(s3: S3, street: Path) -> None:
 def test_a_dataset_is_written_in_files_of_bounded_size(
     street: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(target, "SHARD_ROWS", 2)
+    monkeypatch.setattr(writer, "SHARD_ROWS", 2)
     labelme(street, tmp_path / "by-rows", split="val=0")
     assert [s.rows for s in open_dataset(str(tmp_path / "by-rows")).shards] == [2, 2, 1]
-    monkeypatch.setattr(target, "SHARD_BYTES", 1)
+    monkeypatch.setattr(writer, "SHARD_BYTES", 1)
     labelme(street, tmp_path / "by-bytes", split="val=0")
     assert [s.rows for s in open_dataset(str(tmp_path / "by-bytes")).shards] == [1] * 5
 
@@ -266,12 +265,12 @@ def test_labels_of_which_none_can_be_used_make_no_dataset(street: Path, tmp_path
 
 def test_a_split_that_got_no_image_is_mentioned(street: Path, tmp_path: Path) -> None:
     report = labelme(street, tmp_path / "labels", split="val=0.1,test=0.000001")
-    assert any(note.startswith("no image fell to test") for note in report.notes)
+    assert any(note.startswith("no image is in test") for note in report.notes)
 
 
 def test_a_map_of_what_is_not_there_is_mentioned(street: Path, tmp_path: Path) -> None:
     report = labelme(street, tmp_path / "labels", map={"widow": "window"})
-    assert "--map: nothing is called widow" in report.notes
+    assert "--map: no label has the name widow" in report.notes
 
 
 # ----------------------------------------------------------------------------------------- options
@@ -301,7 +300,7 @@ def test_names_that_are_no_class_are_refused_before_anything_is_written(
     [
         ({"format": "yolo"}, "--from yolo: no such format; there is labelme, voc, coco, pairs"),
         ({"masks": "masks/{id}.png"}, "--masks goes with --from pairs, not labelme"),
-        ({"colors": "c.txt"}, "--colors goes with --from pairs or voc"),
+        ({"colors": "c.txt"}, "--colors goes with --from voc or pairs"),
         ({"reduce_zero_label": True}, "--reduce-zero-label goes with --from pairs"),
         ({"format": "voc", "unlabelled": "wall"}, "--unlabelled goes with --from labelme or coco"),
         ({"add_class": True}, "--add-class goes with --append"),
@@ -495,7 +494,7 @@ def test_storage_that_fails_at_the_end_leaves_one_dataset_or_the_other(
 def test_a_format_that_fails_midway_leaves_the_dataset_as_it_was(
     labels: Dataset, street: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(target, "SHARD_ROWS", 1)
+    monkeypatch.setattr(writer, "SHARD_ROWS", 1)
     annotate(street, "house-8")
 
     encoded = iter(range(8))
@@ -505,7 +504,7 @@ def test_a_format_that_fails_midway_leaves_the_dataset_as_it_was(
             raise RuntimeError("a bug")
         return encode_mask(*args)
 
-    monkeypatch.setattr(reading, "encode_mask", fail_late)
+    monkeypatch.setattr(importing, "encode_mask", fail_late)
     with pytest.raises(RuntimeError, match="a bug"):
         labelme(street, labels.uri, append=True)
 
@@ -513,14 +512,14 @@ def test_a_format_that_fails_midway_leaves_the_dataset_as_it_was(
 def test_an_import_that_another_one_overtook_is_refused(
     street: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = target.Target.finish
+    real = writer.DatasetWriter.finish
 
-    def overtaken(self: target.Target, replaced: Any) -> Any:
-        monkeypatch.setattr(target.Target, "finish", real)
+    def overtaken(self: writer.DatasetWriter, replaced: Any) -> Any:
+        monkeypatch.setattr(writer.DatasetWriter, "finish", real)
         labelme(street, tmp_path / "labels", classes="window,wall")
         return real(self, replaced)
 
-    monkeypatch.setattr(target.Target, "finish", overtaken)
+    monkeypatch.setattr(writer.DatasetWriter, "finish", overtaken)
     with pytest.raises(Incomplete, match="another import changed it meanwhile"):
         labelme(street, tmp_path / "labels")
     assert open_dataset(str(tmp_path / "labels")).classes.names == ["window", "wall"]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from segbatch.errors import InputError, SourceError
-from segbatch.formats.format import Found
+from segbatch.formats.format import Annotations
 from segbatch.labels.naming import Naming, given_classes, name_classes, read_renames, unlabelled_id
 from segbatch.masks.classes import FACADE_COLORS, Classes
 
@@ -20,7 +20,7 @@ def named(
 ) -> Naming:
     return name_classes(
         "annotations/",
-        Found([], names, colors or {}),
+        Annotations([], names, colors or {}),
         given=given_classes(given),
         renames=renames,
         before=before,

@@ -9,9 +9,8 @@ import pytest
 
 from segbatch import storage
 from segbatch.errors import SourceError
-from segbatch.labels import samples
 from segbatch.labels.dataset import Dataset, open_dataset, write_shard
-from segbatch.labels.samples import Sample, Samples
+from segbatch.labels.samples import Sample, Samples, copy_split
 from segbatch.masks.classes import Classes
 from tests.conftest import S3
 
@@ -58,7 +57,7 @@ def expected(dataset: Dataset, split: str) -> list[Sample]:
 
 def test_every_image_comes_by_its_number(dataset: Dataset, tmp_path: Path) -> None:
     for split, count in (("train", 201), ("val", 3)):
-        samples.copy(dataset, split, tmp_path / "cache")
+        copy_split(dataset, split, tmp_path / "cache")
         copied = Samples(dataset, split, tmp_path / "cache")
         whole = expected(dataset, split)
         assert len(copied) == len(whole) == count
@@ -69,7 +68,7 @@ def test_every_image_comes_by_its_number(dataset: Dataset, tmp_path: Path) -> No
 
 
 def test_a_number_that_no_image_has_is_an_error(dataset: Dataset, tmp_path: Path) -> None:
-    samples.copy(dataset, "val", tmp_path)
+    copy_split(dataset, "val", tmp_path)
     copied = Samples(dataset, "val", tmp_path)
     for index in (3, -1):
         with pytest.raises(IndexError):
@@ -78,7 +77,7 @@ def test_a_number_that_no_image_has_is_an_error(dataset: Dataset, tmp_path: Path
 
 def test_a_copy_is_made_of_a_dataset_in_a_bucket(s3: S3, tmp_path: Path) -> None:
     dataset = dataset_at(s3.uri("labels"))
-    samples.copy(dataset, "train", tmp_path)
+    copy_split(dataset, "train", tmp_path)
     assert list(Samples(dataset, "train", tmp_path)) == expected(dataset, "train")
 
 
@@ -86,7 +85,7 @@ def test_workers_of_one_node_copy_a_share_each(dataset: Dataset, tmp_path: Path)
     folder = tmp_path / "cache"
     processes = [
         multiprocessing.get_context("spawn").Process(
-            target=samples.copy, args=(dataset, "train", folder, slice(rank, None, 2))
+            target=copy_split, args=(dataset, "train", folder, slice(rank, None, 2))
         )
         for rank in range(2)
     ]
@@ -100,16 +99,16 @@ def test_workers_of_one_node_copy_a_share_each(dataset: Dataset, tmp_path: Path)
 
 
 def test_a_share_is_no_more_than_asked_for(dataset: Dataset, tmp_path: Path) -> None:
-    samples.copy(dataset, "train", tmp_path / "cache", slice(1, None, 2))
+    copy_split(dataset, "train", tmp_path / "cache", slice(1, None, 2))
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
 def test_what_is_there_already_is_not_copied_again(dataset: Dataset, tmp_path: Path) -> None:
     folder = tmp_path / "cache"
-    samples.copy(dataset, "train", folder)
+    copy_split(dataset, "train", folder)
     written = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
     storage.delete([storage.join(dataset.uri, shard.path) for shard in dataset.shards])
-    samples.copy(dataset, "train", folder)  # looks at none of them
+    copy_split(dataset, "train", folder)  # looks at none of them
     assert {file: file.stat().st_mtime_ns for file in folder.iterdir()} == written
 
 
@@ -117,12 +116,12 @@ def test_what_a_killed_worker_left_behind_is_not_taken_for_a_copy(
     dataset: Dataset, tmp_path: Path
 ) -> None:
     folder = tmp_path / "cache"
-    samples.copy(dataset, "train", folder)
+    copy_split(dataset, "train", folder)
     for file in list(folder.iterdir()):
         torn = file.with_suffix(".4711")  # as it is called until it is whole
         torn.write_bytes(file.read_bytes()[:100])
         file.unlink()
-    samples.copy(dataset, "train", folder)
+    copy_split(dataset, "train", folder)
     assert list(Samples(dataset, "train", folder)) == expected(dataset, "train")
 
 
@@ -133,8 +132,8 @@ def test_a_damaged_file_is_refused_by_its_name(dataset: Dataset, tmp_path: Path)
     data[len(data) // 2] ^= 1
     storage.write_bytes(where, bytes(data))
     with pytest.raises(SourceError) as error:
-        samples.copy(dataset, "train", tmp_path / "cache")
+        copy_split(dataset, "train", tmp_path / "cache")
     assert str(error.value).startswith(f"{where}: is not the file that was imported")
     storage.delete([where])
     with pytest.raises(SourceError, match="no such file"):
-        samples.copy(dataset, "train", tmp_path / "cache")
+        copy_split(dataset, "train", tmp_path / "cache")

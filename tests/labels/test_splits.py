@@ -6,19 +6,19 @@ from pathlib import Path
 import pytest
 
 from segbatch.errors import InputError, SourceError
-from segbatch.formats.format import Item
+from segbatch.formats.format import AnnotatedImage
 from segbatch.labels.splits import Splits
 
 
-def items(*uris: str, **splits: str) -> list[Item]:
-    return [Item(uri, f"{uri}.json", splits.get(uri.split("/")[1])) for uri in uris]
+def items(*uris: str, **splits: str) -> list[AnnotatedImage]:
+    return [AnnotatedImage(uri, f"{uri}.json", splits.get(uri.split("/")[1])) for uri in uris]
 
 
-def photos(number: int) -> list[Item]:
+def photos(number: int) -> list[AnnotatedImage]:
     return items(*(f"/photos/house-{index // 4}/{index}.jpg" for index in range(number)))
 
 
-def dealt(rules: Splits, some: list[Item], **settled: str) -> dict[str, str]:
+def dealt(rules: Splits, some: list[AnnotatedImage], **settled: str) -> dict[str, str]:
     return rules.assign(some, settled)
 
 
@@ -157,7 +157,7 @@ def test_shares_must_sum_to_one(text: str) -> None:
 
 def test_a_group_that_folders_tear_apart_is_refused() -> None:
     some = items("/a/house-1.jpg", "/b/house-1.jpg", a="train", b="val")
-    with pytest.raises(SourceError, match=r"/b/house-1.jpg: is to be in val, .* '1' is in train"):
+    with pytest.raises(SourceError, match=r"/b/house-1.jpg: belongs in val, .* '1' is in train"):
         dealt(Splits("folder", group_by=r"house-(\d+)"), some)
 
 

@@ -20,13 +20,12 @@ from typer.testing import CliRunner
 from segbatch import storage
 from segbatch.cli.main import app
 from segbatch.errors import InputError
-from segbatch.formats import WRITERS
-from segbatch.formats.coco import COCO_READER as COCO
-from segbatch.formats.format import Options, Reader
-from segbatch.formats.labelme import LABELME_READER as LABELME
-from segbatch.formats.voc import VOC_READER as VOC
-from segbatch.formats.voc import apart
+from segbatch.formats.coco import COCO
+from segbatch.formats.format import Format, ReadOptions
+from segbatch.formats.labelme import LABELME
+from segbatch.formats.voc import VOC, distinct_colors
 from segbatch.masks.classes import IGNORE_INDEX, Classes, read_classes
+from segbatch.review.export.export import WRITERS
 from segbatch.review.export.folder import CLAIM_FILE
 from segbatch.run import Run
 from segbatch.storage import clients
@@ -76,16 +75,17 @@ def mask_at_photo(image_id: int) -> npt.NDArray[np.uint8]:
     return label_map(image_id).repeat(2, axis=0).repeat(2, axis=1)
 
 
-def read_back(folder: str, format: Reader) -> dict[str, npt.NDArray[np.uint8]]:
+def read_back(folder: str, format: Format) -> dict[str, npt.NDArray[np.uint8]]:
     """The label maps that `labels import` draws, by the names of the images."""
-    found = format.find(folder, Options())
+    assert format.reader is not None
+    found = format.reader.find(folder, ReadOptions())
     assert not found.skipped
     ids = {name: NAMES.index(name) for name in found.names}
     maps = {}
-    for item in found.items:
-        labelled = format.read(item, ids, IGNORE_INDEX)
+    for image in found.images:
+        labelled = format.reader.read(image, ids, IGNORE_INDEX)
         assert not labelled.skipped
-        maps[Path(item.uri).stem] = labelled.label_map
+        maps[Path(image.uri).stem] = labelled.label_map
     return maps
 
 
@@ -136,8 +136,8 @@ def test_voc_comes_back_as_it_went_and_fits_photographs_that_exif_turned(
 def test_voc_has_colours_that_are_all_different() -> None:
     same = Classes(["facade", "wall", "door"])  # of one colour in our list
     assert same[0].color == same[1].color
-    assert len({c.color for c in apart(same)}) == 3
-    assert apart(Classes(["wall", "door"])) == Classes(["wall", "door"])
+    assert len({c.color for c in distinct_colors(same)}) == 3
+    assert distinct_colors(Classes(["wall", "door"])) == Classes(["wall", "door"])
 
 
 def test_labelme_comes_back_but_for_the_edges_and_keeps_holes(run: Run, tmp_path: Path) -> None:

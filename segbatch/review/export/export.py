@@ -30,8 +30,8 @@ from segbatch import storage
 from segbatch.config.job import Limits
 from segbatch.console import Bar
 from segbatch.errors import CredentialsRefused, Damaged, InputError, RunError, SourceError
-from segbatch.formats import WRITERS
-from segbatch.formats.writing import Photograph, Photos, Segmented, Writer, no_entries
+from segbatch.formats import FORMATS
+from segbatch.formats.format import Photograph, Photos, SegmentedImage, Writer, no_entries
 from segbatch.results.answer import write
 from segbatch.results.database import open_database
 from segbatch.results.log import read_columns
@@ -44,6 +44,8 @@ from segbatch.review.export.photographs import read_photograph
 from segbatch.review.names import common_folder, safe_name
 from segbatch.review.pictures import label_map_at, limits_of
 from segbatch.storage.uris import without_query
+
+WRITERS = {name: format.writer for name, format in FORMATS.items() if format.writer is not None}
 
 Table = Literal["csv", "parquet"]
 TABLES: Mapping[str, Table] = {"csv": "csv", "parquet": "parquet"}
@@ -326,7 +328,7 @@ class _Converter:
             except SourceError as error:
                 return _LeftOut(DAMAGED, row.uri, f"{error}; audit the run")
         run = self.run
-        image = Segmented(
+        image = SegmentedImage(
             run.uri, row.image_id, row.uri, row.name, run.classes, mask, photo, label_map
         )
         if last is None:

@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 from segbatch import storage
 from segbatch.errors import InputError
-from segbatch.formats.writing import Part
+from segbatch.formats.format import Slot
 
 CLAIM_FILE = "unfinished-export"  # no image has this name: their files have extensions
 
@@ -77,7 +77,7 @@ class SharedFiles:
     puts the parts together and uploads the result.
     """
 
-    def __init__(self, shared: Mapping[str, Sequence[str | Part]]) -> None:
+    def __init__(self, shared: Mapping[str, Sequence[str | Slot]]) -> None:
         self._shared = shared
         self._stack = ExitStack()
         self._files: dict[str, TextIO] = {}
@@ -85,10 +85,10 @@ class SharedFiles:
     def __enter__(self) -> SharedFiles:
         self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
         self._between = {
-            piece.name: piece.between
+            piece.name: piece.separator
             for pieces in self._shared.values()
             for piece in pieces
-            if isinstance(piece, Part)
+            if isinstance(piece, Slot)
         }
         for name in self._between:
             file = (self._folder / f"part-{name}").open("w+", encoding="utf-8", newline="")
@@ -111,7 +111,7 @@ class SharedFiles:
             whole = self._folder / f"whole-{number}"
             with whole.open("w", encoding="utf-8", newline="") as file:
                 for piece in pieces:
-                    if isinstance(piece, Part):
+                    if isinstance(piece, Slot):
                         self._files[piece.name].seek(0)
                         shutil.copyfileobj(self._files[piece.name], file)
                     else:

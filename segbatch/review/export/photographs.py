@@ -7,7 +7,7 @@ import io
 from PIL import ExifTags, JpegImagePlugin, PngImagePlugin
 
 from segbatch.config.job import Limits
-from segbatch.formats.writing import Photograph, encoded
+from segbatch.formats.format import Photograph, encode_photo
 from segbatch.images.decode import decode_image
 from segbatch.images.faults import Undecodable
 from segbatch.images.fetch import read_images
@@ -34,7 +34,7 @@ def read_photograph(uri: str, limits: Limits, *, jpeg: bool) -> Photograph | Uns
     if extension is not None and is_upright and (extension == "jpg" or not jpeg):
         return Photograph(image.pixels, extension, data)
     extension = "jpg" if jpeg or extension == "jpg" else "png"
-    return Photograph(image.pixels, extension, encoded(image.pixels, extension))
+    return Photograph(image.pixels, extension, encode_photo(image.pixels, extension))
 
 
 def _inspect(data: bytes) -> tuple[str | None, bool]:

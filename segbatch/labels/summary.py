@@ -1,4 +1,4 @@
-"""Report: what an import made of the labels, and everything that it left out."""
+"""The summary of an import: what it wrote, and everything that it left out."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ UNLIMITED = 100_000
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What `segbatch labels import` did."""
+    """The result of `segbatch labels import`."""
 
     dataset: str
     classes: Classes
     images: Mapping[str, int]
-    """Imported now, by split."""
+    """Number of images of this import, by split."""
     shapes: int
-    """Drawn now; a mask file counts as one."""
+    """Number of shapes of this import; a mask file counts as one."""
     unlabelled: str | None
-    """What pixels that no shape covers became: a class, or ``ignore``; ``None`` for mask files."""
+    """The class of pixels that no shape covers, or ``ignore``; ``None`` for mask files."""
     balance: Balance
     """Of the whole dataset."""
     skipped: Sequence[Skipped] = ()
     replaced: int = 0
-    """Images of the dataset that one of the same URI or content took the place of."""
+    """Number of images of the dataset that imported ones replaced."""
     added: Sequence[str] = ()
     """Classes that the dataset did not have before."""
     notes: Sequence[str] = field(default_factory=list)
@@ -59,14 +59,14 @@ class ImportReport:
         }
 
 
-def to_lines(skipped: Sequence[Skipped]) -> bytes:
-    """One JSON object a line."""
+def to_json_lines(skipped: Sequence[Skipped]) -> bytes:
+    """One JSON object per line."""
     entries = ({"where": entry.where, "why": entry.why} for entry in skipped)
     return "".join(f"{json.dumps(entry, ensure_ascii=False)}\n" for entry in entries).encode()
 
 
-def print_report(report: ImportReport, skipped_file: str) -> None:
-    """To stdout: images, shapes, classes, and what was left out, by reason."""
+def print_summary(report: ImportReport, skipped_file: str) -> None:
+    """Print images, shapes, classes, and what was left out, by reason."""
     console = _console()
     imported = ", ".join(f"{split} {count:,}" for split, count in report.images.items())
     facts = {
@@ -105,6 +105,7 @@ def balance_table(balance: Balance, classes: Classes) -> Table:
 
 
 def print_balance(balance: Balance, classes: Classes) -> None:
+    """Print :func:`balance_table`."""
     _console().print(balance_table(balance, classes))
 
 
@@ -124,9 +125,9 @@ def _skipped_lines(skipped: Sequence[Skipped], skipped_file: str) -> list[str]:
         lines += [f"          {entry.where}" for entry in entries[:NUM_EXAMPLES]]
         if len(entries) > NUM_EXAMPLES:
             lines.append(f"          and {len(entries) - NUM_EXAMPLES:,} more")
-    return [*lines, f"Each of them: {skipped_file}"]
+    return [*lines, f"All of them: {skipped_file}"]
 
 
 def _reason(why: str) -> str:
-    """Reasons that differ in numbers and names alone are one."""
+    """The reason without numbers and quoted names, so that similar reasons are counted as one."""
     return re.sub(r"'[^']*'|\"[^\"]*\"|\d[\d.,]*", "…", why)

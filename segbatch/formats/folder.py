@@ -1,0 +1,202 @@
+"""A folder of labels: its files, the splits that their paths name, and the images they belong to.
+
+``segbatch labels suggest`` copies images of a run into a folder to be labelled. Corrected labels go
+back under the URI of the original image, so that it keeps its split and nothing is labelled twice.
+Each labelme file holds that URI under :data:`PROVENANCE_KEY`; for tools that drop keys of others
+(CVAT), the folder has a list of its copies, :data:`COPIES_LIST`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import posixpath
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from functools import cached_property
+from typing import Any
+
+from segbatch import storage
+from segbatch.errors import SourceError
+from segbatch.masks.classes import CONTROL
+
+# labelme keeps unknown keys when it saves (`otherData`); a dictionary in `flags` would become a
+# checkbox.
+PROVENANCE_KEY = "segbatch"
+COPIES_LIST = "suggested.csv"
+MAX_URI = 4096
+
+SPLIT_WORDS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+
+
+# -------------------------------------------------------------------------------------------- files
+
+
+def list_uris(folder: str) -> list[str]:
+    """The URIs of all files below ``folder``, by key, without hidden ones (such as ``._a.json``,
+    of which archives made on a Mac are full).
+
+    Raises :class:`~segbatch.errors.SourceError` for a missing bucket or one that may not be
+    listed, and :class:`~segbatch.errors.Incomplete` if storage does not answer.
+    """
+    with _reading(folder):
+        uris = (file.uri for file in storage.list_files(folder))
+        return [uri for uri in uris if not storage.name_of(uri).startswith(".")]
+
+
+def read_label_file(uri: str) -> bytes:
+    """The bytes of a file that the import cannot do without. Raises as :func:`list_uris`."""
+    with _reading(uri):
+        return storage.read_bytes(uri)
+
+
+def read_lines(uri: str) -> list[str]:
+    """The lines of a UTF-8 text file, stripped. Raises as :func:`list_uris`."""
+    try:
+        text = read_label_file(uri).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{uri}: is not UTF-8 text: {error}") from error
+    return [line.strip() for line in text.splitlines()]
+
+
+def _reading(uri: str) -> AbstractContextManager[None]:
+    return storage.reading_input(uri, SourceError, "no such file, folder or bucket")
+
+
+def folder_of(uri: str) -> str:
+    """The URI of the folder that holds ``uri``."""
+    return uri.rpartition("/")[0]
+
+
+def without_extension(path: str) -> str:
+    """``path`` without the last extension of its name."""
+    return re.sub(r"\.[^./]*$", "", path)
+
+
+# ------------------------------------------------------------------------------------------- splits
+
+
+def split_of_word(word: str) -> str | None:
+    """``train``, ``val`` or ``test`` for a word like ``valid`` or ``Train2017``."""
+    return SPLIT_WORDS.get(word.lower().rstrip("0123456789"))
+
+
+def split_of_path(path: str) -> str | None:
+    """The split that a file's path names: a word of the file's name, else the name of a folder,
+    innermost first.
+    """
+    *folders, name = path.split("/")
+    words = [*folders, *re.split(r"[\W_]+", name)]
+    return next((split for word in reversed(words) if (split := split_of_word(word))), None)
+
+
+# ------------------------------------------------------------------------------------------- images
+
+
+def original_uri(content: Mapping[str, Any]) -> str | None:
+    """The URI of the original image that a labelme file names; ``None`` if it names none."""
+    provenance = content.get(PROVENANCE_KEY)
+    uri = provenance.get("uri") if isinstance(provenance, dict) else None
+    return uri if _is_uri(uri) else None
+
+
+def original_uris(copies_list: bytes) -> dict[str, str]:
+    """The URIs of the original images by the file names of their copies, from the bytes of a
+    :data:`COPIES_LIST`. Lines that do not name both are ignored, as are other files.
+    """
+    text = copies_list.decode("utf-8", "replace")
+    rows = csv.DictReader(io.StringIO(text, newline=""))
+    return {row["file"]: row["uri"] for row in rows if row.get("file") and _is_uri(row.get("uri"))}
+
+
+def _is_uri(uri: Any) -> bool:
+    return isinstance(uri, str) and 0 < len(uri) <= MAX_URI and not CONTROL.search(uri)
+
+
+class ImageFiles:
+    """Finds the images that labels name by a relative path, or by a path on another machine.
+
+    Searches the files ``uris`` below ``folder``, or those below ``root`` if the user gives one.
+    """
+
+    def __init__(self, folder: str, uris: Iterable[str], root: str | None) -> None:
+        self._folder = folder
+        self._root = storage.normalize(root) if root is not None else None
+        self._by_name: dict[str, list[str]] = defaultdict(list)
+        for uri in uris if self._root is None else list_uris(self._root):
+            self._by_name[storage.name_of(uri)].append(uri)
+
+    def locate(self, path: str, labels_uri: str) -> str:
+        """The URI of the image that the file ``labels_uri`` calls ``path``.
+
+        The path is followed from the root, or else from the folder of ``labels_uri``. If there is
+        no such file, the image is the one file below the root, or below that folder, or else below
+        its parent, whose own path ends with ``path`` and which is in no folder of another split.
+        If ``path`` leads out of its folder, only the name must match. If nothing matches, the
+        followed path is returned. Raises ``ValueError`` if several files match.
+        """
+        if storage.scheme_of(path):
+            return path
+        path = posixpath.normpath(path.replace("\\", "/"))
+        goal = self._follow(path, labels_uri)
+        same_name = self._by_name.get(storage.name_of(path), [])
+        if goal in same_name:
+            return goal
+        leads_out = path.startswith(("../", "/")) or path[1:3] == ":/"
+        end = f"/{storage.name_of(path) if leads_out else path}"
+        own = folder_of(labels_uri)
+        for place in [own, folder_of(own)] if self._root is None else [self._root]:
+            matches = [
+                uri for uri in same_name if uri.startswith(f"{place}/") and uri.endswith(end)
+            ]
+            matches = self._of_split(self.split_of(labels_uri), matches)
+            if len(matches) > 1:
+                raise ValueError(
+                    f"{path} may be {matches[0]} or {matches[1]}: name the folder that it starts"
+                    " from with --images"
+                )
+            if matches:
+                return matches[0]
+        return goal
+
+    @cached_property
+    def originals(self) -> dict[str, str]:
+        """The URIs of the original images of the copies made by ``labels suggest``, by the copies'
+        URIs.
+        """
+        return {
+            storage.join(folder_of(copies_list), name): uri
+            for copies_list in self._by_name.get(COPIES_LIST, [])
+            for name, uri in original_uris(read_label_file(copies_list)).items()
+        }
+
+    def split_of(self, uri: str) -> str | None:
+        """The split that is named by the path below the folder, or by the folder itself."""
+        root = self._root if self._root and uri.startswith(f"{self._root}/") else self._folder
+        return split_of_path(f"{storage.name_of(root)}{uri.removeprefix(root)}")
+
+    def _of_split(self, split: str | None, uris: list[str]) -> list[str]:
+        """Those in a folder of the split, else those in no split; all if ``split`` is unknown."""
+        if split is None:
+            return uris
+        splits = {uri: self.split_of(f"{folder_of(uri)}/") for uri in uris}
+        of_split = [uri for uri in uris if splits[uri] == split]
+        return of_split or [uri for uri in uris if splits[uri] is None]
+
+    def _follow(self, path: str, labels_uri: str) -> str:
+        if self._root is None and path.startswith("/"):
+            return path
+        folder = self._root or folder_of(labels_uri)
+        while path.startswith("../"):
+            folder, path = folder_of(folder), path.removeprefix("../")
+        return storage.join(folder, path)
