@@ -67,7 +67,7 @@ def submit(
     ] = False,
 ) -> None:
     """Run a job on a Ray cluster, through its Jobs server; follows it, and ends with its code."""
-    from segbatch.cluster.environment import forwarded, read_environment
+    from segbatch.cluster.environment import forwarded_variables, read_environment
     from segbatch.cluster.follow import JobLog
     from segbatch.cluster.submit import submit as send
 
@@ -79,7 +79,7 @@ def submit(
         only=kinds_of(only),
         repair=repair,
         runtime_env=read_environment(runtime_env, runtime_env_json, working_dir),
-        env_vars=forwarded(env or (), os.environ),
+        env_vars=forwarded_variables(env or (), os.environ),
         submission_id=submission_id,
     )
     again = f"{submission.id} --address {submission.address}"
@@ -95,9 +95,9 @@ def submit(
 def jobs(address: Address = None, format: FactsFormat = Facts.text) -> None:
     """The jobs of a cluster, the oldest first."""
     from segbatch.cluster.dashboard import connect
-    from segbatch.cluster.submission import facts_of, list_submissions
+    from segbatch.cluster.submission import job_facts, list_submissions
 
-    rows = [facts_of(job) for job in list_submissions(connect(address))]
+    rows = [job_facts(job) for job in list_submissions(connect(address))]
     if format is Facts.json:
         print_facts(rows, format)
     else:
@@ -118,7 +118,7 @@ def logs(
     log = JobLog(submission, _show)
     if follow:
         raise typer.Exit(_watch(log, f"{submission.id} --address {submission.address}"))
-    log.all()
+    log.write_available()
 
 
 @cluster_app.command()
@@ -151,7 +151,7 @@ def _watch(log: JobLog, again: str) -> int:
             return LOOKED_AWAY
         say("stopping it; what is being written is finished first")
         details = log.submission.stop()
-        log.all()
+        log.write_available()
     say(f"{log.submission.id}: {outcome(details)}")
     return exit_code(details)
 

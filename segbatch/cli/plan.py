@@ -194,9 +194,9 @@ def plan_command(
 
     env_vars = {}
     if env:
-        from segbatch.cluster.environment import forwarded
+        from segbatch.cluster.environment import forwarded_variables
 
-        env_vars = forwarded(env, os.environ)
+        env_vars = forwarded_variables(env, os.environ)
     planned = plan(
         load_job(job, overrides or ()),
         address,

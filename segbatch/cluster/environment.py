@@ -1,4 +1,4 @@
-"""Environment: the runtime environment that a job is submitted with, and segbatch in it."""
+"""The runtime environment that a job is submitted with, and how segbatch gets into it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ray.runtime_env import RuntimeEnv
 from segbatch import storage
 from segbatch.__version__ import __version__
 from segbatch.cluster.dashboard import Dashboard
-from segbatch.cluster.submission import PROBE_ID, NoAnswer, Submission, start
+from segbatch.cluster.submission import PROBE_ID, NoAnswer, Submission
 from segbatch.console import say
 from segbatch.errors import Incomplete, InputError
 from segbatch.storage import one_line
@@ -38,12 +38,12 @@ except ImportError:
 print({MARK!r} + json.dumps({{"segbatch": __version__, "ray": version("ray")}}))
 PROBE
 """
-PROBE_S = 1800.0  # making an environment with torch in it takes its time
+PROBE_S = 1800.0  # long enough to install torch
 
 
 @dataclass(frozen=True)
-class Installed:
-    """The versions that the driver of a job would have. ``segbatch`` is ``None`` without it."""
+class Versions:
+    """The versions in a runtime environment. ``segbatch`` is ``None`` if it is not installed."""
 
     segbatch: str | None
     ray: str
@@ -52,9 +52,10 @@ class Installed:
 def read_environment(
     file: str | None = None, text: str | None = None, working_dir: str | None = None
 ) -> dict[str, Any]:
-    """A ``runtime_env`` of a YAML or JSON file (any URI) or of JSON, as ``ray job submit`` has it.
+    """Read a ``runtime_env`` from a YAML or JSON file (any URI) or from JSON text.
 
-    Raises :class:`~segbatch.errors.InputError` for what is none.
+    These are the options of ``ray job submit``. Raises :class:`~segbatch.errors.InputError` for
+    anything but a mapping.
     """
     if file is not None and text is not None:
         raise InputError("--runtime-env and --runtime-env-json exclude each other")
@@ -66,32 +67,32 @@ def read_environment(
         elif text is not None:
             values = json.loads(text)
     except (ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{where}: no runtime environment: {one_line(error)}") from error
+        raise InputError(f"{where}: not a runtime environment: {one_line(error)}") from error
     if not isinstance(values, dict):
-        raise InputError(f"{where}: no runtime environment: it should be a mapping of its fields")
+        raise InputError(f"{where}: not a runtime environment: it must be a mapping of its fields")
     if working_dir is not None:
         values["working_dir"] = working_dir
     return values
 
 
-def forwarded(names: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables that ``--env NAME`` and ``--env NAME=VALUE`` send along.
+def forwarded_variables(names: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that ``--env NAME`` and ``--env NAME=VALUE`` send with the job.
 
-    Raises :class:`~segbatch.errors.InputError` for a name that is not set here.
+    Raises :class:`~segbatch.errors.InputError` for a name that is not set in ``environment``.
     """
     variables = {}
     for given in names:
         name, equals, value = given.partition("=")
         if not re.fullmatch(r"[A-Za-z_]\w*", name):
-            raise InputError(f"--env {name}: no name of a variable")
+            raise InputError(f"--env {name}: not the name of a variable")
         if not equals and name not in environment:
-            raise InputError(f"--env {name}: is not set here; set it, or give --env {name}=VALUE")
+            raise InputError(f"--env {name}: not set here; set it, or give --env {name}=VALUE")
         variables[name] = value if equals else environment[name]
     if SESSION_TOKEN in variables:
         known = [environment[name] for name in EXPIRATIONS if environment.get(name)]
         say(
             f"{SESSION_TOKEN} expires {f'at {known[0]}' if known else 'in some hours'}: the job"
-            " stops then, and goes on when it is submitted again; a role of the nodes does not"
+            " stops then; submit it again to resume it. A role of the nodes does not expire"
         )
     return variables
 
@@ -99,113 +100,110 @@ def forwarded(names: Sequence[str], environment: Mapping[str, str]) -> dict[str,
 def with_variables(
     environment: Mapping[str, Any], defaults: Mapping[str, str], variables: Mapping[str, str]
 ) -> dict[str, Any]:
-    """``environment`` with these variables before and after its own.
+    """``environment`` with more ``env_vars``: its own override ``defaults``, ``variables`` both.
 
-    Raises :class:`~segbatch.errors.InputError` for a variable that is no text.
+    Raises :class:`~segbatch.errors.InputError` for a variable of ``environment`` that is not a
+    string.
     """
     own = environment.get("env_vars") or {}
     if not isinstance(own, Mapping):
-        raise InputError("runtime environment: env_vars: should be names and values")
+        raise InputError("runtime environment: env_vars: must be a mapping of names to values")
     for name, value in own.items():
         if not isinstance(value, str):
-            raise InputError(f"runtime environment: env_vars: {name}: quote it: it is no text")
+            raise InputError(f"runtime environment: env_vars: {name}: not a string; quote it")
     return {**environment, "env_vars": {**defaults, **own, **variables}}
 
 
 def with_segbatch(dashboard: Dashboard, environment: dict[str, Any]) -> dict[str, Any]:
-    """``environment``, in which the driver has this version of segbatch: it is asked for it.
+    """``environment`` in which the cluster is known to have this version of segbatch.
 
-    Where it has none it is added: by name if it was installed by name here, else this checkout and
-    what it needs. Raises :class:`~segbatch.errors.InputError` where it has another version.
+    A short probe job asks for the versions. Where segbatch is missing it is added
+    (:func:`add_segbatch`). Raises :class:`~segbatch.errors.InputError` if the cluster has another
+    version of segbatch, or a version of Ray that segbatch does not support.
     """
-    found = installed(dashboard, environment)
+    found = installed_versions(dashboard, environment)
     where = dashboard.get_address()
     if found.segbatch is None:
         _refuse_ray(found.ray, where)
-        environment = added(environment)
-        what = "this checkout" if "py_modules" in environment else f"segbatch=={_here()}"
-        say(f"{where} has no segbatch: sending {what}; pip installs what is missing on each node")
-        found = installed(dashboard, environment)
-    if found.segbatch != _here():
+        environment = add_segbatch(environment)
+        what = "this checkout" if "py_modules" in environment else f"segbatch=={__version__}"
+        say(f"{where} has no segbatch: sending {what}; each node installs what it needs with pip")
+        found = installed_versions(dashboard, environment)
+    if found.segbatch != __version__:
         raise InputError(
-            f"{where} has segbatch {found.segbatch} and here is {_here()}: install"
-            f" segbatch=={_here()} there, or submit with {found.segbatch}; another version for one"
-            f' job is --runtime-env-json \'{{"pip": ["segbatch=={_here()}"]}}\''
+            f"{where} has segbatch {found.segbatch} and here is {__version__}: install"
+            f" segbatch=={__version__} there, or submit with {found.segbatch}; another version for"
+            f' one job is --runtime-env-json \'{{"pip": ["segbatch=={__version__}"]}}\''
         )
     return environment
 
 
-def installed(dashboard: Dashboard, environment: dict[str, Any]) -> Installed:
-    """What a driver in ``environment`` has, asked by a job of a second.
+def installed_versions(dashboard: Dashboard, environment: dict[str, Any]) -> Versions:
+    """The versions that a driver in ``environment`` would have, found by a job that prints them.
 
-    Raises :class:`~segbatch.errors.InputError` where the environment cannot be made, and
-    :class:`~segbatch.errors.Incomplete` where the cluster lost the job.
+    Raises :class:`~segbatch.errors.InputError` if the environment cannot be created, and
+    :class:`~segbatch.errors.Incomplete` if the cluster lost the job.
     """
     probe = Submission(f"{PROBE_ID}{uuid.uuid4().hex[:12]}", dashboard)
-    start(probe, PROBE, environment, {})
+    probe.start(PROBE, environment, {})
     try:
-        return Installed(**probe.answer(MARK, PROBE_S))
+        return Versions(**probe.answer(MARK, PROBE_S))
     except NoAnswer as error:
         where = dashboard.get_address()
         if error.code == Incomplete.exit_code:
-            raise Incomplete(f"{where}: {error}; submit it again") from error
+            raise Incomplete(f"{where}: {error}; submit the job again") from error
         raise InputError(
             f"{where}: cannot run python in this runtime environment: {error}"
         ) from error
 
 
-def added(environment: dict[str, Any]) -> dict[str, Any]:
-    """``environment`` with this segbatch in it.
+def add_segbatch(environment: dict[str, Any]) -> dict[str, Any]:
+    """``environment`` with this segbatch: the released package, or this checkout and what it needs.
 
-    Ray makes a virtual environment of ``pip`` upon what the nodes have; what ``uv`` and ``conda``
-    make does not see it, and would get a second Ray.
+    It is added to ``pip``, for which Ray creates a virtual environment on top of the node's
+    packages. Environments of ``uv`` and ``conda`` do not see those and would need a second Ray.
+    Raises :class:`~segbatch.errors.InputError` for an environment of such a kind.
     """
     for kind in ("uv", "conda", "image_uri", "container"):
         if kind in environment:
             raise InputError(
-                f"runtime environment: {kind} has no segbatch in it; add segbatch=={_here()}"
+                f"runtime environment: {kind} has no segbatch in it; add segbatch=={__version__}"
             )
     pip = RuntimeEnv(pip=environment.get("pip", [])).to_dict()["pip"]
     package = Path(__file__).parents[1]
-    if _released(package):
-        return {**environment, "pip": _with_packages(pip, [f"segbatch=={_here()}"])}
-    return {
-        **environment,
-        "py_modules": [*(environment.get("py_modules") or []), str(package)],
-        "excludes": [*(environment.get("excludes") or []), "__pycache__"],
-        "pip": _with_packages(pip, requirements()),
-    }
+    if _is_released(package):
+        packages = [f"segbatch=={__version__}"]
+    else:
+        packages = _requirements()
+        environment = {
+            **environment,
+            "py_modules": [*(environment.get("py_modules") or []), str(package)],
+            "excludes": [*(environment.get("excludes") or []), "__pycache__"],
+        }
+    return {**environment, "pip": {**pip, "packages": [*pip["packages"], *packages]}}
 
 
-def _with_packages(pip: dict[str, Any], packages: list[str]) -> dict[str, Any]:
-    return {**pip, "packages": [*pip["packages"], *packages]}
+def _is_released(package: Path) -> bool:
+    """Whether segbatch was installed from a package index, as far as pip has recorded it."""
+    info = package.parent / f"segbatch-{__version__}.dist-info"
+    return info.is_dir() and not (info / "direct_url.json").exists()
 
 
-def requirements() -> list[str]:
-    """What segbatch needs beside Ray, which the cluster has."""
+def _requirements() -> list[str]:
+    """What segbatch requires except Ray, which the cluster has."""
     parsed = map(Requirement, distribution("segbatch").requires or [])
     return [str(one) for one in parsed if one.marker is None and one.name != "ray"]
 
 
 def _refuse_ray(version: str, where: str) -> None:
-    """Raises :class:`~segbatch.errors.InputError` for a Ray that this segbatch does not take."""
+    """Raises :class:`~segbatch.errors.InputError` for a Ray that this segbatch does not support."""
     try:
-        wanted = distribution("segbatch").requires or []
+        requirements = distribution("segbatch").requires or []
     except PackageNotFoundError:
         return
-    for one in map(Requirement, wanted):
+    for one in map(Requirement, requirements):
         if one.name == "ray" and not one.specifier.contains(version):
             raise InputError(
-                f"{where} runs Ray {version}, and segbatch {_here()} takes ray{one.specifier}"
+                f"{where} runs Ray {version}, and segbatch {__version__} needs ray{one.specifier}"
                 f" (here is {ray.__version__}): start the cluster with that"
             )
-
-
-def _released(package: Path) -> bool:
-    """Whether an index has what is installed here, as far as pip has noted it."""
-    info = package.parent / f"segbatch-{_here()}.dist-info"
-    return info.is_dir() and not (info / "direct_url.json").exists()
-
-
-def _here() -> str:
-    return __version__

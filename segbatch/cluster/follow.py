@@ -1,4 +1,4 @@
-"""Follow: the log of a job while it runs, through lost connections, to its end."""
+"""The log of a job on a cluster, followed to the job's end through lost connections."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from segbatch.cluster.dashboard import Unanswered
 from segbatch.cluster.submission import Submission
 from segbatch.errors import Incomplete
 
-CHECK_S = 5.0  # a server that was switched off closes no connection
+CHECK_S = 5.0  # a server that is switched off does not close its connections
 RETRY_S = 2.0
 GONE_S = 60.0
 
 
 class JobLog:
-    """The log of one job, from its first line, without the job file that Ray begins it with.
+    """The log of one job from its first line, without the job file that Ray puts before it.
 
-    It can be followed again after an interruption, and goes on where it was.
+    ``write`` gets each piece of text once. :meth:`follow` may be interrupted and called again; it
+    continues where it stopped.
     """
 
     def __init__(self, submission: Submission, write: Callable[[str], None]) -> None:
@@ -30,19 +31,19 @@ class JobLog:
         self._write = write
         entrypoint = submission.details().entrypoint
         self._header = f"Running entrypoint for job {submission.id}: {entrypoint}\n"
-        self._held: str | None = ""  # until the header has come
+        self._held: str | None = ""  # text held back until the header is complete
         self._seen = 0  # characters
         self._answered = time.monotonic()
 
-    def all(self) -> None:
-        """Write what there is now, and was not written yet."""
+    def write_available(self) -> None:
+        """Write what the log holds now and was not written yet."""
         self._take(self.submission.dashboard.get_job_logs(self.submission.id)[self._seen :])
         self._release()
 
     def follow(self) -> JobDetails:
-        """Write it as it grows, until the job has ended; its details then.
+        """Write the log as it grows until the job has ended, and return the job's details.
 
-        Raises :class:`~segbatch.errors.Incomplete` where the cluster is gone.
+        Raises :class:`~segbatch.errors.Incomplete` after ``GONE_S`` without an answer.
         """
         self._answered = time.monotonic()
         return asyncio.run(self._follow())
@@ -54,13 +55,13 @@ class JobLog:
             try:
                 details = await asyncio.to_thread(self.submission.details)
             except Unanswered as error:
-                silent = time.monotonic() - self._answered
-                if silent > GONE_S:
+                silent_s = time.monotonic() - self._answered
+                if silent_s > GONE_S:
                     raise Incomplete(
-                        f"{error}; for {silent:.0f} s now. The job {self.submission.id} may still"
-                        " run; a cluster that is gone took it along, and submitting it again goes"
-                        f" on: segbatch logs {self.submission.id} --address"
-                        f" {self.submission.address} --follow"
+                        f"{error}; no answer for {silent_s:.0f} s. If the cluster is up, the job"
+                        f" {self.submission.id} may still run: segbatch logs {self.submission.id}"
+                        f" --address {self.submission.address} --follow. If it is down, submit the"
+                        " job again to resume it"
                     ) from error
             else:
                 self._answered = time.monotonic()
@@ -70,9 +71,9 @@ class JobLog:
             await asyncio.sleep(RETRY_S)
 
     async def _tail_checked(self) -> None:
-        """Write what comes, until the connection ends or the server no longer answers."""
+        """Write what arrives until the connection ends or the server stops answering."""
         tail = asyncio.create_task(self._tail())
-        idle = seen = 0  # checks of a job that has ended, without a new line
+        idle = seen = 0  # idle counts checks of an ended job that found no new text
         try:
             while not tail.done() and idle < 2:
                 await asyncio.wait({tail}, timeout=CHECK_S)
@@ -86,6 +87,7 @@ class JobLog:
             tail.cancel()
 
     async def _tail(self) -> None:
+        """Write what one connection sends, which starts at the log's first character."""
         position = 0
         pieces: AsyncIterator[str] = self.submission.dashboard.tail_job_logs(self.submission.id)
         async for piece in pieces:

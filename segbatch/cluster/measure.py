@@ -24,7 +24,7 @@ from segbatch.config.job import SegmentJob
 from segbatch.console import say
 from segbatch.errors import CredentialsRefused
 from segbatch.images.decode import decode
-from segbatch.jobs.preflight import SAMPLE_IMAGES, Prepared, sizes_for
+from segbatch.jobs.preflight import SAMPLE_IMAGES, Prepared, choose_sizes
 from segbatch.jobs.stages import (
     Predicting,
     PredictStage,
@@ -108,7 +108,7 @@ def measure_stages(
     ``num_images`` are those of the whole job. Raises :class:`~segbatch.errors.SegbatchError` where
     a run would end, ``OSError`` where the temporary folder cannot be written.
     """
-    sizes = sizes_for(
+    sizes = choose_sizes(
         job,
         prepared,
         decoded_sizes(images.slice(0, SAMPLE_IMAGES), prepared.reading),

@@ -1,4 +1,4 @@
-"""Submission: a job on Ray's Jobs API, as anybody sees it who has its id or its run."""
+"""A job on Ray's Jobs server: start, watch and stop it, or find it by its id or its output."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from segbatch.cluster.dashboard import Dashboard, connect, last_line
 from segbatch.errors import Incomplete, InputError, JobFailed
 from segbatch.storage import one_line
 
-OUTPUT = {"segment": "run", "finetune": "model", "evaluate": "evaluation"}  # in the metadata
-PROBE_ID = "segbatch_probe_"  # of jobs that ask for a version; Ray forgets no job for good
-STOPPED = 143  # as of a driver that SIGTERM ended in order
-STOP_S = 45  # between SIGTERM and SIGKILL: a driver finishes and commits what is being written
+# The metadata key that holds the URI of what a job writes, by kind of job.
+OUTPUT = {"segment": "run", "finetune": "model", "evaluate": "evaluation"}
+PROBE_ID = "segbatch_probe_"  # prefix of jobs that ask for versions; Ray keeps every job it ran
+STOPPED = 143  # exit code of a driver that SIGTERM stopped cleanly
+STOP_S = 45  # between SIGTERM and SIGKILL, for the driver to commit what is being written
 POLL_S = 0.5
 
-# What ended a job before its driver ran: whether sending it again can help.
-_PASSING = {
+# Failures before the driver ran that may not happen again when the job is resubmitted.
+_TRANSIENT = {
     kind.value
     for kind in (
         JobErrorType.JOB_SUPERVISOR_ACTOR_DIED,
@@ -36,46 +37,66 @@ _PASSING = {
 
 
 class NoAnswer(Exception):
-    """A job that was to answer ended with ``code``, by those of the command line."""
+    """A job ended without its answer; ``code`` is its exit code, as of the command line."""
 
-    def __init__(self, code: int, why: str) -> None:
-        super().__init__(why)
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(reason)
         self.code = code
 
 
 @dataclass(frozen=True)
 class Submission:
-    """One job of a cluster. ``address`` is the URL of the cluster's dashboard."""
+    """One job of a cluster, by its submission id."""
 
     id: str
     dashboard: Dashboard
 
     @property
     def address(self) -> str:
+        """URL of the cluster's dashboard."""
         url: str = self.dashboard.get_address()
         return url
 
+    def start(
+        self, entrypoint: str, environment: dict[str, Any], metadata: Mapping[str, str]
+    ) -> None:
+        """Submit ``entrypoint``, a shell command, in the runtime environment ``environment``.
+
+        Raises :class:`~segbatch.errors.InputError` for a runtime environment that Ray refuses, and
+        what :class:`Dashboard` raises.
+        """
+        try:
+            self.dashboard.submit_job(
+                entrypoint=entrypoint,
+                runtime_env=environment,
+                submission_id=self.id,
+                metadata=dict(metadata),
+            )
+        except (OSError, RuntimeError, TypeError, ValueError) as error:  # from checks on this side
+            raise InputError(f"runtime environment: {one_line(error)}") from error
+
     def details(self) -> JobDetails:
-        """What the server knows of it now."""
+        """The server's current description of the job."""
         return self.dashboard.get_job_info(self.id)
 
     def wait(self, seconds: float | None = None) -> JobDetails:
-        """Its details once it has ended.
+        """Wait until the job has ended, and return its details.
 
-        Raises :class:`~segbatch.errors.Incomplete` where it has not after ``seconds``.
+        Raises :class:`~segbatch.errors.Incomplete` if it still runs after ``seconds``.
         """
         began = time.monotonic()
         while not (details := self.details()).status.is_terminal():
             if seconds is not None and time.monotonic() - began > seconds:
-                raise Incomplete(f"{self.id}: is {details.status.value.lower()} still; ask again")
+                raise Incomplete(f"{self.id}: still {details.status.value.lower()}; try again")
             time.sleep(POLL_S)
         return details
 
     def answer(self, mark: str, seconds: float) -> Any:
-        """What it prints as JSON behind ``mark``, once it has ended.
+        """Wait for the job and return the JSON on the last line of its log that starts with
+        ``mark``.
 
-        Raises :class:`NoAnswer` where it ends otherwise, :class:`~segbatch.errors.Incomplete` where
-        it has not ended after ``seconds``.
+        Raises :class:`NoAnswer` if the job failed or printed no such line, and
+        :class:`~segbatch.errors.Incomplete` if it still runs after ``seconds``.
         """
         details = self.wait(seconds)
         log = self.dashboard.get_job_logs(self.id) if details.driver_exit_code is not None else ""
@@ -85,33 +106,15 @@ class Submission:
         return json.loads(answers[-1].removeprefix(mark))
 
     def stop(self) -> JobDetails:
-        """End it in order, as SIGTERM does; its details afterwards."""
+        """Stop the job cleanly, with SIGTERM; wait for its end and return its details."""
         if self.details().status.is_terminal():
             return self.details()
         self.dashboard.stop_job(self.id)
         return self.wait(STOP_S + 15)
 
 
-def start(
-    submission: Submission,
-    entrypoint: str,
-    environment: dict[str, Any],
-    metadata: Mapping[str, str],
-) -> None:
-    """Have the cluster run ``entrypoint``. Raises what :class:`Dashboard` does."""
-    try:
-        submission.dashboard.submit_job(
-            entrypoint=entrypoint,
-            runtime_env=environment,
-            submission_id=submission.id,
-            metadata=dict(metadata),
-        )
-    except (OSError, RuntimeError, TypeError, ValueError) as error:  # found by Ray in this process
-        raise InputError(f"runtime environment: {one_line(error)}") from error
-
-
 def exit_code(details: JobDetails) -> int:
-    """What a job that has ended comes to, by the codes of the command line."""
+    """The exit code of a job that has ended, as of the command line."""
     if details.status == JobStatus.SUCCEEDED:
         return 0
     if details.status == JobStatus.STOPPED:
@@ -119,13 +122,13 @@ def exit_code(details: JobDetails) -> int:
     if details.driver_exit_code is not None:
         code: int = details.driver_exit_code
         return code if code >= 0 else 128 - code
-    if details.error_type in _PASSING:
+    if details.error_type in _TRANSIENT:
         return Incomplete.exit_code
-    return InputError.exit_code  # its runtime environment cannot be made
+    return InputError.exit_code  # its runtime environment could not be created
 
 
 def outcome(details: JobDetails) -> str:
-    """How a job stands, in some words."""
+    """A job's status in a few words, with its exit code or the reason of its failure."""
     status = str(details.status.value).lower()
     if details.driver_exit_code is not None:
         return f"{status}, exit code {exit_code(details)}"
@@ -134,29 +137,29 @@ def outcome(details: JobDetails) -> str:
     return status
 
 
-def find_submission(what: str, address: str | None) -> Submission:
-    """The job with the submission id ``what``; or the latest of the run, model or evaluation there.
+def find_submission(id_or_output: str, address: str | None) -> Submission:
+    """Find a job by its submission id, or the latest job of a run, model or evaluation.
 
-    A run knows where it was sent to; ``address`` is asked first. Raises
-    :class:`~segbatch.errors.InputError` where there is no such job.
+    Without ``address``, the address in the output's ``run.json`` is used. A job that still runs is
+    preferred. Raises :class:`~segbatch.errors.InputError` if there is no such job.
     """
-    if not _is_location(what):
-        return Submission(what, connect(address))
-    uri = storage.normalize(what)
-    noted = _noted(uri)
-    dashboard = connect(address or noted.get("address"))
+    if "/" not in id_or_output and not Path(id_or_output).is_dir():
+        return Submission(id_or_output, connect(address))
+    uri = storage.normalize(id_or_output)
+    recorded = _recorded_submission(uri)
+    dashboard = connect(address or recorded.get("address"))
     jobs = [job for job in list_submissions(dashboard) if output_of(job) == uri]
     jobs.sort(key=lambda job: (not job.status.is_terminal(), job.start_time or 0))
-    submission_id = jobs[-1].submission_id if jobs else noted.get("id")
+    submission_id = jobs[-1].submission_id if jobs else recorded.get("id")
     if submission_id is None:
         raise InputError(
-            f"{uri}: no job for it at {dashboard.get_address()}; segbatch jobs lists what is there"
+            f"{uri}: no job for it at {dashboard.get_address()}; segbatch jobs lists all jobs"
         )
     return Submission(submission_id, dashboard)
 
 
 def list_submissions(dashboard: Dashboard) -> list[JobDetails]:
-    """Every job that was submitted to a cluster, the oldest first; without what only asks."""
+    """All jobs that were submitted to a cluster except version probes, the oldest first."""
     jobs: Iterable[JobDetails] = dashboard.list_jobs()
     submitted = [
         job
@@ -167,13 +170,13 @@ def list_submissions(dashboard: Dashboard) -> list[JobDetails]:
 
 
 def output_of(job: JobDetails) -> str | None:
-    """The URI of what a job of segbatch makes."""
+    """The URI of what a job writes; ``None`` for jobs that are not segbatch's."""
     metadata = job.metadata or {}
     return metadata.get(OUTPUT.get(metadata.get("kind", ""), ""))
 
 
-def facts_of(job: JobDetails) -> dict[str, Any]:
-    """A job as a row of ``segbatch jobs``; ``started`` in seconds since 1970."""
+def job_facts(job: JobDetails) -> dict[str, Any]:
+    """A job as a row of ``segbatch jobs``; ``started`` is in seconds since 1970."""
     metadata = job.metadata or {}
     started = (job.start_time or 0) / 1000
     ended = job.end_time / 1000 if job.end_time else time.time()
@@ -191,16 +194,12 @@ def facts_of(job: JobDetails) -> dict[str, Any]:
     }
 
 
-def _is_location(what: str) -> bool:
-    return "/" in what or Path(what).is_dir()
-
-
-def _noted(uri: str) -> dict[str, Any]:
-    """Id and address of the last submission, from the ``run.json`` of a run or a training."""
+def _recorded_submission(uri: str) -> dict[str, Any]:
+    """``id`` and ``address`` of the last submission in the ``run.json`` of a run or a training."""
     try:
         info = json.loads(storage.read_bytes(storage.join(uri, "run.json")))
         return info.get("submission") or {}
     except (AttributeError, FileNotFoundError, ValueError):
         return {}
     except OSError as error:
-        raise Incomplete(f"cannot read run {one_line(error)}; ask again") from error
+        raise Incomplete(f"cannot read run {one_line(error)}; try again") from error

@@ -1,4 +1,4 @@
-"""Submit: a job file, resolved and checked here, to a cluster's Jobs server.
+"""Submit a job file, checked and resolved on this machine, to a cluster's Jobs server.
 
 The job travels as text on the standard input of its entrypoint, so that the dashboard shows what
 runs and the working folder stays the user's own.
@@ -18,17 +18,18 @@ from segbatch import storage
 from segbatch.__version__ import __version__
 from segbatch.cluster.dashboard import connect
 from segbatch.cluster.environment import with_segbatch, with_variables
-from segbatch.cluster.submission import OUTPUT, STOP_S, Submission, list_submissions, start
+from segbatch.cluster.submission import OUTPUT, STOP_S, Submission, list_submissions
 from segbatch.config.job import JOBS, FinetuneJob, Job, SegmentJob, refuse_misfits
 from segbatch.config.reading import Document, Key, job_text, read_document, validate
 from segbatch.errors import Incomplete, InputError
-from segbatch.jobs import stamp as submitted
+from segbatch.jobs import stamp
 
 ZOO = "zoo:"
-MAX_ENTRYPOINT = 100_000  # bytes; Linux takes 131,072 in one argument
-MIN_SECRET = 4  # characters; less could stand anywhere
+MAX_ENTRYPOINT = 100_000  # bytes; Linux allows 131,072 in one argument
+MIN_SECRET = 4  # characters; shorter values occur by chance in any message
 STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
 
+# The keys of job files that hold a location.
 LOCATIONS = {
     ("images",),
     *(("images", kind) for kind in ("prefix", "glob", "manifest", "inventory")),
@@ -55,48 +56,55 @@ def submit(
     """Send a job to the Ray cluster whose dashboard is at ``address``; returns at once.
 
     ``retry_failed``, ``only`` and ``repair`` are those of :func:`~segbatch.jobs.segment.segment`.
-    ``env_vars`` are set for driver and workers, beside those of ``runtime_env``. Raises
-    :class:`~segbatch.errors.InputError` for what is wrong with the job, for a cluster that does not
-    answer, or has another version of segbatch.
+    ``env_vars`` are set for the driver and the workers and override those of ``runtime_env``.
+    Raises :class:`~segbatch.errors.InputError` for an invalid job, for a cluster that does not
+    answer, and for one that has another version of segbatch.
     """
-    document = _document(job, overrides)
+    document = _read(job, overrides)
     checked = validate(document, JOBS)
     refuse_misfits(checked, retry_failed=retry_failed, only=only, repair=repair)
-    refuse_local(document)
+    refuse_local_paths(document)
     options = ["--retry-failed"] * retry_failed + ["--repair"] * repair
     options += [f"--only={','.join(only)}"] if only else []
     entrypoint = entrypoint_of(document.values, options)
     dashboard = connect(address)
     if submission_id in [known.submission_id for known in list_submissions(dashboard)]:
-        raise InputError(f"{submission_id}: a job of this id is there already; give another one")
+        raise InputError(f"{submission_id}: a job with this id already exists; choose another id")
     metadata = metadata_of(checked)
     environment = with_variables(
         runtime_env or {},
         {STOP_WAIT: str(STOP_S)},
-        {**(env_vars or {}), submitted.ADDRESS: dashboard.get_address()},
+        {**(env_vars or {}), stamp.ADDRESS: dashboard.get_address()},
     )
-    with without_values(environment["env_vars"]):
+    with values_hidden(environment["env_vars"]):
         environment = with_segbatch(dashboard, environment)
-        new = Submission(submission_id or f"segbatch_{uuid.uuid4().hex[:16]}", dashboard)
-        start(new, entrypoint, environment, metadata)
-    return new
+        submission = Submission(submission_id or f"segbatch_{uuid.uuid4().hex[:16]}", dashboard)
+        submission.start(entrypoint, environment, metadata)
+    return submission
 
 
-def refuse_local(document: Document) -> None:
-    """Raises :class:`~segbatch.errors.JobFileError` for a path that only this machine has."""
+def _read(job: str | Mapping[str, Any] | Job, overrides: Sequence[str]) -> Document:
+    if isinstance(job, Job):
+        if overrides:
+            raise InputError("overrides need a job file or a mapping, not a job object")
+        return read_document(job.model_dump(mode="json", by_alias=True))
+    return read_document(job, overrides)
+
+
+def refuse_local_paths(document: Document) -> None:
+    """Raises :class:`~segbatch.errors.JobFileError` for a path on this machine's own disk."""
     for key, uri in _locations(document.values):
-        named = uri.startswith(ZOO) or (key[-1] == "backbone_weights" and uri == "imagenet")
-        if not named and storage.scheme_of(uri) == "":
-            seen = f"file://{storage.normalize(uri)}"
+        is_name = uri.startswith(ZOO) or (key[-1] == "backbone_weights" and uri == "imagenet")
+        if not is_name and storage.scheme_of(uri) == "":
             raise document.error(
                 key,
-                f"{uri} is on this machine; a cluster reads s3://…, or {seen} if every node of it"
-                " has this folder",
+                f"{uri} is on this machine; a cluster reads s3://…, or"
+                f" file://{storage.normalize(uri)} if every node has this folder",
             )
 
 
 def _locations(value: Any, key: Key = ()) -> Iterator[tuple[Key, str]]:
-    """Every key below ``value`` that holds a location, and which."""
+    """Every key below ``value`` that holds a location, with the location."""
     if isinstance(value, Mapping):
         for name, child in value.items():
             yield from _locations(child, (*key, name))
@@ -108,58 +116,50 @@ def _locations(value: Any, key: Key = ()) -> Iterator[tuple[Key, str]]:
 
 
 def entrypoint_of(values: Mapping[str, Any], options: Sequence[str] = ()) -> str:
-    """The command line of a driver, with the job file in it.
+    """The shell command of a job's driver, with the job file in it.
 
-    Raises :class:`~segbatch.errors.InputError` for a job that is too long for one.
+    Raises :class:`~segbatch.errors.InputError` for a job file that is too long.
     """
     text = job_text(values)
-    word = "JOB"
-    while word in text.splitlines():
-        word += "_"
+    delimiter = "JOB"
+    while delimiter in text.splitlines():
+        delimiter += "_"
     command = shlex.join(["exec", "python", "-m", "segbatch", "run", "-", *options])
-    entrypoint = f"{command} <<'{word}'\n{text}{word}\n"
+    entrypoint = f"{command} <<'{delimiter}'\n{text}{delimiter}\n"
     size = len(entrypoint.encode())
     if size > MAX_ENTRYPOINT:
         raise InputError(
-            f"the job has {size:,} bytes, and what is submitted {MAX_ENTRYPOINT:,} at most: name"
-            " the images in a manifest instead of one by one"
+            f"the job file is too long to submit: {size:,} bytes of at most {MAX_ENTRYPOINT:,};"
+            " list the images in a manifest instead"
         )
     return entrypoint
 
 
 def metadata_of(job: Job) -> dict[str, str]:
-    """What the dashboard and ``segbatch jobs`` show of a job."""
-    facts = {"kind": job.kind, "segbatch": __version__}
+    """The metadata of a job that the dashboard and ``segbatch jobs`` show."""
+    metadata = {"kind": job.kind, "segbatch": __version__}
     if not isinstance(job, FinetuneJob):
-        facts["model"] = job.model
+        metadata["model"] = job.model
     if not isinstance(job, SegmentJob):
-        facts["dataset"] = job.dataset
-    facts[OUTPUT[job.kind]] = storage.normalize(job.output)
+        metadata["dataset"] = job.dataset
+    metadata[OUTPUT[job.kind]] = storage.normalize(job.output)
     with suppress(OSError, subprocess.CalledProcessError):
-        described = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-        revision = subprocess.run(described, capture_output=True, text=True, check=True)
-        facts["revision"] = revision.stdout.strip()
+        describe = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+        revision = subprocess.run(describe, capture_output=True, text=True, check=True)
+        metadata["revision"] = revision.stdout.strip()
     with suppress(KeyError, OSError):
-        facts["user"] = getpass.getuser()
-    return facts
-
-
-def _document(job: str | Mapping[str, Any] | Job, overrides: Sequence[str]) -> Document:
-    if isinstance(job, Job):
-        if overrides:
-            raise InputError("overrides need a job file or a mapping, not a job that is made")
-        return read_document(job.model_dump(mode="json", by_alias=True))
-    return read_document(job, overrides)
+        metadata["user"] = getpass.getuser()
+    return metadata
 
 
 @contextmanager
-def without_values(secrets: Mapping[str, str]) -> Iterator[None]:
-    """Values of variables come back in what Ray says of an environment; not in an error of ours."""
+def values_hidden(variables: Mapping[str, str]) -> Iterator[None]:
+    """Replace the values of ``variables`` by ``$NAME`` in errors, where Ray may quote them."""
     try:
         yield
     except (InputError, Incomplete) as error:
         text = str(error)
-        for name, value in secrets.items():
-            if name != submitted.ADDRESS and len(value) >= MIN_SECRET:
+        for name, value in variables.items():
+            if name != stamp.ADDRESS and len(value) >= MIN_SECRET:
                 text = text.replace(value, f"${name}")
         raise (InputError if isinstance(error, InputError) else Incomplete)(text) from None

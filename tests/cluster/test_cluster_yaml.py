@@ -15,7 +15,7 @@ from botocore.validate import ParamValidator
 from jsonschema import ValidationError
 
 import segbatch
-from segbatch.jobs.runtime.nodes import read_cluster
+from segbatch.jobs.runtime.nodes import read_cluster_file
 from tests.clusters import FETCH, GPU_WORKER, launched, problems, read, unknown_options
 
 ROOT = Path(__file__).parents[2]
@@ -159,6 +159,6 @@ def test_nodes_are_told_what_segbatch_relies_on(path: Path) -> None:
 
 @pytest.mark.parametrize("path", CLOUDS, ids=lambda path: path.stem)
 def test_a_plan_knows_which_gpus_are_spot(path: Path) -> None:
-    gpus = {kind.name: kind.spot for kind in read_cluster(str(path)).workers if kind.gpus}
+    gpus = {kind.name: kind.spot for kind in read_cluster_file(str(path)).workers if kind.gpus}
     assert gpus == {name: name.endswith("spot") for name in gpus}
     assert True in gpus.values()

@@ -36,7 +36,7 @@ from segbatch.config.job import Resources, SegmentJob, load_job
 from segbatch.errors import InputError, SourceError
 from segbatch.jobs.preflight import prepare
 from segbatch.jobs.runstate import RunState
-from segbatch.jobs.runtime.nodes import Cluster, NodeType, read_cluster
+from segbatch.jobs.runtime.nodes import ClusterFile, NodeType, read_cluster_file
 from segbatch.jobs.runtime.sharing import ENCODE_CPUS, PARQUET_CPUS, READ_CPUS
 from segbatch.results.cost import requests
 from segbatch.results.prices import read_prices
@@ -184,10 +184,10 @@ JOB = SegmentJob.model_validate(
 
 
 def planned(
-    sample: Measurement, wish: Wish | None = None, cluster: Cluster | None = None
+    sample: Measurement, wish: Wish | None = None, cluster: ClusterFile | None = None
 ) -> JobPlan:
     found = Survey(1_000_000, True, 0, 1_000_000, {}, [sample], on_cluster=True)
-    nodes = cluster or read_cluster(str(ROOT / "cluster.yaml"))
+    nodes = cluster or read_cluster_file(str(ROOT / "cluster.yaml"))
     return make_plan(JOB, found, nodes, read_prices(None), wish or Wish())
 
 
@@ -259,7 +259,7 @@ def test_a_deadline_and_a_budget_settle_the_nodes() -> None:
 def test_no_more_workers_are_reckoned_with_than_the_job_file_allows() -> None:
     three = JOB.model_copy(update={"resources": Resources(workers=[1, 3])})
     found = Survey(1_000_000, True, 0, 1_000_000, {}, [SAMPLE], on_cluster=True)
-    nodes = read_cluster(str(ROOT / "cluster.yaml"))
+    nodes = read_cluster_file(str(ROOT / "cluster.yaml"))
     for wish in (Wish(), Wish(deadline_h=0.5)):
         gpu = option(make_plan(three, found, nodes, read_prices(None), wish), "gpu")
         assert gpu.nodes == {"gpu": 3}
@@ -270,10 +270,10 @@ def test_no_more_workers_are_reckoned_with_than_the_job_file_allows() -> None:
 
 def test_a_node_without_a_price_has_hours_and_no_money() -> None:
     own = NodeType("mine", 16, 1, "L4", "a box under a desk", spot=False, most=2)
-    found = option(planned(SAMPLE, cluster=Cluster(None, [own], None)), "mine")
+    found = option(planned(SAMPLE, cluster=ClusterFile(None, [own], None)), "mine")
     assert found.hours is not None
     assert found.money == {"spot": None, "on_demand": None}
-    held = planned(SAMPLE, Wish(budget=100), Cluster(None, [own], None))
+    held = planned(SAMPLE, Wish(budget=100), ClusterFile(None, [own], None))
     assert "has no price" in (option(held, "mine").reason or "")
 
 
@@ -328,11 +328,11 @@ def test_prices_of_ones_own(tmp_path: Path) -> None:
 def test_a_cluster_file_that_is_none(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "c.yaml").write_text(content)
     with pytest.raises(InputError, match=message):
-        read_cluster(str(tmp_path / "c.yaml"))
+        read_cluster_file(str(tmp_path / "c.yaml"))
 
 
 def test_the_node_types_of_cluster_yaml_have_prices() -> None:
-    cluster, prices = read_cluster(str(ROOT / "cluster.yaml")), read_prices(None)
+    cluster, prices = read_cluster_file(str(ROOT / "cluster.yaml")), read_prices(None)
     assert cluster.head is not None
     for kind in [cluster.head, *cluster.workers]:
         assert prices.of(kind.instance, spot=True) is not None, kind
@@ -405,7 +405,7 @@ def test_listing_is_stopped_and_that_is_said(
     census = count_images(asked, 10, list_s=0)
     assert (census.images, census.whole) == (1, False)
     found = Survey(1, False, 0, 1, {}, [SAMPLE], on_cluster=False)
-    print_plan(make_plan(asked, found, Cluster(None, [], None), read_prices(None), Wish()))
+    print_plan(make_plan(asked, found, ClusterFile(None, [], None), read_prices(None), Wish()))
     shown = capsys.readouterr().out
     assert "at least 1 images" in shown
     assert "--list-seconds" in shown
