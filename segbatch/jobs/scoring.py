@@ -22,7 +22,7 @@ from segbatch.labels.dataset import Dataset, Shard
 from segbatch.masks import decode_mask, encode_mask
 from segbatch.masks.classes import IGNORE_INDEX, Classes
 from segbatch.results.schema import per_class
-from segbatch.training.metrics import BoundaryCounts, ConfusionMatrix, number, report
+from segbatch.training.confusion import BoundaryCounts, ConfusionMatrix, all_scores, number
 
 Ids = npt.NDArray[np.uint8]
 
@@ -255,7 +255,7 @@ class Scores:
         """The scores of all images together, and how many pixels of each class there are."""
         classes = self.scoring.classes
         return {
-            **report(self.confusion, self.boundaries, classes),
+            **all_scores(self.confusion, self.boundaries, classes),
             "images": self.num_images,
             "pixels": dict(zip(classes.names, self.confusion.truth.tolist(), strict=True)),
         }

@@ -1,4 +1,4 @@
-"""The state of one training on storage: its ``run.json``, and what may be done with its output."""
+"""State of one training on storage: its ``run.json``, and whether its output may be used."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ from typing import Any
 from segbatch import storage
 from segbatch.config.job import FinetuneJob
 from segbatch.errors import Incomplete, Interrupted, JobFailed, RunError, SegbatchError
+from segbatch.jobs.runtime.workers import Workers
 from segbatch.jobs.stamp import software, submission
+from segbatch.labels.dataset import Dataset
 
 
 class TrainState:
-    """The driver's hold on ``run.json``. ``status`` is running, interrupted (by a signal),
-    incomplete (run it again), failed (it diverged), or complete: the model is there.
+    """What the driver keeps in ``run.json`` (``info``).
+
+    ``status`` is running, interrupted (by a signal), incomplete (run it again), failed (it
+    diverged), or complete (the model is there).
     """
 
     def __init__(self, uri: str, info: dict[str, Any]) -> None:
@@ -25,12 +29,12 @@ class TrainState:
 
     @classmethod
     def open(
-        cls, uri: str, job: FinetuneJob, dataset: dict[str, Any], start_sha256: str | None
+        cls, uri: str, job: FinetuneJob, dataset: Dataset, start_sha256: str | None
     ) -> TrainState:
-        """The training in the folder ``uri``, or a new one.
+        """The training in the folder ``uri``, or a new one, which is not written yet.
 
         Raises :class:`~segbatch.errors.RunError` where the folder holds something else, or a
-        training of other labels, another start or other keys.
+        training of other labels, from other weights or with other keys.
         """
         fresh = {
             "kind": job.kind,
@@ -38,22 +42,26 @@ class TrainState:
             "created": time.time(),
             "job": job.model_dump(mode="json", by_alias=True),
             "identity": job.identity(),
-            "dataset": dataset,
+            "dataset": {
+                "uri": job.dataset,
+                "fingerprint": dataset.fingerprint,
+                "images": dataset.splits,
+            },
             "start_sha256": start_sha256,
             "software": software(),
             "starts": [],
         }
-        where = storage.join(uri, "run.json")
+        file = storage.join(uri, "run.json")
         try:
-            info = json.loads(storage.read_bytes(where))
+            info = json.loads(storage.read_bytes(file))
         except FileNotFoundError:
             if storage.exists(storage.join(uri, "config.json")):
-                raise RunError(f"{uri}: holds a model already: choose a new output") from None
+                raise RunError(f"{uri}: already holds a model: choose a new output") from None
             return cls(uri, fresh)
         except ValueError as error:
-            raise RunError(f"{where}: not valid JSON: {error}; choose a new output") from error
+            raise RunError(f"{file}: not valid JSON: {error}; choose a new output") from error
         if not isinstance(info, dict) or info.get("kind") != job.kind:
-            raise RunError(f"{uri}: holds something else than a training: choose a new output")
+            raise RunError(f"{uri}: holds something other than a training: choose a new output")
         state = cls(uri, info)
         state._refuse_changes(fresh)
         return state
@@ -73,7 +81,7 @@ class TrainState:
             )
         if self.info["start_sha256"] != fresh["start_sha256"]:
             raise RunError(
-                f"{self.uri}: began with other weights than model: names now: choose a new output"
+                f"{self.uri}: started from other weights than model: names now: choose a new output"
             )
 
     @property
@@ -85,16 +93,27 @@ class TrainState:
         """Folder of metrics, curves and checkpoints."""
         return storage.join(self.uri, "training")
 
+    def note_start(self, workers: Workers, began: float) -> None:
+        """Note that ``workers`` trained from ``began``, in seconds since the epoch, until now."""
+        self.info["starts"].append(
+            {
+                "at": began,
+                "workers": str(workers),
+                "device": workers.device,
+                "seconds": round(time.time() - began, 1),
+            }
+        )
+
     def write(self, status: str, **facts: Any) -> None:
         """Replace ``run.json``, atomically."""
-        told = {"submission": submission(), "updated": time.time()}
-        self.info = {**self.info, **facts, "status": status, **told}
+        now = {"status": status, "submission": submission(), "updated": time.time()}
+        self.info = {**self.info, **facts, **now}
         text = json.dumps(self.info, indent=2, ensure_ascii=False)
         storage.write_bytes(storage.join(self.uri, "run.json"), f"{text}\n".encode())
 
     @contextlib.contextmanager
     def guard(self) -> Iterator[None]:
-        """Whatever ends a training early is noted in ``run.json``."""
+        """Note in ``run.json`` how a training ended early."""
         try:
             yield
         except (SegbatchError, OSError) as error:

@@ -1,7 +1,9 @@
-"""Loader: batches of augmented images, made by threads while the network computes.
+"""Loads the batches of a training: which images come when, decoded and augmented.
 
-Threads and not processes: Pillow and NumPy let others run while they work, nothing has to be sent
-from one process to another, and none has to be started again with every epoch.
+Order and augmentation follow from the seed, the epoch and the image id alone. A resumed training,
+or one on another number of workers, therefore sees the same images. Batches are made ahead by
+threads and not by processes: Pillow and NumPy release the GIL, nothing is pickled between
+processes, and none has to be started again for every epoch.
 """
 
 from __future__ import annotations
@@ -25,31 +27,35 @@ from segbatch.config.training import Augment, Train
 from segbatch.images.scaling import FILTER
 from segbatch.masks.classes import IGNORE_INDEX
 
-# Order: which image comes when, and which worker takes it; all of it follows from the seed.
-#
-# The images of all epochs are one long row: epoch 0 shuffled, epoch 1 shuffled otherwise, and so
-# on. A step takes the next ``batch_size`` of them, also over the border of two epochs, so within an
-# epoch no image is left out and none comes twice. Only the very last step is filled up with images
-# that would have come next.
+BATCHES_AHEAD = 3  # micro-batches that are being made while the network computes
+
+Array = npt.NDArray[np.uint8]
+Pair = tuple[Array, Array]  # an image, HWC RGB, and its label map, HW
+Batch = tuple[Tensor, Tensor]  # images, uint8 NHWC, and label maps, int64 NHW
 
 
 @dataclass(frozen=True)
-class Place:
-    """One image's turn: its index in the split, and the epoch in which it comes."""
+class SampleIndex:
+    """An image of the split, by its index, and the epoch that it is drawn for."""
 
     epoch: int
     index: int
 
 
 @dataclass(frozen=True)
-class Order:
-    """The order of a training on ``num_images``. A step is done in ``parts``, which the workers
-    share out among themselves; ``parts`` divides ``batch_size``.
+class Sampler:
+    """Says which images each worker takes at each step of a training.
+
+    The epochs, each shuffled on its own, are joined into one sequence, and a step takes the next
+    ``batch_size`` images of it, also across the border of two epochs. So within an epoch no image
+    is left out and none comes twice; only the very last step is filled up with images that would
+    have come next. A step is done in ``num_micro_batches``, which the workers share; it divides
+    ``batch_size``.
     """
 
     num_images: int
     batch_size: int
-    parts: int
+    num_micro_batches: int
     epochs: int
     seed: int
 
@@ -58,42 +64,111 @@ class Order:
         return math.ceil(self.epochs * self.num_images / self.batch_size)
 
     @property
-    def total(self) -> int:
-        """Images of the whole training."""
+    def total_images(self) -> int:
+        """Images of all steps."""
         return self.num_steps * self.batch_size
 
-    def epoch_ends(self, epoch: int) -> int:
-        """Steps that are done once every image of ``epoch``, from 0, has been seen."""
+    def last_step(self, epoch: int) -> int:
+        """Number of steps after which every image of ``epoch``, from 0, has been seen."""
         return math.ceil((epoch + 1) * self.num_images / self.batch_size)
 
-    def at(self, position: int) -> Place:
-        epoch, place = divmod(position, self.num_images)
-        return Place(epoch, int(shuffled(self.num_images, self.seed, epoch)[place]))
-
-    def share(self, step: int, rank: int, world_size: int) -> list[list[Place]]:
-        """The parts of ``step``, from 0, that worker ``rank`` of ``world_size`` does."""
-        size = self.batch_size // self.parts
+    def micro_batches(self, step: int, rank: int, world_size: int) -> list[list[SampleIndex]]:
+        """The micro-batches of ``step``, from 0, for worker ``rank`` of ``world_size``."""
+        size = self.batch_size // self.num_micro_batches
         first = step * self.batch_size
-        starts = [first + part * size for part in range(rank, self.parts, world_size)]
-        return [[self.at(position) for position in range(s, s + size)] for s in starts]
+        starts = [
+            first + number * size for number in range(rank, self.num_micro_batches, world_size)
+        ]
+        return [[self._at(position) for position in range(s, s + size)] for s in starts]
+
+    def _at(self, position: int) -> SampleIndex:
+        epoch, place = divmod(position, self.num_images)
+        return SampleIndex(epoch, int(_shuffled(self.num_images, self.seed, epoch)[place]))
 
 
 @lru_cache(maxsize=4)
-def shuffled(num_images: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+def _shuffled(num_images: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
     """The indices 0 to ``num_images`` in the order of one epoch."""
     return np.random.default_rng([seed, epoch]).permutation(num_images)
 
 
-# Augmentation: another photograph of the same thing, and the label map that goes with it.
+class Loader:
+    """Makes the micro-batches of one worker, a few ahead of the step that needs them.
+
+    ``load`` gives the image (HWC uint8 RGB) and label map (HW uint8) of an index; ``image_ids``
+    are their ids. ``fill`` is the RGB colour outside of an image.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[int], Pair],
+        image_ids: Sequence[int],
+        sampler: Sampler,
+        train: Train,
+        *,
+        fill: tuple[int, int, int],
+        rank: int = 0,
+        world_size: int = 1,
+        threads: int = 1,
+        pin_memory: bool = False,
+    ) -> None:
+        self._load = load
+        self._image_ids = image_ids
+        self._sampler = sampler
+        self._train = train
+        self._fill = fill
+        self._rank, self._world_size = rank, world_size
+        self._threads = threads
+        self._pin_memory = pin_memory
+        self._wait_seconds = 0.0
+
+    def steps(self, first: int) -> Iterator[list[Batch]]:
+        """The micro-batches of this worker, for each step from ``first`` on."""
+        sampler = self._sampler
+        per_step = len(range(self._rank, sampler.num_micro_batches, self._world_size))
+        with ThreadPoolExecutor(self._threads, "loader") as pool:
+            batches = self._submit_ahead(pool, first)
+            try:
+                for _ in range(first, sampler.num_steps):
+                    yield [self._collate(batch) for batch in islice(batches, per_step)]
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def pop_wait_seconds(self) -> float:
+        """Seconds that steps had to wait for their batches since the last call."""
+        seconds, self._wait_seconds = self._wait_seconds, 0.0
+        return seconds
+
+    def _submit_ahead(self, pool: ThreadPoolExecutor, first: int) -> Iterator[list[Future[Pair]]]:
+        """The micro-batches of all steps, each submitted ``BATCHES_AHEAD`` before it is taken."""
+        ahead: deque[list[Future[Pair]]] = deque()
+        for step in range(first, self._sampler.num_steps):
+            for batch in self._sampler.micro_batches(step, self._rank, self._world_size):
+                ahead.append([pool.submit(self._make_sample, sample) for sample in batch])
+                if len(ahead) == BATCHES_AHEAD:
+                    yield ahead.popleft()
+        yield from ahead
+
+    def _make_sample(self, sample: SampleIndex) -> Pair:
+        image, label_map = self._load(sample.index)
+        train = self._train
+        rng = np.random.default_rng([train.seed, sample.epoch, self._image_ids[sample.index]])
+        return augment_sample(
+            rng, image, label_map, crop=train.crop, augment=train.augment, fill=self._fill
+        )
+
+    def _collate(self, samples: list[Future[Pair]]) -> Batch:
+        began = time.perf_counter()
+        pairs = [sample.result() for sample in samples]
+        images, label_maps = (torch.from_numpy(np.stack(half)) for half in zip(*pairs, strict=True))
+        batch = images, label_maps.long()
+        if self._pin_memory:
+            batch = batch[0].pin_memory(), batch[1].pin_memory()
+        self._wait_seconds += time.perf_counter() - began
+        return batch
 
 
-Array = npt.NDArray[np.uint8]
-
-
-Box = tuple[int, int, int, int]
-
-
-def augmented(
+def augment_sample(
     rng: np.random.Generator,
     image: Array,
     label_map: Array,
@@ -101,12 +176,12 @@ def augmented(
     crop: int,
     augment: Augment,
     fill: tuple[int, int, int],
-) -> tuple[Array, Array]:
+) -> Pair:
     """A random square of ``image`` (HWC) and ``label_map`` (HW), both ``crop`` pixels a side.
 
-    Scaled, cropped, changed in brightness, contrast and saturation, then mirrored. What lies
-    outside of the image is ``fill``, and ignored. Label maps are only ever scaled to the nearest
-    pixel: between two class ids lies no third.
+    Scales, crops, changes brightness, contrast and saturation, then mirrors. Outside of the image
+    the picture is ``fill`` and the label map is ignored. Label maps are scaled to the nearest
+    pixel, so no class id is interpolated.
     """
     low, high = augment.scale_range
     # Uniform in the logarithm: half as large is as likely as twice as large.
@@ -135,88 +210,3 @@ def augmented(
         picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         labels = labels.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return np.asarray(picture), np.asarray(labels)
-
-
-Pair = tuple[Array, Array]
-
-
-Batch = tuple[Tensor, Tensor]
-
-
-PARTS_AHEAD = 3
-
-
-class Loader:
-    """The parts that one worker does of each step, from a step on.
-
-    ``load`` gives the image (HWC uint8) and label map (HW uint8) of an index, ``image_ids`` their
-    ids: a picture's augmentation follows from the seed, the epoch and its id, and from nothing
-    else. ``fill`` is the colour of what lies outside of an image.
-    """
-
-    def __init__(
-        self,
-        load: Callable[[int], Pair],
-        image_ids: Sequence[int],
-        order: Order,
-        train: Train,
-        *,
-        fill: tuple[int, int, int],
-        rank: int = 0,
-        world_size: int = 1,
-        threads: int = 1,
-        pinned: bool = False,
-    ) -> None:
-        self._load = load
-        self._image_ids = image_ids
-        self._order = order
-        self._train = train
-        self._fill = fill
-        self._rank, self._world_size = rank, world_size
-        self._threads = threads
-        self._pinned = pinned
-        self._waited = 0.0
-
-    def take_waited(self) -> float:
-        """Seconds that steps had to wait for their batches since this was asked last."""
-        waited, self._waited = self._waited, 0.0
-        return waited
-
-    def steps(self, first: int) -> Iterator[list[Batch]]:
-        """For each step from ``first`` on, its parts: uint8 NHWC images, int64 NHW label maps."""
-        num_parts = len(range(self._rank, self._order.parts, self._world_size))
-        with ThreadPoolExecutor(self._threads, "loader") as threads:
-            parts = self._under_way(threads, first)
-            try:
-                for _ in range(first, self._order.num_steps):
-                    yield [self._batch(part) for part in islice(parts, num_parts)]
-            finally:
-                threads.shutdown(wait=False, cancel_futures=True)
-
-    def _under_way(self, threads: ThreadPoolExecutor, first: int) -> Iterator[list[Future[Pair]]]:
-        """The parts of all steps from ``first`` on; a few more than asked for are being made."""
-        ahead: deque[list[Future[Pair]]] = deque()
-        for step in range(first, self._order.num_steps):
-            for places in self._order.share(step, self._rank, self._world_size):
-                ahead.append([threads.submit(self._sample, place) for place in places])
-                if len(ahead) == PARTS_AHEAD:
-                    yield ahead.popleft()
-        yield from ahead
-
-    def _batch(self, part: list[Future[Pair]]) -> Batch:
-        began = time.perf_counter()
-        pairs = [future.result() for future in part]
-        images, label_maps = (torch.from_numpy(np.stack(half)) for half in zip(*pairs, strict=True))
-        batch = images, label_maps.long()
-        if self._pinned:
-            batch = batch[0].pin_memory(), batch[1].pin_memory()
-        self._waited += time.perf_counter() - began
-        return batch
-
-    def _sample(self, place: Place) -> Pair:
-        image, label_map = self._load(place.index)
-        train = self._train
-        rng = np.random.default_rng([train.seed, place.epoch, self._image_ids[place.index]])
-        return augmented(
-            rng, image, label_map, crop=train.crop, augment=train.augment, fill=self._fill
-        )

@@ -1,9 +1,9 @@
-"""Loss: what a training makes small, measured on augmented images and their label maps."""
+"""The loss function, computed on augmented images and their label maps."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from segmentation_models_pytorch import losses
@@ -18,60 +18,11 @@ HARDEST = 0.25  # share of the pixels that `ohem` looks at
 Color = tuple[float, float, float]
 
 
-class Trainable(Protocol):
-    """What :mod:`segbatch.model.zoo`'s networks are to a training."""
+class NetworkWithLoss(nn.Module):
+    """A network and its loss as one module, so that DDP exchanges the gradients of both.
 
-    align_corners: bool
-
-    def heads(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Coarse logits, and those of the auxiliary head where there is one."""
-
-
-class HardestCrossEntropy(nn.Module):
-    """Cross entropy over the hardest pixels: online hard example mining.
-
-    Source: Shrivastava et al., "Training Region-based Object Detectors with Online Hard Example
-    Mining", 2016, as segmentation uses it (Wu et al., "High-performance Semantic Segmentation
-    Using Very Deep Fully Convolutional Networks", 2016).
-    """
-
-    def __init__(self, weight: Tensor | None) -> None:
-        super().__init__()
-        self.pixelwise = nn.CrossEntropyLoss(weight, ignore_index=IGNORE_INDEX, reduction="none")
-
-    def forward(self, logits: Tensor, truth: Tensor) -> Tensor:
-        values = self.pixelwise(logits, truth)[truth != IGNORE_INDEX]
-        hardest: Tensor = values.topk(max(1, int(HARDEST * values.numel()))).values
-        return hardest.mean()
-
-
-class CrossEntropy(nn.Module):
-    """Cross entropy; 0, and not NaN, where there is nothing but classes of weight 0."""
-
-    def __init__(self, weight: Tensor | None) -> None:
-        super().__init__()
-        self.summed = nn.CrossEntropyLoss(weight, ignore_index=IGNORE_INDEX, reduction="sum")
-
-    def forward(self, logits: Tensor, truth: Tensor) -> Tensor:
-        known = truth[truth != IGNORE_INDEX]
-        weight = self.summed.weight
-        total = known.numel() if weight is None else weight[known].sum()
-        loss: Tensor = self.summed(logits, truth) / max(total, 1e-9)
-        return loss
-
-
-LOSSES: dict[str, Callable[[Tensor | None], nn.Module]] = {
-    "cross_entropy": CrossEntropy,
-    "ohem": HardestCrossEntropy,
-    "dice": lambda _: losses.DiceLoss("multiclass", ignore_index=IGNORE_INDEX),
-    "focal": lambda _: losses.FocalLoss("multiclass", ignore_index=IGNORE_INDEX),
-    "lovasz": lambda _: losses.LovaszLoss("multiclass", ignore_index=IGNORE_INDEX),
-}
-
-
-class Objective(nn.Module):
-    """A network together with its loss: uint8 NHWC images and int64 NHW label maps in, a number
-    out. It is this that workers share the gradients of.
+    Takes images, uint8 NHWC RGB, and label maps, int64 NHW; gives the loss as a scalar. ``network``
+    is a :class:`segbatch.model.zoo.Network`; ``mean`` and ``std`` normalise pixels from 0 to 1.
     """
 
     mean: Tensor
@@ -95,18 +46,20 @@ class Objective(nn.Module):
 
     def forward(self, pixels: Tensor, truth: Tensor) -> Tensor:
         images = (pixels.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
-        return torch.stack([self._at(scale, images, truth) for scale in self.keys.scales]).mean()
+        return torch.stack(
+            [self._at_scale(scale, images, truth) for scale in self.keys.scales]
+        ).mean()
 
-    def _at(self, scale: float, images: Tensor, truth: Tensor) -> Tensor:
+    def _at_scale(self, scale: float, images: Tensor, truth: Tensor) -> Tensor:
         if scale != 1.0:
             images = interpolate(images, scale_factor=scale, mode="bilinear", antialias=scale < 1)
         main, auxiliary = self.network.heads(images)
-        loss = self._loss(main, truth)
-        if auxiliary is not None:  # with weight 0 as well: workers wait for all gradients
-            loss = loss + self.keys.auxiliary * self._loss(auxiliary, truth)
+        loss = self._of_logits(main, truth)
+        if auxiliary is not None:  # with weight 0 as well: DDP waits for all gradients
+            loss = loss + self.keys.auxiliary * self._of_logits(auxiliary, truth)
         return loss
 
-    def _loss(self, coarse: Tensor, truth: Tensor) -> Tensor:
+    def _of_logits(self, coarse: Tensor, truth: Tensor) -> Tensor:
         logits = interpolate(
             coarse.float(),
             size=truth.shape[-2:],
@@ -117,3 +70,45 @@ class Objective(nn.Module):
             return logits.sum() * 0.0
         loss: Tensor = self.loss(logits, truth)
         return loss
+
+
+class CrossEntropy(nn.Module):
+    """Cross entropy; 0, and not NaN, where all classes of the truth have weight 0."""
+
+    def __init__(self, weight: Tensor | None) -> None:
+        super().__init__()
+        self.summed = nn.CrossEntropyLoss(weight, ignore_index=IGNORE_INDEX, reduction="sum")
+
+    def forward(self, logits: Tensor, truth: Tensor) -> Tensor:
+        known = truth[truth != IGNORE_INDEX]
+        weight = self.summed.weight
+        total = known.numel() if weight is None else weight[known].sum()
+        loss: Tensor = self.summed(logits, truth) / max(total, 1e-9)
+        return loss
+
+
+class HardestCrossEntropy(nn.Module):
+    """Cross entropy over the hardest pixels: online hard example mining.
+
+    Source: Shrivastava et al., "Training Region-based Object Detectors with Online Hard Example
+    Mining", 2016, as segmentation uses it (Wu et al., "High-performance Semantic Segmentation
+    Using Very Deep Fully Convolutional Networks", 2016).
+    """
+
+    def __init__(self, weight: Tensor | None) -> None:
+        super().__init__()
+        self.pixelwise = nn.CrossEntropyLoss(weight, ignore_index=IGNORE_INDEX, reduction="none")
+
+    def forward(self, logits: Tensor, truth: Tensor) -> Tensor:
+        values = self.pixelwise(logits, truth)[truth != IGNORE_INDEX]
+        hardest: Tensor = values.topk(max(1, int(HARDEST * values.numel()))).values
+        return hardest.mean()
+
+
+LOSSES: dict[str, Callable[[Tensor | None], nn.Module]] = {
+    "cross_entropy": CrossEntropy,
+    "ohem": HardestCrossEntropy,
+    "dice": lambda _: losses.DiceLoss("multiclass", ignore_index=IGNORE_INDEX),
+    "focal": lambda _: losses.FocalLoss("multiclass", ignore_index=IGNORE_INDEX),
+    "lovasz": lambda _: losses.LovaszLoss("multiclass", ignore_index=IGNORE_INDEX),
+}

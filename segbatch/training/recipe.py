@@ -1,9 +1,9 @@
-"""Recipe: what the keys under ``train:`` mean in torch."""
+"""What the keys under ``train:`` mean in torch: optimizer, schedule, freezing, class weights."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, AdamW, Optimizer
 
 from segbatch.config.training import Schedule, Train
+from segbatch.labels.dataset import Dataset
+from segbatch.masks import decode_mask
 
 # Chen et al., "Rethinking Atrous Convolution for Semantic Image Segmentation", 2017: poly.
 SCHEDULES: dict[str, Callable[[float, Schedule], float]] = {
@@ -22,35 +24,36 @@ SCHEDULES: dict[str, Callable[[float, Schedule], float]] = {
 }
 
 
-def make_optimizer(network: nn.Module, trunk: nn.Module, train: Train) -> Optimizer:
-    """The optimizer of ``network``, whose backbone is ``trunk``.
+def make_optimizer(network: nn.Module, backbone: nn.Module, train: Train) -> Optimizer:
+    """The optimizer of ``network``, with parameter groups of its ``backbone`` and of the rest.
 
-    Each group's learning rate at its highest stands under ``peak_lr``.
+    The key ``peak_lr`` of a group is its highest learning rate.
     """
     keys = train.optimizer
-    backbone = {id(parameter) for parameter in trunk.parameters()}
+    in_backbone = {id(parameter) for parameter in backbone.parameters()}
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for parameter in network.parameters():
         if parameter.requires_grad:
             # Decay is for what multiplies; a norm's scale or a bias has no reason to be small.
-            kind = id(parameter) in backbone, parameter.ndim > 1
+            kind = id(parameter) in in_backbone, parameter.ndim > 1
             groups.setdefault(kind, []).append(parameter)
     options = [
         {
             "params": parameters,
-            "peak_lr": keys.lr * (1 if in_backbone else keys.head_lr_factor),
+            "peak_lr": keys.lr * (1 if of_backbone else keys.head_lr_factor),
             "weight_decay": keys.weight_decay if decayed else 0.0,
         }
-        for (in_backbone, decayed), parameters in groups.items()
+        for (of_backbone, decayed), parameters in groups.items()
     ]
     if keys.name == "adamw":
         return AdamW(options, lr=keys.lr, betas=(keys.momentum, 0.999))
     return SGD(options, lr=keys.lr, momentum=keys.momentum)
 
 
-def set_rate(optimizer: Optimizer, keys: Schedule, seen: int, total: int) -> float:
-    """Set the learning rates for the step that begins after ``seen`` of ``total`` images; returns
-    the share of their highest that they have, 0 to 1.
+def set_learning_rates(optimizer: Optimizer, keys: Schedule, seen: int, total: int) -> float:
+    """Set the learning rates of the step that begins after ``seen`` of ``total`` images.
+
+    Returns them as a share of their highest, 0 to 1.
     """
     share = SCHEDULES[keys.name](seen / total, keys)
     if seen < keys.warmup:
@@ -60,27 +63,40 @@ def set_rate(optimizer: Optimizer, keys: Schedule, seen: int, total: int) -> flo
     return share
 
 
-def set_mode(network: nn.Module, trunk: nn.Module, freeze: str | None) -> None:
-    """Train mode, but for what is frozen."""
+def set_train_mode(network: nn.Module, backbone: nn.Module, freeze: str | None) -> None:
+    """Put the network into train mode, except for what ``train.freeze`` freezes."""
     network.train()
     if freeze == "backbone":
-        trunk.eval().requires_grad_(False)
-    for norm in norms(network) if freeze == "batchnorm" else ():
+        backbone.eval().requires_grad_(False)
+    for norm in batch_norms(network) if freeze == "batchnorm" else ():
         norm.eval()
 
 
-def norms(network: nn.Module) -> Iterator[_BatchNorm]:
+def batch_norms(network: nn.Module) -> Iterator[_BatchNorm]:
     return (module for module in network.modules() if isinstance(module, _BatchNorm))
+
+
+def median_frequency_weights(dataset: Dataset) -> list[float]:
+    """:func:`median_frequency` over the masks of ``train``."""
+    num_classes = len(dataset.classes)
+    pixels, image_pixels = np.zeros(num_classes, np.int64), np.zeros(num_classes, np.int64)
+    for table in dataset.tables("train", ["mask"]):
+        for mask in table["mask"].to_pylist():
+            label_map = decode_mask(mask["bytes"])
+            counts = np.bincount(label_map.ravel(), minlength=256)[:num_classes]
+            pixels += counts
+            image_pixels += np.where(counts > 0, label_map.size, 0)
+    return median_frequency(pixels, image_pixels)
 
 
 def median_frequency(
     pixels: npt.NDArray[np.int64], image_pixels: npt.NDArray[np.int64]
-) -> Sequence[float]:
-    """Class weights: the median class frequency over each class's own.
+) -> list[float]:
+    """Class weights: the median class frequency divided by each class's own.
 
-    ``pixels`` of each class, ``image_pixels`` the pixels of all images in which it occurs. A class
-    without any has weight 0. Source: Eigen and Fergus, "Predicting Depth, Surface Normals and
-    Semantic Labels with a Common Multi-Scale Convolutional Architecture", 2015.
+    ``pixels`` counts the pixels of each class, ``image_pixels`` all pixels of the images in which
+    it occurs. A class without any has weight 0. Source: Eigen and Fergus, "Predicting Depth,
+    Surface Normals and Semantic Labels with a Common Multi-Scale Convolutional Architecture", 2015.
     """
     present = pixels > 0
     frequency = np.where(present, pixels / np.maximum(image_pixels, 1), np.nan)
@@ -89,5 +105,5 @@ def median_frequency(
 
 
 def seed_everything(seed: int, *more: int) -> None:
-    """Torch's random numbers from here on: new weights, dropout."""
+    """Seed torch's random numbers: new weights, dropout."""
     torch.manual_seed(int(np.random.default_rng([seed, *more]).integers(2**63)))

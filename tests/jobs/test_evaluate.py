@@ -22,6 +22,7 @@ from PIL import Image, ImageOps
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_jaccard_index
 
 from segbatch import storage
+from segbatch.config.job import Predict
 from segbatch.errors import Incomplete, InputError, JobFailed, JobFileError, RunError, SourceError
 from segbatch.jobs.evaluate import evaluate
 from segbatch.jobs.scoring import Scores, Scoring, as_text, score_schema
@@ -29,8 +30,8 @@ from segbatch.jobs.segment import segment
 from segbatch.labels.dataset import Dataset, write_shard
 from segbatch.masks import encode_mask
 from segbatch.masks.classes import IGNORE_INDEX, Classes
-from segbatch.model.predict import PredictOptions, load_model
-from segbatch.training.metrics import BoundaryCounts
+from segbatch.model.predict import load_model
+from segbatch.training.confusion import BoundaryCounts
 from tests import poison
 from tests.collection import broken, jpeg, various
 from tests.conftest import S3, job
@@ -127,7 +128,7 @@ def table(output: str, name: str) -> pa.Table:
 @pytest.fixture(scope="module")
 def pairs(labelled: list[tuple[bytes, Ids]], model_uri: str) -> list[tuple[Ids, Ids]]:
     """Truth and prediction of each image, in the model's ids, made one by one and without Ray."""
-    options = PredictOptions(long_side=96, flip=True)
+    options = Predict(long_side=96, flip=True)
     model = load_model(model_uri, options=options)
     ids = np.full(256, IGNORE_INDEX, np.uint8)
     ids[:5] = ORDER

@@ -101,19 +101,16 @@ def test_a_model_says_what_it_is_and_predicts_as_it_was_measured(
 ) -> None:
     from segbatch.labels.samples import Sample
     from segbatch.training.examples import measure
-    from segbatch.training.metrics import ConfusionMatrix
 
     model = segbatch.load_model(trained)
     assert model.long_side == 160
     assert model.classes == labels.classes
-    confusion = ConfusionMatrix(len(labels.classes))
-    for table in labels.tables("val"):
-        rows = table.to_pylist()
-        samples = (
-            Sample(row["image_id"], row["uri"], row["image"]["bytes"], row["mask"]["bytes"])
-            for row in rows
-        )
-        measure(model, samples, confusion)
+    samples = (
+        Sample(row["image_id"], row["uri"], row["image"]["bytes"], row["mask"]["bytes"])
+        for table in labels.tables("val")
+        for row in table.to_pylist()
+    )
+    confusion = measure(model, samples)
     assert confusion.miou() == pytest.approx(model.config.metrics["miou"], abs=1e-4)
     card = storage.read_bytes(storage.join(trained, "README.md")).decode()
     assert labels.fingerprint in card

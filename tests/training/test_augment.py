@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 
 from segbatch.config.training import Augment
-from segbatch.training.loader import augmented
+from segbatch.training.loader import augment_sample
 
 Array = npt.NDArray[np.uint8]
 
@@ -31,7 +31,9 @@ def augment(
     """Nothing is changed but what ``keys`` say."""
     still = {"scale_range": (1.0, 1.0), "flip_probability": 0.0, "color_jitter": 0.0}
     rng = np.random.default_rng(seed)
-    return augmented(rng, image, label_map, crop=crop, augment=Augment(**still | keys), fill=FILL)
+    return augment_sample(
+        rng, image, label_map, crop=crop, augment=Augment(**still | keys), fill=FILL
+    )
 
 
 def test_without_any_change_the_image_comes_out_as_it_was() -> None:

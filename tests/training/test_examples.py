@@ -14,8 +14,8 @@ from segbatch.labels.samples import Sample
 from segbatch.masks import encode_mask
 from segbatch.masks.classes import Classes
 from segbatch.model.predict import Model, load_model
-from segbatch.training.examples import example, measure
-from segbatch.training.metrics import ConfusionMatrix
+from segbatch.training.confusion import ConfusionMatrix
+from segbatch.training.examples import measure, training_example
 
 Array = npt.NDArray[np.uint8]
 
@@ -55,14 +55,14 @@ def labels(seed: int, width: int, height: int) -> Array:
 def test_an_image_and_its_label_map_come_as_they_are() -> None:
     image, label_map = picture(0, 50, 40), labels(0, 50, 40)
     for long_side in (None, 50, 1000):
-        got, truth = example(sample(0, image, label_map), long_side)
+        got, truth = training_example(sample(0, image, label_map), long_side)
         np.testing.assert_array_equal(got, image)
         np.testing.assert_array_equal(truth, label_map)
 
 
 def test_both_are_brought_to_the_long_side_and_no_class_is_made_up() -> None:
     label_map = np.where(np.arange(90) < 30, 1, 4).astype(np.uint8)[None].repeat(120, 0)
-    got, truth = example(sample(0, picture(0, 90, 120), label_map), 60)
+    got, truth = training_example(sample(0, picture(0, 90, 120), label_map), 60)
     assert got.shape == (60, 45, 3)
     assert truth.shape == (60, 45)
     assert (truth[:, :15] == 1).all()
@@ -74,7 +74,7 @@ def test_an_image_lies_as_its_camera_was_held_and_its_mask_stands_upright() -> N
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter
     lying = np.ascontiguousarray(np.rot90(upright))
-    got, truth = example(sample(0, lying, label_map, exif=exif), None)
+    got, truth = training_example(sample(0, lying, label_map, exif=exif), None)
     np.testing.assert_array_equal(got, upright)
     np.testing.assert_array_equal(truth, label_map)
 
@@ -85,7 +85,7 @@ def test_a_large_jpeg_and_its_label_map_have_one_size(
 ) -> None:
     # Decoded at a fraction of its size first, it comes out a pixel higher or lower.
     one = sample(0, picture(0, width, height), labels(0, width, height), "JPEG")
-    got, truth = example(one, long_side)
+    got, truth = training_example(one, long_side)
     assert got.shape[:2] == truth.shape
     assert max(truth.shape) == long_side
 
@@ -102,7 +102,7 @@ def test_what_cannot_be_trained_on_is_named() -> None:
         (sample(7, image, labels(0, 40, 50)), "the image is 50×40, its mask 40×50"),
     ):
         with pytest.raises(SourceError) as error:
-            example(bad, None)
+            training_example(bad, None)
         message = str(error.value)
         assert message.startswith("image 7 of the dataset, s3://photos/7.jpg: ")
         assert why in message
@@ -140,13 +140,12 @@ def test_every_example_is_measured_once_as_if_it_were_predicted_alone(
             asked.append(one.image_id)
             yield one
 
-    confusion = ConfusionMatrix(5)
-    measure(model, told(), confusion)
+    confusion = measure(model, told())
     assert asked == list(range(count))
 
     expected = ConfusionMatrix(5)
     for one in examples:
-        image, truth = example(one, None)
+        image, truth = training_example(one, None)
         expected.update(truth, model.predict(image).mask)
     assert (expected.counts.sum(0) > 0).sum() >= (3 if count > 1 else 0)  # not one class alone
     # A batch may round otherwise than an image alone.
@@ -159,4 +158,4 @@ def test_a_damaged_image_is_named_while_measuring(model: Model) -> None:
     examples = dataset(20)
     examples[18] = examples[18]._replace(image=b"")
     with pytest.raises(SourceError, match=r"image 18 of the dataset, s3://photos/18\.jpg"):
-        measure(model, iter(examples), ConfusionMatrix(5))
+        measure(model, examples)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from segbatch import storage
-from segbatch.training.journal import Journal, curves, read_journal
+from segbatch.training.journal import Journal, learning_curves, read_journal
 from tests.conftest import S3
 
 
@@ -96,24 +96,24 @@ def pixels(picture: bytes) -> np.ndarray[Any, Any]:
 
 
 def test_the_curves_are_a_picture_of_the_training() -> None:
-    whole = pixels(curves(lines_of(100)))
+    whole = pixels(learning_curves(lines_of(100)))
     assert whole.shape[0] > 400
     assert whole.shape[1] > 1000
     # Other scores, another picture, and on the side of the scores alone.
     lines = lines_of(100)
     lines[-1]["miou"] = 0.1
-    differs = np.argwhere((whole != pixels(curves(lines))).any(2))
+    differs = np.argwhere((whole != pixels(learning_curves(lines))).any(2))
     assert len(differs)
     assert differs[:, 1].min() > whole.shape[1] / 2
 
 
 @pytest.mark.parametrize("steps", [0, 1, 3, 9, 10])
 def test_a_training_of_few_steps_has_curves(steps: int) -> None:
-    assert pixels(curves(lines_of(steps))).size
+    assert pixels(learning_curves(lines_of(steps))).size
 
 
 def test_curves_of_a_long_training_do_not_take_long() -> None:
     lines = [{"kind": "step", "step": step, "loss": 1.0} for step in range(200_000)]
     began = time.perf_counter()
-    curves(lines)
+    learning_curves(lines)
     assert time.perf_counter() - began < 12

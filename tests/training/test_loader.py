@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from segbatch.config.training import Train
-from segbatch.training.loader import PARTS_AHEAD, Loader, Order
+from segbatch.training.loader import BATCHES_AHEAD, Loader, Sampler
 from tests.training import toy
 
 IDS = [7 * index + 3 for index in range(toy.NUM_IMAGES)]
@@ -31,7 +31,7 @@ PLAIN = toy.recipe(
 
 def loader(
     train: Train,
-    order: Order,
+    sampler: Sampler,
     load: object = toy.squares,
     *,
     rank: int = 0,
@@ -39,22 +39,22 @@ def loader(
     threads: int = 1,
 ) -> Loader:
     return Loader(
-        load, IDS, order, train,  # type: ignore[arg-type]
+        load, IDS, sampler, train,  # type: ignore[arg-type]
         fill=(127, 127, 127), rank=rank, world_size=world_size, threads=threads,
     )  # fmt: skip
 
 
 def pictures(
-    train: Train, order: Order, first: int = 0, **keys: int
+    train: Train, sampler: Sampler, first: int = 0, **keys: int
 ) -> dict[tuple[int, int], bytes]:
     """What is made of each image in each epoch."""
     made = {}
     shares = {key: keys.get(key, one) for key, one in (("rank", 0), ("world_size", 1))}
-    for step, parts in enumerate(loader(train, order, **keys).steps(first), first):
-        places = order.share(step, **shares)
-        assert [len(images) for images, _ in parts] == [len(part) for part in places]
-        for (images, label_maps), part in zip(parts, places, strict=True):
-            for image, label_map, place in zip(images, label_maps, part, strict=True):
+    for step, micro_batches in enumerate(loader(train, sampler, **keys).steps(first), first):
+        places = sampler.micro_batches(step, **shares)
+        assert [len(images) for images, _ in micro_batches] == [len(batch) for batch in places]
+        for (images, label_maps), batch in zip(micro_batches, places, strict=True):
+            for image, label_map, place in zip(images, label_maps, batch, strict=True):
                 both = image.numpy().tobytes() + label_map.numpy().tobytes()
                 made[place.epoch, place.index] = both
     return made
@@ -72,17 +72,17 @@ def loading() -> list[threading.Thread]:
 
 def test_an_image_of_an_epoch_is_the_same_whoever_makes_it_and_when() -> None:
     train = toy.recipe(epochs=3, batch_size=6)
-    alone = pictures(train, toy.order_of(train))
+    alone = pictures(train, toy.sampler_of(train))
     assert len(alone) == 30
-    threaded = pictures(train, toy.order_of(train, 3), threads=4)
+    threaded = pictures(train, toy.sampler_of(train, 3), threads=4)
     shared = {
         place: picture
         for rank in range(2)
         for place, picture in pictures(
-            train, toy.order_of(train, 6), rank=rank, world_size=2, threads=2
+            train, toy.sampler_of(train, 6), rank=rank, world_size=2, threads=2
         ).items()
     }
-    resumed = pictures(train, toy.order_of(train), first=3)
+    resumed = pictures(train, toy.sampler_of(train), first=3)
     assert alone == threaded == shared
     assert len(resumed) == 12
     assert resumed.items() <= alone.items()
@@ -90,7 +90,7 @@ def test_an_image_of_an_epoch_is_the_same_whoever_makes_it_and_when() -> None:
 
 def test_an_image_is_another_in_every_epoch_and_with_every_seed() -> None:
     recipes = [toy.recipe(epochs=3, batch_size=6, seed=seed) for seed in (0, 1)]
-    made = [pictures(train, toy.order_of(train)) for train in recipes]
+    made = [pictures(train, toy.sampler_of(train)) for train in recipes]
     different = {picture for one in made for picture in one.values()}
     assert len(different) == 2 * 30
 
@@ -103,31 +103,31 @@ def test_parts_and_their_images_come_in_order_however_long_each_takes() -> None:
         return numbered(index)
 
     train = PLAIN.model_copy(update={"batch_size": 6})
-    order = toy.order_of(train, parts=3)
-    for step, parts in enumerate(loader(train, order, slow, threads=4).steps(0)):
-        indices = [[place.index for place in part] for part in order.share(step, 0, 1)]
-        assert [images[:, 9, 9, 0].tolist() for images, _ in parts] == indices
-        assert [label_maps[:, 9, 9].tolist() for _, label_maps in parts] == indices
-    assert step == order.num_steps - 1
+    sampler = toy.sampler_of(train, micro_batches=3)
+    for step, micro_batches in enumerate(loader(train, sampler, slow, threads=4).steps(0)):
+        indices = [[place.index for place in batch] for batch in sampler.micro_batches(step, 0, 1)]
+        assert [images[:, 9, 9, 0].tolist() for images, _ in micro_batches] == indices
+        assert [label_maps[:, 9, 9].tolist() for _, label_maps in micro_batches] == indices
+    assert step == sampler.num_steps - 1
 
 
 def test_batches_are_bytes_and_label_maps_are_class_ids() -> None:
     train = toy.recipe(batch_size=6)
-    [(images, label_maps), _] = next(loader(train, toy.order_of(train, 2)).steps(0))
+    [(images, label_maps), _] = next(loader(train, toy.sampler_of(train, 2)).steps(0))
     assert (images.shape, images.dtype) == ((3, 32, 32, 3), torch.uint8)
     assert (label_maps.shape, label_maps.dtype) == ((3, 32, 32), torch.int64)
 
 
 def test_an_image_that_cannot_be_loaded_is_told_of_at_its_step() -> None:
-    order = toy.order_of(PLAIN)
-    third = order.share(2, 0, 1)[0][1].index
+    sampler = toy.sampler_of(PLAIN)
+    third = sampler.micro_batches(2, 0, 1)[0][1].index
 
     def load(index: int) -> tuple[Array, Array]:
         if index == third:
             raise KeyError("no such image")
         return numbered(index)
 
-    steps = loader(PLAIN, order, load, threads=2).steps(0)
+    steps = loader(PLAIN, sampler, load, threads=2).steps(0)
     next(steps)
     next(steps)
     with pytest.raises(KeyError, match="no such image"):
@@ -143,20 +143,20 @@ def test_no_more_is_made_than_what_comes_next() -> None:
         return numbered(index)
 
     train = PLAIN.model_copy(update={"epochs": 100})
-    steps = loader(train, toy.order_of(train, parts=2), load, threads=4).steps(0)
+    steps = loader(train, toy.sampler_of(train, micro_batches=2), load, threads=4).steps(0)
     for step in range(3):
         next(steps)
         time.sleep(0.1)  # time for more, if more were to be made
-        # The step's two parts, and what is ahead of its last one.
-        assert len(begun) == 2 * (2 * step + 1 + PARTS_AHEAD)
+        # The step's two micro_batches, and what is ahead of its last one.
+        assert len(begun) == 2 * (2 * step + 1 + BATCHES_AHEAD)
     steps.close()  # type: ignore[attr-defined]
     assert not loading()
-    assert len(begun) == 2 * (5 + PARTS_AHEAD)
+    assert len(begun) == 2 * (5 + BATCHES_AHEAD)
 
 
-def test_the_first_step_does_not_wait_for_the_order_of_all() -> None:
+def test_the_first_step_does_not_wait_for_the_sampler_of_all() -> None:
     train = PLAIN.model_copy(update={"epochs": 1_000_000})
-    steps = loader(train, toy.order_of(train), numbered).steps(0)
+    steps = loader(train, toy.sampler_of(train), numbered).steps(0)
     began = time.perf_counter()
     assert len(list(islice(steps, 3))) == 3
     assert time.perf_counter() - began < 2
@@ -168,9 +168,9 @@ def test_the_time_that_a_step_waits_is_told_once() -> None:
         time.sleep(0.02)
         return numbered(index)
 
-    given = loader(PLAIN, toy.order_of(PLAIN), load)
+    given = loader(PLAIN, toy.sampler_of(PLAIN), load)
     steps = given.steps(0)
     next(steps)
-    assert given.take_waited() >= 0.08  # four images
-    assert given.take_waited() == 0
+    assert given.pop_wait_seconds() >= 0.08  # four images
+    assert given.pop_wait_seconds() == 0
     steps.close()  # type: ignore[attr-defined]

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy, interpolate
 
 from segbatch.config.training import Loss
 from segbatch.model import zoo
-from segbatch.training.loss import LOSSES, Objective
+from segbatch.training.loss import LOSSES, NetworkWithLoss
 from tests.training.toy import MEAN, STD
 
 NUM_CLASSES = 4
@@ -49,7 +49,7 @@ def measured(
 ) -> tuple[float, Tensor]:
     """The loss, and its gradient to the logits."""
     network = Given(logits)
-    objective = Objective(network, Loss(name=name, **keys), MEAN, STD, weights)  # type: ignore[arg-type]
+    objective = NetworkWithLoss(network, Loss(name=name, **keys), MEAN, STD, weights)  # type: ignore[arg-type]
     pixels = torch.zeros(*truth.shape, 3, dtype=torch.uint8)
     loss = objective(pixels, truth)
     loss.backward()
@@ -138,7 +138,7 @@ def test_coarse_logits_are_brought_to_the_label_map_as_the_network_does(
     coarse, truth = logits_of((3, 4)), truth_of((24, 32))
     network = Given(coarse)
     network.align_corners = align_corners
-    objective = Objective(network, Loss(), MEAN, STD)
+    objective = NetworkWithLoss(network, Loss(), MEAN, STD)
     fine = interpolate(coarse, (24, 32), mode="bilinear", align_corners=align_corners)
     expected = cross_entropy(fine, truth, ignore_index=255)
     loss = objective(torch.zeros(2, 24, 32, 3, dtype=torch.uint8), truth)
@@ -148,7 +148,7 @@ def test_coarse_logits_are_brought_to_the_label_map_as_the_network_does(
 def test_bytes_are_normalised_as_they_are_for_predicting() -> None:
     network = Given(logits_of())
     pixels = torch.randint(256, (2, 8, 10, 3), dtype=torch.uint8)
-    Objective(network, Loss(), zoo.IMAGENET_MEAN, zoo.IMAGENET_STD)(pixels, truth_of())
+    NetworkWithLoss(network, Loss(), zoo.IMAGENET_MEAN, zoo.IMAGENET_STD)(pixels, truth_of())
     [seen] = network.seen
     expected = (pixels.numpy() / 255 - zoo.IMAGENET_MEAN) / zoo.IMAGENET_STD
     np.testing.assert_allclose(seen.movedim(1, 3).numpy(), expected, atol=1e-5)
@@ -171,7 +171,7 @@ def test_the_loss_at_several_scales_is_their_mean() -> None:
     truth = torch.randint(2, (2, 32, 40), generator=generator)
 
     def loss(*scales: float) -> float:
-        objective = Objective(Brightness(), Loss(scales=list(scales)), MEAN, STD)
+        objective = NetworkWithLoss(Brightness(), Loss(scales=list(scales)), MEAN, STD)
         return float(objective(pixels, truth))
 
     single = [loss(scale) for scale in (0.5, 1.0, 1.5)]
@@ -183,7 +183,7 @@ def test_an_image_made_smaller_is_still_seen_whole() -> None:
     network = Given(logits_of((2, 3)))
     pixels = torch.zeros(2, 64, 96, 3, dtype=torch.uint8)
     pixels[:, 1::4] = pixels[:, 2::4] = 255  # two lines white, two black: on the whole grey
-    objective = Objective(network, Loss(scales=[0.25]), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    objective = NetworkWithLoss(network, Loss(scales=[0.25]), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     objective(pixels, truth_of((64, 96)))
     [seen] = network.seen
     assert seen.shape == (2, 3, 16, 24)
@@ -195,7 +195,7 @@ def test_the_auxiliary_head_counts_by_its_weight() -> None:
     pixels = torch.zeros(2, 8, 10, 3, dtype=torch.uint8)
     main, other = (cross_entropy(each, truth, ignore_index=255) for each in (logits, auxiliary))
     for weight in (0.4, 1.0, 0.0):
-        objective = Objective(Given(logits, auxiliary), Loss(auxiliary=weight), MEAN, STD)
+        objective = NetworkWithLoss(Given(logits, auxiliary), Loss(auxiliary=weight), MEAN, STD)
         torch.testing.assert_close(objective(pixels, truth), main + weight * other)
 
 
@@ -208,7 +208,7 @@ def test_the_auxiliary_head_of_deeplabv3_learns_too() -> None:
     def gradients(weight: float) -> list[Tensor]:
         torch.manual_seed(1)
         network.zero_grad()
-        Objective(network, Loss(auxiliary=weight), MEAN, STD)(pixels, truth).backward()
+        NetworkWithLoss(network, Loss(auxiliary=weight), MEAN, STD)(pixels, truth).backward()
         head = network.get_submodule("aux_classifier")
         return [p.grad.clone() for p in head.parameters() if p.grad is not None]
 

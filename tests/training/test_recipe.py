@@ -11,12 +11,12 @@ from torch.optim import SGD, AdamW
 from segbatch.config.training import Schedule
 from segbatch.model import zoo
 from segbatch.training.recipe import (
+    batch_norms,
     make_optimizer,
     median_frequency,
-    norms,
     seed_everything,
-    set_mode,
-    set_rate,
+    set_learning_rates,
+    set_train_mode,
 )
 from tests.training import toy
 
@@ -39,12 +39,12 @@ def settings(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, 
 def test_the_head_learns_ten_times_as_fast_as_the_backbone(network: zoo.Network) -> None:
     optimizer = optimizer_of(network, lr=0.02)
     assert isinstance(optimizer, SGD)
-    set_rate(optimizer, Schedule(), 0, 100)
+    set_learning_rates(optimizer, Schedule(), 0, 100)
     for name, group in settings(network, optimizer).items():
         assert group["lr"] == pytest.approx(0.02 if name.startswith("encoder.") else 0.2), name
         assert group["momentum"] == 0.9
     optimizer = optimizer_of(network, lr=0.02, head_lr_factor=3.0, momentum=0.5)
-    set_rate(optimizer, Schedule(), 0, 100)
+    set_learning_rates(optimizer, Schedule(), 0, 100)
     groups = settings(network, optimizer)
     assert groups["segmentation_head.0.weight"]["lr"] == pytest.approx(0.06)
     assert groups["segmentation_head.0.weight"]["momentum"] == 0.5
@@ -77,7 +77,7 @@ def rates(seen: list[int], total: int, **keys: Any) -> list[float]:
     optimizer = SGD([{"params": [nn.Parameter(torch.zeros(1))], "peak_lr": 0.5}], lr=0.1)
     shares = []
     for images in seen:
-        share = set_rate(optimizer, Schedule(**keys), images, total)
+        share = set_learning_rates(optimizer, Schedule(**keys), images, total)
         assert optimizer.param_groups[0]["lr"] == pytest.approx(0.5 * share)
         shares.append(share)
     return shares
@@ -133,11 +133,11 @@ def test_what_is_frozen_stays_and_everything_else_learns(freeze: str | None) -> 
 
 def test_dropout_stays_on_whatever_is_frozen(network: zoo.Network) -> None:
     trunk = network.get_submodule("encoder")
-    set_mode(network, trunk, "batchnorm")
-    assert not any(norm.training for norm in norms(network))
+    set_train_mode(network, trunk, "batchnorm")
+    assert not any(norm.training for norm in batch_norms(network))
     assert any(module.training for module in network.modules() if isinstance(module, nn.Dropout))
-    set_mode(network, trunk, None)
-    assert all(norm.training for norm in norms(network))
+    set_train_mode(network, trunk, None)
+    assert all(norm.training for norm in batch_norms(network))
 
 
 def test_rare_classes_weigh_more_by_the_median_frequency() -> None:

@@ -8,7 +8,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from segbatch import storage
 from segbatch.errors import InputError
-from segbatch.training.journal import Journal, check_trackers
+from segbatch.training.journal import Journal
+from segbatch.training.trackers import check_trackers
 from tests.conftest import S3
 
 

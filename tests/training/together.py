@@ -9,8 +9,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from segbatch.training.loop import Diverged, Training, summed_counts
-from segbatch.training.recipe import norms
+from segbatch.training import distributed
+from segbatch.training.recipe import batch_norms
+from segbatch.training.step import Diverged, Training
 from tests.drivers import FORKS
 from tests.training import toy
 
@@ -47,28 +48,30 @@ def _worker(rank: int, folder: Path) -> None:
 
 
 def steps(
-    parts: int, *, spare: bool = False, rank: int = 0, world_size: int = 1, **keys: Any
+    micro_batches: int, *, spare: bool = False, rank: int = 0, world_size: int = 1, **keys: Any
 ) -> tuple[list[float], Tensor]:
     """Losses and weights after some steps in which only the data are random: no statistics that
     each worker has of its own, and no dropout.
     """
     network = toy.Toy(dropout=0.0, spare=spare)
-    given = toy.training(toy.recipe(freeze="batchnorm", **keys), network, parts=parts)
-    losses = toy.run(given, STEPS, parts=parts, rank=rank, world_size=world_size)
+    given = toy.training(
+        toy.recipe(freeze="batchnorm", **keys), network, micro_batches=micro_batches
+    )
+    losses = toy.run(given, STEPS, micro_batches=micro_batches, rank=rank, world_size=world_size)
     return losses, toy.weights(given)
 
 
 def settled(rank: int) -> dict[str, Any]:
     """Weights, and statistics before and after workers have settled on one."""
-    given = toy.training(toy.recipe(), parts=2)
-    toy.run(given, STEPS, parts=2, rank=rank, world_size=WORLD_SIZE)
+    given = toy.training(toy.recipe(), micro_batches=2)
+    toy.run(given, STEPS, micro_batches=2, rank=rank, world_size=WORLD_SIZE)
     before = _statistics(given)
-    given.settle()
+    given.average_statistics()
     return {"weights": toy.weights(given), "before": before, "after": _statistics(given)}
 
 
 def _statistics(given: Training) -> list[Tensor]:
-    [norm] = norms(given.network)
+    [norm] = batch_norms(given.network)
     assert norm.running_mean is not None
     assert norm.running_var is not None
     return [norm.running_mean.clone(), norm.running_var.clone()]
@@ -76,26 +79,28 @@ def _statistics(given: Training) -> list[Tensor]:
 
 def diverged(rank: int) -> str:
     """The second worker's loss is NaN."""
-    given = toy.training(toy.recipe(), parts=2)
+    given = toy.training(toy.recipe(), micro_batches=2)
     if rank == 1:
         head = given.network.head
         head.register_forward_hook(lambda _module, _images, logits: logits * float("nan"))
     try:
-        toy.run(given, 1, parts=2, rank=rank, world_size=WORLD_SIZE)
+        toy.run(given, 1, micro_batches=2, rank=rank, world_size=WORLD_SIZE)
     except Diverged as error:
         return str(error)
     return "went on"
 
 
 def counted(rank: int) -> list[int]:
-    counts: list[int] = summed_counts(np.array([rank + 1, 10]), torch.device("cpu")).tolist()
+    counts: list[int] = distributed.all_sum_counts(
+        np.array([rank + 1, 10]), torch.device("cpu")
+    ).tolist()
     return counts
 
 
-# Kinds of steps that should be those of one worker that does all the parts.
+# Kinds of steps that should be those of one worker that does all the micro_batches.
 KINDS: dict[str, dict[str, Any]] = {
-    "two parts each": {"parts": 4},
-    "two parts and one": {"parts": 3, "batch_size": 6},
-    "an auxiliary head without weight": {"parts": 2, "loss": {"auxiliary": 0.0}},
-    "weights that nothing depends on": {"parts": 2, "spare": True},
+    "two micro_batches each": {"micro_batches": 4},
+    "two micro_batches and one": {"micro_batches": 3, "batch_size": 6},
+    "an auxiliary head without weight": {"micro_batches": 2, "loss": {"auxiliary": 0.0}},
+    "weights that nothing depends on": {"micro_batches": 2, "spare": True},
 }

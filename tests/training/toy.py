@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from segbatch.config.training import Train
-from segbatch.training.loader import Loader, Order
-from segbatch.training.loop import Training
-from segbatch.training.loss import Objective
+from segbatch.training.loader import Loader, Sampler
+from segbatch.training.loss import NetworkWithLoss
+from segbatch.training.step import Training
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 COLORS = np.array([[40, 40, 40], [200, 60, 60], [60, 90, 200]], np.uint8)
@@ -58,38 +58,40 @@ def recipe(**keys: Any) -> Train:
     return Train.model_validate({**small, "optimizer": {"lr": 0.01}, **keys})
 
 
-def order_of(train: Train, parts: int = 1) -> Order:
-    return Order(NUM_IMAGES, train.batch_size, parts, train.epochs, train.seed)
+def sampler_of(train: Train, micro_batches: int = 1) -> Sampler:
+    return Sampler(NUM_IMAGES, train.batch_size, micro_batches, train.epochs, train.seed)
 
 
 def training(
-    train: Train, network: Toy | None = None, *, parts: int = 1, precision: str = "fp32"
+    train: Train, network: Toy | None = None, *, micro_batches: int = 1, precision: str = "fp32"
 ) -> Training:
     """A training at its start."""
     network = network or Toy()
     return Training(
-        Objective(network, train.loss, MEAN, STD),
+        NetworkWithLoss(network, train.loss, MEAN, STD),
         network.trunk,
-        order_of(train, parts),
+        sampler_of(train, micro_batches),
         train,
         device=torch.device("cpu"),
         precision=precision,
     )
 
 
-def loader(train: Train, *, parts: int = 1, rank: int = 0, world_size: int = 1) -> Loader:
+def loader(train: Train, *, micro_batches: int = 1, rank: int = 0, world_size: int = 1) -> Loader:
     ids = [100 + index for index in range(NUM_IMAGES)]
     return Loader(
-        squares, ids, order_of(train, parts), train,
+        squares, ids, sampler_of(train, micro_batches), train,
         fill=(127, 127, 127), rank=rank, world_size=world_size,
     )  # fmt: skip
 
 
 def run(
-    given: Training, num_steps: int, *, parts: int = 1, rank: int = 0, world_size: int = 1
+    given: Training, num_steps: int, *, micro_batches: int = 1, rank: int = 0, world_size: int = 1
 ) -> list[float]:
     """Do the next ``num_steps`` steps; the loss of each."""
-    steps = loader(given.train, parts=parts, rank=rank, world_size=world_size).steps(given.step)
+    steps = loader(
+        given.train, micro_batches=micro_batches, rank=rank, world_size=world_size
+    ).steps(given.step)
     return [given.run_step(next(steps)) for _ in range(num_steps)]
 
 

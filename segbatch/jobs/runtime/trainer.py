@@ -1,4 +1,8 @@
-"""Trainer: Ray Train as a fine-tune job uses it, on the driver's side and on a worker's."""
+"""Ray Train: starts the workers of a fine-tune job, which each call one function.
+
+The driver calls :func:`run_workers`; the function gets a :class:`TrainWorker`, which knows the
+worker's rank and passes checkpoints to Ray Train and progress to the driver.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +30,6 @@ from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from segbatch import signals, storage
-from segbatch.config.job import FinetuneJob
 from segbatch.errors import Incomplete, JobFailed, SegbatchError
 from segbatch.jobs.runtime.workers import Workers
 from segbatch.storage import one_line
@@ -34,9 +38,11 @@ POLL_S = 0.5
 
 
 @dataclass(frozen=True)
-class Worker:
-    """One of the processes that train together; ``rank`` 0 is the first of ``world_size``, and
-    ``local_rank`` 0 the first of its node. ``device`` is a ``torch.device``.
+class TrainWorker:
+    """One of the processes that train together.
+
+    ``rank`` is 0 to ``world_size`` - 1 over all nodes, ``local_rank`` likewise on its node.
+    ``device`` is a ``torch.device``; ``threads`` are those that the worker may use.
     """
 
     rank: int
@@ -44,33 +50,23 @@ class Worker:
     local_rank: int
     local_world_size: int
     device: Any
-    _listener: Queue
+    threads: int
+    _progress: Queue
 
-    @classmethod
-    def here(cls, listener: Queue) -> Worker:
-        """The worker that this process is."""
-        context = ray.train.get_context()
-        return cls(
-            context.get_world_rank(),
-            context.get_world_size(),
-            context.get_local_rank(),
-            context.get_local_world_size(),
-            get_device(),
-            listener,
-        )
-
-    def tell(self, facts: Mapping[str, Any]) -> None:
-        """Something for the driver to show."""
-        self._listener.put(dict(facts))
+    def send_progress(self, facts: Mapping[str, Any]) -> None:
+        """Send progress to the driver, which shows it."""
+        self._progress.put(dict(facts))
 
     def report(self, metrics: Mapping[str, Any], checkpoint: Path | None) -> None:
-        """The end of an epoch, by all workers; one of them gives the folder to be kept."""
+        """Report the end of an epoch. All workers wait here for each other; one of them gives the
+        folder with the checkpoint.
+        """
         saved = None if checkpoint is None else Checkpoint.from_directory(checkpoint)
         ray.train.report(dict(metrics), checkpoint=saved)
 
     @contextmanager
     def last_checkpoint(self) -> Iterator[Path | None]:
-        """The folder that was kept last, if any, as it is needed on this node."""
+        """A local folder with the last checkpoint, if there is one."""
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is None:
             yield None
@@ -80,17 +76,17 @@ class Worker:
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How a training ended: what the first worker returned, and the best checkpoint."""
+class TrainResult:
+    """What the first worker returned, and the best checkpoint."""
 
-    returned: Any
+    returned: str | None
     _best: Checkpoint | None
 
     @contextmanager
     def best_checkpoint(self) -> Iterator[Path]:
-        """The folder that was kept of the epoch with the best mIoU.
+        """A local folder with the checkpoint of the epoch with the best mIoU.
 
-        Raises :class:`~segbatch.errors.JobFailed` where none was.
+        Raises :class:`~segbatch.errors.JobFailed` if there is no checkpoint.
         """
         if self._best is None:
             raise JobFailed("the training ended without a checkpoint")
@@ -98,32 +94,49 @@ class Ended:
             yield Path(folder)
 
 
-def train(
-    work: Callable[[Worker], Any],
+def run_workers(
+    train_worker: Callable[[TrainWorker], str | None],
     workers: Workers,
-    job: FinetuneJob,
     training_uri: str,
-    show: Callable[[dict[str, Any]], None],
-) -> Ended:
-    """Run ``work`` on every worker until it returns; lost ones are replaced.
+    *,
+    keep_checkpoints: int,
+    max_failures: int,
+    on_progress: Callable[[dict[str, Any]], None],
+) -> TrainResult:
+    """Call ``train_worker`` on every worker and wait until it returns; replace lost workers.
 
-    What workers tell goes to ``show``. Checkpoints are below ``training_uri``,
-    and a training that finds some there goes on from the last. Raises
-    :class:`~segbatch.errors.JobFailed` where ``work`` fails, and
-    :class:`~segbatch.errors.Incomplete` where workers are lost too often.
+    ``on_progress`` gets the progress that workers send. Checkpoints are below ``training_uri``; a
+    training that has some already resumes from the last. Raises
+    :class:`~segbatch.errors.JobFailed` where ``train_worker`` fails, and
+    :class:`~segbatch.errors.Incomplete` where workers are lost more often than ``max_failures``.
     """
     for name in ("ray.train", "ray.train.v2"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    # On the driver's own node: a worker that tells something must not depend on any other.
+    # On the driver's own node: workers that send progress must not depend on any other node.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    listener = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+    # Not `ray.train.report`, which makes all workers wait for each other at every step.
+    progress = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     filesystem, path = storage.arrow_filesystem(training_uri)
-    low, high = job.resources.num_workers
+
+    def run_worker() -> str | None:
+        context = ray.train.get_context()
+        worker = TrainWorker(
+            context.get_world_rank(),
+            context.get_world_size(),
+            context.get_local_rank(),
+            context.get_local_world_size(),
+            get_device(),
+            workers.num_cpus,
+            progress,
+        )
+        return train_worker(worker)
+
+    low, high = workers.size
     trainer = TorchTrainer(
-        lambda: work(Worker.here(listener)),
+        run_worker,
         torch_config=TorchConfig(backend="nccl" if workers.num_gpus else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=low if low == high else (low, high),
+            num_workers=low if low == high else (low, high or low),
             use_gpu=bool(workers.num_gpus),
             resources_per_worker={"CPU": workers.num_cpus}
             | ({"GPU": workers.num_gpus} if workers.num_gpus else {}),
@@ -132,43 +145,44 @@ def train(
             name="checkpoints",
             storage_path=path,
             storage_filesystem=filesystem,
-            failure_config=FailureConfig(max_failures=job.limits.max_failures),
+            failure_config=FailureConfig(max_failures=max_failures),
             checkpoint_config=CheckpointConfig(
-                num_to_keep=job.keep_checkpoints, checkpoint_score_attribute="miou"
+                num_to_keep=keep_checkpoints, checkpoint_score_attribute="miou"
             ),
         ),
     )
-    outcome: list[Result | BaseException] = []
+    fitted: Future[Result] = Future()
 
     def fit() -> None:
         try:
-            outcome.append(cast(Result, trainer.fit()))
+            fitted.set_result(cast(Result, trainer.fit()))
         except BaseException as error:
-            outcome.append(error)
+            fitted.set_exception(error)
 
-    # In a thread: it blocks, and this one has to see signals and to show what is going on.
-    thread = threading.Thread(target=fit, daemon=True)
-    thread.start()
-    while thread.is_alive():
+    # In a thread because it blocks, while this one handles signals and shows progress.
+    threading.Thread(target=fit, daemon=True).start()
+    while not fitted.done():
         signals.check()
-        thread.join(POLL_S)
-        _drain(listener, show)
-    [ended] = outcome
-    if isinstance(ended, Result):
-        best = ended.get_best_checkpoint("miou", "max") if ended.best_checkpoints else None
-        return Ended(ended.return_value, best)
-    raise _explained(ended)
+        wait([fitted], POLL_S)
+        _take_progress(progress, on_progress)
+    error = fitted.exception()
+    if error is not None:
+        raise _explained(error)
+    result = fitted.result()
+    best = result.get_best_checkpoint("miou", "max") if result.best_checkpoints else None
+    return TrainResult(cast("str | None", result.return_value), best)
 
 
-def _drain(listener: Queue, show: Callable[[dict[str, Any]], None]) -> None:
+def _take_progress(progress: Queue, on_progress: Callable[[dict[str, Any]], None]) -> None:
     try:
-        for item in listener.get_nowait_batch(listener.qsize()):
-            show(item)
+        for facts in progress.get_nowait_batch(progress.qsize()):
+            on_progress(facts)
     except (queue.Empty, RayActorError):
         pass
 
 
 def _explained(error: BaseException) -> Exception:
+    """The error of Ray Train as one of ours: the first that a worker raised on purpose, if any."""
     if not isinstance(error, TrainingFailedError):
         return JobFailed(f"training: {one_line(error)}")
     causes = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else []
@@ -179,6 +193,6 @@ def _explained(error: BaseException) -> Exception:
     if causes and all(isinstance(cause, RayActorError) for cause in causes):
         return Incomplete(
             "training: workers were lost more often than limits.max_failures allows; run it again"
-            " to go on from the last checkpoint"
+            " to resume from the last checkpoint"
         )
     return JobFailed(f"training: {one_line(causes[0] if causes else error)}")

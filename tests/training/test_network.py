@@ -18,7 +18,7 @@ from segbatch.model import zoo
 from segbatch.model.bundle import load_bundle, save_bundle
 from segbatch.model.config import ModelConfig
 from segbatch.model.zoo import Network
-from segbatch.training.start import start
+from segbatch.training.network import build_network
 
 CLASSES = Classes(["wall", "window", "door"])
 
@@ -42,7 +42,7 @@ def saved(state: Mapping[str, Any], folder: Path) -> str:
 
 def started(uri: str | None, backbone: str, arch: str = "deeplabv3plus") -> Network:
     keys = Keys(arch=arch, backbone=backbone, backbone_weights=uri)  # type: ignore[arg-type]
-    network, config = start(keys, CLASSES, lambda line: None)
+    network, config = build_network(keys, CLASSES, lambda line: None)
     assert (config.arch, config.backbone, config.classes) == (arch, backbone, CLASSES)
     assert config.output_stride == network.output_stride
     return network
@@ -179,7 +179,7 @@ def rows(network: Network) -> list[tuple[set[float], float]]:
 def test_a_model_of_the_same_classes_goes_on_as_it_is(tmp_path: Path) -> None:
     uri = bundle_of(tmp_path, ["wall", "window", "door"], "deeplabv3plus", "tu-test_resnet")
     said: list[str] = []
-    network, config = start(Start(**{"from": uri}), CLASSES, said.append)
+    network, config = build_network(Start(**{"from": uri}), CLASSES, said.append)
     assert said == []
     old, _ = load_bundle(uri)
     assert network.state_dict().keys() == old.state_dict().keys()
@@ -191,7 +191,7 @@ def test_a_model_of_the_same_classes_goes_on_as_it_is(tmp_path: Path) -> None:
 def test_classes_of_the_same_name_keep_their_rows_wherever_they_stand(tmp_path: Path) -> None:
     uri = bundle_of(tmp_path, ["sky", "door", "wall"], "deeplabv3plus", "tu-test_resnet")
     said: list[str] = []
-    network, config = start(Start(**{"from": uri}), CLASSES, said.append)
+    network, config = build_network(Start(**{"from": uri}), CLASSES, said.append)
     wall, window, door = rows(network)
     assert wall == ({102.0}, 202.0)
     assert door == ({101.0}, 201.0)
@@ -209,7 +209,7 @@ def test_classes_of_the_same_name_keep_their_rows_wherever_they_stand(tmp_path: 
 def test_classes_in_another_order_are_moved(tmp_path: Path) -> None:
     uri = bundle_of(tmp_path, ["door", "wall", "window"], "deeplabv3plus", "tu-test_resnet")
     said: list[str] = []
-    network, _ = start(Start(**{"from": uri}), CLASSES, said.append)
+    network, _ = build_network(Start(**{"from": uri}), CLASSES, said.append)
     assert [bias for _, bias in rows(network)] == [201.0, 202.0, 200.0]
     assert said == [f"{uri}: head rebuilt; classes kept: wall, window, door; new: none"]
 
@@ -218,7 +218,7 @@ def test_colours_do_not_make_other_classes(tmp_path: Path) -> None:
     uri = bundle_of(tmp_path, ["wall", "window", "door"], "deeplabv3plus", "tu-test_resnet")
     colours = Classes(["wall", "window", "door"], [(1, 2, 3), (4, 5, 6), (7, 8, 9)])
     said: list[str] = []
-    network, config = start(Start(**{"from": uri}), colours, said.append)
+    network, config = build_network(Start(**{"from": uri}), colours, said.append)
     assert said == []
     assert [bias for _, bias in rows(network)] == [200.0, 201.0, 202.0]
     assert config.classes == colours
@@ -226,7 +226,7 @@ def test_colours_do_not_make_other_classes(tmp_path: Path) -> None:
 
 def test_an_auxiliary_head_is_new_and_does_not_get_into_the_model(tmp_path: Path) -> None:
     uri = bundle_of(tmp_path, ["wall", "window"], "deeplabv3", "mobilenet_v3_large")
-    network, config = start(Start(**{"from": uri}), CLASSES, lambda line: None)
+    network, config = build_network(Start(**{"from": uri}), CLASSES, lambda line: None)
     auxiliary = [key for key in network.state_dict() if key.startswith("aux_classifier.")]
     assert network.state_dict()["aux_classifier.4.weight"].shape[0] == 3
     assert auxiliary
@@ -247,4 +247,4 @@ def test_an_auxiliary_head_is_new_and_does_not_get_into_the_model(tmp_path: Path
 
 def test_a_model_that_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"none/config\.json: no such file"):
-        start(Start(**{"from": str(tmp_path / "none")}), CLASSES, lambda line: None)
+        build_network(Start(**{"from": str(tmp_path / "none")}), CLASSES, lambda line: None)

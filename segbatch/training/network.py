@@ -1,4 +1,4 @@
-"""Where a training starts: a network on a backbone's weights, or one that goes on from a model."""
+"""The network that a training starts from: on a backbone's weights, or on those of a model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from segbatch.config.training import Network as Keys
+from segbatch.config.training import Network as NetworkKeys
 from segbatch.config.training import Start
 from segbatch.errors import ModelError
 from segbatch.masks.classes import Classes
@@ -18,14 +18,14 @@ from segbatch.model.config import ModelConfig
 from segbatch.model.zoo import Network
 
 
-def start(
-    keys: Keys | Start, classes: Classes, say: Callable[[str], None]
+def build_network(
+    keys: NetworkKeys | Start, classes: Classes, say: Callable[[str], None]
 ) -> tuple[Network, ModelConfig]:
-    """The network to train, on the CPU and with its auxiliary head, and what its bundle will say.
+    """The network to train, on the CPU and with its auxiliary head, and the config of its bundle.
 
-    New weights are drawn from torch's random numbers. ``say`` is told what becomes of a head.
-    Raises :class:`~segbatch.errors.ModelError` for a network that cannot be built or weights that
-    do not fit.
+    New weights are drawn from torch's random numbers. ``say`` gets a line where the head of a model
+    is rebuilt. Raises :class:`~segbatch.errors.ModelError` for a network that cannot be built, or
+    weights that do not fit.
     """
     if isinstance(keys, Start):
         return _from_bundle(keys.bundle, classes, say)
@@ -38,45 +38,45 @@ def start(
         auxiliary=True,
     )
     if keys.backbone_weights not in (None, "imagenet"):
-        fit_trunk(network, keys.backbone_weights)
+        load_backbone(network, keys.backbone_weights)
     config = ModelConfig(keys.arch, keys.backbone, network.output_stride, classes)
     return network, config
 
 
-def fit_trunk(network: Network, uri: str) -> None:
-    """Load classification weights into the backbone; the layers that follow on it are left out.
+def load_backbone(network: Network, uri: str) -> None:
+    """Load classification weights into the backbone; the classifier's own layers are left out.
 
     Raises :class:`~segbatch.errors.ModelError` for a file that is not of this backbone.
     """
-    trunk = network.get_submodule(network.trunk_key)
-    expected = trunk.state_dict()
-    own = {_as_classified(key): key for key in expected}
-    parts = {key.partition(".")[0] for key in own}
+    backbone = network.get_submodule(network.trunk_key)
+    expected = backbone.state_dict()
+    own_keys = {_classifier_key(key): key for key in expected}
+    parts = {key.partition(".")[0] for key in own_keys}
     given = {
-        own.get(name, key): value
+        own_keys.get(name, key): value
         for key, value in weights.decode_state(weights.read_file(uri), uri).items()
-        if (name := _as_classified(key)).partition(".")[0] in parts
+        if (name := _classifier_key(key)).partition(".")[0] in parts
     }
     missing = [k for k in expected if k not in given and not k.endswith("num_batches_tracked")]
     unlike = [k for k, v in given.items() if k in expected and v.shape != expected[k].shape]
     unknown = [key for key in given if key not in expected]
-    troubles = [
+    faults = [
         *(f"lack {key}" for key in missing),
         *(f"have another shape at {key}" for key in unlike),
         *(f"have {key}, which it does not" for key in unknown),
     ]
-    if troubles:
+    if faults:
         raise ModelError(
-            f"{uri}: not weights of this backbone: they {troubles[0]}; set model.backbone to the"
-            " network that they are of"
+            f"{uri}: not weights of this backbone: they {faults[0]}; set model.backbone to the"
+            " network that they belong to"
         )
-    trunk.load_state_dict(given, strict=False)
+    backbone.load_state_dict(given, strict=False)
 
 
-def _as_classified(key: str) -> str:
-    """A backbone's key, as it is called in the classification network that it was cut out of.
+def _classifier_key(key: str) -> str:
+    """A backbone's key as the classification network calls it that the backbone was cut out of.
 
-    torchvision cuts out what stands under ``features``; timm puts all under ``model``, and calls
+    torchvision cuts out what is under ``features``; timm puts everything under ``model``, and calls
     ``stages.0`` ``stages_0``.
     """
     key = key.removeprefix("model.").removeprefix("features.")
@@ -92,11 +92,10 @@ def _from_bundle(
     )
     state = old.state_dict()
     if config.classes.names != classes.names:
-        head = [key for key in state if key.startswith(f"{old.head_key}.")]
-        fresh = network.state_dict()
+        new_state = network.state_dict()
+        for key in [key for key in state if key.startswith(f"{old.head_key}.")]:
+            state[key] = _rows_by_name(state[key], new_state[key], config.classes, classes)
         kept = [name for name in classes.names if name in config.classes.names]
-        for key in head:
-            state[key] = _moved(state[key], fresh[key], config.classes, classes)
         new = [name for name in classes.names if name not in kept]
         names = [", ".join(part) or "none" for part in (kept, new)]
         say(f"{uri}: head rebuilt; classes kept: {names[0]}; new: {names[1]}")
@@ -105,12 +104,14 @@ def _from_bundle(
     return network, replace(config, classes=classes, metrics={}, provenance={"started_from": uri})
 
 
-def _moved(rows: Tensor, fresh: Tensor, old: Classes, new: Classes) -> Tensor:
-    """``fresh`` with the rows of ``rows`` whose classes have the same name."""
-    moved = fresh.clone()
-    ids = {seg_class.name: seg_class.id for seg_class in old}
+def _rows_by_name(
+    old_rows: Tensor, new_rows: Tensor, old_classes: Classes, new_classes: Classes
+) -> Tensor:
+    """``new_rows``, with the row of ``old_rows`` for each class that both have by name."""
+    rows = new_rows.clone()
+    old_ids = {seg_class.name: seg_class.id for seg_class in old_classes}
     with torch.no_grad():
-        for seg_class in new:
-            if seg_class.name in ids:
-                moved[seg_class.id] = rows[ids[seg_class.name]]
-    return moved
+        for seg_class in new_classes:
+            if seg_class.name in old_ids:
+                rows[seg_class.id] = old_rows[old_ids[seg_class.name]]
+    return rows

@@ -1,8 +1,8 @@
-"""Metrics of segmentation: a confusion matrix, the boundaries, and what follows from them.
+"""Confusion matrix and boundary counts of label maps, and the scores computed from them.
 
-Counts, and not scores, are what parts of a dataset and several workers hand over: they add up, and
-the scores of the sum are those of the whole. A class that is in neither truth nor prediction has
-no score (NaN, in JSON null) and is left out of every mean.
+Parts of a dataset, and workers, hand over counts and not scores: counts add up, and the scores of
+the sum are those of the whole. A class that is in neither truth nor prediction has no score (NaN,
+``null`` in JSON) and is left out of every mean.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ BOUNDARY_TOLERANCE = 0.0075  # of the image's diagonal
 
 Ids = npt.NDArray[np.uint8]
 Counts = npt.NDArray[np.int64]
-Scores = npt.NDArray[np.float64]
+ClassScores = npt.NDArray[np.float64]  # (C,)
 
 
 class ConfusionMatrix:
@@ -34,9 +34,9 @@ class ConfusionMatrix:
         self.counts: Counts = np.zeros((num_classes, num_classes), np.int64)
 
     def update(self, truth: Ids, prediction: Ids) -> None:
-        """Count two label maps of one shape; pixels whose truth is the ignore index are left out.
+        """Count two label maps of the same shape; pixels whose truth is ignored are left out.
 
-        Raises ``ValueError`` for other shapes, or ids that are no class.
+        Raises ``ValueError`` for different shapes, or ids that are no class.
         """
         _check_shapes(truth, prediction)
         known = truth != IGNORE_INDEX
@@ -44,14 +44,14 @@ class ConfusionMatrix:
         num_classes = len(self.counts)
         if rows.size and max(rows.max(), columns.max()) >= num_classes:
             raise ValueError(
-                f"class ids go to {max(rows.max(), columns.max())}, not {num_classes - 1}"
+                f"class ids go up to {max(rows.max(), columns.max())}, not {num_classes - 1}"
             )
         pairs = np.bincount(rows * num_classes + columns, minlength=num_classes**2)
         self.counts += pairs.reshape(num_classes, num_classes)
 
     @property
     def hits(self) -> Counts:
-        """Pixels of each class, ``(C,)``, that were predicted as it."""
+        """Pixels of each class, ``(C,)``, that were predicted as that class."""
         return np.diag(self.counts)
 
     @property
@@ -66,12 +66,12 @@ class ConfusionMatrix:
         pixels: Counts = self.counts.sum(0)
         return pixels
 
-    def iou(self) -> Scores:
+    def iou(self) -> ClassScores:
         """Intersection over union of each class, 0 to 1."""
         return _ratio(self.hits, self._union)
 
-    def accuracy(self) -> Scores:
-        """Share of each class's pixels that were predicted as it; 0 where it was only predicted."""
+    def accuracy(self) -> ClassScores:
+        """Share of each class's pixels predicted as that class; 0 where it is only predicted."""
         return np.where(self._union > 0, np.nan_to_num(_ratio(self.hits, self.truth)), np.nan)
 
     def miou(self) -> float:
@@ -98,13 +98,13 @@ class ConfusionMatrix:
 
 
 class BoundaryCounts:
-    """Pixels of class boundaries, true and predicted, and those with a counterpart nearby.
+    """Pixels of class boundaries, true and predicted, and how many have a counterpart nearby.
 
-    ``counts`` is 4×C int64: true ones, those of them that were found, predicted ones, those of them
-    that are right; these add up as confusion matrices do. A pixel is on the boundary of its class
-    if one of its four neighbours is of another; the image's edge is no boundary, nor is where the
-    truth is ignored, whatever was predicted there. Near is within 0.75 % of the image's diagonal,
-    rounded up to whole pixels.
+    ``counts`` is 4×C int64: true boundary pixels, those of them that were found, predicted boundary
+    pixels, those of them that are right. These add up as confusion matrices do. A pixel is on the
+    boundary of its class if one of its four neighbours is of another class; the image's edge is no
+    boundary, and neither is a place where the truth is ignored. Nearby is within 0.75 % of the
+    image's diagonal, rounded up to whole pixels.
 
     Sources: Csurka, Larlus and Perronnin, "What is a good evaluation measure for semantic
     segmentation?", 2013; tolerance and rounding as in the boundary measure of Perazzi et al., "A
@@ -117,7 +117,7 @@ class BoundaryCounts:
     def update(self, truth: Ids, prediction: Ids) -> None:
         """Count the boundaries of two label maps, ``(height, width)``.
 
-        Raises ``ValueError`` for other shapes.
+        Raises ``ValueError`` for different shapes.
         """
         _check_shapes(truth, prediction)
         radius = ceil(BOUNDARY_TOLERANCE * hypot(*truth.shape))
@@ -130,7 +130,7 @@ class BoundaryCounts:
             found, right = _near(one, other, width, radius), _near(other, one, width, radius)
             self.counts[:, class_id] += (len(one), found, len(other), right)
 
-    def f_scores(self) -> Scores:
+    def f_scores(self) -> ClassScores:
         """Harmonic mean of recall and precision of each class's boundary, 0 to 1."""
         true, found, predicted, right = self.counts
         recall = np.nan_to_num(_ratio(found, true))
@@ -143,12 +143,12 @@ class BoundaryCounts:
         return _mean(self.f_scores())
 
 
-def report(
+def all_scores(
     confusion: ConfusionMatrix, boundaries: BoundaryCounts, classes: Classes
 ) -> dict[str, Any]:
-    """All scores as JSON: those of the whole, and by class name where there is one per class.
+    """All scores as JSON: the overall ones, and those per class by class name.
 
-    ``None`` is what has no score.
+    ``None`` where there is no score.
     """
     return {
         "miou": number(confusion.miou()),
@@ -167,7 +167,7 @@ def number(score: float) -> float | None:
     return None if isnan(score) else float(score)
 
 
-def by_class(scores: Scores, classes: Classes) -> dict[str, float | None]:
+def by_class(scores: ClassScores, classes: Classes) -> dict[str, float | None]:
     """Scores, ``(C,)``, by class name."""
     return dict(zip(classes.names, map(number, scores), strict=True))
 
@@ -189,8 +189,8 @@ def _boundary(label_map: Ids, known: npt.NDArray[np.bool_]) -> tuple[Counts, Ids
 def _near(points: Counts, targets: Counts, width: int, radius: int) -> int:
     """How many of ``points`` have one of ``targets`` within ``radius`` pixels.
 
-    Both are positions in a flattened map of ``width``, ``targets`` ascending: a row of the disc
-    around a point is a range of positions, and whether a target is in it two searches.
+    Both are positions in a flattened map of ``width``, ``targets`` ascending. A row of the disc
+    around a point is a range of positions; two binary searches tell whether a target is in it.
     """
     waiting = points
     for dy in sorted(range(-radius, radius + 1), key=abs):
@@ -202,14 +202,14 @@ def _near(points: Counts, targets: Counts, width: int, radius: int) -> int:
     return len(points) - len(waiting)
 
 
-def _ratio(part: Counts | Scores, whole: Counts | Scores) -> Scores:
+def _ratio(part: Counts | ClassScores, whole: Counts | ClassScores) -> ClassScores:
     """``part / whole``, NaN where ``whole`` is 0."""
     ratio = np.full(len(whole), np.nan)
     np.divide(part, whole, out=ratio, where=whole > 0)
     return ratio
 
 
-def _mean(scores: Scores) -> float:
+def _mean(scores: ClassScores) -> float:
     present = scores[~np.isnan(scores)]
     return float(present.mean()) if present.size else float("nan")
 

@@ -9,14 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from segbatch.training.loop import Diverged, Training, summed, summed_counts
-from segbatch.training.metrics import ConfusionMatrix
+from segbatch.training import distributed
+from segbatch.training.confusion import ConfusionMatrix
+from segbatch.training.step import Diverged, Training
 from tests.training import together, toy
 
 
 def test_the_loss_falls_and_unseen_pictures_are_understood() -> None:
     given = toy.training(toy.recipe(epochs=24))
-    losses = toy.run(given, given.order.num_steps)
+    losses = toy.run(given, given.sampler.num_steps)
     assert np.mean(losses[-10:]) < 0.4 * np.mean(losses[:5])
 
     network = given.network.eval()
@@ -39,20 +40,20 @@ def saved(given: Training) -> dict[str, Any]:
     return state
 
 
-@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("micro_batches", [1, 2])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_a_training_goes_on_as_if_it_had_never_stopped(optimizer: str, parts: int) -> None:
+def test_a_training_goes_on_as_if_it_had_never_stopped(optimizer: str, micro_batches: int) -> None:
     train = toy.recipe(optimizer={"name": optimizer, "lr": 0.01}, schedule={"warmup": 8})
-    whole = toy.training(train, parts=parts)
-    losses = toy.run(whole, 4, parts=parts)
+    whole = toy.training(train, micro_batches=micro_batches)
+    losses = toy.run(whole, 4, micro_batches=micro_batches)
     state = saved(whole)
-    losses += toy.run(whole, 6, parts=parts)
+    losses += toy.run(whole, 6, micro_batches=micro_batches)
 
-    resumed = toy.training(train, toy.Toy(seed=1), parts=parts)
+    resumed = toy.training(train, toy.Toy(seed=1), micro_batches=micro_batches)
     torch.rand(5)  # what was drawn before does not matter
     resumed.load_state_dict(state)
-    assert (resumed.step, resumed.seen) == (4, 16)
-    assert toy.run(resumed, 6, parts=parts) == losses[4:]
+    assert (resumed.step, resumed.images_seen) == (4, 16)
+    assert toy.run(resumed, 6, micro_batches=micro_batches) == losses[4:]
     assert resumed.lr == whole.lr
     for name, value in whole.network.state_dict().items():
         assert torch.equal(value, resumed.network.state_dict()[name]), name
@@ -73,7 +74,7 @@ def test_the_rate_follows_the_images_that_were_seen() -> None:
     assert given.lr == 0.5
     toy.run(given, 5)
     assert given.lr == pytest.approx(0.5 * (1 - 20 / 60) ** 0.9)  # as the sixth step began
-    assert (given.step, given.seen) == (6, 24)
+    assert (given.step, given.images_seen) == (6, 24)
 
 
 def test_parts_make_the_step_of_the_mean_of_their_losses() -> None:
@@ -81,16 +82,16 @@ def test_parts_make_the_step_of_the_mean_of_their_losses() -> None:
         batch_size=8, freeze="batchnorm",
         optimizer={"lr": 0.1, "weight_decay": 0.0, "head_lr_factor": 1.0},
     )  # fmt: skip
-    given, plain = (toy.training(train, toy.Toy(dropout=0.0), parts=4) for _ in range(2))
-    parts = next(toy.loader(train, parts=4).steps(0))
-    assert [len(images) for images, _ in parts] == [2] * 4
+    given, plain = (toy.training(train, toy.Toy(dropout=0.0), micro_batches=4) for _ in range(2))
+    micro_batches = next(toy.loader(train, micro_batches=4).steps(0))
+    assert [len(images) for images, _ in micro_batches] == [2] * 4
 
-    objective = plain._objective
-    loss = torch.stack([objective(*part) for part in parts]).mean()
+    network_with_loss = plain._loss
+    loss = torch.stack([network_with_loss(*batch) for batch in micro_batches]).mean()
     loss.backward()
     expected = [p - 0.1 * p.grad for p in plain.network.parameters()]
 
-    assert given.run_step(parts) == pytest.approx(loss.item(), rel=1e-6)
+    assert given.run_step(micro_batches) == pytest.approx(loss.item(), rel=1e-6)
     for parameter, value in zip(given.network.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter, value)
 
@@ -115,12 +116,12 @@ def test_lower_precision_learns_the_same_on_the_cpu() -> None:
 
 def test_alone_a_worker_has_nothing_to_sum_or_to_settle() -> None:
     values = torch.tensor([1.0, 2.0])
-    assert torch.equal(summed(values), values)
-    assert summed_counts(np.array([3, 4]), torch.device("cpu")).tolist() == [3, 4]
+    assert torch.equal(distributed.all_sum(values), values)
+    assert distributed.all_sum_counts(np.array([3, 4]), torch.device("cpu")).tolist() == [3, 4]
     given = toy.training(toy.recipe())
     toy.run(given, 1)
     before = saved(given)["network"]
-    given.settle()
+    given.average_statistics()
     after = given.network.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
 

@@ -13,7 +13,7 @@ from torchmetrics.functional.classification import multiclass_accuracy, multicla
 from torchmetrics.functional.segmentation import mean_iou
 
 from segbatch.masks.classes import Classes
-from segbatch.training.metrics import BoundaryCounts, ConfusionMatrix, report
+from segbatch.training.confusion import BoundaryCounts, ConfusionMatrix, all_scores
 
 NUM_CLASSES = 5
 
@@ -92,7 +92,7 @@ def test_without_pixels_there_is_no_score() -> None:
     void, prediction = np.full((2, 2), 255, np.uint8), np.array([[0, 1], [2, 0]], np.uint8)
     matrix.update(void, prediction)
     boundaries.update(void, prediction)
-    scores = report(matrix, boundaries, Classes(["brick", "wall", "window"]))
+    scores = all_scores(matrix, boundaries, Classes(["brick", "wall", "window"]))
     nothing = dict.fromkeys(["brick", "wall", "window"])
     assert scores["miou"] is scores["pixel_accuracy"] is scores["mean_accuracy"] is None
     assert scores["frequency_weighted_iou"] is scores["boundary_f"] is None
@@ -104,7 +104,7 @@ def test_the_report_is_json_with_null_for_what_has_no_score() -> None:
     truth = np.array([[0, 0, 2, 2]], np.uint8)
     matrix.update(truth, truth)
     boundaries.update(truth, truth)
-    scores = report(matrix, boundaries, Classes(["brick", "wall", "traffic light"]))
+    scores = all_scores(matrix, boundaries, Classes(["brick", "wall", "traffic light"]))
     assert json.loads(json.dumps(scores, allow_nan=False)) == scores
     assert scores["iou"] == {"brick": 1.0, "wall": None, "traffic light": 1.0}
     assert scores["boundary_f_per_class"] == {"brick": 1.0, "wall": None, "traffic light": 1.0}
@@ -120,7 +120,7 @@ def test_matrices_of_parts_add_up_to_the_matrix_of_the_whole() -> None:
 
 def test_ids_that_are_no_class_and_other_shapes_are_refused() -> None:
     matrix = ConfusionMatrix(3)
-    with pytest.raises(ValueError, match="class ids go to 3, not 2"):
+    with pytest.raises(ValueError, match="class ids go up to 3, not 2"):
         matrix.update(np.array([3], np.uint8), np.array([0], np.uint8))
     for counts in (matrix, BoundaryCounts(3)):
         with pytest.raises(ValueError, match="truth is"):
