@@ -47,7 +47,8 @@ from segbatch.formats.format import (
     Slot,
     Writer,
 )
-from segbatch.formats.photo import Size, checked_size, read_sample_file
+from segbatch.formats.photo import checked_size, read_sample_file
+from segbatch.images.decode import Size
 from segbatch.masks.classes import IGNORE_INDEX, Classes
 
 Id = int | float | str | None

@@ -57,12 +57,12 @@ from segbatch.formats.format import (
 from segbatch.formats.photo import (
     LIMITS,
     ONE_FILE_FAILURES,
-    Size,
     checked_size,
     read_sample_file,
     stored_size,
 )
 from segbatch.formats.polygons import Polygon, polygons
+from segbatch.images.decode import Size
 from segbatch.masks.classes import CONTROL, IGNORE_INDEX, Classes, is_name
 
 DRAW_SHAPE: Mapping[str, Callable[[LabelMap, draw.Points, int], None]] = {

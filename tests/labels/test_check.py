@@ -81,7 +81,7 @@ def test_a_sound_dataset_has_no_findings(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "said"),
     [
-        ({"image": b"no image"}, "not an image"),
+        ({"image": b"no image"}, "looks like text"),
         ({"image": jpeg(1, HEIGHT, WIDTH)[:-200]}, "truncated"),
         ({"image": None}, "0 bytes"),
         ({"mask": b"no mask"}, "the mask is not a readable PNG"),
