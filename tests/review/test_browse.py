@@ -19,7 +19,7 @@ from PIL import Image
 
 from segbatch.errors import InputError
 from segbatch.masks import decode_mask
-from segbatch.review.browse.grid import PAGE_IMAGES, Grid, Wanted
+from segbatch.review.browse.grid import PAGE_IMAGES, Grid, GridQuery
 from segbatch.review.browse.site import Site
 from segbatch.run import Run
 from tests.conftest import S3
@@ -77,15 +77,15 @@ def get(url: str, **headers: str) -> tuple[int, bytes, Any]:
             return error.code, error.read(), error.headers
 
 
-def ask(url: str, path: str, **wanted: Any) -> Any:
-    status, content, _ = get(f"{url}{path}?{urlencode({'wanted': json.dumps(wanted)})}")
+def ask(url: str, path: str, **query: Any) -> Any:
+    status, content, _ = get(f"{url}{path}?{urlencode({'query': json.dumps(query)})}")
     told = json.loads(content)
     assert (status == 200) == ("error" not in told), told
     return told
 
 
-def ids(url: str, **wanted: Any) -> list[int]:
-    return [image["image_id"] for image in ask(url, "images", **wanted)["images"]]
+def ids(url: str, **query: Any) -> list[int]:
+    return [image["image_id"] for image in ask(url, "images", **query)["images"]]
 
 
 # ------------------------------------------------------------------------------ which images
@@ -107,10 +107,10 @@ def test_pages_follow_one_another_without_a_gap_or_an_image_twice(
     run: Run, sort: str, descending: bool
 ) -> None:
     grid = Grid(run)
-    first = grid.page(Wanted(sort=sort, descending=descending))
+    first = grid.page(GridQuery(sort=sort, descending=descending))
     assert len(first) == PAGE_IMAGES
     after = (first[-1]["value"], first[-1]["image_id"])
-    rest = grid.page(Wanted(sort=sort, descending=descending, after=after))
+    rest = grid.page(GridQuery(sort=sort, descending=descending, after=after))
     values = [image["value"] for image in first + rest if image["value"] is not None]
     assert values == sorted(values, reverse=descending)
     assert {image["image_id"] for image in first + rest} == set(range(NUM_OK + 2))
@@ -127,7 +127,7 @@ def test_pages_follow_one_another_without_a_gap_or_an_image_twice(
         ("true); DROP VIEW images; SELECT (1", "Cannot have any modifiers"),
         ("city IN (SELECT content FROM read_text('/etc/passwd'))", "Cannot access file"),
         ("1=1) ORDER BY (SELECT 1 FROM read_csv('/etc/passwd')", "Cannot have any modifiers"),
-        ("exists(FROM query /* ' */ ('SELECT 1'))", "runs no text as SQL"),
+        ("exists(FROM query /* ' */ ('SELECT 1'))", "must not run text as SQL"),
         ("city", "Could not convert string"),
     ],
 )
@@ -143,7 +143,7 @@ def test_what_is_no_condition_or_more_than_one_is_told_in_one_line(
 def test_what_the_page_never_asks_for_is_refused(url: str) -> None:
     assert "no such number" in ask(url, "images", sort="coverage.roof")["error"]
     assert "no such text" in ask(url, "count", texts={"image_id": "3"})["error"]
-    assert ask(url, "images", limit=10**9)["error"].startswith("wanted: limit: ")
+    assert ask(url, "images", limit=10**9)["error"].startswith("query: limit: ")
 
 
 @pytest.mark.parametrize("num_ok", [6, 0])
@@ -265,7 +265,7 @@ def test_the_command_says_where_the_page_is_and_ends_with_ctrl_c(run: Run) -> No
 
 def test_an_address_that_cannot_be_had_is_one_line(run: Run, url: str) -> None:
     for host, port in (("127.0.0.1", urlsplit(url).port), ("192.0.2.1", 0), ("no.such.host", 0)):
-        with pytest.raises(InputError, match=r"cannot listen at .*; name another with"):
+        with pytest.raises(InputError, match=r"cannot listen at .*; choose another with"):
             Site(run.uri, host, port or 0)
 
 

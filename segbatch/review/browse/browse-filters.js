@@ -1,4 +1,4 @@
-// What the images are chosen by: a control for each number, text and kind that the run has.
+// The filters: a control for each number, text column and kind of the run.
 "use strict";
 
 function fieldset(title, ...children) {

@@ -1,4 +1,4 @@
-// The images, a page after the other as one scrolls, and those that are sent to labelling.
+// The grid of images, loaded page by page while scrolling, and the images marked for labelling.
 "use strict";
 
 let timer;
@@ -9,24 +9,24 @@ function changed() {
 
 async function reload() {
   clearTimeout(timer);
-  wanted = { ranges: {}, texts: {}, sort: $("sort").value, descending: $("descending").checked };
-  for (const control of controls) control.write(wanted);
+  query = { ranges: {}, texts: {}, sort: $("sort").value, descending: $("descending").checked };
+  for (const control of controls) control.write(query);
   const mine = ++generation;
   loading = null;
   try {
-    const page = await ask("images", wanted);
+    const page = await ask("images", query);
     if (mine !== generation) return;
-    tell(null);
+    showError(null);
     $("grid").replaceChildren();
     empty.clear();
     images = [];
     window.scrollTo(0, 0);
     append(page.images);
-    const { count } = await ask("count", wanted);
+    const { count } = await ask("count", query);
     if (mine !== generation) return;
     $("hits").textContent = `${count.toLocaleString("en")} ${count === 1 ? "image" : "images"}`;
   } catch (error) {
-    if (mine === generation) tell(error);
+    if (mine === generation) showError(error);
   }
 }
 
@@ -34,7 +34,7 @@ function append(page) {
   const first = images.length;
   images.push(...page);
   atEnd = page.length === 0;
-  $("end").textContent = atEnd && images.length ? "That is all." : atEnd ? "No image is like that." : "";
+  $("end").textContent = atEnd && images.length ? "End of results" : atEnd ? "No image matches." : "";
   if (page.length) {
     const section = element("section");
     section.dataset.first = first;
@@ -43,7 +43,7 @@ function append(page) {
     $("grid").append(section);
     near.observe(section);
   }
-  end.unobserve($("end")); // observing anew tells whether it can be seen still
+  end.unobserve($("end")); // observing it again reports whether it is visible
   end.observe($("end"));
 }
 
@@ -51,19 +51,19 @@ function more() {
   if (atEnd || loading || !images.length) return loading;
   const { value, image_id } = images.at(-1);
   const mine = generation;
-  loading = ask("images", { ...wanted, after: [value, image_id] }).then((page) => {
+  loading = ask("images", { ...query, after: [value, image_id] }).then((page) => {
     if (mine !== generation) return;
     loading = null;
     append(page.images);
   }).catch((error) => {
     if (mine !== generation) return;
     loading = null;
-    tell(error);
+    showError(error);
   });
   return loading;
 }
 
-// A page far away keeps its place and lets its pictures go: of a million, few are held.
+// A page far from view keeps its height and drops its pictures, so that few are in memory.
 const near = new IntersectionObserver((entries) => {
   for (const { target, isIntersecting } of entries) {
     if (isIntersecting && !target.hasChildNodes()) {
@@ -103,7 +103,7 @@ function tile(index) {
   const made = element("figure", {}, open, element("figcaption", {}, element("label", {}, box),
     element("span", { className: "id", textContent: name, title: uri })));
   if (value !== null) {
-    const measure = run.measures.find((m) => m.name === wanted.sort);
+    const measure = run.measures.find((m) => m.name === query.sort);
     made.lastChild.append(element("span", { className: "value", textContent: format(measure, value) }));
   }
   made.dataset.id = image_id;
@@ -111,7 +111,7 @@ function tile(index) {
   return made;
 }
 
-const empty = new Set(); // tiles in view, or nearly, that have no pictures yet
+const empty = new Set(); // tiles in or near the view that have no pictures yet
 let numLoading = 0;
 
 const inView = new IntersectionObserver((entries) => {
@@ -139,7 +139,7 @@ function loadPictures() {
   }
 }
 
-// An answer without a picture (there is no mask) leaves none.
+// Removes the picture if the answer has none, as for an image without a mask.
 function loaded(picture, source) {
   return new Promise((resolve) => {
     picture.addEventListener("load", resolve);

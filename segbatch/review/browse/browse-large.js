@@ -1,7 +1,7 @@
-// One image large, its mask and all that is known of it.
+// The large view of one image: photograph, mask and facts.
 "use strict";
 
-let maskImage = null; // its mask, to be painted
+let maskImage = null; // the loaded mask of the shown image
 
 async function enlarge(index) {
   shown = index;
@@ -22,7 +22,7 @@ async function enlarge(index) {
   maskImage = null;
   paint();
   const answer = ask(`images/${image_id}`);
-  $("photo").removeAttribute("src"); // or the one before is seen until this one is there
+  $("photo").removeAttribute("src"); // or the previous image stays until this one has loaded
   $("photo").src = `pictures/large/${image_id}/photo`;
   if (kind === "ok" && run.masks) {
     const mask = new Image();
@@ -70,7 +70,7 @@ function describe(facts) {
     [element("dt", { textContent: name }), element("dd", { textContent: value })]));
 }
 
-// The whole mask, or only the class of one colour.
+// Paints the mask, or only the class with one colour.
 function paint(only) {
   const canvas = $("mask");
   canvas.hidden = !maskImage;

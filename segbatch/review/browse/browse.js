@@ -1,23 +1,23 @@
-// The page of a run. Whatever the run holds (URIs, names, columns) is hostile text: it is put into
-// the page as text content and in no other way.
+// The page of a run. All text from the run (URIs, names, columns) may be hostile: it enters the page
+// as text content only.
 "use strict";
 
 const $ = (id) => document.getElementById(id);
-const AHEAD = "1500px"; // pictures are there before they are scrolled to
-const PAUSE_MS = 200; // of a slider, before it is asked for
-// Tiles whose two pictures are asked for at a time. A browser has six connections, and one that
-// waits for slow storage keeps its own: what was clicked must find a free one.
+const AHEAD = "1500px"; // load this far below the visible part
+const PAUSE_MS = 200; // after the last change of a filter
+// Tiles whose two pictures load at a time. A browser has six connections, and slow storage blocks
+// them: a clicked image needs a free one.
 const MAX_LOADING = 2;
 
-let run; // what /run says
-let wanted = {}; // what /images is asked for
-let images = []; // of the pages so far
+let run; // the answer of /run
+let query = {}; // the query for /images
+let images = []; // of all pages so far
 let atEnd = false;
-let loading = null; // the promise of the page that is on its way
-let generation = 0; // answers to an older question are thrown away
+let loading = null; // the promise of the next page
+let generation = 0; // answers to older queries are dropped
 let shown = -1; // index of the large image
-const marked = new Map(); // image_id → uri; kept here, the server writes nothing
-const controls = []; // each {write(wanted), reset()}
+const marked = new Map(); // image_id → uri; only in the page, the server stores nothing
+const controls = []; // each {write(query), reset()}
 
 function element(tag, properties = {}, ...children) {
   const made = Object.assign(document.createElement(tag), properties);
@@ -37,20 +37,20 @@ function swatch(color) {
 }
 
 async function ask(path, parameters) {
-  const query = parameters ? `?${new URLSearchParams({ wanted: JSON.stringify(parameters) })}` : "";
-  const answer = await fetch(path + query, { headers: { Accept: "application/json" } });
+  const search = parameters ? `?${new URLSearchParams({ query: JSON.stringify(parameters) })}` : "";
+  const answer = await fetch(path + search, { headers: { Accept: "application/json" } });
   const text = await answer.text();
-  let told;
+  let content;
   try {
-    told = JSON.parse(text);
+    content = JSON.parse(text);
   } catch {
     throw new Error(text || answer.statusText);
   }
-  if (!answer.ok) throw new Error(told.error);
-  return told;
+  if (!answer.ok) throw new Error(content.error);
+  return content;
 }
 
-function tell(error) {
+function showError(error) {
   $("error").hidden = !error;
   $("error").textContent = error ? error.message : "";
 }
@@ -80,7 +80,7 @@ function listen() {
   $("large").addEventListener("close", () => { shown = -1; loadPictures(); });
   $("copy").addEventListener("click", async () => {
     getSelection().selectAllChildren($("uri"));
-    // Browsers give the clipboard to localhost and https alone; elsewhere the selection is there.
+    // Browsers give the clipboard to localhost and https only; elsewhere the text stays selected.
     await navigator.clipboard?.writeText(images[shown].uri);
     $("copy").textContent = navigator.clipboard ? "Copied" : "Selected: press Ctrl-C";
     setTimeout(() => { $("copy").textContent = "Copy URI"; }, 1500);
@@ -111,12 +111,12 @@ async function begin() {
     document.title = `${run.name} · segbatch`;
     $("name").textContent = run.name;
     const rows = Object.values(run.kinds).reduce((sum, count) => sum + count, 0);
-    const far = rows < run.images ? ` · ${rows.toLocaleString("en")} of ${run.images.toLocaleString("en")} so far` : "";
-    $("facts").textContent = `${run.uri} · ${run.status}${far} · ${run.model}`;
+    const progress = rows < run.images ? ` · ${rows.toLocaleString("en")} of ${run.images.toLocaleString("en")} so far` : "";
+    $("facts").textContent = `${run.uri} · ${run.status}${progress} · ${run.model}`;
     makeFilters();
     await reload();
   } catch (error) {
-    tell(error);
+    showError(error);
   }
 }
 

@@ -1,8 +1,8 @@
-"""Grid: which images of a run are shown, in which order, a page at a time.
+"""The grid of the browse page: filters and sorts a run's images, a page at a time.
 
-The database knows one view, ``images``, over the same files that ``segbatch query`` reads. It may
-open nothing but those, and of what a person types only one expression is taken, as a condition: so
-whoever is let to the page reads this run and nothing else, and nobody writes.
+The database has one view, ``images``, over the files that ``segbatch query`` reads. It can open no
+other files, and user input enters the SQL only as literals and as one expression, the condition. So
+a visitor of the page can read this run and nothing else, and cannot write.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from segbatch.results.runfolder import RunFolder
 from segbatch.results.schema import rows_schema
 
 PAGE_IMAGES = 60
-QUERY_S = 30.0  # of one question; a condition can ask for more than anybody waits for
+QUERY_S = 30.0  # limit for one query: a condition can be arbitrarily slow
 
 FACTS = ("image_id", "uri", "status", "error", "message", "width", "height")
 KIND = "coalesce(error, status)"
@@ -40,27 +40,28 @@ Group = Literal["coverage", "confidence", "uncertainty", "formulas", "columns"]
 Bound = Annotated[float, Field(allow_inf_nan=False)] | None
 
 
-class Wanted(BaseModel):
-    """What the page asks for. ``ranges`` are of measures, ``texts`` parts of text columns."""
+class GridQuery(BaseModel):
+    """Which images the page asks for, and in which order."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     ranges: dict[str, tuple[Bound, Bound]] = {}
-    """Lowest and highest value of a measure, both included."""
+    """Lowest and highest value by name of a measure, both included."""
     kinds: list[str] | None = None
-    """``ok``, or an error; ``null``: all."""
+    """``ok`` or kinds of errors; ``null``: all."""
     texts: dict[str, str] = {}
+    """Substrings by text column, in any case."""
     condition: str = ""
-    """SQL, as after ``WHERE``."""
+    """An SQL expression, as after ``WHERE``."""
     sort: str = "image_id"
     descending: bool = False
     after: tuple[Bound, int] | None = None
-    """Where the page before ended: its last value and ``image_id``."""
+    """The end of the previous page: its last value and ``image_id``."""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A number that each image has or has not: ``name`` is unique, ``expression`` is SQL."""
+    """A number that images may have: ``name`` is unique, ``column`` and ``expression`` are SQL."""
 
     name: str
     group: Group
@@ -69,19 +70,19 @@ class Measure:
 
     @property
     def expression(self) -> str:
-        """A finite double, or NULL: JSON has no number for anything else."""
+        """A finite double or NULL: JSON has no infinity and no NaN."""
         number = f"{self.column}::DOUBLE"
         return f"CASE WHEN isfinite({number}) THEN {number} END"
 
     def bound(self, value: float) -> str:
-        """A limit of it in SQL; ours are single precision, and 0.2 is to be found by 0.2."""
+        """A bound in SQL, in the precision of the column, so that 0.2 finds a stored 0.2."""
         return _double(value) if self.group == "columns" else f"{_double(value)}::FLOAT"
 
 
 class Grid:
-    """The images of a run as it is now. One question at a time; any thread may ask.
+    """Queries the images of a run as it is now; one query at a time, from any thread.
 
-    Every method raises :class:`~segbatch.errors.InputError` for what is asked wrongly and
+    Every method raises :class:`~segbatch.errors.InputError` for a wrong query and
     :class:`~segbatch.errors.Incomplete` or ``OSError`` if storage fails.
     """
 
@@ -95,7 +96,7 @@ class Grid:
         self.measures = {measure.name: measure for measure in self._measures(schema)}
         self.texts = ["uri", *(f.name for f in self._own_columns if not _is_number(f.type))]
 
-        self._asking = threading.Lock()
+        self._lock = threading.Lock()
         self._database = con = open_database()
         register_filesystems(con, [run.uri])
         shown = ", ".join(quoted_name(field.name) for field in schema if field.name not in HIDDEN)
@@ -109,82 +110,8 @@ class Grid:
             raise unreadable(error) from error
         self._images = con.table("images")
 
-    def kinds(self) -> dict[str, int]:
-        """How many images there are of each kind: ``ok``, or their error."""
-        with self._turn():
-            rows = self._ask(
-                self._images,
-                f"{KIND} AS kind, count(*)",
-                "GROUP BY kind ORDER BY kind != 'ok', kind",
-            )
-        return dict(rows)
-
-    def count(self, wanted: Wanted) -> int:
-        """How many images are wanted."""
-        with self._turn():
-            [(count,)] = self._ask(self._chosen(wanted), "count(*)")
-        return int(count)
-
-    def page(self, wanted: Wanted) -> list[dict[str, Any]]:
-        """The next images after ``wanted.after``, at most ``PAGE_IMAGES``.
-
-        Each has ``image_id, uri, kind, message`` and ``value``, by which it is sorted. No page
-        takes longer than the first: what was seen is left out by its value and not counted again.
-        """
-        value = "NULL::DOUBLE"
-        if wanted.sort != "image_id":
-            value = self._measure(wanted.sort).expression
-        direction, beyond = ("DESC", "<") if wanted.descending else ("ASC", ">")
-        later = "true"
-        if wanted.after:
-            last, image_id = wanted.after
-            later = f"value IS NULL AND image_id {beyond} {image_id}"
-            if last is not None:
-                later = (
-                    f"value IS NULL OR value {beyond} {_double(last)}"
-                    f" OR value = {_double(last)} AND image_id {beyond} {image_id}"
-                )
-        with self._turn():
-            chosen = self._chosen(wanted).project(
-                f"image_id, uri, {KIND} AS kind, message, {value} AS value"
-            )
-            rows = self._ask(
-                chosen,
-                "*",
-                f"WHERE {later} ORDER BY value {direction} NULLS LAST, image_id {direction}"
-                f" LIMIT {PAGE_IMAGES}",
-            )
-        return [dict(zip(chosen.columns, row, strict=True)) for row in rows]
-
-    def image(self, image_id: int) -> dict[str, Any]:
-        """All that is known of one image: its facts, ``measures`` by name, and the user's
-        ``columns`` as text. Raises ``RunError`` if it has no row.
-        """
-        measures = [m for m in self.measures.values() if m.group != "columns"]
-        numbers = [measure.expression for measure in measures]
-        names = [field.name for field in self._own_columns]
-        texts = [f"{quoted_name(name)}::VARCHAR" for name in names]
-        row = iter(self._row(image_id, [*FACTS, *numbers, *texts]))
-        return {
-            **{name: next(row) for name in FACTS},
-            "measures": {measure.name: next(row) for measure in measures},
-            "columns": {name: next(row) for name in names},
-        }
-
-    def uri(self, image_id: int) -> str:
-        """The URI of one image. Raises ``RunError`` if it has no row."""
-        return str(self._row(image_id, ["uri"])[0])
-
-    def _row(self, image_id: int, columns: Sequence[str]) -> tuple[Any, ...]:
-        with self._turn():
-            rows = self._ask(
-                self._images, ", ".join(columns), f"WHERE image_id = {image_id} LIMIT 1"
-            )
-        if not rows:
-            raise RunError(f"{self.run.uri}: image_id {image_id} has no row")
-        return rows[0]
-
     def _measures(self, schema: pa.Schema) -> Iterator[Measure]:
+        """The numbers in the table: of each class, of formulas, and in the user's columns."""
         per_class: tuple[Group, ...] = ("coverage", "confidence")
         for group in per_class:
             for c in self.run.classes if group in schema.names else []:
@@ -200,55 +127,133 @@ class Grid:
                 name = f"columns.{field.name}"
                 yield Measure(name, "columns", field.name, quoted_name(field.name))
 
+    def kinds(self) -> dict[str, int]:
+        """The number of images of each kind: ``ok``, or their error."""
+        with self._exclusive():
+            rows = self._select(
+                self._images,
+                f"{KIND} AS kind, count(*)",
+                "GROUP BY kind ORDER BY kind != 'ok', kind",
+            )
+        return dict(rows)
+
+    def count(self, query: GridQuery) -> int:
+        """The number of images that match."""
+        with self._exclusive():
+            [(count,)] = self._select(self._matching(query), "count(*)")
+        return int(count)
+
+    def page(self, query: GridQuery) -> list[dict[str, Any]]:
+        """The next matching images after ``query.after``, at most ``PAGE_IMAGES``.
+
+        Each has ``image_id, uri, kind, message`` and ``value``, the sort key. Later pages take no
+        longer than the first: they start behind the last value, without an offset.
+        """
+        value = "NULL::DOUBLE"
+        if query.sort != "image_id":
+            value = self._measure(query.sort).expression
+        direction, beyond = ("DESC", "<") if query.descending else ("ASC", ">")
+        later = "true"
+        if query.after:
+            last, image_id = query.after
+            later = f"value IS NULL AND image_id {beyond} {image_id}"
+            if last is not None:
+                later = (
+                    f"value IS NULL OR value {beyond} {_double(last)}"
+                    f" OR value = {_double(last)} AND image_id {beyond} {image_id}"
+                )
+        with self._exclusive():
+            chosen = self._matching(query).project(
+                f"image_id, uri, {KIND} AS kind, message, {value} AS value"
+            )
+            rows = self._select(
+                chosen,
+                "*",
+                f"WHERE {later} ORDER BY value {direction} NULLS LAST, image_id {direction}"
+                f" LIMIT {PAGE_IMAGES}",
+            )
+        return [dict(zip(chosen.columns, row, strict=True)) for row in rows]
+
+    def image(self, image_id: int) -> dict[str, Any]:
+        """The facts of one image, its ``measures`` by name, and the user's ``columns`` as text.
+
+        Raises ``RunError`` if the image has no row.
+        """
+        measures = [m for m in self.measures.values() if m.group != "columns"]
+        numbers = [measure.expression for measure in measures]
+        names = [field.name for field in self._own_columns]
+        texts = [f"{quoted_name(name)}::VARCHAR" for name in names]
+        row = iter(self._row(image_id, [*FACTS, *numbers, *texts]))
+        return {
+            **{name: next(row) for name in FACTS},
+            "measures": {measure.name: next(row) for measure in measures},
+            "columns": {name: next(row) for name in names},
+        }
+
+    def uri(self, image_id: int) -> str:
+        """The URI of one image. Raises ``RunError`` if the image has no row."""
+        return str(self._row(image_id, ["uri"])[0])
+
+    def _row(self, image_id: int, columns: Sequence[str]) -> tuple[Any, ...]:
+        with self._exclusive():
+            rows = self._select(
+                self._images, ", ".join(columns), f"WHERE image_id = {image_id} LIMIT 1"
+            )
+        if not rows:
+            raise RunError(f"{self.run.uri}: image_id {image_id} has no row")
+        return rows[0]
+
     def _measure(self, name: str) -> Measure:
         if name not in self.measures:
             raise InputError(f"no such number: {name}")
         return self.measures[name]
 
-    def _chosen(self, wanted: Wanted) -> duckdb.DuckDBPyRelation:
+    def _matching(self, query: GridQuery) -> duckdb.DuckDBPyRelation:
+        """The images that pass the filters and the condition."""
         conditions = []
-        for name, bounds in wanted.ranges.items():
+        for name, bounds in query.ranges.items():
             measure = self._measure(name)
             for sign, bound in zip((">=", "<="), bounds, strict=True):
                 if bound is not None:
                     conditions.append(f"{measure.expression} {sign} {measure.bound(bound)}")
-        if wanted.kinds is not None:
-            kinds = ", ".join(["NULL", *map(quoted_text, wanted.kinds)])
+        if query.kinds is not None:
+            kinds = ", ".join(["NULL", *map(quoted_text, query.kinds)])
             conditions.append(f"{KIND} IN ({kinds})")
-        for name, part in wanted.texts.items():
+        for name, part in query.texts.items():
             if name not in self.texts:
                 raise InputError(f"no such text: {name}")
             text = f"lower({quoted_name(name)}::VARCHAR)"
             conditions.append(f"contains({text}, lower({quoted_text(part)}))")
-        images = self._filtered(wanted.condition) if wanted.condition.strip() else self._images
+        images = self._where(query.condition) if query.condition.strip() else self._images
         return images.filter(" AND ".join(conditions)) if conditions else images
 
-    def _filtered(self, condition: str) -> duckdb.DuckDBPyRelation:
+    def _where(self, condition: str) -> duckdb.DuckDBPyRelation:
+        """The images that fulfil an SQL condition that a visitor wrote."""
         if runs_text(condition):
-            raise InputError("a condition is one expression, and runs no text as SQL")
+            raise InputError("a condition is one expression, and must not run text as SQL")
         try:
-            # Takes one expression, and neither a second one nor a clause behind it.
+            # DuckDB takes one expression here, neither a second one nor a clause after it.
             return self._images.filter(f"(\n{condition}\n)")
         except (duckdb.ParserException, duckdb.BinderException) as error:
             columns = self._images.columns
             raise InputError(wrong_sql(lambda _: columns, [self.run], condition, error)) from error
 
-    def _ask(
+    def _select(
         self, images: duckdb.DuckDBPyRelation, columns: str, clauses: str = ""
     ) -> list[tuple[Any, ...]]:
         answer = images.query("chosen", f"SELECT {columns} FROM chosen {clauses}")
         return cast(duckdb.DuckDBPyRelation, answer).fetchall()
 
     @contextmanager
-    def _turn(self) -> Iterator[None]:
-        """The database to oneself, for so long as anybody waits."""
-        with self._asking:
+    def _exclusive(self) -> Iterator[None]:
+        """Exclusive use of the database, for at most ``QUERY_S``."""
+        with self._lock:
             deadline = threading.Timer(QUERY_S, self._database.interrupt)
             deadline.start()
             try:
                 yield
             except duckdb.InterruptException as error:
-                raise InputError(f"no answer in {QUERY_S:.0f} s: ask for less") from error
+                raise InputError(f"no answer in {QUERY_S:.0f} s; simplify the query") from error
             except duckdb.Error as error:
                 raise unreadable(error) from error
             finally:
@@ -256,9 +261,10 @@ class Grid:
 
 
 def _is_number(kind: pa.DataType) -> bool:
-    of_numbers = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)
-    return any(is_one(kind) for is_one in of_numbers)
+    return bool(
+        pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    )
 
 
 def _double(value: float) -> str:
-    return f"{quoted_text(repr(value))}::DOUBLE"  # a bare one is a decimal, and is rounded
+    return f"{quoted_text(repr(value))}::DOUBLE"  # a bare literal is a DECIMAL, which rounds

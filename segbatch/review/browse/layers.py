@@ -1,7 +1,7 @@
-"""Layers: an image of a run as a browser shows it, a photograph and its mask to lay over it.
+"""Images of a run as the browse page shows them: a photograph and a mask to lay over it.
 
-Made when they are asked for, from the image itself, and kept while there is room. The mask is a
-picture of its own and not painted in, so that the browser settles how much of it is seen.
+They are made on request from the original image, and cached within a memory limit. The mask is a
+picture of its own, so that the browser can set its opacity.
 """
 
 from __future__ import annotations
@@ -27,18 +27,19 @@ from segbatch.review.pictures import Picture, limits_of, read_pictures
 Size = Literal["small", "large"]
 
 LONG_SIDES: dict[Size, int] = {"small": 320, "large": 1600}
-KEPT_BYTES = 256 << 20
-THREADS = 6  # as many as a browser asks for at a time
+CACHE_BYTES = 256 << 20
+THREADS = 6  # as many as a browser has connections
 
-# Of one that looks at pictures, and not of a job that runs through the night.
+# Short limits, because a person is waiting.
 TIMEOUT_S = 10.0
 RETRIES = 1
 
 
 @dataclass(frozen=True)
 class Layers:
-    """``photo`` is JPEG, or SVG that says ``why`` there is none; ``mask`` a PNG of the same size,
-    or empty.
+    """An image: ``photo`` is a JPEG, ``mask`` a PNG of the same size, empty if there is none.
+
+    If the image cannot be shown, ``why`` is set and ``photo`` is an SVG with the reason.
     """
 
     photo: bytes
@@ -50,8 +51,8 @@ class Layers:
         return "image/jpeg" if self.why is None else "image/svg+xml"
 
 
-class Album:
-    """The layers of the images of a run, the latest seen ones in memory; for one event loop."""
+class LayerCache:
+    """Makes the layers of a run's images, and keeps the last used ones; for one event loop."""
 
     def __init__(self, run: RunFolder) -> None:
         self._run = run
@@ -61,21 +62,21 @@ class Album:
         self._kept_bytes = 0
         self._making: dict[tuple[int, Size], asyncio.Task[Layers]] = {}
 
-    async def layers(self, image_id: int, uri: str, size: Size) -> Layers:
-        """The layers of one image, whose longer side is at most ``LONG_SIDES[size]``."""
+    async def get(self, image_id: int, uri: str, size: Size) -> Layers:
+        """The layers of one image; their longer side is at most ``LONG_SIDES[size]``."""
         key = (image_id, size)
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
-        if key not in self._making:  # the photograph and the mask are asked for at one time
-            self._making[key] = asyncio.create_task(self._made(key, uri))
+        if key not in self._making:  # the browser requests both layers at once
+            self._making[key] = asyncio.create_task(self._make_in_thread(key, uri))
         return await asyncio.shield(self._making[key])
 
-    async def _made(self, key: tuple[int, Size], uri: str) -> Layers:
+    async def _make_in_thread(self, key: tuple[int, Size], uri: str) -> Layers:
         loop = asyncio.get_running_loop()
         try:
             layers = await loop.run_in_executor(self._threads, self._make, *key, uri)
-            if layers.why is None:  # what is missing may be there the next time
+            if layers.why is None:  # an error may be gone the next time
                 self._keep(key, layers)
             return layers
         finally:
@@ -84,7 +85,7 @@ class Album:
     def _keep(self, key: tuple[int, Size], layers: Layers) -> None:
         self._kept[key] = layers
         self._kept_bytes += len(layers.photo) + len(layers.mask)
-        while self._kept_bytes > KEPT_BYTES:
+        while self._kept_bytes > CACHE_BYTES:
             _, oldest = self._kept.popitem(last=False)
             self._kept_bytes -= len(oldest.photo) + len(oldest.mask)
 
@@ -105,7 +106,7 @@ class Album:
 
 
 def viewing_limits(run: RunFolder) -> Limits:
-    """How large an image may be by the run's job; of time, as much as a person waits."""
+    """The job's limits on the size of an image, with limits on time that suit a waiting person."""
     limits = limits_of(run)
     quick = {"timeout_s": min(limits.timeout_s, TIMEOUT_S), "retries": min(limits.retries, RETRIES)}
     return limits.model_copy(update=quick)

@@ -1,9 +1,9 @@
-"""Browse: a run as a page for one's own browser. Reads, and writes nothing anywhere.
+"""``segbatch browse``: serves a run as a web page. Read-only.
 
-The page is static; what it shows it asks for as JSON and pictures. Who asks must come from the page
-itself: another site is refused by what browsers say of a request, and a name that was pointed at
-this machine by its ``Host``. Where others than this machine are served, every address begins with
-a token that is nowhere but in the printed URL.
+The page is static and requests its content as JSON and pictures. Only the page itself may request
+them: other sites are refused by the ``Sec-Fetch-Site`` header, and DNS rebinding by the ``Host``
+header. If other machines can connect, every address starts with a token that is only in the printed
+URL.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from segbatch.errors import InputError, RunError, SegbatchError
 from segbatch.images.fetch import read_images
 from segbatch.images.video import is_frame
 from segbatch.results.runfolder import open_folder
-from segbatch.review.browse.grid import Grid, Wanted
-from segbatch.review.browse.layers import LONG_SIDES, Album, Layers, Size
+from segbatch.review.browse.grid import Grid, GridQuery
+from segbatch.review.browse.layers import LONG_SIDES, LayerCache, Layers, Size
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-ALL_ADDRESSES = ("0.0.0.0", "::")  # these are listened at, and nobody asks for them by that name
+ALL_ADDRESSES = ("0.0.0.0", "::")  # for listening; no client uses them as a name
 SHUTDOWN_S = 3
 
 PAGE = {
@@ -49,7 +49,7 @@ PAGE = {
 }
 
 HEADERS = {
-    "Cache-Control": "no-store",  # another run may be at the same address tomorrow
+    "Cache-Control": "no-store",  # another run may have the same address tomorrow
     "Content-Security-Policy": (
         "default-src 'none'; img-src 'self' data:; style-src 'self'; script-src 'self';"
         " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -61,8 +61,8 @@ HEADERS = {
 }
 
 
-class Browsing:
-    """What the page asks for, of one run. What is not finished is opened anew with the page."""
+class RunEndpoints:
+    """The HTTP endpoints of one run. The page opens an unfinished run again when it loads."""
 
     def __init__(self, run_uri: str) -> None:
         self._open(run_uri)
@@ -70,10 +70,10 @@ class Browsing:
     def _open(self, run_uri: str) -> None:
         run = open_folder(run_uri)
         self.grid = Grid(run)
-        self.album = Album(run)
+        self.layer_cache = LayerCache(run)
 
     def facts(self) -> dict[str, Any]:
-        """The run, and by what its images can be chosen."""
+        """The run, and the filters for its images."""
         run = open_folder(self.grid.run.uri)
         if run.info != self.grid.run.info:
             self._open(run.uri)
@@ -81,9 +81,9 @@ class Browsing:
             "name": run.name,
             "uri": run.uri,
             "status": run.status,
-            "images": run.info["manifest"]["rows"],
-            "model": run.info["model"]["uri"],
-            "masks": run.info["job"].get("masks") != "none",
+            "images": run.info.manifest.rows,
+            "model": run.info.model.uri,
+            "masks": run.info.job.get("masks") != "none",
             "classes": [
                 {"name": c.name, "field": c.field, "color": f"#{bytes(c.color).hex()}"}
                 for c in run.classes
@@ -100,12 +100,12 @@ class Browsing:
         return JSONResponse(await asyncio.to_thread(self.facts))
 
     async def images(self, request: Request) -> Response:
-        wanted = _wanted(request)
-        return JSONResponse({"images": await asyncio.to_thread(self.grid.page, wanted)})
+        query = _query_of(request)
+        return JSONResponse({"images": await asyncio.to_thread(self.grid.page, query)})
 
     async def count(self, request: Request) -> Response:
-        wanted = _wanted(request)
-        return JSONResponse({"count": await asyncio.to_thread(self.grid.count, wanted)})
+        query = _query_of(request)
+        return JSONResponse({"count": await asyncio.to_thread(self.grid.count, query)})
 
     async def image(self, request: Request) -> Response:
         image_id = request.path_params["image_id"]
@@ -120,9 +120,11 @@ class Browsing:
         return Response(layers.mask, 200 if layers.mask else 204, media_type="image/png")
 
     async def original(self, request: Request) -> Response:
-        """The file as it is in storage, for the disk and never to be shown: it may be anything."""
+        """The original file, as a download: it may hold anything, and is never shown."""
         uri = await asyncio.to_thread(self.grid.uri, request.path_params["image_id"])
-        [content] = await asyncio.to_thread(read_images, [uri], self.album.limits.of_reading())
+        [content] = await asyncio.to_thread(
+            read_images, [uri], self.layer_cache.limits.of_reading()
+        )
         if not isinstance(content, bytes):
             return PlainTextResponse(f"{content.kind}: {content.message}", 404)
         name = quote(storage.name_of(uri) + ".png" * is_frame(uri), safe="")
@@ -138,11 +140,11 @@ class Browsing:
             raise InputError(f"no such size: {size}")
         image_id = request.path_params["image_id"]
         uri = await asyncio.to_thread(self.grid.uri, image_id)
-        return await self.album.layers(image_id, uri, size)
+        return await self.layer_cache.get(image_id, uri, size)
 
 
-class Guard:
-    """Lets to the page who comes from it, and gives every answer its headers."""
+class RequestGuard:
+    """Refuses requests from anywhere but the page, and adds the headers to every answer."""
 
     def __init__(self, app: ASGIApp, hosts: frozenset[str] | None, token: str | None) -> None:
         self._app = app
@@ -162,7 +164,7 @@ class Guard:
             given, _, rest = path.removeprefix("/").partition("/")
             path = f"/{rest}"
             if not secrets.compare_digest(given.encode(), self._token.encode()):
-                refusal = "the address lacks its token: take it as segbatch browse printed it"
+                refusal = "the address lacks its token; use it as segbatch browse printed it"
         app = self._app if refusal is None else PlainTextResponse(refusal, 403)
         await app({**scope, "path": path, "raw_path": path.encode()}, receive, send_guarded)
 
@@ -172,30 +174,30 @@ class Guard:
         except ValueError:
             name = None
         if name is None or (self._hosts is not None and name not in self._hosts):
-            return "this page has another address: take it as segbatch browse printed it"
-        # Absent where it is no browser. A link to the page is followed; nothing is put in another.
+            return "this page has another address; use it as segbatch browse printed it"
+        # Only browsers send this header. Links to the page work; embedding its content does not.
         from_elsewhere = headers.get("sec-fetch-site", "none") in ("cross-site", "same-site")
         if from_elsewhere and headers.get("sec-fetch-mode") != "navigate":
-            return "another site has asked"
+            return "requests from other sites are refused"
         return None
 
 
 class Site:
     """The page of a run at an address; :meth:`run` serves it until Ctrl-C or :meth:`stop`.
 
-    Port 0 is any that is free. Raises :class:`~segbatch.errors.InputError` for an address that
-    cannot be had, and what :func:`~segbatch.results.runfolder.open_folder` raises.
+    Port 0 takes any free one. Raises :class:`~segbatch.errors.InputError` if it cannot listen at
+    the address, and what :func:`~segbatch.results.runfolder.open_folder` raises.
     """
 
     def __init__(self, run_uri: str, host: str, port: int) -> None:
         token = None if _is_loopback(host) else secrets.token_urlsafe(24)
         hosts = frozenset({host.lower(), *(LOOPBACK if token is None else ())})
-        app = Guard(
-            _application(Browsing(run_uri)), None if host in ALL_ADDRESSES else hosts, token
+        app = RequestGuard(
+            _application(RunEndpoints(run_uri)), None if host in ALL_ADDRESSES else hosts, token
         )
         config = uvicorn.Config(
             app,
-            access_log=False,  # it would hold the token
+            access_log=False,  # it would contain the token
             log_level="warning",
             server_header=False,
             lifespan="off",
@@ -210,7 +212,7 @@ class Site:
         self.url = f"http://{name}:{self._listening.getsockname()[1]}/{path}"
 
     def run(self) -> None:
-        with suppress(KeyboardInterrupt):  # ended in order, and raised again by the server
+        with suppress(KeyboardInterrupt):  # the server shuts down first, then raises it again
             self._server.run(sockets=[self._listening])
 
     def stop(self) -> None:
@@ -218,20 +220,22 @@ class Site:
         self._server.should_exit = True
 
 
-def _application(browsing: Browsing) -> ASGIApp:
+def _application(endpoints: RunEndpoints) -> ASGIApp:
     picture = "pictures/{size}/{image_id:int}"
     routes = [
         Route("/", _static("browse.html")),
         *(Route(f"/{name}", _static(name)) for name in PAGE),
-        Route("/run", browsing.run),
-        Route("/images", browsing.images),
-        Route("/count", browsing.count),
-        Route("/images/{image_id:int}", browsing.image),
-        Route("/originals/{image_id:int}", browsing.original),
-        Route(f"/{picture}/photo", browsing.photo),
-        Route(f"/{picture}/mask", browsing.mask),
+        Route("/run", endpoints.run),
+        Route("/images", endpoints.images),
+        Route("/count", endpoints.count),
+        Route("/images/{image_id:int}", endpoints.image),
+        Route("/originals/{image_id:int}", endpoints.original),
+        Route(f"/{picture}/photo", endpoints.photo),
+        Route(f"/{picture}/mask", endpoints.mask),
     ]
-    return Starlette(routes=routes, exception_handlers={SegbatchError: _say, OSError: _say})
+    return Starlette(
+        routes=routes, exception_handlers={SegbatchError: _error_response, OSError: _error_response}
+    )
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -248,7 +252,7 @@ def _listen(host: str, port: int) -> socket.socket:
         if listening:
             listening.close()
         raise InputError(
-            f"cannot listen at {host}, port {port}: {error.strerror or error}; name another with"
+            f"cannot listen at {host}, port {port}: {error.strerror or error}; choose another with"
             " --port or --host"
         ) from error
     return listening
@@ -261,13 +265,13 @@ def _is_loopback(host: str) -> bool:
         return host.lower() == "localhost"
 
 
-def _wanted(request: Request) -> Wanted:
+def _query_of(request: Request) -> GridQuery:
     try:
-        return Wanted.model_validate_json(request.query_params.get("wanted", "{}"))
+        return GridQuery.model_validate_json(request.query_params.get("query", "{}"))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise InputError(f"wanted: {where}: {first['msg']}") from error
+        raise InputError(f"query: {where}: {first['msg']}") from error
 
 
 def _static(name: str) -> Callable[[Request], Awaitable[Response]]:
@@ -279,8 +283,8 @@ def _static(name: str) -> Callable[[Request], Awaitable[Response]]:
     return page
 
 
-async def _say(_: Request, error: Exception) -> Response:
-    """An error that is raised on purpose is one line, as on the command line."""
+async def _error_response(_: Request, error: Exception) -> Response:
+    """An error as one line, as on the command line."""
     status = 404 if isinstance(error, RunError) else 400 if isinstance(error, InputError) else 503
     line = " ".join(str(error).split()) if status != 503 else storage.one_line(error)
     return JSONResponse({"error": line}, status)
