@@ -30,7 +30,7 @@ def _location(uri: str) -> str:
         raise ValueError("holds a user name or password; credentials belong in the environment")
     if uri != uri.strip() or re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", uri):
         raise ValueError(f"{uri!r} holds spaces around it or control characters")
-    if correct := uris.meant(uri):
+    if correct := uris.corrected(uri):
         raise ValueError(f"{uri} is no location; did you mean {correct}?")
     if uris.scheme_of(uri) in uris.OBJECT_SCHEMES and not uris.split_bucket(uri)[0].split("//")[1]:
         raise ValueError(f"{uri} names no bucket")

@@ -1,4 +1,4 @@
-"""Class ids, their names and colours, and label maps as palette PNGs."""
+"""Classes with their names and colours, and label maps as palette PNGs."""
 
 from segbatch.masks.codec import SIGNATURE, decode_mask, encode_mask
 from segbatch.masks.drawing import overlay, with_legend

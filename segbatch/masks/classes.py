@@ -1,9 +1,9 @@
-"""Classes: class id ↔ name ↔ field ↔ colour.
+"""The classes of a model, dataset or run: id, name, field and colour of each.
 
-A class id is its position, 0 to 254; 255 is the ignore index (void). A class's *name* is what
-people wrote (``traffic light``); its *field* is the same as a column name (``traffic_light``)
-that SQL, Delta and attribute access all take. Colours follow the class in every picture and in
-the palette of every mask.
+A class's *id* is its position, 0 to 254; 255 is the ignore index (void). Its *name* is what people
+wrote (``traffic light``); its *field* is the same as a column name (``traffic_light``) that SQL,
+Delta and attribute access all accept. Its colour is the same in every picture and in the palette of
+every mask.
 """
 
 from __future__ import annotations
@@ -21,19 +21,35 @@ from segbatch import storage
 from segbatch.errors import InputError
 from segbatch.masks.presets import PRESET_COLORS
 
+Color = tuple[int, int, int]  # RGB, 0 to 255 each
+
 IGNORE_INDEX = 255
-
-
 MAX_CLASSES = 255
-
-
 MAX_NAME = 200  # characters
-
-
 CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
+# Colours of the classes of facades, by field, after Okabe and Ito, Color Universal Design (2008);
+# any two can be distinguished with all common kinds of colour blindness.
+FACADE_COLORS: dict[str, Color] = {
+    "background": (0, 0, 0),
+    "brick": (178, 84, 52),
+    "wall": (222, 203, 164),
+    "facade": (222, 203, 164),
+    "window": (0, 114, 178),
+    "door": (230, 159, 0),
+    "roof": (90, 0, 90),
+    "balcony": (204, 121, 167),
+    "shop": (255, 240, 0),
+    "sky": (166, 216, 240),
+    "vegetation": (0, 158, 115),
+    "street": (70, 70, 70),
+}
 
-Color = tuple[int, int, int]
+VOC_NAMES = [
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair",
+    "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
+    "train", "tvmonitor",
+]  # fmt: skip
 
 
 def field_name(name: str) -> str:
@@ -42,14 +58,16 @@ def field_name(name: str) -> str:
 
 
 def is_name(value: object) -> TypeGuard[str]:
-    """Whether a class can be called so."""
+    """Whether ``value`` can be the name of a class."""
     if not isinstance(value, str) or not value.strip():
         return False
     return len(value) <= MAX_NAME and not CONTROL.search(value)
 
 
 def voc_color(class_id: int) -> Color:
-    """Colour of a class id, 0 to 255, in the Pascal VOC colour map: its bits dealt to R, G and B.
+    """The colour of a class id, 0 to 255, in the Pascal VOC colour map.
+
+    The bits of the id go to R, G and B in turn.
 
     Source: ``VOClabelcolormap.m`` of the Pascal VOC development kit.
     """
@@ -64,7 +82,7 @@ def voc_color(class_id: int) -> Color:
 
 @dataclass(frozen=True)
 class SegClass:
-    """One class: ``id`` 0 to 254, ``color`` as RGB, 0 to 255 each."""
+    """One class; ``id`` is 0 to 254."""
 
     id: int
     name: str
@@ -95,8 +113,8 @@ class Classes(Sequence[SegClass]):
         for name in names:
             if not is_name(name):
                 raise InputError(
-                    f"class name {str(name)[:MAX_NAME]!r}: must be a text that is not empty, of at"
-                    f" most {MAX_NAME} characters and no control characters"
+                    f"class name {str(name)[:MAX_NAME]!r}: must be a text of 1 to {MAX_NAME}"
+                    " characters without control characters"
                 )
             other = by_field.setdefault(field_name(name), name)
             if other is not name:
@@ -142,18 +160,18 @@ class Classes(Sequence[SegClass]):
 
     @property
     def palette(self) -> npt.NDArray[np.uint8]:
-        """Colours of all 256 palette indices, ``(256, 3)`` uint8; ids without a class as in VOC."""
+        """Colours of all palette indices, ``(256, 3)`` uint8; ids without a class are as in VOC."""
         palette = np.array([voc_color(i) for i in range(256)], np.uint8)
         palette[: len(self)] = [c.color for c in self._classes]
         return palette
 
     def to_json(self) -> list[dict[str, Any]]:
-        """As it stands in ``config.json``, ``classes.json`` and ``run.json``."""
+        """As stored in ``config.json``, ``classes.json`` and ``run.json``."""
         return [{"id": c.id, "name": c.name, "color": list(c.color)} for c in self._classes]
 
     @classmethod
     def from_json(cls, entries: Sequence[Mapping[str, Any]]) -> Classes:
-        """The inverse of :meth:`to_json`; raises ``InputError`` where ids are not 0, 1, 2, …"""
+        """The inverse of :meth:`to_json`. Raises ``InputError`` unless the ids are 0, 1, 2, …"""
         if isinstance(entries, list) and len(entries) > MAX_CLASSES:
             raise InputError(f"{len(entries)} classes: masks hold at most {MAX_CLASSES}")
         try:
@@ -173,8 +191,8 @@ class Classes(Sequence[SegClass]):
 def read_classes(text: str) -> Classes:
     """The classes that ``--classes`` names: a preset, ``a,b,c``, or a file (any URI).
 
-    A file is a ``classes.json``, a JSON list of names, or a labelme ``labels.txt`` with a name a
-    line, where ``__ignore__`` is the ignore index and takes no id. Raises
+    A file is a ``classes.json``, a JSON list of names, or a labelme ``labels.txt`` with one name a
+    line, where ``__ignore__`` is the ignore index and has no id. Raises
     :class:`~segbatch.errors.InputError`.
     """
     if text in PRESETS:
@@ -188,7 +206,7 @@ def read_classes(text: str) -> Classes:
             values = json.loads(content)
     except (OSError, RecursionError, ValueError) as error:
         raise InputError(
-            f"--classes {text}: neither a,b,c, nor a preset ({', '.join(PRESETS)}), nor a file of"
+            f"--classes {text}: not a,b,c, not a preset ({', '.join(PRESETS)}), and not a file of"
             f" names: {storage.one_line(error)}"
         ) from error
     if isinstance(values, dict):
@@ -212,32 +230,7 @@ def _color(value: Any) -> Color | None:
     return red, green, blue
 
 
-# Colours of the classes that facades have, by field, after Okabe and Ito, Color Universal Design
-# (2008); any two are told apart with any of the common kinds of colour blindness.
-FACADE_COLORS: dict[str, Color] = {
-    "background": (0, 0, 0),
-    "brick": (178, 84, 52),
-    "wall": (222, 203, 164),
-    "facade": (222, 203, 164),
-    "window": (0, 114, 178),
-    "door": (230, 159, 0),
-    "roof": (90, 0, 90),
-    "balcony": (204, 121, 167),
-    "shop": (255, 240, 0),
-    "sky": (166, 216, 240),
-    "vegetation": (0, 158, 115),
-    "street": (70, 70, 70),
-}
-
-
-VOC_NAMES = [
-    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair",
-    "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
-    "train", "tvmonitor",
-]  # fmt: skip
-
-
-# Classes that a user can name instead of writing them out.
+# Classes that a user can name instead of listing them.
 PRESETS: dict[str, Classes] = {
     "facade": Classes(["background", "brick", "wall", "window", "door", "roof", "balcony", "sky"]),
     "voc": Classes(VOC_NAMES, [voc_color(i) for i in range(len(VOC_NAMES))]),

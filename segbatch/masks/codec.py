@@ -1,12 +1,12 @@
-"""Masks: label map ↔ palette PNG, and pictures of them. The only codec of masks.
+"""Encodes label maps as palette PNGs and decodes them; the only codec of masks.
 
 A label map is ``(height, width)`` uint8 of class ids, 255 = ignore. Its mask is a PNG whose
 palette index is the class id and whose colours are those of the classes, the convention of
-Pascal VOC, so that every viewer shows it and Pillow gives the ids back.
+Pascal VOC: every viewer shows it, and Pillow returns the ids.
 
-The chunks are written here because no library writes them as fast: label maps are flat, so
-subtracting the row above (filter ``Up``) leaves almost only zeros, and deflate has nothing to
-search for but runs (``Z_RLE``). ``benchmarks/masks.py`` has the figures.
+The PNG chunks are written here because no library writes them as fast: label maps are flat, so
+subtracting the row above (filter ``Up``) leaves almost only zeros, and deflate needs to search for
+runs only (``Z_RLE``). ``benchmarks/masks.py`` has the figures.
 
 Source: Portable Network Graphics (PNG) Specification, third edition, W3C 2025.
 """
@@ -23,17 +23,12 @@ from zlib_ng import zlib_ng
 
 from segbatch.errors import SourceError
 
-# Of a mask that is read: four times what an image may have at most by default, and still no
-# decompression bomb. Pillow's own limit is below the largest images that a job may allow.
+# Limit of decode_mask: four times the default limit for images, and still no decompression bomb.
+# Pillow's own limit is below the largest images that a job may allow.
 MAX_PIXELS = 800_000_000
 
-
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-
-
 PALETTE_COLOR = 3
-
-
 FILTER_UP = 2
 
 
@@ -55,7 +50,7 @@ def encode_mask(label_map: npt.NDArray[np.uint8], palette: npt.NDArray[np.uint8]
     filtered = np.empty((height, 1 + rows.shape[1]), np.uint8)
     filtered[:, 0] = FILTER_UP
     filtered[0, 1:] = rows[0]
-    np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])  # modulo 256, as the filter is
+    np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])  # modulo 256, as the filter requires
 
     deflate = zlib_ng.compressobj(level=6, strategy=zlib_ng.Z_RLE)
     return b"".join(
@@ -72,11 +67,11 @@ def encode_mask(label_map: npt.NDArray[np.uint8], palette: npt.NDArray[np.uint8]
 def decode_mask(data: bytes) -> npt.NDArray[np.uint8]:
     """The label map, ``(height, width)`` uint8, of a palette PNG of 1, 2, 4 or 8 bits.
 
-    Raises :class:`~segbatch.errors.SourceError` for anything that is no PNG, is damaged, or has
-    no palette: the values of a grey or RGB image are colours and not class ids.
+    Raises :class:`~segbatch.errors.SourceError` for data that is no PNG, is damaged, or has no
+    palette: the values of a grey or RGB image are colours, not class ids.
     """
     try:
-        # Not Image.open: that would refuse, or warn of, masks of the largest images.
+        # Not Image.open, which refuses the largest masks or warns about them.
         with PngImagePlugin.PngImageFile(io.BytesIO(data)) as image:
             if image.mode != "P":
                 raise SourceError(
@@ -90,12 +85,12 @@ def decode_mask(data: bytes) -> npt.NDArray[np.uint8]:
             return np.array(image)
     except SourceError:
         raise
-    except Exception as error:  # damaged bytes bring Pillow to IndexError and OverflowError, too
+    except Exception as error:  # Pillow also raises IndexError and OverflowError on damaged data
         raise SourceError(f"the mask is not a readable PNG: {error}") from error
 
 
 def _pack_nibbles(label_map: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Two ids a byte, the left one in the high half; an odd row ends in a half of zero."""
+    """Two ids a byte, the left one in the high half; an odd row is padded with zero."""
     width = label_map.shape[1]
     if width % 2:
         label_map = np.pad(label_map, ((0, 0), (0, 1)))

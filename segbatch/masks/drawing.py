@@ -1,15 +1,4 @@
-"""Masks: label map ↔ palette PNG, and pictures of them. The only codec of masks.
-
-A label map is ``(height, width)`` uint8 of class ids, 255 = ignore. Its mask is a PNG whose
-palette index is the class id and whose colours are those of the classes, the convention of
-Pascal VOC, so that every viewer shows it and Pillow gives the ids back.
-
-The chunks are written here because no library writes them as fast: label maps are flat, so
-subtracting the row above (filter ``Up``) leaves almost only zeros, and deflate has nothing to
-search for but runs (``Z_RLE``). ``benchmarks/masks.py`` has the figures.
-
-Source: Portable Network Graphics (PNG) Specification, third edition, W3C 2025.
-"""
+"""Draws label maps over photographs, and legends of their classes."""
 
 from __future__ import annotations
 
@@ -19,6 +8,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from segbatch.masks.classes import IGNORE_INDEX, Classes
 
+# Of the legend that lies on a picture.
+MIN_FONT = 9  # pixels; smaller text is illegible
+BACKGROUND = (0, 0, 0, 150)  # RGBA: the picture shines through
+MAX_WIDTH_SHARE = 0.5  # of the picture's width
+
 
 def overlay(
     image: npt.NDArray[np.uint8],
@@ -26,11 +20,12 @@ def overlay(
     classes: Classes,
     alpha: float = 0.5,
 ) -> Image.Image:
-    """The photo with the colours of its classes over it; ignored pixels stay as they are.
+    """The photograph with the class colours over it; ignored pixels are left as they are.
 
     ``image`` is ``(height, width, 3)`` uint8 RGB, ``label_map`` ``(height, width)`` uint8, and
-    ``alpha`` the share of the colour, 0 (photo alone) to 1 (colours alone). Gives an RGB picture
-    of the same size. Raises ``ValueError`` where the shapes differ or ``alpha`` is out of range.
+    ``alpha`` the opacity of the colours, 0 (photograph only) to 1 (colours only). Returns an RGB
+    picture of the same size. Raises ``ValueError`` if the shapes differ or ``alpha`` is out of
+    range.
     """
     if image.shape != (*label_map.shape, 3):
         raise ValueError(
@@ -49,18 +44,18 @@ def overlay(
 def with_legend(
     picture: Image.Image, classes: Classes, coverage: npt.NDArray[np.floating]
 ) -> Image.Image:
-    """``picture`` with a legend below: colour, name and share of each class, largest first.
+    """``picture`` with a legend below it: colour, name and share of each class, largest first.
 
-    ``coverage`` is ``(classes,)``, 0 to 1; classes without any pixel are left out. The result is
-    RGB, higher than ``picture``, and wider only if an entry needs it. Raises ``ValueError``
-    where there is not one share per class.
+    ``coverage`` is ``(classes,)``, 0 to 1; classes without pixels are left out. The result is RGB,
+    higher than ``picture``, and wider only if an entry needs it. Raises ``ValueError`` unless there
+    is one share per class.
     """
     if len(coverage) != len(classes):
         raise ValueError(f"{len(coverage)} shares for {len(classes)} classes")
     present = [classes[i] for i in np.argsort(-coverage, kind="stable") if coverage[i] > 0]
     texts = [f"{c.name}  {coverage[c.id]:.1%}" for c in present]
 
-    size = max(12, picture.width // 60)  # of the font; every other length follows it
+    size = max(12, picture.width // 60)  # of the font; all other lengths derive from it
     font = ImageFont.load_default(size)
     entry_width = 3 * size + max((round(font.getlength(text)) for text in texts), default=0)
     num_columns = max(1, picture.width // entry_width)
@@ -82,29 +77,20 @@ def with_legend(
     return sheet
 
 
-MIN_FONT = 9  # in pixels; below, nobody reads it
-
-
-_BACKGROUND = (0, 0, 0, 150)  # RGBA: the picture shines through
-
-
-_LARGEST_SHARE = 0.5  # of the picture's width that a legend may take
-
-
 def legend(classes: Classes, size: tuple[int, int]) -> Image.Image | None:
-    """Colour and name of each class, RGBA, for the corner of a picture of ``(width, height)``.
+    """An RGBA legend, colour and name of each class, to lie on a picture of ``(width, height)``.
 
-    ``None`` where they do not fit in: too many classes, or too small a picture.
+    ``None`` if it does not fit: too many classes, or too small a picture.
     """
     width, height = size
-    font_size = max(MIN_FONT, height // 45)  # every other length follows it
+    font_size = max(MIN_FONT, height // 45)  # all other lengths derive from it
     line = round(font_size * 1.4)
     font = ImageFont.load_default(font_size)
     text_width = max(round(font.getlength(each.name)) for each in classes)
     needed = (text_width + 3 * font_size, line * len(classes) + font_size)
-    if needed[0] > width * _LARGEST_SHARE or needed[1] > height:
+    if needed[0] > width * MAX_WIDTH_SHARE or needed[1] > height:
         return None
-    sheet = Image.new("RGBA", needed, _BACKGROUND)
+    sheet = Image.new("RGBA", needed, BACKGROUND)
     draw = ImageDraw.Draw(sheet)
     for each in classes:
         y = font_size // 2 + each.id * line

@@ -1,6 +1,6 @@
-"""Presets: classes of well-known data sets, with the colours that people know; names by id.
+"""Classes of well-known data sets with their usual colours: names in the order of their ids.
 
-Beside each stands its source. Colours are RGB in hexadecimal digits.
+The comment above each names its source. Colours are RGB in hexadecimal digits.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Every byte that segbatch reads or writes: on local disk, in object storage, over HTTP."""
+"""Reads and writes all of segbatch's data: on local disk, in object storage and over HTTP."""
 
 from segbatch.storage.clients import delta_options, filesystem
-from segbatch.storage.failures import Unreadable, one_line
+from segbatch.storage.failures import Unreadable, one_line, reading_input, translate_errors
 from segbatch.storage.files import (
     StoredFile,
     arrow_filesystem,
@@ -11,9 +11,8 @@ from segbatch.storage.files import (
     upload,
     write_bytes,
     writes_whole,
-    writing_output,
 )
-from segbatch.storage.reading import ReadLimits, read_bytes, read_input, read_many, reading_input
+from segbatch.storage.reading import ReadLimits, read_bytes, read_input, read_many
 from segbatch.storage.uris import (
     DELTA_SCHEMES,
     HTTP_SCHEMES,
@@ -52,8 +51,8 @@ __all__ = [
     "reading_input",
     "scheme_of",
     "split_bucket",
+    "translate_errors",
     "upload",
     "write_bytes",
     "writes_whole",
-    "writing_output",
 ]

@@ -1,15 +1,16 @@
-"""Arrow's files: how pyarrow reads an object by ranges, as few of its columns as are asked for.
+"""pyarrow and storage: reading files by ranges, and binary columns without copies.
 
-By the client of the bulk reads. s3fs asks anew what its own client asked anew, and gives up on a
-body that breaks off; and fsspec takes a storage that does not answer for a file that is not there.
+pyarrow reads only the columns it needs, through obstore. s3fs would retry what its own client has
+retried already and give up on a body that breaks off, and fsspec reports storage that does not
+answer as a missing file.
 """
 
 from __future__ import annotations
 
 import io
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +20,12 @@ from obstore.exceptions import BaseError as ObstoreError
 from obstore.store import ObjectStore
 from pyarrow.fs import FileInfo, FileType, FSSpecHandler, LocalFileSystem, PyFileSystem
 
-from segbatch.storage.clients import RETRIES, bulk_client, filesystem, waits
-from segbatch.storage.failures import as_os_error, may_pass, why_not
+from segbatch.storage.clients import RETRIES, filesystem, obstore_client, retry_waits
+from segbatch.storage.failures import as_os_error, classify
 from segbatch.storage.uris import OBJECT_SCHEMES, is_local, local_path, scheme_of
+
+Blob = npt.NDArray[np.uint8]
+T = TypeVar("T")
 
 
 def arrow_filesystem(uri: str) -> tuple[Any, str]:
@@ -35,7 +39,7 @@ def arrow_filesystem(uri: str) -> tuple[Any, str]:
 
 
 class ObjectHandler(FSSpecHandler):  # type: ignore[misc]
-    """fsspec's handler, but for looking at files and reading them."""
+    """fsspec's handler, with obstore to look at files and to read them."""
 
     def __init__(self, fs: Any, scheme: str) -> None:
         super().__init__(fs)
@@ -45,13 +49,13 @@ class ObjectHandler(FSSpecHandler):  # type: ignore[misc]
         return [self._info(path) for path in paths]
 
     def _info(self, path: str) -> FileInfo:
-        client = bulk_client(f"{self.scheme}://{path}")
+        client = obstore_client(f"{self.scheme}://{path}")
         try:
             if client is not None:
                 size = obstore.head(*client)["size"]
                 return FileInfo(path, FileType.File, size=size)
         except FileNotFoundError:
-            pass  # a folder, it may be
+            pass  # it may be a folder
         except (ObstoreError, OSError, ValueError) as error:
             raise as_os_error(f"{self.scheme}://{path}", error) from error
         [info] = super().get_file_info([path])
@@ -59,7 +63,7 @@ class ObjectHandler(FSSpecHandler):  # type: ignore[misc]
 
     def open_input_file(self, path: str) -> pa.NativeFile:
         uri = f"{self.scheme}://{path}"
-        client = bulk_client(uri, retries=0)
+        client = obstore_client(uri, retries=0)
         if client is None:
             return super().open_input_file(path)
         return pa.PythonFile(ObjectFile(uri, *client), mode="r")
@@ -69,12 +73,12 @@ class ObjectHandler(FSSpecHandler):  # type: ignore[misc]
 
 
 class ObjectFile(io.RawIOBase):
-    """One object, read by ranges; each is tried again as often as small things are."""
+    """One object as a file, read by ranges with retries."""
 
     def __init__(self, uri: str, store: ObjectStore, key: str) -> None:
         self.uri, self.store, self.key = uri, store, key
         self.position = 0
-        self.size: int = self._persist(lambda: obstore.head(store, key)["size"])
+        self.size = self._retry(lambda: int(obstore.head(store, key)["size"]))
 
     def readable(self) -> bool:
         return True
@@ -95,36 +99,31 @@ class ObjectFile(io.RawIOBase):
         start, self.position = self.position, max(self.position, end)
         if end <= start:
             return b""
-        return bytes(self._persist(lambda: self._get(start, end)))
+        return self._retry(lambda: self._get(start, end))
 
-    def _get(self, start: int, end: int) -> Any:
+    def _get(self, start: int, end: int) -> bytes:
         data = obstore.get_range(self.store, self.key, start=start, end=end)
         if len(data) != end - start:
-            raise OSError(f"{len(data)} bytes came of {end - start}")
-        return data
+            raise OSError(f"{len(data)} of {end - start} bytes arrived")
+        return bytes(data)
 
-    def _persist(self, ask: Any) -> Any:
-        pauses = waits(RETRIES)
+    def _retry(self, request: Callable[[], T]) -> T:
+        waits = retry_waits(RETRIES)
         while True:
             try:
-                return ask()
+                return request()
             except (ObstoreError, OSError, ValueError) as error:
-                pause = next(pauses, None) if may_pass(why_not(self.uri, error), error) else None
-                if pause is None:
-                    raise as_os_error(self.uri, error) from error
-            time.sleep(pause)
-
-
-# Blobs: columns of large binaries, made of bytes and seen as bytes without a copy.
-
-
-Blob = npt.NDArray[np.uint8]
+                failure = classify(self.uri, error)
+                wait = next(waits, None) if failure.transient else None
+                if wait is None:
+                    raise failure.as_os_error(self.uri) from error
+            time.sleep(wait)
 
 
 def binary_column(content: Blob, ends: Sequence[int]) -> pa.Array:
-    """The large_binary column over ``content``, without copying it; what is empty is null.
+    """A large_binary column over ``content``, without a copy; a row without bytes is null.
 
-    ``ends`` begins with 0 and has the end of each row's bytes.
+    ``ends`` has a 0, then the end of each row's bytes.
     """
     offsets = np.array(ends, np.int64)
     valid = pa.array(np.diff(offsets) > 0)
@@ -135,7 +134,7 @@ def binary_column(content: Blob, ends: Sequence[int]) -> pa.Array:
 def binary_views(column: pa.ChunkedArray) -> list[Blob | None]:
     """The bytes of each row of a binary or large_binary column; ``None`` where it is null.
 
-    Views of the column's memory, read only. A scalar of it, ``column[row]``, would be a copy.
+    Read-only views of the column's memory. A scalar of it, ``column[row]``, would be a copy.
     """
     offset_type = np.int64 if pa.types.is_large_binary(column.type) else np.int32
     views: list[Blob | None] = []

@@ -1,88 +1,151 @@
-"""Refusals: why storage did not do what it was asked for, whichever client says so."""
+"""Why storage failed: one classification for the errors of all clients, and their messages.
+
+obstore, fsspec, botocore and the local disk each raise exceptions of their own. :func:`classify`
+says what kind of failure one is, :func:`as_os_error` makes it an ``OSError``, and
+:func:`translate_errors` makes that an error for users, with an exit code.
+"""
 
 from __future__ import annotations
 
 import errno
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
 from obstore.exceptions import InvalidPathError, PermissionDeniedError, UnauthenticatedError
 
-from segbatch.storage.clients import NoCredentials
+from segbatch.errors import Incomplete, InputError, SegbatchError
 from segbatch.storage.uris import scheme_of
 
-# S3 error codes that speak of our credentials or clock, not of one object.
+# S3 error codes about our credentials or clock, not about one object.
 CREDENTIAL_CODES = frozenset(
     {"ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "RequestTimeTooSkewed",
      "SignatureDoesNotMatch", "TokenRefreshRequired"}
 )  # fmt: skip
+
+# HTTP statuses from 400 to 499 that a repeated request may not get again. 412 and 416: the rest of
+# an object does not fit what was announced, so the download starts over.
+TRANSIENT_STATUSES = ("408", "412", "416", "429")
+
+# Something is missing, forbidden, or in the way of what the user asked for.
+REFUSALS = (
+    FileNotFoundError,
+    PermissionError,
+    IsADirectoryError,
+    NotADirectoryError,
+    FileExistsError,
+)
 
 FailureKind = Literal[
     "not_found", "forbidden", "timeout", "unavailable", "too_large", "credentials"
 ]
 
 
+class NoCredentials(PermissionError):
+    """This machine has no credentials for the storage."""
+
+
+class TooLarge(Exception):
+    """The object has more bytes than the limit."""
+
+
 @dataclass(frozen=True)
 class Unreadable:
-    """Why an object could not be read. ``credentials``: refused for every object alike."""
+    """Why an object could not be read.
+
+    ``credentials`` means that the storage refuses us for every object, not for this one.
+    """
 
     kind: FailureKind
     message: str
+    transient: bool = False
+    """Whether the same request may succeed when it is repeated."""
+
+    def as_os_error(self, uri: str) -> OSError:
+        """The ``OSError`` to raise for this failure."""
+        if self.kind == "not_found":
+            return FileNotFoundError(f"{uri}: {self.message}")
+        if self.kind in ("forbidden", "credentials"):
+            return PermissionError(f"{uri}: {self.message}")
+        return OSError(f"{uri}: {self.message}")
 
 
-def why_not(uri: str, error: Exception) -> Unreadable:
-    """The kind of a storage client's exception; all of them say it in words of their own."""
-    text = str(error)
-    code = re.search(r"<Code>(\w+)</Code>|\((\w+)\) when calling", text)
-    name = (code[1] or code[2]) if code else ""
-    message = one_line(error)
-    if (
+def classify(uri: str, error: Exception) -> Unreadable:
+    """What kind of failure a storage client's exception is."""
+    text, message = str(error), one_line(error)
+    found = re.search(r"<Code>(\w+)</Code>|\((\w+)\) when calling", text)
+    code = (found[1] or found[2]) if found else ""
+    is_missing = isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError)
+    names_nothing = isinstance(error, OSError) and error.errno in (errno.ELOOP, errno.ENAMETOOLONG)
+    kind: FailureKind = "unavailable"
+    if isinstance(error, TooLarge):
+        kind = "too_large"
+    elif (
         isinstance(error, UnauthenticatedError | NoCredentials)
-        or name in CREDENTIAL_CODES
+        or code in CREDENTIAL_CODES
         or "status code: 401" in text
     ):
-        return Unreadable("credentials", message)
-    names_nothing = isinstance(error, OSError) and error.errno in (errno.ELOOP, errno.ENAMETOOLONG)
-    missing = isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError)
-    if missing or names_nothing:
-        return Unreadable("not_found", "no such object" if scheme_of(uri) else "no such file")
-    if isinstance(error, PermissionDeniedError | PermissionError):
-        hint = " (S3 says so for a missing key too, where listing is not allowed)"
-        return Unreadable("forbidden", message + (hint if name == "AccessDenied" else ""))
-    if isinstance(error, TimeoutError) or re.search("kind: Timeout|timeout on endpoint", text):
-        return Unreadable("timeout", "no answer in time")
-    if isinstance(error, ValueError | ImportError | InvalidPathError):
-        return Unreadable("not_found", message)  # a URI that names nothing
-    return Unreadable("unavailable", message)
+        kind = "credentials"
+    elif code == "NoSuchBucket":
+        kind, message = "not_found", "no such bucket"
+    elif is_missing or names_nothing:
+        kind, message = "not_found", "no such object" if scheme_of(uri) else "no such file"
+    elif isinstance(error, PermissionDeniedError | PermissionError):
+        kind = "forbidden"
+        if code == "AccessDenied":
+            message += " (S3 answers so for a missing key too, where listing is not allowed)"
+    elif isinstance(error, TimeoutError) or re.search("kind: Timeout|timeout on endpoint", text):
+        kind, message = "timeout", "no answer in time"
+    elif isinstance(error, ValueError | ImportError | InvalidPathError):
+        kind = "not_found"  # no valid URI, or an unknown protocol
+    status = re.search(r"status code: (4\d\d)", text)
+    is_transient = status is None or status[1] in TRANSIENT_STATUSES
+    return Unreadable(kind, message, kind in ("timeout", "unavailable") and is_transient)
 
 
-def may_pass(why: Unreadable, error: Exception) -> bool:
-    """Whether the same request may be answered in another way when it is made again."""
-    if why.kind not in ("timeout", "unavailable"):
-        return False
-    status = re.search(r"status code: (4\d\d)", str(error))
-    # 412 and 416: the rest of an object that is not what was announced; it starts over.
-    return status is None or status[1] in ("408", "412", "416", "429")
+def as_os_error(uri: str, error: Exception) -> OSError:
+    """The ``OSError`` to raise in the place of a storage client's exception."""
+    return classify(uri, error).as_os_error(uri)
+
+
+@contextmanager
+def translate_errors(action: str, refused: type[SegbatchError] = Incomplete) -> Iterator[None]:
+    """Turn every ``OSError`` of storage in the block into an error for users.
+
+    That is ``refused`` where something is missing, forbidden or in the way, and
+    :class:`~segbatch.errors.Incomplete` where storage does not answer. The message is ``action``
+    (``cannot read run``), followed by the ``OSError``'s own, which begins with the URI.
+    """
+    try:
+        yield
+    except OSError as error:
+        raised = refused if isinstance(error, REFUSALS) else Incomplete
+        advice = "; run it again" if raised is Incomplete else ""
+        raise raised(f"{action} {one_line(error)}{advice}") from error
+
+
+@contextmanager
+def reading_input(uri: str, wrong: type[InputError], missing: str) -> Iterator[None]:
+    """:func:`translate_errors` for reading what a user named.
+
+    Raises ``wrong`` where it is ``missing`` or forbidden.
+    """
+    with translate_errors("cannot read", wrong):
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise wrong(f"{uri}: {missing}") from error
 
 
 def one_line(error: BaseException) -> str:
-    """What an exception says, on one line, without a client's debug dump or signed queries."""
+    """An exception's message on one line, without a client's debug dump and signed queries."""
     text = str(error).split("\n\nDebug source")[0]
-    text = re.sub(r"\s*\x1b\[\d*m(↳\x1b\[0m)?", ":", text)  # deltalake's, which is coloured
+    text = re.sub(r"\s*\x1b\[\d*m(↳\x1b\[0m)?", ":", text)  # deltalake's messages are coloured
     text = re.sub(r"(https?://[^\s?]+)\?\S+", r"\1", text)
     text = re.sub(r" in \S+(, after .*?)? - ", ": ", text)
     answer = re.search(r"status code: (.*?):? ?(?:<\?xml.*?)?<Code>(\w+)</Code>", text, re.DOTALL)
     if answer:
         text = f"{answer[1].split(':')[0]}: {answer[2]}"
     return " ".join(text.split())[:300] or type(error).__name__
-
-
-def as_os_error(uri: str, error: Exception) -> OSError:
-    """One family of errors for what callers catch, whichever client raised it."""
-    why = why_not(uri, error)
-    if why.kind == "not_found" or "NoSuchBucket" in str(error):
-        return FileNotFoundError(f"{uri}: {one_line(error)}")
-    if why.kind in ("forbidden", "credentials"):
-        return PermissionError(f"{uri}: {why.message}")
-    return OSError(f"{uri}: {why.message}")

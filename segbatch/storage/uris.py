@@ -1,4 +1,4 @@
-"""URIs: a local path, ``file://…``, or ``scheme://…`` of anything that fsspec speaks."""
+"""Parses URIs: a local path, ``file://…``, or ``scheme://…`` of any protocol that fsspec knows."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ def scheme_of(uri: str) -> str:
     return match[1].lower() if match else ""
 
 
-def meant(uri: str) -> str | None:
-    """What was probably meant where ``uri`` is close to a location and none: ``s3:/bucket``,
-    ``S3://bucket``, ``file://bucket``. ``None`` where nothing is wrong.
+def corrected(uri: str) -> str | None:
+    """A suggestion for a mistyped location; ``None`` where nothing is wrong.
+
+    Finds ``s3:/bucket``, ``S3://bucket`` and ``file://bucket``.
     """
     match = re.match(r"(s3a?|gs|az|abfss?|https?|file)(:/*|//+)(.*)", uri, re.I | re.S)
     if match is None or uri.startswith(("file:///", "file://~")):
@@ -60,17 +61,17 @@ def join(uri: str, *parts: str) -> str:
 
 
 def name_of(uri: str) -> str:
-    """Last part of the path."""
+    """The last part of the path."""
     return uri.rstrip("/").rsplit("/", 1)[-1]
 
 
-def shown(uri: str) -> str:
-    """``uri`` for messages: without the query of a web address, which may be a signature."""
+def without_query(uri: str) -> str:
+    """``uri`` for messages and file names: the query of a web address may be a signature."""
     return uri.partition("?")[0] if scheme_of(uri) in HTTP_SCHEMES else uri
 
 
 def split_bucket(uri: str) -> tuple[str, str]:
-    """``scheme://bucket`` and the key behind it, exactly as it stands there."""
+    """``scheme://bucket`` and the key after it, unchanged."""
     root, _, key = uri.partition("://")
     bucket, _, key = key.partition("/")
     return f"{root}://{bucket}", key

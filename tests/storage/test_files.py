@@ -398,16 +398,16 @@ def test_what_is_in_the_way_of_an_output_is_wrong_input_and_nothing_else_is_left
     writes = (storage.write_bytes, b"content"), (lambda uri, path: storage.upload(path, uri), file)
     for write, content in writes:
         wrong = pytest.raises(InputError, match=r"^cannot write .*out")
-        with wrong as caught, storage.writing_output():
+        with wrong as caught, storage.translate_errors("cannot write", InputError):
             write(str(out / missing), content)
         assert "\n" not in str(caught.value)
     assert {path.name for path in out.rglob("*")} == {"folder", "a.bin"}
     assert (out / "a.bin").read_bytes() == b"mine"
 
 
-def test_an_output_that_storage_fails_is_to_be_written_again() -> None:
-    once_more = pytest.raises(Incomplete, match=r"^cannot write it: no space; do it again$")
-    with once_more, storage.writing_output():
+def test_an_output_that_storage_fails_to_write_is_run_again() -> None:
+    once_more = pytest.raises(Incomplete, match=r"^cannot write it: no space; run it again$")
+    with once_more, storage.translate_errors("cannot write", InputError):
         raise OSError("it:\nno space")
 
 

@@ -193,7 +193,7 @@ def test_a_commit_is_made_once_whatever_becomes_of_its_answer(
     s3.break_down({"method": "PUT", "part": "0001.json", "times": 1, **fault})
     for number in range(2):
         table.commit([a_file(number)])
-    assert [file["first_id"] for file in table.files()] == [0, 1]
+    assert [file.first_id for file in table.files()] == [0, 1]
     newest = Table.open(uri)
     assert newest is not None
     assert newest.files() == table.files()
@@ -223,7 +223,7 @@ def test_a_job_through_all_faults_at_once_loses_nothing(
     run = segment(job(f"{root}/", model_uri, f"{root}/run", limits=keys, rows_per_file=8))
     asked = s3.requests("GET", ".jpg")
     s3.break_down()
-    assert run.info["counts"] == {"ok": 24, "failed": {}}
+    assert run.info.counts.model_dump() == {"ok": 24, "failed": {}}
     audit = run.audit(deep=True)
     assert (audit.exit_code, audit.uncommitted) == (0, [])
     assert len(asked) == 24
