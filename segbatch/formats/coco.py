@@ -164,7 +164,7 @@ def _read_document(uri: str, files: ImageFiles) -> Document:
         why = (
             "is a labelme file: import it with --from labelme"
             if is_labelme
-            else f"is no COCO file of shapes: those have the lists {', '.join(LISTS)}"
+            else f"is not a COCO file of shapes, which has the lists {', '.join(LISTS)}"
         )
         return Document(skipped=[Skipped(uri, why)])
 
@@ -309,13 +309,13 @@ def _corners(polygon: Any, max_distance: int) -> npt.NDArray[np.float64]:
     try:
         corners = np.array(polygon, np.float64)
     except (TypeError, ValueError) as error:
-        raise ValueError("has a polygon that is no list of numbers") from error
+        raise ValueError("has a polygon that is not a list of numbers") from error
     if corners.ndim != 1 or len(corners) % 2:
-        raise ValueError("has a polygon that is no list x, y, x, y …")
+        raise ValueError("has a polygon that is not a list x, y, x, y …")
     if len(corners) < 6:
         raise ValueError(f"has a polygon of {len(corners) // 2} points: at least 3 make one")
     if not np.isfinite(corners).all():
-        raise ValueError("has a corner whose coordinates are no numbers")
+        raise ValueError("has a corner whose coordinates are not numbers")
     if np.abs(corners).max() > max_distance:
         raise ValueError(f"has a corner more than {max_distance:,} pixels away")
     return corners
@@ -328,7 +328,7 @@ def _decode_rle(rle: Mapping[str, Any], width: int, height: int) -> Runs:
     if isinstance(counts, str):
         counts = _decompress(counts.encode("latin-1", "replace"))
     if not isinstance(counts, list) or not all(type(run) is int and run >= 0 for run in counts):
-        raise ValueError("has RLE whose counts are no runs of pixels")
+        raise ValueError("has RLE whose counts are not runs of pixels")
     if sum(counts) != width * height:
         raise ValueError(f"has RLE of {sum(counts):,} pixels for {width * height:,}")
     return counts
@@ -343,7 +343,7 @@ def _decompress(text: bytes) -> Runs:
     for character in text:
         bits = character - 48
         if not 0 <= bits < 64 or shift > 60:
-            raise ValueError("has RLE whose counts are no compressed runs")
+            raise ValueError("has RLE whose counts are not compressed runs")
         value |= (bits & 31) << shift
         shift += 5
         if bits & 32:

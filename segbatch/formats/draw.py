@@ -108,7 +108,7 @@ def _check(points: Points, *, at_least: int, at_most: int | None = None) -> None
         wanted = at_least if at_least == at_most else f"at least {at_least}"
         raise ValueError(f"needs {wanted} points and has {len(points)}")
     if not np.isfinite(points).all():
-        raise ValueError("has coordinates that are no numbers")
+        raise ValueError("has coordinates that are not numbers")
     if np.abs(points).max() > MAX_COORDINATE:
         raise ValueError(f"has coordinates beyond {MAX_COORDINATE:,} pixels")
 

@@ -173,7 +173,7 @@ def _parse(data: bytes) -> dict[str, Any]:
     if not (path or image) or not isinstance(path or image, str):
         raise ValueError("not a labelme file: it has neither `imagePath` nor `imageData`")
     if path and (len(path) > MAX_PATH or CONTROL.search(path)):
-        raise ValueError("its `imagePath` is no path")
+        raise ValueError("its `imagePath` is not a path")
     if len(content["shapes"]) > MAX_SHAPES:
         raise ValueError(f"has {len(content['shapes']):,} shapes; at most {MAX_SHAPES:,} are read")
     return content

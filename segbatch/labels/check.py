@@ -116,7 +116,7 @@ def _check_row(row: DatasetRow, dataset: Dataset) -> Iterator[Finding]:
             if len(foreign) > MANY_IDS
             else ""
         )
-        problems.append(("error", f"the mask has ids that are no class: {ids}{guess}"))
+        problems.append(("error", f"the mask has ids that are not classes: {ids}{guess}"))
     if row.split != (folder := row.shard.partition("/")[0]):
         problems.append(("error", f"its split is {row.split}, but it is in the folder {folder}/"))
     if set(row.pixels) == {IGNORE_INDEX}:

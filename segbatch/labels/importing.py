@@ -321,7 +321,7 @@ def _notes(
     rules: Splits,
     balance: Balance,
 ) -> list[str]:
-    """Hints for the user that are no mistakes."""
+    """Hints for the user that need no correction."""
     notes = []
     named = sorted({image.split for image in images if image.split is not None})
     if rules.by_default and named:

@@ -60,7 +60,7 @@ def name_classes(
     """The classes of the dataset, and an id for each name in the labels of ``source``.
 
     The classes are those that the dataset had ``before``, then those ``given``, or else the sorted
-    names. Raises :class:`~segbatch.errors.InputError` for names that are no class, and
+    names. Raises :class:`~segbatch.errors.InputError` for names that are not classes, and
     :class:`~segbatch.errors.SourceError` if there is no name at all.
     """
     names = {name: renames.get(name, name) for name in found.names}
@@ -79,7 +79,7 @@ def name_classes(
     _refuse_unknown(source, names, known)
     for old, new in renames.items():
         if new not in known and new != IGNORE:
-            raise InputError(f"--map {old}={new}: {_listed([new], known)} is no class")
+            raise InputError(f"--map {old}={new}: {_listed([new], known)} is not a class")
     colors = _colors(found, names, given, before)
     try:
         classes = Classes(known, [colors.get(name) for name in known])
@@ -99,7 +99,7 @@ def unlabelled_id(unlabelled: str | None, classes: Classes) -> int:
         return id_of_class.get(BACKGROUND, IGNORE_INDEX)
     if unlabelled not in id_of_class and unlabelled not in ("ignore", IGNORE):
         raise InputError(
-            f"--unlabelled {unlabelled}: {_listed([unlabelled], classes.names)} is no class; the"
+            f"--unlabelled {unlabelled}: {_listed([unlabelled], classes.names)} is not a class; the"
             f" classes are {', '.join(classes.names)}; or ignore"
         )
     return id_of_class.get(unlabelled, IGNORE_INDEX)

@@ -47,7 +47,7 @@ class Splits:
         try:
             self._group_by = None if group_by is None else re.compile(group_by)
         except re.error as error:
-            raise InputError(f"--group-by {group_by}: no regular expression: {error}") from error
+            raise InputError(f"--group-by {group_by}: not a regular expression: {error}") from error
 
     @property
     def wanted(self) -> list[str]:

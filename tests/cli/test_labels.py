@@ -50,7 +50,7 @@ def test_import_says_what_came_of_the_labels_and_what_was_left_out(
     assert "outside" in reason
     assert sum("house-" in line for line in lines) == 3
     assert "          and 2 more" in lines
-    assert f"Each of them: {tmp_path}/labels/skipped.jsonl" in lines
+    assert f"All of them: {tmp_path}/labels/skipped.jsonl" in lines
     assert "labels check" in result.stderr
 
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from segbatch.errors import SourceError
-from segbatch.formats.coco import find_coco, read_coco
+from segbatch.formats.coco import COCO, find_coco, read_coco
 from segbatch.formats.format import AnnotatedImage, Annotations, ReadOptions, Unusable
 from tests.conftest import S3
+from tests.formats.round_trip import assert_round_trip
 from tests.labels.files import HEIGHT, WIDTH, blank, photograph, to_bytes, write
 
 IDS = {"wall": 0, "window": 1, "door": 2}
@@ -349,20 +350,20 @@ RLE_SIZE = {"size": [30, 20], "counts": [600]}
         (None, "has no segmentation"),
         ([], "has no segmentation"),
         ([[1, 1, 5, 5]], "has a polygon of 2 points"),
-        ([[1, 1, 5, 5, 9]], "is no list x, y, x, y"),
-        ([1, 1, 5, 5, 9, 9], "is no list x, y, x, y"),
-        ([["1", "a"]], "is no list of numbers"),
-        ([[1, 1, float("nan"), 5, 9, 9]], "coordinates are no numbers"),
+        ([[1, 1, 5, 5, 9]], "is not a list x, y, x, y"),
+        ([1, 1, 5, 5, 9, 9], "is not a list x, y, x, y"),
+        ([["1", "a"]], "is not a list of numbers"),
+        ([[1, 1, float("nan"), 5, 9, 9]], "coordinates are not numbers"),
         ([[1, 1, 1e12, 5, 9, 9]], "has a corner more than 300 pixels away"),
         ([box(40, 40, 60, 60)], "covers no pixel"),
         ([[1, 1, 9, 1, 9, 1.2]], "covers no pixel"),
         (RLE_SIZE, r"has RLE of the size \[30, 20\]: \[20, 30\] is the image's"),
         ({"size": [20, 30], "counts": [10, 5]}, "has RLE of 15 pixels for 600"),
-        ({"size": [20, 30], "counts": [605, -5]}, "counts are no runs"),
-        ({"size": [20, 30], "counts": "äöü"}, "no compressed runs"),
-        ({"size": [20, 30], "counts": "o" * 100}, "no compressed runs"),
+        ({"size": [20, 30], "counts": [605, -5]}, "counts are not runs"),
+        ({"size": [20, 30], "counts": "äöü"}, "not compressed runs"),
+        ({"size": [20, 30], "counts": "o" * 100}, "not compressed runs"),
         ({"size": [20, 30], "counts": "X2o"}, "end in the middle"),
-        ({"size": [20, 30], "counts": None}, "counts are no runs"),
+        ({"size": [20, 30], "counts": None}, "counts are not runs"),
         ({"size": [20, 30], "counts": [600]}, "covers no pixel"),
     ],
 )
@@ -473,7 +474,7 @@ def test_what_is_no_coco_is_refused(tmp_path: Path, files: dict[str, Any], why: 
 def test_json_that_is_no_coco_is_named_beside_others(tmp_path: Path) -> None:
     found = find(tmp_path, {"all.json": EMPTY, "a.jpg": b"", "package.json": {"version": 1}})
     assert [(s.where, s.why.partition(":")[0]) for s in found.skipped] == [
-        (f"{tmp_path}/package.json", "is no COCO file of shapes")
+        (f"{tmp_path}/package.json", "is not a COCO file of shapes")
     ]
 
 
@@ -499,3 +500,7 @@ def test_from_s3(s3: S3) -> None:
         read_coco(found.images[1], IDS, UNLABELLED)
     with pytest.raises(SourceError, match=r"nothing\.json: no such"):
         find_coco(f"{source}/nothing.json", ReadOptions())
+
+
+def test_what_is_written_reads_back_the_same(tmp_path: Path) -> None:
+    assert_round_trip(COCO, tmp_path)

@@ -24,8 +24,9 @@ from segbatch.formats.format import (
     ReadOptions,
     Unusable,
 )
-from segbatch.formats.labelme import find_labelme, read_labelme
+from segbatch.formats.labelme import LABELME, find_labelme, read_labelme
 from tests.conftest import S3
+from tests.formats.round_trip import assert_round_trip
 
 WIDTH, HEIGHT = 40, 30
 UNLABELLED = 99
@@ -207,8 +208,8 @@ def test_files_of_labelme_3_are_read(tmp_path: Path) -> None:
     (shape("window", "linestrip", [1, 1]), "needs at least 2 points and has 1"),
     (shape("window", "circle", [1, 1]), "needs 2 points and has 1"),
     (shape("window", "polygon", [50, 1], [60, 1], [60, 9]), "entirely outside of the image"),
-    (shape("window", "polygon", [1, 1], [float("nan"), 1], [5, 9]), "coordinates that are no num"),
-    (shape("window", "polygon", [1, 1], [None, 1], [5, 9]), "coordinates that are no numbers"),
+    (shape("window", "polygon", [1, 1], [float("nan"), 1], [5, 9]), "coordinates that are not num"),
+    (shape("window", "polygon", [1, 1], [None, 1], [5, 9]), "coordinates that are not numbers"),
     (shape("window", "polygon", [1, 1], [5], [5, 9]), "points are not pairs of numbers"),
     (shape("window", "polygon", [1, 1, 1], [5, 1, 1], [5, 9, 1]), "points are not pairs"),
     (shape("window", "polygon", ["a", "b"], [1, 1], [2, 2]), "points are not pairs of numbers"),
@@ -523,8 +524,8 @@ def test_a_storage_that_fails_leaves_no_file_out(s3: S3) -> None:
     [
         ({"points": [[1, 1]] * 50_001}, "has 50,001 points"),
         ({"points": [[1e308, 1], [2, -1e308], [3, 3]]}, "has coordinates beyond 100,000 pixels"),
-        ({"points": [[float("nan"), 1], [2, 2], [3, 3]]}, "has coordinates that are no numbers"),
-        ({"points": [[float("inf"), 1], [2, 2], [3, 3]]}, "has coordinates that are no numbers"),
+        ({"points": [[float("nan"), 1], [2, 2], [3, 3]]}, "has coordinates that are not numbers"),
+        ({"points": [[float("inf"), 1], [2, 2], [3, 3]]}, "has coordinates that are not numbers"),
         ({"points": [[10**400, 1], [2, 2]]}, "its points are not pairs of numbers"),
         ({"points": "abc"}, "its points are not pairs of numbers"),
         ({"points": 5}, "its points are not pairs of numbers"),
@@ -555,9 +556,9 @@ def test_a_hostile_shape_is_skipped_and_the_others_are_drawn(
         (b"[" * 100_000, "not JSON"),
         (b'{"shapes": ' + b"9" * 5000 + b"}", "not JSON"),
         (annotation(*[{}] * 100_001), "has 100,001 shapes"),
-        (annotation(imagePath="a\0.jpg"), "its `imagePath` is no path"),
-        (annotation(imagePath="\ud800.jpg"), "its `imagePath` is no path"),
-        (annotation(imagePath="a" * 5000), "its `imagePath` is no path"),
+        (annotation(imagePath="a\0.jpg"), "its `imagePath` is not a path"),
+        (annotation(imagePath="\ud800.jpg"), "its `imagePath` is not a path"),
+        (annotation(imagePath="a" * 5000), "its `imagePath` is not a path"),
         (annotation(imagePath=5), "neither `imagePath` nor `imageData`"),
         (annotation(imagePath=["a.jpg"]), "neither `imagePath` nor `imageData`"),
     ],
@@ -641,3 +642,7 @@ def test_any_content_is_read_or_refused(
         result = read(found.images[0], ids)
         assert result.label_map.shape == (result.height, result.width)
         assert "\n" not in "".join(skipped.why for skipped in result.skipped)
+
+
+def test_what_is_written_reads_back_the_same(tmp_path: Path) -> None:
+    assert_round_trip(LABELME, tmp_path)

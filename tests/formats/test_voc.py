@@ -8,9 +8,10 @@ import pytest
 from segbatch.errors import SourceError
 from segbatch.formats.format import AnnotatedImage, Annotations, ReadOptions, Unusable
 from segbatch.formats.maskfiles import read_mask_file
-from segbatch.formats.voc import find_voc
+from segbatch.formats.voc import VOC, find_voc
 from segbatch.masks.classes import VOC_NAMES
 from tests.conftest import S3
+from tests.formats.round_trip import assert_round_trip
 from tests.labels.files import (
     HEIGHT,
     WIDTH,
@@ -265,3 +266,7 @@ def test_from_s3(s3: S3) -> None:
         (f"{source}/VOC2012/JPEGImages/2007_2.jpg", "val"),
     ]
     np.testing.assert_array_equal(read(found.images[1], *VOC_NAMES), indices(0, 15))
+
+
+def test_what_is_written_reads_back_the_same(tmp_path: Path) -> None:
+    assert_round_trip(VOC, tmp_path)

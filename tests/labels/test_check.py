@@ -90,10 +90,10 @@ def test_a_sound_dataset_has_no_findings(tmp_path: Path) -> None:
         ({"mask": mask(0, width=48, height=64)}, "its row 64×48, the mask 48×64, the upright im"),
         ({"width": 48, "height": 64}, "sizes differ: its row 48×64"),
         ({"width": None}, "sizes differ: its row None×48"),
-        ({"mask": mask(0, 3)}, "the mask has ids that are no class: 3"),
+        ({"mask": mask(0, 3)}, "the mask has ids that are not classes: 3"),
         (
             {"mask": mask(0, *range(20, 200, 9))},
-            "the mask has ids that are no class: 20, 29, 38, 47, 56, 65, 74, 83, …; so many look"
+            "the mask has ids that are not classes: 20, 29, 38, 47, 56, 65, 74, 83, …; so many look"
             " like colours",
         ),
         ({"mask": encoded(image(3, HEIGHT, WIDTH), "PNG")}, "a PNG of mode RGB: it needs a pal"),

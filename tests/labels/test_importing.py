@@ -307,7 +307,7 @@ def test_names_that_are_no_class_are_refused_before_anything_is_written(
         ({"append": True, "overwrite": True}, "exclude each other"),
         ({"append": True}, "no labelled dataset to append to"),
         ({"split": "half"}, "--split half"),
-        ({"unlabelled": "sky"}, "--unlabelled sky: 'sky' is no class; .* wall, window"),
+        ({"unlabelled": "sky"}, "--unlabelled sky: 'sky' is not a class; .* wall, window"),
     ],
 )  # fmt: skip
 def test_options_that_make_no_sense_are_refused(

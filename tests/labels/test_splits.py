@@ -164,7 +164,7 @@ def test_a_group_that_folders_tear_apart_is_refused() -> None:
 def test_an_expression_that_matches_nothing_or_is_none_is_refused() -> None:
     with pytest.raises(SourceError, match="--group-by building: matches no image"):
         dealt(Splits(group_by="building"), photos(3))
-    with pytest.raises(InputError, match=r"--group-by \(: no regular expression"):
+    with pytest.raises(InputError, match=r"--group-by \(: not a regular expression"):
         Splits(group_by="(")
 
 

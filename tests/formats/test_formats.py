@@ -1,0 +1,13 @@
+"""The formats as users name them."""
+
+from segbatch.cli.runs import Target
+from segbatch.formats import FORMATS
+from segbatch.review.export.export import TABLES, WRITERS
+
+
+def test_every_format_is_read_or_written() -> None:
+    assert all(format.reader or format.writer for format in FORMATS.values())
+
+
+def test_the_command_line_exports_every_format_that_can_be_written() -> None:
+    assert {target.value for target in Target} == {*WRITERS, *TABLES}
