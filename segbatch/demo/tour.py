@@ -37,7 +37,7 @@ from segbatch.jobs.runtime.workers import connected
 from segbatch.jobs.segment import segment
 from segbatch.labels.importing import import_labels
 from segbatch.masks import encode_mask, overlay, with_legend
-from segbatch.results.answer import write
+from segbatch.results.answer import write_answer
 from segbatch.run import Run
 from segbatch.training.confusion import ConfusionMatrix
 
@@ -225,7 +225,7 @@ def _show(run: Run, scenes: Sequence[Scene], folder: Path) -> None:
     """Print the coverage table; write pictures of photograph, truth and prediction."""
     columns = ", ".join(f"round(avg(coverage.{field}), 3) AS {field}_share"
                         for field in CLASSES.fields if field != "background")  # fmt: skip
-    write(
+    write_answer(
         run.sql(
             f"SELECT city, count(*) AS images, {columns},"
             " round(avg(formulas.window_to_wall), 3) AS window_to_wall"

@@ -44,12 +44,12 @@ class Unmasked:
     kind: str = "damaged mask"
 
 
-Unseen = storage.Unreadable | Undecodable | Unmasked  # each has a kind and a message
+PictureProblem = storage.Unreadable | Undecodable | Unmasked  # each has a kind and a message
 
 
-def look_up(
+def read_run_pictures(
     run: RunFolder, images: Sequence[tuple[int, str]], long_side: int | None
-) -> list[Picture | Unseen]:
+) -> list[Picture | PictureProblem]:
     """Images of a run, given as ``(image_id, uri)``, downscaled to ``long_side``, with their masks.
 
     Raises :class:`~segbatch.errors.RunError` for an id that has no row, ``OSError`` if the run's
@@ -79,14 +79,14 @@ def limits_of(run: RunFolder) -> Limits:
 
 def read_pictures(
     uris: Sequence[str], masks: Sequence[bytes | None], long_side: int | None, limits: Limits
-) -> list[Picture | Unseen]:
+) -> list[Picture | PictureProblem]:
     """The images at ``uris``, downscaled to ``long_side``, with ``masks`` as they are stored.
 
     A mask of another size is resized to its photograph's by nearest neighbour.
     """
     contents = read_images(uris, limits.of_reading())
 
-    def picture(content: bytes | Unseen, png: bytes | None) -> Picture | Unseen:
+    def picture(content: bytes | PictureProblem, png: bytes | None) -> Picture | PictureProblem:
         if not isinstance(content, bytes):
             return content
         image = decode_image(content, max_pixels=limits.max_pixels, long_side=long_side)

@@ -1,4 +1,4 @@
-"""Rendered facades: the same everywhere, varied, and with a truth that fits the picture."""
+"""Rendered facades: reproducible, varied, and with label maps that fit the pictures."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_no_class_is_flat_paint(scenes: list[Scene], class_id: int) -> None:
 
 
 def test_the_edges_of_the_truth_lie_on_the_edges_of_the_picture(scenes: list[Scene]) -> None:
-    """The step in brightness over a border of windows is largest where the label map has it."""
+    """The brightness step across borders of windows is largest where the label map has them."""
 
     def step(offset: int) -> float:
         steps = []

@@ -49,7 +49,7 @@ def served(run: Run, host: str = "127.0.0.1") -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def run(s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run whose photographs are on S3, but for one that is gone since."""
+    """A run whose photographs are on S3, except one that has been deleted."""
     s3.client.create_bucket(Bucket="to-browse")
     for image_id in range(NUM_OK):
         jpeg = io.BytesIO()
@@ -67,7 +67,7 @@ def url(run: Run) -> Iterator[str]:
 
 
 def get(url: str, **headers: str) -> tuple[int, bytes, Any]:
-    """Status, content and headers of what is answered."""
+    """Status, content and headers of the answer."""
     request = urllib.request.Request(url, headers=headers)
     try:
         with urllib.request.urlopen(request) as answer:

@@ -1,5 +1,6 @@
-"""A camera's frames go the way of a video's. Here is none: OpenCV opens a file in its place, or a
-webcam on the network; and a window is shown on a display of its own (Xvfb).
+"""Overlays of a camera, without a camera: OpenCV opens a file or a network webcam instead.
+
+Windows open on a virtual display (Xvfb).
 """
 
 from __future__ import annotations
@@ -39,11 +40,11 @@ def test_a_camera_is_named_by_number_or_device(source: str) -> None:
 
 
 @pytest.mark.parametrize("source", ["camera", "camera:", "photos/camera:0", "s3://b/dev/video0"])
-def test_anything_else_is_none(source: str) -> None:
+def test_anything_else_is_not_a_camera(source: str) -> None:
     assert not is_camera(source)
 
 
-def test_what_a_model_sees_in_a_camera_becomes_a_film(model_uri: str, tmp_path: Path) -> None:
+def test_overlays_of_a_camera_become_a_film(model_uri: str, tmp_path: Path) -> None:
     film(tmp_path / "camera.mp4", sound=None)
     output = tmp_path / "overlay.mp4"
     overlays = FrameOverlays(load_model(model_uri, "cpu", threads=1))
@@ -85,7 +86,7 @@ def test_a_film_of_a_camera_is_a_video(model_uri: str) -> None:
         predict_camera("camera:0", model_uri, "overlay.png")
 
 
-def test_without_a_display_the_way_out_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_display_the_error_suggests_a_film(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DISPLAY", raising=False)
     with pytest.raises(InputError, match=r"no display .* -o camera\.mp4"):
         Window("camera:0")
@@ -107,9 +108,7 @@ def display() -> Iterator[None]:
 
 
 class EndedWindow(Window):
-    """A window to which ``end`` happens at each picture that is seen in it: a key that is pressed
-    before the window has the focus is lost.
-    """
+    """A window that calls ``end`` after each picture: keys pressed before it has focus are lost."""
 
     def __init__(self, end: Callable[[Window], object]) -> None:
         super().__init__("camera")

@@ -1,4 +1,4 @@
-"""A run in the formats of other tools, held against the masks that are in it."""
+"""A run in the formats of other tools, compared with the masks of the run."""
 
 import io
 import json
@@ -36,7 +36,7 @@ from tests.written_run import NAMES, damage_mask, label_map, with_uris, write_ru
 
 SIZE = (60, 40)  # of the photographs; masks are half of it
 TURNED, AS_PNG, AS_TIFF, OTHER_SIZE, GONE = 1, 2, 3, 6, 7
-WHOLE = "image_id < 6"  # those whose photographs are as they were
+WHOLE = "image_id < 6"  # images with unchanged photographs
 
 
 def photograph(image_id: int) -> Image.Image:
@@ -61,7 +61,7 @@ def photo_bytes(image_id: int) -> bytes:
 
 @pytest.fixture(scope="module")
 def run(s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Eight good images and two failed ones, with photographs where the run says they are."""
+    """Eight good images and two failed ones; their photographs are on S3, except one."""
     s3.client.create_bucket(Bucket="to-export")
     for image_id in range(8):
         if image_id != GONE:
@@ -76,7 +76,7 @@ def mask_at_photo(image_id: int) -> npt.NDArray[np.uint8]:
 
 
 def read_back(folder: str, format: Format) -> dict[str, npt.NDArray[np.uint8]]:
-    """The label maps that `labels import` draws, by the names of the images."""
+    """The label maps that `labels import` draws, by name of the image."""
     assert format.reader is not None
     found = format.reader.find(folder, ReadOptions())
     assert not found.skipped
@@ -89,9 +89,7 @@ def read_back(folder: str, format: Format) -> dict[str, npt.NDArray[np.uint8]]:
     return maps
 
 
-def test_masks_are_exported_as_they_are_stored_beside_their_classes(
-    run: Run, tmp_path: Path
-) -> None:
+def test_masks_are_exported_as_they_are_stored_with_their_classes(run: Run, tmp_path: Path) -> None:
     exported = run.export(str(tmp_path), "png")
     assert (exported.chosen, exported.written) == (10, 8)
     assert exported.left_out == {"failed in the run": 2}
@@ -291,12 +289,12 @@ def test_frames_of_videos_are_exported_as_pictures(tmp_path: Path) -> None:
     assert {shape["label"] for shape in document["shapes"]} == {"background", "wall", "window"}
 
 
-# ------------------------------------------------------------------ what does not come to its end
+# ------------------------------------------------------------------ interrupted exports
 
 
 @pytest.fixture
 def outage(s3: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
-    """Waits are short, and the storage is whole again afterwards."""
+    """Retries wait briefly, and the storage works again afterwards."""
     monkeypatch.setattr(clients, "BACKOFF_S", 0.01)
     monkeypatch.setattr(clients, "MAX_BACKOFF_S", 0.02)
     yield s3
@@ -361,7 +359,7 @@ def test_an_export_that_is_killed_goes_on(run: Run, outage: S3, tmp_path: Path) 
                 time.sleep(0.05)
         finally:
             process.kill()
-    (folder / "data/0002.png").write_bytes(b"mine")  # whatever is there, is not written over
+    (folder / "data/0002.png").write_bytes(b"mine")  # an existing file is not overwritten
     outage.break_down()
     again = run.export(str(folder), "fiftyone", where=WHOLE)
     assert (again.written, again.before, again.unread) == (6, 5, [])
@@ -379,7 +377,7 @@ def test_a_file_that_may_be_a_part_is_not_taken_for_a_whole_one(
     assert run.export(folder, "coco", where=WHOLE).unanswered == 1
     outage.break_down()
     photo = storage.join(folder, "images/0002.png")
-    storage.write_bytes(photo, storage.read_bytes(photo)[:100])  # as whoever is killed leaves it
+    storage.write_bytes(photo, storage.read_bytes(photo)[:100])  # as a killed process leaves it
     again = run.export(folder, "coco", where=WHOLE)
     assert (again.written, again.before) == (6, 0)
     assert files_in(folder) == files_in(whole)

@@ -239,7 +239,7 @@ def test_hostile_names_stay_text_and_long_ones_inside(
     hostile = write_run(
         str(tmp_path / "<b>run"), names=["</style><script>hacked=1</script>", "x" * 200, attack]
     )
-    hostile.info["model"]["uri"] = attack
+    hostile.info.model.uri = attack
     url = report_of(hostile, tmp_path, by="city")
 
     def look(page: "Page") -> tuple[bool, list[str], int, int]:
@@ -260,7 +260,7 @@ def test_a_run_that_is_not_finished_is_reported_as_far_as_it_is(
     photos: S3, browser: Visitor, tmp_path: Path, num_ok: int
 ) -> None:
     unfinished = write_run(str(tmp_path / "run"), num_ok=num_ok, finished=False)
-    unfinished.info["manifest"]["rows"] = 1_000_000
+    unfinished.info.manifest.rows = 1_000_000
     text = browser.visit(report_of(unfinished, tmp_path), lambda page: page.inner_text("body"))
     assert f"not finished (running): {num_ok + 2} of 1,000,000 images are in it" in text
     assert ("Least certain" in text) == bool(num_ok)

@@ -33,7 +33,7 @@ NAMES = ["background", "wall", "window", "traffic light"]
 
 @pytest.fixture(scope="module")
 def run(photos: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    """Twelve images, 0006 the least certain and then 0005; of the failed ones one is there now."""
+    """Twelve images, 0006 the least certain, then 0005; one of the failed ones can be read now."""
     photos.put("s3://photos/0013.jpg", photo(photos, 1) + b"\0")
     kinds = ("not_found", "timeout", "too_large")
     yield write_run(str(tmp_path_factory.mktemp("runs") / "facades"), failed=kinds)
@@ -63,7 +63,7 @@ def rows(dataset: Any) -> dict[str, dict[str, Any]]:
 # -------------------------------------------------------------------------------- what is chosen
 
 
-def test_the_least_certain_come_as_they_are_with_what_the_model_saw(
+def test_the_least_certain_images_are_copied_with_their_predicted_shapes(
     run: Run, photos: S3, tmp_path: Path
 ) -> None:
     suggestions = suggest(run, str(tmp_path), count=2)
@@ -94,10 +94,10 @@ def test_the_same_run_gives_the_same_images(run: Run, tmp_path: Path) -> None:
     assert len({entry.cluster for entry in first.images}) == 5
 
 
-def test_those_in_which_another_run_saw_most_else(run: Run, tmp_path: Path) -> None:
+def test_images_on_which_another_run_disagrees_most(run: Run, tmp_path: Path) -> None:
     other = write_run(str(tmp_path / "other"), names=["background", "wall", "glass", "sign"])
     suggestions = suggest(run, str(tmp_path / "to"), count=1, by="disagreement", against=other)
-    assert ids(suggestions) == [11]  # its window, which the other calls glass, is the largest
+    assert ids(suggestions) == [11]  # its window, which the other run calls glass, is the largest
     assert suggestions.images[0].reason.startswith("disagreement 0.")
 
 
@@ -146,7 +146,7 @@ def test_two_images_of_one_stem_have_a_labelme_file_each(photos: S3, tmp_path: P
     assert {d["imagePath"] for d in documents} == {entry.file for entry in suggestions.images}
 
 
-def test_a_list_is_chosen_from_and_what_cannot_be_taken_is_told(run: Run, tmp_path: Path) -> None:
+def test_a_list_limits_the_choice_and_the_rest_is_counted(run: Run, tmp_path: Path) -> None:
     among = [f"s3://photos/{name}.jpg" for name in ("0001", "0002", "0012", "9999")]
     suggestions = suggest(run, str(tmp_path), count=4, images=among)
     assert sorted(ids(suggestions)) == [1, 2]
@@ -292,7 +292,7 @@ def test_images_that_are_alike_are_one_cluster_and_the_best_of_each_comes_first(
     assert len({cluster for _, cluster in diverse_order(descriptors, [0.0] * 5, 5)}) == 3
 
 
-def test_specks_take_the_class_of_the_larger_region_beside_them() -> None:
+def test_specks_take_the_class_of_the_larger_region_around_them() -> None:
     seen = np.zeros((20, 20), np.uint8)
     seen[:, 10:] = 1
     cleaned = seen.copy()
@@ -318,4 +318,4 @@ def test_copies_of_images_of_one_name_are_called_differently() -> None:
     assert first.endswith(".jpg")
     assert file_name("https://photos.org/7.JPG?width=200").startswith("7-")
     assert file_name("https://photos.org/7.JPG?width=200").endswith(".JPG")
-    assert not file_name("s3://photos/.jpg").startswith(".")  # nobody would list it
+    assert not file_name("s3://photos/.jpg").startswith(".")  # hidden files are not listed

@@ -1,4 +1,4 @@
-"""A video's overlay is a video of as many frames, shown when they were, with its sound."""
+"""The overlay of a video has the same frames, times and sound."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from segbatch.review.predict.videos import BATCH_FRAMES, predict_video, read_bat
 from tests.conftest import S3
 from tests.films import ODD_TIMES, STEADY, film
 
-ALIKE = 10  # grey levels that encoding costs noise at most; two pictures of the tests differ by 50
+ALIKE = 10  # grey levels: encoding noise stays below; different test pictures differ by 50
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def model(model_uri: str) -> Model:
 
 @dataclass
 class Seen:
-    """What is in a video: pictures with their times in milliseconds, packets of sound."""
+    """The content of a video: pictures with their times in milliseconds, packets of sound."""
 
     pictures: list[Pixels]
     times: list[int]
@@ -66,7 +66,7 @@ def seen(uri: str | Path) -> Seen:
 
 
 def difference(ours: list[Pixels], theirs: list[Any]) -> float:
-    """The largest mean difference of two pictures in the same place, in grey levels."""
+    """The largest mean difference between corresponding pictures, in grey levels."""
     pairs = zip(ours, theirs, strict=True)
     return max(float(np.abs(a.astype(int) - np.asarray(b).astype(int)).mean()) for a, b in pairs)
 
@@ -87,7 +87,7 @@ def test_an_overlay_has_the_frames_times_and_size_of_its_video(
     output = tmp_path / f"overlay.{extension}"
     assert predict_video(str(tmp_path / "clip.mp4"), model, str(output)) == len(times)
     given, made = seen(tmp_path / "clip.mp4"), seen(output)
-    # Matroska begins at 0, and sound a little before the picture does: then all of it is shifted.
+    # Matroska begins at 0, and sound starts a little before the picture: everything is shifted.
     shift = made.times[0]
     assert shift < 45
     assert [time - shift for time in made.times] == list(times) == given.times
@@ -158,7 +158,7 @@ def test_a_video_that_players_turn_is_upright_for_the_model_and_for_the_eye(
 
 
 def test_colours_are_those_of_the_video(tmp_path: Path, model: Model) -> None:
-    """A legend apart, what is not coloured comes out as it went in."""
+    """Without an overlay, pictures come out as they went in."""
 
     class Nothing(FrameOverlays):
         def __call__(self, frames: Any) -> Any:

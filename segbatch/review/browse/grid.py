@@ -26,7 +26,13 @@ from segbatch.results.database import (
     register_filesystems,
     scan,
 )
-from segbatch.results.query import HIDDEN, RESULTS, runs_text, unreadable, wrong_sql
+from segbatch.results.query import (
+    HIDDEN_COLUMNS,
+    RESULT_COLUMNS,
+    explain_sql_error,
+    query_failure,
+    runs_text_as_sql,
+)
 from segbatch.results.runfolder import RunFolder
 from segbatch.results.schema import rows_schema
 
@@ -91,7 +97,7 @@ class Grid:
         table = run.table("stats" if run.finished else "rows")
         folder = storage.join(run.uri, "stats" if run.finished else "rows")
         schema = table.schema if table else rows_schema(run.classes)
-        ours = {*HIDDEN, *RESULTS, *FACTS}
+        ours = {*HIDDEN_COLUMNS, *RESULT_COLUMNS, *FACTS}
         self._own_columns = [field for field in schema if field.name not in ours]
         self.measures = {measure.name: measure for measure in self._measures(schema)}
         self.texts = ["uri", *(f.name for f in self._own_columns if not _is_number(f.type))]
@@ -99,7 +105,9 @@ class Grid:
         self._lock = threading.Lock()
         self._database = con = open_database()
         register_filesystems(con, [run.uri])
-        shown = ", ".join(quoted_name(field.name) for field in schema if field.name not in HIDDEN)
+        shown = ", ".join(
+            quoted_name(field.name) for field in schema if field.name not in HIDDEN_COLUMNS
+        )
         try:
             source = scan(con, "images", folder, table.files() if table else [], schema)
             con.execute(f"CREATE VIEW images AS SELECT {shown} FROM {source}")
@@ -107,7 +115,7 @@ class Grid:
             con.execute("SET enable_external_access = false")
             con.execute("SET lock_configuration = true")
         except duckdb.Error as error:
-            raise unreadable(error) from error
+            raise query_failure(error) from error
         self._images = con.table("images")
 
     def _measures(self, schema: pa.Schema) -> Iterator[Measure]:
@@ -229,14 +237,16 @@ class Grid:
 
     def _where(self, condition: str) -> duckdb.DuckDBPyRelation:
         """The images that fulfil an SQL condition that a visitor wrote."""
-        if runs_text(condition):
+        if runs_text_as_sql(condition):
             raise InputError("a condition is one expression, and must not run text as SQL")
         try:
             # DuckDB takes one expression here, neither a second one nor a clause after it.
             return self._images.filter(f"(\n{condition}\n)")
         except (duckdb.ParserException, duckdb.BinderException) as error:
             columns = self._images.columns
-            raise InputError(wrong_sql(lambda _: columns, [self.run], condition, error)) from error
+            raise InputError(
+                explain_sql_error(lambda _: columns, [self.run], condition, error)
+            ) from error
 
     def _select(
         self, images: duckdb.DuckDBPyRelation, columns: str, clauses: str = ""
@@ -255,7 +265,7 @@ class Grid:
             except duckdb.InterruptException as error:
                 raise InputError(f"no answer in {QUERY_S:.0f} s; simplify the query") from error
             except duckdb.Error as error:
-                raise unreadable(error) from error
+                raise query_failure(error) from error
             finally:
                 deadline.cancel()
 

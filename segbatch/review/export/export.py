@@ -32,10 +32,10 @@ from segbatch.console import Bar
 from segbatch.errors import CredentialsRefused, Damaged, InputError, RunError, SourceError
 from segbatch.formats import FORMATS
 from segbatch.formats.format import Photograph, Photos, SegmentedImage, Writer, no_entries
-from segbatch.results.answer import write
+from segbatch.results.answer import write_answer
 from segbatch.results.database import open_database
 from segbatch.results.log import read_columns
-from segbatch.results.query import sql, unreadable
+from segbatch.results.query import query_failure, sql
 from segbatch.results.runfolder import RunFolder
 from segbatch.results.schema import OK
 from segbatch.results.table import kind_of
@@ -120,7 +120,7 @@ def export(
     try:
         exported = _export_images(run, folder, WRITERS[to], chosen, claim, is_begun=is_begun)
     except duckdb.Error as error:
-        raise unreadable(error) from error
+        raise query_failure(error) from error
     except PermissionError as error:
         raise InputError(f"permission denied: {storage.one_line(error)}") from error
     if not exported.unanswered:
@@ -136,7 +136,7 @@ def _export_table(run: RunFolder, folder: str, to: Table, rest: str) -> Exported
     )
     with tempfile.TemporaryDirectory(prefix="segbatch-") as temporary:
         file = Path(temporary, f"wide.{to}")
-        write(rows, to, str(file))
+        write_answer(rows, to, str(file))
         [(num_rows,)] = rows.count("*").fetchall()
         storage.upload(file, storage.join(folder, file.name))
     return Exported(num_rows, num_rows)

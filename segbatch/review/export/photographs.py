@@ -11,7 +11,7 @@ from segbatch.formats.format import Photograph, encode_photo
 from segbatch.images.decode import decode_image
 from segbatch.images.faults import Undecodable
 from segbatch.images.fetch import read_images
-from segbatch.review.pictures import Unseen
+from segbatch.review.pictures import PictureProblem
 
 _OPENERS = {
     b"\xff\xd8": ("jpg", JpegImagePlugin.JpegImageFile),
@@ -19,7 +19,7 @@ _OPENERS = {
 }
 
 
-def read_photograph(uri: str, limits: Limits, *, jpeg: bool) -> Photograph | Unseen:
+def read_photograph(uri: str, limits: Limits, *, jpeg: bool) -> Photograph | PictureProblem:
     """The photograph at ``uri`` as a JPEG or PNG file; ``jpeg``: always as JPEG.
 
     The bytes stay as they are unless EXIF rotates the image or its format has to change.

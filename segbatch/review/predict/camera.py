@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from fractions import Fraction
 from pathlib import PurePosixPath
-from types import TracebackType
 from typing import Self
 
 import av
@@ -97,12 +96,7 @@ class Camera:
         self.reader.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._stopped.set()
         while self.reader.is_alive():
             self._drop_frame()

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import av
@@ -123,12 +122,7 @@ class Film:
             for frame, picture in zip(frames, pictures, strict=True):
                 self._container.mux(self._picture.encode(self._video_frame(frame, picture)))
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         if self._container is None:
             return
         with _naming_output(self.name), self._container:

@@ -18,7 +18,7 @@ from segbatch.masks.classes import IGNORE_INDEX, SegClass
 from segbatch.results.database import quoted_name
 from segbatch.results.runfolder import RunFolder
 from segbatch.results.schema import OK
-from segbatch.review.pictures import Picture, look_up
+from segbatch.review.pictures import Picture, read_run_pictures
 from segbatch.review.report.numbers import Ask
 
 LONG_SIDE = 320  # pixels of a thumbnail
@@ -120,13 +120,15 @@ def _largest_shares(run: RunFolder, coverage: Mapping[str, float]) -> list[tuple
 def draw_thumbnails(run: RunFolder, images: Mapping[int, str]) -> dict[int, Thumbnails]:
     """The thumbnails of images of a run, given as URIs by ``image_id``.
 
-    Raises what :func:`~segbatch.review.pictures.look_up` raises.
+    Raises what :func:`~segbatch.review.pictures.read_run_pictures` raises.
     """
     thumbnails = {}
     wanted = list(images.items())
     for start in range(0, len(wanted), BATCH_IMAGES):
         batch = wanted[start : start + BATCH_IMAGES]
-        for (image_id, _), seen in zip(batch, look_up(run, batch, LONG_SIDE), strict=True):
+        for (image_id, _), seen in zip(
+            batch, read_run_pictures(run, batch, LONG_SIDE), strict=True
+        ):
             if isinstance(seen, Picture):
                 thumbnails[image_id] = Thumbnails(_data_uris(seen, run))
             else:

@@ -21,7 +21,7 @@ from segbatch.masks.classes import SegClass
 from segbatch.results import cost
 from segbatch.results.database import quoted_name
 from segbatch.results.prices import Prices, read_prices
-from segbatch.results.query import sql, unreadable
+from segbatch.results.query import query_failure, sql
 from segbatch.results.runfolder import RunFolder
 from segbatch.results.schema import FAILED, OK, RESERVED_COLUMNS
 from segbatch.review.report.gallery import (
@@ -98,7 +98,7 @@ def write_report(
     try:
         page = _page(run, by, against, table).encode()
     except duckdb.Error as error:
-        raise unreadable(error) from error
+        raise query_failure(error) from error
     with storage.translate_errors("cannot write", InputError):
         storage.write_bytes(path, page)
     return len(page)

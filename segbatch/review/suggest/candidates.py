@@ -16,7 +16,7 @@ import duckdb
 from segbatch.errors import InputError
 from segbatch.results.database import quoted_text
 from segbatch.results.diff import diff
-from segbatch.results.query import sql, unreadable
+from segbatch.results.query import query_failure, sql
 from segbatch.results.runfolder import RunFolder
 from segbatch.results.schema import FAILED, OK
 
@@ -88,7 +88,7 @@ def find_candidates(
                 found.setdefault(row["uri"], _candidate(row, ranking.reason or by))
         return list(found.values()), left_out
     except duckdb.Error as error:
-        raise unreadable(error) from error
+        raise query_failure(error) from error
 
 
 def _candidate(row: Mapping[str, Any], reason: str) -> Candidate:
