@@ -66,7 +66,7 @@ def query(
     ] = None,
 ) -> None:
     """SQL over one or several runs: views images, masks, wide, classes, failures, runs."""
-    from segbatch.results.answer import write
+    from segbatch.results.answer import write_answer
     from segbatch.results.query import sql
     from segbatch.run import open_runs
 
@@ -77,7 +77,7 @@ def query(
         text = runs.pop()
     else:
         raise InputError('no SQL given: segbatch query RUN "SELECT * FROM images LIMIT 10"')
-    write(sql(open_runs(runs), text), format.value, output)
+    write_answer(sql(open_runs(runs), text), format.value, output)
 
 
 @runs_app.command()
@@ -92,7 +92,7 @@ def diff(
     limit: Annotated[int, typer.Option(min=0, help="How many rows of a kind are shown.")] = 20,
 ) -> None:
     """How two runs over the same images differ: by class, by pixel, and where most."""
-    from segbatch.results.answer import SHOWN_ROWS, format_of, write
+    from segbatch.results.answer import SHOWN_ROWS, format_of, write_answer
     from segbatch.run import open_run
 
     output_format = None if output is None else format_of(output)
@@ -100,14 +100,14 @@ def diff(
     for note in found.notes():
         print(note, file=sys.stderr)
     if output_format is not None:
-        write(found.images, output_format, output)
+        write_answer(found.images, output_format, output)
     if format is Facts.json:
         print_facts(found.to_json(limit), format)
         return
     print_facts(found.facts, format)
     for title, rows in found.tables(limit).items():
         print(f"\n{title}")
-        write(rows, shown_rows=max(limit, SHOWN_ROWS))
+        write_answer(rows, shown_rows=max(limit, SHOWN_ROWS))
 
 
 def _read_text(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Answer: what a query gives, as a table to look at, CSV, JSON or Parquet."""
+"""Writes the answer to a query as a table for reading, or as CSV, JSON or Parquet."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import duckdb
 from rich import box
@@ -21,65 +21,65 @@ from rich.text import Text
 
 from segbatch import storage
 from segbatch.errors import InputError
-from segbatch.results.database import quoted_name, quoted_text
-from segbatch.results.query import unreadable
+from segbatch.results.database import quoted_name, quoted_text, select_from
+from segbatch.results.query import query_failure
 
-Format = Literal["table", "csv", "json", "parquet"]
+AnswerFormat = Literal["table", "csv", "json", "parquet"]
 
-# Of a table. A terminal has room for so much; in a pipe nothing is cut.
+# Limits of a table on a terminal; in a pipe nothing is cut.
 SHOWN_ROWS = 40
 CELL_WIDTH = 60
 UNLIMITED = 1_000_000
 
-# What a name in a bucket could tell a terminal to do.
+# Control characters: a terminal would act on those in an object's name.
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
-# JSON has no number for what a division by zero gives.
+# JSON has no number for the result of a division by zero.
 FINITE = "CASE WHEN isfinite({0}) THEN {0} END"
 
 
-def write(
+def write_answer(
     relation: duckdb.DuckDBPyRelation,
-    format: Format = "table",
+    format: AnswerFormat = "table",
     out: str | None = None,
     *,
     shown_rows: int = SHOWN_ROWS,
 ) -> None:
-    """Write an answer to standard output, or to the URI ``out``.
+    """Write the rows of ``relation`` to standard output, or to the URI ``out``.
 
-    A table shows the first ``shown_rows`` and says how many there are; the others hold all of
-    them: CSV with a header, JSON as one array of objects, Parquet. Table and CSV have one column
-    for each field of a struct (``coverage_window``) and the size in place of bytes; JSON has bytes
-    in base64, and null for what it has no number for.
+    A table shows the first ``shown_rows`` rows and their total number; the other formats have all
+    rows: CSV with a header, JSON as one array of objects, Parquet. Table and CSV have one column
+    for each field of a struct (``coverage_window``), and sizes in place of bytes. JSON has bytes in
+    base64, and null for numbers that are not finite.
 
-    Raises :class:`~segbatch.errors.InputError` where the SQL fails on a value, ``Incomplete``
-    where a file cannot be read any more, ``OSError`` if ``out`` cannot be written.
+    Raises :class:`~segbatch.errors.InputError` if the SQL fails on a value, ``Incomplete`` if a
+    file can no longer be read, ``OSError`` if ``out`` cannot be written.
     """
     if format == "parquet" and out is None:
         raise InputError("--format parquet is not for a terminal: name a file with -o")
     try:
-        relation = _ask(relation, "FROM answer")  # of two columns of one name, one gets a number
+        relation = select_from(relation, "FROM answer")  # numbers columns with the same name
         if format == "table":
             _write_table(relation, out, shown_rows)
         else:
             _write_file(relation, format, out)
     except duckdb.Error as error:
-        raise unreadable(error) from error
+        raise query_failure(error) from error
 
 
-def format_of(out: str) -> Format:
-    """The format that the ending of a file's name stands for.
+def format_of(out: str) -> AnswerFormat:
+    """The format that a file's extension stands for.
 
-    Raises :class:`~segbatch.errors.InputError` for any other than .parquet, .csv and .json.
+    Raises :class:`~segbatch.errors.InputError` unless it is .parquet, .csv or .json.
     """
-    formats: dict[str, Format] = {".parquet": "parquet", ".csv": "csv", ".json": "json"}
-    ending = PurePosixPath(storage.name_of(out)).suffix.lower()
-    if ending not in formats:
-        raise InputError(f"{out}: rows are written as {', '.join(formats)}: give it such an ending")
-    return formats[ending]
+    formats: dict[str, AnswerFormat] = {".parquet": "parquet", ".csv": "csv", ".json": "json"}
+    extension = PurePosixPath(storage.name_of(out)).suffix.lower()
+    if extension not in formats:
+        raise InputError(f"{out}: the extension must be one of {', '.join(formats)}")
+    return formats[extension]
 
 
-def _write_file(relation: duckdb.DuckDBPyRelation, format: Format, out: str | None) -> None:
+def _write_file(relation: duckdb.DuckDBPyRelation, format: AnswerFormat, out: str | None) -> None:
     columns, options = {
         "csv": (_flat_columns, "FORMAT csv, HEADER"),
         "json": (_json_columns, "FORMAT json, ARRAY true"),
@@ -88,7 +88,7 @@ def _write_file(relation: duckdb.DuckDBPyRelation, format: Format, out: str | No
     target = storage.local_path(out) if out is not None and storage.is_local(out) else None
     if target:
         target.parent.mkdir(parents=True, exist_ok=True)
-    # Beside a local target, so that one rename puts it there, however large it is.
+    # Next to a local target, so that it can be renamed to the target.
     with tempfile.TemporaryDirectory(
         prefix=".segbatch-", dir=target.parent if target else None
     ) as folder:
@@ -102,11 +102,6 @@ def _write_file(relation: duckdb.DuckDBPyRelation, format: Format, out: str | No
         else:
             with result.open(encoding="utf-8", newline="") as text:
                 shutil.copyfileobj(text, sys.stdout)
-
-
-def _ask(relation: duckdb.DuckDBPyRelation, select: str) -> duckdb.DuckDBPyRelation:
-    """What ``select`` gives of a relation, which it calls ``answer``."""
-    return cast(duckdb.DuckDBPyRelation, relation.query("answer", select))
 
 
 def _all_columns(relation: duckdb.DuckDBPyRelation) -> str:
@@ -130,7 +125,7 @@ def _flat_columns(relation: duckdb.DuckDBPyRelation) -> str:
 
 
 def _parts(alias: str, expression: str, kind: Any) -> Iterator[tuple[str, str]]:
-    """The columns of one that may be a struct: their names, and how to get them."""
+    """Names and SQL expressions of the columns that a column, which may be a struct, becomes."""
     if kind.id == "struct":
         for field, inner in kind.children:
             yield from _parts(f"{alias}_{field}", f"{expression}.{quoted_name(field)}", inner)
@@ -155,12 +150,14 @@ def _write_table(relation: duckdb.DuckDBPyRelation, out: str | None, shown_rows:
 def _print_table(
     relation: duckdb.DuckDBPyRelation, console: Console, shown_rows: int = SHOWN_ROWS
 ) -> None:
-    """The first rows; on a terminal only as many columns as it has room for, the rest by name."""
+    """Print the first rows; on a terminal, columns that do not fit are listed by name below."""
     if relation.columns == ["explain_key", "explain_value"]:
         for _, plan in relation.fetchall():
             console.print(Text(plan), soft_wrap=True)
         return
-    flat = _ask(relation, f"SELECT {_flat_columns(relation)} FROM answer LIMIT {shown_rows + 1}")
+    flat = select_from(
+        relation, f"SELECT {_flat_columns(relation)} FROM answer LIMIT {shown_rows + 1}"
+    )
     rows = flat.fetchall()
     limit = CELL_WIDTH if console.is_terminal else UNLIMITED
     columns = [
@@ -182,7 +179,7 @@ def _print_table(
 
     lines = [f"{len(rows)} row{'s' if len(rows) != 1 else ''}"]
     if len(rows) > shown_rows:
-        [(count,)] = _ask(relation, "SELECT count(*) FROM answer").fetchall()
+        [(count,)] = select_from(relation, "SELECT count(*) FROM answer").fetchall()
         lines = [f"{count:,} rows, the first {shown_rows} shown; --format csv writes all"]
     if num_fitting < len(columns):
         lines.append(f"not shown: {', '.join(flat.columns[num_fitting:])}")
@@ -190,7 +187,7 @@ def _print_table(
 
 
 def _cell(value: object, limit: int) -> str:
-    """A value on one line; of a long one the beginning and the end, where URIs differ."""
+    """A value on one line; a long value is cut in the middle, since URIs differ at the end."""
     if value is None:
         return "–"
     text = f"{value:.4g}" if isinstance(value, float) else " ".join(str(value).split())

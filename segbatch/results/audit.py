@@ -1,6 +1,6 @@
-"""Audit: rows in the manifest = rows in the results, each id once. Looks, and changes nothing.
+"""Audits a run: every image of the manifest must have exactly one row, in intact files. Read-only.
 
-An I/O error while looking is an error of its own and never taken for damage.
+An I/O error during the audit is raised as such and never taken for damage.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from segbatch import storage
 from segbatch.errors import Damaged, Incomplete
 from segbatch.results.finish import unreferenced
-from segbatch.results.log import Log, entry_uri, read_columns, read_whole
+from segbatch.results.log import DeltaLog, TableFile, entry_uri, read_columns, read_verified
 from segbatch.results.table import Table
 
 if TYPE_CHECKING:
@@ -29,7 +29,12 @@ READERS = 8  # each holds one file
 
 @dataclass
 class Audit:
-    """What was counted. ``missing`` is no damage while the run is not finished."""
+    """The result of an audit. ``missing`` images are no damage while the run is not finished.
+
+    ``twice`` counts images with several rows, ``unknown`` rows of no image of the manifest.
+    ``damaged`` holds the URIs of damaged files, ``uncommitted`` those of files that no commit
+    refers to.
+    """
 
     run: str
     status: str
@@ -57,97 +62,97 @@ class Audit:
 
 
 def audit(run: RunFolder, *, deep: bool = False) -> Audit:
-    """Count every committed row of ``run`` against its manifest, and prove the logs.
+    """Compare the committed rows of ``run`` with its manifest, and verify the logs of its tables.
 
-    ``deep`` reads every file and compares its SHA-256 with the one that was noted when it was
-    written. Raises :class:`~segbatch.errors.Incomplete` if the storage failed while looking.
+    ``deep`` also reads every file and compares its SHA-256 with the one noted when it was written.
+    Raises :class:`~segbatch.errors.Incomplete` if storage fails during the audit.
     """
-    result = Audit(run.uri, run.status, run.info["manifest"]["rows"])
+    result = Audit(run.uri, run.status, run.info.manifest.rows)
+    rows_of_image = np.zeros(result.images, np.uint32)
     try:
         rows, stats = run.log("rows"), run.log("stats")
-        counts = np.zeros(result.images, np.uint32)
         if rows is not None:
-            _count_rows(rows, counts, result, deep)
+            _count_rows(rows, rows_of_image, result, deep=deep)
         for log in (rows, stats):
             if log is not None:
                 result.damaged += _damaged_entries(log)
-                strays = unreferenced(log.uri, log.files())
-                result.uncommitted += [file.uri for file in strays]
-        if run.finished and rows is not None:
-            _compare_stats(rows, stats, result)
+                result.uncommitted += [file.uri for file in unreferenced(log.uri, log.files())]
+        if run.finished and rows is not None and not _stats_fit(rows, stats):
+            result.damaged.append(storage.join(run.uri, "stats"))
         if deep:
-            files = run.info["manifest"]["files"]
-            noted = {file["name"]: file["sha256"] for file in files}
+            noted = {file.name: file.sha256 for file in run.info.manifest.files}
             result.damaged += _changed(storage.join(run.uri, "manifest"), noted)
             if stats is not None and not stats.damaged:
-                noted = {file["path"]: stats.sha256.get(file["path"], "") for file in stats.files()}
+                noted = {file.name: stats.sha256.get(file.name, "") for file in stats.files()}
                 result.damaged += _changed(stats.uri, noted)
     except OSError as error:
         raise Incomplete(f"audit stopped: {storage.one_line(error)}") from error
-    missing, twice = np.flatnonzero(counts == 0), np.flatnonzero(counts > 1)
+    missing, twice = np.flatnonzero(rows_of_image == 0), np.flatnonzero(rows_of_image > 1)
     result.missing, result.missing_ids = len(missing), missing[:EXAMPLES].tolist()
     result.twice, result.twice_ids = len(twice), twice[:EXAMPLES].tolist()
     result.damaged = sorted(set(result.damaged))
     return result
 
 
-def _count_rows(log: Log, counts: npt.NDArray[np.uint32], result: Audit, deep: bool) -> None:
-    def ids_of(file: dict[str, Any]) -> npt.NDArray[np.int64] | None:
-        try:
-            if not deep:
-                table = read_columns(log.uri, file["path"], ["image_id"])
-            else:
-                uri = storage.join(log.uri, file["path"])
-                data = read_whole(uri, log.sha256.get(file["path"], ""))
-                if data is None:
-                    return None
-                table = pq.read_table(pa.BufferReader(data), columns=["image_id"])
-        except Damaged:
-            return None
-        ids: npt.NDArray[np.int64] = table["image_id"].to_numpy()
-        return ids
-
+def _count_rows(
+    log: DeltaLog, rows_of_image: npt.NDArray[np.uint32], result: Audit, *, deep: bool
+) -> None:
+    """Add the rows of the table to ``rows_of_image``, and what is wrong with them to ``result``."""
     files = log.files()
     with ThreadPoolExecutor(READERS) as threads:
-        for file, ids in zip(files, threads.map(ids_of, files), strict=True):
-            if ids is None or len(ids) != file["rows"]:
-                result.damaged.append(storage.join(log.uri, file["path"]))
+        id_arrays = threads.map(lambda file: _ids_of(log, file, deep=deep), files)
+        for file, ids in zip(files, id_arrays, strict=True):
+            if ids is None or len(ids) != file.rows:
+                result.damaged.append(storage.join(log.uri, file.name))
                 continue
             result.rows += len(ids)
             known = (ids >= 0) & (ids < result.images)
             result.unknown += int((~known).sum())
-            np.add.at(counts, ids[known], 1)
+            np.add.at(rows_of_image, ids[known], 1)
 
 
-def _damaged_entries(log: Log) -> list[str]:
-    """Entries of the log that are damaged or gone, and checkpoints that do not fit the others."""
+def _ids_of(log: DeltaLog, file: TableFile, *, deep: bool) -> npt.NDArray[np.int64] | None:
+    """The ids in a file of ``rows/``; ``None`` if the file is damaged."""
+    try:
+        if deep:
+            uri = storage.join(log.uri, file.name)
+            data = read_verified(uri, log.sha256.get(file.name, ""))
+            if data is None:
+                return None
+            table = pq.read_table(pa.BufferReader(data), columns=["image_id"])
+        else:
+            table = read_columns(log.uri, file.name, ["image_id"])
+    except Damaged:
+        return None
+    ids: npt.NDArray[np.int64] = table["image_id"].to_numpy()
+    return ids
+
+
+def _damaged_entries(log: DeltaLog) -> list[str]:
+    """Entries of the log that are damaged or gone, and checkpoints that contradict the entries."""
     damaged = [entry_uri(log.uri, version) for version in log.damaged]
-    if log.checkpoints and not damaged:  # not ours; but readers go by them
+    if log.checkpoints and not damaged:  # we write none, but readers use those of others
         try:
             table = Table.open(log.uri, log.version)
-            fits = table is not None and _names(table.files()) == _names(log.files())
         except Damaged:
-            fits = False
-        return [] if fits else log.checkpoints
+            return log.checkpoints
+        names = {file.name for file in log.files()}
+        if table is None or {file.name for file in table.files()} != names:
+            return log.checkpoints
     return damaged
 
 
-def _names(files: list[dict[str, Any]]) -> set[str]:
-    return {file["path"] for file in files}
-
-
-def _compare_stats(rows: Log, stats: Log | None, result: Audit) -> None:
-    """A finished run's ``stats/`` must be made from the very version of ``rows/``."""
-    if stats is not None and stats.damaged:
-        return  # which files count is not known
-    if stats is None or stats.entries[stats.version].note.get("rows") != rows.version:
-        result.damaged.append(storage.join(result.run, "stats"))
+def _stats_fit(rows: DeltaLog, stats: DeltaLog | None) -> bool:
+    """Whether a finished run's ``stats/`` was made from this version of ``rows/``."""
+    if stats is None:
+        return False
+    if stats.damaged:
+        return True  # reported as damaged entries; which files count is unknown
+    made_from: object = stats.entries[stats.version].note.get("rows")
+    return made_from == rows.version
 
 
 def _changed(folder: str, noted: dict[str, str]) -> list[str]:
     """URIs of the files in ``folder`` whose SHA-256 is not the noted one."""
-    return [
-        uri
-        for name, sha256 in noted.items()
-        if read_whole(uri := storage.join(folder, name), sha256) is None
-    ]
+    uris = {storage.join(folder, name): sha256 for name, sha256 in noted.items()}
+    return [uri for uri, sha256 in uris.items() if read_verified(uri, sha256) is None]

@@ -1,6 +1,6 @@
-"""Database: a DuckDB that reads the tables of runs, wherever they are.
+"""DuckDB over the tables of runs, on any storage.
 
-Remote files go through fsspec, since the DuckDB wheel speaks no S3.
+Remote files are read through fsspec, since the DuckDB wheel has no S3 client.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache, partial
-from typing import Any
+from typing import Any, cast
 
 import duckdb
 import pyarrow as pa
@@ -22,13 +22,13 @@ SETTINGS = {
     "autoload_known_extensions": "false",
     "enable_progress_bar": "false",
     "validate_external_file_cache": "'NO_VALIDATION'",  # files of a table never change
-    "python_enable_replacements": "false",  # FROM x is never a variable of this program
-    "temp_directory": f"'{tempfile.gettempdir()}/segbatch-query'",  # not the user's folder
+    "python_enable_replacements": "false",  # FROM x never reads a Python variable
+    "temp_directory": f"'{tempfile.gettempdir()}/segbatch-query'",  # not the current folder
 }
 
 
 def open_database() -> duckdb.DuckDBPyConnection:
-    """A DuckDB in memory, whose schema ``segbatch`` takes what :func:`scan` makes."""
+    """A DuckDB in memory with a schema ``segbatch``, in which :func:`scan` creates views."""
     con = duckdb.connect()
     for name, value in SETTINGS.items():
         con.execute(f"SET {name} = {value}")
@@ -39,7 +39,7 @@ def open_database() -> duckdb.DuckDBPyConnection:
 def register_filesystems(con: duckdb.DuckDBPyConnection, uris: Sequence[str]) -> None:
     """Let DuckDB read the remote files that ``uris`` name."""
     for scheme in {storage.scheme_of(uri) for uri in uris if not storage.is_local(uri)}:
-        with suppress(ImportError, ValueError):  # may be no file, only a text to compare with
+        with suppress(ImportError, ValueError):  # may be a text in a condition, and no file
             fs = remote_filesystem(scheme)
             fs.invalidate_cache()
             con.register_filesystem(fs)
@@ -52,9 +52,9 @@ def scan(
     files: Sequence[TableFile],
     schema: pa.Schema,
 ) -> str:
-    """A view over the files of a table, or an empty table where there are none; its name.
+    """Create a view over the files of a table, or an empty table if it has none; returns its name.
 
-    Its column ``file`` is the one of ``stats/``; of ``rows/`` it is the URI of a row's own file.
+    Over ``rows/``, a column ``file`` with the URI of each row's file is added; ``stats/`` has one.
     """
     filename = "" if "file" in schema.names else ", filename = 'file'"
     if not files:
@@ -63,9 +63,9 @@ def scan(
         con.from_arrow(pa.Table.from_batches([], schema)).create(f"segbatch.{name}")
         return f"segbatch.{name}"
     if not storage.is_local(folder):
-        # Four HEADs a file otherwise: the listing answers them.
+        # Fills fsspec's cache, which saves four HEAD requests for each file.
         remote_filesystem(storage.scheme_of(folder)).ls(folder, refresh=True)
-    # A variable, because parsing thousands of names in SQL takes ten times as long.
+    # A variable: as part of the SQL, thousands of names take ten times as long to parse.
     con.execute(f"SET VARIABLE {name} = ?", [[storage.join(folder, f.name) for f in files]])
     con.execute(
         f"CREATE VIEW segbatch.{name} AS"
@@ -75,10 +75,10 @@ def scan(
 
 
 def remote_filesystem(scheme: str) -> Any:
-    """The fsspec filesystem for files of which only parts are wanted.
+    """The fsspec filesystem for reading parts of files, without read-ahead.
 
-    fsspec reads ahead, s3fs 50 MB at a time, which turned 9 MB of columns into 450. DuckDB and
-    Arrow ask for exactly what they need.
+    s3fs reads 50 MB ahead, so that reading 9 MB of columns took 450 MB. DuckDB and Arrow request
+    exactly the ranges that they need.
     """
     return _reading_exactly(storage.filesystem(f"{scheme}://")[0])
 
@@ -89,6 +89,11 @@ def _reading_exactly(fs: Any) -> Any:
     exact = type(fs)(*fs.storage_args, **options)
     exact._open = partial(exact._open, cache_type="none")
     return exact
+
+
+def select_from(relation: duckdb.DuckDBPyRelation, query: str) -> duckdb.DuckDBPyRelation:
+    """The result of a ``query`` over ``relation``, which the query calls ``answer``."""
+    return cast(duckdb.DuckDBPyRelation, relation.query("answer", query))
 
 
 def quoted_text(value: str) -> str:

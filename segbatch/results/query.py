@@ -1,9 +1,9 @@
-"""Query: the views of one or several runs in DuckDB, and what may be asked of them.
+"""Queries over runs: the views of one or several runs in DuckDB, and the SQL that is allowed.
 
-A run that is finished is read from ``stats/``, any other from ``rows/``; in both the Delta table
-says which files there are, and DuckDB reads their Parquet by itself. Each run gives one SELECT a
-view, and several are united by name, so that runs of other classes can be compared: what one does
-not have is NULL.
+A finished run is read from ``stats/``, an unfinished one from ``rows/``. In both cases the Delta
+table lists the files, and DuckDB reads these Parquet files directly. Each run contributes one
+SELECT to each view. The SELECTs of several runs are united by column names, so that runs with
+different classes can be compared: columns that a run does not have are NULL.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from segbatch.results.runfolder import RunFolder
 from segbatch.results.schema import FAILED, OK, rows_schema
 from segbatch.results.table import kind_of
 
-# Where a mask is, is for programs; the mask itself has a view of its own.
-HIDDEN = frozenset({"mask", "file", "file_row"})
+# Columns for programs, which say where a mask is; masks have a view of their own.
+HIDDEN_COLUMNS = frozenset({"mask", "file", "file_row"})
 
-# What a failed row does not have.
-RESULTS = HIDDEN | {
+# Columns that a failed row does not have.
+RESULT_COLUMNS = HIDDEN_COLUMNS | {
     "status", "mask_width", "mask_height", "pixels", "coverage", "confidence", "uncertainty",
     "formulas", "components", "boxes",
 }  # fmt: skip
@@ -49,7 +49,7 @@ CREATE TABLE runs (
     duplicates BIGINT, created TIMESTAMP, updated TIMESTAMP  -- UTC
 )"""
 
-# How an EXPLAIN begins, and how a statement may end.
+# The beginning of an EXPLAIN, and the end of a statement.
 EXPLAIN = re.compile(
     r"\A(?:\s|--[^\n]*\n)*EXPLAIN\b(?:\s+ANALYZE\b|\s*\(\s*(?:ANALYZE|FORMAT)\b[^()]*\))?", re.I
 )
@@ -58,6 +58,7 @@ END = re.compile(r";[\s;]*(?:--[^\n]*(?:\n\s*|\Z))*\Z")
 TRACEBACK = "Traceback (most recent call last)"
 REMOTE = re.compile(r"'([A-Za-z][\w+.-]*://)")
 
+# Functions that take a text and run it as SQL.
 RUN_TEXT = (b"query", b"query_table", b"json_execute_serialized_sql")
 TAKES = "query takes one SELECT, DESCRIBE, SHOW or EXPLAIN and writes nothing"
 
@@ -65,41 +66,37 @@ TAKES = "query takes one SELECT, DESCRIBE, SHOW or EXPLAIN and writes nothing"
 def sql(runs: Sequence[RunFolder], query: str) -> duckdb.DuckDBPyRelation:
     """The answer to one SELECT, DESCRIBE, SHOW or EXPLAIN over the views of ``runs``.
 
-    A relation is computed when it is read. Raises :class:`~segbatch.errors.InputError` for wrong
-    SQL and for whatever writes, ``OSError`` if storage fails.
+    The relation is computed when it is read. Raises :class:`~segbatch.errors.InputError` for wrong
+    SQL and for SQL that writes, ``OSError`` if storage fails.
     """
     try:
         query.encode()
     except UnicodeEncodeError as error:
-        raise InputError("the query is no text in UTF-8") from error
+        raise InputError("the query is not valid UTF-8 text") from error
     con = open_database()
 
-    def columns(view: str) -> list[str]:
+    def columns_of(view: str) -> list[str]:
         return con.table(view).columns
 
     try:
-        body = _select_in(con, query)
+        body = _single_statement(con, query)
     except duckdb.Error as error:
-        raise InputError(
-            wrong_sql(lambda view: con.table(view).columns, runs, query, error)
-        ) from error
+        raise sql_error(columns_of, runs, query, error) from error
     register_filesystems(con, [*(run.uri for run in runs), *re.findall(REMOTE, query)])
     try:
         _create_views(con, runs, query)
     except duckdb.Error as error:
-        raise unreadable(error) from error
+        raise query_failure(error) from error
     try:
         con.execute("SET lock_configuration = true")  # some functions switch on logs in files
         _refuse_writing(con, body)
         return con.sql(query)
     except duckdb.Error as error:
-        raise InputError(
-            wrong_sql(lambda view: con.table(view).columns, runs, query, error)
-        ) from error
+        raise sql_error(columns_of, runs, query, error) from error
 
 
-def _select_in(con: duckdb.DuckDBPyConnection, query: str) -> str:
-    """The one statement in ``query`` without EXPLAIN and semicolon; refuses what is no SELECT."""
+def _single_statement(con: duckdb.DuckDBPyConnection, query: str) -> str:
+    """The only statement of ``query``, without EXPLAIN and semicolon; others are refused."""
     statements = con.extract_statements(query)
     if len(statements) != 1:
         raise InputError(f"{TAKES}: these are {len(statements)} statements")
@@ -107,24 +104,24 @@ def _select_in(con: duckdb.DuckDBPyConnection, query: str) -> str:
     kinds = duckdb.StatementType
     if kind not in (kinds.SELECT, kinds.EXPLAIN, kinds.MULTI):
         raise InputError(f"{TAKES}: this is {kind.name}")
-    # MULTI is a PIVOT, and what it pivots is computed already to find its columns; a text may be
-    # any statement. Neither can be left to _refuse_writing.
+    # MULTI is a PIVOT: DuckDB runs its source at once to find the columns. And a text may be any
+    # statement. _refuse_writing would be too late for both.
     copies = kind == kinds.MULTI and ("copy", True) in _words(query)
-    if copies or runs_text(query):
+    if copies or runs_text_as_sql(query):
         raise InputError(f"{TAKES}: this is more than that")
     return EXPLAIN.sub("", END.sub("", query))
 
 
-def runs_text(query: str) -> bool:
-    """Whether a function is named in ``query`` that takes a text, put together anyhow, as SQL."""
-    text = query.encode()  # the offsets are of bytes
+def runs_text_as_sql(query: str) -> bool:
+    """Whether ``query`` names a function that runs a text as SQL."""
+    text = query.encode()  # offsets count bytes
     starts = [start for start, _ in duckdb.tokenize(query)]
     words = (re.match(rb'"?(\w+)', text[start:]) for start in starts)
     return any(word is not None and word[1].lower() in RUN_TEXT for word in words)
 
 
 def _refuse_writing(con: duckdb.DuckDBPyConnection, body: str) -> None:
-    """Refuse a COPY or INSERT behind EXPLAIN or in a WITH: no subquery can hold one."""
+    """Refuse COPY or INSERT after EXPLAIN or in a WITH: a subquery cannot contain them."""
     try:
         con.sql(f"FROM (\n{body}\n)")
     except duckdb.ParserException as error:
@@ -139,9 +136,9 @@ def _refuse_writing(con: duckdb.DuckDBPyConnection, body: str) -> None:
 
 
 def _create_views(con: duckdb.DuckDBPyConnection, runs: Sequence[RunFolder], query: str) -> None:
-    """Create ``images`` and the views that ``query`` names; where it names none, all of them.
+    """Create ``images`` and the views that ``query`` names, or all views if it names none.
 
-    To create them all takes as long as to filter millions of rows, and longer with more classes.
+    Creating all of them takes as long as filtering millions of rows, and longer with more classes.
     """
     names = _names(runs)
     named = {view for view in VIEWS if view in query.lower()}
@@ -170,7 +167,10 @@ def _names(runs: Sequence[RunFolder]) -> list[str]:
 def _selects(
     con: duckdb.DuckDBPyConnection, run: RunFolder, name: str, number: int, *, with_masks: bool
 ) -> Iterator[tuple[str, str]]:
-    """For each view the SELECT that one run gives to it; ``masks`` is empty where not asked for."""
+    """The views to which one run contributes, each with the run's SELECT.
+
+    ``masks`` is empty unless ``with_masks``.
+    """
     stats = run.table("stats") if run.finished else None
     rows = None if stats and not with_masks else run.table("rows")
     row_files = rows.files() if rows else []
@@ -182,17 +182,17 @@ def _selects(
         source = failed = scan(con, f"stats_{number}", stats.uri, stats.files(), schema)
     else:
         source = masks
-        failed_files = [file for file in row_files if kind_of(file["path"]) != OK]
+        failed_files = [file for file in row_files if kind_of(file.name) != OK]
         failed = scan(con, f"failed_{number}", folder, failed_files, schema)
 
     begin = f"SELECT {quoted_text(name)} AS run"
-    images = [field for field in schema if field.name not in HIDDEN]
-    described = [quoted_name(field.name) for field in images if field.name not in RESULTS]
+    images = [field for field in schema if field.name not in HIDDEN_COLUMNS]
+    described = [quoted_name(field.name) for field in images if field.name not in RESULT_COLUMNS]
     yield "images", f"{begin}, {', '.join(quoted_name(f.name) for f in images)} FROM {source}"
     yield "masks", f"{begin}, image_id, uri, mask FROM {masks}"
     yield "wide", f"{begin}, {', '.join(_flat(images))} FROM {source}"
     yield "failures", f"{begin}, {', '.join(described)} FROM {failed} WHERE status = '{FAILED}'"
-    # One SELECT a class and not one UNNEST: what asks for one class reads only its columns.
+    # One SELECT for each class and not one UNNEST: a query for one class reads only its columns.
     for c in run.classes:
         field = quoted_name(c.field)
         confidence = f"confidence.{field}" if "confidence" in schema.names else "NULL::FLOAT"
@@ -205,8 +205,11 @@ def _selects(
 
 
 def _flat(fields: Sequence[pa.Field]) -> list[str]:
-    """``coverage.window AS coverage_window`` and so on; formulas by their own names, no boxes."""
-    columns: dict[str, str] = {}  # by name in lower case: SQL knows no other
+    """Columns of ``wide``: ``coverage.window AS coverage_window`` and so on.
+
+    Formulas keep their own names; boxes are left out.
+    """
+    columns: dict[str, str] = {}  # by name in lower case: SQL ignores case
     for field in fields:
         if field.name == "boxes":
             continue
@@ -219,7 +222,7 @@ def _flat(fields: Sequence[pa.Field]) -> list[str]:
             }
         for name, expression in parts.items():
             alias = name
-            while alias.lower() in columns:  # a user's column has the name of one of ours
+            while alias.lower() in columns:  # a user's column has the name of one of these
                 alias += "_"
             columns[alias.lower()] = f"{expression} AS {quoted_name(alias)}"
     return list(columns.values())
@@ -227,11 +230,11 @@ def _flat(fields: Sequence[pa.Field]) -> list[str]:
 
 def _describe(run: RunFolder, name: str) -> list[Any]:
     """The row of a run in the table ``runs``."""
-    model, manifest = run.info["model"], run.info["manifest"]
-    times = [datetime.fromtimestamp(run.info[key], UTC) for key in ("created", "updated")]
+    model, manifest = run.info.model, run.info.manifest
+    times = [datetime.fromtimestamp(t, UTC) for t in (run.info.created, run.info.updated)]
     return [
-        *(name, run.uri, run.status, model["uri"], model["sha256"]),
-        *(manifest["rows"], manifest["duplicates"]),
+        *(name, run.uri, run.status, model.uri, model.sha256),
+        *(manifest.rows, manifest.duplicates),
         *(time.replace(tzinfo=None) for time in times),
     ]
 
@@ -239,30 +242,34 @@ def _describe(run: RunFolder, name: str) -> list[Any]:
 # --------------------------------------------------------------------------------------- errors
 
 
-def wrong_sql(
-    columns: Callable[[str], list[str]], runs: Sequence[RunFolder], query: str, error: duckdb.Error
-) -> str:
-    """One line that says what is wrong in ``query``, with the column that was probably meant;
-    ``columns`` gives those of a view.
+def sql_error(
+    columns_of: Callable[[str], list[str]],
+    runs: Sequence[RunFolder],
+    query: str,
+    error: duckdb.Error,
+) -> InputError:
+    """The error to raise for wrong SQL in ``query``; it suggests the column probably meant.
+
+    ``columns_of`` returns the columns of a view.
     """
     text = str(error)
     fields = {field for run in runs for field in run.classes.fields}
     if near := re.search(r'syntax error at or near "(.+?)"', text):
         for keyword in _bare_keywords(query, near[1]):
             if keyword in fields:
-                return (
+                return InputError(
                     f"{_line(error)}: {keyword} is an SQL keyword; coverage.{keyword} works"
                     " anywhere, a name after AS must be another"
                 )
     if missing := re.search(r'column "(.+?)" not found|find key "(.+?)" in struct', text):
         name = missing[1] or missing[2]
-        if close := _close_columns(columns, name, fields, wide="wide" in query.lower()):
-            return f"no column {name}; did you mean {' or '.join(close)}?"
-    return _line(error)
+        if close := _close_columns(columns_of, name, fields, wide="wide" in query.lower()):
+            return InputError(f"no column {name}; did you mean {' or '.join(close)}?")
+    return InputError(_line(error))
 
 
 def _bare_keywords(query: str, near: str) -> Iterator[str]:
-    """The SQL keywords in ``query`` at or just before the word ``near``, not behind a dot."""
+    """The SQL keywords in ``query`` at or just before the word ``near``, except after a dot."""
     words = [("", False), *_words(query), ("", False)]
     for (before, _), (word, is_keyword), (after, _) in zip(
         words, words[1:], words[2:], strict=False
@@ -272,8 +279,8 @@ def _bare_keywords(query: str, near: str) -> Iterator[str]:
 
 
 def _words(query: str) -> list[tuple[str, bool]]:
-    """The words of ``query`` in lower case, and which of them are keywords of SQL."""
-    text = query.encode()  # the offsets are of bytes
+    """The words of ``query`` in lower case, each with whether it is an SQL keyword."""
+    text = query.encode()  # offsets count bytes
     tokens = duckdb.tokenize(query)
     ends = [*(offset for offset, _ in tokens[1:]), len(text)]
     return [
@@ -283,27 +290,27 @@ def _words(query: str) -> list[tuple[str, bool]]:
 
 
 def _close_columns(
-    columns: Callable[[str], list[str]], name: str, fields: set[str], *, wide: bool
+    columns_of: Callable[[str], list[str]], name: str, fields: set[str], *, wide: bool
 ) -> list[str]:
-    """Columns whose names are like ``name``; for a class, its coverage."""
+    """Columns with names similar to ``name``; for a class, its coverage."""
     view, separator = ("wide", "_") if wide else ("images", ".")
     known = {field: f"coverage{separator}{field}" for field in sorted(fields)}
-    known |= {column: column for column in (*known.values(), *columns(view))}
+    known |= {column: column for column in (*known.values(), *columns_of(view))}
     close = get_close_matches(name.lower(), known, n=3, cutoff=0.7)
     return list(dict.fromkeys(known[match] for match in close))
 
 
-def unreadable(error: duckdb.Error) -> SegbatchError:
-    """What to raise where an answer was begun: the files, or a value in them."""
+def query_failure(error: duckdb.Error) -> SegbatchError:
+    """What to raise if DuckDB failed while reading: a file cannot be read, or the SQL is wrong."""
     if isinstance(error, duckdb.IOException) or TRACEBACK in str(error):
-        return Incomplete(f"{_line(error)} (if the run was being finished meanwhile, ask again)")
+        return Incomplete(f"{_line(error)} (if the run was just being finished, ask again)")
     return InputError(_line(error))
 
 
 def _line(error: duckdb.Error) -> str:
-    """The first line of what DuckDB says, and the second where it is a suggestion.
+    """The first line of DuckDB's message, and its second line if that is a suggestion.
 
-    What fsspec raised in it is a traceback, whose last line says it.
+    If fsspec raised the error, the message is a traceback: then its last line.
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if TRACEBACK in lines[0]:

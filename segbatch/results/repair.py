@@ -1,8 +1,12 @@
-"""Repair: what ``audit --deep`` finds damaged is moved away, and its images are done again.
+"""Repairs a run: moves damaged files away, so that an ordinary resume does their images again.
 
-Everything is looked at before anything is changed. Afterwards the run is one that is not finished:
-an ordinary resume does the images without rows, and writes ``stats/`` anew. Killed half-way, it
-begins again.
+First :func:`plan_repair` reads everything and changes nothing; then :func:`apply_repair` makes the
+changes. The run is unfinished afterwards: resuming it does the images that have no row, and writes
+``stats/`` once more. A repair that was killed is simply started again.
+
+Damaged entries of a Delta log are replaced here by hand. ``DeltaTable.repair`` cannot do it: it
+opens no log that has a damaged or missing entry, and it only removes files that are missing, not
+those with changed bytes.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -24,13 +28,111 @@ import pyarrow.parquet as pq
 
 from segbatch import storage
 from segbatch.errors import RunError
-from segbatch.results.audit import audit
-from segbatch.results.log import Log, entry_uri, read_columns
-from segbatch.results.runfolder import RunFolder, frozen_copy, write_info
+from segbatch.results.audit import Audit, audit
+from segbatch.results.log import DeltaLog, TableFile, entry_uri, read_columns
+from segbatch.results.runfolder import RunFolder
+from segbatch.results.runinfo import RunInfo, parse_info, write_info
 from segbatch.results.schema import RESERVED_COLUMNS
 from segbatch.results.table import Table
 
 READERS = 16
+
+
+@dataclass(frozen=True)
+class RepairPlan:
+    """What is damaged in a run, and how to repair it.
+
+    ``remove`` holds the files that ``rows/`` must no longer hold, ``manifest`` the new content of
+    damaged files of the manifest, by name.
+    """
+
+    run: RunFolder
+    damage: Audit
+    log: DeltaLog | None  # of rows/
+    remove: list[TableFile]
+    manifest: dict[str, bytes]
+
+    @property
+    def needed(self) -> bool:
+        return self.damage.exit_code == 1
+
+
+def recover_info(uri: str) -> RunInfo | None:
+    """The first content of a lost ``run.json``, from the copy in the log of ``rows/``.
+
+    ``None`` if there is no table. Raises :class:`~segbatch.errors.RunError` if the log does not
+    hold it, ``OSError``.
+    """
+    log = DeltaLog.read(storage.join(uri, "rows"), {})
+    if log is None:
+        if storage.exists(entry_uri(storage.join(uri, "stats"), 0)):
+            raise RunError(f"{uri}: its run.json and rows/ are gone: choose a new output")
+        return None
+    first = log.entries.get(0)
+    if first is None or "run" not in first.note:
+        raise RunError(
+            f"{uri}: its run.json is damaged or gone, and there is no copy of it in"
+            f" {entry_uri(log.uri, 0)}: which images there were cannot be proved any more: choose"
+            " a new output"
+        )
+    info = parse_info(uri, {**json.loads(first.note["run"]), "status": "running", "starts": []})
+    for entry in log.entries.values():
+        if "precision" in entry.note:
+            info.precision = entry.note["precision"]
+    return info
+
+
+def plan_repair(run: RunFolder) -> RepairPlan:
+    """Find what is damaged in ``run``, and how to repair it; read-only.
+
+    Raises :class:`~segbatch.errors.RunError` for what cannot be repaired, and
+    :class:`~segbatch.errors.Incomplete` or ``OSError`` if storage fails, which is not damage.
+    """
+    damage = audit(run, deep=True)
+    log = run.log("rows")
+    remove = [] if log is None else _files_to_remove(log, run, damage)
+    return RepairPlan(run, damage, log, remove, _rebuild_manifest(run, damage, log, remove))
+
+
+def apply_repair(
+    plan: RepairPlan,
+    driver: str,
+    schema: Callable[[], pa.Schema],
+    say: Callable[[str], None],
+) -> None:
+    """Make the changes of ``plan``, as the driver that holds the run.
+
+    ``schema`` returns the schema of ``rows/``; it is called if the first entry of the log is lost.
+    """
+    uri, info = plan.run.uri, plan.run.info
+    info.status = "running"  # readers now use rows/, and the run is finished once more
+    info.log = {}
+    write_info(uri, info)
+    for damaged in plan.damage.damaged:
+        path = damaged.removeprefix(f"{uri}/")
+        if path == "stats":
+            say("stats: does not fit rows; written again")
+        elif storage.exists(damaged):
+            quarantine(uri, damaged)
+            say(f"{path}: is damaged; moved to quarantine/{path}")
+        else:
+            say(f"{path}: is gone")
+    for file in info.manifest.files:
+        if (data := plan.manifest.get(file.name)) is not None:
+            storage.write_bytes(storage.join(uri, "manifest", file.name), data)
+            file.sha256, file.size = hashlib.sha256(data).hexdigest(), len(data)
+            say(f"manifest/{file.name}: rebuilt from the rows")
+    write_info(uri, info)
+    checksums = {} if plan.log is None else _replace_entries(plan.log, info, driver, schema)
+    if checksums or plan.remove:
+        table = Table.open(storage.join(uri, "rows"))
+        if table is None:
+            raise RuntimeError("rows/ has a log and is not a table")
+        note = {"driver": driver, "event": "repair", "log": checksums}
+        table.commit(remove=plan.remove, note=note)
+    if any(path.startswith(f"{uri}/stats") for path in plan.damage.damaged):
+        files = list(storage.list_files(storage.join(uri, "stats")))
+        storage.delete(file.uri for file in reversed(files))  # the newest log entries first
 
 
 def quarantine(run_uri: str, uri: str) -> None:
@@ -43,187 +145,105 @@ def quarantine(run_uri: str, uri: str) -> None:
     storage.delete([uri])
 
 
-def recall(uri: str) -> dict[str, Any] | None:
-    """What ``run.json`` said at first, from the copy of it in the log of ``rows/``.
+def _files_to_remove(log: DeltaLog, run: RunFolder, damage: Audit) -> list[TableFile]:
+    """Damaged files of ``rows/``, and the older ones of files that have an id in common.
 
-    ``None`` if there is no table. Raises :class:`~segbatch.errors.RunError` if the log does not
-    hold it, ``OSError``.
+    Such an older file came back because the entry that had removed it is damaged.
     """
-    log = Log.read(storage.join(uri, "rows"), {})
-    if log is None:
-        if storage.exists(entry_uri(storage.join(uri, "stats"), 0)):
-            raise RunError(f"{uri}: its run.json and rows/ are gone: choose a new output")
-        return None
-    first = log.entries.get(0)
-    if first is None or "run" not in first.note:
-        raise RunError(
-            f"{uri}: its run.json is damaged or gone, and there is no copy of it in"
-            f" {entry_uri(log.uri, 0)}: which images there were cannot be proved any more: choose"
-            " a new output"
-        )
-    info: dict[str, Any] = json.loads(first.note["run"])
-    for entry in log.entries.values():
-        if "precision" in entry.note:
-            info["precision"] = entry.note["precision"]
-    return {**info, "status": "running", "starts": []}
-
-
-class Repair:
-    """Of one run, by the driver that holds it. Making one looks, and changes nothing.
-
-    Raises :class:`~segbatch.errors.RunError` for what cannot be mended, and
-    :class:`~segbatch.errors.Incomplete` or ``OSError`` if storage fails, which is no damage.
-    """
-
-    def __init__(self, run: RunFolder, driver: str, say: Callable[[str], None]) -> None:
-        self.run = run
-        self.driver = driver
-        self.say = say
-        self.found = audit(run, deep=True)
-        self.log = run.log("rows")
-        self.wrong = self._wrong_files()
-        self.manifest = self._rebuilt_manifest()
-
-    @property
-    def needed(self) -> bool:
-        return self.found.exit_code == 1
-
-    def do(self, schema: Callable[[], pa.Schema]) -> None:
-        """Mend it. ``schema`` gives that of ``rows/``, should its log have to begin anew."""
-        uri, info = self.run.uri, self.run.info
-        info["status"] = "running"  # readers go by the tables now, and the finish is done again
-        info.pop("log", None)
-        write_info(uri, info)
-        for damaged in self.found.damaged:
-            path = damaged.removeprefix(f"{uri}/")
-            if path == "stats":
-                self.say("stats: does not fit rows; written again")
-            elif storage.exists(damaged):
-                quarantine(uri, damaged)
-                self.say(f"{path}: is damaged; moved to quarantine/{path}")
+    damaged = _damaged_names(run, damage, "rows")
+    files = log.files()
+    remove = [file for file in files if file.name in damaged]
+    if damage.twice or damage.unknown:
+        intact = [file for file in files if file.name not in damaged]
+        seen = np.zeros(damage.images, bool)
+        for file in sorted(intact, key=lambda file: log.added_in[file.name], reverse=True):
+            ids = read_columns(log.uri, file.name, ["image_id"])["image_id"].to_numpy()
+            if ids.max() >= len(seen) or seen[ids].any():
+                remove.append(file)
             else:
-                self.say(f"{path}: is gone")
-        self._write_manifest()
-        proofs = self._replace_entries(schema)
-        if proofs or self.wrong:
-            table = Table.open(storage.join(uri, "rows"))
-            if table is None:
-                raise RuntimeError("a log that was mended has a table")
-            note = {"driver": self.driver, "event": "repair", "log": proofs}
-            table.commit(remove=self.wrong, note=note)
-        if any(path.startswith(f"{uri}/stats") for path in self.found.damaged):
-            files = list(storage.list_files(storage.join(uri, "stats")))
-            storage.delete(file.uri for file in reversed(files))  # of the log, the newest first
+                seen[ids] = True
+    return remove
 
-    # --------------------------------------------------------------------------------- rows
 
-    def _wrong_files(self) -> list[dict[str, Any]]:
-        """Files of ``rows/`` that the table should not hold: damaged ones, and of files with an id
-        in common the older: it came back with the entry of the log that had removed it.
-        """
-        if self.log is None:
-            return []
-        damaged = set(self._damaged_in("rows"))
-        files = self.log.files()
-        wrong = [file for file in files if file["path"] in damaged]
-        if self.found.twice or self.found.unknown:
-            seen = np.zeros(self.found.images, bool)
-            good = [file for file in files if file["path"] not in damaged]
-            for file in sorted(good, key=lambda file: file["added"], reverse=True):
-                column = read_columns(self.log.uri, file["path"], ["image_id"])["image_id"]
-                ids = column.to_numpy()
-                if ids.max() >= len(seen) or seen[ids].any():
-                    wrong.append(file)
-                else:
-                    seen[ids] = True
-        return wrong
+def _rebuild_manifest(
+    run: RunFolder, damage: Audit, log: DeltaLog | None, remove: list[TableFile]
+) -> dict[str, bytes]:
+    """Damaged files of the manifest, by name, rebuilt from the rows of their images."""
+    damaged = _damaged_names(run, damage, "manifest")
+    rebuilt = {}
+    for file in run.info.manifest.files:
+        if file.name in damaged:
+            first, end = file.first_id, file.first_id + file.rows
+            images = None if log is None else _images(log, remove, first, end)
+            if images is None:
+                raise RunError(
+                    f"{run.uri}/manifest/{file.name}: is damaged, and not every image in it has a"
+                    " row yet: which they are cannot be proved any more: choose a new output"
+                )
+            sink = io.BytesIO()
+            pq.write_table(images, sink, compression="zstd", row_group_size=65_536)
+            rebuilt[file.name] = sink.getvalue()
+    return rebuilt
 
-    def _replace_entries(self, schema: Callable[[], pa.Schema]) -> dict[str, str]:
-        """Put entries without files in the places of damaged ones; version → SHA-256 of each.
 
-        What such an entry had added is done again. What it had removed comes back, and is the
-        older file of two.
-        """
-        proofs: dict[str, str] = {}
-        if self.log is None:
-            return proofs
-        for version in self.log.damaged:
-            data = self._first_entry(schema()) if version == 0 else self._empty_entry()
-            storage.write_bytes(entry_uri(self.log.uri, version), data)
-            proofs[str(version)] = hashlib.sha256(data).hexdigest()
-        return proofs
+def _images(log: DeltaLog, remove: list[TableFile], first: int, end: int) -> pa.Table | None:
+    """The manifest's columns of ids ``first`` to ``end`` - 1; ``None`` if one has no row."""
+    removed = set(remove)
+    names = [
+        file.name
+        for file in log.files()
+        if file not in removed and file.first_id < end and file.last_id >= first
+    ]
+    if not names:
+        return None
+    filesystem, path = storage.arrow_filesystem(storage.join(log.uri, names[0]))
+    ours = RESERVED_COLUMNS - {"image_id", "uri"}
+    columns = [n for n in pq.read_schema(path, filesystem=filesystem).names if n not in ours]
+    with ThreadPoolExecutor(READERS) as threads:
+        parts = threads.map(lambda name: read_columns(log.uri, name, columns), names)
+        images = pa.concat_tables(parts)
+    ids = images["image_id"]
+    images = images.filter(pc.and_(pc.greater_equal(ids, first), pc.less(ids, end)))
+    images = images.sort_by("image_id")
+    whole = np.array_equal(images["image_id"].to_numpy(), np.arange(first, end))
+    return images if whole else None
 
-    def _empty_entry(self) -> bytes:
-        about = {
-            "timestamp": int(time.time() * 1000),
-            "operation": "WRITE",
-            "operationParameters": {},
-            "commit_id": uuid.uuid4().hex,
-            "driver": self.driver,
-            "event": "repair",
-        }
-        return json.dumps({"commitInfo": about}).encode()
 
-    def _first_entry(self, schema: pa.Schema) -> bytes:
-        with tempfile.TemporaryDirectory(prefix="segbatch-") as folder:
-            Table.create(folder, schema, note={"run": frozen_copy(self.run.info)})
-            return storage.read_bytes(entry_uri(folder, 0))
+def _replace_entries(
+    log: DeltaLog, info: RunInfo, driver: str, schema: Callable[[], pa.Schema]
+) -> dict[str, str]:
+    """Replace damaged entries by entries without files; returns version → SHA-256 of each.
 
-    # ----------------------------------------------------------------------------- manifest
+    Images in files that such an entry had added are done again. Files that it had removed come
+    back; :func:`_files_to_remove` removes them again.
+    """
+    checksums: dict[str, str] = {}
+    for version in log.damaged:
+        data = _first_entry(info, schema()) if version == 0 else _empty_entry(driver)
+        storage.write_bytes(entry_uri(log.uri, version), data)
+        checksums[str(version)] = hashlib.sha256(data).hexdigest()
+    return checksums
 
-    def _rebuilt_manifest(self) -> dict[str, bytes]:
-        """Damaged files of the manifest, made anew from the rows of their images."""
-        damaged = set(self._damaged_in("manifest"))
-        rebuilt = {}
-        for file in self.run.info["manifest"]["files"]:
-            if file["name"] in damaged:
-                images = self._images(file["first_id"], file["first_id"] + file["rows"])
-                if images is None:
-                    raise RunError(
-                        f"{self.run.uri}/manifest/{file['name']}: is damaged, and not every image"
-                        " in it has a row yet: which they are cannot be proved any more: choose a"
-                        " new output"
-                    )
-                sink = io.BytesIO()
-                pq.write_table(images, sink, compression="zstd", row_group_size=65_536)
-                rebuilt[file["name"]] = sink.getvalue()
-        return rebuilt
 
-    def _images(self, first: int, end: int) -> pa.Table | None:
-        """The manifest's columns of ids ``first`` to ``end`` - 1; ``None`` if one has no row."""
-        if self.log is None:
-            return None
-        folder, wrong = self.log.uri, {file["path"] for file in self.wrong}
-        names = [
-            file["path"]
-            for file in self.log.files()
-            if file["path"] not in wrong and file["first_id"] < end and file["last_id"] >= first
-        ]
-        if not names:
-            return None
-        filesystem, path = storage.arrow_filesystem(storage.join(folder, names[0]))
-        every = pq.read_schema(path, filesystem=filesystem)
-        ours = RESERVED_COLUMNS - {"image_id", "uri"}
-        columns = [name for name in every.names if name not in ours]
-        with ThreadPoolExecutor(READERS) as threads:
-            parts = threads.map(lambda name: read_columns(folder, name, columns), names)
-            images = pa.concat_tables(parts)
-        ids = images["image_id"]
-        images = images.filter(pc.and_(pc.greater_equal(ids, first), pc.less(ids, end)))
-        images = images.sort_by("image_id")
-        whole = np.array_equal(images["image_id"].to_numpy(), np.arange(first, end))
-        return images if whole else None
+def _empty_entry(driver: str) -> bytes:
+    commit_info = {
+        "timestamp": int(time.time() * 1000),
+        "operation": "WRITE",
+        "operationParameters": {},
+        "commit_id": uuid.uuid4().hex,
+        "driver": driver,
+        "event": "repair",
+    }
+    return json.dumps({"commitInfo": commit_info}).encode()
 
-    def _write_manifest(self) -> None:
-        info = self.run.info
-        for file in info["manifest"]["files"]:
-            if (data := self.manifest.get(file["name"])) is not None:
-                storage.write_bytes(storage.join(self.run.uri, "manifest", file["name"]), data)
-                file |= {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
-                self.say(f"manifest/{file['name']}: made again from the rows")
-        write_info(self.run.uri, info)
 
-    def _damaged_in(self, folder: str) -> list[str]:
-        """Paths of damaged files, relative to a folder of the run."""
-        inside = f"{storage.join(self.run.uri, folder)}/"
-        return [u.removeprefix(inside) for u in self.found.damaged if u.startswith(inside)]
+def _first_entry(info: RunInfo, schema: pa.Schema) -> bytes:
+    with tempfile.TemporaryDirectory(prefix="segbatch-") as folder:
+        Table.create(folder, schema, note={"run": info.frozen_copy()})
+        return storage.read_bytes(entry_uri(folder, 0))
+
+
+def _damaged_names(run: RunFolder, damage: Audit, folder: str) -> set[str]:
+    """Names of damaged files, relative to a folder of the run."""
+    inside = f"{storage.join(run.uri, folder)}/"
+    return {uri.removeprefix(inside) for uri in damage.damaged if uri.startswith(inside)}

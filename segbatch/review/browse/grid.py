@@ -29,9 +29,9 @@ from segbatch.results.database import (
 from segbatch.results.query import (
     HIDDEN_COLUMNS,
     RESULT_COLUMNS,
-    explain_sql_error,
     query_failure,
     runs_text_as_sql,
+    sql_error,
 )
 from segbatch.results.runfolder import RunFolder
 from segbatch.results.schema import rows_schema
@@ -244,9 +244,7 @@ class Grid:
             return self._images.filter(f"(\n{condition}\n)")
         except (duckdb.ParserException, duckdb.BinderException) as error:
             columns = self._images.columns
-            raise InputError(
-                explain_sql_error(lambda _: columns, [self.run], condition, error)
-            ) from error
+            raise sql_error(lambda _: columns, [self.run], condition, error) from error
 
     def _select(
         self, images: duckdb.DuckDBPyRelation, columns: str, clauses: str = ""
