@@ -1,7 +1,7 @@
-"""segbatch: batch semantic segmentation of image collections in object storage, on Ray.
+"""Batch semantic segmentation of image collections in object storage, on Ray.
 
-The public functions are loaded when they are first used, so that asking for one thing does not
-import torch and Ray for another.
+The public functions are imported on first use, so that one which needs neither torch nor Ray does
+not wait for their import.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = [
     "submit",
 ]
 
-_HOME = {
+_MODULES = {
     "evaluate": "segbatch.jobs.evaluate",
     "finetune": "segbatch.jobs.finetune",
     "import_labels": "segbatch.labels.importing",
@@ -49,9 +49,9 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -1,6 +1,6 @@
-"""Progress: Rich bars on a terminal; elsewhere one line of ``key=value`` every 10 seconds.
+"""What commands print while they work: Rich bars on a terminal, elsewhere lines of ``key=value``.
 
-Everything goes to stderr: stdout belongs to results.
+All of it goes to stderr; stdout is for results.
 """
 
 from __future__ import annotations
@@ -8,19 +8,21 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
-if TYPE_CHECKING:
-    pass
+EVERY_S = 10.0  # between two lines
 
-EVERY_S = 10.0
+
+def say(message: str) -> None:
+    """Print one line to stderr."""
+    print(message, file=sys.stderr, flush=True)
 
 
 class Bar:
-    """A bar on a terminal while it is entered; elsewhere it is silent and lines are said."""
+    """A progress bar, shown on a terminal while entered; elsewhere the caller prints lines."""
 
     def __init__(self, what: str, total: int, done: int = 0) -> None:
-        # Here, because every command imports this module to say something.
+        # Imported here because every command imports this module for say().
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
@@ -50,7 +52,7 @@ class Bar:
         self._bar.stop()
 
     def move(self, done: int, pace: str) -> bool:
-        """Show how far it is; whether it is time to say it in a line, where there is no bar."""
+        """Update the bar; returns whether a line is due because there is no bar."""
         self._bar.update(self._task, completed=done, pace=pace)
         due = self._bar.disable and time.monotonic() - self._last_line >= EVERY_S
         if due:
@@ -58,23 +60,15 @@ class Bar:
         return due
 
     def line(self, text: str, prefix: str) -> None:
-        """Something that happens now and then: above the bar, or behind ``prefix`` as a line."""
+        """Print ``text`` above the bar, or after ``prefix`` where there is no bar."""
         if self._bar.disable:
             say(f"{prefix}{text}")
         else:
             self._bar.console.print(text, highlight=False)
 
 
-def say(message: str) -> None:
-    """One line to stderr."""
-    print(message, file=sys.stderr, flush=True)
-
-
-# Pace: how far the work on labelled images has come.
-
-
-class Pace(Bar):
-    """Counts images while it is entered; to stderr."""
+class ImageBar(Bar):
+    """A progress bar that counts labelled images."""
 
     def __init__(self, what: str, total: int) -> None:
         super().__init__(what, total)
@@ -83,6 +77,7 @@ class Pace(Bar):
         self.done = 0
 
     def add(self, images: int) -> None:
+        """Count ``images`` more, and print a line if one is due."""
         self.done += images
         per_second = self.done / max(1e-9, time.monotonic() - self.started)
         if self.move(self.done, f"{per_second:.1f} images/s"):

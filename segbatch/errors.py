@@ -1,22 +1,22 @@
-"""Everything that segbatch raises on purpose, and the exit code that it ends with.
+"""All exceptions that segbatch raises on purpose, with the exit code of the command.
 
     SegbatchError
-    ├── InputError          2   what the user gave is wrong; found before any worker starts
+    ├── InputError          2   the user's input is wrong; found before any worker starts
     │   ├── JobFileError        the job file, or a --set
     │   ├── SourceError         the images, the manifest, a labelled dataset
     │   ├── ModelError          the model bundle or its weights
     │   └── RunError            the run's folder: not a run, another job's run, a finished one
-    │       ├── Damaged             a file of it is not what was written
-    │       └── UnreadableMask      the mask of one image
+    │       ├── Damaged             one of its files is not what was written
+    │       └── UnreadableMask      the mask of one image is damaged
     ├── JobFailed           1   the job ran and will fail again unchanged
-    ├── Incomplete          3   run it again as it is
+    ├── Incomplete          3   run the same command again
     │   ├── LeaseHeld           another driver works on this run
-    │   ├── Fenced              another driver has taken this run over
+    │   ├── Fenced              another driver has taken over this run
     │   └── CredentialsRefused  the storage no longer accepts our credentials
-    └── Interrupted     130/143 a signal; resumable
+    └── Interrupted     130/143 stopped by SIGINT or SIGTERM; can be resumed
 
-A message is one line that says what was wrong, where, and what to do. The command line
-prints it and exits with ``exit_code``; nobody else prints an error.
+A message is one line: what is wrong, where, and what to do. Only the command line prints it, and
+exits with ``exit_code``. :func:`segbatch.storage.translate_errors` makes these of storage errors.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ class SegbatchError(Exception):
 
 
 class InputError(SegbatchError):
-    """What the user gave is wrong."""
+    """The user's input is wrong."""
 
     exit_code = 2
 
 
 class JobFileError(InputError):
-    """The job file or an override of it cannot be used."""
+    """The job file, or an override of it, is invalid."""
 
 
 class SourceError(InputError):
-    """Images, manifest or labels are missing, empty or not what they claim to be."""
+    """Images, manifest or labels are missing, empty or of another format than expected."""
 
 
 class ModelError(InputError):
@@ -49,18 +49,18 @@ class ModelError(InputError):
 
 
 class RunError(InputError):
-    """The run's folder cannot be used for what was asked."""
+    """The run's folder is not suitable for the command."""
 
 
 class Damaged(RunError):
-    """A file of a run is not what was written. Only its bytes tell: never an error of storage."""
+    """A file of a run is not what was written, as its bytes show; never raised for an outage."""
 
     def __init__(self, uri: str, why: str) -> None:
-        super().__init__(f"{uri}: is damaged: {why}; mend it with: segbatch run JOB --repair")
+        super().__init__(f"{uri}: is damaged: {why}; repair it with: segbatch run JOB --repair")
 
 
 class UnreadableMask(RunError):
-    """The mask of one image of a run is damaged; ``why`` says how, without which image it is."""
+    """The mask of one image is damaged; ``why`` is the reason without the image's name."""
 
     def __init__(self, run: str, image_id: int, uri: str, why: SegbatchError) -> None:
         self.why = str(why) if isinstance(why, Damaged) else f"{why}; audit the run"
@@ -74,7 +74,7 @@ class JobFailed(SegbatchError):
 
 
 class Incomplete(SegbatchError):
-    """Something outside of the job stopped it; running it again goes on from there."""
+    """Something outside the job stopped it; the same command resumes it."""
 
     exit_code = 3
 
@@ -84,16 +84,16 @@ class LeaseHeld(Incomplete):
 
 
 class Fenced(Incomplete):
-    """Another driver took the run over while this one was working."""
+    """Another driver took over the run while this one was working."""
 
 
 class CredentialsRefused(Incomplete):
-    """The storage refuses our credentials, for every object and not for one."""
+    """The storage refuses our credentials for all objects."""
 
 
 class Interrupted(SegbatchError):
-    """A signal ended the job; what was committed stays and the next start resumes."""
+    """A signal stopped the job; committed results stay, and the next start resumes."""
 
     def __init__(self, signum: int) -> None:
-        super().__init__(f"interrupted by {signal.Signals(signum).name}; run it again to go on")
+        super().__init__(f"interrupted by {signal.Signals(signum).name}; run it again to resume")
         self.exit_code = 128 + signum

@@ -1,9 +1,9 @@
-"""Signals: SIGINT and SIGTERM end a job in order, so that it can be gone on with.
+"""Stop a job cleanly on SIGINT and SIGTERM, so that it can be resumed.
 
-A handler that raises does so wherever the program is at that moment; inside a library that catches
-everything, or that is half-way through starting, the exception gets lost or becomes another one. So
-a signal is only remembered, and :func:`check` is asked where the job can end: at every step, and
-every second while it waits. A second signal kills at once.
+A handler that raises would do so at any point of the program; inside a library that catches
+everything, or that is half-way through starting, the exception gets lost or turns into another one.
+So the handler only records the signal, and the job calls :func:`check` where it can stop: at every
+step, and every second while it waits. A second signal kills at once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _arrived: list[int] = []
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Inside, SIGINT and SIGTERM are remembered for :func:`check`; a second one kills."""
+    """Record SIGINT and SIGTERM for :func:`check` in the block; a second one kills."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -42,11 +42,11 @@ def interruptible() -> Iterator[None]:
 
 
 def arrived() -> bool:
-    """Whether a signal has arrived and the job still runs."""
+    """Whether a signal has arrived that :func:`check` has not raised yet."""
     return bool(_arrived)
 
 
 def check() -> None:
-    """Raises :class:`~segbatch.errors.Interrupted` if a signal arrived and the job still runs."""
+    """Raises :class:`~segbatch.errors.Interrupted`, once, if a signal has arrived."""
     if _arrived:
         raise Interrupted(_arrived.pop())
