@@ -126,17 +126,17 @@ def draw_thumbnails(run: RunFolder, images: Mapping[int, str]) -> dict[int, Thum
     wanted = list(images.items())
     for start in range(0, len(wanted), BATCH_IMAGES):
         batch = wanted[start : start + BATCH_IMAGES]
-        for (image_id, _), seen in zip(
-            batch, read_run_pictures(run, batch, LONG_SIDE), strict=True
-        ):
-            if isinstance(seen, Picture):
-                thumbnails[image_id] = Thumbnails(_data_uris(seen, run))
+        pictures = read_run_pictures(run, batch, LONG_SIDE)
+        for (image_id, _), picture in zip(batch, pictures, strict=True):
+            if isinstance(picture, Picture):
+                thumbnails[image_id] = Thumbnails(_data_uris(picture, run))
             else:
-                thumbnails[image_id] = Thumbnails({}, f"{seen.kind}: {seen.message}")
+                thumbnails[image_id] = Thumbnails({}, f"{picture.kind}: {picture.message}")
     return thumbnails
 
 
 def _data_uris(picture: Picture, run: RunFolder) -> dict[str, str]:
+    """Photo, mask and overlay of a picture; only the photo if there is no mask."""
     photo = {"photo": _jpeg(Image.fromarray(picture.photo))}
     if (picture.label_map == IGNORE_INDEX).all():
         return photo
