@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from segbatch.formats.format import Format, Photos, SegmentedImage, Slot, Writer, no_entries
+from segbatch.formats.format import Format, Photos, SegmentedImage, Slot, Writer
 from segbatch.masks.classes import Classes
 
 
@@ -44,7 +44,5 @@ def mask_targets_json(classes: Classes, run: str) -> Mapping[str, Sequence[str |
 
 
 FIFTYONE = Format(
-    writer=Writer(
-        Photos.FILES, photo_and_grey_mask, ("labels/{name}.png",), mask_targets_json, no_entries
-    )
+    writer=Writer(Photos.FILES, photo_and_grey_mask, ("labels/{name}.png",), mask_targets_json)
 )

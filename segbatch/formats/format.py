@@ -147,14 +147,15 @@ class Writer:
     an image by path, in the order in which they are written; ``last`` lists the possible paths of
     the last one, with ``{name}`` for the image's name. ``shared(classes, run)`` returns the
     content of the files that all images share, by path, as texts and slots. ``entries(image,
-    last)`` returns what an image, whose last file is ``last``, adds to the slots, by their names.
+    last)`` returns what an image, whose last file is ``last``, adds to the slots, by their names;
+    it is ``None`` if the shared files have no slots.
     """
 
     photos: Photos
     files: Callable[[SegmentedImage], Mapping[str, bytes]]
     last: Sequence[str]
     shared: Callable[[Classes, str], Mapping[str, Sequence[str | Slot]]]
-    entries: Callable[[SegmentedImage, str], Mapping[str, Sequence[str]]]
+    entries: Callable[[SegmentedImage, str], Mapping[str, Sequence[str]]] | None = None
 
 
 class Photos(Enum):
@@ -219,13 +220,3 @@ class Slot:
 
     name: str
     separator: str = ""
-
-
-def no_shared_files(classes: Classes, run: str) -> Mapping[str, Sequence[str | Slot]]:
-    """The shared files of a format that has none."""
-    return {}
-
-
-def no_entries(image: SegmentedImage, last: str) -> Mapping[str, Sequence[str]]:
-    """The entries of an image in a format whose shared files have no slots."""
-    return {}

@@ -52,7 +52,6 @@ from segbatch.formats.format import (
     Slot,
     Unusable,
     Writer,
-    no_entries,
 )
 from segbatch.formats.photo import (
     LIMITS,
@@ -377,5 +376,5 @@ def labels_txt(classes: Classes, run: str) -> Mapping[str, Sequence[str | Slot]]
 
 LABELME = Format(
     reader=Reader(find_labelme, read_labelme, options=["unlabelled"]),
-    writer=Writer(Photos.FILES, photo_and_polygons, ("{name}.json",), labels_txt, no_entries),
+    writer=Writer(Photos.FILES, photo_and_polygons, ("{name}.json",), labels_txt),
 )

@@ -7,16 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from segbatch.formats.format import (
-    Format,
-    Photos,
-    SegmentedImage,
-    Slot,
-    Writer,
-    encode_photo,
-    no_entries,
-    no_shared_files,
-)
+from segbatch.formats.format import Format, Photos, SegmentedImage, Slot, Writer, encode_photo
 from segbatch.masks import overlay, with_legend
 from segbatch.masks.classes import Classes
 
@@ -33,7 +24,7 @@ def classes_json(classes: Classes, run: str) -> Mapping[str, Sequence[str | Slot
     return {"classes.json": [json.dumps({"classes": classes.to_json()}, indent=2), "\n"]}
 
 
-PNG = Format(writer=Writer(Photos.NONE, stored_mask, ("{name}.png",), classes_json, no_entries))
+PNG = Format(writer=Writer(Photos.NONE, stored_mask, ("{name}.png",), classes_json))
 
 
 def overlay_with_legend(image: SegmentedImage) -> Mapping[str, bytes]:
@@ -47,5 +38,5 @@ def overlay_with_legend(image: SegmentedImage) -> Mapping[str, bytes]:
 
 
 OVERLAY = Format(
-    writer=Writer(Photos.PIXELS, overlay_with_legend, ("{name}.jpg",), no_shared_files, no_entries)
+    writer=Writer(Photos.PIXELS, overlay_with_legend, ("{name}.jpg",), lambda classes, run: {})
 )

@@ -31,7 +31,7 @@ from segbatch.config.job import Limits
 from segbatch.console import Bar
 from segbatch.errors import CredentialsRefused, Damaged, InputError, RunError, SourceError
 from segbatch.formats import FORMATS
-from segbatch.formats.format import Photograph, Photos, SegmentedImage, Writer, no_entries
+from segbatch.formats.format import Photograph, Photos, SegmentedImage, Writer
 from segbatch.results.answer import write_answer
 from segbatch.results.database import open_database
 from segbatch.results.log import read_columns
@@ -314,7 +314,7 @@ class _Converter:
             return _LeftOut(DAMAGED, row.uri, str(mask))
         last = self._last_written(row.name) if self.keeps_files else None
         is_there = last is not None
-        if is_there and self.writer.entries is no_entries:
+        if is_there and self.writer.entries is None:
             return _Written({}, before=True)
         photo, label_map = None, np.empty((0, 0), np.uint8)
         if self.writer.photos is not Photos.NONE:
@@ -338,7 +338,8 @@ class _Converter:
                 if not (self.keeps_files and storage.exists(where)):
                     storage.write_bytes(where, data)
             *_, last = files
-        return _Written(self.writer.entries(image, last), is_there)
+        entries = self.writer.entries(image, last) if self.writer.entries else {}
+        return _Written(entries, is_there)
 
     def _last_written(self, name: str) -> str | None:
         """The path of the last file of an image; ``None`` if it does not exist."""
