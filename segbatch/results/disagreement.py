@@ -7,9 +7,7 @@ manifest, and otherwise as often as it is met.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
@@ -27,6 +25,7 @@ from segbatch.masks.classes import Classes
 from segbatch.results.log import read_columns
 from segbatch.results.lookup import unreadable_mask
 from segbatch.results.runfolder import RunFolder
+from segbatch.results.threads import map_in_threads
 
 STRIP = 1 << 18  # pixels that are counted at a time: they stay in the processor's cache
 THREADS = 8  # each holds a file of either run, and two label maps
@@ -60,7 +59,8 @@ def compare_masks(a: RunFolder, b: RunFolder, pairs: Iterable[Pair]) -> Iterator
     mask that is not where it should be or cannot be read, ``OSError`` if storage fails.
     """
     by_file = groupby(pairs, itemgetter(0))
-    return _in_threads(partial(_compare, a, b), (list(group) for _, group in by_file))
+    parts = (list(group) for _, group in by_file)
+    return map_in_threads(partial(_compare, a, b), parts, THREADS)
 
 
 def count_confusion(a: Ids, b: Ids, num_a: int, num_b: int) -> Counts:
@@ -92,19 +92,6 @@ def _same(a: Classes, b: Classes) -> tuple[list[int], list[int]]:
     ids_b = {c.field: c.id for c in b}
     cells = [(c.id, ids_b[c.field]) for c in a if c.field in ids_b] + [(len(a), len(b))]
     return [row for row, _ in cells], [column for _, column in cells]
-
-
-def _in_threads(
-    compare: Callable[[list[Pair]], Comparison], parts: Iterable[list[Pair]]
-) -> Iterator[Comparison]:
-    with ThreadPoolExecutor(THREADS) as threads:
-        ahead: deque[Future[Comparison]] = deque()
-        for part in parts:
-            ahead.append(threads.submit(compare, part))
-            if len(ahead) > 2 * THREADS:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
 
 
 def _compare(a: RunFolder, b: RunFolder, pairs: list[Pair]) -> Comparison:

@@ -15,9 +15,8 @@ the entries in shared files are collected on disk.
 from __future__ import annotations
 
 import tempfile
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -39,6 +38,7 @@ from segbatch.results.query import query_failure, sql
 from segbatch.results.runfolder import RunFolder
 from segbatch.results.schema import OK
 from segbatch.results.table import kind_of
+from segbatch.results.threads import map_in_threads
 from segbatch.review.export.folder import Claim, SharedFiles
 from segbatch.review.export.photographs import read_photograph
 from segbatch.review.names import common_folder, safe_name
@@ -164,7 +164,7 @@ def _export_images(
     done, started = 0, monotonic()
     shared = writer.shared(run.classes, run.uri)
     with SharedFiles(shared) as shared_files, Bar("export", exported.chosen) as bar:
-        for outcome in _in_threads(converter.convert, _rows_with_masks(con, run)):
+        for outcome in map_in_threads(converter.convert, _rows_with_masks(con, run), THREADS):
             if isinstance(outcome, _Written):
                 exported.written += 1
                 exported.before += outcome.before
@@ -276,20 +276,6 @@ class _LeftOut:
 _Outcome = _Written | _LeftOut
 
 
-def _in_threads(
-    convert: Callable[[_Row, _Mask], _Outcome], rows: Iterator[tuple[_Row, _Mask]]
-) -> Iterator[_Outcome]:
-    """The outcomes in the order of ``rows``, of which few are read ahead."""
-    with ThreadPoolExecutor(THREADS) as threads:
-        ahead: deque[Future[_Outcome]] = deque()
-        for row, mask in rows:
-            ahead.append(threads.submit(convert, row, mask))
-            if len(ahead) > 2 * THREADS:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
-
-
 @dataclass(frozen=True)
 class _Converter:
     """Writes the files of one image at a time; the threads share it.
@@ -303,11 +289,12 @@ class _Converter:
     limits: Limits
     keeps_files: bool
 
-    def convert(self, row: _Row, mask: _Mask) -> _Outcome:
+    def convert(self, row_and_mask: tuple[_Row, _Mask]) -> _Outcome:
         """Write the files of one image, unless its last one exists.
 
         Raises :class:`~segbatch.errors.CredentialsRefused`, ``OSError`` if storage fails.
         """
+        row, mask = row_and_mask
         if mask is None:
             return _LeftOut("no mask is stored")
         if isinstance(mask, Damaged):
