@@ -47,7 +47,7 @@ from segbatch.masks import decode_mask, encode_mask  # noqa: E402
 from segbatch.masks.classes import Classes  # noqa: E402
 from segbatch.results.database import open_database, register_filesystems, scan  # noqa: E402
 from segbatch.results.finish import LOW_CARDINALITY, STATS_ROW_GROUP_ROWS  # noqa: E402
-from segbatch.results.runfolder import FORMAT, write_info  # noqa: E402
+from segbatch.results.runinfo import FORMAT, parse_info, write_info  # noqa: E402
 from segbatch.results.schema import rows_schema, stats_schema  # noqa: E402
 from segbatch.results.stats import coverage, struct_column  # noqa: E402
 from segbatch.results.table import STATISTICS, DataFile, Table, file_name  # noqa: E402
@@ -163,7 +163,7 @@ def write_layouts(folder: str, num_rows: int) -> None:
         "manifest": {"rows": num_rows, "duplicates": 0, "files": []},
         "created": now, "updated": now,
     }  # fmt: skip
-    write_info(run, info)
+    write_info(run, parse_info(run, info))
 
 
 def random_rows(start: int, end: int) -> pa.Table:

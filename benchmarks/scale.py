@@ -40,21 +40,19 @@ from benchmarks.memory import private_mb  # noqa: E402
 from segbatch.config.job import SegmentJob, load_kind  # noqa: E402
 from segbatch.demo.facades.facades import render_facade  # noqa: E402
 from segbatch.images import manifest  # noqa: E402
-from segbatch.jobs.passes import (  # noqa: E402
-    Accounts,
-    Passes,
-    Watch,
-)
-from segbatch.jobs.preflight import prepare  # noqa: E402
+from segbatch.jobs.passes import Accounts, Passes  # noqa: E402
+from segbatch.jobs.preflight import Sizes, prepare  # noqa: E402
 from segbatch.jobs.progress import Progress  # noqa: E402
-from segbatch.jobs.runstate import RunState  # noqa: E402
+from segbatch.jobs.runstate import RunState, StartRecord  # noqa: E402
 from segbatch.jobs.stages import accounts_of, write_stage  # noqa: E402
+from segbatch.jobs.watch import Watch  # noqa: E402
 from segbatch.results import ledger as ledgers  # noqa: E402
 from segbatch.results.encode import Encoding, encode  # noqa: E402
 from segbatch.results.lease import Lease  # noqa: E402
-from segbatch.results.runfolder import open_run  # noqa: E402
+from segbatch.results.ledger import Ledger  # noqa: E402
 from segbatch.results.schema import RESERVED_COLUMNS, rows_schema  # noqa: E402
 from segbatch.results.write import Writing  # noqa: E402
+from segbatch.run import open_run  # noqa: E402
 
 FILE_ROWS = 500
 COMMIT_EVERY_S = 1.0  # a run of millions commits some hundred times, and this one is short
@@ -126,7 +124,7 @@ def measure(folder: Path, num_images: int) -> dict[str, Any]:
         frozen = manifest.freeze(
             job.sources, f"{run}/manifest", reserved=RESERVED_COLUMNS, leave_out=run
         )
-        state = RunState.of(run, job, prepared, frozen)
+        state = RunState.new(run, job, prepared, frozen)
         state.write("running")
     memory.append(peak_mb())
     with timed("rows"):
@@ -137,8 +135,8 @@ def measure(folder: Path, num_images: int) -> dict[str, Any]:
         work(run, job, prepared, rows, tenths, until=num_images)
     memory.append(peak_mb())
     with timed("finish"), Lease(run, print_to_stderr) as lease:
-        state = opened(run, job, prepared, lease)
-        state.finish(job)
+        state, ledger = opened(run, job, prepared, lease)
+        state.finish(ledger, job)
     memory.append(peak_mb())
     with timed("audit"):
         assert open_run(run).audit().exit_code == 0
@@ -195,18 +193,18 @@ def work(
 ) -> None:
     """One start of a driver, whose executor is instant, up to ``until`` committed images."""
     with Lease(run, print_to_stderr) as lease:
-        state = opened(run, job, prepared, lease)
-        ledger = state.ledger
-        assert ledger is not None
+        state, ledger = opened(run, job, prepared, lease)
         writing = Writing(lease.worker_lease, ledger.epoch, ledger.table.schema, last_pass=False)
         executor = Instant(rows, writing, tenths)
         with Progress(run, state.num_images, ledger.taken.count()) as progress:
-            state.settle("cpu", "fp32")
-            state.progress = progress
+            state.begin_start(
+                ledger, "cpu", "fp32", workers="none", sizes=Sizes(FILE_ROWS, FILE_ROWS)
+            )
+            record = StartRecord(state, progress, lambda: [])
             bounds = [(first, min(end, until)) for first, end in state.bounds if first < until]
             passes = Passes(
                 job.limits, state.images_of, bounds, FILE_ROWS, ledger=ledger,
-                watch=Watch(lease, 60), progress=progress, on_commit=state.note_progress,
+                watch=Watch(lease, 60), progress=progress, on_commit=record.write_now_and_then,
             )  # fmt: skip
             if until == state.num_images:
                 passes.run(executor)
@@ -223,12 +221,11 @@ def work(
                 ledger.commit()
 
 
-def opened(run: str, job: SegmentJob, prepared: Any, lease: Lease) -> RunState:
+def opened(run: str, job: SegmentJob, prepared: Any, lease: Lease) -> tuple[RunState, Ledger]:
     state = RunState.read(run)
     assert state is not None
     state.prove_logs()
-    state.open_ledger(state.schema(job, prepared.config.classes), lease.driver)
-    return state
+    return state, state.open_ledger(state.schema(job, prepared.config.classes), lease.driver)
 
 
 class Tenths:

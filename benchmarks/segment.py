@@ -95,22 +95,22 @@ def measure(job: Any, num_images: int) -> tuple[Run, dict[str, Any]]:
     wall = time.perf_counter() - start
     audit = run.audit(deep=True)
     info = run.info
-    [started] = info["starts"]
+    [started] = info.starts
     files = storage.list_files(storage.join(run.uri, "rows"))
     size = sum(file.size for file in files if file.uri.endswith(".parquet"))
     return run, {
         "date": date.today().isoformat(),
         "machine": f"{num_cores()} cores, {platform.processor() or platform.machine()}",
-        "software": info["software"],
-        "model": {key: info["model"][key] for key in ("arch", "backbone", "long_side", "sha256")},
+        "software": info.software,
+        "model": info.model.model_dump(include={"arch", "backbone", "long_side", "sha256"}),
         "images": num_images,
         "rows": audit.rows,
-        "failed": info["counts"]["failed"],
+        "failed": info.counts.failed,
         "audit_exit_code": audit.exit_code,
         "wall_s": round(wall, 1),
-        "pipeline_wall_s": started["wall_s"],
-        "images_per_second": round(num_images / started["wall_s"], 2),
-        "stage_s": started["stage_s"],
+        "pipeline_wall_s": started.wall_s,
+        "images_per_second": round(num_images / started.wall_s, 2),
+        "stage_s": started.stage_s,
         "bytes_per_row": round(size / max(1, audit.rows)),
     }
 

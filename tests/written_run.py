@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from segbatch import storage
 from segbatch.masks import encode_mask
 from segbatch.masks.classes import Classes
-from segbatch.results.runfolder import FORMAT, write_info
+from segbatch.results.runinfo import FORMAT, parse_info, write_info
 from segbatch.results.schema import rows_schema, stats_schema
 from segbatch.results.stats import (
     boxes_column,
@@ -76,8 +76,9 @@ def write_run(
         "created": time.time(),
         "updated": time.time(),
     }
-    write_info(uri, info)
-    return Run(storage.normalize(uri), info)
+    written = parse_info(uri, info)
+    write_info(uri, written)
+    return Run(storage.normalize(uri), written)
 
 
 def label_map(image_id: int) -> np.ndarray:

@@ -127,7 +127,7 @@ class Bench:
         run = segbatch.open_run(job["output"])
         audit = run.audit(deep=True)
         # A failed row is as good as lost here, but for the image that is a fault itself.
-        done = run.info["counts"]["ok"] + run.info["counts"]["failed"].get("crashed", 0)
+        done = run.info.counts.ok + run.info.counts.failed.get("crashed", 0)
         lost = self.num_images - done + len(audit.damaged)
         requests = round(sum(counts) / self.num_images, 2)
         return Row(*what, self.num_images, lost, audit.twice, starts, round(s, 1), requests)

@@ -1,20 +1,19 @@
-"""Passes: over what is not committed, again and again, until every image has its row.
+"""Passes over the images that are not committed, until every image has its row.
 
-A pass leaves passing failures for the next; the last one commits them. Images without any result
-(their block was lost: a node went, a worker crashed) get further passes as long as each finishes
-something: one at a time, where an image that crashes a process of its own twice is known and
-committed as ``crashed``; many of them in blocks once more before that. So a killed driver, a lost
-node, a dropped block and a poisonous image are all one case.
+A pass leaves transient failures to the next one; the last pass commits them. Images without any
+result (their block was lost with a node or a worker) get further passes as long as each finishes
+something. Few of them are done one at a time, and an image that crashes a process of its own twice
+is committed as ``crashed``; many are first done in blocks once more. So a killed driver, a lost
+node, a dropped block and an image that kills its worker are handled in the same way.
 """
 
 from __future__ import annotations
 
-import time
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -22,135 +21,52 @@ import pyarrow as pa
 
 from segbatch import signals
 from segbatch.config.job import Limits
-from segbatch.console import say
 from segbatch.errors import CredentialsRefused, Fenced, Incomplete, Interrupted, JobFailed
 from segbatch.jobs.progress import Progress
-from segbatch.results.lease import Lease
-from segbatch.results.ledger import Bits, Ledger
+from segbatch.jobs.watch import Watch
+from segbatch.results.ledger import IdSet, Ledger
 from segbatch.results.schema import TRANSIENT_ERRORS
 from segbatch.results.write import NEVER_WRITTEN, Account
 from segbatch.storage.failures import one_line
 
-# Watch: what a driver looks at while it waits: signals, its lease, and whether anything moves.
-
-
-class NothingYet(Exception):
-    """What is waited for has not come in time."""
-
-
-class Watch:
-    """Over the work of one driver.
-
-    After ``stall_minutes`` without :meth:`moved` it raises
-    :class:`~segbatch.errors.Incomplete`. A signal is told to the workers through the lease, so that
-    they begin nothing new; :class:`~segbatch.errors.Interrupted` is raised ``grace_s`` later, or as
-    much again if results still come.
-    """
-
-    def __init__(self, lease: Lease, stall_minutes: float, grace_s: float = 0.0) -> None:
-        self.lease = lease
-        self.stall_minutes = stall_minutes
-        self.grace_s = grace_s
-        self._moved = time.monotonic()
-        self._deadline: float | None = None  # once a signal arrived
-
-    def moved(self) -> None:
-        """An image was finished."""
-        self._moved = time.monotonic()
-
-    def check(self) -> None:
-        """Raises ``Interrupted``, ``Fenced`` or ``Incomplete`` where the work has to end."""
-        now = time.monotonic()
-        if signals.arrived() and self._deadline is None:
-            self._deadline = now + self.grace_s  # and as much again while results come
-            if self.grace_s:
-                say(
-                    f"finishing what is being written, {self.grace_s:.0f} s for it;"
-                    " a second signal stops at once"
-                )
-            self.lease.announce_stop()
-        if self._deadline is not None and now >= self._deadline + self.grace_s:
-            signals.check()
-        self.lease.check()
-        if now - self._moved > self.stall_minutes * 60:
-            raise Incomplete(
-                f"no image was finished for {self.stall_minutes:g} minutes"
-                " (limits.stall_minutes); run again"
-            )
-
-    def over(self, results: Callable[[float], Any]) -> Iterator[Any]:
-        """What ``results(timeout)`` gives, until it raises ``StopIteration``.
-
-        It raises :class:`NothingYet` while there is nothing.
-        """
-        while True:
-            self.check()
-            try:
-                yield results(1.0)
-            except StopIteration:
-                return
-            except NothingYet:
-                if self._deadline is not None and time.monotonic() >= self._deadline:
-                    signals.check()
-
-    def pause(self, seconds: float) -> None:
-        """Sleep, and wake up for what :meth:`check` finds."""
-        end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0:
-            self.check()
-            time.sleep(min(1.0, left))
-
-
 READS_WATCHED = 1000
-
-
-MAX_BLOCKS = 10_000  # of one execution: the driver keeps some 7 KB about each until it ends
-
-
+MAX_BLOCKS = 10_000  # of one execution; the driver keeps about 7 KB of each until it ends
 GIVE_UP_FAILED = 1000
-
-
-FEW_LOST = 1000  # images of lost blocks that are done alone at once; more are done as blocks again
-
-
-PAUSE_S = 5.0  # times the pass's number, before what failed for a passing reason is tried again
-
+FEW_LOST = 1000  # images of lost blocks that are done one at a time at once
+PAUSE_S = 5.0  # times the number of the pass, before transient failures are tried again
 
 Ids = npt.NDArray[np.int64]
-
-
-Accounts = Generator[Account, None, None]  # closed where it is left early
+Accounts = Generator[Account, None, None]  # a caller that stops early closes it
 
 
 class Executor(Protocol):
-    """How a pass gets its work done; :mod:`segbatch.jobs.segment` does it with Ray."""
+    """Does the work of a pass; :mod:`segbatch.jobs.runtime.executor` does it with Ray."""
 
     def blocks(self, images: pa.Table, rows: int, *, last_pass: bool) -> Accounts:
-        """Run ``images`` through the pipeline, ``rows`` a block; accounts as files are written.
+        """Run ``images`` through the pipeline in blocks of ``rows``; yields accounts of files.
 
-        May end without an account of some images: their blocks were lost. Raises
-        :class:`ExecutionStopped` where it ended as a whole.
+        Images of lost blocks get no account. Raises :class:`ExecutionStopped` if the execution as a
+        whole ended early.
         """
 
     def alone(self, images: pa.Table, *, last_pass: bool) -> Accounts:
-        """Run images one at a time; one that crashes a process of its own twice is ``crashed``."""
+        """Run images one at a time; one that crashes its own process twice is ``crashed``."""
 
     def why(self, image: pa.Table) -> str | None:
-        """What one image ends with when it is done by itself; ``None`` if nothing is wrong."""
+        """The error of one image that is done alone; ``None`` if it succeeds."""
 
 
 class ExecutionStopped(Exception):
-    """An execution ended as a whole, before its images were through; says why."""
+    """An execution ended before all of its images were done; the message says why."""
 
 
 class Outcome:
-    """What a pass came to: images finished, those left to a later pass, and why it stopped."""
+    """The result of a pass: finished images, transient failures, why it stopped early."""
 
     def __init__(self, num_images: int) -> None:
         self.finished = 0
-        self.transient = Bits(num_images)
-        # Of what came through, and of what will be tried again.
-        self.kinds: Counter[str] = Counter()
+        self.transient = IdSet(num_images)
+        self.kinds: Counter[str] = Counter()  # of all accounts, also of transient failures
         self.stopped: str | None = None
 
 
@@ -170,7 +86,7 @@ class Passes:
         on_commit: Callable[[], None],
     ) -> None:
         self.limits = limits
-        self.images_of = images_of  # ids of one slice → their rows of the manifest
+        self.images_of = images_of  # ids of one slice → rows of the manifest
         self.bounds = bounds  # (first id, end id) of each slice
         self.block_rows = block_rows
         self.ledger = ledger
@@ -178,25 +94,27 @@ class Passes:
         self.progress = progress
         self.on_commit = on_commit
         self.num_images = ledger.taken.size
-        self.reads: deque[tuple[int, int]] = deque()  # (reads, forbidden ones) of each account
-        self.held: list[Account] = []  # files that are committed only if few are like them
+        self.reads: deque[tuple[int, int]] = deque()  # (reads, forbidden reads) of each account
+        self.held: list[
+            Account
+        ] = []  # files committed at the end of the pass, if few failed likewise
 
     def run(self, executor: Executor) -> None:
-        """Pass until every image is committed.
+        """Run passes until every image is committed.
 
-        Raises ``Incomplete`` where that cannot be reached now, ``Fenced``, ``OSError``.
+        Raises ``Incomplete`` if that is impossible now, ``Fenced``, ``OSError``.
         """
         try:
             self._pass_until_done(executor)
         except Fenced:
             raise
         except (Incomplete, Interrupted, JobFailed):
-            self._commit()  # what came in is kept
+            self._commit()  # keep what came in
             raise
 
     def _pass_until_done(self, executor: Executor) -> None:
         number, counted = 0, 0
-        lost_before, suspects = Bits(self.num_images), np.empty(0, np.int64)
+        lost_before, suspects = IdSet(self.num_images), np.empty(0, np.int64)
         while self.ledger.remaining():
             number += 1
             last = counted + 1 >= self.limits.passes
@@ -209,16 +127,16 @@ class Passes:
                 blocks = partial(executor.blocks, rows=self.block_rows, last_pass=last)
                 self._take_all(blocks, ids[~suspect], outcome)
                 self._take_all(partial(executor.alone, last_pass=last), ids[suspect], outcome)
-            signals.check()  # a pass that a signal ended says nothing
+            signals.check()  # a pass that a signal ended proves nothing
             self.progress.event("pass_end", **outcome.kinds)
             self._release_held()
             self._commit()
             if not self.ledger.remaining():
-                return  # also where all that the last pass did was to give some images up
-            counted += 0 if outcome.stopped else 1  # one that stopped has not tried every image
+                return  # also if the last pass only gave images up
+            counted += 0 if outcome.stopped else 1  # a stopped pass has not tried every image
             lost = self._lost(outcome)
             if outcome.finished == 0 and (last or outcome.stopped or len(lost)):
-                self._refuse_to_go_on(executor, outcome, lost)
+                self._give_up(executor, outcome, lost)
             suspects = lost if len(lost) <= FEW_LOST else lost[lost_before.contains(lost)]
             lost_before.add(lost)
             if outcome.transient.count():
@@ -230,7 +148,7 @@ class Passes:
         ids: Ids,
         outcome: Outcome,
     ) -> None:
-        """Have ``ids`` of one slice worked on, a bounded number of blocks an execution."""
+        """Work on ``ids`` of one slice, with a bounded number of blocks an execution."""
         step = self.block_rows * MAX_BLOCKS
         for start in range(0, len(ids), step):
             signals.check()
@@ -271,7 +189,7 @@ class Passes:
             self._give_up_early()
 
     def _give_up_early(self) -> None:
-        """Ten times as many failed images as are allowed: the rest will not be better."""
+        """Stop at ten times the failed images that are allowed: the rest will not be better."""
         failed = self.ledger.kinds.total() - self.ledger.kinds["ok"]
         allowed = self.limits.max_failed_fraction * self.num_images
         if failed >= GIVE_UP_FAILED and failed > 10 * allowed:
@@ -282,7 +200,7 @@ class Passes:
             )
 
     def _watch_reads(self, reads: int, forbidden: int) -> None:
-        """More than half of the last thousand reads forbidden is not the images' fault."""
+        """Stop if more than half of the last thousand reads were forbidden."""
         self.reads.append((reads, forbidden))
         total = sum(r for r, _ in self.reads)
         while total - self.reads[0][0] >= READS_WATCHED:
@@ -295,11 +213,11 @@ class Passes:
             )
 
     def _is_outage(self, num_transient: int) -> bool:
-        """Whether so many passing failures are the storage's state and not the images'."""
+        """Whether so many transient failures mean an outage, not bad images."""
         return num_transient > self.limits.max_failed_fraction * self.num_images
 
     def _release_held(self) -> None:
-        """Enter the failures that were kept back, unless an outage explains them better."""
+        """Enter the held failures, except transient ones during an outage."""
         held, self.held = self.held, []
         transient = [account for account in held if account.kind in TRANSIENT_ERRORS]
         num_transient = sum(len(account.image_ids) for account in transient)
@@ -309,15 +227,15 @@ class Passes:
                 self.ledger.enter(account)
         if outage:
             raise Incomplete(
-                f"{num_transient} images could not be read for reasons that may pass"
+                f"{num_transient} images failed for transient reasons"
                 f" ({transient[-1].kind}: {transient[-1].message}); they are not committed as"
                 " failed: run again later"
             )
 
     def _lost(self, outcome: Outcome) -> Ids:
-        """Images without any result, whose blocks are taken apart in the next pass.
+        """Images without any result; the next pass takes their blocks apart.
 
-        None where an execution stopped as a whole: most of them were never begun.
+        Empty if an execution stopped early: most of its images were never begun.
         """
         if outcome.stopped:
             return np.empty(0, np.int64)
@@ -327,10 +245,10 @@ class Passes:
             self.progress.event("lost", images=len(lost))
         return lost
 
-    def _refuse_to_go_on(self, executor: Executor, outcome: Outcome, lost: Ids) -> None:
-        """Raise ``Incomplete`` after a fruitless pass, unless single images of it go well.
+    def _give_up(self, executor: Executor, outcome: Outcome, lost: Ids) -> None:
+        """Raise ``Incomplete`` after a pass that finished nothing, unless single images succeed.
 
-        They do where a few poisonous ones took everything with them, in a small collection.
+        They do in a small collection in which a few images crash every worker.
         """
         num_missing = self.ledger.remaining()
         reason = outcome.stopped or "run again later"
@@ -344,7 +262,7 @@ class Passes:
         )
 
     def _commit_if_possible(self) -> None:
-        """Now and then: where the storage fails, all of it is in the next commit."""
+        """Commit; if storage fails, the next commit includes these files."""
         try:
             self._commit()
         except OSError as error:

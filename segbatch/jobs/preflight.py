@@ -1,8 +1,8 @@
-"""Preflight: what can be known to be wrong before a cluster is asked for anything.
+"""Checks that run before any cluster resources are requested, and the sizes of blocks and files.
 
-The model is loaded, its classes are held against the formulas, the output is written to, the
-first images are read. How large images are and how long the network takes settle how many of them
-make a block and a file.
+The model is loaded, its classes are checked against the formulas, the output is written to, and the
+first images are read. The size of images and the time of the network decide how many images make a
+block and a file.
 """
 
 from __future__ import annotations
@@ -10,30 +10,29 @@ from __future__ import annotations
 import math
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from segbatch import storage
-from segbatch.config.job import SegmentJob
+from segbatch.config.job import Limits, Predict, SegmentJob
 from segbatch.errors import Incomplete, JobFileError, RunError, SourceError
 from segbatch.images.faults import HEAD_BYTES, VIDEO_HINT, is_video
 from segbatch.images.fetch import fetch
 from segbatch.jobs.stages import BLOCK_BYTES, Reading
 from segbatch.model.bundle import fingerprint
 from segbatch.model.config import ModelConfig
-from segbatch.model.patches import TileOptions
-from segbatch.model.predict import Model, PredictOptions, load_model
+from segbatch.model.predict import Model, load_model
 from segbatch.results.formulas import Formula
 from segbatch.results.schema import TRANSIENT_ERRORS
-from segbatch.storage.uris import shown
+from segbatch.storage.uris import without_query
 
 SAMPLE_IMAGES = 16
-# What fetching may say of an image that is there: frames of videos are decoded by it.
+# Outcomes of fetching an image that exists; fetching decodes frames of videos.
 READ_OR_BROKEN = frozenset({None, "undecodable", "truncated"})
-MAX_BLOCK_ROWS = 128  # more only makes what a lost block costs larger
+MAX_BLOCK_ROWS = 128  # more only makes a lost block more expensive
 MIN_FILE_ROWS, MAX_FILE_ROWS = 64, 500
 SECONDS_PER_BLOCK = 15.0
 SECONDS_PER_FILE = 60.0
@@ -41,12 +40,12 @@ SECONDS_PER_FILE = 60.0
 
 @dataclass(frozen=True)
 class Prepared:
-    """What preflight found out. ``model_sha256`` belongs to the run's identity."""
+    """The loaded model and parsed settings. ``model_sha256`` is part of the run's identity."""
 
     model: Model
     model_sha256: str
     formulas: list[Formula]
-    options: PredictOptions
+    options: Predict
     reading: Reading
 
     @property
@@ -62,46 +61,44 @@ class Sizes:
     file_rows: int
 
 
-def predict_options(job: SegmentJob) -> PredictOptions:
-    keys = job.predict
-    return PredictOptions(
-        long_side=keys.long_side,
-        tile=TileOptions(keys.tile.size, keys.tile.overlap) if keys.tile else None,
-        flip=keys.flip,
-        scales=tuple(keys.scales),
-        precision=keys.precision,
-        batch_size=keys.batch_size,
-        compile=keys.compile,
-        confidence="confidence" in job.stats,
-    )
-
-
 def prepare(job: SegmentJob) -> Prepared:
-    """Load the model and hold the job against it; on the CPU, wherever the driver runs.
+    """Load the model on the driver's CPU, and check the job against it.
 
     Raises :class:`~segbatch.errors.InputError`.
     """
-    options = predict_options(job)
-    model = load_model(job.model, device="cpu", options=options)
+    prepared = prepare_model(
+        job.model, job.predict, job.limits, confidence="confidence" in job.stats
+    )
+    classes = prepared.model.classes
+    formulas = [Formula.parse(name, text, classes) for name, text in job.formulas.items()]
+    return replace(prepared, formulas=formulas)
+
+
+def prepare_model(uri: str, predict: Predict, limits: Limits, *, confidence: bool) -> Prepared:
+    """Load a model on the driver's CPU, and check the options against it.
+
+    Raises :class:`~segbatch.errors.InputError`.
+    """
+    model = load_model(uri, device="cpu", options=predict, confidence=confidence)
     if (
-        job.predict.tile is not None
-        and job.predict.scales != [1.0]
-        and min(job.predict.scales) < (64 / job.predict.tile.size)
+        predict.tile is not None
+        and predict.scales != [1.0]
+        and min(predict.scales) < 64 / predict.tile.size
     ):
         raise JobFileError("predict.scales: a tile would be smaller than 64 pixels at that scale")
-    formulas = [Formula.parse(name, text, model.classes) for name, text in job.formulas.items()]
     reading = Reading(
-        job.limits.of_reading(),
-        job.limits.max_pixels,
+        limits.of_reading(),
+        limits.max_pixels,
         model.long_side,
-        jpegs_on_device=job.predict.decode == "device",
+        jpegs_on_device=predict.decode == "device",
     )
-    return Prepared(model, fingerprint(job.model), formulas, options, reading)
+    return Prepared(model, fingerprint(uri), [], predict, reading)
 
 
 def check_output(uri: str) -> None:
-    """Write to the run's folder. Raises :class:`~segbatch.errors.RunError` if that may not be,
-    ``OSError`` if storage fails.
+    """Write a probe to the run's folder.
+
+    Raises :class:`~segbatch.errors.RunError` if that is not allowed, ``OSError`` if storage fails.
     """
     probe = storage.join(uri, f"preflight-{uuid.uuid4().hex}")
     try:
@@ -113,11 +110,11 @@ def check_output(uri: str) -> None:
 
 
 def check_first_images(images: pa.Table, prepared: Prepared) -> None:
-    """Raises :class:`~segbatch.errors.SourceError` if storage gives none of the first images,
-    :class:`~segbatch.errors.Incomplete` if it does not answer for any of them.
+    """Fetch the first images; one must be readable.
 
-    A broken image is a failed row; that none can be had is a wrong list or wrong credentials, or
-    a list of videos in the place of images.
+    A broken image is only a failed row. If none can be read, the list or the credentials are wrong,
+    or the list holds videos. Raises :class:`~segbatch.errors.SourceError` then, and
+    :class:`~segbatch.errors.Incomplete` if storage does not answer for any of them.
     """
     fetched = fetch(images, prepared.reading.limits)
     errors, messages = fetched["error"].to_pylist(), fetched["message"].to_pylist()
@@ -129,11 +126,11 @@ def check_first_images(images: pa.Table, prepared: Prepared) -> None:
         passing = kinds <= set(TRANSIENT_ERRORS)
         raise (Incomplete if passing else SourceError)(
             f"none of the first {fetched.num_rows} images can be read; the first one,"
-            f" {shown(fetched['uri'][0].as_py())}: {errors[0]}: {messages[0]}"
+            f" {without_query(fetched['uri'][0].as_py())}: {errors[0]}: {messages[0]}"
         )
 
 
-def sizes_for(
+def choose_sizes(
     job: SegmentJob,
     prepared: Prepared,
     decoded: list[tuple[int, int]],
@@ -142,10 +139,11 @@ def sizes_for(
     num_images: int,
     num_workers: int,
 ) -> Sizes:
-    """Rows a block and a file; ``decoded`` are sizes of images from all over the manifest.
+    """Rows of a block and of a file.
 
-    ``num_images`` are still to be done; a few of them make small blocks and files, so that every
-    worker has something to do and progress shows.
+    ``decoded``: (pixels of the mask, bytes as the model takes it) of sample images.
+    ``num_images``: images left to do; few of them give small blocks and files, so that every worker
+    has work and progress shows.
     """
     block_rows = min(MAX_BLOCK_ROWS, math.ceil(num_images / (4 * num_workers)))
     file_rows = min(MAX_FILE_ROWS, max(MIN_FILE_ROWS, num_images // 8))
@@ -160,14 +158,14 @@ def sizes_for(
         file_rows = int(job.rows_per_file)
     block_rows = max(1, min(block_rows, file_rows))
     if block_rows > job.predict.batch_size:
-        block_rows -= block_rows % job.predict.batch_size  # no ragged batch at its end
+        block_rows -= block_rows % job.predict.batch_size  # no ragged last batch
     return Sizes(block_rows, file_rows // block_rows * block_rows)
 
 
 def _seconds_per_byte(model: Model) -> float:
-    """Of an RGB image, measured on a small one: a large one could take minutes."""
+    """Seconds of the network per byte of an RGB image, measured on a small image."""
     pixels = np.random.default_rng(0).integers(0, 256, (384, 512, 3), np.uint8)
-    model.predict_batch([pixels], [None])  # what the libraries do once is not counted
+    model.predict_batch([pixels], [None])  # the first call includes one-time work of the libraries
     start = time.perf_counter()
     model.predict_batch([pixels], [None])
     return (time.perf_counter() - start) / pixels.nbytes

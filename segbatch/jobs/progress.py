@@ -1,6 +1,6 @@
-"""Progress: Rich bars on a terminal; elsewhere one line of ``key=value`` every 10 seconds.
+"""Progress of a run and of a training: a bar on a terminal, elsewhere ``key=value`` lines.
 
-Everything goes to stderr: stdout belongs to results.
+Everything goes to stderr; stdout belongs to results.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Progress(Bar):
-    """What a run says while it works. ``done`` images were committed before."""
+    """Progress of a run. ``done`` images were committed before this start."""
 
     def __init__(self, run: str, total: int, done: int) -> None:
         super().__init__(run, total, done)
@@ -29,14 +29,14 @@ class Progress(Bar):
         self.counted: Counter[str] = Counter()
 
     def event(self, name: str, **facts: object) -> None:
-        """Something that happens now and then: one line, at once, that can be read by itself."""
+        """Print one line at once, with the state of the run and ``facts``."""
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         everywhere = {"pass": self.passes, **self.facts()}
         text = " ".join(f"{key}={value}" for key, value in (everywhere | facts).items())
         self.line(f"{name} {text}", f"time={now} run={self.run} event=")
 
     def add(self, account: Account) -> None:
-        """Images that came through; those that will be tried again are not counted yet."""
+        """Count the images of an account; images that will be tried again are not counted yet."""
         self.seconds.update(account.seconds)
         self.counted.update(account.counted)
         if account.file is not None:
@@ -64,14 +64,14 @@ class Progress(Bar):
 
 
 class TrainProgress(Bar):
-    """What a training says while it works: a line per epoch, and between them how it goes."""
+    """Progress of a training: a line for each epoch, and the steps in between."""
 
     def __init__(self, uri: str, num_steps: int) -> None:
         super().__init__("steps", num_steps)
         self.uri = uri
 
     def show(self, facts: dict[str, Any]) -> None:
-        """What a worker tells: of a step, or of an epoch, which comes out at once."""
+        """Show the facts of a step, or of an epoch, which is printed at once."""
         text = " ".join(
             f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
             for key, value in facts.items()

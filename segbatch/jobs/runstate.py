@@ -1,4 +1,9 @@
-"""Run state: a run's folder as its own driver sees it, from ``run.json`` to the finished tables."""
+"""The driver's view of its run: ``run.json``, the frozen manifest and the two tables.
+
+A run begins with its first ``run.json``, which is written after the last file of the manifest.
+Every later write is checked against the lease, so a driver that was frozen while another took over
+writes nothing.
+"""
 
 from __future__ import annotations
 
@@ -28,17 +33,27 @@ from segbatch.errors import (
     SegbatchError,
 )
 from segbatch.images import manifest
-from segbatch.jobs.preflight import SAMPLE_IMAGES, Prepared
+from segbatch.jobs.preflight import SAMPLE_IMAGES, Prepared, Sizes
 from segbatch.jobs.progress import Progress
 from segbatch.jobs.stamp import software, submission
 from segbatch.masks.classes import Classes
 from segbatch.results.encode import carried, user_fields
 from segbatch.results.finish import sweep, write_stats
-from segbatch.results.lease import Tenure
+from segbatch.results.lease import WorkerLease
 from segbatch.results.ledger import Ledger
 from segbatch.results.log import entry_uri
-from segbatch.results.repair import Repair, quarantine, recall
-from segbatch.results.runfolder import FORMAT, frozen_copy, read_info, write_info
+from segbatch.results.repair import apply_repair, plan_repair, quarantine, recover_info
+from segbatch.results.runinfo import (
+    Counts,
+    ManifestInfo,
+    ModelInfo,
+    NodeTime,
+    RunInfo,
+    Start,
+    Status,
+    read_info,
+    write_info,
+)
 from segbatch.results.schema import ERRORS, rows_schema, stats_schema
 from segbatch.results.table import Table, kind_of
 from segbatch.run import Run, open_run
@@ -47,16 +62,12 @@ NOTE_EVERY_S = 60.0
 
 
 class RunState:
-    """The driver's hold on ``run.json`` and the tables of one run."""
+    """A run in the hands of its driver."""
 
-    def __init__(self, uri: str, info: dict[str, Any]) -> None:
+    def __init__(self, uri: str, info: RunInfo) -> None:
         self.uri = uri
         self.info = info
-        self.ledger: Ledger | None = None
-        self.progress: Progress | None = None
-        self.nodes: Callable[[], list[dict[str, Any]]] | None = None
-        """Asks Ray which machines there were, and for how long, until now."""
-        self._noted = time.monotonic()
+        self._ledger: Ledger | None = None
 
     # ------------------------------------------------------------------------- beginnings
 
@@ -74,76 +85,40 @@ class RunState:
         return cls(uri, info)
 
     @classmethod
-    def repair(
-        cls,
-        uri: str,
-        job: SegmentJob,
-        prepared: Prepared,
-        driver: str,
-        confirm: Callable[[], None],
-    ) -> None:
-        """Move away what is damaged, so that reading and resuming the run mends it.
-
-        ``confirm`` raises once the run is another's; it is asked before anything is changed. Raises
-        :class:`~segbatch.errors.RunError` for what cannot be mended; then, and where storage fails,
-        nothing is changed.
-        """
-        info, whole = None, True
-        try:
-            info = read_info(uri)
-        except Damaged:
-            whole = False
-        known = info or recall(uri)
-        state = repair = None
-        if known is not None:
-            state = cls(uri, known)
-            state.refuse_changes(job, prepared.model_sha256)
-            repair = Repair(Run(uri, known), driver, say)
-        confirm()  # looking may have taken hours
-        if not whole:
-            quarantine(uri, storage.join(uri, "run.json"))
-            say("run.json: is damaged; moved to quarantine/run.json")
-        if state is None or repair is None:
-            return  # a torn beginning, which starts over
-        if repair.needed or info is None:
-            repair.do(partial(state.schema, job, prepared.config.classes))
-        else:
-            say(f"{uri}: nothing is damaged")
-
-    @classmethod
-    def of(cls, uri: str, job: SegmentJob, prepared: Prepared, frozen: manifest.Frozen) -> RunState:
-        """A new run, whose list of images was frozen; it begins with its first ``write``."""
+    def new(
+        cls, uri: str, job: SegmentJob, prepared: Prepared, frozen: manifest.FrozenManifest
+    ) -> RunState:
+        """A run whose list of images is frozen; it begins with its first :meth:`write`."""
         config = prepared.config
-        info = {
-            "format": FORMAT,
-            "kind": job.kind,
-            "run_id": uuid.uuid4().hex,
-            "status": "running",
-            "created": time.time(),
-            "job": job.model_dump(mode="json"),
-            "identity": job.identity(),
-            "model": {
-                "uri": job.model,
-                "sha256": prepared.model_sha256,
-                "arch": config.arch,
-                "backbone": config.backbone,
-                "long_side": prepared.reading.long_side,
-                "classes": config.classes.to_json(),
-            },
-            "manifest": {
-                "rows": frozen.rows,
-                "duplicates": frozen.duplicates,
-                "skipped": frozen.skipped,
-                "files": frozen.files,
-            },
-            "software": software("deltalake"),
-            "starts": [],
-        }
+        info = RunInfo(
+            run_id=uuid.uuid4().hex,
+            status="running",
+            created=time.time(),
+            job=job.model_dump(mode="json"),
+            identity=job.identity(),
+            model=ModelInfo(
+                uri=job.model,
+                sha256=prepared.model_sha256,
+                arch=config.arch,
+                backbone=config.backbone,
+                long_side=prepared.reading.long_side,
+                classes=config.classes.to_json(),
+            ),
+            manifest=ManifestInfo(
+                rows=frozen.rows,
+                duplicates=frozen.duplicates,
+                skipped=frozen.skipped,
+                files=frozen.files,
+            ),
+            software=dict(software("deltalake")),
+            starts=[],
+        )
+        info.kind = "segment"  # set, so that it is written
         return cls(uri, info)
 
     def refuse_changes(self, job: SegmentJob, model_sha256: str) -> None:
-        """Raises :class:`~segbatch.errors.RunError`, naming the identity key that changed."""
-        begun = identity_of(Predict(), "predict.") | self.info["identity"]  # keys may be younger
+        """Raises :class:`~segbatch.errors.RunError` that names the identity key that changed."""
+        begun = identity_of(Predict(), "predict.") | self.info.identity  # keys may be younger
         for key, new in job.identity().items():
             old = begun.get(key)
             if old != new:
@@ -151,45 +126,28 @@ class RunState:
                     f"{self.uri}: {key} was {_short(old)} and is {_short(new)} now; one run holds"
                     " one job: choose a new output"
                 )
-        if self.info["model"]["sha256"] != model_sha256:
+        if self.info.model.sha256 != model_sha256:
             raise RunError(
                 f"{self.uri}: the weights of {job.model} have changed since it began; one run"
                 " holds one model: choose a new output"
             )
 
-    def settle(self, device: str, precision: str) -> str:
-        """Begin to work; the precision is settled once, so that every worker ever has the same."""
-        self.info.setdefault("precision", precision)
-        if self.ledger is not None:
-            self.ledger.facts["precision"] = self.info["precision"]
-        self.info["starts"].append({"at": time.time(), "device": device})
-        self.write("running")
-        settled: str = self.info["precision"]
-        return settled
-
-    def note_start(self, **facts: object) -> None:
-        """What this start works with, for whoever reads ``run.json`` later."""
-        self.info["starts"][-1] |= facts
-        self.write()
-
     # ------------------------------------------------------------------------- the manifest
 
     @property
     def num_images(self) -> int:
-        rows: int = self.info["manifest"]["rows"]
-        return rows
+        return self.info.manifest.rows
 
     @property
     def bounds(self) -> list[tuple[int, int]]:
         """``(first id, end id)`` of each file of the manifest: the slices of a pass."""
-        files = self.info["manifest"]["files"]
-        return [(file["first_id"], file["first_id"] + file["rows"]) for file in files]
+        return [(f.first_id, f.first_id + f.rows) for f in self.info.manifest.files]
 
     def images_of(self, ids: npt.NDArray[np.int64]) -> pa.Table:
         """The manifest's rows of ``ids``, at least one, which all lie in one slice."""
         starts = [start for start, _ in self.bounds]
-        file = self.info["manifest"]["files"][bisect_right(starts, ids[0]) - 1]
-        images = manifest.read(storage.join(self.uri, "manifest"), file, ids)
+        file = self.info.manifest.files[bisect_right(starts, ids[0]) - 1]
+        images = manifest.read_rows(storage.join(self.uri, "manifest"), file, ids)
         return images.rename_columns([carried(name) for name in images.column_names])
 
     @cached_property
@@ -198,11 +156,11 @@ class RunState:
         return self.images_of(np.arange(min(SAMPLE_IMAGES, self.bounds[0][1])))
 
     def sample(self) -> pa.Table:
-        """Some rows from all over the manifest's first slice."""
+        """Some rows, evenly spaced over the manifest's first slice."""
         end = self.bounds[0][1]
         return self.images_of(np.linspace(0, end - 1, min(SAMPLE_IMAGES, end)).astype(np.int64))
 
-    # ------------------------------------------------------------------------- while it works
+    # ------------------------------------------------------------------------- working on it
 
     def schema(self, job: SegmentJob, classes: Classes) -> pa.Schema:
         """The schema of every file in ``rows/``."""
@@ -213,73 +171,81 @@ class RunState:
             user_columns=user_fields(self.first_images.schema),
         )
 
-    def open_ledger(self, schema: pa.Schema, driver: str) -> Ledger:
-        """Make this driver the one that commits; the table is created at the first start."""
-        uri = storage.join(self.uri, "rows")
-        table = Table.open(uri) or Table.create(uri, schema, note={"run": frozen_copy(self.info)})
-        self.ledger = Ledger(table, self.num_images, driver)
-        self.info["submission"] = submission()
-        return self.ledger
-
     def prove_logs(self) -> None:
-        """Raises :class:`~segbatch.errors.Damaged`: a driver commits and deletes nothing then."""
+        """Check both logs before anything is committed or deleted.
+
+        Raises :class:`~segbatch.errors.Damaged`.
+        """
         run = Run(self.uri, self.info)
         for log in (run.log("rows"), run.log("stats")):
             if log is not None:
                 log.refuse_damage()
 
-    def note_progress(self) -> None:
-        """Leave counts and pace in ``run.json``, once a minute, for whoever asks the storage."""
-        if time.monotonic() - self._noted >= NOTE_EVERY_S:
-            self.note_nodes()
-            with contextlib.suppress(OSError):  # there is another in a minute
-                self.write()
+    def take_up_failed(self, driver: str, only: Collection[str]) -> None:
+        """Remove failed rows from the table, so that a resume does their images again."""
+        rows = Table.open(storage.join(self.uri, "rows"))
+        if rows is None:
+            return
+        self.write("running")
+        wanted = set(only) or set(ERRORS)
+        failed = [file for file in rows.files() if kind_of(file.name) in wanted]
+        if failed:
+            rows.commit(remove=failed, note={"driver": driver, "event": "retry failed"})
+        say(f"retrying {sum(file.rows for file in failed)} failed images")
 
-    def note_nodes(self) -> None:
-        """Ask for the machines while Ray is there; the next :meth:`write` keeps them."""
-        if self.nodes is not None:
-            # A Ray that is gone must not take the place of the error that ended the work.
-            with contextlib.suppress(Exception):
-                self.info["starts"][-1]["nodes"] = self.nodes()
+    def open_ledger(self, schema: pa.Schema, driver: str) -> Ledger:
+        """Make this driver the one that commits. The first start creates the table."""
+        uri = storage.join(self.uri, "rows")
+        table = Table.open(uri) or Table.create(uri, schema, note={"run": self.info.frozen_copy()})
+        self._ledger = Ledger(table, self.num_images, driver)
+        self.info.submission = submission()
+        return self._ledger
 
-    def write(self, status: str | None = None) -> None:
-        """Raises ``Fenced`` for a driver that slept, and must not write over what came after."""
-        if self.ledger is not None:
-            Tenure(self.uri, self.ledger.driver).check()
-        self._noted = time.monotonic()
+    def begin_start(
+        self, ledger: Ledger, device: str, precision: str, *, workers: str, sizes: Sizes
+    ) -> str:
+        """Record a start. Returns the precision of the run, which its first start settled."""
+        self.info.precision = settled = self.info.precision or precision
+        ledger.facts["precision"] = settled
+        self.info.starts.append(
+            Start(
+                at=time.time(),
+                device=device,
+                workers=workers,
+                block_rows=sizes.block_rows,
+                file_rows=sizes.file_rows,
+            )
+        )
+        self.write("running")
+        return settled
+
+    def write(self, status: Status | None = None) -> None:
+        """Write ``run.json`` with the committed counts.
+
+        Raises ``Fenced`` if another driver has taken over meanwhile, and ``OSError``.
+        """
+        if self._ledger is not None:
+            WorkerLease(self.uri, self._ledger.driver).check()
+            kinds = dict(sorted(self._ledger.kinds.items()))
+            self.info.counts = Counts(ok=kinds.pop("ok", 0), failed=kinds)
+            self.info.log = self.info.log | {"rows": self._ledger.table.proof}
         if status is not None:
-            self.info["status"] = status
+            self.info.status = status
             if status not in ("interrupted", "incomplete"):
-                self.info.pop("reason", None)
-        if self.ledger is not None:
-            kinds = dict(sorted(self.ledger.kinds.items()))
-            self.info["counts"] = {"ok": kinds.pop("ok", 0), "failed": kinds}
-            self.info["log"] = self.info.get("log", {}) | {"rows": self.ledger.table.proof}
-        if self.progress is not None and self.info["starts"]:
-            self.info["images_per_second"] = round(self.progress.images_per_second, 3)
-            self.info["starts"][-1] |= {
-                "passes": self.progress.passes,
-                "images": self.progress.finished,
-                "wall_s": round(time.monotonic() - self.progress.started, 1),
-                "stage_s": {k: round(v, 2) for k, v in self.progress.seconds.items()},
-                **{name: round(number) for name, number in self.progress.counted.items()},
-            }
+                self.info.reason = None
         write_info(self.uri, self.info)
 
     # ------------------------------------------------------------------------- endings
 
     @property
     def finished(self) -> bool:
-        return self.info["status"] in ("complete", "failed")
+        return self.info.status in ("complete", "failed")
 
-    def finish(self, job: SegmentJob) -> None:
-        """Write ``stats/``, fence, sweep, and say ``complete`` or ``failed``.
+    def finish(self, ledger: Ledger, job: SegmentJob) -> None:
+        """Fence the run, write ``stats/``, sweep, and set the status to complete or failed.
 
         Raises :class:`~segbatch.errors.JobFailed` if too many images failed.
         """
-        ledger = self.ledger
-        if ledger is None:
-            raise RuntimeError("a run is finished through its ledger")
         say("writing the statistics table")
         rows = ledger.table
         rows.commit(note={"driver": ledger.driver, "event": "finish"})  # the fence
@@ -287,28 +253,32 @@ class RunState:
         stats = Table.open(uri) or Table.create(uri, stats_schema(rows.schema))
         write_stats(rows, stats, ledger.epoch)
         sweep(self.uri, rows, stats, ledger.epoch)
-        self.info |= {"finished": time.time(), "epoch": ledger.epoch, "log": {"stats": stats.proof}}
+        self.info.finished, self.info.epoch = time.time(), ledger.epoch
+        self.info.log = {"stats": stats.proof}
         self.write("complete")
         self._judge(job)
 
     def close(self, job: SegmentJob) -> Run:
-        """A finished run, run again: only strays are swept and the verdict is given anew."""
+        """Sweep strays of a finished run that is run again, and judge it by the job's limits."""
         self.prove_logs()
         rows = Table.open(storage.join(self.uri, "rows"))
         stats = Table.open(storage.join(self.uri, "stats"))
         if rows is None or stats is None:
             raise Damaged(f"{self.uri}/{'stats' if rows else 'rows'}", "it is gone")
-        swept = sweep(self.uri, rows, stats, self.info["epoch"])
-        say(f"{self.uri}: is finished already" + (f"; swept {swept} stray files" if swept else ""))
+        swept = sweep(self.uri, rows, stats, self.info.epoch or 0)
+        say(
+            f"{self.uri}: already complete; nothing to do"
+            + (f" (swept {swept} stray files)" if swept else "")
+        )
         self._judge(job)
         return open_run(self.uri)
 
     def _judge(self, job: SegmentJob) -> None:
-        failed = self.info["counts"]["failed"]
+        failed = self.info.counts.failed
         total = sum(failed.values())
         limit = job.limits.max_failed_fraction
-        verdict = "failed" if total > limit * self.num_images else "complete"
-        if self.info["status"] != verdict:
+        verdict: Status = "failed" if total > limit * self.num_images else "complete"
+        if self.info.status != verdict:
             self.write(verdict)
         if verdict == "failed":
             kinds = ", ".join(f"{count} {kind}" for kind, count in failed.items())
@@ -318,36 +288,97 @@ class RunState:
                 " again with a higher limit makes the run complete"
             )
 
-    def take_up_failed(self, driver: str, only: Collection[str]) -> None:
-        """Take the failed rows out of the table, so that a resume does their images again."""
-        rows = Table.open(storage.join(self.uri, "rows"))
-        if rows is None:
-            return
-        self.write("running")
-        wanted = set(only) or set(ERRORS)
-        failed = [file for file in rows.files() if kind_of(file["path"]) in wanted]
-        if failed:
-            rows.commit(remove=failed, note={"driver": driver, "event": "retry failed"})
-        say(f"taking up {sum(file['rows'] for file in failed)} failed images again")
-
     @contextlib.contextmanager
-    def guard(self) -> Iterator[None]:
-        """Whatever ends a run early is noted in ``run.json``, if that is still ours to write."""
+    def note_end(self) -> Iterator[None]:
+        """Note in ``run.json`` why a start ended early, unless another driver has taken over."""
         try:
             yield
         except Fenced:
             raise
         except (SegbatchError, OSError) as error:
             if not self.finished:
-                self.info["reason"] = storage.one_line(error)
+                self.info.reason = storage.one_line(error)
                 with contextlib.suppress(OSError, Fenced):
                     self.write("interrupted" if isinstance(error, Interrupted) else "incomplete")
             raise
 
 
+class StartRecord:
+    """Keeps the pace, stage seconds and machines of one start in ``run.json``.
+
+    ``progress`` counts what the workers have done, ``machines`` asks Ray which nodes there were
+    and for how long.
+    """
+
+    def __init__(
+        self,
+        state: RunState,
+        progress: Progress,
+        machines: Callable[[], list[NodeTime]],
+    ) -> None:
+        self.state = state
+        self.progress = progress
+        self.machines = machines
+        self._written = time.monotonic()
+
+    def write_now_and_then(self) -> None:
+        """Write ``run.json`` once a minute, so that ``status`` shows the pace."""
+        if time.monotonic() - self._written >= NOTE_EVERY_S:
+            self._written = time.monotonic()
+            self.update()
+            with contextlib.suppress(OSError):  # the next attempt follows in a minute
+                self.state.write()
+
+    def update(self) -> None:
+        """Bring the start's record up to date; the next write of the state stores it."""
+        start, progress = self.state.info.starts[-1], self.progress
+        # A Ray that is gone must not replace the error that ended the work.
+        with contextlib.suppress(Exception):
+            start.nodes = self.machines()
+        start.passes = progress.passes
+        start.images = progress.finished
+        start.wall_s = round(time.monotonic() - progress.started, 1)
+        start.stage_s = {stage: round(s, 2) for stage, s in progress.seconds.items()}
+        for name, number in progress.counted.items():
+            setattr(start, name, round(number))
+        self.state.info.images_per_second = round(progress.images_per_second, 3)
+
+
+def repair_run(
+    uri: str, job: SegmentJob, prepared: Prepared, driver: str, confirm: Callable[[], None]
+) -> None:
+    """Move damaged files of a run away, so that reading and resuming it does their images again.
+
+    ``confirm`` raises if another driver has taken over; it is called before anything is changed.
+    Raises :class:`~segbatch.errors.RunError` for what cannot be repaired; then, and if storage
+    fails, nothing is changed.
+    """
+    info, whole = None, True
+    try:
+        info = read_info(uri)
+    except Damaged:
+        whole = False
+    known = info or recover_info(uri)
+    state = plan = None
+    if known is not None:
+        state = RunState(uri, known)
+        state.refuse_changes(job, prepared.model_sha256)
+        plan = plan_repair(Run(uri, known))
+    confirm()  # the search may have taken hours
+    if not whole:
+        quarantine(uri, storage.join(uri, "run.json"))
+        say("run.json: is damaged; moved to quarantine/run.json")
+    if state is None or plan is None:
+        return  # a torn beginning, which starts over
+    if plan.needed or info is None:
+        apply_repair(plan, driver, partial(state.schema, job, prepared.config.classes), say)
+    else:
+        say(f"{uri}: nothing is damaged")
+
+
 @contextlib.contextmanager
 def outages() -> Iterator[None]:
-    """Storage that does not answer is :class:`~segbatch.errors.Incomplete`: run it again."""
+    """Turn ``OSError`` into :class:`~segbatch.errors.Incomplete`: run it again."""
     try:
         yield
     except OSError as error:

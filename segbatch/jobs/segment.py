@@ -1,14 +1,13 @@
-"""Segment: images in, a run out. The whole job, from top to bottom, on Ray Data.
+"""The segment job: images in, a run out, on Ray Data.
 
-:func:`pipeline` is the way of an image. Workers write files and tell the driver of each; the
-driver alone commits them, pass by pass (:mod:`segbatch.jobs.passes`), until every image of the
-frozen manifest has its row.
+:func:`pipeline` is the path of an image. Workers write files and report each to the driver; only
+the driver commits them, pass by pass (:mod:`segbatch.jobs.passes`), until every image of the frozen
+manifest has its row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,11 +19,17 @@ from segbatch.config.job import Job, SegmentJob, load_kind
 from segbatch.console import say
 from segbatch.errors import InputError
 from segbatch.images import manifest
-from segbatch.jobs.passes import Passes, Watch
-from segbatch.jobs.preflight import Prepared, check_first_images, check_output, prepare, sizes_for
+from segbatch.jobs.passes import Passes
+from segbatch.jobs.preflight import (
+    Prepared,
+    check_first_images,
+    check_output,
+    choose_sizes,
+    prepare,
+)
 from segbatch.jobs.progress import Progress
-from segbatch.jobs.runstate import RunState, outages
-from segbatch.jobs.runtime.executor import RayExecutor, resolve_precision, shared, sizes_of
+from segbatch.jobs.runstate import RunState, StartRecord, outages, repair_run
+from segbatch.jobs.runtime.executor import RayExecutor, resolve_precision, sample_sizes, share_model
 from segbatch.jobs.runtime.nodes import NodeClock
 from segbatch.jobs.runtime.sharing import ENCODE_CPUS, PARQUET_CPUS, READ_CPUS, worker_cpus
 from segbatch.jobs.runtime.workers import Workers, connected, resolve_device, share_out
@@ -37,6 +42,7 @@ from segbatch.jobs.stages import (
     fetch_stage,
     write_stage,
 )
+from segbatch.jobs.watch import Watch
 from segbatch.results.encode import Encoding
 from segbatch.results.lease import Lease
 from segbatch.results.ledger import Ledger
@@ -45,27 +51,27 @@ from segbatch.results.write import Writing
 from segbatch.run import Run, open_run
 from segbatch.signals import interruptible
 
-GRACE_S = 10.0  # after a signal, for files that are being written; Kubernetes kills after 30
+GRACE_S = 10.0  # after a signal, to finish files; Kubernetes kills after 30 s
 
 
 def pipeline(
     images: pa.Table, block_rows: int, stages: Pipeline, *, file_rows: int, workers: Workers
 ) -> ray.data.Dataset:
-    """The way of an image: rows of the manifest in, accounts of written files out.
+    """The path of an image: rows of the manifest in, accounts of written files out.
 
-    One task gives one block: a block that Ray split by its size could be split otherwise when it
-    is made again after a node was lost, and rows would vanish or come twice. Stages that ask for
-    different CPUs are not fused, so that what each of them holds at worst stays what it says.
+    One task returns one block. Ray could split a large block differently when it computes it again
+    after a node was lost, and rows would vanish or come twice. Stages that reserve different CPUs
+    are not fused, so that the worst case of each one's memory holds.
     """
     blocks = [images.slice(start, block_rows) for start in range(0, len(images), block_rows)]
-    task: dict[str, Any] = {"max_retries": 1}  # by default, what crashes is retried without end
+    task: dict[str, Any] = {"max_retries": 1}  # the default retries crashes without end
     actor: dict[str, Any] = {"max_restarts": -1, "max_task_retries": 1}
-    tenure = stages.writing.tenure
+    worker_lease = stages.writing.worker_lease
     tables: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": None}
     return (
         ray.data.from_arrow(blocks)
         .map_batches(
-            partial(fetch_stage, reading=stages.reading, tenure=tenure),
+            partial(fetch_stage, reading=stages.reading, worker_lease=worker_lease),
             num_cpus=READ_CPUS,
             **tables,
             **task,
@@ -75,11 +81,11 @@ def pipeline(
         )
         .map_batches(
             PredictStage,
-            fn_constructor_args=(stages.predicting, stages.reading, tenure),
+            fn_constructor_args=(stages.predicting, stages.reading, worker_lease),
             compute=workers.pool(),
             num_cpus=worker_cpus(workers.num_cpus),
             num_gpus=workers.num_gpus,
-            **tables | {"batch_size": block_rows},  # a block, which Ray wants to be told with GPUs
+            **tables | {"batch_size": block_rows},  # a block; Ray requires a number with GPUs
             **actor,
         )
         .map_batches(
@@ -101,13 +107,13 @@ def segment(
     only: Collection[str] = (),
     repair: bool = False,
 ) -> Run:
-    """Segment the images of a job, or go on with it; returns the finished run.
+    """Segment the images of a job, or resume it. Returns the finished run.
 
-    Running it again on the same output does only what is not committed. ``retry_failed`` takes
-    failed images up again, ``only`` those of some kinds; ``repair`` first moves damaged files of
-    the run to ``quarantine/``, so that their images are done again. Raises
-    :class:`~segbatch.errors.InputError` for what is wrong with the job,
-    :class:`~segbatch.errors.JobFailed` if too many images failed,
+    Running a job again on the same output does only images that are not committed.
+    ``retry_failed`` does failed images again, ``only`` restricts that to some kinds of error;
+    ``repair`` first moves damaged files of the run to ``quarantine/`` and does their images again.
+    Raises :class:`~segbatch.errors.InputError` for mistakes in the job,
+    :class:`~segbatch.errors.JobFailed` if too many images failed, and
     :class:`~segbatch.errors.Incomplete` if it should be run again.
     """
     job = load_kind(job, SegmentJob)
@@ -124,12 +130,12 @@ def segment(
         check_output(uri)
         with Lease(uri, say) as lease:
             if repair:
-                RunState.repair(uri, job, prepared, lease.driver, lease.confirm)
+                repair_run(uri, job, prepared, lease.driver, lease.confirm)
             state = RunState.read(uri) or freeze(uri, job, prepared, lease)
             state.refuse_changes(job, prepared.model_sha256)
-            if state.finished and not retry_failed:  # by another driver, or nothing was damaged
+            if state.finished and not retry_failed:  # by another driver meanwhile
                 return state.close(job)
-            with state.guard():
+            with state.note_end():
                 state.prove_logs()
                 if retry_failed:
                     state.take_up_failed(lease.driver, only)
@@ -137,18 +143,15 @@ def segment(
                 signals.check()
                 if ledger.remaining():
                     with connected(say):
-                        try:
-                            work_through(state, job, prepared, ledger, lease)
-                        finally:
-                            state.note_nodes()
+                        work_through(state, job, prepared, ledger, lease)
                 signals.check()
                 lease.confirm()
-                state.finish(job)
+                state.finish(ledger, job)
         return open_run(uri)
 
 
 def freeze(uri: str, job: SegmentJob, prepared: Prepared, lease: Lease) -> RunState:
-    """List the images once and for all, and begin the run with its ``run.json``."""
+    """Freeze the list of images, and begin the run with its first ``run.json``."""
     say("freezing the list of images")
 
     def confirm() -> None:
@@ -167,8 +170,8 @@ def freeze(uri: str, job: SegmentJob, prepared: Prepared, lease: Lease) -> RunSt
     )
     say(f"{frozen.rows:,} images" + (f"; skipped {skipped}" if skipped else ""))
     if frozen.duplicates:
-        say(f"{frozen.duplicates:,} of them are URIs that stand there before; each gets its row")
-    state = RunState.of(uri, job, prepared, frozen)
+        say(f"{frozen.duplicates:,} URIs are repeated; each occurrence gets its own row")
+    state = RunState.new(uri, job, prepared, frozen)
     check_first_images(state.first_images, prepared)
     lease.confirm()
     state.write("running")
@@ -178,48 +181,45 @@ def freeze(uri: str, job: SegmentJob, prepared: Prepared, lease: Lease) -> RunSt
 def work_through(
     state: RunState, job: SegmentJob, prepared: Prepared, ledger: Ledger, lease: Lease
 ) -> None:
-    """Bring every image of the manifest to a committed row."""
-    watch = Watch(lease, job.limits.stall_minutes, GRACE_S)
+    """Bring every image of the manifest to a committed row, on the connected Ray."""
+    watch, clock = Watch(lease, job.limits.stall_minutes, GRACE_S), NodeClock()
+    schema = state.schema(job, prepared.config.classes)
+    encoding = Encoding(
+        prepared.config.classes, schema, prepared.formulas, store_masks=job.masks != "none"
+    )
     device = resolve_device(job.resources)
-    if device == "cpu" and job.predict.decode == "device":
-        say("predict.decode: device, and the device is the CPU: predict workers decode, alone")
-    # Here a cluster scaled to zero is waited for.
-    precision = state.settle(device, resolve_precision(job.predict.precision, device, watch))
+    precision = resolve_precision(job.predict.precision, device, watch)  # waits for a first node
     workers = share_out(job.resources, device)
-    state.nodes = NodeClock().read
-    sizes = sizes_for(
+    sizes = choose_sizes(
         job,
         prepared,
-        sizes_of(state.sample(), prepared.reading, watch),
+        sample_sizes(state.sample(), prepared.reading, watch),
         device,
         num_images=ledger.remaining(),
         num_workers=workers.expected,
     )
-    state.note_start(workers=str(workers), block_rows=sizes.block_rows, file_rows=sizes.file_rows)
+    precision = state.begin_start(ledger, device, precision, workers=str(workers), sizes=sizes)
     say(
         f"{ledger.remaining():,} images to do on {workers} ({device}, {precision}),"
         f" {sizes.block_rows} a block, {sizes.file_rows} a file"
     )
-    classes = prepared.config.classes
-    schema = state.schema(job, classes)
-    encoding = Encoding(classes, schema, prepared.formulas, store_masks=job.masks != "none")
-    stages = Pipeline(
-        prepared.reading,
-        Predicting(
-            model=shared(prepared.model),
-            options=replace(prepared.options, precision=precision),
-            device=device,
-            threads=workers.num_cpus,
-            original_grid=job.masks == "original",
-            keep_label_maps=encoding.wants_label_maps,
-        ),
-        encoding,
-        Writing(lease.tenure, ledger.epoch, schema, last_pass=False),
+    if device == "cpu" and job.predict.decode == "device":
+        say("predict.decode: device: the device is the CPU, so predict workers decode the images")
+    predicting = Predicting(
+        model=share_model(prepared.model),
+        options=prepared.options.model_copy(update={"precision": precision}),
+        device=device,
+        threads=workers.num_cpus,
+        original_grid=job.masks == "original",
+        keep_label_maps=encoding.wants_label_maps,
+        confidence="confidence" in job.stats,
     )
-    dataset = partial(pipeline, file_rows=sizes.file_rows, workers=workers)
+    writing = Writing(lease.worker_lease, ledger.epoch, schema, last_pass=False)
+    stages = Pipeline(prepared.reading, predicting, encoding, writing)
+    layout = partial(pipeline, file_rows=sizes.file_rows, workers=workers)
     with Progress(state.uri, state.num_images, ledger.taken.count()) as progress:
-        state.progress = progress
-        Passes(
+        record = StartRecord(state, progress, clock.read)
+        passes = Passes(
             job.limits,
             state.images_of,
             state.bounds,
@@ -227,5 +227,9 @@ def work_through(
             ledger=ledger,
             watch=watch,
             progress=progress,
-            on_commit=state.note_progress,
-        ).run(RayExecutor(dataset, stages, workers, watch))
+            on_commit=record.write_now_and_then,
+        )
+        try:
+            passes.run(RayExecutor(layout, stages, workers, watch))
+        finally:
+            record.update()

@@ -1,12 +1,13 @@
-"""Stages: what happens to an image, one function each, on Arrow tables and without Ray.
+"""The five stages of the segment job: fetch, decode, predict, encode, write.
 
-Each takes a block of images and gives a block back; together they are the pipeline that
-:mod:`segbatch.jobs.segment` lays out. A block holds at most ``BLOCK_BYTES`` of decoded pixels and
-at most 500 rows; an image that does not fit in stays encoded until the model takes it.
+Each takes a block of images as an Arrow table and returns one, without Ray; together they are the
+pipeline that :mod:`segbatch.jobs.segment` lays out. A block holds at most ``BLOCK_BYTES`` of
+decoded pixels and at most 500 rows; an image beyond that stays encoded until the model takes it.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,260 +20,28 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from segbatch import storage
+from segbatch.config.job import Predict
 from segbatch.errors import Incomplete, SegbatchError
-from segbatch.images.decode import Decoded, decode, decode_image
+from segbatch.images.decode import Decoded, Pixels, decode, decode_image
 from segbatch.images.fetch import fetch
 from segbatch.results.encode import Encoding, encode
-from segbatch.results.lease import Tenure
-from segbatch.results.write import Account, Writing, write
+from segbatch.results.lease import WorkerLease
+from segbatch.results.write import Account, Writing, write_rows
 from segbatch.storage.arrow import Blob, binary_column, binary_views
 
 if TYPE_CHECKING:
     from segbatch.model.bundle import Packed
-    from segbatch.model.predict import Prediction, PredictOptions
+    from segbatch.model.predict import Prediction
 
 BLOCK_BYTES = 256_000_000
+JPEGS_AT_ONCE = 16  # decoded on the device in one call
+SECONDS = "seconds:"  # prefix of columns: a stage's seconds, divided among its rows
+COUNTED = "counted:"  # prefix of columns: what a stage counted, divided likewise
 
-
-JPEGS_AT_ONCE = 16  # that a worker decodes, where it does
-
-
-SECONDS = "seconds:"  # of a stage, shared out among its rows; no user's column begins so
-
-
-COUNTED = "counted:"  # by a stage, likewise
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How images are read: limits, the longer side to which they are brought, and whether ordinary
-    JPEGs are decoded by the workers that predict, on their device.
-    """
-
-    limits: storage.ReadLimits
-    max_pixels: int
-    long_side: int | None
-    jpegs_on_device: bool = False
-
-
-@dataclass(frozen=True)
-class Predicting:
-    """How label maps are made: in each worker, from a model that it loads itself.
-
-    ``model`` is where it is, or what fetches the one that another process has packed.
-    """
-
-    model: str | Callable[[], Packed]
-    options: PredictOptions
-    device: str
-    threads: int
-    original_grid: bool  # of the label maps: the image's own, else the model's
-    keep_label_maps: bool
-
-
-@dataclass(frozen=True)
-class Pipeline:
-    """What the stages are told; it travels to workers."""
-
-    reading: Reading
-    predicting: Predicting
-    encoding: Encoding
-    writing: Writing
-
-    def in_pass(self, last_pass: bool) -> Pipeline:
-        return replace(self, writing=replace(self.writing, last_pass=last_pass))
-
-
-def fetch_stage(table: pa.Table, reading: Reading, tenure: Tenure) -> pa.Table:
-    """URIs → bytes, or why not. Worst case in memory: the bytes of a block's objects, twice.
-
-    Gives no rows once the driver stops: what is not begun is left to the next one.
-    """
-    start = time.perf_counter()
-    if tenure.ends():
-        table = table.slice(0, 0)
-    fetched = fetch(table, reading.limits)
-    num_bytes = pc.fill_null(pc.binary_length(fetched["data"]), 0)
-    return _stamped("fetch", start, fetched.append_column(f"{COUNTED}read_bytes", num_bytes))
-
-
-def decode_stage(table: pa.Table, reading: Reading) -> pa.Table:
-    """Bytes → upright RGB. Worst case: ``BLOCK_BYTES`` and one image more."""
-    start = time.perf_counter()
-    decoded = decode(
-        table,
-        max_pixels=reading.max_pixels,
-        long_side=reading.long_side,
-        budget_bytes=BLOCK_BYTES,
-        keep_jpegs=reading.jpegs_on_device,
-    )
-    return _stamped("decode", start, decoded)
-
-
-class PredictStage:
-    """RGB → label maps and counts. One of these lives in each worker, with the model loaded.
-
-    Several threads may call it: the device has one block at a time, while the tables around another
-    one are made. Worst case in memory, a call: a block's pixels, ``BLOCK_BYTES`` more of those that
-    came encoded and one image beyond, and twice the block's label maps on the grid of the mask.
-    """
-
-    def __init__(
-        self, predicting: Predicting, reading: Reading, tenure: Tenure | None = None
-    ) -> None:
-        from segbatch.model.predict import load_model
-
-        self.predicting = predicting
-        self.reading = reading
-        self.tenure = tenure
-        self.model = load_model(
-            predicting.model if isinstance(predicting.model, str) else predicting.model(),
-            device=predicting.device,
-            options=predicting.options,
-            threads=predicting.threads,
-        )
-        if reading.jpegs_on_device:
-            from segbatch.model.device import refuse_undecoding
-
-            refuse_undecoding(self.model.device)
-        self.turn = threading.Lock()
-        self.idle_since = time.perf_counter()
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        call = _Call(time.perf_counter())
-        if self.tenure is not None and self.tenure.ends():
-            table = table.slice(0, 0)
-        columns = {name: table[name].to_pylist() for name in _DECODED}
-        pixels = binary_views(table["pixels"])
-        predictions: list[Prediction | None] = [None] * table.num_rows
-        group: dict[int, Any] = {}
-        held = 0  # bytes of pixels that were decoded here
-        for row, image in self._images(table, columns, pixels, call):
-            if image is not None:
-                group[row] = image
-                held += image.nbytes if pixels[row] is None else 0
-            if held > BLOCK_BYTES:
-                self._predict(group, columns, predictions, call)
-                group, held = {}, 0
-        self._predict(group, columns, predictions, call)
-        rows = _shared_out(
-            self._rows(table, columns, predictions),
-            {f"{SECONDS}wait": call.idle_s or 0.0, f"{COUNTED}batches": call.batches},
-        )
-        return _stamped("predict", call.start + call.queued_s, rows)
-
-    @contextmanager
-    def _on_device(self, call: _Call) -> Iterator[None]:
-        """The device to oneself."""
-        queued = time.perf_counter()
-        with self.turn:
-            call.queued_s += time.perf_counter() - queued
-            if call.idle_s is None:
-                call.idle_s = max(0.0, call.start - self.idle_since)
-            yield
-            self.idle_since = time.perf_counter()
-
-    def _predict(
-        self,
-        group: dict[int, Any],
-        columns: dict[str, list[Any]],
-        predictions: list[Prediction | None],
-        call: _Call,
-    ) -> None:
-        """Predict the images of some rows, into ``predictions``."""
-        original = self.predicting.original_grid
-        sizes = [(columns["height"][r], columns["width"][r]) if original else None for r in group]
-        with self._on_device(call):
-            before = self.model.num_batches
-            results = self.model.predict_batch(list(group.values()), sizes)
-            call.batches += self.model.num_batches - before
-        for row, prediction in zip(group, results, strict=True):
-            predictions[row] = replace(prediction, image=_NO_PIXELS)
-
-    def _images(
-        self,
-        table: pa.Table,
-        columns: dict[str, list[Any]],
-        pixels: list[Blob | None],
-        call: _Call,
-    ) -> Iterator[tuple[int, Any]]:
-        """The rows, each with its pixels, HWC uint8, or ``None`` where it failed, now or before."""
-        kept = pc.and_(table["pixels"].is_null(), table["model_width"].is_valid()).to_pylist()
-        heights, widths = columns["model_height"], columns["model_width"]
-        decoded: dict[int, Any] = {}
-        for row in range(table.num_rows):
-            if kept[row] and row not in decoded:
-                decoded = self._decoded(table, _following(row, kept, heights, widths), call)
-            image = decoded.get(row)
-            if image is None or image.shape != (heights[row], widths[row], 3):
-                image = self._image(table, columns, pixels[row], row)
-            yield row, image
-
-    def _decoded(self, table: pa.Table, rows: list[int], call: _Call) -> dict[int, Any]:
-        """Pixels of rows that the device decodes; ``None`` for what it does not take."""
-        from segbatch.model.device import decode_jpegs
-
-        files = [table["data"][row].as_py() for row in rows]
-        with self._on_device(call):
-            return dict(zip(rows, decode_jpegs(files, self.model.device), strict=True))
-
-    def _image(
-        self, table: pa.Table, columns: dict[str, list[Any]], pixels: Blob | None, row: int
-    ) -> Any:
-        """Pixels of one row; ``None`` where it failed, now or before."""
-        if columns["error"][row] is not None:
-            return None
-        if pixels is not None:
-            return pixels.reshape(columns["model_height"][row], columns["model_width"][row], 3)
-        image = decode_image(
-            table["data"][row].as_py(),
-            max_pixels=self.reading.max_pixels,
-            long_side=self.reading.long_side,
-        )
-        if isinstance(image, Decoded):
-            columns["width"][row], columns["height"][row] = image.width, image.height
-            return image.pixels
-        columns["error"][row], columns["message"][row] = image.kind, image.message
-        columns["width"][row] = columns["height"][row] = None  # a header's word is not enough
-        return None
-
-    def _rows(
-        self,
-        table: pa.Table,
-        columns: dict[str, list[Any]],
-        predictions: list[Prediction | None],
-    ) -> pa.Table:
-        masks = [None if p is None else p.mask for p in predictions]
-        keep = self.predicting.keep_label_maps
-        maps = [m.ravel() if m is not None and keep else _NO_LABELS for m in masks]
-        kept = [name for name in table.column_names if name not in {*_DECODED, *_PIXELS}]
-        made: dict[str, list[Any]] = {
-            **{name: columns[name] for name in ("error", "message", "width", "height")},
-            "mask_width": [m if m is None else m.shape[1] for m in masks],
-            "mask_height": [m if m is None else m.shape[0] for m in masks],
-            "class_pixels": [p and p.pixels for p in predictions],
-            "class_confidence": [p and p.confidences for p in predictions],
-            "uncertainty": [p and p.uncertainty for p in predictions],
-        }
-        arrays = {name: pa.array(values, PREDICTED[name]) for name, values in made.items()}
-        arrays["label_map"] = binary_column(
-            np.concatenate([_NO_LABELS, *maps]), [0, *np.cumsum([m.size for m in maps])]
-        )
-        return pa.table({name: table[name] for name in kept} | arrays)
-
-
-_DECODED = ("error", "message", "width", "height", "model_width", "model_height")
-
-
-_PIXELS = ("data", "pixels")
-
-
-_NO_PIXELS = np.empty((0, 0, 3), np.uint8)  # a prediction shall not keep its image in memory
-
-
-_NO_LABELS = np.empty(0, np.uint8)
-
-
+# Columns of a block that predict reads, and those that it drops.
+DECODED = ("error", "message", "width", "height", "model_width", "model_height")
+PIXELS = ("data", "pixels")
+# Columns that predict adds or replaces.
 PREDICTED = {
     "error": pa.string(),
     "message": pa.string(),
@@ -285,12 +54,108 @@ PREDICTED = {
     "class_confidence": pa.list_(pa.float32()),
     "uncertainty": pa.float32(),
 }
+NO_PIXELS = np.empty((0, 0, 3), np.uint8)
+NO_LABELS = np.empty(0, np.uint8)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How images are read: limits, and the longer side to which they are scaled down.
+
+    ``jpegs_on_device``: workers decode ordinary JPEGs on the GPU.
+    """
+
+    limits: storage.ReadLimits
+    max_pixels: int
+    long_side: int | None
+    jpegs_on_device: bool = False
+
+
+@dataclass(frozen=True)
+class Predicting:
+    """How label maps are made, in each worker, with a model that it loads itself.
+
+    ``model`` is its URI, or a function that fetches the model that the driver has loaded.
+    """
+
+    model: str | Callable[[], Packed]
+    options: Predict
+    device: str
+    threads: int
+    original_grid: bool  # label maps on the image's own grid, else on the model's
+    keep_label_maps: bool
+    confidence: bool = True
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """The settings of all stages; they travel to the workers."""
+
+    reading: Reading
+    predicting: Predicting
+    encoding: Encoding
+    writing: Writing
+
+    def in_pass(self, last_pass: bool) -> Pipeline:
+        return replace(self, writing=replace(self.writing, last_pass=last_pass))
+
+
+def fetch_stage(table: pa.Table, reading: Reading, worker_lease: WorkerLease) -> pa.Table:
+    """URIs → bytes, or why not. Worst case in memory: the bytes of a block's objects, twice.
+
+    Returns no rows once the driver stops; they are left to the next start.
+    """
+    start = time.perf_counter()
+    if worker_lease.should_stop():
+        table = table.slice(0, 0)
+    fetched = fetch(table, reading.limits)
+    num_bytes = pc.fill_null(pc.binary_length(fetched["data"]), 0)
+    return _timed("fetch", start, fetched.append_column(f"{COUNTED}read_bytes", num_bytes))
+
+
+def decode_stage(table: pa.Table, reading: Reading) -> pa.Table:
+    """Bytes → upright RGB. Worst case in memory: ``BLOCK_BYTES`` and one image more."""
+    start = time.perf_counter()
+    decoded = decode(
+        table,
+        max_pixels=reading.max_pixels,
+        long_side=reading.long_side,
+        budget_bytes=BLOCK_BYTES,
+        keep_jpegs=reading.jpegs_on_device,
+    )
+    return _timed("decode", start, decoded)
+
+
+@dataclass(eq=False)
+class _Row:
+    """One image of a block in a predict worker; it ends with a prediction or an error."""
+
+    data: pa.LargeBinaryScalar  # the encoded file, if its pixels are not there yet
+    pixels: Blob | None
+    error: str | None
+    message: str | None
+    width: int | None  # of the upright image
+    height: int | None
+    model_width: int | None  # as the model takes it; null if it is not decoded
+    model_height: int | None
+    prediction: Prediction | None = None
+
+    @property
+    def is_plain_jpeg(self) -> bool:
+        """Whether it was left to the device to decode: its size is known, its pixels are not."""
+        return self.pixels is None and self.model_width is not None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return (self.model_height or 0, self.model_width or 0, 3)
 
 
 @dataclass
 class _Call:
-    """One block in a worker. ``idle_s``: seconds before it came in which the device had nothing to
-    do; ``queued_s``: seconds in which it had to wait for another block.
+    """Timing of one block in a worker.
+
+    ``idle_s``: seconds without work for the device before the block came. ``queued_s``: seconds
+    that the block waited for another one to leave the device.
     """
 
     start: float
@@ -299,33 +164,183 @@ class _Call:
     batches: int = 0
 
 
-def _following(row: int, kept: list[bool], heights: list[int], widths: list[int]) -> list[int]:
-    """``row`` and those after it that are decoded together with it."""
-    rows, held = [row], 3 * heights[row] * widths[row]
-    for other in range(row + 1, len(kept)):
-        if kept[other]:
-            held += 3 * heights[other] * widths[other]
-            if len(rows) == JPEGS_AT_ONCE or held > BLOCK_BYTES:
-                break
-            rows.append(other)
-    return rows
+class PredictStage:
+    """RGB → label maps and counts. Each worker has one of these, with the model loaded.
+
+    Several threads may call it: the device has one block at a time, while the tables around another
+    block are made. Worst case in memory, a call: a block's pixels, ``BLOCK_BYTES`` more of images
+    that came encoded and one image beyond, and twice the block's label maps on the mask's grid.
+    """
+
+    def __init__(
+        self, predicting: Predicting, reading: Reading, worker_lease: WorkerLease | None = None
+    ) -> None:
+        from segbatch.model.predict import load_model
+
+        self.predicting = predicting
+        self.reading = reading
+        self.worker_lease = worker_lease
+        self.model = load_model(
+            predicting.model if isinstance(predicting.model, str) else predicting.model(),
+            device=predicting.device,
+            options=predicting.options,
+            threads=predicting.threads,
+            confidence=predicting.confidence,
+        )
+        if reading.jpegs_on_device:
+            from segbatch.model.device import refuse_undecoding
+
+            refuse_undecoding(self.model.device)
+        self.device_lock = threading.Lock()
+        self.idle_since = time.perf_counter()
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        call = _Call(time.perf_counter())
+        if self.worker_lease is not None and self.worker_lease.should_stop():
+            table = table.slice(0, 0)
+        rows = [
+            _Row(data, pixels, *values)
+            for data, pixels, *values in zip(
+                table["data"],
+                binary_views(table["pixels"]),
+                *(table[name].to_pylist() for name in DECODED),
+                strict=True,
+            )
+        ]
+        for group in self._groups(rows, call):
+            self._predict(group, call)
+        predicted = _divided(
+            self._table(table, rows),
+            {f"{SECONDS}wait": call.idle_s or 0.0, f"{COUNTED}batches": call.batches},
+        )
+        return _timed("predict", call.start + call.queued_s, predicted)
+
+    def _groups(self, rows: list[_Row], call: _Call) -> Iterator[list[tuple[_Row, Pixels]]]:
+        """The images of ``rows`` in groups that are predicted together.
+
+        Images that come encoded are decoded here, at most ``BLOCK_BYTES`` of them a group and one
+        more; one that cannot be decoded gets its error.
+        """
+        group: list[tuple[_Row, Pixels]] = []
+        held = 0
+        from_device: dict[int, Pixels | None] = {}
+        for number, row in enumerate(rows):
+            if row.error is not None:
+                continue
+            if row.pixels is not None:
+                group.append((row, row.pixels.reshape(row.shape)))
+                continue
+            if row.is_plain_jpeg and number not in from_device:
+                from_device = self._decode_on_device(rows, number, call)
+            image = from_device.get(number)
+            if image is None or image.shape != row.shape:
+                image = self._decode(row)
+            if image is None:
+                continue
+            group.append((row, image))
+            held += image.nbytes
+            if held > BLOCK_BYTES:
+                yield group
+                group, held = [], 0
+        if group:
+            yield group
+
+    def _decode_on_device(
+        self, rows: list[_Row], first: int, call: _Call
+    ) -> dict[int, Pixels | None]:
+        """Pixels of plain JPEGs from row ``first`` on, by row; ``None`` if the device refuses."""
+        from segbatch.model.device import decode_jpegs
+
+        chosen, held = [first], math.prod(rows[first].shape)
+        for number in range(first + 1, len(rows)):
+            if rows[number].error is None and rows[number].is_plain_jpeg:
+                held += math.prod(rows[number].shape)
+                if len(chosen) == JPEGS_AT_ONCE or held > BLOCK_BYTES:
+                    break
+                chosen.append(number)
+        files = [rows[number].data.as_py() for number in chosen]
+        with self._device(call):
+            return dict(zip(chosen, decode_jpegs(files, self.model.device), strict=True))
+
+    def _decode(self, row: _Row) -> Pixels | None:
+        """Pixels of an encoded image, decoded on the CPU; ``None`` if it gets an error."""
+        image = decode_image(
+            row.data.as_py(),
+            max_pixels=self.reading.max_pixels,
+            long_side=self.reading.long_side,
+        )
+        if isinstance(image, Decoded):
+            row.width, row.height = image.width, image.height
+            return image.pixels
+        row.error, row.message = image.kind, image.message
+        row.width = row.height = None  # the header alone does not prove a size
+        return None
+
+    def _predict(self, group: list[tuple[_Row, Pixels]], call: _Call) -> None:
+        """Give each row of the group its prediction, without the pixels."""
+        sizes = [
+            (row.height, row.width)
+            if self.predicting.original_grid and row.height and row.width
+            else None
+            for row, _ in group
+        ]
+        with self._device(call):
+            before = self.model.num_batches
+            predictions = self.model.predict_batch([image for _, image in group], sizes)
+            call.batches += self.model.num_batches - before
+        for (row, _), prediction in zip(group, predictions, strict=True):
+            row.prediction = replace(prediction, image=NO_PIXELS)
+
+    @contextmanager
+    def _device(self, call: _Call) -> Iterator[None]:
+        """Exclusive access to the device."""
+        queued = time.perf_counter()
+        with self.device_lock:
+            call.queued_s += time.perf_counter() - queued
+            if call.idle_s is None:
+                call.idle_s = max(0.0, call.start - self.idle_since)
+            yield
+            self.idle_since = time.perf_counter()
+
+    def _table(self, table: pa.Table, rows: list[_Row]) -> pa.Table:
+        """``table`` with :data:`PREDICTED` in the place of the pixels."""
+        predictions = [row.prediction for row in rows]
+        masks = [None if p is None else p.mask for p in predictions]
+        keep = self.predicting.keep_label_maps
+        maps = [m.ravel() if m is not None and keep else NO_LABELS for m in masks]
+        values: dict[str, list[Any]] = {
+            **{name: [getattr(row, name) for row in rows] for name in DECODED[:4]},
+            "mask_width": [None if m is None else m.shape[1] for m in masks],
+            "mask_height": [None if m is None else m.shape[0] for m in masks],
+            "class_pixels": [p and p.pixels for p in predictions],
+            "class_confidence": [p and p.confidences for p in predictions],
+            "uncertainty": [p and p.uncertainty for p in predictions],
+        }
+        columns = {name: table[name] for name in table.column_names}
+        for name in (*DECODED, *PIXELS):
+            del columns[name]
+        columns |= {name: pa.array(column, PREDICTED[name]) for name, column in values.items()}
+        columns["label_map"] = binary_column(
+            np.concatenate([NO_LABELS, *maps]), [0, *np.cumsum([m.size for m in maps])]
+        )
+        return pa.table(columns)
 
 
 def encode_stage(table: pa.Table, encoding: Encoding) -> pa.Table:
-    """Label maps and counts → rows of the results. Worst case: a block's label maps."""
+    """Label maps and counts → rows of the results. Worst case in memory: a block's label maps."""
     start = time.perf_counter()
     rows = encode(table, encoding)
     for name in table.column_names:
         if name.startswith((SECONDS, COUNTED)):
             rows = rows.append_column(name, table[name])
-    return _stamped("encode", start, rows)
+    return _timed("encode", start, rows)
 
 
 def write_stage(table: pa.Table, writing: Writing) -> pa.Table:
-    """Rows → complete files, and one account for each. Worst case: 500 rows, twice."""
+    """Rows → complete files, and an account of each. Worst case in memory: 500 rows, twice."""
     start = time.perf_counter()
     seconds, counted = _summed(table, SECONDS), _summed(table, COUNTED)
-    accounts = write(table.select(writing.schema.names), writing)
+    accounts = write_rows(table.select(writing.schema.names), writing)
     seconds["write"] = time.perf_counter() - start
     counted["rows"] = table.num_rows
     if accounts:
@@ -334,17 +349,17 @@ def write_stage(table: pa.Table, writing: Writing) -> pa.Table:
 
 
 def accounts_of(table: pa.Table) -> list[Account]:
-    """The accounts in what :func:`write_stage` gave."""
+    """The accounts in a table of :func:`write_stage`."""
     return [Account.from_text(text) for text in table["account"].to_pylist()]
 
 
-def _stamped(stage: str, start: float, table: pa.Table) -> pa.Table:
-    """``table`` with the wall seconds since ``start``, shared out among its rows."""
-    return _shared_out(table, {SECONDS + stage: time.perf_counter() - start})
+def _timed(stage: str, start: float, table: pa.Table) -> pa.Table:
+    """``table`` with the seconds since ``start``, divided among its rows."""
+    return _divided(table, {SECONDS + stage: time.perf_counter() - start})
 
 
-def _shared_out(table: pa.Table, totals: dict[str, float]) -> pa.Table:
-    """``table`` with a column for each total, the same in every row."""
+def _divided(table: pa.Table, totals: dict[str, float]) -> pa.Table:
+    """``table`` with a column for each total, divided equally among its rows."""
     num_rows = table.num_rows
     for name, total in totals.items():
         share = np.full(num_rows, total / max(1, num_rows), np.float32)
@@ -361,12 +376,8 @@ def _summed(table: pa.Table, prefix: str) -> dict[str, float]:
     }
 
 
-# Alone: the whole way of a few images in one process, for those that crash the process that they
-# are in, and what is asked of a sample.
-
-
 class AllStages:
-    """The whole way of a few images, in one process, which loads the model once."""
+    """All stages in one process, which loads the model once: for images that crash a worker."""
 
     def __init__(self, stages: Pipeline) -> None:
         self.stages = stages
@@ -374,24 +385,24 @@ class AllStages:
             self.predict = PredictStage(stages.predicting, stages.reading)
         except SegbatchError:
             raise
-        except Exception as error:  # of this node, and of no image
+        except Exception as error:  # a fault of this node, not of an image
             raise Incomplete(f"a worker cannot start: {storage.one_line(error)}") from error
 
     def run(self, table: pa.Table) -> pa.Table:
-        """Images of the manifest in, accounts out."""
+        """Rows of the manifest → accounts."""
         stages = self.stages
-        fetched = fetch_stage(table, stages.reading, stages.writing.tenure)
+        fetched = fetch_stage(table, stages.reading, stages.writing.worker_lease)
         predicted = self.predict(decode_stage(fetched, stages.reading))
         return write_stage(encode_stage(predicted, stages.encoding), stages.writing)
 
 
-def all_stages(table: pa.Table, stages: Pipeline) -> pa.Table:
-    """The same for images that have a process to themselves."""
+def run_all_stages(table: pa.Table, stages: Pipeline) -> pa.Table:
+    """:class:`AllStages` for a process that does ``table`` and ends."""
     return AllStages(stages).run(table)
 
 
 def decoded_sizes(table: pa.Table, reading: Reading) -> list[tuple[int, int]]:
-    """Of each image that can be decoded: its pixels, and its bytes as the model takes it."""
+    """For each image that can be decoded: its pixels, and its bytes at the model's size."""
     fetched = fetch(table, reading.limits)
     decoded = (
         decode_image(data.as_py(), max_pixels=reading.max_pixels, long_side=reading.long_side)
@@ -402,7 +413,7 @@ def decoded_sizes(table: pa.Table, reading: Reading) -> list[tuple[int, int]]:
 
 
 def crashed_row(image: pa.Table, message: str, stages: Pipeline) -> pa.Table:
-    """Write the failed row of one image of the manifest that crashed its worker."""
+    """Write the failed row of an image that crashed its worker."""
     unknown = {name: pa.nulls(1, type_) for name, type_ in PREDICTED.items()}
     said = {"error": pa.array(["crashed"]), "message": pa.array([message])}
     columns = {name: image[name] for name in image.column_names} | unknown | said

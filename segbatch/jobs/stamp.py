@@ -1,4 +1,4 @@
-"""Submitted: what a driver knows of the job on Ray's Jobs API that it is, if it is one."""
+"""What a result records of its origin: software versions, and the Ray job that made it."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from importlib.metadata import version
 
 from segbatch.__version__ import __version__
 
-# Software: the versions that a result was made with.
-
-
 LIBRARIES = ("ray", "torch", "torchvision", "segmentation-models-pytorch")
+ADDRESS = "SEGBATCH_SUBMISSION_ADDRESS"  # set by segbatch submit; the Jobs server does not know it
+JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray for every entrypoint of the Jobs API
 
 
 def software(*more: str) -> dict[str, str]:
-    """Versions of segbatch, of what it computes with and of ``more``, and of Python.
+    """Versions of segbatch, of the libraries that it computes with, of ``more`` and of Python.
 
-    segbatch tells its own: what a submitted job brings along is installed nowhere.
+    segbatch's own is a constant, because the package of a submitted job is not installed.
     """
     return {
         "segbatch": __version__,
@@ -27,17 +26,11 @@ def software(*more: str) -> dict[str, str]:
     }
 
 
-ADDRESS = "SEGBATCH_SUBMISSION_ADDRESS"  # set by segbatch submit: the server does not know it
-
-
-JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray for every entrypoint of the Jobs API
-
-
 def submission() -> dict[str, str | None] | None:
-    """Submission ``id`` of this process and the ``address`` that it was sent to.
+    """The Ray job this driver was submitted as: its ``id``, and the ``address`` it was sent to.
 
-    ``None`` for a driver that nobody submitted; no address where another than ``segbatch submit``
-    did (a KubeRay RayJob, ``ray job submit``).
+    ``None`` if the driver was not submitted; the address is ``None`` unless ``segbatch submit``
+    sent it (a KubeRay RayJob, ``ray job submit``).
     """
     try:
         submission_id = json.loads(os.environ[JOB_CONFIG])["metadata"]["job_submission_id"]

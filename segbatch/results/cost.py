@@ -7,19 +7,16 @@ storage bills requests and transfer.
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from segbatch import storage
 from segbatch.images.video import FRAGMENT
 from segbatch.results.prices import GB, Prices
 from segbatch.results.query import sql
 from segbatch.results.runfolder import RunFolder
-
-Start = Mapping[str, Any]
-
+from segbatch.results.runinfo import Start
 
 Kind = tuple[float, float, str | None, bool | None]  # CPUs, GPUs, instance, whether it is spot
 
@@ -47,7 +44,7 @@ def find_stored(run: RunFolder) -> Stored:
         f"SELECT count(*), count(*) FILTER (regexp_matches(uri, '{IN_OBJECT_STORAGE}')"
         f" AND NOT regexp_matches(uri, '{FRAME}')) FROM images",
     ).fetchall()
-    output = run.info["job"].get("output", run.uri)
+    output = run.info.job.get("output", run.uri)
     return Stored(
         objects / images if images else 0.0, storage.scheme_of(output) in storage.OBJECT_SCHEMES
     )
@@ -57,7 +54,7 @@ def facts(starts: Sequence[Start], prices: Prices, stored: Stored) -> dict[str, 
     """What the starts of a run took together, each fact in a line; without what is not known."""
     seconds = _node_seconds(starts)
     asked = _requests(starts, stored)
-    transferred = stored.images * _sum(starts, "read_bytes")
+    transferred = stored.images * sum(start.read_bytes for start in starts)
     return {
         "workers": _workers(starts),
         "machines": "; ".join(f"{_name(kind)}: {_hours(s)}" for kind, s in seconds.items()),
@@ -71,10 +68,8 @@ def _workers(starts: Sequence[Start]) -> str:
     """How many there were, and the hours of all of them, with images or waiting for some."""
     seconds: Counter[str] = Counter()
     for start in starts:
-        seconds.update(start.get("stage_s", {}))
-    known = "; ".join(
-        dict.fromkeys(f"{s['workers']}{_device(s)}" for s in starts if "workers" in s)
-    )
+        seconds.update(start.stage_s)
+    known = "; ".join(dict.fromkeys(f"{s.workers}{_device(s)}" for s in starts if s.workers))
     if not seconds["predict"]:
         return known
     total = seconds["predict"] + seconds["wait"]
@@ -89,13 +84,13 @@ def _hours(seconds: float, of: str = "") -> str:
 
 
 def _device(start: Start) -> str:
-    return f" ({start['device']})" if "device" in start else ""
+    return f" ({start.device})" if start.device else ""
 
 
 def _node_seconds(starts: Sequence[Start]) -> Mapping[Kind, float]:
-    seconds: Counter[Kind] = Counter()
-    for node in (node for start in starts for node in start.get("nodes", ())):
-        seconds[node["cpus"], node["gpus"], node["instance"], node["spot"]] += node["seconds"]
+    seconds: defaultdict[Kind, float] = defaultdict(float)
+    for node in (node for start in starts for node in start.nodes):
+        seconds[node.cpus, node.gpus, node.instance, node.spot] += node.seconds
     return seconds
 
 
@@ -106,7 +101,8 @@ def _name(kind: Kind) -> str:
 
 
 def _bytes(starts: Sequence[Start]) -> str:
-    read, written = _sum(starts, "read_bytes"), _sum(starts, "written_bytes")
+    read = sum(start.read_bytes for start in starts)
+    written = sum(start.written_bytes for start in starts)
     return f"{_size(read)} of images, {_size(written)} of rows" if read or written else ""
 
 
@@ -114,20 +110,15 @@ def _size(num_bytes: float) -> str:
     return f"{num_bytes / GB:,.1f} GB" if num_bytes >= GB else f"{num_bytes / 1e6:,.1f} MB"
 
 
-def _sum(starts: Sequence[Start], key: str) -> float:
-    return float(sum(start.get(key, 0) for start in starts))
-
-
 def _requests(starts: Sequence[Start], stored: Stored) -> dict[str, int]:
     """As a plan reckons them of the images that were read, of object storage alone."""
     asked = Counter(get=0, put=0, list=0)
     for start in starts:
-        if start.get("rows") and "block_rows" in start:
-            rows = round(start["rows"])
-            sizes = {key: start[key] for key in ("block_rows", "file_rows")}
+        if start.rows and start.block_rows and start.file_rows:
+            rows = round(start.rows)
             asked.update(get=round(rows * stored.images))
             if stored.rows:
-                of_all = requests(rows, 0, **sizes)
+                of_all = requests(rows, 0, block_rows=start.block_rows, file_rows=start.file_rows)
                 asked.update(get=of_all["get"] - rows, put=of_all["put"])
     return asked
 

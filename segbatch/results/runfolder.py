@@ -7,78 +7,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import time
 from collections import Counter
 from functools import cached_property
 from typing import Any, Literal
 
 from segbatch import storage
-from segbatch.errors import Damaged, Incomplete, RunError
+from segbatch.errors import Incomplete, RunError
 from segbatch.masks.classes import Classes
-from segbatch.results.lease import alive, heartbeat_age_s, read_lease
-from segbatch.results.log import Log
+from segbatch.results.lease import heartbeat_age_s, holder_is_alive, read_lease
+from segbatch.results.log import DeltaLog
+from segbatch.results.runinfo import RunInfo, Status, read_info
 from segbatch.results.table import Table, kind_of
-
-FORMAT = 2  # 1: without a checksum
-
-# What is settled once, with the list of images; a copy of it stands in the first entry of the log.
-FROZEN = (
-    "format", "kind", "run_id", "created", "job", "identity", "model", "manifest", "software"
-)  # fmt: skip
-
-# running: a driver works on it, or died; interrupted: by a signal; incomplete: run it again;
-# failed: too many failed images; complete: every image has its row, and stats/ is written.
-Status = Literal["running", "interrupted", "incomplete", "failed", "complete"]
-
-
-def read_info(uri: str) -> dict[str, Any] | None:
-    """The content of ``run.json``; ``None`` if there is none.
-
-    Raises :class:`~segbatch.errors.Damaged` if it is not what was written,
-    :class:`~segbatch.errors.RunError` if it is not a run's, ``OSError`` if storage fails.
-    """
-    where = storage.join(uri, "run.json")
-    try:
-        data = storage.read_bytes(where)
-    except FileNotFoundError:
-        return None
-    try:
-        info = json.loads(data)
-    except ValueError as error:
-        raise Damaged(where, f"not valid JSON: {error}") from error
-    if isinstance(info, dict) and "checksum" in info:
-        del info["checksum"]
-        if _rendered(info) != data:
-            raise Damaged(where, "it does not fit its checksum")
-    elif isinstance(info, dict) and info.get("format") == FORMAT:
-        raise Damaged(where, "its checksum is gone")
-    if not isinstance(info, dict) or "manifest" not in info or "identity" not in info:
-        raise RunError(f"{uri}: its run.json is not one of segbatch's segment runs")
-    if info.get("format") not in (1, FORMAT):
-        raise RunError(
-            f"{uri}: run.json has format {info.get('format')}, this version reads {FORMAT}"
-        )
-    return info
-
-
-def write_info(uri: str, info: dict[str, Any]) -> None:
-    """Replace ``run.json``, atomically."""
-    whole = _rendered({**info, "format": FORMAT, "updated": time.time()})
-    storage.write_bytes(storage.join(uri, "run.json"), whole)
-
-
-def _rendered(info: dict[str, Any]) -> bytes:
-    """The bytes of ``run.json``, with the checksum of all before it."""
-    content = json.dumps(info, indent=2, ensure_ascii=False)
-    checksum = hashlib.sha256(content.encode()).hexdigest()
-    return json.dumps({**info, "checksum": checksum}, indent=2, ensure_ascii=False).encode()
-
-
-def frozen_copy(info: dict[str, Any]) -> str:
-    """What is settled of a run, as the log of ``rows/`` keeps it."""
-    return json.dumps({key: info[key] for key in FROZEN if key in info}, ensure_ascii=False)
 
 
 def open_folder(uri: str) -> RunFolder:
@@ -96,15 +35,15 @@ def open_folder(uri: str) -> RunFolder:
 
 
 class RunFolder:
-    """A run, as it was when it was opened; open it again to see how it went on."""
+    """A run as it was when it was opened; open it again to see its progress."""
 
-    def __init__(self, uri: str, info: dict[str, Any]) -> None:
+    def __init__(self, uri: str, info: RunInfo) -> None:
         self.uri = uri
         self.info = info
-        self.classes = Classes.from_json(info["model"]["classes"])
+        self.classes = Classes.from_json(info.model.classes)
 
     def __repr__(self) -> str:
-        return f"RunFolder({self.uri!r}, {self.status})"
+        return f"{type(self).__name__}({self.uri!r}, {self.status})"
 
     @property
     def name(self) -> str:
@@ -112,8 +51,7 @@ class RunFolder:
 
     @property
     def status(self) -> Status:
-        status: Status = self.info["status"]
-        return status
+        return self.info.status
 
     @property
     def finished(self) -> bool:
@@ -129,52 +67,50 @@ class RunFolder:
         """``stats/`` of a finished run, opened once; ``None`` before it is finished."""
         return self.table("stats") if self.finished else None
 
-    def log(self, name: Literal["rows", "stats"]) -> Log | None:
+    def log(self, name: Literal["rows", "stats"]) -> DeltaLog | None:
         """The proved log of one of the tables; ``None`` before there is one."""
-        noted = self.info.get("log", {}).get(name, {})
-        return Log.read(storage.join(self.uri, name), noted)
+        noted = self.info.log.get(name, {})
+        return DeltaLog.read(storage.join(self.uri, name), noted)
 
     def summary(self) -> dict[str, Any]:
-        """Where the run stands, from storage alone: rows by kind, pace, whether its driver lives.
+        """The run's progress, read from storage alone: rows by kind, pace, state of its driver.
 
-        ``driver`` is ``None`` where nobody works on it; its ``alive`` where that cannot be told.
-        ``rest_s`` is what the rest takes at this pace, in seconds; ``reason`` why the last start
-        ended early.
+        ``driver`` is ``None`` if no driver holds the run; its ``alive`` is ``None`` if that cannot
+        be known. ``rest_s``: seconds for the remaining images at the present pace. ``reason``: why
+        the last start ended early.
         """
         table = self.table("rows")
         kinds: Counter[str] = Counter()
         for file in table.files() if table else []:
-            kinds[kind_of(file["path"])] += file["rows"]
-        total = self.info["manifest"]["rows"]
-        remaining = total - kinds.total()
-        lease = read_lease(self.uri)
-        pace = self.info.get("images_per_second")
-        starts = self.info.get("starts", [])
+            kinds[kind_of(file.name)] += file.rows
+        info, lease = self.info, read_lease(self.uri)
+        remaining = info.manifest.rows - kinds.total()
+        pace = info.images_per_second
         return {
             "run": self.uri,
-            "status": self.status,
-            "reason": self.info.get("reason"),
-            "images": total,
+            "status": info.status,
+            "reason": info.reason,
+            "images": info.manifest.rows,
             "ok": kinds.pop("ok", 0),
             "failed": dict(sorted(kinds.items())),
             "remaining": remaining,
-            "duplicates": self.info["manifest"]["duplicates"],
-            "starts": len(starts),
-            "pass": starts[-1].get("passes") if starts else None,
+            "duplicates": info.manifest.duplicates,
+            "starts": len(info.starts),
+            "pass": info.starts[-1].passes if info.starts else None,
             "images_per_second": pace,
             "rest_s": round(remaining / pace) if pace and remaining else None,
             "driver": None if lease is None else _driver(lease),
-            "submission": self.info.get("submission"),
-            "model": self.info["model"]["uri"],
-            "created": self.info["created"],
-            "updated": self.info["updated"],
+            "submission": info.submission,
+            "model": info.model.uri,
+            "created": info.created,
+            "updated": info.updated,
         }
 
 
 def _driver(lease: dict[str, Any]) -> dict[str, Any]:
     age_s = heartbeat_age_s(lease)
     return {
-        "alive": alive(lease),
+        "alive": holder_is_alive(lease),
         **{key: lease.get(key) for key in ("host", "pid", "since", "heartbeat")},
         "heartbeat_age_s": None if age_s is None else round(age_s, 1),
     }

@@ -40,7 +40,7 @@ def assert_whole(run: Run, num_images: int) -> None:
     """Every image once, none failed, nothing left over."""
     audit = run.audit(deep=True)
     assert (audit.exit_code, audit.rows, audit.uncommitted) == (0, num_images, [])
-    assert run.info["counts"] == {"ok": num_images, "failed": {}}
+    assert run.info.counts.model_dump() == {"ok": num_images, "failed": {}}
 
 
 def said(folder: Path) -> str:
@@ -186,7 +186,7 @@ def test_taking_up_what_failed_survives_a_kill(
         (images / f"{number}.jpg").write_bytes(b"" if number < 3 else jpeg(number, 64, 64))
     run = tmp_path / "run"
     work = job(f"{images}/", model_uri, str(run))
-    assert segment(work).info["counts"] == {"ok": 5, "failed": {"truncated": 3}}
+    assert segment(work).info.counts.model_dump() == {"ok": 5, "failed": {"truncated": 3}}
     for number in range(3):
         (images / f"{number}.jpg").write_bytes(jpeg(number, 64, 64))
     with driver(work, tmp_path, ray_address, "--retry-failed", "--only", "truncated") as process:

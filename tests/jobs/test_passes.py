@@ -14,8 +14,9 @@ import pytest
 from segbatch.config.job import Limits
 from segbatch.errors import CredentialsRefused, Fenced, Incomplete, Interrupted, JobFailed
 from segbatch.jobs import passes
-from segbatch.jobs.passes import Accounts, ExecutionStopped, Passes, Watch
+from segbatch.jobs.passes import Accounts, ExecutionStopped, Passes
 from segbatch.jobs.progress import Progress
+from segbatch.jobs.watch import Watch
 from segbatch.masks.classes import Classes
 from segbatch.results.lease import Lease
 from segbatch.results.ledger import Ledger
@@ -118,8 +119,8 @@ class Job:
         assert table is not None
         counts: dict[str, int] = {}
         for file in table.files():
-            kind = kind_of(file["path"])
-            counts[kind] = counts.get(kind, 0) + file["rows"]
+            kind = kind_of(file.name)
+            counts[kind] = counts.get(kind, 0) + file.rows
         return counts
 
 
@@ -305,7 +306,7 @@ class Clock:
 
 def a_clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("segbatch.jobs.passes.time.monotonic", clock)
+    monkeypatch.setattr("segbatch.jobs.watch.time.monotonic", clock)
     return clock
 
 

@@ -21,15 +21,15 @@ from segbatch.config.images import Manifest
 from segbatch.config.job import SegmentJob, load_kind
 from segbatch.errors import Damaged, Fenced, Incomplete, RunError
 from segbatch.images import manifest
-from segbatch.jobs.preflight import Prepared, prepare
-from segbatch.jobs.runstate import RunState
+from segbatch.jobs.preflight import Prepared, Sizes, prepare
+from segbatch.jobs.runstate import RunState, repair_run
 from segbatch.jobs.segment import segment
 from segbatch.jobs.stages import AllStages, Pipeline, Predicting, accounts_of
 from segbatch.results import lease as lease_module
 from segbatch.results.encode import Encoding
 from segbatch.results.lease import Lease
 from segbatch.results.ledger import Ledger
-from segbatch.results.log import Log
+from segbatch.results.log import DeltaLog
 from segbatch.results.schema import RESERVED_COLUMNS
 from segbatch.results.table import Table
 from segbatch.results.write import Account, Writing, write_file
@@ -68,19 +68,19 @@ def finished(work: tuple[SegmentJob, Prepared], tmp_path_factory: pytest.TempPat
     frozen = manifest.freeze(
         asked.sources, str(run / "manifest"), reserved=RESERVED_COLUMNS, leave_out=str(run)
     )
-    RunState.of(str(run), asked, prepared, frozen).write("running")
+    RunState.new(str(run), asked, prepared, frozen).write("running")
     with Lease(str(run), print) as lease:
         state, ledger = opened(run, work, lease.driver)
         encoding = Encoding(prepared.config.classes, ledger.table.schema, prepared.formulas)
         predicting = Predicting(asked.model, prepared.options, "cpu", 2, True, True)
-        writing = Writing(lease.tenure, ledger.epoch, ledger.table.schema, last_pass=True)
+        writing = Writing(lease.worker_lease, ledger.epoch, ledger.table.schema, last_pass=True)
         stages = AllStages(Pipeline(prepared.reading, predicting, encoding, writing))
         for start in range(0, 21, 6):
             ids = np.arange(start, min(start + 6, 21))
             for account in accounts_of(stages.run(state.images_of(ids))):
                 assert ledger.enter(account)
             ledger.commit()
-        state.finish(asked)
+        state.finish(ledger, asked)
     rows = rows_of(open_run(str(run)))
     read(run).take_up_failed("another driver", ["truncated", "undecodable"])
     resume(run, work, rows)
@@ -105,7 +105,7 @@ def opened(
     state = read(uri)
     state.prove_logs()
     ledger = state.open_ledger(state.schema(asked, prepared.config.classes), driver)
-    state.settle("cpu", "fp32")
+    state.begin_start(ledger, "cpu", "fp32", workers="1", sizes=Sizes(6, 6))
     return state, ledger
 
 
@@ -128,11 +128,11 @@ def resume(uri: Path | str, work: tuple[SegmentJob, Prepared], rows: pa.Table) -
                 file = write_file(mine, ledger.table.uri, ledger.epoch, kind)
                 assert ledger.enter(Account(kind, mine["image_id"].to_pylist(), file=file))
             ledger.commit()
-        state.finish(work[0])
+        state.finish(ledger, work[0])
 
 
 def repaired(uri: Path | str, work: tuple[SegmentJob, Prepared], rows: pa.Table) -> Run:
-    RunState.repair(str(uri), *work, "repairing driver", nobody_else)
+    repair_run(str(uri), *work, "repairing driver", nobody_else)
     resume(uri, work, rows)
     return open_run(str(uri))
 
@@ -147,7 +147,7 @@ def rows_of(run: Run) -> pa.Table:
     """Every committed row, by its image, as who goes through the table reads them."""
     table = run.table("rows")
     assert table is not None
-    files = [storage.join(table.uri, file["path"]) for file in table.files()]
+    files = [storage.join(table.uri, file.name) for file in table.files()]
     parts = [pq.read_table(pa.BufferReader(storage.read_bytes(file))) for file in files]
     return pa.concat_tables(parts).sort_by("image_id")
 
@@ -155,7 +155,7 @@ def rows_of(run: Run) -> pa.Table:
 def stats_of(run: Run) -> pa.Table:
     table = run.table("stats")
     assert table is not None
-    files = [storage.join(table.uri, file["path"]) for file in table.files()]
+    files = [storage.join(table.uri, file.name) for file in table.files()]
     parts = [pq.read_table(pa.BufferReader(storage.read_bytes(file))) for file in files]
     return pa.concat_tables(parts).drop_columns(["file", "file_row"])
 
@@ -213,14 +213,14 @@ def test_whichever_byte_is_changed_or_cut_it_is_noticed(
 
 def test_every_byte_of_the_log_and_of_run_json_counts(run: Path) -> None:
     """Of the newest entry too, whose SHA-256 no other entry notes, but run.json."""
-    noted = read(run).info["log"]["rows"]
+    noted = read(run).info.log["rows"]
     newest = max(map(int, noted))
     for version in (newest - 3, newest):
         path = run / "rows" / "_delta_log" / f"{version:020d}.json"
         whole = path.read_bytes()
         for place in range(0, len(whole), 37):
             path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-            log = Log.read(str(run / "rows"), noted)
+            log = DeltaLog.read(str(run / "rows"), noted)
             assert log is not None
             assert log.damaged == [version]
         path.write_bytes(whole)
@@ -248,7 +248,7 @@ def test_what_the_newest_entry_says_is_proved_without_a_hash_of_it(run: Path) ->
     for old, new in changes.items():
         assert old in whole, whole
         path.write_text(whole.replace(old, new, 1))
-        log = Log.read(str(run / "rows"), {})
+        log = DeltaLog.read(str(run / "rows"), {})
         assert log is not None
         assert log.damaged == [newest]
 
@@ -294,7 +294,8 @@ def test_a_run_without_its_run_json_is_made_again_from_its_log(
     mended = repaired(run, work, rows)
     assert_whole(mended, rows)
     same = ("run_id", "created", "job", "identity", "model", "manifest", "precision", "counts")
-    assert {key: mended.info[key] for key in same} == {key: before[key] for key in same}
+    before_json, after_json = before.to_json(), mended.info.to_json()
+    assert {key: after_json[key] for key in same} == {key: before_json[key] for key in same}
     assert not (run / "quarantine").exists()
 
 
@@ -306,7 +307,7 @@ def test_each_thing_that_was_found_is_said_in_one_line(
     (run / "manifest" / "00000.parquet").write_bytes(b"")
     victim = next((run / "stats").glob("*.parquet"))
     victim.unlink()
-    RunState.repair(str(run), *work, "driver", nobody_else)
+    repair_run(str(run), *work, "driver", nobody_else)
     assert capsys.readouterr().err.splitlines() == [
         "run.json: is damaged; moved to quarantine/run.json",
         "manifest/00000.parquet: is damaged; moved to quarantine/manifest/00000.parquet",
@@ -338,7 +339,7 @@ def test_what_cannot_be_proved_any_more_is_refused_and_nothing_is_changed(
             path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
         before = contents(run)
         with pytest.raises(RunError, match=r"cannot be proved any more: choose a new output"):
-            RunState.repair(str(run), *work, "driver", nobody_else)
+            repair_run(str(run), *work, "driver", nobody_else)
         assert contents(run) == before
         for path, whole in wholes.items():
             path.write_bytes(whole)
@@ -349,7 +350,7 @@ def test_another_jobs_run_is_not_repaired(run: Path, work: tuple[SegmentJob, Pre
     before = contents(run)
     other = work[0].model_copy(update={"masks": "none"})
     with pytest.raises(RunError, match="masks was original and is none now"):
-        RunState.repair(str(run), other, work[1], "driver", nobody_else)
+        repair_run(str(run), other, work[1], "driver", nobody_else)
     assert contents(run) == before
 
 
@@ -357,7 +358,7 @@ def test_a_torn_beginning_starts_over(tmp_path: Path, work: tuple[SegmentJob, Pr
     (tmp_path / "run.json").write_text('{"form')
     with pytest.raises(Damaged):
         RunState.read(str(tmp_path))
-    RunState.repair(str(tmp_path), *work, "driver", nobody_else)
+    repair_run(str(tmp_path), *work, "driver", nobody_else)
     assert RunState.read(str(tmp_path)) is None
     assert contents(tmp_path) == {"quarantine/run.json": b'{"form'}
 
@@ -376,7 +377,7 @@ def test_a_driver_commits_and_deletes_nothing_where_a_log_is_damaged(
         with pytest.raises(Damaged, match=rf"{table}.*2\.json: is damaged.*run JOB --repair"):
             resume(run, work, rows)  # which deletes what no table holds
         state = read(run)
-        with state.guard(), pytest.raises(Damaged):
+        with state.note_end(), pytest.raises(Damaged):
             state.prove_logs()
         assert contents(run) == before
         entry.write_bytes(whole)
@@ -390,19 +391,17 @@ def test_a_driver_does_not_take_a_damaged_file_for_a_whole_one(
     state.write("running")
     table = Table.open(str(run / "rows"))
     assert table is not None
-    [victim] = [file for file in table.files() if "-not_found-" in file["path"]] or table.files()[
-        :1
-    ]
-    path = run / "rows" / victim["path"]
+    [victim] = [file for file in table.files() if "-not_found-" in file.name] or table.files()[:1]
+    path = run / "rows" / victim.name
     whole = path.read_bytes()
     pages = pq.ParquetFile(path).metadata.row_group(0)
     places = [pages.column(index).data_page_offset for index in range(pages.num_columns)]
     place = places[1] + 40  # a URI
     path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-    with pytest.raises(Damaged, match=rf"{victim['path']}: is damaged.*--repair"):
+    with pytest.raises(Damaged, match=rf"{victim.name}: is damaged.*--repair"):
         resume(run, work, rows)
     path.write_bytes(whole[:-50])
-    with pytest.raises(Damaged, match=rf"{victim['path']}: is damaged.*--repair"):
+    with pytest.raises(Damaged, match=rf"{victim.name}: is damaged.*--repair"):
         resume(run, work, rows)
     assert_whole(repaired(run, work, rows), rows)
 
@@ -456,7 +455,7 @@ def test_storage_that_fails_while_looking_changes_nothing(
         ):
             s3.break_down({"part": part, **refused})
             with pytest.raises((Incomplete, OSError)) as caught:
-                RunState.repair(uri, *work, "driver", nobody_else)
+                repair_run(uri, *work, "driver", nobody_else)
             assert not isinstance(caught.value, RunError)
             s3.break_down()
             assert {file.uri: file.size for file in storage.list_files(uri)} == before
@@ -477,7 +476,7 @@ def test_a_log_that_storage_does_not_give_is_not_taken_for_a_damaged_one(
     try:
         for status, code in ((403, "AccessDenied"), (404, "NoSuchBucket"), (400, "ExpiredToken")):
             s3.break_down({"part": "_delta_log", "status": status, "code": code})
-            for look in (lambda: Table.open(uri), lambda: Log.read(uri, {}), table.commit):
+            for look in (lambda: Table.open(uri), lambda: DeltaLog.read(uri, {}), table.commit):
                 with pytest.raises(OSError, match=uri):
                     look()
     finally:
@@ -489,7 +488,7 @@ def test_a_log_that_storage_does_not_give_is_not_taken_for_a_damaged_one(
 # ------------------------------------------------------------------------------- torn beginnings
 
 
-def frozen(run: Path, images: list[str], **options: Any) -> manifest.Frozen:
+def frozen(run: Path, images: list[str], **options: Any) -> manifest.FrozenManifest:
     source = run.parent / "list.csv"
     source.write_text("\n".join(["uri", *images]))
     return manifest.freeze(
@@ -515,7 +514,7 @@ def test_a_beginning_that_was_torn_never_lets_ids_point_at_other_images(
     plain = pq.read_table(run / "manifest").sort_by("image_id")
     assert plain["uri"].to_pylist() == images
     for file in again.files:
-        read_back = manifest.read(str(run / "manifest"), file).to_pylist()
+        read_back = manifest.read_rows(str(run / "manifest"), file).to_pylist()
         assert all(row["uri"] == images[row["image_id"]] for row in read_back)
 
 

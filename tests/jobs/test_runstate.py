@@ -1,32 +1,50 @@
-"""What a driver leaves in run.json about itself, without a Ray."""
+"""What a start leaves in run.json about itself, without a Ray."""
 
 from pathlib import Path
 from typing import Any
 
 from segbatch.jobs.progress import Progress
-from segbatch.jobs.runstate import RunState
-from segbatch.results.runfolder import read_info
+from segbatch.jobs.runstate import RunState, StartRecord
+from segbatch.results.runinfo import NodeTime, RunInfo, parse_info, read_info
 
-NODE = {"cpus": 4.0, "gpus": 0.0, "instance": None, "spot": None, "seconds": 1.5}
-INFO: dict[str, Any] = {"manifest": {"rows": 1}, "identity": {}, "status": "running"}
+NODE = NodeTime(cpus=4.0, gpus=0.0, instance=None, spot=None, seconds=1.5)
+INFO: dict[str, Any] = {
+    "format": 2,
+    "status": "running",
+    "created": 0.0,
+    "job": {},
+    "identity": {},
+    "model": {"uri": "m", "sha256": "0", "classes": []},
+    "manifest": {"rows": 1, "duplicates": 0, "skipped": {}, "files": []},
+    "starts": [{"at": 0.0}],
+}
 
 
 def test_machines_are_kept_though_ray_is_gone_when_run_json_is_written(tmp_path: Path) -> None:
-    state = RunState(str(tmp_path), {**INFO, "starts": [{"at": 0.0}]})
-    state.note_nodes()  # before there is a Ray to ask
-    state.nodes = lambda: [NODE]
-    state.progress = Progress(state.uri, 1, 0)
-    state.note_nodes()
-    state.nodes = lambda: []  # as after ray.shutdown()
+    state = RunState(str(tmp_path), parse_info("run", INFO))
+    StartRecord(state, Progress(state.uri, 1, 0), lambda: [NODE]).update()
     state.write("incomplete")
 
-    def gone() -> list[dict[str, Any]]:
+    def gone() -> list[NodeTime]:
         raise RuntimeError("Ray is gone")
 
-    state.nodes = gone
-    state.note_nodes()
+    StartRecord(state, Progress(state.uri, 1, 0), gone).update()
     state.write("incomplete")
     written = read_info(state.uri)
     assert written is not None
-    assert written["starts"][0]["nodes"] == [NODE]
-    assert written["starts"][0]["passes"] == 0
+    assert written.starts[0].nodes == [NODE]
+    assert written.starts[0].passes == 0
+
+
+def test_keys_of_later_versions_are_kept_and_what_is_not_set_is_not_written(tmp_path: Path) -> None:
+    content = {**INFO, "later": {"a": [1]}, "starts": [{"at": 0.0, "watts": 300}]}
+    info = parse_info("run", content)
+    assert info.to_json() == content
+    state = RunState(str(tmp_path), info)
+    state.info.reason = "storage: no answer"
+    state.write("incomplete")
+    assert read_info(str(tmp_path)) == state.info
+    state.write("running")
+    written = read_info(str(tmp_path))
+    assert isinstance(written, RunInfo)
+    assert "reason" not in written.to_json()

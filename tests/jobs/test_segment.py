@@ -83,7 +83,7 @@ def test_every_row_of_the_manifest_has_its_row_and_its_reason(mixed: Run) -> Non
             assert row["pixels"] is None
             assert row["coverage"] is None
     assert mixed.status == "complete"
-    assert mixed.info["counts"] == {
+    assert mixed.info.counts.model_dump() == {
         "ok": 16,
         "failed": {"forbidden": 1, "not_found": 6, "too_large": 2, "truncated": 2,
                    "undecodable": 2, "unsupported": 1},
@@ -91,9 +91,9 @@ def test_every_row_of_the_manifest_has_its_row_and_its_reason(mixed: Run) -> Non
 
 
 def test_a_run_of_seconds_says_on_which_machines_it_was(mixed: Run) -> None:
-    [node] = mixed.info["starts"][-1]["nodes"]
-    assert node["cpus"] == 4
-    assert node["seconds"] > 0
+    [node] = mixed.info.starts[-1].nodes
+    assert node.cpus == 4
+    assert node.seconds > 0
 
 
 def test_the_manifests_own_columns_travel_and_keep_their_types(mixed: Run) -> None:
@@ -104,7 +104,7 @@ def test_the_manifests_own_columns_travel_and_keep_their_types(mixed: Run) -> No
 
 def test_a_uri_that_stands_there_twice_has_two_rows_with_one_mask(mixed: Run) -> None:
     rows = rows_of(mixed).to_pylist()
-    assert mixed.info["manifest"]["duplicates"] == 2
+    assert mixed.info.manifest.duplicates == 2
     for first, second in ((0, 28), (1, 29)):
         assert rows[first]["uri"] == rows[second]["uri"]
         assert rows[first]["mask"] == rows[second]["mask"]
@@ -177,7 +177,7 @@ def test_all_numbers_of_a_row_fit_its_mask(whole_run: Run) -> None:
 def test_no_file_holds_more_rows_than_rows_per_file(whole_run: Run) -> None:
     table = whole_run.table("rows")
     assert table is not None
-    assert max(file["rows"] for file in table.files()) <= 4
+    assert max(file.rows for file in table.files()) <= 4
 
 
 def test_label_maps_depend_on_no_neighbour_no_batch_and_no_worker(
@@ -304,7 +304,7 @@ def test_too_many_failures_fail_the_run_until_the_limit_is_raised_or_they_are_me
     rows = rows_of(retried)
     assert rows["image_id"].to_pylist() == list(range(12))
     assert rows["error"].to_pylist() == [None] * 8 + ["truncated"] + [None] * 3
-    assert retried.info["counts"] == {"ok": 11, "failed": {"truncated": 1}}
+    assert retried.info.counts.model_dump() == {"ok": 11, "failed": {"truncated": 1}}
 
     audit = retried.audit(deep=True)
     assert (audit.exit_code, audit.rows, audit.uncommitted) == (0, 12, [])
@@ -349,7 +349,7 @@ def test_images_that_fail_for_a_while_arrive_and_few_that_never_do_get_their_rea
     )
     limits = {"retries": 0, "passes": 2, "max_failed_fraction": 0.05}
     run = segment(job(f"{twenty}/", model_uri, f"{twenty}/run", limits=limits))
-    assert run.info["counts"] == {"ok": 19, "failed": {"unavailable": 1}}
+    assert run.info.counts.model_dump() == {"ok": 19, "failed": {"unavailable": 1}}
     row = rows_of(run).to_pylist()[2]
     assert (row["error"], "SlowDown" in row["message"]) == ("unavailable", True)
     assert run.audit(deep=True).exit_code == 0
@@ -375,7 +375,7 @@ def test_an_outage_commits_no_failure_and_is_run_again(s3: S3, twenty: str, mode
     assert rows_of(stopped).num_rows == 16
 
     s3.break_down()
-    assert segment(work).info["counts"] == {"ok": 20, "failed": {}}
+    assert segment(work).info.counts.model_dump() == {"ok": 20, "failed": {}}
 
 
 def test_none_of_the_first_images_readable_is_wrong_input(

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import ExifTags, Image
 
+from segbatch.config.job import Predict, Tile
 from segbatch.errors import Fenced
 from segbatch.images.video import FRAME_COLUMNS, frame_uri
 from segbatch.jobs import stages
@@ -25,19 +26,18 @@ from segbatch.jobs.stages import (
     PredictStage,
     Reading,
     accounts_of,
-    all_stages,
     crashed_row,
     decode_stage,
     encode_stage,
     fetch_stage,
+    run_all_stages,
     write_stage,
 )
 from segbatch.masks import decode_mask
 from segbatch.model.bundle import load_config
-from segbatch.model.patches import TileOptions
-from segbatch.model.predict import PredictOptions, load_model
+from segbatch.model.predict import load_model
 from segbatch.results.encode import Encoding, carried
-from segbatch.results.lease import Lease, Tenure, read_lease
+from segbatch.results.lease import Lease, WorkerLease, read_lease
 from segbatch.results.schema import rows_schema
 from segbatch.results.write import Account, Writing
 from segbatch.storage import ReadLimits
@@ -71,7 +71,7 @@ def told(
     run: Path,
     model_uri: str,
     *,
-    options: PredictOptions | None = None,
+    options: Predict | None = None,
     long_side: int | None = 128,
     masks: str = "original",
     stats: tuple[str, ...] = ("confidence",),
@@ -86,14 +86,14 @@ def told(
         Reading(LIMITS, 1_000_000, long_side),
         Predicting(
             model_uri,
-            options or PredictOptions(),
+            options or Predict(),
             device="cpu",
             threads=1,
             original_grid=masks == "original",
             keep_label_maps=encoding.wants_label_maps,
         ),
         encoding,
-        Writing(Tenure(str(run), holder["driver"]), 1, schema, last_pass=False),
+        Writing(WorkerLease(str(run), holder["driver"]), 1, schema, last_pass=False),
     )
 
 
@@ -110,7 +110,9 @@ def test_blocks_that_a_worker_is_given_at_once_come_out_as_one_after_the_other(
     files = {f"{n}.jpg": jpeg(n, 40 + 8 * n, 64) for n in range(4)} | {"no.jpg": b"no image"}
     pipeline = told(tmp_path, model_uri)
     blocks = [
-        decode_stage(fetch_stage(part, pipeline.reading, pipeline.writing.tenure), pipeline.reading)
+        decode_stage(
+            fetch_stage(part, pipeline.reading, pipeline.writing.worker_lease), pipeline.reading
+        )
         for images in [manifest(tmp_path, files)]
         for part in [images, images.slice(2, 3), images.slice(4), images.slice(0, 1)]
     ]
@@ -137,12 +139,12 @@ def test_jpegs_that_the_device_decodes_give_the_same_rows(tmp_path: Path, model_
     }
     images = manifest(tmp_path, files)
     pipeline = told(tmp_path, model_uri)
-    by_cpu = written(accounts_of(all_stages(images, pipeline)), tmp_path)
+    by_cpu = written(accounts_of(run_all_stages(images, pipeline)), tmp_path)
     reading = replace(pipeline.reading, jpegs_on_device=True)
-    fetched = fetch_stage(images, reading, pipeline.writing.tenure)
+    fetched = fetch_stage(images, reading, pipeline.writing.worker_lease)
     kept = decode_stage(fetched, reading)["data"].is_valid().to_pylist()
     assert kept == [True] * 4 + [False] * 4 + [True]
-    by_device = accounts_of(all_stages(images, replace(pipeline, reading=reading)))
+    by_device = accounts_of(run_all_stages(images, replace(pipeline, reading=reading)))
     assert written(by_device, tmp_path) == by_cpu
     assert [row["error"] for row in by_cpu][-2:] == ["truncated", "undecodable"]
 
@@ -169,7 +171,7 @@ def test_frames_of_a_video_go_the_whole_way_with_their_times(
         encoding=replace(pipeline.encoding, schema=schema),
         writing=replace(pipeline.writing, schema=schema),
     )
-    rows = written(accounts_of(all_stages(images, pipeline)), tmp_path)
+    rows = written(accounts_of(run_all_stages(images, pipeline)), tmp_path)
     assert [row["status"] for row in rows] == ["ok", "ok", "ok", "failed"]
     assert [row["time_s"] for row in rows] == times
     assert [row["frame"] for row in rows] == [0, 1, 2, 3]
@@ -180,7 +182,7 @@ def test_frames_of_a_video_go_the_whole_way_with_their_times(
 def test_an_image_goes_the_whole_way_in_one_process(tmp_path: Path, model_uri: str) -> None:
     files = {"a.jpg": jpeg(1), "b.jpg": jpeg(2, 80, 60), "c.jpg": b"<html>", "d.jpg": jpeg(3)}
     images = manifest(tmp_path, files)
-    accounts = accounts_of(all_stages(images, told(tmp_path, model_uri)))
+    accounts = accounts_of(run_all_stages(images, told(tmp_path, model_uri)))
     assert {account.kind: account.image_ids for account in accounts} == {
         "ok": [10, 11, 13],
         "undecodable": [12],
@@ -211,8 +213,8 @@ def test_a_passing_failure_is_told_and_only_written_in_the_last_pass(
     images = pa.table({"image_id": [0], "uri": [f"{root}/a.jpg"], carried("city"): ["Bern"]})
     s3.break_down({"part": "a.jpg", "status": 503, "code": "SlowDown"})
     try:
-        [first] = accounts_of(all_stages(images, told(tmp_path, model_uri)))
-        [last] = accounts_of(all_stages(images, told(tmp_path, model_uri).in_pass(True)))
+        [first] = accounts_of(run_all_stages(images, told(tmp_path, model_uri)))
+        [last] = accounts_of(run_all_stages(images, told(tmp_path, model_uri).in_pass(True)))
     finally:
         s3.break_down()
     assert (first.kind, first.image_ids, first.file) == ("unavailable", [0], None)
@@ -232,15 +234,15 @@ def test_what_does_not_fit_in_a_block_is_decoded_by_the_model_and_is_the_same(
     }
     images = manifest(tmp_path, files)
     pipeline = told(tmp_path, model_uri, long_side=None)
-    roomy = written(accounts_of(all_stages(images, pipeline)), tmp_path)
+    roomy = written(accounts_of(run_all_stages(images, pipeline)), tmp_path)
 
     monkeypatch.setattr(stages, "BLOCK_BYTES", 100_000)
-    fetched = fetch_stage(images, pipeline.reading, pipeline.writing.tenure)
+    fetched = fetch_stage(images, pipeline.reading, pipeline.writing.worker_lease)
     tight = decode_stage(fetched, pipeline.reading)
     assert tight["pixels"].is_valid().to_pylist()[1] is False, "180 kB of pixels do not fit"
     assert tight["error"][1].as_py() is None
     assert tight["pixels"].nbytes <= 100_000 + 1000
-    rows = written(accounts_of(all_stages(images, pipeline)), tmp_path)
+    rows = written(accounts_of(run_all_stages(images, pipeline)), tmp_path)
     for row, other in zip(rows, roomy, strict=True):
         if row["mask"] is not None:
             # In batches of other sizes, convolutions round in another way.
@@ -257,7 +259,7 @@ def test_a_broken_image_that_waited_for_the_model_fails_there(
     monkeypatch.setattr(stages, "BLOCK_BYTES", 0)
     png = encoded(image(1), "PNG")
     files = {"a.png": png, "cut.png": png[:-100], "b.png": encoded(image(2), "PNG")}
-    accounts = accounts_of(all_stages(manifest(tmp_path, files), told(tmp_path, model_uri)))
+    accounts = accounts_of(run_all_stages(manifest(tmp_path, files), told(tmp_path, model_uri)))
     rows = written(accounts, tmp_path)
     assert [row["error"] for row in rows] == [None, "truncated", None]
 
@@ -268,7 +270,7 @@ def test_the_original_grid_is_the_images_and_the_models_is_after_downscaling(
     images = manifest(tmp_path, {"a.png": encoded(image(1, 120, 300), "PNG")})
     grids = {}
     for masks in ("original", "model", "none"):
-        accounts = accounts_of(all_stages(images, told(tmp_path, model_uri, masks=masks)))
+        accounts = accounts_of(run_all_stages(images, told(tmp_path, model_uri, masks=masks)))
         [row] = written(accounts, tmp_path)
         assert (row["width"], row["height"]) == (300, 120)
         assert sum(row["pixels"].values()) == row["mask_width"] * row["mask_height"]
@@ -282,7 +284,7 @@ def test_components_are_counted_without_storing_masks(tmp_path: Path, model_uri:
     with_masks, without = (
         written(
             accounts_of(
-                all_stages(
+                run_all_stages(
                     images, told(tmp_path, model_uri, masks=masks, stats=("components", "boxes"))
                 )
             ),
@@ -298,28 +300,28 @@ def test_components_are_counted_without_storing_masks(tmp_path: Path, model_uri:
 @pytest.mark.parametrize(
     "options",
     [
-        PredictOptions(long_side=None, tile=TileOptions(128, 32)),
-        PredictOptions(long_side=None, flip=True),
-        PredictOptions(long_side=None, scales=(0.5, 1.0)),
+        Predict(long_side=None, tile=Tile(size=128, overlap=32)),
+        Predict(long_side=None, flip=True),
+        Predict(long_side=None, scales=[0.5, 1.0]),
     ],
     ids=["tile", "flip", "scales"],
 )
 def test_a_job_predicts_with_the_options_that_load_model_takes(
-    options: PredictOptions, tmp_path: Path, model_uri: str
+    options: Predict, tmp_path: Path, model_uri: str
 ) -> None:
     picture = image(5, 220, 300)
     images = manifest(tmp_path, {"a.png": encoded(picture, "PNG")})
     pipeline = told(tmp_path, model_uri, options=options, long_side=None)
-    [row] = written(accounts_of(all_stages(images, pipeline)), tmp_path)
+    [row] = written(accounts_of(run_all_stages(images, pipeline)), tmp_path)
     expected = load_model(model_uri, device="cpu", options=options).predict(picture)
     assert np.array_equal(decode_mask(row["mask"]), expected.mask)
-    plain = load_model(model_uri, device="cpu", options=PredictOptions(long_side=None))
+    plain = load_model(model_uri, device="cpu", options=Predict(long_side=None))
     assert not np.array_equal(plain.predict(picture).mask, expected.mask)
 
 
 def test_a_block_of_nothing_but_failures_goes_through(tmp_path: Path, model_uri: str) -> None:
     images = manifest(tmp_path, {"a.jpg": b"", "b.jpg": b"<html>"})
-    accounts = accounts_of(all_stages(images, told(tmp_path, model_uri)))
+    accounts = accounts_of(run_all_stages(images, told(tmp_path, model_uri)))
     assert {account.kind for account in accounts} == {"truncated", "undecodable"}
 
 
@@ -327,7 +329,7 @@ def test_predict_leaves_no_pixels_in_what_it_gives_on(tmp_path: Path, model_uri:
     images = manifest(tmp_path, {"a.jpg": jpeg(1), "b.jpg": b""})
     pipeline = told(tmp_path, model_uri)
     decoded = decode_stage(
-        fetch_stage(images, pipeline.reading, pipeline.writing.tenure), pipeline.reading
+        fetch_stage(images, pipeline.reading, pipeline.writing.worker_lease), pipeline.reading
     )
     predicted = PredictStage(pipeline.predicting, pipeline.reading)(decoded)
     assert not {"data", "pixels"} & set(predicted.column_names)
@@ -350,13 +352,13 @@ def test_nothing_is_written_for_a_driver_that_lost_its_lease(
     tmp_path: Path, model_uri: str, lease: Lease
 ) -> None:
     images, pipeline = manifest(tmp_path, {"a.jpg": jpeg(1)}), told(tmp_path, model_uri)
-    another = replace(pipeline.writing.tenure, driver="another")
-    written_by_another = replace(pipeline, writing=replace(pipeline.writing, tenure=another))
+    another = replace(pipeline.writing.worker_lease, driver="another")
+    written_by_another = replace(pipeline, writing=replace(pipeline.writing, worker_lease=another))
     with pytest.raises(Fenced, match="taken over by process"):
-        all_stages(images, written_by_another)
+        run_all_stages(images, written_by_another)
     lease.__exit__()
     with pytest.raises(Fenced, match="given up"):
-        all_stages(images, pipeline)
+        run_all_stages(images, pipeline)
     assert not (tmp_path / "rows").exists()
 
 
@@ -368,15 +370,15 @@ def test_nothing_is_begun_once_the_driver_stops_and_what_was_begun_is_written(
 ) -> None:
     images = manifest(tmp_path, {"a.jpg": jpeg(1), "b.jpg": b""})
     pipeline = told(tmp_path, model_uri)
-    reading, tenure = pipeline.reading, pipeline.writing.tenure
-    predict = PredictStage(pipeline.predicting, reading, tenure)
-    decoded = decode_stage(fetch_stage(images, reading, tenure), reading)
+    reading, worker_lease = pipeline.reading, pipeline.writing.worker_lease
+    predict = PredictStage(pipeline.predicting, reading, worker_lease)
+    decoded = decode_stage(fetch_stage(images, reading, worker_lease), reading)
     predicted = predict(decoded)
     lease.announce_stop()
-    wait_until(tenure.ends)
-    assert fetch_stage(images, reading, tenure).num_rows == 0
+    wait_until(worker_lease.should_stop)
+    assert fetch_stage(images, reading, worker_lease).num_rows == 0
     assert predict(decoded).num_rows == 0
-    assert all_stages(images, pipeline).num_rows == 0
+    assert run_all_stages(images, pipeline).num_rows == 0
     rows = encode_stage(predicted, pipeline.encoding)
     accounts = accounts_of(write_stage(rows, pipeline.writing))
     assert {account.kind: account.image_ids for account in accounts} == {

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from segbatch.errors import Fenced, Incomplete, Interrupted
-from segbatch.jobs.passes import NothingYet, Watch
+from segbatch.jobs.watch import NothingYet, Watch
 from segbatch.results.lease import Lease
 from segbatch.signals import interruptible
 from tests.drivers import wait_until
@@ -79,11 +79,11 @@ def test_after_a_signal_what_is_begun_may_be_finished_and_workers_are_told(tmp_p
             if script[0] == 2:
                 os.kill(os.getpid(), signal.SIGTERM)
             if script[0] == 3:
-                wait_until(lease.tenure.ends)
+                wait_until(lease.worker_lease.should_stop)
             return script.pop(0)
 
         watch = Watch(lease, 60, grace_s=30)
-        assert not lease.tenure.ends()
+        assert not lease.worker_lease.should_stop()
         assert list(watch.over(results)) == [1, 2, 3]
 
 

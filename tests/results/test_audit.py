@@ -12,7 +12,7 @@ import pytest
 from segbatch import storage
 from segbatch.errors import Incomplete
 from segbatch.results.audit import Audit
-from segbatch.results.runfolder import read_info, write_info
+from segbatch.results.runinfo import read_info, write_info
 from segbatch.results.table import Table
 from segbatch.results.write import write_file
 from segbatch.run import Run, open_run
@@ -42,7 +42,7 @@ def files_of(run: Path, name: str = "rows") -> list[Path]:
 def say_running(run: Path) -> None:
     info = read_info(str(run))
     assert info is not None
-    write_info(str(run), info | {"status": "running"})
+    write_info(str(run), info.model_copy(update={"status": "running"}))
 
 
 def contents(run: Path) -> dict[str, tuple[int, int]]:

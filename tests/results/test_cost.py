@@ -7,6 +7,7 @@ import pytest
 
 from segbatch.results.cost import Stored, facts, find_stored
 from segbatch.results.prices import read_prices
+from segbatch.results.runinfo import Start
 from tests.written_run import with_uris, write_run
 
 GPU_NODE = {"cpus": 16.0, "gpus": 1.0, "instance": "g6.4xlarge", "spot": True}
@@ -14,8 +15,8 @@ HEAD = {"cpus": 0.0, "gpus": 0.0, "instance": "m6i.large", "spot": False}
 ALL, NOTHING = Stored(1.0, True), Stored(0.0, False)
 
 
-def start(*nodes: dict[str, Any], **more: Any) -> dict[str, Any]:
-    return {
+def start(*nodes: dict[str, Any], **more: Any) -> Start:
+    return Start.model_validate({
         "at": 0.0,
         "device": "cuda",
         "workers": "1 or more × 1 GPU",
@@ -27,7 +28,7 @@ def start(*nodes: dict[str, Any], **more: Any) -> dict[str, Any]:
         "stage_s": {"fetch": 9000.0, "predict": 10_800.0, "wait": 3600.0},
         "nodes": list(nodes),
         **more,
-    }
+    })  # fmt: skip
 
 
 def test_machines_of_known_prices_give_an_estimate() -> None:
@@ -73,10 +74,10 @@ def test_what_is_in_object_storage_is_told_by_the_uris(tmp_path: Path) -> None:
             "s3://b/e.mp4#t=0.040", "s3a://b/f.jpg", "az://b/g.jpg", "file:///b/h.jpg"]  # fmt: skip
     run = write_run(str(tmp_path / "run"), num_ok=8, failed=(), finished=False)
     assert find_stored(run) == Stored(1.0, False)
-    run.info["job"]["output"] = "s3://runs/it"  # of which this is a copy
+    run.info.job["output"] = "s3://runs/it"  # of which this is a copy
     assert find_stored(with_uris(run, uris.__getitem__)) == Stored(0.5, True)
 
 
 @pytest.mark.parametrize("starts", [[], [{"at": 0.0, "device": "cpu"}]])
 def test_what_an_early_run_does_not_say_is_left_out(starts: list[dict[str, Any]]) -> None:
-    assert not any(facts(starts, read_prices(None), ALL).values())
+    assert not any(facts([Start(**start) for start in starts], read_prices(None), ALL).values())

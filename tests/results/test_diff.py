@@ -21,7 +21,7 @@ from segbatch.results.diff import Diff
 from segbatch.results.disagreement import compare_masks, count_confusion
 from segbatch.results.encode import Encoding, encode
 from segbatch.results.finish import write_stats
-from segbatch.results.runfolder import write_info
+from segbatch.results.runinfo import write_info
 from segbatch.results.schema import rows_schema, stats_schema
 from segbatch.results.stats import count_pixels
 from segbatch.results.table import Table
@@ -232,7 +232,7 @@ def test_of_a_run_that_works_what_is_committed_is_compared(before: Run, tmp_path
 
 
 def test_a_run_without_any_row_gives_a_diff_without_any_pair(before: Run, tmp_path: Path) -> None:
-    early = Run(str(tmp_path / "early"), before.info | {"status": "running"})
+    early = Run(str(tmp_path / "early"), before.info.model_copy(update={"status": "running"}))
     found = before.diff(early).to_json()
     assert (found["ok_in_both"], found["only_in_a"], found["disagreement"]) == (0, 5, None)
     assert found["coverage"][0] == {
@@ -297,7 +297,7 @@ def test_where_masks_are_missing_coverage_alone_is_compared_and_that_is_said(
     assert found.facts["disagreement"] is None
     assert "5 images have no mask" in found.notes()[0]
     assert [row[:3] for row in found.most_changed().fetchall()] == [("4.jpg", None, 0.5)]
-    unsaid = Run(unmasked.uri, unmasked.info | {"job": {}})  # as older runs
+    unsaid = Run(unmasked.uri, unmasked.info.model_copy(update={"job": {}}))  # as older runs
     assert unsaid.diff(after).facts["without_mask"] == 5
 
 
@@ -400,8 +400,7 @@ def test_diff_refuses_an_unknown_ending_before_it_looks_at_anything(
 ) -> None:
     assert segbatch(monkeypatch, "diff", "a", "b", "-o", "changes.xlsx") == 2
     assert capsys.readouterr().err == (
-        "segbatch: changes.xlsx: rows are written as .parquet, .csv, .json: give it such an"
-        " ending\n"
+        "segbatch: changes.xlsx: the extension must be one of .parquet, .csv, .json\n"
     )
 
 
@@ -414,7 +413,7 @@ def test_a_glob_names_the_folders_that_hold_a_run(
 ) -> None:
     root = s3.uri("runs") if where == "s3" else str(tmp_path)
     for name in ("2026-11", "2026-10", "2025-12", "2026-12/deeper"):
-        write_info(f"{root}/{name}", before.info | {"identity": {}})
+        write_info(f"{root}/{name}", before.info.model_copy(update={"identity": {}}))
     runs = open_runs([f"{root}/2026-*/", f"{root}/2026-10"])
     assert [run.uri for run in runs] == [f"{root}/2026-10", f"{root}/2026-11"]
     assert [run.name for run in open_runs([f"{root}/*/deep?r"])] == ["deeper"]
@@ -431,7 +430,7 @@ def test_a_query_over_a_glob_compares_its_runs(
 
 def test_a_run_whose_name_looks_like_a_glob_is_that_run(before: Run, tmp_path: Path) -> None:
     for name in ("a[b]", "ab"):
-        write_info(str(tmp_path / name), before.info | {"identity": {}})
+        write_info(str(tmp_path / name), before.info.model_copy(update={"identity": {}}))
     assert [run.name for run in open_runs([str(tmp_path / "a[b]")])] == ["a[b]"]
 
 

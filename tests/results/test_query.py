@@ -14,7 +14,7 @@ from rich.console import Console
 
 from segbatch import storage
 from segbatch.errors import Incomplete, InputError, RunError, UnreadableMask
-from segbatch.results.answer import _print_table, write
+from segbatch.results.answer import _print_table, write_answer
 from segbatch.results.lookup import mask_png
 from segbatch.results.query import sql
 from segbatch.results.schema import rows_schema
@@ -171,13 +171,13 @@ def test_a_run_without_any_row_has_empty_views_of_the_same_columns(
 
 
 def test_a_run_whose_table_is_not_there_yet_has_empty_views(tmp_path: Path, run: Run) -> None:
-    early = Run(str(tmp_path), run.info | {"status": "running"})
+    early = Run(str(tmp_path), run.info.model_copy(update={"status": "running"}))
     assert sql([early], "SELECT coverage.window FROM images").fetchall() == []
     assert sql([early], "FROM failures").fetchall() == []
 
 
 HOSTILE_CLASSES = [
-    "background", "wall", "window", "a'); DROP TABLE x; --", "select", "x;y", "{0}%s$1", "日本語",
+    "background", "wall", "window", "a'); DROP TABLE x; --", "select", "x;y", "{0})%s$1", "日本語",
     "🧱", "e\u0301", "image id", "coverage", "run", "null", "a.b", 'a"b c', "\\x", "über größe",
 ]  # fmt: skip
 HOSTILE_COLUMNS = [
@@ -204,14 +204,14 @@ def test_names_are_names_whatever_sql_stands_in_them(
     for field in run.classes.fields:
         assert sql([run], f'SELECT sum(coverage."{field}") FROM images').fetchall()[0][0] >= 0
     for format in ("table", "csv", "json"):
-        write(sql([run], "FROM wide"), format)
+        write_answer(sql([run], "FROM wide"), format)
         assert "DROP" in capsys.readouterr().out
 
 
 def test_a_terminal_is_told_nothing_by_what_stands_in_a_run(
     run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write(sql([run], """SELECT 'a' || chr(27) || '[31m' || chr(7) || 'b' AS "x\x1b[2J" """))
+    write_answer(sql([run], """SELECT 'a' || chr(27) || '[31m' || chr(7) || 'b' AS "x\x1b[2J" """))
     out = capsys.readouterr().out
     assert "a\ufffd[31m\ufffdb" in out
     assert "\x1b" not in out
@@ -433,7 +433,7 @@ def test_files_that_go_away_while_they_are_read_leave_no_half_an_answer(tmp_path
     for file in Path(run.uri, "stats").glob("*.parquet"):
         file.unlink()
     with pytest.raises(Incomplete, match="ask again"):
-        write(begun, "csv", str(tmp_path / "out.csv"))
+        write_answer(begun, "csv", str(tmp_path / "out.csv"))
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
@@ -441,7 +441,7 @@ def test_files_that_go_away_while_they_are_read_leave_no_half_an_answer(tmp_path
 
 
 def test_csv_has_all_rows_and_flat_columns(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    write(
+    write_answer(
         sql([run], "SELECT image_id, coverage, boxes FROM images WHERE image_id IN (3, 12)"), "csv"
     )
     header, ok, failed = capsys.readouterr().out.splitlines()
@@ -452,19 +452,19 @@ def test_csv_has_all_rows_and_flat_columns(run: Run, capsys: pytest.CaptureFixtu
 
 
 def test_json_is_one_array_of_objects(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    write(sql([run], "SELECT image_id, coverage, 0 / 0 AS no FROM images LIMIT 2"), "json")
+    write_answer(sql([run], "SELECT image_id, coverage, 0 / 0 AS no FROM images LIMIT 2"), "json")
     first, second = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
     assert first["coverage"]["window"] == pytest.approx(10 / 600)
     assert first["no"] is None
     assert second["image_id"] == 1
-    write(sql([run], "SELECT 1 WHERE false"), "json")
+    write_answer(sql([run], "SELECT 1 WHERE false"), "json")
     assert json.loads(capsys.readouterr().out) == []
 
 
 def test_parquet_keeps_structs_and_bytes(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "new folder" / "out.parquet"
     question = "SELECT coverage, mask FROM images JOIN masks USING (image_id) WHERE image_id = 4"
-    write(sql([run], question), "parquet", str(out))
+    write_answer(sql([run], question), "parquet", str(out))
     [row] = pq.read_table(out).to_pylist()
     assert list(row["coverage"]) == run.classes.fields
     assert row["mask"] == mask_png(run, 4)
@@ -473,26 +473,26 @@ def test_parquet_keeps_structs_and_bytes(run: Run, tmp_path: Path) -> None:
 
 def test_parquet_is_not_for_a_terminal(run: Run) -> None:
     with pytest.raises(InputError, match="-o"):
-        write(sql([run], "FROM images"), "parquet")
+        write_answer(sql([run], "FROM images"), "parquet")
 
 
 def test_an_answer_can_be_written_to_s3(run: Run, s3: S3) -> None:
     uri = s3.uri("answers/images.csv")
-    write(sql([run], "SELECT image_id FROM images ORDER BY 1 LIMIT 2"), "csv", uri)
+    write_answer(sql([run], "SELECT image_id FROM images ORDER BY 1 LIMIT 2"), "csv", uri)
     assert storage.read_bytes(uri) == b"image_id\n0\n1\n"
-    write(sql([run], "SELECT image_id FROM images LIMIT 1"), "table", uri)
+    write_answer(sql([run], "SELECT image_id FROM images LIMIT 1"), "table", uri)
     assert b"1 row" in storage.read_bytes(uri)
 
 
 def test_equal_names_stay_apart(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    write(sql([run], "SELECT 1 AS a, 2 AS a"), "csv")
+    write_answer(sql([run], "SELECT 1 AS a, 2 AS a"), "csv")
     assert capsys.readouterr().out == "a,a_1\n1,2\n"
 
 
 def test_a_table_shows_forty_rows_and_says_how_many_there_are(
     run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write(sql([run], "SELECT i, '[red]' AS text, NULL AS no FROM range(1234) t(i)"))
+    write_answer(sql([run], "SELECT i, '[red]' AS text, NULL AS no FROM range(1234) t(i)"))
     lines = capsys.readouterr().out.splitlines()
     assert lines[2].split() == ["0", "[red]", "–"]
     assert lines[41].split()[0] == "39"
@@ -500,7 +500,7 @@ def test_a_table_shows_forty_rows_and_says_how_many_there_are(
 
 
 def test_a_table_of_a_few_rows_says_so(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    write(sql([run], "SELECT uri, mask FROM masks WHERE image_id = 4"))
+    write_answer(sql([run], "SELECT uri, mask FROM masks WHERE image_id = 4"))
     out = capsys.readouterr().out
     png = mask_png(run, 4)
     assert png is not None
@@ -520,13 +520,13 @@ def test_on_a_terminal_columns_that_have_no_room_are_named(run: Run) -> None:
 
 
 def test_a_plan_is_printed_as_it_is(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    write(sql([run], "EXPLAIN SELECT 1"))
+    write_answer(sql([run], "EXPLAIN SELECT 1"))
     assert "╭─ Projection ───╮\n│ Projections: 1 │" in capsys.readouterr().out
 
 
 def test_a_value_that_does_not_fit_is_the_querys_fault(run: Run, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="Could not convert"):
-        write(sql([run], "SELECT uri::INT FROM images"), "csv", str(tmp_path / "out.csv"))
+        write_answer(sql([run], "SELECT uri::INT FROM images"), "csv", str(tmp_path / "out.csv"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -625,10 +625,10 @@ def test_a_mask_that_is_none_is_told_with_its_image(tmp_path: Path) -> None:
 def test_a_query_imports_neither_torch_nor_ray(run: Run) -> None:
     program = (
         "import sys\n"
-        "from segbatch.results.answer import write\n"
+        "from segbatch.results.answer import write_answer\n"
         "from segbatch.results.query import sql\n"
         "from segbatch.results.runfolder import open_run\n"
-        f"write(sql([open_run({run.uri!r})], 'SELECT count(*) AS n FROM images'), 'csv')\n"
+        f"write_answer(sql([open_run({run.uri!r})], 'SELECT count(*) AS n FROM images'), 'csv')\n"
         "assert not {'torch', 'ray', 's3fs', 'matplotlib', 'pandas'} & set(sys.modules)\n"
     )
     done = subprocess.run(

@@ -12,7 +12,7 @@ import pytest
 from segbatch import storage
 from segbatch.results import lease
 from segbatch.results.lease import Lease, lease_uri, read_lease
-from segbatch.results.runfolder import read_info, write_info
+from segbatch.results.runinfo import Start, read_info, write_info
 from segbatch.run import open_run
 from tests.written_run import write_run
 
@@ -23,9 +23,9 @@ def run(tmp_path: Path) -> str:
     uri = write_run(str(tmp_path / "run"), finished=False).uri
     info = read_info(uri)
     assert info is not None
-    info["manifest"]["rows"] = 20
-    starts = [{"passes": 1}, {"passes": 2}]
-    write_info(uri, info | {"images_per_second": 0.5, "starts": starts})
+    info.manifest.rows, info.images_per_second = 20, 0.5
+    info.starts = [Start(at=0, passes=1), Start(at=0, passes=2)]
+    write_info(uri, info)
     return uri
 
 

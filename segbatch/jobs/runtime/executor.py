@@ -1,4 +1,4 @@
-"""Executor: gets the work of a pass done by Ray, in blocks by Ray Data or alone in tasks."""
+"""Does the work of a pass on Ray: blocks with Ray Data, suspects one at a time in tasks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ray.exceptions import (
 from segbatch import storage
 from segbatch.console import say
 from segbatch.errors import Incomplete, InputError
-from segbatch.jobs.passes import Accounts, ExecutionStopped, NothingYet, Watch
+from segbatch.jobs.passes import Accounts, ExecutionStopped
 from segbatch.jobs.runtime.metrics import Metrics
 from segbatch.jobs.runtime.workers import Workers, cluster_resources, node_cpus
 from segbatch.jobs.stages import (
@@ -35,10 +35,11 @@ from segbatch.jobs.stages import (
     Pipeline,
     Reading,
     accounts_of,
-    all_stages,
     crashed_row,
     decoded_sizes,
+    run_all_stages,
 )
+from segbatch.jobs.watch import NothingYet, Watch
 from segbatch.model import predict
 from segbatch.model.bundle import Packed, pack
 from segbatch.model.predict import Model
@@ -46,92 +47,93 @@ from segbatch.results.write import Account
 
 SHUTDOWN_S = 10.0
 SAY_EVERY_S = 60.0
-CRASHES = 2  # of one image alone in a process, after which it is known
-NOTHING = pa.table({"account": pa.array([], pa.string())})  # what failed was not the image
+CRASHES = 2  # of one image alone in a process, then it is committed as crashed
+NOTHING = pa.table(
+    {"account": pa.array([], pa.string())}
+)  # no account: the fault was not the image's
 
-Dataset = Callable[[pa.Table, int, Pipeline], "ray.data.Dataset"]
+Layout = Callable[[pa.Table, int, Pipeline], "ray.data.Dataset"]
 
 
 class RayExecutor:
-    """What :class:`~segbatch.jobs.passes.Passes` asks for, done on the Ray that is connected.
+    """The executor of :class:`~segbatch.jobs.passes.Passes` on the connected Ray.
 
-    ``dataset`` lays the pipeline out for images, rows a block and what its stages are told.
+    ``layout(images, block_rows, stages)`` gives the pipeline as a Ray dataset.
     """
 
     def __init__(
         self,
-        dataset: Dataset,
+        layout: Layout,
         stages: Pipeline,
         workers: Workers,
         watch: Watch,
     ) -> None:
-        self.metrics = Metrics(stages.writing.tenure.run_uri)
-        self.dataset = dataset
+        self.metrics = Metrics(stages.writing.worker_lease.run_uri)
+        self.layout = layout
         self.stages = stages
         self.watch = watch
         self.workers = workers
         each: dict[str, Any] = {"num_cpus": workers.num_cpus, "num_gpus": workers.num_gpus}
         self._actor: Any = ray.remote(**each)(AllStages)
-        # A process that is used for one image and for nothing else.
-        self._alone: Any = ray.remote(**each, max_calls=1, max_retries=0)(all_stages)
+        # One process for one image.
+        self._alone: Any = ray.remote(**each, max_calls=1, max_retries=0)(run_all_stages)
 
     def blocks(self, images: pa.Table, rows: int, *, last_pass: bool) -> Accounts:
-        """Run ``images`` through the pipeline, ``rows`` a block; accounts as files are written."""
+        """Run ``images`` through the pipeline in blocks of ``rows``; yields accounts of files."""
         with data_context(self.watch.stall_minutes):
-            dataset = self.dataset(images, rows, self.stages.in_pass(last_pass))
+            dataset = self.layout(images, rows, self.stages.in_pass(last_pass))
             with in_background(dataset) as tables:
                 for table in self.watch.over(tables):
-                    yield from self._told(table)
+                    yield from self._accounts(table)
 
     def alone(self, images: pa.Table, *, last_pass: bool) -> Accounts:
-        """Run images one at a time; one that crashes a process of its own twice is ``crashed``.
+        """Run images one at a time; one that crashes its own process twice is ``crashed``.
 
-        Each of some processes does many, and loads the model once; an image in whose turn one
-        died, or raised, gets a process of its own. A node that dies, and storage that fails, are
-        not the image's fault: it stays missing.
+        Actors that load the model once do them in turn. An image during which an actor died or
+        raised gets a process of its own. If a node dies or storage fails, the image stays missing.
         """
         stages = self.stages.in_pass(last_pass)
         actors: list[Any] = []
         rows = [images.slice(row, 1) for row in range(len(images))]
         try:
             while rows:
-                actors = actors or [self._actor.remote(stages) for _ in range(self._room())]
+                actors = actors or [self._actor.remote(stages) for _ in range(self._free_slots())]
                 group, rows = rows[: len(actors)], rows[len(actors) :]
                 running = [a.run.remote(image) for a, image in zip(actors, group, strict=False)]
                 crashed = []
                 for actor, image, task in list(zip(actors, group, running, strict=False)):
                     try:
-                        yield from self._told(get(task, self.watch))
+                        yield from self._accounts(wait_for(task, self.watch))
                     except RayError as error:
                         if isinstance(error, RayTaskError) and not _is_crash(error):
                             continue
                         actors.remove(actor)
-                        ray.kill(actor)  # so that there is room for another process
+                        ray.kill(actor)  # frees its CPUs for another process
                         crashed.append(image)
-                for image in crashed:  # while nothing else runs that could be to blame
-                    yield from self._told(self._twice(image, stages))
+                for image in crashed:  # while nothing else runs that could have crashed
+                    yield from self._accounts(self._in_own_process(image, stages))
         finally:
             for actor in actors:
                 ray.kill(actor)
 
-    def _told(self, table: pa.Table) -> list[Account]:
+    def _accounts(self, table: pa.Table) -> list[Account]:
         accounts = accounts_of(table)
         for account in accounts:
             self.metrics.add(account)
         return accounts
 
-    def _room(self) -> int:
-        """Processes that the nodes of this moment have room for."""
+    def _free_slots(self) -> int:
+        """How many worker processes fit on the nodes that are there now."""
         most = sum(int(has / self.workers.num_cpus) for has in node_cpus())
         if self.workers.num_gpus:
             most = min(most, int(cluster_resources().get("GPU", 0) / self.workers.num_gpus))
         return max(1, min(most, self.workers.size[1] or most))
 
-    def _twice(self, image: pa.Table, stages: Pipeline) -> pa.Table:
-        """The accounts of one image in a process of its own, tried twice if it crashes."""
+    def _in_own_process(self, image: pa.Table, stages: Pipeline) -> pa.Table:
+        """The accounts of one image, in a process of its own, which may crash once."""
         for _ in range(CRASHES):
             try:
-                table: pa.Table = get(self._alone.remote(image, stages), self.watch)
+                table: pa.Table = wait_for(self._alone.remote(image, stages), self.watch)
                 return table
             except RayError as error:
                 if not _is_crash(error):
@@ -140,23 +142,23 @@ class RayExecutor:
         return crashed_row(image, f"{reason}, {CRASHES} times", stages)
 
     def why(self, image: pa.Table) -> str | None:
-        """What one image ends with when it is done by itself; ``None`` if nothing is wrong."""
+        """The error of one image that is done alone; ``None`` if it succeeds."""
         try:
-            get(self._alone.remote(image, self.stages.in_pass(False)), self.watch)
+            wait_for(self._alone.remote(image, self.stages.in_pass(False)), self.watch)
         except RayError as error:
             return _reason(error)
         return None
 
 
-def get(running: Any, watch: Watch, waiting: str | None = None) -> Any:
-    """The result of a task, watched as everything is; ``waiting`` is said once a minute."""
+def wait_for(running: Any, watch: Watch, waiting: str | None = None) -> Any:
+    """The result of a Ray task, while ``watch`` checks; says ``waiting`` once a minute."""
     said = time.monotonic()
 
     def result(timeout: float) -> Any:
         nonlocal said
         try:
             return ray.get(running, timeout=timeout)
-        except GetTimeoutError:  # not of a task that raised TimeoutError
+        except GetTimeoutError:  # not raised by the task itself
             if waiting and time.monotonic() - said >= SAY_EVERY_S:
                 say(waiting)
                 said = time.monotonic()
@@ -166,16 +168,16 @@ def get(running: Any, watch: Watch, waiting: str | None = None) -> Any:
 
 
 def resolve_precision(asked: str, device: str, watch: Watch) -> str:
-    """What ``precision: auto`` means on the workers' device, asked on a node that has one.
+    """Resolve ``precision: auto`` on a node that has the workers' device.
 
-    So a cluster scaled to zero is waited for, which is said once a minute.
+    This waits for a first node of a cluster that is scaled to zero, and says so once a minute.
     """
     if device == "cpu" and any(node_cpus()):
-        return _precision(asked, device)  # a process that imports torch for it would take seconds
+        return _precision(asked, device)  # a task would import torch for seconds
     task: Any = ray.remote(num_cpus=1, num_gpus=0.01 if device == "cuda" else 0)(_precision)
     kind = "GPU" if device == "cuda" else "CPU"
     waiting = f"waiting for a node with a free {kind}"
-    precision: str = get(task.remote(asked, device), watch, waiting)
+    precision: str = wait_for(task.remote(asked, device), watch, waiting)
     return precision
 
 
@@ -183,29 +185,28 @@ def _precision(asked: str, device: str) -> str:
     return predict.resolve_precision(asked, predict.resolve_device(device))
 
 
-def shared(model: Model) -> Callable[[], Packed]:
-    """``model`` for workers: each node fetches it once, from the driver or from each other."""
+def share_model(model: Model) -> Callable[[], Packed]:
+    """Put the model into the object store; each node fetches it once. Returns what fetches it."""
     reference: Any = ray.put(pack(model.module, model.config))
     return cast(Callable[[], Packed], partial(ray.get, reference))
 
 
-def sizes_of(images: pa.Table, reading: Reading, watch: Watch) -> list[tuple[int, int]]:
-    """:func:`~segbatch.jobs.stages.decoded_sizes`, each image in a task: one that crashes is left
-    out.
+def sample_sizes(images: pa.Table, reading: Reading, watch: Watch) -> list[tuple[int, int]]:
+    """:func:`~segbatch.jobs.stages.decoded_sizes` with a task for each image.
 
-    Not in the driver, which a poisonous image would take with it.
+    An image that crashes its task is left out; in the driver it would end the job.
     """
     task: Any = ray.remote(num_cpus=1, max_retries=0)(decoded_sizes)
     running = [task.remote(images.slice(row, 1), reading) for row in range(len(images))]
     sizes: list[tuple[int, int]] = []
     for result in running:
         with contextlib.suppress(RayError):
-            sizes += get(result, watch)
+            sizes += wait_for(result, watch)
     return sizes
 
 
 def _is_crash(error: RayError) -> bool:
-    """Whether an image did it, and not its node, the storage, or a model that is gone."""
+    """Whether the image is at fault, not its node, the storage or a missing model."""
     if isinstance(error, RayTaskError):
         return not isinstance(error.cause, OSError | InputError | Incomplete)
     return isinstance(error, WorkerCrashedError | OutOfMemoryError)
@@ -213,7 +214,7 @@ def _is_crash(error: RayError) -> bool:
 
 def _reason(error: BaseException) -> str:
     if isinstance(error, RayTaskError):
-        cause = error.cause.__cause__ or error.cause  # Ray Data wraps what a stage raises
+        cause = error.cause.__cause__ or error.cause  # Ray Data wraps the error of a stage
         return f"{type(cause).__name__}: {storage.one_line(cause)}"
     if isinstance(error, OutOfMemoryError):
         return "the worker ran out of memory"
@@ -223,7 +224,7 @@ def _reason(error: BaseException) -> str:
 
 
 class _LostBlocks(logging.Filter):
-    """Says in one line why a block was lost, for which Ray Data has some eighty."""
+    """Replaces Ray Data's eighty lines about a lost block by one."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
@@ -237,11 +238,13 @@ _RAY_DATA_LOG = logging.getLogger("ray.data._internal.execution.streaming_execut
 
 @contextlib.contextmanager
 def data_context(stall_minutes: float) -> Iterator[None]:
-    """Ray Data as this job needs it; the process's own settings come back afterwards."""
+    """Ray Data's settings for this job; the previous settings are restored afterwards."""
     context = ray.data.DataContext.get_current().copy()
     context.target_max_block_size = None  # one task, one block: see segment.pipeline
-    context.max_errored_blocks = -1  # a lost block is found missing and taken apart
-    context.execution_no_progress_timeout_s = stall_minutes * 60 + 60  # watched by ourselves
+    context.max_errored_blocks = -1  # the next pass takes a lost block apart
+    context.execution_no_progress_timeout_s = (
+        stall_minutes * 60 + 60
+    )  # Watch ends a stalled run before
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_options.preserve_order = False
@@ -249,7 +252,7 @@ def data_context(stall_minutes: float) -> Iterator[None]:
     _RAY_DATA_LOG.addFilter(lost_blocks)
     try:
         with ray.data.DataContext.current(context), warnings.catch_warnings():
-            # How often a crash is retried has no named parameter in 2.60.
+            # Retries after a crash have no named parameter in Ray 2.60.
             warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
             yield
     finally:
@@ -258,11 +261,11 @@ def data_context(stall_minutes: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def in_background(dataset: ray.data.Dataset) -> Iterator[Callable[[float], Any]]:
-    """Run a dataset in a thread; ``next_table(timeout)`` gives what it made, as ``watch`` wants.
+    """Run a dataset in a thread; yields ``next_table(timeout)``, for :meth:`Watch.over`.
 
-    The driver must be able to commit, look at its lease and be interrupted meanwhile. Left early,
-    the execution is ended: it would go on in the background, and connect to Ray once more after a
-    ``ray.shutdown``.
+    Meanwhile the driver can commit, check its lease and be interrupted. On an early exit the
+    execution is shut down, because it would continue in the background and even connect to Ray
+    again after ``ray.shutdown``.
     """
     tables: queue.Queue[Any] = queue.Queue()
     end = object()

@@ -1,7 +1,7 @@
-"""Metrics: what a run's operator watches, through Ray's Prometheus endpoints.
+"""Prometheus metrics of a run, exported through Ray.
 
-Ray puts ``ray_`` before each name. ``segbatch_`` metrics come from the driver, which hears of every
-file; the depths of queues and the use of devices are Ray's own (``ray_data_…``, ``ray_node_…``).
+Ray adds the prefix ``ray_``. The driver counts ``segbatch_`` metrics from the accounts of all
+files; queue depths and device use are Ray's own metrics (``ray_data_…``, ``ray_node_…``).
 ``docs/clusters/grafana.json`` shows both.
 """
 
@@ -17,13 +17,13 @@ BATCH_SIZES = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0]
 
 
 class Metrics:
-    """Of one run, counted from the accounts of its files."""
+    """The metrics of one run, counted from the accounts of its files."""
 
     def __init__(self, run: str) -> None:
         self.run = {"run": run}
         self._images = Counter(
             "segbatch_images_total",
-            "Images that came through; kind is ok or the error.",
+            "Images with a row; kind is ok or the error.",
             ("run", "status", "kind"),
         )
         self._stage_seconds = Counter(
@@ -33,13 +33,13 @@ class Metrics:
         )
         self._image_seconds = Histogram(
             "segbatch_image_seconds",
-            "Wall seconds of a stage for one image: the mean of its file.",
+            "Wall seconds of a stage per image: the mean of its file.",
             SECONDS,
             ("run", "stage"),
         )
         self._batch_size = Histogram(
             "segbatch_batch_size",
-            "Images that went through the network together: the mean of a file.",
+            "Images per batch of the network: the mean of a file.",
             BATCH_SIZES,
             ("run",),
         )
@@ -47,13 +47,13 @@ class Metrics:
         self._written = Counter("segbatch_written_bytes_total", "Bytes of files.", ("run",))
 
     def add(self, account: Account) -> None:
-        """What a write task told. Images left to a later pass count when they come again."""
+        """Count an account. Images that are left to a later pass are counted then."""
         if account.file is not None:
             status = "ok" if account.kind == OK else "failed"
             tags = self.run | {"status": status, "kind": account.kind}
             self._images.inc(len(account.image_ids), tags)
             self._written.inc(account.file.size, self.run)
-        rows = account.counted.get("rows", 0)  # of the task, whatever their kind
+        rows = account.counted.get("rows", 0)  # of the task, of all kinds
         for stage, seconds in account.seconds.items():
             tags = self.run | {"stage": stage}
             self._count(self._stage_seconds, seconds, tags)
@@ -65,5 +65,5 @@ class Metrics:
 
     @staticmethod
     def _count(counter: Counter, value: float, tags: dict[str, str]) -> None:
-        if value > 0:  # Ray refuses to add nothing
+        if value > 0:  # Ray refuses to add 0
             counter.inc(value, tags)

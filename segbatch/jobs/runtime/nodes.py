@@ -1,4 +1,8 @@
-"""Node types: what a ``cluster.yaml`` of Ray's cluster launcher may start."""
+"""Nodes of the cluster: which may be started, and how long each kind was there.
+
+Ray 2.60 does not tell a driver which nodes its autoscaler may add. The file that ``ray up`` leaves
+on the head does; KubeRay says nothing.
+"""
 
 from __future__ import annotations
 
@@ -15,34 +19,42 @@ import yaml
 
 from segbatch import storage
 from segbatch.errors import InputError
+from segbatch.results.runinfo import NodeTime
 
-ACCELERATOR = "accelerator_type:"  # a resource by which Ray names the kind of a GPU
+ACCELERATOR = "accelerator_type:"  # prefix of the resource that names the kind of a GPU
+HEAD = "node:__internal_head__"  # a resource that only Ray's head has
+BOOTSTRAP = "~/ray_bootstrap_config.yaml"  # `ray up` writes it on the head, where drivers run
+KUBERAY = "KUBERAY_GEN_RAY_START_CMD"  # set in KubeRay's pods
+
+# CPUs and GPUs that Ray gives out, the cloud's name of the machine, whether it is a spot machine;
+# None if unknown.
+Kind = tuple[float, float, str | None, bool | None]
 
 
 @dataclass(frozen=True)
 class NodeType:
-    """One entry of ``available_node_types``. ``most`` is how many nodes of it there may be."""
+    """One entry of ``available_node_types``. ``most`` is the largest number of its nodes."""
 
     name: str
     cpus: float
     gpus: float
-    gpu: str | None  # its kind, where the file says it
-    instance: str | None  # what the cloud calls the machine
+    gpu: str | None  # kind of GPU, if the file says it
+    instance: str | None  # the cloud's name of the machine
     spot: bool
     most: int
 
 
 @dataclass(frozen=True)
-class Cluster:
-    """The head, and the types that work: those with CPUs or GPUs for Ray to give out."""
+class ClusterFile:
+    """A ``cluster.yaml``: its head, and the types of nodes that have CPUs or GPUs for Ray."""
 
     head: NodeType | None
     workers: list[NodeType]
     region: str | None
 
 
-def read_cluster(uri: str) -> Cluster:
-    """Raises :class:`~segbatch.errors.InputError` if it is no such file."""
+def read_cluster_file(uri: str) -> ClusterFile:
+    """Read a file for ``ray up``. Raises :class:`~segbatch.errors.InputError` if it is not one."""
     data = storage.read_input(uri, InputError)
     try:
         content = yaml.safe_load(data)
@@ -50,7 +62,7 @@ def read_cluster(uri: str) -> Cluster:
         raise InputError(f"{uri}: not valid YAML: {storage.one_line(error)}") from error
     types = content.get("available_node_types") if isinstance(content, Mapping) else None
     if not isinstance(types, Mapping):
-        raise InputError(f"{uri}: has no available_node_types: not a file for ray up with nodes")
+        raise InputError(f"{uri}: has no available_node_types: not a cluster file for ray up")
     known = {}
     for name, entry in types.items():
         try:
@@ -62,7 +74,7 @@ def read_cluster(uri: str) -> Cluster:
     head = content.get("head_node_type")
     workers = [t for name, t in known.items() if t.most and (t.cpus or t.gpus) and name != head]
     provider = content.get("provider") or {}
-    return Cluster(known.get(head), workers, provider.get("region"))
+    return ClusterFile(known.get(head), workers, provider.get("region"))
 
 
 def _node_type(name: str, entry: Mapping[str, Any], most_in_all: Any) -> NodeType:
@@ -84,60 +96,42 @@ def _node_type(name: str, entry: Mapping[str, Any], most_in_all: Any) -> NodeTyp
     )
 
 
-# Growth: which nodes an autoscaler may add to a cluster. Ray 2.60 itself tells drivers nothing.
-
-
-BOOTSTRAP = "~/ray_bootstrap_config.yaml"  # `ray up` leaves it on the head, where drivers run
-
-
-KUBERAY = "KUBERAY_GEN_RAY_START_CMD"  # is set in KubeRay's pods, and says no more than that
-
-
 def node_types() -> list[NodeType] | None:
-    """The types of nodes that may come; ``None`` where some may, and nobody says which."""
+    """The types of nodes that the autoscaler may start; ``None`` if that is unknown (KubeRay)."""
     path = Path(BOOTSTRAP).expanduser()
     if path.exists():
-        return read_cluster(str(path)).workers
+        return read_cluster_file(str(path)).workers
     return None if KUBERAY in os.environ else []
 
 
-# Node clock: which machines a cluster had, and for how long: what a run is billed for.
-
-
-HEAD = "node:__internal_head__"  # a resource that Ray's head has
-
-
-# CPUs and GPUs that Ray gives out; what the cloud calls the machine, and whether it is a spot one:
-# None where nobody says.
-Kind = tuple[float, float, str | None, bool | None]
-
-
 class NodeClock:
-    """Counts from now on; each :meth:`read` adds the nodes that are there to what it was before."""
+    """Counts node seconds, which a run is billed for, from its creation on.
+
+    Each :meth:`read` adds the time since the last one for every node that is alive.
+    """
 
     def __init__(self) -> None:
         path = Path(BOOTSTRAP).expanduser()
-        self._cluster = read_cluster(str(path)) if path.exists() else None
+        self._cluster = read_cluster_file(str(path)) if path.exists() else None
         self._seconds: defaultdict[Kind, float] = defaultdict(float)
         self._read = time.monotonic()
 
-    def read(self) -> list[dict[str, Any]]:
-        """For each kind of node ``cpus, gpus, instance, spot`` and ``seconds``, of all of it."""
+    def read(self) -> list[NodeTime]:
+        """Node seconds by kind of node since the clock was made."""
         now = time.monotonic()
         nodes: list[dict[str, Any]] = ray.nodes() if ray.is_initialized() else []  # type: ignore[no-untyped-call]
         for node in nodes:
             if node["Alive"]:
                 self._seconds[_kind(node["Resources"], self._cluster)] += now - self._read
         self._read = now
-        names = ("cpus", "gpus", "instance", "spot")
         return [
-            {**dict(zip(names, kind, strict=True)), "seconds": round(seconds, 1)}
-            for kind, seconds in self._seconds.items()
+            NodeTime(cpus=cpus, gpus=gpus, instance=instance, spot=spot, seconds=round(seconds, 1))
+            for (cpus, gpus, instance, spot), seconds in self._seconds.items()
         ]
 
 
-def _kind(resources: dict[str, float], cluster: Cluster | None) -> Kind:
-    """What a node is, by the file of the cluster that started it, if one type fits alone."""
+def _kind(resources: dict[str, float], cluster: ClusterFile | None) -> Kind:
+    """The kind of a node; instance and spot are known if exactly one type of the file fits."""
     cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
     if cluster is None:
         return cpus, gpus, None, None

@@ -1,4 +1,4 @@
-"""Workers: the Ray that a job runs on, and how its CPUs and GPUs are shared out."""
+"""The Ray that a job runs on, and how its CPUs and GPUs are divided among workers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from segbatch.config.job import Resources
 from segbatch.config.training import TrainResources
 from segbatch.errors import InputError
 from segbatch.jobs.runtime.nodes import node_types
-from segbatch.jobs.runtime.sharing import BESIDE_CPUS, FEW_CORES, READ_CPUS, worker_cpus
+from segbatch.jobs.runtime.sharing import FEW_CORES, OTHER_CPUS, READ_CPUS, worker_cpus
 from segbatch.machine import num_cores
 from segbatch.storage import one_line
 
@@ -29,29 +29,31 @@ if TYPE_CHECKING:
 
 MIN_LOGICAL_CPUS = 4  # with fewer, the stages of a pipeline can starve each other
 CONNECT_S = 10.0
-THREADS_PER_WORKER = 4  # each predicts by itself, but all run the Python of one process
+THREADS_PER_WORKER = 4  # each predicts alone, but all share the Python of one process
 
 
 @dataclass(frozen=True)
 class Workers:
-    """The predict workers: how many, and what each one takes."""
+    """The predict workers: how many there are, and what each one reserves."""
 
     device: str
-    size: tuple[int, int | None]  # smallest and largest number; None: as the cluster grows
-    num_cpus: int  # and threads, on the CPU
+    size: tuple[int, int | None]  # smallest and largest number; None: as many as fit
+    num_cpus: int  # also its threads, on the CPU
     num_gpus: float
 
     @property
     def expected(self) -> int:
-        """How many there may be, as far as that is known."""
+        """The largest number of workers, or the smallest if that is open."""
         low, high = self.size
         return high or low
 
     def pool(self) -> ActorPoolStrategy:
-        """As Ray Data takes them. Each has two blocks at a time, so that tables of one are made
-        while the other is predicted; as many again wait in the object store.
+        """Ray Data's actor pool.
+
+        Each worker has two blocks at a time: the tables of one are made while the other is
+        predicted. Two more wait in the object store.
         """
-        from ray.data import ActorPoolStrategy  # with pandas, which training does not need
+        from ray.data import ActorPoolStrategy  # imports pandas, which training does not need
 
         return ActorPoolStrategy(
             min_size=self.size[0],
@@ -71,20 +73,20 @@ class Workers:
 
 @contextmanager
 def connected(say: Callable[[str], None]) -> Iterator[None]:
-    """A Ray to work on: the one that this process has, else ``RAY_ADDRESS``, else a local one.
+    """Connect to Ray: this process's own connection, else ``RAY_ADDRESS``, else a local Ray.
 
-    What was started here is stopped here. Raises :class:`~segbatch.errors.InputError` where the
-    address does not answer.
+    Stops what it started. Raises :class:`~segbatch.errors.InputError` if the address does not
+    answer.
     """
     if ray.is_initialized():
         yield
         return
     address = os.environ.get("RAY_ADDRESS")
-    # The backend calls every actor that may restart an error; the driver shows its own.
+    # The backend logs every restart of an actor as an error; the driver reports errors itself.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    # Zero GPUs for a stage must not hide them from the rest; Ray warns of this change otherwise.
+    # A stage without GPUs must not hide them from the others; unset, Ray warns of this change.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # An image that eats a node's memory would be tried without end. It has no named parameter.
+    # By default an image that exhausts memory is retried without end. No parameter sets this.
     os.environ.setdefault("RAY_task_oom_retries", "1")
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -111,15 +113,15 @@ def connected(say: Callable[[str], None]) -> Iterator[None]:
     try:
         yield
     finally:
-        # A pipeline that was left early may still ask for Ray, which would start another one, and
-        # would log at length that there is none.
+        # A pipeline that was left early may still call Ray, which would start a new one and log
+        # at length.
         auto_init_hook.enable_auto_connect = False
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         ray.shutdown()
 
 
 def _refuse_silence(address: str) -> None:
-    """Raises ``OSError`` where nobody listens: Ray itself would try for minutes."""
+    """Raises ``OSError`` if nothing listens there; Ray itself would try for minutes."""
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
@@ -127,7 +129,7 @@ def _refuse_silence(address: str) -> None:
 
 @contextmanager
 def _sigterm_kept() -> Iterator[None]:
-    """``ray.init`` takes SIGTERM over, and the driver would end with Ray's exit code."""
+    """Restore the handler of SIGTERM that ``ray.init`` replaces."""
     handler = signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -137,10 +139,10 @@ def _sigterm_kept() -> Iterator[None]:
 
 
 def resolve_device(resources: Resources | TrainResources) -> str:
-    """``cpu`` or ``cuda``: the GPU if there is one, or may be once the cluster has grown.
+    """``cuda`` if a node has a GPU or the cluster may start one that has, else ``cpu``.
 
-    Raises :class:`~segbatch.errors.InputError` for a GPU there is not, and where it depends on
-    nodes of which nothing is known.
+    Raises :class:`~segbatch.errors.InputError` if ``cuda`` is asked for and no node can have a GPU,
+    and if that is unknown.
     """
     gpus = most_of("GPU")
     if resources.device == "cuda" and not gpus:
@@ -159,18 +161,18 @@ def resolve_device(resources: Resources | TrainResources) -> str:
 
 
 def share_out(resources: Resources, device: str) -> Workers:
-    """The workers that the job file asks for, or that suit the cluster.
+    """The predict workers that the job file asks for, or that fit the cluster.
 
-    Raises :class:`~segbatch.errors.InputError` for more than it has.
+    Raises :class:`~segbatch.errors.InputError` if the cluster is too small for them.
     """
     may_grow = node_types() != []
     if device == "cuda":
         return gpu_workers(resources, list(zip(node_cpus(), node_gpus(), strict=True)), may_grow)
     nodes = node_cpus()
-    if not any(nodes):  # scaled to zero: what is asked for makes them come
+    if not any(nodes):  # scaled to zero: the request starts nodes
         nodes = [float(MIN_LOGICAL_CPUS)]
     logical = int(sum(nodes))
-    # A local Ray may have more logical CPUs than there are cores; threads must not.
+    # A local Ray may have more logical CPUs than cores; threads must not exceed the cores.
     physical = min(logical, num_cores()) if len(nodes) == 1 else logical
     return cpu_workers(resources, nodes, physical, may_grow)
 
@@ -178,14 +180,14 @@ def share_out(resources: Resources, device: str) -> Workers:
 def gpu_workers(
     resources: Resources, nodes: list[tuple[float, float]], may_grow: bool = False
 ) -> Workers:
-    """The workers that predict on GPUs: ``nodes`` are CPUs and GPUs of each one.
+    """Workers that predict on GPUs; ``nodes``: CPUs and GPUs of each node.
 
-    Raises :class:`~segbatch.errors.InputError` where none fits on any, or there are not enough.
+    Raises :class:`~segbatch.errors.InputError` if they do not fit.
     """
     cpus = 1 if resources.cpus_per_worker == "auto" else int(resources.cpus_per_worker)
     gpus = resources.gpus_per_worker
     room = sum(min(int(has / gpus), fitting(cpu, cpus)) for cpu, has in nodes)
-    room = min(room, fitting(sum(cpu for cpu, _ in nodes) - BESIDE_CPUS, cpus))
+    room = min(room, fitting(sum(cpu for cpu, _ in nodes) - OTHER_CPUS, cpus))
     low, high = pool_size(resources, max(1, room))
     if low > room and not may_grow:
         there = ", ".join(f"{cpu:g} CPUs and {has:g} GPUs" for cpu, has in nodes if has)
@@ -199,19 +201,19 @@ def gpu_workers(
 def cpu_workers(
     resources: Resources, nodes: list[float], physical: int, may_grow: bool = False
 ) -> Workers:
-    """The workers that predict on CPUs: ``nodes`` are their logical ones, ``physical`` all cores.
+    """Workers that predict on CPUs; ``nodes``: logical CPUs of each node, ``physical``: all cores.
 
-    Raises :class:`~segbatch.errors.InputError` for more than there are.
+    Raises :class:`~segbatch.errors.InputError` if they do not fit.
     """
     logical = int(sum(nodes))
-    free = max(1, min(physical, int(logical - BESIDE_CPUS)))
+    free = max(1, min(physical, int(logical - OTHER_CPUS)))
     if resources.cpus_per_worker == "auto":
         wanted = resources.workers if isinstance(resources.workers, int) else 1
         cpus = max(1, min(threads_on(max(nodes)), free // wanted))
     else:
         cpus = int(resources.cpus_per_worker)
-    room = sum(fitting(has - READ_CPUS, cpus) for has in nodes)  # a worker is on one node
-    now = min(free // cpus, fitting(logical - BESIDE_CPUS, cpus), room)
+    room = sum(fitting(has - READ_CPUS, cpus) for has in nodes)  # a worker runs on one node
+    now = min(free // cpus, fitting(logical - OTHER_CPUS, cpus), room)
     low, high = pool_size(resources, max(1, now))
     if low > now and not may_grow:
         raise InputError(
@@ -223,23 +225,23 @@ def cpu_workers(
 
 
 def threads_on(node_cpus: float) -> int:
-    """Threads of a worker that predicts on the CPUs of such a node, of which one reads."""
+    """Threads of a worker on a node with so many CPUs; one CPU stays free to read."""
     return max(1, min(THREADS_PER_WORKER, int(node_cpus) - 1))
 
 
 def fitting(cpus: float, threads: int) -> int:
-    """Predict workers for which ``cpus`` are enough."""
+    """How many predict workers fit into ``cpus``."""
     return max(0, int(cpus / worker_cpus(threads)))
 
 
 def share_out_training(resources: TrainResources, device: str) -> Workers:
-    """The workers that train, which need no CPUs beside them.
+    """The workers that train; no CPUs stay free for other stages.
 
-    Raises :class:`~segbatch.errors.InputError` for more than the cluster has, or may have.
+    Raises :class:`~segbatch.errors.InputError` if the cluster is too small, also once it has grown.
     """
     low, high = size = resources.num_workers
     num_cpus = most_of("CPU") or MIN_LOGICAL_CPUS
-    # A local Ray may have more logical CPUs than there are cores; threads must not.
+    # A local Ray may have more logical CPUs than cores; threads must not exceed the cores.
     physical = min(num_cpus, num_cores()) if node_cpus() == [num_cpus] else num_cpus
     cpus = max(1, int(min(physical / high, largest_node())))
     if resources.cpus_per_worker != "auto":
@@ -255,9 +257,9 @@ def share_out_training(resources: TrainResources, device: str) -> Workers:
 
 
 def pool_size(resources: Resources, now: int) -> tuple[int, int | None]:
-    """Smallest and largest number: by itself what there is room for now, and more later.
+    """Smallest and largest number of workers; ``auto``: what fits now, and more later.
 
-    Ray Data never gives a stage what it has reserved for the others, so "more" starves none.
+    Ray Data never gives a stage CPUs reserved for other stages, so more workers starve none.
     """
     if resources.workers == "auto":
         return now, None
@@ -268,15 +270,15 @@ def pool_size(resources: Resources, now: int) -> tuple[int, int | None]:
 
 
 def cluster_resources() -> dict[str, Any]:
-    """What the nodes that are there now have in all, by Ray's names."""
+    """The total resources of the nodes that are there now, by Ray's names."""
     resources: dict[str, Any] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     return resources
 
 
 def most_of(resource: str) -> float:
-    """What the cluster has of CPUs or GPUs, or may have once its autoscaler has started nodes.
+    """The most CPUs or GPUs that the cluster can have, with nodes that it may still start.
 
-    Infinite where that is not known.
+    Infinite if that is unknown.
     """
     types = node_types()
     if types is None:
@@ -286,7 +288,7 @@ def most_of(resource: str) -> float:
 
 
 def largest_node() -> float:
-    """CPUs of the largest node that is there, or that the autoscaler may start."""
+    """CPUs of the largest node that is there or that the autoscaler may start."""
     return max([*node_cpus(), *(each.cpus for each in node_types() or [])])
 
 

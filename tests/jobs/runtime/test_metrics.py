@@ -73,7 +73,7 @@ def run(
 
 
 def test_every_image_is_counted_by_its_kind(run: Run) -> None:
-    counts = run.info["counts"]
+    counts = run.info.counts.model_dump()
     expected = counts["failed"] | {"ok": counts["ok"]}
 
     def counted() -> dict[str, int]:
@@ -105,12 +105,12 @@ def test_the_dashboard_shows_only_what_there_is(run: Run, watching: Watching) ->
 
 
 def test_a_finished_run_says_where_its_time_went(run: Run, collection: Path) -> None:
-    [start] = run.info["starts"]
+    [start] = run.info.starts
     stages = {"fetch", "decode", "wait", "predict", "encode", "write"}
-    assert start["stage_s"].keys() == stages
-    assert all(seconds >= 0 for seconds in start["stage_s"].values())
+    assert start.stage_s.keys() == stages
+    assert all(seconds >= 0 for seconds in start.stage_s.values())
     read = {path.name: path.stat().st_size for path in collection.iterdir()}
-    assert start["read_bytes"] == sum(read.values()) - read["too_large-bytes.png"]
+    assert start.read_bytes == sum(read.values()) - read["too_large-bytes.png"]
     written = Path(run.uri, "rows").glob("*.parquet")
-    assert start["written_bytes"] == sum(path.stat().st_size for path in written)
-    assert 1 <= start["batches"] <= run.info["counts"]["ok"]
+    assert start.written_bytes == sum(path.stat().st_size for path in written)
+    assert 1 <= start.batches <= run.info.counts.ok

@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from segbatch.config.job import Predict, Resources
 from segbatch.config.training import TrainResources
 from segbatch.errors import InputError
+from segbatch.jobs.runtime import workers
 from segbatch.jobs.runtime.executor import data_context
 from segbatch.jobs.runtime.nodes import NodeClock
-from segbatch.jobs.runtime.sharing import BESIDE_CPUS, worker_cpus
+from segbatch.jobs.runtime.sharing import OTHER_CPUS, worker_cpus
 from segbatch.jobs.runtime.workers import (
     Workers,
     cpu_workers,
@@ -171,7 +172,7 @@ def test_workers_leave_cpus_for_a_task_of_every_other_stage(
         with contextlib.suppress(InputError):
             found = share()
             taken = found.size[0] * worker_cpus(found.num_cpus)
-            assert taken + BESIDE_CPUS <= sum(nodes)
+            assert taken + OTHER_CPUS <= sum(nodes)
 
 
 def test_files_are_written_while_images_are_still_being_read(
@@ -240,9 +241,9 @@ def test_workers_grow_from_their_minimum_and_go_with_a_node(
         os.kill(node, signal.SIGKILL)
         assert exit_code(process, 240) == 0
     finished = open_run(str(run))
-    assert finished.info["starts"][0]["workers"] == "1 to 8 × 1 CPU"
+    assert finished.info.starts[0].workers == "1 to 8 × 1 CPU"
     assert finished.audit(deep=True).exit_code == 0
-    assert finished.info["counts"] == {"ok": 60, "failed": {}}
+    assert finished.info.counts.model_dump() == {"ok": 60, "failed": {}}
 
 
 def test_a_gpu_that_is_not_there_is_refused() -> None:

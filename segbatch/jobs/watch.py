@@ -1,0 +1,79 @@
+"""Checks that the driver makes while workers work: signals, its lease, and progress."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from segbatch import signals
+from segbatch.console import say
+from segbatch.errors import Incomplete
+from segbatch.results.lease import Lease
+
+
+class NothingYet(Exception):
+    """Nothing came within the timeout; ask again."""
+
+
+class Watch:
+    """Decides when the work of a driver has to end.
+
+    ``stall_minutes`` after the last :meth:`moved` it raises :class:`~segbatch.errors.Incomplete`.
+    Workers learn of a signal through the lease and begin nothing new.
+    :class:`~segbatch.errors.Interrupted` follows ``grace_s`` later, or twice that if results still
+    arrive.
+    """
+
+    def __init__(self, lease: Lease, stall_minutes: float, grace_s: float = 0.0) -> None:
+        self.lease = lease
+        self.stall_minutes = stall_minutes
+        self.grace_s = grace_s
+        self._moved = time.monotonic()
+        self._deadline: float | None = None  # once a signal arrived
+
+    def moved(self) -> None:
+        """Record that an image was finished."""
+        self._moved = time.monotonic()
+
+    def check(self) -> None:
+        """Raises ``Interrupted``, ``Fenced`` or ``Incomplete`` if the work has to end."""
+        now = time.monotonic()
+        if signals.arrived() and self._deadline is None:
+            self._deadline = now + self.grace_s  # twice that while results arrive
+            if self.grace_s:
+                say(
+                    f"stopping: finishing files for up to {self.grace_s:.0f} s;"
+                    " a second signal stops at once"
+                )
+            self.lease.announce_stop()
+        if self._deadline is not None and now >= self._deadline + self.grace_s:
+            signals.check()
+        self.lease.check()
+        if now - self._moved > self.stall_minutes * 60:
+            raise Incomplete(
+                f"no image was finished for {self.stall_minutes:g} minutes"
+                " (limits.stall_minutes); run again"
+            )
+
+    def over(self, results: Callable[[float], Any]) -> Iterator[Any]:
+        """Results of ``results(timeout)`` until it raises ``StopIteration``, checking in between.
+
+        ``results`` raises :class:`NothingYet` when the timeout passes without one.
+        """
+        while True:
+            self.check()
+            try:
+                yield results(1.0)
+            except StopIteration:
+                return
+            except NothingYet:
+                if self._deadline is not None and time.monotonic() >= self._deadline:
+                    signals.check()
+
+    def pause(self, seconds: float) -> None:
+        """Sleep, and keep checking."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            self.check()
+            time.sleep(min(1.0, left))
