@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from segbatch.errors import InputError
-from segbatch.images.video import opened, upright
+from segbatch.images.video import open_video, upright_pixels
 from segbatch.model.predict import load_model
 from segbatch.review.predict.camera import (
     Camera,
@@ -52,11 +52,11 @@ def test_overlays_of_a_camera_become_a_film(model_uri: str, tmp_path: Path) -> N
     with Camera(str(tmp_path / "camera.mp4")) as frames, made:
         num_frames = show_overlays(frames, overlays, Recording(made))
     assert 1 <= num_frames <= 12
-    with opened(str(output)) as container:
+    with open_video(str(output)) as container:
         shown = list(container.decode(video=0))
     assert len(shown) == num_frames
     assert all(before.time < after.time for before, after in pairwise(shown))
-    assert upright(shown[0]).shape == (48, 64, 3)
+    assert upright_pixels(shown[0]).shape == (48, 64, 3)
 
 
 def test_a_slow_model_gets_the_newest_frame(tmp_path: Path) -> None:

@@ -25,8 +25,8 @@ from segbatch.formats.format import Format, ReadOptions
 from segbatch.formats.labelme import LABELME
 from segbatch.formats.voc import VOC, distinct_colors
 from segbatch.masks.classes import IGNORE_INDEX, Classes, read_classes
+from segbatch.review.export.destination import CLAIM_FILE
 from segbatch.review.export.export import WRITERS
-from segbatch.review.export.folder import CLAIM_FILE
 from segbatch.run import Run
 from segbatch.storage import clients
 from tests import pages

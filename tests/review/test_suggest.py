@@ -20,7 +20,7 @@ from segbatch.formats.polygons import without_specks
 from segbatch.labels.dataset import open_dataset
 from segbatch.masks import decode_mask
 from segbatch.review.suggest.diversity import describe_images, diverse_order
-from segbatch.review.suggest.labelling import file_name
+from segbatch.review.suggest.labelling import copy_name
 from segbatch.review.suggest.suggest import LabelledImages, Suggestions, suggest
 from segbatch.run import Run
 from segbatch.storage import clients
@@ -310,12 +310,12 @@ def test_a_list_keeps_the_columns_that_somebody_added(run: Run, tmp_path: Path) 
 
 
 def test_copies_of_images_of_one_name_are_called_differently() -> None:
-    assert file_name("https://h/p?file=a/b.jpg&sig=SECRET").startswith("p-")
-    assert file_name("https://h/d//[x/1.jpg").endswith(".jpg")
-    first, second = (file_name(f"s3://{bucket}/front view.jpg") for bucket in "ab")
+    assert copy_name("https://h/p?file=a/b.jpg&sig=SECRET").startswith("p-")
+    assert copy_name("https://h/d//[x/1.jpg").endswith(".jpg")
+    first, second = (copy_name(f"s3://{bucket}/front view.jpg") for bucket in "ab")
     assert first != second
     assert first.startswith("front_view-")
     assert first.endswith(".jpg")
-    assert file_name("https://photos.org/7.JPG?width=200").startswith("7-")
-    assert file_name("https://photos.org/7.JPG?width=200").endswith(".JPG")
-    assert not file_name("s3://photos/.jpg").startswith(".")  # hidden files are not listed
+    assert copy_name("https://photos.org/7.JPG?width=200").startswith("7-")
+    assert copy_name("https://photos.org/7.JPG?width=200").endswith(".JPG")
+    assert not copy_name("s3://photos/.jpg").startswith(".")  # hidden files are not listed

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from segbatch import storage
 from segbatch.cli.main import app
 from segbatch.errors import Incomplete, InputError, JobFailed, SourceError
-from segbatch.images.video import opened, picture_of, upright
+from segbatch.images.video import open_video, picture_stream, upright_pixels
 from segbatch.masks.classes import Classes
 from segbatch.masks.drawing import legend
 from segbatch.model.patches import Pixels
@@ -47,8 +47,8 @@ class Seen:
 
 
 def seen(uri: str | Path) -> Seen:
-    with opened(str(uri)) as container:
-        stream = picture_of(container)
+    with open_video(str(uri)) as container:
+        stream = picture_stream(container)
         frames, sound = [], []
         for packet in container.demux():
             if packet.stream.index == stream.index:
@@ -56,7 +56,7 @@ def seen(uri: str | Path) -> Seen:
             elif packet.size:
                 sound.append(bytes(packet))
         return Seen(
-            [upright(frame) for frame in frames],
+            [upright_pixels(frame) for frame in frames],
             [round(frame.time * 1000) for frame in frames],
             sound,
             [each.codec_context.name for each in container.streams.audio],
@@ -153,7 +153,7 @@ def test_a_video_that_players_turn_is_upright_for_the_model_and_for_the_eye(
     predict_video(str(tmp_path / "clip.mp4"), model, str(tmp_path / "overlay.mp4"))
     made = seen(tmp_path / "overlay.mp4")
     assert difference(made.pictures, FrameOverlays(model)(given.pictures)) < ALIKE
-    with opened(str(tmp_path / "overlay.mp4")) as container:
+    with open_video(str(tmp_path / "overlay.mp4")) as container:
         assert next(container.decode(video=0)).rotation == 0, "it is not turned twice"
 
 
@@ -233,8 +233,10 @@ def test_a_playlist_opens_no_other_file(model: Model, tmp_path: Path) -> None:
 
 def test_memory_holds_one_batch_of_frames(tmp_path: Path) -> None:
     film(tmp_path / "clip.mp4", range(0, 1000, 40))
-    with opened(str(tmp_path / "clip.mp4")) as container:
-        sizes = [len(p.frames) for p in read_batches(container, picture_of(container), "clip.mp4")]
+    with open_video(str(tmp_path / "clip.mp4")) as container:
+        sizes = [
+            len(p.frames) for p in read_batches(container, picture_stream(container), "clip.mp4")
+        ]
     assert sizes == [BATCH_FRAMES] * 3 + [1]
 
 

@@ -239,23 +239,17 @@ def _application(endpoints: RunEndpoints) -> ASGIApp:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    listening = None
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
+        family, *_, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        listening = socket.socket(family, kind, protocol)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
-        listening.listen(128)
+        both_families = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
+        return socket.create_server(address, family=family, dualstack_ipv6=both_families)
     except OSError as error:
-        if listening:
-            listening.close()
+        why = str(error.strerror or error).partition(" (while")[0]  # Python repeats the address
         raise InputError(
-            f"cannot listen at {host}, port {port}: {error.strerror or error}; choose another with"
-            " --port or --host"
+            f"cannot listen at {host}, port {port}: {why}; choose another with --port or --host"
         ) from error
-    return listening
 
 
 def _is_loopback(host: str) -> bool:

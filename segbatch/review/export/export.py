@@ -39,7 +39,7 @@ from segbatch.results.runfolder import RunFolder
 from segbatch.results.schema import OK
 from segbatch.results.table import kind_of
 from segbatch.results.threads import map_in_threads
-from segbatch.review.export.folder import Claim, SharedFiles
+from segbatch.review.export.destination import Claim, SharedFiles
 from segbatch.review.export.photographs import read_photograph
 from segbatch.review.names import common_folder, safe_name
 from segbatch.review.pictures import label_map_at, limits_of
@@ -206,7 +206,7 @@ def _name_images(
     return Exported(num_chosen, left_out=Counter(failed))
 
 
-class _Row(NamedTuple):
+class _NamedImage(NamedTuple):
     """A row of the table ``named``; ``width`` and ``height`` are the photograph's."""
 
     image_id: int
@@ -221,7 +221,7 @@ _Mask = bytes | None | Damaged  # as it is stored, or why it cannot be read
 
 def _rows_with_masks(
     con: duckdb.DuckDBPyConnection, run: RunFolder
-) -> Iterator[tuple[_Row, _Mask]]:
+) -> Iterator[tuple[_NamedImage, _Mask]]:
     """The images of ``named``, each with its mask; holds one file of ``rows/`` in memory."""
     table = run.table("rows")
     files = [file for file in table.files() if kind_of(file.name) == OK] if table else []
@@ -232,7 +232,7 @@ def _rows_with_masks(
             " WHERE image_id BETWEEN ? AND ? ORDER BY image_id",
             [file.first_id, file.last_id],
         ).fetchall()
-        rows = [_Row(*values) for values in found]
+        rows = [_NamedImage(*values) for values in found]
         if not rows:
             continue
         try:
@@ -289,7 +289,7 @@ class _Converter:
     limits: Limits
     keeps_files: bool
 
-    def convert(self, row_and_mask: tuple[_Row, _Mask]) -> _Outcome:
+    def convert(self, row_and_mask: tuple[_NamedImage, _Mask]) -> _Outcome:
         """Write the files of one image, unless its last one exists.
 
         Raises :class:`~segbatch.errors.CredentialsRefused`, ``OSError`` if storage fails.
@@ -335,7 +335,7 @@ class _Converter:
             (path for path in paths if storage.exists(storage.join(self.folder, path))), None
         )
 
-    def _photograph(self, row: _Row) -> Photograph | _LeftOut:
+    def _photograph(self, row: _NamedImage) -> Photograph | _LeftOut:
         read = read_photograph(row.uri, self.limits, jpeg=self.writer.photos is Photos.JPEG_FILES)
         if isinstance(read, storage.Unreadable) and read.kind == "credentials":
             raise CredentialsRefused(f"{without_query(row.uri)}: {read.message}")

@@ -22,7 +22,7 @@ from PIL import Image
 
 from segbatch.console import say
 from segbatch.errors import InputError, JobFailed
-from segbatch.images.video import upright
+from segbatch.images.video import upright_pixels
 from segbatch.model.predict import load_model
 from segbatch.review.predict.film import ENCODERS, Film, staged_file
 from segbatch.review.predict.overlays import FrameOverlays
@@ -65,7 +65,7 @@ def show_overlays(camera: Camera, overlays: FrameOverlays, screen: Window | Reco
     num_frames = 0
     with suppress(KeyboardInterrupt):
         for frame in camera:
-            [picture] = overlays([upright(frame)])
+            [picture] = overlays([upright_pixels(frame)])
             num_frames += 1
             if not screen.show(frame, picture):
                 break

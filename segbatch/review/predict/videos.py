@@ -16,7 +16,7 @@ import av
 from segbatch import storage
 from segbatch.console import Bar, say
 from segbatch.errors import JobFailed
-from segbatch.images.video import is_cut_off, opened, picture_of, upright
+from segbatch.images.video import is_cut_off, open_video, picture_stream, upright_pixels
 from segbatch.review.predict.film import Film, staged_file
 from segbatch.review.predict.overlays import FrameOverlays
 from segbatch.storage.uris import without_query
@@ -42,8 +42,8 @@ def predict_video(source: str, model: Model, output: str) -> int:
     overlays = FrameOverlays(model)
     name, num_frames = storage.name_of(source), 0
     damaged: list[int] = []
-    with staged_file(output) as path, opened(source) as video:
-        picture = picture_of(video)
+    with staged_file(output) as path, open_video(source) as video:
+        picture = picture_stream(video)
         others = [stream for stream in video.streams if stream.index != picture.index]
         total = _expected_frames(video, picture)
         film = Film(path, output, picture.average_rate, others, picture.sample_aspect_ratio)
@@ -54,7 +54,7 @@ def predict_video(source: str, model: Model, output: str) -> int:
                     for number, frame in enumerate(batch.frames, num_frames)
                     if frame.is_corrupt
                 ]
-                pictures = overlays([upright(frame) for frame in batch.frames])
+                pictures = overlays([upright_pixels(frame) for frame in batch.frames])
                 film.add(batch.frames, pictures, batch.packets)
                 num_frames += len(pictures)
                 pace = f"{num_frames / (time.monotonic() - bar.started):.1f} frames/s"

@@ -88,7 +88,7 @@ def write_list(folder: str, earlier: Sequence[dict[str, str]], copies: Sequence[
     storage.write_bytes(storage.join(folder, COPIES_LIST), sink.getvalue().encode())
 
 
-def file_name(uri: str) -> str:
+def copy_name(uri: str) -> str:
     """The file name of an image's copy: its own name, eight digits of a hash, its extension.
 
     The hash tells images of one name apart. Extensions of other than image formats are dropped.

@@ -39,7 +39,7 @@ from segbatch.review.suggest.labelling import (
     LABEL_WRITERS,
     Copy,
     Suggestion,
-    file_name,
+    copy_name,
     read_list,
     write_list,
     write_missing,
@@ -227,7 +227,7 @@ def _copy(
         shapes = _shapes(run, candidate.image_id, size)
     except UnreadableMask:
         return DAMAGED
-    name = file_name(candidate.uri)
+    name = copy_name(candidate.uri)
     write_missing(folder, name, content)
     suggestion = Suggestion(
         image_id=candidate.image_id,
