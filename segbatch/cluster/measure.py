@@ -1,7 +1,8 @@
-"""Measurement: a few images go through the real stages here and now, and what that took. Without Ray.
+"""Measures what a sample of a job's images takes in each stage, in this process and without Ray.
 
-Stages run one after the other, so that the seconds of a clock and of the cores belong to one. The
-first batch is not counted: libraries do much once. Rows are written to a temporary folder.
+The stages run one after the other, so that the seconds of the clock and of the cores belong to one
+stage. A first batch is not counted, because libraries do one-time work in it. Rows are written to a
+temporary folder.
 """
 
 from __future__ import annotations
@@ -47,19 +48,16 @@ from segbatch.results.write import NEVER_WRITTEN, Writing
 
 @dataclass(frozen=True)
 class NodeSetup:
-    """Where to measure: ``node`` as a run would have it, ``device`` is ``cpu`` or ``cuda``.
-
-    ``threads`` are those of one predict worker.
-    """
+    """How a run would use a node: its predict workers, their device and threads."""
 
     node: Node
-    device: str
-    threads: int
+    device: str  # cpu or cuda
+    threads: int  # of one predict worker
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was measured. Seconds and bytes are means of one image."""
+    """What a sample of images took on one node. Seconds and bytes are means of one image."""
 
     machine: str
     node: Node
@@ -71,9 +69,9 @@ class Measurement:
     read_bytes: float
     decoded_bytes: float
     rows_bytes: float  # of the table with masks, as stored
-    stats_bytes: float  # of the one without
-    failed: dict[str, int]
-    plain_share: float  # of images that the device could decode
+    stats_bytes: float  # of the table without masks
+    failed: dict[str, int]  # images by kind of error
+    plain_share: float  # of images that the device could decode, 0 to 1
     block_rows: int
     file_rows: int
 
@@ -98,65 +96,71 @@ def measure_stages(
     job: SegmentJob,
     prepared: Prepared,
     images: pa.Table,
-    place: NodeSetup,
+    setup: NodeSetup,
     *,
     num_images: int,
     seconds: float,
 ) -> Measurement:
-    """Take ``images`` through the stages in blocks as a run would, for about ``seconds`` at most.
+    """Take ``images`` through the stages, in blocks as in a run, for about ``seconds`` at most.
 
-    ``num_images`` are those of the whole job. Raises :class:`~segbatch.errors.SegbatchError` where
-    a run would end, ``OSError`` where the temporary folder cannot be written.
+    ``num_images`` is the number of images of the whole job. Raises
+    :class:`~segbatch.errors.SegbatchError` where a run would end, and ``OSError`` if the temporary
+    folder cannot be written to.
     """
     sizes = choose_sizes(
         job,
         prepared,
         decoded_sizes(images.slice(0, SAMPLE_IMAGES), prepared.reading),
-        place.device,
+        setup.device,
         num_images=num_images,
-        num_workers=max(1, int(place.node.workers)),
+        num_workers=max(1, int(setup.node.workers)),
     )
     with (
         tempfile.TemporaryDirectory(prefix="segbatch-plan-") as folder,
         Lease(folder, say) as lease,
     ):
-        way = TimedPipeline(job, prepared, images.schema, place, lease)
-        way.write(way.through(images.slice(0, job.predict.batch_size)), sizes.file_rows)  # warm up
-        way.clock, way.counted = _Clock(), Counter()
+        pipeline = TimedPipeline(job, prepared, images.schema, setup, lease)
+        warm_up = pipeline.run(images.slice(0, job.predict.batch_size))
+        pipeline.write(warm_up, sizes.file_rows)
+        pipeline.reset()
+
         rows: list[pa.Table] = []
         start, taken = time.monotonic(), 0
         while taken < len(images) and (not taken or time.monotonic() - start < seconds):
-            rows.append(way.through(images.slice(taken, sizes.block_rows)))
+            rows.append(pipeline.run(images.slice(taken, sizes.block_rows)))
             taken += rows[-1].num_rows
-        failed = way.write(pa.concat_tables(rows), sizes.file_rows)
+        pipeline.write(pa.concat_tables(rows), sizes.file_rows)
         return Measurement(
             machine=cpu_model(),
-            node=place.node,
-            device=device_name(way.predict.model.device),
-            threads=place.threads,
+            node=setup.node,
+            device=device_name(pipeline.predict.model.device),
+            threads=setup.threads,
             images=taken,
-            load_s=way.load_s,
-            stages=way.clock.costs(taken),
-            read_bytes=way.counted["read"] / taken,
-            decoded_bytes=way.counted["decoded"] / taken,
-            rows_bytes=way.counted["rows"] / taken,
-            stats_bytes=way.counted["stats"] / taken,
-            failed=failed,
-            plain_share=way.counted["plain"] / taken,
+            load_s=pipeline.load_s,
+            stages=pipeline.costs(taken),
+            read_bytes=pipeline.counts["read"] / taken,
+            decoded_bytes=pipeline.counts["decoded"] / taken,
+            rows_bytes=pipeline.counts["rows"] / taken,
+            stats_bytes=pipeline.counts["stats"] / taken,
+            failed=dict(pipeline.failed),
+            plain_share=pipeline.counts["plain"] / taken,
             block_rows=sizes.block_rows,
             file_rows=sizes.file_rows,
         )
 
 
 class TimedPipeline:
-    """The way of an image, each stage on the clock."""
+    """The stages of a run in this process, with the seconds and bytes that each has taken.
+
+    ``load_s`` is how long the model took to load.
+    """
 
     def __init__(
         self,
         job: SegmentJob,
         prepared: Prepared,
-        carried: pa.Schema,
-        place: NodeSetup,
+        images_schema: pa.Schema,
+        setup: NodeSetup,
         lease: Lease,
     ) -> None:
         classes = prepared.config.classes
@@ -164,10 +168,8 @@ class TimedPipeline:
             classes,
             stats=job.stats,
             formulas=list(job.formulas),
-            user_columns=user_fields(carried),
+            user_columns=user_fields(images_schema),
         )
-        self.clock = _Clock()
-        self.counted: Counter[str] = Counter()  # bytes, and plain JPEGs
         self.worker_lease = lease.worker_lease
         self.reading = prepared.reading
         self.encoding = Encoding(
@@ -179,8 +181,8 @@ class TimedPipeline:
             Predicting(
                 model=job.model,
                 options=prepared.options,
-                device=place.device,
-                threads=place.threads,
+                device=setup.device,
+                threads=setup.threads,
                 original_grid=job.masks == "original",
                 keep_label_maps=self.encoding.wants_label_maps,
                 confidence=prepared.model.confidence,
@@ -188,35 +190,49 @@ class TimedPipeline:
             prepared.reading,
         )
         self.load_s = time.perf_counter() - start
+        self.reset()
 
-    def through(self, images: pa.Table) -> pa.Table:
-        """Rows of the manifest in, rows of results out.
+    def reset(self) -> None:
+        """Forget the seconds and the counts so far."""
+        self._wall_s: defaultdict[str, float] = defaultdict(float)
+        self._cpu_s: defaultdict[str, float] = defaultdict(float)
+        self.counts: Counter[str] = Counter()  # bytes by what they are; plain: number of images
+        self.failed: Counter[str] = Counter()  # images by kind of error
+
+    def costs(self, images: int) -> dict[str, StageCost]:
+        """Seconds of each stage for one of ``images`` images."""
+        return {
+            stage: StageCost(wall_s / images, self._cpu_s[stage] / images)
+            for stage, wall_s in self._wall_s.items()
+        }
+
+    def run(self, images: pa.Table) -> pa.Table:
+        """Take rows of the manifest to rows of results.
 
         Raises :class:`~segbatch.errors.CredentialsRefused` as a run would.
         """
-        with self.clock.of("fetch"):
+        with self._timed("fetch"):
             table = fetch_stage(images, self.reading, self.worker_lease)
-        _refuse_bad_credentials(table)
-        self.counted["read"] += _bytes(table["data"])
-        self.counted["plain"] += _plain_jpegs(table, self.reading)
-        with self.clock.of("decode"):
+        _check_credentials(table)
+        self.counts["read"] += _num_bytes(table["data"])
+        self.counts["plain"] += _num_plain_jpegs(table, self.reading)
+        with self._timed("decode"):
             table = decode_stage(table, self.reading)
-        self.counted["decoded"] += _bytes(table["pixels"])
-        with self.clock.of("predict"):
+        self.counts["decoded"] += _num_bytes(table["pixels"])
+        with self._timed("predict"):
             table = self.predict(table)
-        with self.clock.of("encode"):
+        with self._timed("encode"):
             return encode_stage(table, self.encoding)
 
-    def write(self, rows: pa.Table, file_rows: int) -> dict[str, int]:
-        """Write rows, files as a run makes them; how many failed, by kind."""
-        failed: Counter[str] = Counter()
+    def write(self, rows: pa.Table, file_rows: int) -> None:
+        """Write rows to files as a run does, and measure the table of statistics in memory."""
         for start in range(0, rows.num_rows, file_rows):
-            with self.clock.of("write"):
+            with self._timed("write"):
                 written = write_stage(rows.slice(start, file_rows), self.writing)
             for account in accounts_of(written):
-                self.counted["rows"] += account.file.size if account.file else 0
+                self.counts["rows"] += account.file.size if account.file else 0
                 if account.kind != OK:
-                    failed[account.kind] += len(account.image_ids)
+                    self.failed[account.kind] += len(account.image_ids)
         columns = [name for name in self.writing.schema.names if name != "mask"]
         sink = io.BytesIO()
         pq.write_table(
@@ -226,30 +242,30 @@ class TimedPipeline:
             compression_level=3,
             use_dictionary=LOW_CARDINALITY[:-1],
         )
-        self.counted["stats"] += sink.tell()
-        return dict(failed)
-
-
-class _Clock:
-    """Seconds of each stage: of a clock, and of this process on all cores."""
-
-    def __init__(self) -> None:
-        self.wall: defaultdict[str, float] = defaultdict(float)
-        self.cpu: defaultdict[str, float] = defaultdict(float)
+        self.counts["stats"] += sink.tell()
 
     @contextmanager
-    def of(self, stage: str) -> Iterator[None]:
-        wall, cpu = time.perf_counter(), time.process_time()
+    def _timed(self, stage: str) -> Iterator[None]:
+        wall_s, cpu_s = time.perf_counter(), time.process_time()
         yield
-        self.wall[stage] += time.perf_counter() - wall
-        self.cpu[stage] += time.process_time() - cpu
-
-    def costs(self, images: int) -> dict[str, StageCost]:
-        return {n: StageCost(self.wall[n] / images, self.cpu[n] / images) for n in self.wall}
+        self._wall_s[stage] += time.perf_counter() - wall_s
+        self._cpu_s[stage] += time.process_time() - cpu_s
 
 
-def _plain_jpegs(fetched: pa.Table, reading: Reading) -> int:
-    """Images that ``predict.decode: device`` would leave to the device, by their headers."""
+def _check_credentials(table: pa.Table) -> None:
+    refused = table.filter(pc.equal(table["error"], NEVER_WRITTEN))
+    if refused.num_rows:
+        raise CredentialsRefused(
+            f"the storage refuses our credentials: {refused['message'][0]}; renew them"
+        )
+
+
+def _num_bytes(column: pa.ChunkedArray) -> int:
+    return int(pc.sum(pc.binary_length(column)).as_py() or 0)
+
+
+def _num_plain_jpegs(fetched: pa.Table, reading: Reading) -> int:
+    """Number of JPEGs that ``predict.decode: device`` leaves to the device, by their headers."""
     kept = decode(
         fetched,
         max_pixels=reading.max_pixels,
@@ -258,15 +274,3 @@ def _plain_jpegs(fetched: pa.Table, reading: Reading) -> int:
         keep_jpegs=True,
     )
     return int(kept.num_rows - kept["model_width"].null_count)
-
-
-def _bytes(column: pa.ChunkedArray) -> int:
-    return int(pc.sum(pc.binary_length(column)).as_py() or 0)
-
-
-def _refuse_bad_credentials(table: pa.Table) -> None:
-    refused = table.filter(pc.equal(table["error"], NEVER_WRITTEN))
-    if refused.num_rows:
-        raise CredentialsRefused(
-            f"the storage refuses our credentials: {refused['message'][0]}; renew them"
-        )

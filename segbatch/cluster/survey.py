@@ -1,6 +1,6 @@
-"""Survey: what is known of a job before it runs: how many images, and what a sample of them took.
+"""Counts a job's images and measures a sample of them before the job runs.
 
-The sample is measured in this process, or with a Ray cluster on one worker of each of its kinds.
+The sample is measured in this process, or with a Ray cluster on one worker of each kind of node.
 Nothing is written to the job's output.
 """
 
@@ -24,7 +24,7 @@ from segbatch.config.images import Glob, Prefix
 from segbatch.config.job import Resources, SegmentJob
 from segbatch.console import say
 from segbatch.errors import Incomplete, InputError, SegbatchError
-from segbatch.images import manifest
+from segbatch.images.sources import stream_images
 from segbatch.jobs.preflight import SAMPLE_IMAGES, check_first_images, prepare
 from segbatch.jobs.runstate import RunState, outages
 from segbatch.jobs.runtime.sharing import PASSIVE_THREADS, worker_cpus
@@ -35,122 +35,14 @@ from segbatch.results.encode import carried
 from segbatch.results.schema import RESERVED_COLUMNS
 from segbatch.results.table import Table
 
-# Census: how many images a job has, and a few of them drawn from everywhere. Writes nothing.
-
-
-SEED = 0  # the same images each time, as long as the list is the same
-
-
-SLICES_READ = 8  # files of a frozen manifest that images are drawn from: one may be 100 MB
-
-
-@dataclass(frozen=True)
-class Census:
-    """What a job's sources hold; ``images`` are at least so many where not ``whole``.
-
-    ``done`` of them have their rows already. ``listed`` keys were looked at to count them, none for
-    a manifest. ``sample`` has ``image_id``, ``uri`` and the user's columns as they travel, sorted
-    by ``image_id``.
-    """
-
-    images: int
-    whole: bool
-    done: int
-    listed: int
-    skipped: dict[str, int]
-    sample: pa.Table
-
-
-class Reservoir:
-    """Some rows of a stream, each as likely as any other: every row draws a number, and the rows
-    with the smallest stay.
-    """
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._random = np.random.default_rng(SEED)
-        self._numbers = np.empty(0)
-        self._rows: pa.Table | None = None
-        self.seen = 0
-
-    def add(self, batch: pa.RecordBatch) -> None:
-        numbers = self._random.random(batch.num_rows)
-        full = len(self._numbers) == self._size
-        chosen = np.flatnonzero(numbers < (self._numbers.max() if full else 1.0))
-        ids = pa.array(self.seen + chosen, pa.int64())
-        rows = pa.Table.from_batches([batch]).take(pa.array(chosen)).add_column(0, "image_id", ids)
-        self.seen += batch.num_rows
-        self._numbers = np.concatenate([self._numbers, numbers[chosen]])
-        self._rows = rows if self._rows is None else pa.concat_tables([self._rows, rows])
-        smallest = np.argsort(self._numbers)[: self._size]
-        self._numbers, self._rows = self._numbers[smallest], self._rows.take(pa.array(smallest))
-
-    def rows(self) -> pa.Table:
-        """Those that stayed, by their number in the stream."""
-        if self._rows is None:
-            raise ValueError("no batch was added")
-        return self._rows.sort_by("image_id").combine_chunks()
-
-
-def count_images(job: SegmentJob, size: int, list_s: float) -> Census:
-    """List the sources, for ``list_s`` seconds at most, and draw ``size`` images.
-
-    Raises what freezing them raises.
-    """
-    start, whole = time.monotonic(), True
-    draw = Reservoir(size)
-    reserved = RESERVED_COLUMNS | set(job.formulas)
-    with manifest.listed(job.sources, reserved=reserved, leave_out=job.output) as listing:
-        for batch in listing.batches:
-            if draw.seen and time.monotonic() - start >= list_s:
-                whole = False
-                break
-            draw.add(batch)
-        skipped = dict(sorted(listing.skipped.items()))
-    lists = any(isinstance(source, Prefix | Glob) for source in job.sources)
-    return Census(
-        images=draw.seen,
-        whole=whole,
-        done=0,
-        listed=draw.seen + sum(skipped.values()) if lists else 0,
-        skipped=skipped,
-        sample=_carried(draw.rows()),
-    )
-
-
-def count_left(state: RunState, size: int) -> Census:
-    """What a run that has begun still has to do: its list is frozen, and its files are counted."""
-    rows = Table.open(storage.join(state.uri, "rows"))
-    done = sum(file.rows for file in rows.files()) if rows is not None else 0
-    random = np.random.default_rng(SEED)
-    slices = np.linspace(0, len(state.bounds) - 1, min(SLICES_READ, len(state.bounds))).astype(int)
-    each = -(-size // len(slices))
-    drawn = []
-    for first, end in (state.bounds[index] for index in slices):
-        ids = random.choice(end - first, min(each, end - first), replace=False) + first
-        drawn.append(state.images_of(np.sort(ids).astype(np.int64)))
-    return Census(
-        images=state.num_images,
-        whole=True,
-        done=done,
-        listed=0,
-        skipped={},
-        sample=pa.concat_tables(drawn).slice(0, size),
-    )
-
-
-def _carried(images: pa.Table) -> pa.Table:
-    return images.rename_columns([carried(name) for name in images.column_names])
-
-
-START_S = 1200.0  # for a node that has to be started, or a worker that is busy
+SEED = 0  # draws the same images each time, as long as the list is the same
+SLICES_READ = 8  # files of a frozen manifest that the sample is drawn from; one may be 100 MB
+START_S = 1200.0  # wait for a node that has to be started, or for a busy worker
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How much may be spent on knowing: images in the sample, seconds on listing and on each
-    sample.
-    """
+    """What a survey may cost: images in the sample, seconds to list and to measure each sample."""
 
     images: int = 200
     list_s: float = 60.0
@@ -158,8 +50,24 @@ class Effort:
 
 
 @dataclass(frozen=True)
+class Census:
+    """The number of images in a job's sources, and a sample of them.
+
+    ``sample`` has ``image_id``, ``uri`` and the user's columns under the names in which they travel
+    through a run, sorted by ``image_id``.
+    """
+
+    images: int  # a lower bound unless whole
+    whole: bool
+    done: int  # images that have a row in the results already
+    listed: int  # keys that were listed to count them; 0 for a manifest
+    skipped: dict[str, int]  # files that are not images, by extension
+    sample: pa.Table
+
+
+@dataclass(frozen=True)
 class Survey:
-    """``images`` are at least so many where not ``whole``; ``done`` have their rows already."""
+    """The counts of a census, and the measurement of its sample on each kind of node."""
 
     images: int
     whole: bool
@@ -183,23 +91,23 @@ class Survey:
 
 
 def survey_job(job: SegmentJob, effort: Effort) -> Survey:
-    """Validate the job as a run would, count its images and measure a sample.
+    """Check the job as a run would, count its images, and measure a sample of them.
 
-    On the Ray of this process or of ``RAY_ADDRESS`` if there is one. Raises what a run raises
-    before its workers start.
+    The sample is measured on the Ray of this process or of ``RAY_ADDRESS``; without one, in this
+    process. Raises what a run raises before its workers start.
     """
     prepared = prepare(job)
     with outages():
         state = RunState.read(storage.normalize(job.output))
-        if state is not None:
+        if state is None:
+            census = count_images(job, effort.images, effort.list_s)
+        else:
             state.refuse_changes(job, prepared.model_sha256)
             census = count_left(state, effort.images)
-        else:
-            census = count_images(job, effort.images, effort.list_s)
         check_first_images(census.sample.slice(0, SAMPLE_IMAGES), prepared)
         on_cluster = ray.is_initialized() or bool(os.environ.get("RAY_ADDRESS"))
         if on_cluster:
-            samples = _on_nodes(job, census, effort)
+            samples = _measure_on_nodes(job, census, effort)
         else:
             say(f"measuring {len(census.sample)} images on this machine")
             samples = [
@@ -217,58 +125,142 @@ def survey_job(job: SegmentJob, effort: Effort) -> Survey:
     )
 
 
+# ------------------------------------------------------------------------------------ counting
+
+
+def count_images(job: SegmentJob, size: int, list_s: float) -> Census:
+    """List the sources for at most ``list_s`` seconds, and draw a sample of ``size`` images.
+
+    Raises what freezing the manifest raises.
+    """
+    start, whole = time.monotonic(), True
+    sample = Reservoir(size)
+    reserved = RESERVED_COLUMNS | set(job.formulas)
+    with stream_images(job.sources, reserved=reserved, leave_out=job.output) as stream:
+        for batch in stream.batches:
+            if sample.seen and time.monotonic() - start >= list_s:
+                whole = False
+                break
+            sample.add(batch)
+        skipped = dict(sorted(stream.skipped.items()))
+    lists = any(isinstance(source, Prefix | Glob) for source in job.sources)
+    rows = sample.rows()
+    return Census(
+        images=sample.seen,
+        whole=whole,
+        done=0,
+        listed=sample.seen + sum(skipped.values()) if lists else 0,
+        skipped=skipped,
+        sample=rows.rename_columns([carried(name) for name in rows.column_names]),
+    )
+
+
+class Reservoir:
+    """A uniform random sample of a stream of rows: each row draws a number, the smallest stay."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._random = np.random.default_rng(SEED)
+        self._numbers = np.empty(0)
+        self._rows: pa.Table | None = None
+        self.seen = 0
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        numbers = self._random.random(batch.num_rows)
+        full = len(self._numbers) == self._size
+        chosen = np.flatnonzero(numbers < (self._numbers.max() if full else 1.0))
+        ids = pa.array(self.seen + chosen, pa.int64())
+        rows = pa.Table.from_batches([batch]).take(pa.array(chosen)).add_column(0, "image_id", ids)
+        self.seen += batch.num_rows
+        self._numbers = np.concatenate([self._numbers, numbers[chosen]])
+        self._rows = rows if self._rows is None else pa.concat_tables([self._rows, rows])
+        smallest = np.argsort(self._numbers)[: self._size]
+        self._numbers, self._rows = self._numbers[smallest], self._rows.take(pa.array(smallest))
+
+    def rows(self) -> pa.Table:
+        """The sampled rows, sorted by ``image_id``, their number in the stream."""
+        if self._rows is None:
+            raise ValueError("no batch was added")
+        return self._rows.sort_by("image_id").combine_chunks()
+
+
+def count_left(state: RunState, size: int) -> Census:
+    """Count what a started run still has to do, from its frozen manifest and its results."""
+    rows = Table.open(storage.join(state.uri, "rows"))
+    done = sum(file["rows"] for file in rows.files()) if rows is not None else 0
+    random = np.random.default_rng(SEED)
+    slices = np.linspace(0, len(state.bounds) - 1, min(SLICES_READ, len(state.bounds))).astype(int)
+    each = -(-size // len(slices))
+    drawn = []
+    for first, end in (state.bounds[index] for index in slices):
+        ids = random.choice(end - first, min(each, end - first), replace=False) + first
+        drawn.append(state.images_of(np.sort(ids).astype(np.int64)))
+    return Census(
+        images=state.num_images,
+        whole=True,
+        done=done,
+        listed=0,
+        skipped={},
+        sample=pa.concat_tables(drawn).slice(0, size),
+    )
+
+
+# ----------------------------------------------------------------------------------- measuring
+
+
 def local_setup(resources: Resources) -> NodeSetup:
-    """This machine as a local run has it."""
+    """This machine as a local run uses it."""
     logical = max(MIN_LOGICAL_CPUS, num_cores())
-    return _place(resources, device_here(resources.device), logical, num_cores(), 1.0)
+    return _node_setup(resources, device_here(resources.device), logical, num_cores(), 1.0)
 
 
-def _place(
+def _node_setup(
     resources: Resources, device: str, logical: int, physical: int, gpus: float
 ) -> NodeSetup:
-    """One node, with as many workers as a run would have on it."""
+    """A node of ``logical`` CPUs and ``physical`` cores with as many workers as a run gives it."""
     if device == "cuda":
         threads = 1 if resources.cpus_per_worker == "auto" else int(resources.cpus_per_worker)
         workers = max(1, int(gpus / resources.gpus_per_worker))
     else:
         try:
             shared = cpu_workers(resources, [logical], physical)
-        except InputError:  # they are meant for more nodes than one
+        except InputError:  # the job asks for more workers than one node has room for
             shared = cpu_workers(Resources(), [logical], physical, may_grow=True)
         threads, workers = shared.num_cpus, shared.expected
     return NodeSetup(Node(logical, physical, workers, worker_cpus(threads)), device, threads)
 
 
-# -------------------------------------------------------------------------------- on a cluster
+def _measure_on_nodes(job: SegmentJob, census: Census, effort: Effort) -> list[Measurement]:
+    """Measure on one worker of each kind of node that would predict.
 
-
-def _on_nodes(job: SegmentJob, census: Census, effort: Effort) -> list[Measurement]:
-    """A sample from one worker of each kind of node that would predict.
-
-    Where none is there, one is asked for and waited for, so that the autoscaler starts it.
+    If there is no such node yet, a worker is requested and waited for, so that the autoscaler
+    starts a node.
     """
     with connected(say):
         device = "cuda" if job.resources.device != "cpu" and most_of("GPU") else "cpu"
         running = []
-        for node_id, cpus, gpus in _kinds(device) or [(None, MIN_LOGICAL_CPUS, 1.0)]:
-            place = _place(job.resources, device, cpus, cpus, gpus)
+        for node_id, cpus, gpus in _node_kinds(device) or [(None, MIN_LOGICAL_CPUS, 1.0)]:
+            setup = _node_setup(job.resources, device, cpus, cpus, gpus)
             strategy: Any = "DEFAULT"
             if node_id is not None:
                 strategy = NodeAffinitySchedulingStrategy(node_id, soft=False)
             task: Any = ray.remote(
-                num_cpus=place.threads,
+                num_cpus=setup.threads,
                 num_gpus=job.resources.gpus_per_worker if device == "cuda" else 0,
                 max_retries=0,
                 runtime_env={"env_vars": dict(PASSIVE_THREADS)},
                 scheduling_strategy=strategy,
-            )(_measure_there)
-            running.append(task.remote(job, census.sample, place, census.images, effort.sample_s))
+            )(_measure_on_worker)
+            running.append(task.remote(job, census.sample, setup, census.images, effort.sample_s))
         say(f"measuring {len(census.sample)} images on {len(running)} kinds of nodes ({device})")
         return [_result(task) for task in running]
 
 
-def _kinds(device: str) -> list[tuple[str | None, int, float]]:
-    """A node of each kind that would predict, with its CPUs and GPUs: these make a kind."""
+def _node_kinds(device: str) -> list[tuple[str | None, int, float]]:
+    """The id, CPUs and GPUs of one node of each kind that would predict.
+
+    Nodes with the same CPUs, GPUs and accelerator are of one kind.
+    """
     kinds: dict[Any, tuple[str | None, int, float]] = {}
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     for node in nodes:
@@ -280,19 +272,19 @@ def _kinds(device: str) -> list[tuple[str | None, int, float]]:
     return list(kinds.values())
 
 
-def _measure_there(
-    job: SegmentJob, images: pa.Table, place: NodeSetup, num_images: int, seconds: float
+def _measure_on_worker(
+    job: SegmentJob, images: pa.Table, setup: NodeSetup, num_images: int, seconds: float
 ) -> Measurement:
-    return measure_stages(job, prepare(job), images, place, num_images=num_images, seconds=seconds)
+    return measure_stages(job, prepare(job), images, setup, num_images=num_images, seconds=seconds)
 
 
 def _result(task: Any) -> Measurement:
     try:
-        sample: Measurement = ray.get(task, timeout=START_S)
-        return sample
+        measurement: Measurement = ray.get(task, timeout=START_S)
+        return measurement
     except GetTimeoutError:
         raise Incomplete(
-            f"no worker was free, or came, within {START_S / 60:.0f} minutes: run it again"
+            f"no worker became free or started within {START_S / 60:.0f} minutes: run it again"
         ) from None
     except RayTaskError as error:
         if isinstance(error.cause, SegbatchError):

@@ -38,7 +38,7 @@ from segbatch.jobs.preflight import prepare
 from segbatch.jobs.runstate import RunState
 from segbatch.jobs.runtime.nodes import ClusterFile, NodeType, read_cluster_file
 from segbatch.jobs.runtime.sharing import ENCODE_CPUS, PARQUET_CPUS, READ_CPUS
-from segbatch.results.cost import requests
+from segbatch.results.cost import count_requests
 from segbatch.results.prices import read_prices
 from segbatch.run import Run
 from tests.conftest import EVERYTHING, ROOT, S3, job
@@ -95,11 +95,13 @@ def test_more_threads_than_in_the_sample_predict_so_much_faster() -> None:
 def test_a_node_whose_workers_leave_no_cpu_never_ends() -> None:
     stuck = throughput(COST, replace(GPU_NODE, cpus=4, workers=4))
     assert stuck.images_per_second == 0
-    assert estimate(WORK, Unit([UnitPart("gpu", 1, 1.0)], stuck, most=8), 1).hours == math.inf
+    assert estimate(WORK, Unit([UnitPart("gpu", 1, 1.0)], stuck, max_units=8), 1).hours == math.inf
 
 
-WORK = Work(images=3_600_000, start_up_s=360, fixed=2.0, head=0.5)
-UNIT = Unit([UnitPart("gpu", 1, 1.0), UnitPart("cpu", 0.5, 0.4)], Throughput(100, "device"), most=8)
+WORK = Work(images=3_600_000, start_up_s=360, fixed_cost=2.0, head_price=0.5)
+UNIT = Unit(
+    [UnitPart("gpu", 1, 1.0), UnitPart("cpu", 0.5, 0.4)], Throughput(100, "device"), max_units=8
+)
 
 
 def test_hours_and_money_of_some_nodes() -> None:
@@ -108,7 +110,7 @@ def test_hours_and_money_of_some_nodes() -> None:
     # Two whole CPU nodes for three GPU nodes, the head, and what is paid however long it takes.
     assert three.money == pytest.approx((0.1 + 10 / 3) * (3 * 1.0 + 2 * 0.4 + 0.5) + 2)
     assert estimate(replace(WORK, images=0), UNIT, 1).hours == pytest.approx(0.1)
-    assert estimate(replace(WORK, most_per_second=150), UNIT, 3).images_per_second == 150
+    assert estimate(replace(WORK, max_images_per_second=150), UNIT, 3).images_per_second == 150
     assert estimate(WORK, replace(UNIT, parts=[UnitPart("gpu", 1, None)]), 3).money is None
 
 
@@ -136,7 +138,7 @@ def test_a_budget_takes_the_most_nodes_that_it_pays_for() -> None:
 
 
 def test_requests_are_counted() -> None:
-    asked = requests(1000, 2500, block_rows=100, file_rows=300, passing_failures=0.01, tries=18)
+    asked = count_requests(1000, 2500, block_rows=100, file_rows=300, passing_failures=0.01, tries=18)
     assert asked["get"] == 1000 + 170 + 2 * 10 + 4
     assert asked["put"] == 4 + 3
     assert asked["list"] == 3
@@ -206,8 +208,8 @@ def test_a_gpu_that_was_measured_has_hours_and_two_prices() -> None:
     assert found.money is not None
     prices = read_prices(None)
     for market, money in found.money.items():
-        each = prices.of("g6.4xlarge", spot=market == "spot")
-        head = prices.of("m7i.2xlarge", spot=False)
+        each = prices.per_hour("g6.4xlarge", spot=market == "spot")
+        head = prices.per_hour("m7i.2xlarge", spot=False)
         assert each is not None
         assert head is not None
         bill = planned(SAMPLE).bill
@@ -312,9 +314,9 @@ def test_prices_of_ones_own(tmp_path: Path) -> None:
     )
     table = read_prices(str(file))
     assert table.currency == "CHF"
-    assert table.of("box", spot=False) == 2
-    assert table.of("box", spot=True) is None
-    assert table.of_requests({"get": 10**6, "put": 10**6, "list": 10**6}) == 6
+    assert table.per_hour("box", spot=False) == 2
+    assert table.per_hour("box", spot=True) is None
+    assert table.for_requests({"get": 10**6, "put": 10**6, "list": 10**6}) == 6
 
 
 @pytest.mark.parametrize(
@@ -335,7 +337,7 @@ def test_the_node_types_of_cluster_yaml_have_prices() -> None:
     cluster, prices = read_cluster_file(str(ROOT / "cluster.yaml")), read_prices(None)
     assert cluster.head is not None
     for kind in [cluster.head, *cluster.workers]:
-        assert prices.of(kind.instance, spot=True) is not None, kind
+        assert prices.per_hour(kind.instance, spot=True) is not None, kind
         if kind.gpus:
             assert prices.instances[kind.instance or ""].gpu
 
