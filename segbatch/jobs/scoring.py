@@ -1,14 +1,15 @@
-"""Scoring: the stages of a labelled image before and after its prediction, on Arrow tables.
+"""Scores predictions against labels: the stages on workers, and the sum of them on the driver.
 
-:func:`read_stage` gives what :func:`~segbatch.jobs.stages.decode_stage` takes, with the truth
-beside it; :func:`score_stage` holds the label maps of :class:`~segbatch.jobs.stages.PredictStage`
-against it. What lies between is the segment job's own: what is measured is what production
-predicts.
+:func:`read_stage` makes what :func:`~segbatch.jobs.stages.decode_stage` takes, with the truth as
+another column. :func:`score_stage` compares the label maps of
+:class:`~segbatch.jobs.stages.PredictStage` with the truth, image by image, and :class:`Scores` adds
+up its rows. The stages in between are those of the segment job, so what is measured is what
+production predicts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,30 +25,32 @@ from segbatch.masks.classes import IGNORE_INDEX, Classes
 from segbatch.results.schema import per_class
 from segbatch.training.confusion import BoundaryCounts, ConfusionMatrix, all_scores, number
 
-Ids = npt.NDArray[np.uint8]
+WORST = 24  # images on the page of the worst
 
+Ids = npt.NDArray[np.uint8]
 
 BOUNDARY_COLUMNS = (
     "boundary_truth", "boundary_truth_hits", "boundary_prediction", "boundary_prediction_hits",
 )  # fmt: skip
+DRIVER_COLUMNS = ["confusion", "mask"]  # of `score_stage`, for the driver alone
 
 
 @dataclass(frozen=True, eq=False)
-class Scoring:
-    """What a prediction is scored by: the model's classes, and its ids for those of the truth."""
+class ClassMapping:
+    """The model's classes, and its id for each id of the dataset."""
 
     classes: Classes
-    class_ids: Ids  # (256,): the model's id of each of the dataset's, 255 for what is none
+    model_ids: Ids  # (256,): by the dataset's id; 255 for ids that are no class
 
     @classmethod
-    def between(cls, dataset: Dataset, classes: Classes, model_uri: str) -> Scoring:
-        """The classes of a dataset and of a model, matched by name, whatever their order.
+    def by_name(cls, dataset: Dataset, classes: Classes, model_uri: str) -> ClassMapping:
+        """Match the classes of a dataset and of a model by name, in any order.
 
-        Raises :class:`~segbatch.errors.InputError` where one has a class that the other has not.
+        Raises :class:`~segbatch.errors.InputError` where one has a class that the other lacks.
         """
         names = dataset.classes.names
         if set(names) != set(classes.names):
-            strangers = [
+            unmatched = [
                 f"only {where} has {', '.join(repr(name) for name in some if name not in other)}"
                 for where, some, other in (
                     (dataset.uri, names, classes.names),
@@ -56,15 +59,15 @@ class Scoring:
                 if set(some) - set(other)
             ]
             raise InputError(
-                f"the model's classes are not those of the labels: {'; '.join(strangers)}; import"
+                f"the model's classes are not those of the labels: {'; '.join(unmatched)}; import"
                 " the labels with --map, or take the model that was trained on them"
             )
-        class_ids = np.full(256, IGNORE_INDEX, np.uint8)
-        class_ids[: len(names)] = [classes.names.index(name) for name in names]
-        return cls(classes, class_ids)
+        model_ids = np.full(256, IGNORE_INDEX, np.uint8)
+        model_ids[: len(names)] = [classes.names.index(name) for name in names]
+        return cls(classes, model_ids)
 
-    def truth(self, mask: bytes) -> Ids:
-        """The label map of a dataset's mask, in the model's ids.
+    def decode_truth(self, mask: bytes) -> Ids:
+        """The label map of a mask of the dataset, in the model's ids.
 
         Raises :class:`~segbatch.errors.SourceError` for a mask that cannot be read, or with ids
         that are no class.
@@ -73,55 +76,103 @@ class Scoring:
         highest = label_map.max(initial=0, where=label_map != IGNORE_INDEX)
         if highest >= len(self.classes):
             raise SourceError(f"the mask holds class id {highest} of {len(self.classes)} classes")
-        return self.class_ids[label_map]
+        return self.model_ids[label_map]
 
 
 def read_stage(table: pa.Table, dataset: Dataset) -> pa.Table:
-    """Shards of a dataset → their images, encoded, and their masks.
+    """Read shards of a dataset into one row per image, with the encoded image and its mask.
 
-    ``table`` has a row for each shard: ``path``, ``rows``, ``sha256``. Gives ``image_id``, ``uri``,
-    ``file`` (the shard's path), ``truth`` (the mask's PNG), and ``data``, ``error`` and ``message``
-    as :func:`~segbatch.images.fetch.fetch` does. Worst case in memory: the shards' bytes, twice.
+    ``table`` has a row for each shard: ``path``, ``rows``, ``sha256``. The result has ``image_id``,
+    ``uri``, ``file`` (the shard's path), ``truth`` (the mask's PNG), and ``data``, ``error`` and
+    ``message`` as :func:`~segbatch.images.fetch.fetch` gives them. Uses at most twice the shards'
+    bytes of memory.
     Raises what :meth:`Dataset.read_shard <segbatch.labels.dataset.Dataset.read_shard>` does.
     """
     parts = []
     for entry in table.to_pylist():
         shard = Shard(**entry)
         rows = dataset.read_shard(shard, ["image_id", "uri", "image", "mask"])
-        nothing = pa.nulls(len(rows), pa.string())
+        no_error = pa.nulls(len(rows), pa.string())
         parts.append(
             pa.table(
                 {
                     "image_id": rows["image_id"],
                     "uri": rows["uri"],
                     "file": pa.array([shard.path] * len(rows)),
-                    "truth": _content(rows["mask"]),
-                    "data": _content(rows["image"]),
-                    "error": nothing,
-                    "message": nothing,
+                    "truth": _file_bytes(rows["mask"]),
+                    "data": _file_bytes(rows["image"]),
+                    "error": no_error,
+                    "message": no_error,
                 }
             )
         )
     return pa.concat_tables(parts)
 
 
-def score_stage(table: pa.Table, scoring: Scoring) -> pa.Table:
-    """Label maps and masks → one row of scores and counts per image (:func:`score_schema`).
+def _file_bytes(files: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.struct_field(files, "bytes").cast(pa.large_binary())
 
-    Worst case in memory: one image's label maps, besides ``table``.
+
+def score_stage(table: pa.Table, mapping: ClassMapping) -> pa.Table:
+    """Compare label maps with masks: one row of scores and counts per image (:func:`score_schema`).
+
+    Besides ``table``, uses the memory of one image's label maps.
     """
-    needed, rows = table.select(_SCORED), []
+    columns = [
+        "image_id", "uri", "file", "truth", "error", "message", "width", "height", "label_map",
+    ]  # fmt: skip
+    rows = []
     for index in range(len(table)):
-        [row] = needed.slice(index, 1).to_pylist()
-        rows.append(_failed(row) if row["error"] is not None else _scored(row, scoring))
-    return pa.Table.from_pylist(rows, score_schema(scoring.classes))
+        [row] = table.select(columns).slice(index, 1).to_pylist()
+        scored = {name: row[name] for name in ("image_id", "uri", "file")}
+        try:
+            scored |= _scores_of(row, mapping)
+        except SourceError as error:
+            scored["message"] = str(error)
+        rows.append(scored)
+    return pa.Table.from_pylist(rows, score_schema(mapping.classes))
+
+
+def _scores_of(row: dict[str, Any], mapping: ClassMapping) -> dict[str, Any]:
+    """The scores of one image; raises ``SourceError`` where it cannot have any."""
+    if row["error"] is not None:
+        raise SourceError(f"{row['error']}: {row['message']}")
+    width, height = row["width"], row["height"]
+    prediction = np.frombuffer(row["label_map"], np.uint8).reshape(height, width)
+    truth = mapping.decode_truth(row["truth"])
+    if truth.shape != prediction.shape:
+        size = f"{truth.shape[1]}×{truth.shape[0]}"
+        raise SourceError(f"the mask is {size}, the image {width}×{height}")
+    classes = mapping.classes
+    confusion = ConfusionMatrix(len(classes))
+    confusion.update(truth, prediction)
+    boundaries = BoundaryCounts(len(classes))
+    boundaries.update(truth, prediction)
+
+    def by_field(values: Iterable[Any]) -> dict[str, Any]:
+        return dict(zip(classes.fields, values, strict=True))
+
+    return {
+        "width": width,
+        "height": height,
+        "pixel_accuracy": number(confusion.pixel_accuracy()),
+        "miou": number(confusion.miou()),
+        "boundary_f": number(boundaries.mean_f()),
+        "iou": by_field(map(number, confusion.iou())),
+        "hits": by_field(confusion.hits),
+        "truth": by_field(confusion.truth),
+        "prediction": by_field(confusion.prediction),
+        **dict(zip(BOUNDARY_COLUMNS, map(by_field, boundaries.counts), strict=True)),
+        "confusion": confusion.counts.ravel(),
+        "mask": encode_mask(prediction, classes.palette),
+    }
 
 
 def score_schema(classes: Classes) -> pa.Schema:
-    """What :func:`score_stage` gives: ``per_image.parquet``, and three columns more for the driver.
+    """The columns of ``per_image.parquet``, and three more for the driver.
 
-    ``message`` says why an image has no scores, ``null`` where it has; ``confusion`` is the matrix,
-    row by row; ``mask`` the prediction's PNG.
+    ``message`` says why an image has no scores, ``null`` where it has them; ``confusion`` is the
+    matrix, row by row; ``mask`` is the prediction's PNG.
     """
     pixels, scores = per_class(classes, pa.int64()), per_class(classes, pa.float64())
     return pa.schema(
@@ -146,73 +197,18 @@ def score_schema(classes: Classes) -> pa.Schema:
     )
 
 
-_SCORED = ["image_id", "uri", "file", "truth", "error", "message", "width", "height", "label_map"]
-
-
-def _failed(row: dict[str, Any], message: str | None = None) -> dict[str, Any]:
-    said = message or f"{row['error']}: {row['message']}"
-    return {name: row[name] for name in ("image_id", "uri", "file")} | {"message": said}
-
-
-def _scored(row: dict[str, Any], scoring: Scoring) -> dict[str, Any]:
-    width, height = row["width"], row["height"]
-    prediction = np.frombuffer(row["label_map"], np.uint8).reshape(height, width)
-    try:
-        truth = scoring.truth(row["truth"])
-    except SourceError as error:
-        return _failed(row, str(error))
-    if truth.shape != prediction.shape:
-        size = f"{truth.shape[1]}×{truth.shape[0]}"
-        return _failed(row, f"the mask is {size}, the image {width}×{height}")
-    confusion = ConfusionMatrix(len(scoring.classes))
-    confusion.update(truth, prediction)
-    boundaries = BoundaryCounts(len(scoring.classes))
-    boundaries.update(truth, prediction)
-
-    def by_field(values: npt.NDArray[Any]) -> dict[str, Any]:
-        return dict(zip(scoring.classes.fields, values.tolist(), strict=True))
-
-    return {
-        **{name: row[name] for name in ("image_id", "uri", "file", "width", "height")},
-        "pixel_accuracy": number(confusion.pixel_accuracy()),
-        "miou": number(confusion.miou()),
-        "boundary_f": number(boundaries.mean_f()),
-        "iou": dict(zip(scoring.classes.fields, map(number, confusion.iou()), strict=True)),
-        "hits": by_field(confusion.hits),
-        "truth": by_field(confusion.truth),
-        "prediction": by_field(confusion.prediction),
-        **{
-            name: by_field(counts)
-            for name, counts in zip(BOUNDARY_COLUMNS, boundaries.counts, strict=True)
-        },
-        "confusion": confusion.counts.ravel(),
-        "mask": encode_mask(prediction, scoring.classes.palette),
-    }
-
-
-def _content(files: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The bytes of a column of files."""
-    return pc.struct_field(files, "bytes").cast(pa.large_binary())
-
-
-# Scores: what the driver of an evaluation knows, from the rows of images to the metrics of all.
-
-
-WORST = 24
-
-
 class Scores:
-    """What the driver knows of the images that were scored: their sum, their rows, the worst."""
+    """Adds up the rows of :func:`score_stage` on the driver, and keeps the worst images."""
 
-    def __init__(self, scoring: Scoring) -> None:
-        self.scoring = scoring
-        self.confusion = ConfusionMatrix(len(scoring.classes))
-        self.boundaries = BoundaryCounts(len(scoring.classes))
+    def __init__(self, classes: Classes) -> None:
+        self.classes = classes
+        self.confusion = ConfusionMatrix(len(classes))
+        self.boundaries = BoundaryCounts(len(classes))
         self.worst: list[dict[str, Any]] = []
         self._tables: list[pa.Table] = []
 
     def add(self, table: pa.Table) -> None:
-        """Take in rows of :func:`~segbatch.jobs.scoring.score_stage`."""
+        """Add rows of :func:`score_stage`."""
         scored = table.filter(pc.is_null(table["message"]))
         size = self.confusion.counts.shape
         for row in scored.to_pylist():
@@ -221,25 +217,27 @@ class Scores:
             if row["miou"] is not None:
                 self.worst.append(row)
         self.worst = sorted(self.worst, key=lambda row: (row["miou"], row["image_id"]))[:WORST]
-        self._tables.append(table.drop_columns(["confusion", "mask"]))
+        self._tables.append(table.drop_columns(DRIVER_COLUMNS))
 
     @property
     def num_images(self) -> int:
         return sum(map(len, self._tables))
 
     def per_image(self) -> pa.Table:
-        """A row for each image, by its id."""
-        none = score_schema(self.scoring.classes).empty_table().drop_columns(["confusion", "mask"])
-        return pa.concat_tables([none, *self._tables]).sort_by("image_id")
+        """A row per image, sorted by ``image_id``."""
+        empty = score_schema(self.classes).empty_table().drop_columns(DRIVER_COLUMNS)
+        return pa.concat_tables([empty, *self._tables]).sort_by("image_id")
 
     def check(self, expected: int) -> None:
-        """Raises ``Incomplete`` unless every image came once, ``JobFailed`` if one has no score."""
+        """Raises ``Incomplete`` unless every image was scored once, and ``JobFailed`` where one
+        could not be scored.
+        """
         rows = self.per_image()
-        once = pc.count_distinct(rows["image_id"]).as_py()
-        if (once, len(rows)) != (expected, expected):
+        distinct = pc.count_distinct(rows["image_id"]).as_py()
+        if (distinct, len(rows)) != (expected, expected):
             raise Incomplete(
-                f"of {expected} images {expected - once} were not scored and {len(rows) - once}"
-                " were scored twice: run again"
+                f"of {expected} images {expected - distinct} were not scored and"
+                f" {len(rows) - distinct} were scored twice: run again"
             )
         failed = rows.filter(pc.is_valid(rows["message"]))
         if len(failed):
@@ -252,8 +250,8 @@ class Scores:
             )
 
     def metrics(self) -> dict[str, Any]:
-        """The scores of all images together, and how many pixels of each class there are."""
-        classes = self.scoring.classes
+        """The scores of all images together, and the number of pixels of each class."""
+        classes = self.classes
         return {
             **all_scores(self.confusion, self.boundaries, classes),
             "images": self.num_images,
@@ -261,8 +259,10 @@ class Scores:
         }
 
     def confusion_table(self) -> pa.Table:
-        """``truth``, ``prediction`` and ``pixels``, a row for each pair of class names."""
-        names = self.scoring.classes.names
+        """The confusion matrix, a row for each pair of classes: ``truth``, ``prediction``,
+        ``pixels``.
+        """
+        names = self.classes.names
         return pa.table(
             {
                 "truth": np.repeat(names, len(names)),
@@ -273,7 +273,7 @@ class Scores:
 
 
 def as_text(metrics: Mapping[str, Any]) -> str:
-    """The metrics as a table: the mIoU, the other means, then a line for each class."""
+    """The metrics as text: the mIoU and the other means, then a table of the classes."""
 
     def shown(score: float | None) -> str:
         return "    -" if score is None else f"{score:.3f}"

@@ -1,4 +1,4 @@
-"""Worst: a page of the images that a model sees worst, beside their truth; one file, no network."""
+"""``worst.html``: the images with the worst predictions and their truth, as one offline page."""
 
 from __future__ import annotations
 
@@ -21,19 +21,21 @@ OPACITY = 0.6
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
-    """One image of the page, with its scores; label maps of any one size, drawn at the photo's."""
+class WorstImage:
+    """One image of the page, with its scores. The label maps are drawn at the photo's size."""
 
     uri: str
     miou: float
     iou: Mapping[str, float | None]  # by class name
     photo: npt.NDArray[np.uint8]  # (height, width, 3) RGB
-    truth: npt.NDArray[np.uint8]
-    prediction: npt.NDArray[np.uint8]
+    truth: npt.NDArray[np.uint8]  # (H, W) class ids
+    prediction: npt.NDArray[np.uint8]  # likewise
 
 
-def page(title: str, metrics: Mapping[str, Any], images: Sequence[Seen], classes: Classes) -> str:
-    """The page as HTML: ``metrics`` (``metrics.json``), then ``images`` in their order."""
+def worst_page(
+    title: str, metrics: Mapping[str, Any], images: Sequence[WorstImage], classes: Classes
+) -> str:
+    """The page as HTML: the metrics of ``metrics.json``, then the images in their order."""
     environment = Environment(
         loader=PackageLoader("segbatch.jobs", ""),
         autoescape=True,
@@ -48,19 +50,13 @@ def page(title: str, metrics: Mapping[str, Any], images: Sequence[Seen], classes
         metrics=metrics,
         classes=classes,
         images=[
-            (image, _pictures(image, classes), _classes_of(image, classes)) for image in images
+            (image, _pictures(image, classes), _classes_in(image, classes)) for image in images
         ],
     )
 
 
-def _classes_of(image: Seen, classes: Classes) -> list[Any]:
-    """The classes that the image has in truth or prediction, worst first."""
-    present = [c for c in classes if image.iou[c.name] is not None]
-    return sorted(present, key=lambda c: image.iou[c.name] or 0.0)
-
-
-def _pictures(image: Seen, classes: Classes) -> dict[str, str]:
-    """The photograph, and truth and prediction over it, as data URIs."""
+def _pictures(image: WorstImage, classes: Classes) -> dict[str, str]:
+    """The photo, and truth and prediction drawn over it, as data URIs by name."""
     photo = Image.fromarray(image.photo)
     pictures = {"photograph": photo}
     for name, label_map in (("truth", image.truth), ("prediction", image.prediction)):
@@ -73,3 +69,9 @@ def _data_uri(picture: Image.Image) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=80, optimize=True)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _classes_in(image: WorstImage, classes: Classes) -> list[Any]:
+    """The classes that are in truth or prediction of the image, worst first."""
+    present = [c for c in classes if image.iou[c.name] is not None]
+    return sorted(present, key=lambda c: image.iou[c.name] or 0.0)

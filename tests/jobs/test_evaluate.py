@@ -1,4 +1,4 @@
-"""A model held against labels: the whole job, on a real Ray, against real storage."""
+"""The whole evaluate job, on a real Ray cluster and S3 storage."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from segbatch import storage
 from segbatch.config.job import Predict
 from segbatch.errors import Incomplete, InputError, JobFailed, JobFileError, RunError, SourceError
 from segbatch.jobs.evaluate import evaluate
-from segbatch.jobs.scoring import Scores, Scoring, as_text, score_schema
+from segbatch.jobs.scoring import Scores, as_text, score_schema
 from segbatch.jobs.segment import segment
 from segbatch.labels.dataset import Dataset, write_shard
 from segbatch.masks import encode_mask
@@ -53,7 +53,7 @@ def upright(data: bytes) -> Image.Image:
 
 
 def truth_of(image: Image.Image, model: Any) -> Ids:
-    """What the model sees, some pixels away, and void at the left: in the dataset's ids."""
+    """The prediction shifted by some pixels, ignored at the left, in the dataset's ids."""
     seen = np.roll(model.predict(image).mask, 5, axis=1)
     label_map = np.array([ORDER.index(class_id) for class_id in range(5)], np.uint8)[seen]
     label_map[:, :6] = IGNORE_INDEX
@@ -250,7 +250,7 @@ def test_the_table_has_a_line_for_each_class(metrics: dict[str, Any]) -> None:
 
 
 class Page(HTMLParser):
-    """Headings and the addresses of pictures of a page, and whatever would need a network."""
+    """Headings and picture addresses of a page, and everything that would need a network."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -323,7 +323,7 @@ def test_the_command_gives_the_same_again_and_prints_the_scores_alone_on_stdout(
     file.write_text(yaml.safe_dump(work(dataset, model_uri, output, predict=PREDICT)))
     before = table(output, "per_image.parquet")
     older = {key: value for key, value in metrics["predict"].items() if key != "decode"}
-    old = json.dumps({**metrics, "predict": older})  # as before there was such a key
+    old = json.dumps({**metrics, "predict": older})  # as before the key existed
     storage.write_bytes(f"{output}/metrics.json", old.encode())
     ended = cli("run", str(file), RAY_ADDRESS=ray_address, timeout=200)
     assert ended.returncode == 0, ended.stderr
@@ -380,7 +380,7 @@ def test_a_folder_without_a_dataset_is_refused(tmp_path: Path, model_uri: str) -
 
 
 def test_a_job_of_another_kind_is_refused(tmp_path: Path, model_uri: str) -> None:
-    with pytest.raises(JobFileError, match="this takes a job of kind: evaluate"):
+    with pytest.raises(JobFileError, match="this needs a job of kind: evaluate"):
         evaluate(job(str(tmp_path), model_uri, str(tmp_path / "out")))
 
 
@@ -438,7 +438,7 @@ def test_an_image_that_kills_its_worker_ends_the_job(
 
 @pytest.fixture
 def scores() -> Scores:
-    return Scores(Scoring(CLASSES, np.arange(256, dtype=np.uint8)))
+    return Scores(CLASSES)
 
 
 def scored(*image_ids: int) -> pa.Table:

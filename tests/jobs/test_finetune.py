@@ -1,4 +1,4 @@
-"""Fine-tuning end to end: real workers on a real Ray, on facades that are rendered here."""
+"""Fine-tuning end to end: real workers on a real Ray cluster, with rendered facades."""
 
 import json
 import os
@@ -83,7 +83,7 @@ def training_workers(s3: S3) -> list[int]:
 
 @pytest.fixture(scope="session")
 def trained(ray_address: str, labels: Dataset, s3: S3) -> str:
-    """A model that two workers trained into a bucket. To be looked at, not changed."""
+    """A model that two workers trained into a bucket. Tests only read it."""
     output = s3.uri("model")
     work = training(labels, output, workers=2, epochs=12, optimizer={"lr": 0.02})
     finetune(work | {"track": ["tensorboard"]})

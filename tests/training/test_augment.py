@@ -1,4 +1,4 @@
-"""Augmentation: picture and label map go the same way, and no class id is made up."""
+"""Augmentation changes picture and label map alike, and invents no class id."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ def scene(seed: int, height: int = 70, width: int = 90) -> tuple[Array, Array]:
 def augment(
     seed: int, image: Array, label_map: Array, crop: int = 64, **keys: Any
 ) -> tuple[Array, Array]:
-    """Nothing is changed but what ``keys`` say."""
+    """Augment with everything off except what ``keys`` set."""
     still = {"scale_range": (1.0, 1.0), "flip_probability": 0.0, "color_jitter": 0.0}
     rng = np.random.default_rng(seed)
     return augment_sample(

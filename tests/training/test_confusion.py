@@ -1,4 +1,4 @@
-"""Metrics of segmentation, against torchmetrics and against distances measured one by one."""
+"""Segmentation scores compared with torchmetrics, and with distances measured one by one."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_the_scores_are_those_of_torchmetrics(seed: int, absent: bool) -> None:
 
 def test_the_iou_is_that_of_torchmetrics_for_segmentation() -> None:
     truth, prediction = maps(0)
-    truth[truth == 255] = 0  # it knows no ignore index
+    truth[truth == 255] = 0  # torchmetrics has no ignore index here
     one_hot = [torch.nn.functional.one_hot(torch.from_numpy(ids).long(), NUM_CLASSES).movedim(3, 1)
                for ids in (prediction, truth)]  # fmt: skip
     # One image high enough to hold all three: it averages over images, and we sum.
@@ -200,7 +200,7 @@ def test_where_the_truth_is_ignored_there_is_no_boundary() -> None:
     truth = np.zeros((40, 40), np.uint8)
     truth[:, 10:30] = 255
     prediction = np.zeros((40, 40), np.uint8)
-    prediction[:, 20:30] = 1  # seen in the void, where nobody knows
+    prediction[:, 20:30] = 1  # predicted where the truth is ignored
     counts = BoundaryCounts(2)
     counts.update(truth, prediction)
     assert not counts.counts.any()

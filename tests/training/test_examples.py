@@ -1,4 +1,4 @@
-"""Examples: image and label map of one size, and every one of them measured once."""
+"""Training examples have an image and a label map of one size; each is measured once."""
 
 import io
 from collections.abc import Iterator
@@ -148,7 +148,7 @@ def test_every_example_is_measured_once_as_if_it_were_predicted_alone(
         image, truth = training_example(one, None)
         expected.update(truth, model.predict(image).mask)
     assert (expected.counts.sum(0) > 0).sum() >= (3 if count > 1 else 0)  # not one class alone
-    # A batch may round otherwise than an image alone.
+    # A batch may round differently than a single image.
     total = expected.counts.sum()
     assert confusion.counts.sum() == total
     assert np.abs(confusion.counts - expected.counts).sum() <= total / 10_000

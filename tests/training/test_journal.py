@@ -1,4 +1,4 @@
-"""The journal: a line per step and epoch, none of them twice, and a picture of them."""
+"""The journal has one line per step and epoch, none twice, and learning curves."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""The loader: the same images whoever makes them, in order, and no more than are needed soon."""
+"""The loader makes the same images on any worker, in order, and only a few ahead."""
 
 import threading
 import time
@@ -20,7 +20,7 @@ Array = npt.NDArray[np.uint8]
 
 
 def numbered(index: int) -> tuple[Array, Array]:
-    """An image whose every pixel says which it is."""
+    """An image whose pixels all have the value of its index."""
     return np.full((32, 32, 3), index, np.uint8), np.full((32, 32), index, np.uint8)
 
 
@@ -47,7 +47,7 @@ def loader(
 def pictures(
     train: Train, sampler: Sampler, first: int = 0, **keys: int
 ) -> dict[tuple[int, int], bytes]:
-    """What is made of each image in each epoch."""
+    """The augmented image and label map, as bytes, by epoch and index."""
     made = {}
     shares = {key: keys.get(key, one) for key, one in (("rank", 0), ("world_size", 1))}
     for step, micro_batches in enumerate(loader(train, sampler, **keys).steps(first), first):
@@ -147,7 +147,7 @@ def test_no_more_is_made_than_what_comes_next() -> None:
     for step in range(3):
         next(steps)
         time.sleep(0.1)  # time for more, if more were to be made
-        # The step's two micro_batches, and what is ahead of its last one.
+        # The step's two micro-batches, and those ahead of its last one.
         assert len(begun) == 2 * (2 * step + 1 + BATCHES_AHEAD)
     steps.close()  # type: ignore[attr-defined]
     assert not loading()

@@ -1,4 +1,4 @@
-"""Losses: those of the books, and a number whatever a crop shows."""
+"""The losses equal their definitions, and are finite for every crop."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ NUM_CLASSES = 4
 
 
 class Given(nn.Module):
-    """A network that says what it is told to, and remembers what it saw."""
+    """A network that returns given logits and records its input."""
 
     align_corners = False
 
@@ -77,7 +77,7 @@ def test_pixels_that_are_ignored_have_no_say(name: str) -> None:
     ignored = (truth == 255)[:, None].expand_as(logits)
     assert not gradient[ignored].any()
     assert gradient[~ignored].any()
-    # Nor when they are wrong beyond measure.
+    # Not even with extreme logits.
     assert measured(name, logits.where(~ignored, 1e4), truth)[0] == pytest.approx(loss, rel=1e-5)
 
 

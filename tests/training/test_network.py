@@ -1,4 +1,4 @@
-"""Where a training starts: classification weights in the backbone, or a model of other classes."""
+"""The initial network: classification weights in its backbone, or a model of other classes."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,8 +10,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from segbatch.config.training import Network as Keys
-from segbatch.config.training import Start
+from segbatch.config.training import FromBackbone, FromBundle
 from segbatch.errors import ModelError
 from segbatch.masks.classes import Classes
 from segbatch.model import zoo
@@ -41,7 +40,7 @@ def saved(state: Mapping[str, Any], folder: Path) -> str:
 
 
 def started(uri: str | None, backbone: str, arch: str = "deeplabv3plus") -> Network:
-    keys = Keys(arch=arch, backbone=backbone, backbone_weights=uri)  # type: ignore[arg-type]
+    keys = FromBackbone(arch=arch, backbone=backbone, backbone_weights=uri)  # type: ignore[arg-type]
     network, config = build_network(keys, CLASSES, lambda line: None)
     assert (config.arch, config.backbone, config.classes) == (arch, backbone, CLASSES)
     assert config.output_stride == network.output_stride
@@ -149,7 +148,7 @@ def test_without_weights_all_is_new_and_follows_from_torchs_seed() -> None:
 
 
 def bundle_of(folder: Path, names: list[str], arch: str, backbone: str) -> str:
-    """A model of random weights whose head says which row is of which class."""
+    """A model of random weights whose head tells which row belongs to which class."""
     torch.manual_seed(5)
     network = zoo.build(arch, backbone, len(names))
     head = network.get_submodule(network.head_key)
@@ -179,23 +178,23 @@ def rows(network: Network) -> list[tuple[set[float], float]]:
 def test_a_model_of_the_same_classes_goes_on_as_it_is(tmp_path: Path) -> None:
     uri = bundle_of(tmp_path, ["wall", "window", "door"], "deeplabv3plus", "tu-test_resnet")
     said: list[str] = []
-    network, config = build_network(Start(**{"from": uri}), CLASSES, said.append)
+    network, config = build_network(FromBundle(**{"from": uri}), CLASSES, said.append)
     assert said == []
     old, _ = load_bundle(uri)
     assert network.state_dict().keys() == old.state_dict().keys()
     assert all(torch.equal(v, network.state_dict()[k]) for k, v in old.state_dict().items())
     assert config.provenance == {"started_from": uri}
-    assert config.metrics == {}  # which are of the other one
+    assert config.metrics == {}  # those are of the old model
 
 
 def test_classes_of_the_same_name_keep_their_rows_wherever_they_stand(tmp_path: Path) -> None:
     uri = bundle_of(tmp_path, ["sky", "door", "wall"], "deeplabv3plus", "tu-test_resnet")
     said: list[str] = []
-    network, config = build_network(Start(**{"from": uri}), CLASSES, said.append)
+    network, config = build_network(FromBundle(**{"from": uri}), CLASSES, said.append)
     wall, window, door = rows(network)
     assert wall == ({102.0}, 202.0)
     assert door == ({101.0}, 201.0)
-    assert len(window[0]) > 1  # drawn anew
+    assert len(window[0]) > 1  # new random values
     assert max(map(abs, window[0])) < 10
     assert config.classes == CLASSES
     assert said == [f"{uri}: head rebuilt; classes kept: wall, door; new: window"]
@@ -209,7 +208,7 @@ def test_classes_of_the_same_name_keep_their_rows_wherever_they_stand(tmp_path: 
 def test_classes_in_another_order_are_moved(tmp_path: Path) -> None:
     uri = bundle_of(tmp_path, ["door", "wall", "window"], "deeplabv3plus", "tu-test_resnet")
     said: list[str] = []
-    network, _ = build_network(Start(**{"from": uri}), CLASSES, said.append)
+    network, _ = build_network(FromBundle(**{"from": uri}), CLASSES, said.append)
     assert [bias for _, bias in rows(network)] == [201.0, 202.0, 200.0]
     assert said == [f"{uri}: head rebuilt; classes kept: wall, window, door; new: none"]
 
@@ -218,7 +217,7 @@ def test_colours_do_not_make_other_classes(tmp_path: Path) -> None:
     uri = bundle_of(tmp_path, ["wall", "window", "door"], "deeplabv3plus", "tu-test_resnet")
     colours = Classes(["wall", "window", "door"], [(1, 2, 3), (4, 5, 6), (7, 8, 9)])
     said: list[str] = []
-    network, config = build_network(Start(**{"from": uri}), colours, said.append)
+    network, config = build_network(FromBundle(**{"from": uri}), colours, said.append)
     assert said == []
     assert [bias for _, bias in rows(network)] == [200.0, 201.0, 202.0]
     assert config.classes == colours
@@ -226,7 +225,7 @@ def test_colours_do_not_make_other_classes(tmp_path: Path) -> None:
 
 def test_an_auxiliary_head_is_new_and_does_not_get_into_the_model(tmp_path: Path) -> None:
     uri = bundle_of(tmp_path, ["wall", "window"], "deeplabv3", "mobilenet_v3_large")
-    network, config = build_network(Start(**{"from": uri}), CLASSES, lambda line: None)
+    network, config = build_network(FromBundle(**{"from": uri}), CLASSES, lambda line: None)
     auxiliary = [key for key in network.state_dict() if key.startswith("aux_classifier.")]
     assert network.state_dict()["aux_classifier.4.weight"].shape[0] == 3
     assert auxiliary
@@ -247,4 +246,4 @@ def test_an_auxiliary_head_is_new_and_does_not_get_into_the_model(tmp_path: Path
 
 def test_a_model_that_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"none/config\.json: no such file"):
-        build_network(Start(**{"from": str(tmp_path / "none")}), CLASSES, lambda line: None)
+        build_network(FromBundle(**{"from": str(tmp_path / "none")}), CLASSES, lambda line: None)

@@ -1,4 +1,4 @@
-"""The recipe: what the keys under ``train:`` come to."""
+"""The recipe: what the keys under ``train:`` do."""
 
 from typing import Any
 

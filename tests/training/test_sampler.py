@@ -1,4 +1,4 @@
-"""Sampler: every image once an epoch, whoever takes it."""
+"""The sampler takes every image once an epoch, on any number of workers."""
 
 from itertools import chain
 
@@ -18,7 +18,7 @@ def sampler(
 
 
 def step_of(given: Sampler, step: int, world_size: int = 1) -> list[list[list[SampleIndex]]]:
-    """The micro_batches of a step, worker by worker."""
+    """The micro-batches of a step, worker by worker."""
     return [given.micro_batches(step, rank, world_size) for rank in range(world_size)]
 
 
@@ -41,7 +41,7 @@ def test_every_image_comes_once_in_every_epoch(
     for epoch in range(given.epochs):
         of_epoch = [place.index for place in places if place.epoch == epoch]
         assert sorted(of_epoch) == list(range(num_images))
-    # What fills the last step up is what would have come next.
+    # The last step is filled up with what would have come next.
     more = places[given.epochs * num_images :]
     assert len(more) < batch_size
     following = row(sampler(num_images, batch_size, micro_batches, epochs=20))
@@ -92,7 +92,7 @@ def test_workers_share_out_the_same_parts_whatever_their_number(
         assert sorted(map(repr, together)) == sorted(map(repr, alone))
         numbers = [len(share) for share in shares]
         assert max(numbers) - min(numbers) <= 1
-        # As even as can be, and each worker does as many in every step.
+        # As even as possible, and the same number for a worker in every step.
         assert numbers == sorted(numbers, reverse=True)
 
 

@@ -1,4 +1,4 @@
-"""The loop: it learns, it goes on where it was, and two workers do what one would have done."""
+"""A training learns, resumes where it was, and gives the same result on two workers as on one."""
 
 import io
 import math
@@ -114,7 +114,7 @@ def test_lower_precision_learns_the_same_on_the_cpu() -> None:
     np.testing.assert_allclose(losses[0], losses[1], rtol=0.05)
 
 
-def test_alone_a_worker_has_nothing_to_sum_or_to_settle() -> None:
+def test_alone_a_worker_has_nothing_to_sum_or_average() -> None:
     values = torch.tensor([1.0, 2.0])
     assert torch.equal(distributed.all_sum(values), values)
     assert distributed.all_sum_counts(np.array([3, 4]), torch.device("cpu")).tolist() == [3, 4]
@@ -144,8 +144,8 @@ def test_two_workers_do_what_one_would_have_done(workers: list[dict[str, Any]], 
     torch.testing.assert_close(weights, weights_alone, rtol=1e-4, atol=1e-6)
 
 
-def test_workers_settle_on_the_mean_of_their_statistics(workers: list[dict[str, Any]]) -> None:
-    one, other = (worker["settled"] for worker in workers)
+def test_workers_take_the_mean_of_their_statistics(workers: list[dict[str, Any]]) -> None:
+    one, other = (worker["averaged"] for worker in workers)
     assert torch.equal(one["weights"], other["weights"])
     for mine, theirs, after, their_after in zip(
         one["before"], other["before"], one["after"], other["after"], strict=True

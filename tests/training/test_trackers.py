@@ -1,4 +1,4 @@
-"""Trackers: what TensorBoard itself reads, and what is said of tools that are not installed."""
+"""TensorBoard reads what was written; trackers that are not installed are named."""
 
 import sys
 from pathlib import Path
@@ -40,7 +40,7 @@ def test_tensorboard_shows_steps_epochs_and_every_class(tmp_path: Path) -> None:
         "val/miou", "val/epoch", "val/iou/wall", "val/iou/traffic light",
     }  # fmt: skip
     assert shown["train/loss"] == [(step, 0.7) for step in range(1, 21)]
-    # To the last one: nothing is still under way when the training is at its end.
+    # Up to the last one: nothing is still being written at the end.
     assert shown["val/miou"] == [(5, 0.05), (10, 0.1), (15, 0.15), (20, 0.2)]
     assert shown["val/iou/traffic light"] == [(5, 0.25), (10, 0.25), (15, 0.25), (20, 0.25)]
 
@@ -69,7 +69,7 @@ def test_a_tool_that_is_not_installed_is_named_with_its_extra(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check_trackers(["tensorboard"])
-    monkeypatch.setitem(sys.modules, name, None)  # as if it were not, where it is
+    monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
     with pytest.raises(InputError) as error:
         check_trackers(["tensorboard", name])
     assert f"{name} is not installed: pip install 'segbatch[{name}]'" in str(error.value)

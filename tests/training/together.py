@@ -1,4 +1,4 @@
-"""Together: what two workers do that share their gradients, each in a process of its own."""
+"""Runs two workers that exchange gradients, each in its own process."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -20,7 +20,7 @@ STEPS = 3
 
 
 def on_two_workers(folder: Path) -> list[dict[str, Any]]:
-    """What each saw, by the kind of step or the name of the function below."""
+    """The results of each worker, by the kind of step or the name of a function below."""
     processes = [FORKS.Process(target=_worker, args=(rank, folder)) for rank in range(WORLD_SIZE)]
     for process in processes:
         process.start()
@@ -42,7 +42,7 @@ def _worker(rank: int, folder: Path) -> None:
         timeout=timedelta(seconds=120),
     )
     scenes = {kind: steps(**keys, rank=rank, world_size=WORLD_SIZE) for kind, keys in KINDS.items()}
-    more = {"settled": settled(rank), "diverged": diverged(rank), "counted": counted(rank)}
+    more = {"averaged": averaged(rank), "diverged": diverged(rank), "counted": counted(rank)}
     torch.save(scenes | more, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -50,8 +50,8 @@ def _worker(rank: int, folder: Path) -> None:
 def steps(
     micro_batches: int, *, spare: bool = False, rank: int = 0, world_size: int = 1, **keys: Any
 ) -> tuple[list[float], Tensor]:
-    """Losses and weights after some steps in which only the data are random: no statistics that
-    each worker has of its own, and no dropout.
+    """Losses and weights after some steps in which only the data are random: norms are frozen,
+    and there is no dropout.
     """
     network = toy.Toy(dropout=0.0, spare=spare)
     given = toy.training(
@@ -61,8 +61,8 @@ def steps(
     return losses, toy.weights(given)
 
 
-def settled(rank: int) -> dict[str, Any]:
-    """Weights, and statistics before and after workers have settled on one."""
+def averaged(rank: int) -> dict[str, Any]:
+    """Weights, and statistics of the norm before and after they are averaged."""
     given = toy.training(toy.recipe(), micro_batches=2)
     toy.run(given, STEPS, micro_batches=2, rank=rank, world_size=WORLD_SIZE)
     before = _statistics(given)
@@ -97,7 +97,7 @@ def counted(rank: int) -> list[int]:
     return counts
 
 
-# Kinds of steps that should be those of one worker that does all the micro_batches.
+# Kinds of steps that should equal those of one worker that does all the micro-batches.
 KINDS: dict[str, dict[str, Any]] = {
     "two micro_batches each": {"micro_batches": 4},
     "two micro_batches and one": {"micro_batches": 3, "batch_size": 6},

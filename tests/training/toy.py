@@ -1,4 +1,4 @@
-"""A toy: pictures of coloured squares, and a network that understands them within seconds."""
+"""A toy problem: pictures of coloured squares, and a network that learns them within seconds."""
 
 from typing import Any
 
@@ -31,9 +31,9 @@ def squares(seed: int) -> tuple[Array, Array]:
 
 
 class Toy(nn.Module):
-    """Three layers, with all that a training looks at: a trunk, a norm, dropout, two heads.
+    """Three layers, with all that a training handles: a backbone, a norm, dropout, two heads.
 
-    ``spare``: as some backbones have, weights that nothing depends on.
+    ``spare``: adds weights that the output does not depend on, as some backbones have.
     """
 
     align_corners = False
@@ -96,5 +96,5 @@ def run(
 
 
 def weights(given: Training) -> Tensor:
-    """All weights in one row."""
+    """All weights, concatenated."""
     return torch.cat([parameter.detach().flatten() for parameter in given.network.parameters()])
