@@ -1,4 +1,4 @@
-"""The command line of a cluster: ``segbatch submit``, ``jobs``, ``logs`` and ``stop``."""
+"""Commands on jobs of a Ray cluster: ``segbatch submit``, ``jobs``, ``logs`` and ``stop``."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Exit, Option, Typer
 
 from segbatch.cli.options import (
-    Facts,
-    FactsFormat,
+    Format,
     JobFile,
     Only,
     Overrides,
     Repair,
     RetryFailed,
+    Variables,
     kinds_of,
     print_facts,
 )
@@ -25,19 +26,20 @@ from segbatch.errors import SegbatchError
 if TYPE_CHECKING:
     from segbatch.cluster.follow import JobLog
 
-cluster_app = typer.Typer()
+jobs_app = Typer()
 
 Address = Annotated[
     str | None,
-    typer.Option(
-        metavar="URL", help="The cluster's dashboard; default: of RAY_API_SERVER_ADDRESS."
-    ),
+    Option(metavar="URL", help="The cluster's dashboard; default: RAY_API_SERVER_ADDRESS."),
 ]
-What = Annotated[str, typer.Argument(metavar="RUN|ID", help="What it makes, or its submission id.")]
-LOOKED_AWAY = 130
+JobOrOutput = Annotated[
+    str, Argument(metavar="RUN|ID", help="The job's output, or its submission id.")
+]
+COLUMNS = ("id", "status", "kind", "output", "model", "started", "took")
+LEFT = 130  # exit code of a command that stopped following a job
 
 
-@cluster_app.command()
+@jobs_app.command()
 def submit(
     job: JobFile,
     *,
@@ -47,31 +49,31 @@ def submit(
     only: Only = None,
     repair: Repair = False,
     runtime_env: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Ray's runtime environment, in YAML.")
+        str | None, Option(metavar="FILE", help="Ray's runtime environment, in YAML.")
     ] = None,
     runtime_env_json: Annotated[
-        str | None, typer.Option(metavar="JSON", help="The same, written out.")
+        str | None, Option(metavar="JSON", help="The same as JSON text.")
     ] = None,
     working_dir: Annotated[
-        str | None, typer.Option(metavar="DIR", help="A folder or .zip URI that the job runs in.")
+        str | None, Option(metavar="DIR", help="Folder or .zip URI that the job runs in.")
     ] = None,
-    env: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME[=VALUE]", help="Send a variable of this shell along."),
-    ] = None,
+    env: Variables = None,
     submission_id: Annotated[
-        str | None, typer.Option(metavar="ID", help="Its name; default: one that is free.")
+        str | None, Option(metavar="ID", help="Submission id; default: a random one.")
     ] = None,
     no_wait: Annotated[
-        bool, typer.Option("--no-wait", help="Print the submission id and leave.")
+        bool, Option("--no-wait", help="Print the submission id and return at once.")
     ] = False,
 ) -> None:
-    """Run a job on a Ray cluster, through its Jobs server; follows it, and ends with its code."""
+    """Run a job on a Ray cluster, through its Jobs server.
+
+    Follows the job's log and ends with the job's exit code.
+    """
     from segbatch.cluster.environment import forwarded_variables, read_environment
     from segbatch.cluster.follow import JobLog
-    from segbatch.cluster.submit import submit as send
+    from segbatch.cluster.submit import submit as submit_job
 
-    submission = send(
+    submission = submit_job(
         job,
         address,
         overrides=overrides or (),
@@ -82,77 +84,88 @@ def submit(
         env_vars=forwarded_variables(env or (), os.environ),
         submission_id=submission_id,
     )
-    again = f"{submission.id} --address {submission.address}"
     if no_wait:
         print(submission.id)
-        say(f"submitted; follow it with: segbatch logs {again} --follow")
+        say(
+            f"submitted; follow it with: segbatch logs {submission.id} --address"
+            f" {submission.address} --follow"
+        )
         return
     say(f"submitted as {submission.id} to {submission.address}")
-    raise typer.Exit(_watch(JobLog(submission, _show), again))
+    raise Exit(_follow(JobLog(submission, _write)))
 
 
-@cluster_app.command()
-def jobs(address: Address = None, format: FactsFormat = Facts.text) -> None:
-    """The jobs of a cluster, the oldest first."""
+@jobs_app.command()
+def jobs(address: Address = None, format: Format = "text") -> None:
+    """List the jobs of a cluster, the oldest first."""
     from segbatch.cluster.dashboard import connect
     from segbatch.cluster.submission import job_facts, list_submissions
 
     rows = [job_facts(job) for job in list_submissions(connect(address))]
-    if format is Facts.json:
+    if format == "json":
         print_facts(rows, format)
     else:
         _print_table(rows)
 
 
-@cluster_app.command()
+@jobs_app.command()
 def logs(
-    what: What,
+    job: JobOrOutput,
     address: Address = None,
-    follow: Annotated[bool, typer.Option("--follow", help="Until it ends.")] = False,
+    follow: Annotated[bool, Option("--follow", help="Follow the log to its end.")] = False,
 ) -> None:
-    """What a job has said; with --follow ends with the job's exit code."""
+    """Print the log of a job.
+
+    With --follow, ends with the job's exit code.
+    """
     from segbatch.cluster.follow import JobLog
     from segbatch.cluster.submission import find_submission
 
-    submission = find_submission(what, address)
-    log = JobLog(submission, _show)
+    log = JobLog(find_submission(job, address), _write)
     if follow:
-        raise typer.Exit(_watch(log, f"{submission.id} --address {submission.address}"))
+        raise Exit(_follow(log))
     log.write_available()
 
 
-@cluster_app.command()
-def stop(what: What, address: Address = None) -> None:
-    """End a job in order, so that submitting it again goes on; waits until it has stopped."""
+@jobs_app.command()
+def stop(job: JobOrOutput, address: Address = None) -> None:
+    """Stop a job cleanly, so that it can be resumed.
+
+    Waits until the job has stopped.
+    """
     from segbatch.cluster.submission import find_submission, outcome, output_of
     from segbatch.run import open_run
 
-    submission = find_submission(what, address)
+    submission = find_submission(job, address)
     details = submission.stop()
     say(f"{submission.id}: {outcome(details)}")
     output = output_of(details)
     if output is None or (details.metadata or {}).get("kind") != "segment":
         return
     try:
-        print_facts(open_run(output).summary(), Facts.text)
-    except SegbatchError as error:  # it had not begun, or its storage is not ours to read
+        print_facts(open_run(output).summary())
+    except SegbatchError as error:  # the run had not begun, or we may not read its storage
         say(str(error))
 
 
-def _watch(log: JobLog, again: str) -> int:
-    """Follow a job to its end, or until the user looks away; the exit code."""
+def _follow(log: JobLog) -> int:
+    """Follow a job to its end, or until the user leaves; the exit code."""
     from segbatch.cluster.submission import exit_code, outcome
 
+    submission = log.submission
     try:
         details = log.follow()
     except KeyboardInterrupt:
         if not _wants_stop():
-            say(f"it goes on; look again with: segbatch logs {again} --follow")
-            return LOOKED_AWAY
-        say("stopping it; what is being written is finished first")
-        details = log.submission.stop()
+            say(
+                f"the job goes on; follow it again with: segbatch logs {submission.id} --address"
+                f" {submission.address} --follow"
+            )
+            return LEFT
+        say("stopping the job; it first commits what is being written")
+        details = submission.stop()
         log.write_available()
-    say(f"{log.submission.id}: {outcome(details)}")
+    say(f"{submission.id}: {outcome(details)}")
     return exit_code(details)
 
 
@@ -160,27 +173,26 @@ def _wants_stop() -> bool:
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
     try:
-        answer = typer.prompt("\nstop the job, or only look away? [s/l]", default="l", err=True)
+        answer = typer.prompt("\nstop the job, or leave it running? [s/l]", default="l", err=True)
     except (typer.Abort, KeyboardInterrupt):
         return False
     return str(answer).strip().lower().startswith("s")
 
 
-def _show(text: str) -> None:
+def _write(text: str) -> None:
     print(text, end="", flush=True)
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
     from datetime import UTC, datetime
 
-    header = ("id", "status", "kind", "output", "model", "started", "took")
-    lines: list[tuple[str, ...]] = [header]
+    lines: list[tuple[str, ...]] = [COLUMNS]
     for row in rows:
         started = datetime.fromtimestamp(row["started"], UTC)
         minutes, seconds = divmod(row["took_s"], 60)
-        cells = [row[name] or "-" for name in ("id", "status", "kind", "output", "model")]
+        cells = [row[name] or "-" for name in COLUMNS[:5]]
         lines.append((*cells, f"{started:%Y-%m-%d %H:%M:%S}", f"{minutes}:{seconds:02d}"))
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         print(
             "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()

@@ -1,4 +1,4 @@
-"""The command line of labels: ``segbatch labels import``, ``check`` and ``suggest``."""
+"""Commands on labelled images: ``segbatch labels import``, ``check`` and ``suggest``."""
 
 from __future__ import annotations
 
@@ -6,80 +6,81 @@ import csv
 import io
 from typing import Annotated
 
-import typer
+from typer import Argument, Exit, Option, Typer
 
-from segbatch.cli.options import Facts, FactsFormat, RunUri, print_facts
+from segbatch.cli.options import Format, RunUri, print_facts
+from segbatch.console import say
 from segbatch.errors import Incomplete, InputError
 
-labels_app = typer.Typer(
-    help="Labelled images: import them as a dataset, check it, and say what to label next.",
-    no_args_is_help=True,
+labels_app = Typer(
+    help="Labelled images: import, check, and suggest what to label next.", no_args_is_help=True
 )
 
-
 DatasetUri = Annotated[
-    str, typer.Argument(metavar="DATASET", help="The labelled dataset's folder, any URI.")
+    str, Argument(metavar="DATASET", help="The labelled dataset's folder (any URI).")
 ]
 
 
 @labels_app.command("import")
 def labels_import(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder of the labels, any URI.")],
+    source: Annotated[str, Argument(metavar="SOURCE", help="Folder of the labels (any URI).")],
     dataset: DatasetUri,
     *,
     from_format: Annotated[
-        str, typer.Option("--from", metavar="FORMAT", help="labelme, voc, coco or pairs.")
+        str, Option("--from", metavar="FORMAT", help="labelme, voc, coco or pairs.")
     ],
     images: Annotated[
-        str | None,
-        typer.Option(help="Folder of the images; pairs: 'img_dir/{split}/{id}.jpg'."),
+        str | None, Option(help="Folder of the images; pairs: 'img_dir/{split}/{id}.jpg'.")
     ] = None,
-    masks: Annotated[str | None, typer.Option(help="pairs: 'ann_dir/{split}/{id}.png'.")] = None,
+    masks: Annotated[str | None, Option(help="pairs: 'ann_dir/{split}/{id}.png'.")] = None,
     colors: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="Classes of colour masks: lines R G B name."),
+        str | None, Option(metavar="FILE", help="Classes of colour masks: lines R G B name.")
     ] = None,
     reduce_zero_label: Annotated[
-        bool, typer.Option("--reduce-zero-label", help="pairs: 0 is void, 1 the first class.")
+        bool, Option("--reduce-zero-label", help="pairs: 0 is void, 1 the first class.")
     ] = False,
     classes: Annotated[
-        str | None, typer.Option(help="Names by id: a,b,c; a file, one a line; a classes.json.")
+        str | None, Option(help="Names by id: a,b,c; a file, one a line; a classes.json.")
     ] = None,
     renames: Annotated[
         list[str] | None,
-        typer.Option("--map", metavar="OLD=NEW", help="Rename; NEW may be __ignore__."),
+        Option("--map", metavar="OLD=NEW", help="Rename a class; NEW may be __ignore__."),
     ] = None,
     unlabelled: Annotated[
         str | None,
-        typer.Option(
+        Option(
             metavar="CLASS|ignore",
-            help="What no shape covers; default: _background_ if it is a class, else ignore.",
+            help="Class of pixels that no shape covers; default: _background_ if it is a class,"
+            " else ignore.",
         ),
     ] = None,
     split: Annotated[
         str | None,
-        typer.Option(
+        Option(
             metavar="SHARES|folder", help="val=0.1,test=0.1, or folder.", show_default="val=0.1"
         ),
     ] = None,
     split_list: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="Lines NAME SPLIT, or a CSV with uri and split."),
+        str | None, Option(metavar="FILE", help="Lines NAME SPLIT, or a CSV with uri and split.")
     ] = None,
     group_by: Annotated[
         str | None,
-        typer.Option(metavar="REGEX", help="Images in whose URI it finds the same stay together."),
+        Option(
+            metavar="REGEX", help="Keep images together in whose URIs it matches the same text."
+        ),
     ] = None,
-    append: Annotated[bool, typer.Option("--append", help="Add to the dataset.")] = False,
+    append: Annotated[bool, Option("--append", help="Add to the dataset.")] = False,
     add_class: Annotated[
-        bool, typer.Option("--add-class", help="With --append: new names become classes.")
+        bool, Option("--add-class", help="With --append: new names become classes.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Make the dataset anew.")] = False,
-    format: FactsFormat = Facts.text,
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace the dataset.")] = False,
+    format: Format = "text",
 ) -> None:
-    """Annotated images of labelme, VOC, COCO or mask pairs → a labelled dataset."""
+    """Import annotated images as a labelled dataset.
+
+    Reads labelme, VOC, COCO and pairs of images and masks.
+    """
     from segbatch import storage
-    from segbatch.console import say
     from segbatch.labels.importing import import_labels
     from segbatch.labels.naming import read_renames
     from segbatch.labels.summary import print_summary
@@ -103,7 +104,7 @@ def labels_import(
         add_class=add_class,
         overwrite=overwrite,
     )
-    if format is Facts.json:
+    if format == "json":
         print_facts(report.to_json(), format)
     else:
         print_summary(report, storage.join(report.dataset, SKIPPED))
@@ -118,12 +119,14 @@ def labels_check(
     *,
     sheet: Annotated[
         str | None,
-        typer.Option("--sheet", "-o", metavar="FILE", help="Write a contact sheet, .png or .jpg."),
+        Option("--sheet", "-o", metavar="FILE", help="Write a contact sheet, .png or .jpg."),
     ] = None,
-    format: FactsFormat = Facts.text,
+    format: Format = "text",
 ) -> None:
-    """Look at every sample: 0 all can be trained on (warnings or not), 1 some cannot."""
-    from segbatch.console import say
+    """Check that every sample of a dataset can be trained on.
+
+    Exit code 0: all can, perhaps with warnings; 1: some cannot.
+    """
     from segbatch.labels.check import check_dataset
     from segbatch.labels.sheet import sheet_format, write_sheet
     from segbatch.labels.summary import print_balance
@@ -131,7 +134,7 @@ def labels_check(
     if sheet is not None:
         sheet_format(sheet)
     report = check_dataset(dataset)
-    if format is Facts.json:
+    if format == "json":
         print_facts(report.to_json(), format)
     else:
         for finding in report.findings:
@@ -146,40 +149,39 @@ def labels_check(
         say(f"{write_sheet(report, sheet)} images in {sheet}")
     else:
         say("to see images with their masks: --sheet sheet.png")
-    raise typer.Exit(report.exit_code)
-
-
-# The command line of ``segbatch labels suggest``.
+    raise Exit(report.exit_code)
 
 
 @labels_app.command("suggest")
-def suggest_command(
+def labels_suggest(
     run: RunUri,
-    folder: Annotated[str, typer.Argument(metavar="DIR", help="Where to, any URI.")],
+    folder: Annotated[str, Argument(metavar="DIR", help="Output folder (any URI).")],
     *,
-    count: Annotated[int, typer.Option(min=1, help="Images, at most.")] = 20,
+    count: Annotated[int, Option(min=1, help="Maximum number of images.")] = 20,
     by: Annotated[
-        str, typer.Option(help="uncertainty, disagreement, failures or diverse.")
+        str, Option(help="uncertainty, disagreement, failures or diverse.")
     ] = "uncertainty",
     against: Annotated[
-        str | None, typer.Option(metavar="RUN_B", help="The run that it disagrees with.")
+        str | None, Option(metavar="RUN_B", help="The other run, for disagreement.")
     ] = None,
     exclude: Annotated[
         list[str] | None,
-        typer.Option(metavar="DATASET", help="Leave out what is in this labelled dataset."),
+        Option(metavar="DATASET", help="Leave out images of this labelled dataset."),
     ] = None,
     images: Annotated[
         str | None,
-        typer.Option(metavar="LIST", help="Among these only: a URI a line, or a CSV with uri."),
+        Option(metavar="LIST", help="Only these images: a URI a line, or a CSV with uri."),
     ] = None,
     to: Annotated[
-        str, typer.Option("--to", help="How labels are written: labelme or coco (CVAT).")
+        str, Option("--to", help="Format of the labels: labelme or coco (CVAT).")
     ] = "labelme",
-    format: FactsFormat = Facts.text,
+    format: Format = "text",
 ) -> None:
-    """Images of a run that are worth labelling, with their masks as polygons to correct."""
+    """Copy the images of a run that are most worth labelling.
+
+    The run's masks come with them as polygons to correct.
+    """
     from segbatch import storage
-    from segbatch.console import say
     from segbatch.labels.dataset import open_dataset
     from segbatch.review.suggest.suggest import LabelledImages, suggest
     from segbatch.run import open_run
@@ -201,36 +203,35 @@ def suggest_command(
         labelled=LabelledImages(uris, digests),
         to=to,
     )
-    print_facts(suggestions.to_json() if format is Facts.json else suggestions.facts(), format)
+    print_facts(suggestions.to_json() if format == "json" else suggestions.facts(), format)
     if suggestions.unanswered and not suggestions.images:
-        raise Incomplete("storage did not give the images to look at; run it again as it is")
+        raise Incomplete("storage did not deliver the images; run it again as it is")
     if suggestions.images and to == "labelme" and storage.is_local(suggestions.folder):
         say(f"correct them with: labelme {suggestions.folder} --nodata --autosave")
     if suggestions.images:
         say(
-            f"then take them back with: segbatch labels import {suggestions.folder} DATASET"
+            f"then import them with: segbatch labels import {suggestions.folder} DATASET"
             f" --from {to} --append"
         )
 
 
 def read_uris(where: str) -> list[str]:
-    """The URIs of a list of images: a line each, or the column ``uri`` of a CSV.
+    """The distinct URIs of a list of images: one a line, or the column ``uri`` of a CSV.
 
-    Raises :class:`~segbatch.errors.InputError` where there is none.
+    Raises :class:`~segbatch.errors.InputError` if there is no such list, or no URI in it.
     """
     from segbatch import storage
 
     try:
         text = storage.read_input(where, InputError).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"--images {where}: is no text in UTF-8") from error
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    found = (
-        [row["uri"] for row in reader]
-        if "uri" in (reader.fieldnames or ())
-        else [line.strip() for line in text.splitlines()]
-    )
+        raise InputError(f"--images {where}: not a text in UTF-8") from error
+    table = csv.DictReader(io.StringIO(text, newline=""))
+    if "uri" in (table.fieldnames or ()):
+        found = [row["uri"] for row in table]
+    else:
+        found = [line.strip() for line in text.splitlines()]
     uris = list(dict.fromkeys(uri for uri in found if uri))
     if not uris:
-        raise InputError(f"--images {where}: names no image: a URI a line, or a CSV with uri")
+        raise InputError(f"--images {where}: no URIs: give one a line, or a CSV with uri")
     return uris

@@ -10,13 +10,13 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Exit, Option, Typer
 
-from segbatch.cli.jobs import cluster_app
+from segbatch.__version__ import __version__
+from segbatch.cli.jobs import jobs_app
 from segbatch.cli.labels import labels_app
 from segbatch.cli.models import model_app, predict_app
 from segbatch.cli.options import (
-    Facts,
     JobFile,
     Only,
     Overrides,
@@ -29,8 +29,8 @@ from segbatch.cli.plan import plan_app
 from segbatch.cli.runs import runs_app
 from segbatch.errors import Incomplete, SegbatchError
 
-app = typer.Typer(
-    rich_markup_mode=None,  # rich would take half of the time of a --help
+app = Typer(
+    rich_markup_mode=None,  # Rich would take half of the time of --help
     name="segbatch",
     help="Batch semantic segmentation of image collections in object storage, on Ray.",
     no_args_is_help=True,
@@ -40,18 +40,30 @@ app = typer.Typer(
 )
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
-        from segbatch import __version__
+def main() -> None:
+    """Entry point: prints errors of segbatch as one line and ends with their exit code."""
+    try:
+        app()
+    except SegbatchError as error:
+        print(f"segbatch: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        sys.exit(0)  # `segbatch query … | head`
+    except OSError as error:
+        print(f"segbatch: {error}; run it again", file=sys.stderr)
+        sys.exit(Incomplete.exit_code)
 
+
+def _print_version(requested: bool) -> None:
+    if requested:
         print(__version__)
-        raise typer.Exit
+        raise Exit
 
 
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+        bool, Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None: ...
 
@@ -64,53 +76,42 @@ def run(
     only: Only = None,
     repair: Repair = False,
 ) -> None:
-    """Run a job on this machine, or on the Ray cluster of RAY_ADDRESS; resumes by itself."""
-    from segbatch.config.job import load_job, refuse_misfits
+    """Run a job, on this machine or on the Ray cluster at RAY_ADDRESS.
+
+    A job whose output exists already resumes automatically.
+    """
+    from segbatch.config.job import check_options, load_job
 
     loaded = load_job(job, overrides or ())
     kinds = kinds_of(only)
-    refuse_misfits(loaded, retry_failed=retry_failed, only=kinds, repair=repair)
-    if loaded.kind == "finetune":
+    check_options(loaded, retry_failed=retry_failed, only=kinds, repair=repair)
+    if loaded.kind == "segment":
+        from segbatch.jobs.segment import segment
+
+        finished = segment(loaded, retry_failed=retry_failed, only=kinds, repair=repair)
+        print_facts(finished.summary())
+    elif loaded.kind == "finetune":
         from segbatch.jobs.finetune import finetune
 
-        print_facts(finetune(loaded), Facts.text)
-    elif loaded.kind == "evaluate":
+        print_facts(finetune(loaded))
+    else:
         from segbatch.jobs.evaluate import evaluate
         from segbatch.jobs.scoring import as_text
 
         print(as_text(evaluate(loaded)))
-    else:
-        from segbatch.jobs.segment import segment
-
-        finished = segment(loaded, retry_failed=retry_failed, only=kinds, repair=repair)
-        print_facts(finished.summary(), Facts.text)
 
 
 @app.command()
 def demo(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where everything goes.")],
+    folder: Annotated[Path, Argument(metavar="DIR", help="Folder for everything it makes.")],
 ) -> None:
-    """The whole way on rendered facades: an S3 server, a small model, a run, SQL."""
+    """Take a tour: an S3 server, rendered facades, a model, a run, SQL."""
     from segbatch.demo.tour import tour
 
     tour(folder)
 
 
-for commands in (runs_app, predict_app, plan_app, cluster_app):
-    app.add_typer(commands)  # without a name: their commands stand beside `run`
+for commands in (runs_app, predict_app, plan_app, jobs_app):
+    app.add_typer(commands)  # without a name, so that their commands are on the top level
 app.add_typer(model_app, name="model")
 app.add_typer(labels_app, name="labels")
-
-
-def main() -> None:
-    """Entry point: an error that segbatch raises on purpose is one line and an exit code."""
-    try:
-        app()
-    except SegbatchError as error:
-        print(f"segbatch: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except BrokenPipeError:
-        sys.exit(0)  # `segbatch query … | head`
-    except OSError as error:
-        print(f"segbatch: {error}; run it again", file=sys.stderr)
-        sys.exit(Incomplete.exit_code)

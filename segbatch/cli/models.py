@@ -1,65 +1,54 @@
-"""``segbatch predict`` and ``segbatch model``."""
+"""Commands on models: ``segbatch predict`` and ``segbatch model``."""
 
 from __future__ import annotations
 
-import sys
-from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-import typer
+from typer import Argument, Option, Typer
 
-from segbatch.cli.options import (
-    Facts,
-    FactsFormat,
-    print_facts,
-)
+from segbatch.cli.options import Bundle, Format, print_facts
+from segbatch.console import say
 from segbatch.errors import InputError
 
-model_app = typer.Typer(help="Model bundles: list, inspect, import, export.", no_args_is_help=True)
-predict_app = typer.Typer()
-
-
-class Runtime(StrEnum):
-    """What a bundle is exported to."""
-
-    onnx = "onnx"
+model_app = Typer(help="Model bundles: list, inspect, import, export.", no_args_is_help=True)
+predict_app = Typer()
 
 
 @predict_app.command()
 def predict(
     source: Annotated[
-        str,
-        typer.Argument(help="An image, a video, a folder of these (any URI), or camera:0."),
+        str, Argument(help="An image, a video, a folder of these (any URI), or camera:0.")
     ],
-    model: Annotated[str, typer.Option("--model", "-m", help="A model bundle or zoo:NAME.")],
+    model: Annotated[str, Option("--model", "-m", help="A model bundle or zoo:NAME.")],
     output: Annotated[
         str | None,
-        typer.Option(
-            "--output", "-o", help="A picture, a video, or a folder; a camera needs none."
-        ),
+        Option("--output", "-o", help="An image, a video or a folder; a camera needs none."),
     ] = None,
 ) -> None:
-    """Look at what a model sees, without Ray: overlays with a legend."""
+    """Draw what a model predicts over images, videos or a camera.
+
+    Runs without Ray.
+    """
     from segbatch.review.predict.camera import is_camera, predict_camera
 
     if is_camera(source):
         shown = predict_camera(source, model, output)
-        print(f"{shown} frames in {output or 'a window'}", file=sys.stderr)
+        say(f"{shown} frames in {output or 'a window'}")
         return
     if output is None:
         raise InputError("no output given: -o overlay.png, -o overlay.mp4 or -o FOLDER/")
     from segbatch.review.predict.images import predict_files
 
     written = predict_files(source, model, output)
-    print(f"{written} overlay{'s' if written != 1 else ''} in {output}", file=sys.stderr)
+    say(f"{written} overlay{'s' if written != 1 else ''} in {output}")
 
 
 @model_app.command("list")
 def model_list(
-    uri: Annotated[str | None, typer.Argument(metavar="URI", help="Bundles below this.")] = None,
-    format: FactsFormat = Facts.text,
+    uri: Annotated[str | None, Argument(metavar="URI", help="Folder to list bundles of.")] = None,
+    format: Format = "text",
 ) -> None:
-    """What can be named as a model; with URI, the bundles below it."""
+    """List what a job can name as its model, or the bundles below URI."""
     from segbatch.model import bundle, zoo
 
     if uri is None:
@@ -83,32 +72,32 @@ def model_list(
 
 
 @model_app.command("info")
-def model_info(
-    uri: Annotated[str, typer.Argument(metavar="BUNDLE", help="A model bundle or zoo:NAME.")],
-    format: FactsFormat = Facts.text,
-) -> None:
-    """What a bundle holds: network, classes, sizes, metrics, provenance."""
+def model_info(uri: Bundle, format: Format = "text") -> None:
+    """Show a bundle's network, classes, sizes, metrics and provenance."""
     from segbatch.model import bundle
 
     facts = bundle.describe(uri)
-    if format is Facts.text:
+    if format == "text":
         facts["classes"] = [entry["name"] for entry in facts["classes"]]
     print_facts(facts, format)
 
 
 @model_app.command("import")
 def model_import(
-    weights: Annotated[str, typer.Argument(help="A state_dict: .pth, .pt or .safetensors.")],
-    uri: Annotated[str, typer.Argument(metavar="BUNDLE", help="Where the bundle goes.")],
-    arch: Annotated[str, typer.Option(help="deeplabv3 or deeplabv3plus.")],
-    backbone: Annotated[str, typer.Option(help="resnet50, mobilenet_v2, …")],
-    classes: Annotated[str, typer.Option(help="Names by id: a,b,c; or a file, one a line.")],
-    output_stride: Annotated[int | None, typer.Option(help="8 or 16 (deeplabv3plus).")] = None,
+    weights: Annotated[str, Argument(help="A state_dict: .pth, .pt or .safetensors.")],
+    uri: Annotated[str, Argument(metavar="BUNDLE", help="Output folder of the bundle (any URI).")],
+    arch: Annotated[str, Option(help="deeplabv3 or deeplabv3plus.")],
+    backbone: Annotated[str, Option(help="resnet50, mobilenet_v2, …")],
+    classes: Annotated[str, Option(help="Names by id: a,b,c; or a file, one a line.")],
+    output_stride: Annotated[int | None, Option(help="8 or 16 (deeplabv3plus).")] = None,
     long_side: Annotated[
-        int | None, typer.Option(help="Longer side in pixels that the model was trained at.")
+        int | None, Option(help="Longer side in pixels that the model was trained at.")
     ] = None,
 ) -> None:
-    """Make a bundle of weights from torchvision or segmentation-models-pytorch."""
+    """Import weights as a bundle.
+
+    They come from torchvision or segmentation-models-pytorch.
+    """
     from segbatch.masks.classes import read_classes
     from segbatch.model import bundle
 
@@ -121,23 +110,23 @@ def model_import(
         output_stride=output_stride,
         long_side=long_side,
     )
-    print(f"{uri}: imported; look at it with: segbatch model info {uri}", file=sys.stderr)
+    say(f"{uri}: imported; look at it with: segbatch model info {uri}")
 
 
 @model_app.command("export")
 def model_export(
-    uri: Annotated[str, typer.Argument(metavar="BUNDLE", help="A model bundle or zoo:NAME.")],
-    to: Annotated[Runtime, typer.Option("--to", help="What other runtimes load.")],
-    output: Annotated[
-        str, typer.Option("--output", "-o", help="The file, any URI.")
-    ] = "model.onnx",
+    uri: Bundle,
+    to: Annotated[Literal["onnx"], Option("--to", help="Format to write.")],
+    output: Annotated[str, Option("--output", "-o", help="Output file (any URI).")] = "model.onnx",
 ) -> None:
-    """Write a bundle as one file for other runtimes, checked against the original."""
+    """Export a bundle as one file for other runtimes.
+
+    The file is checked against the original.
+    """
     from segbatch.model.onnx import export_onnx
 
     parity = export_onnx(uri, output)
-    print(
-        f"{output}: {to.value}; on random images logits differ by {parity.difference:.1g} of the"
-        f" largest, class ids are equal at {parity.equal:.3%} of pixels",
-        file=sys.stderr,
+    say(
+        f"{output}: {to}; on random images logits differ by {parity.difference:.1g} of the"
+        f" largest, class ids are equal at {parity.equal:.3%} of pixels"
     )

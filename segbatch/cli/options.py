@@ -1,39 +1,39 @@
-"""Options: what several commands take, and what goes together with what."""
+"""Options that several commands share, and how facts are printed."""
 
 from __future__ import annotations
 
 import json
-from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Literal
 
-import typer
+from typer import Argument, Option
 
-if TYPE_CHECKING:
-    pass
+JobFile = Annotated[str, Argument(metavar="JOB", help="Job file (any URI; - is stdin).")]
+RunUri = Annotated[str, Argument(metavar="RUN", help="The run's folder (any URI).")]
+Bundle = Annotated[str, Argument(metavar="BUNDLE", help="A model bundle or zoo:NAME.")]
 
-JobFile = Annotated[str, typer.Argument(metavar="JOB", help="Job file, any URI; - is stdin.")]
-
-
-RunUri = Annotated[str, typer.Argument(metavar="RUN", help="The run's folder, any URI.")]
-
-
+Format = Annotated[Literal["text", "json"], Option("--format", help="Output format.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key: predict.batch_size=64."),
+    Option("--set", metavar="KEY=VALUE", help="Override a key: predict.batch_size=64."),
 ]
-
-
-RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Take failed images up again.")]
-
-
+RetryFailed = Annotated[bool, Option("--retry-failed", help="Process failed images again.")]
 Only = Annotated[
-    str | None, typer.Option(metavar="KIND,…", help="With --retry-failed: these kinds only.")
+    str | None, Option(metavar="KIND,…", help="With --retry-failed: only these kinds.")
 ]
-
-
 Repair = Annotated[
-    bool, typer.Option("--repair", help="First move damaged files away, and do them again.")
+    bool, Option("--repair", help="First move damaged files away and process their images again.")
 ]
+Prices = Annotated[str | None, Option(metavar="FILE", help="Your own table of prices.")]
+Variables = Annotated[
+    list[str] | None,
+    Option("--env", metavar="NAME[=VALUE]", help="Send a variable of this shell along."),
+]
+
+# JSON has these keys; the text says what they mean.
+LABELS = {"twice": "duplicated", "twice_ids": "duplicated_ids", "rest_s": "time left"}
+TIMES = ("created", "updated", "since", "heartbeat")  # seconds since 1970
+IDENTIFIERS = ("pid", "exit_code")  # printed without a thousands separator
 
 
 def kinds_of(only: str | None) -> list[str]:
@@ -41,44 +41,32 @@ def kinds_of(only: str | None) -> list[str]:
     return [kind.strip() for kind in (only or "").split(",") if kind.strip()]
 
 
-# Facts: how the command line prints what it knows, as text or as JSON.
-
-
-class Facts(StrEnum):
-    """How facts are printed."""
-
-    text = "text"
-    json = "json"
-
-
-FactsFormat = Annotated[Facts, typer.Option("--format", help="How facts are printed.")]
-
-
-def print_facts(facts: Any, format: Facts) -> None:
-    """Facts, or a list of such, on stdout."""
-    if format is Facts.json:
+def print_facts(facts: Any, format: str = "text") -> None:
+    """Print a mapping, or a list of mappings, to stdout: as JSON, or one line a key."""
+    if format == "json":
         print(json.dumps(facts, indent=2, ensure_ascii=False))
         return
-    entries = facts if isinstance(facts, list) else [facts]
-    for index, entry in enumerate(entries):
+    for index, entry in enumerate(facts if isinstance(facts, list) else [facts]):
         if index:
             print()
-        width = max(len(key) for key in entry)
+        width = max(len(LABELS.get(key, key)) for key in entry)
         for key, value in entry.items():
-            print(f"{key:{width}}  {_readable(key, value)}")
+            print(f"{LABELS.get(key, key):{width}}  {_as_text(key, value)}")
 
 
-def _readable(key: str, value: Any) -> str:
+def _as_text(key: str, value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{k} {_readable(k, v)}" for k, v in value.items()) or "-"
+        return ", ".join(f"{k} {_as_text(k, v)}" for k, v in value.items()) or "-"
     if isinstance(value, list):
-        return ", ".join(_readable("", item) for item in value) or "-"
+        return ", ".join(_as_text("", item) for item in value) or "-"
     if value is None:
         return "-"
-    if key in ("created", "updated", "since", "heartbeat") and isinstance(value, int | float):
-        from datetime import UTC, datetime
-
-        return f"{datetime.fromtimestamp(value, UTC):%Y-%m-%d %H:%M:%S} UTC"
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}" if key not in ("pid", "exit_code") else str(value)
-    return str(value)
+    if key in TIMES and isinstance(value, int | float):
+        text = f"{datetime.fromtimestamp(value, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    elif key == "rest_s":
+        text = str(timedelta(seconds=value))
+    elif isinstance(value, int) and not isinstance(value, bool) and key not in IDENTIFIERS:
+        text = f"{value:,}"
+    else:
+        text = str(value)
+    return text

@@ -71,7 +71,7 @@ def test_import_refuses_what_is_wrong_in_one_line(street: Path, tmp_path: Path) 
     for arguments, said in [
         ([source, target, "--from", "yolo"], "--from yolo: no such format"),
         ([f"{source}-2", target, "--from", "labelme"], f"{source}-2: no such folder"),
-        ([source, target, "--from", "coco"], "import it --from labelme"),
+        ([source, target, "--from", "coco"], "import it with --from labelme"),
         ([source, target, "--from", "labelme", "--classes", "wall,door"], "'window'"),
         ([source, target, "--from", "labelme", "--map", "x"], "--map x: must be old=new"),
         ([source, "/proc/labels", "--from", "labelme"], "/proc/labels: cannot be written to"),

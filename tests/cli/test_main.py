@@ -141,7 +141,7 @@ def test_only_without_retry_failed_is_refused(tmp_path: Path) -> None:
     work = tmp_path / "job.yaml"
     work.write_text("kind: segment\nimages: photos/\nmodel: model\noutput: run\n")
     result = cli("run", str(work), "--only", "timeout")
-    assert (result.returncode, result.stderr) == (2, "segbatch: --only goes with --retry-failed\n")
+    assert (result.returncode, result.stderr) == (2, "segbatch: --only needs --retry-failed\n")
 
 
 def test_status_and_audit_of_what_is_no_run_are_refused(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_status_and_audit_say_in_json_what_is_on_storage(whole_run: Any) -> None
     import json
 
     status = cli("status", whole_run.uri, "--format", "json")
-    assert json.loads(status.stdout)["failed"] == whole_run.info["counts"]["failed"]
+    assert json.loads(status.stdout)["failed"] == whole_run.info.counts.failed
     audit = cli("audit", whole_run.uri, "--deep", "--format", "json")
     assert audit.returncode == 0
     assert json.loads(audit.stdout)["rows"] == 21
