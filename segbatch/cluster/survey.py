@@ -187,7 +187,7 @@ class Reservoir:
 def count_left(state: RunState, size: int) -> Census:
     """Count what a started run still has to do, from its frozen manifest and its results."""
     rows = Table.open(storage.join(state.uri, "rows"))
-    done = sum(file["rows"] for file in rows.files()) if rows is not None else 0
+    done = sum(file.rows for file in rows.files()) if rows is not None else 0
     random = np.random.default_rng(SEED)
     slices = np.linspace(0, len(state.bounds) - 1, min(SLICES_READ, len(state.bounds))).astype(int)
     each = -(-size // len(slices))

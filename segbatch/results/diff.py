@@ -1,10 +1,10 @@
-"""Diff: one run held against another over the same images: coverages, and pixel by pixel.
+"""Compares two runs over the same images: coverages by class, and masks pixel by pixel.
 
-Images are joined on their URIs; one that stands in a run several times is joined with its
-counterparts in their order. Classes are the same where their fields are, as in the views of a
-query, whatever ids two models gave them.
+Images are joined on their URIs; if a URI occurs several times, its rows are joined in their order.
+Classes are the same if their fields are the same, as in the views of a query, whatever ids the two
+models gave them.
 
-DuckDB joins the rows, and spills what does not fit into the memory that it is given.
+DuckDB joins the rows, and spills to disk what does not fit into its memory limit.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from time import monotonic
-from typing import Any, cast
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -28,15 +28,16 @@ from segbatch.results.database import (
     quoted_text,
     register_filesystems,
     scan,
+    select_from,
 )
 from segbatch.results.disagreement import Counts, Pair, compare_masks
-from segbatch.results.query import unreadable
+from segbatch.results.query import query_failure
 from segbatch.results.runfolder import RunFolder
 from segbatch.results.schema import FAILED, OK, rows_schema
 
 MEMORY = "1GB"
-FETCHED_ROWS = 10_000  # at a time
-VOID = "void"  # pixels of no class
+FETCHED_ROWS = 10_000  # from DuckDB at a time
+VOID = "void"  # the name for pixels of no class
 
 PAIRS = """
 CREATE TABLE pairs AS
@@ -67,21 +68,21 @@ COUNTS = {
 class Diff:
     """How run B differs from run A. The relations are DuckDB's, computed when they are read.
 
-    ``facts``: what is compared, and how many images there are of each kind.
+    ``facts``: the runs and models compared, and the number of images of each kind.
 
-    ``images``: a row for each pair of images, and for each without a counterpart. ``uri``;
-    ``image_id``, ``status`` and ``error``, each with ``_a`` and ``_b``, null where it is not
-    there; ``disagreement``, the share of pixels with another class, 0 to 1, null where one of the
-    masks is missing; ``resized``, whether the smaller mask was brought to the grid of the larger
+    ``images``: a row for each pair of images, and for each image without a counterpart. ``uri``;
+    ``image_id``, ``status`` and ``error``, each with ``_a`` and ``_b``, null if the image is not in
+    that run; ``disagreement``, the share of pixels with another class, 0 to 1, null if one of the
+    masks is missing; ``resized``, whether the smaller mask was resized to the grid of the larger
     by nearest neighbour; ``coverage_distance``, the total variation distance of the coverages
-    (half the sum of all absolute changes), 0 to 1, which is at most the disagreement of masks of
-    one grid; ``change``, a struct of the coverage in B less that in A by class, null where one of
+    (half the sum of all absolute changes), 0 to 1, which for masks on one grid is at most the
+    disagreement; ``change``, a struct of the coverage in B minus that in A by class, null if one of
     the runs does not have the class.
 
-    ``coverage``: means over the images that are ok in both, by class: ``class, coverage_a,
+    ``coverage``: means over the images that are ok in both runs, by class: ``class, coverage_a,
     coverage_b, change``.
 
-    ``confusion``: pixels of all masks compared, by their class in A and in B, most pixels first:
+    ``confusion``: pixels of all compared masks, by their class in A and in B, most pixels first:
     ``class_a, class_b, pixels``, and ``share`` of the pixels that are ``class_a`` in A.
     """
 
@@ -91,8 +92,8 @@ class Diff:
     confusion: duckdb.DuckDBPyRelation
 
     def most_changed(self, limit: int = 20) -> duckdb.DuckDBPyRelation:
-        """Images with the most disagreement; without masks, with the largest coverage distance."""
-        return _ask(
+        """Images with the largest disagreement or, without masks, coverage distance."""
+        return select_from(
             self.images,
             "SELECT uri, disagreement, coverage_distance, change FROM answer"
             " WHERE disagreement > 0 OR coverage_distance > 0"
@@ -100,8 +101,8 @@ class Diff:
         )
 
     def one_sided(self, limit: int = 20) -> duckdb.DuckDBPyRelation:
-        """Images that are in one of the runs only, or failed in one of them only."""
-        return _ask(
+        """Images that are in only one of the runs, or failed in only one of them."""
+        return select_from(
             self.images,
             "SELECT uri, status_a, status_b, coalesce(error_a, error_b) AS error FROM answer"
             " WHERE status_a IS DISTINCT FROM status_b"
@@ -110,31 +111,32 @@ class Diff:
 
     def changed_pixels(self, limit: int = 20) -> duckdb.DuckDBPyRelation:
         """The part of ``confusion`` in which the classes differ."""
-        return _ask(self.confusion, f"SELECT * FROM answer WHERE class_a <> class_b LIMIT {limit}")
+        query = f"SELECT * FROM answer WHERE class_a <> class_b LIMIT {limit}"
+        return select_from(self.confusion, query)
 
     def notes(self) -> list[str]:
-        """What is to be known about the disagreement, a line each."""
+        """Limitations of the disagreement, one line each."""
         lines = {
             "without_mask": "have no mask in one of the runs: their disagreement is null",
-            "resized": "have masks of two sizes: the smaller was brought to the grid of the larger"
-            " by nearest neighbour",
+            "resized": "have masks of two sizes: the smaller was resized to the larger by nearest"
+            " neighbour",
         }
         return [
             f"{self.facts[key]:,} images {line}" for key, line in lines.items() if self.facts[key]
         ]
 
     def tables(self, limit: int = 20) -> dict[str, duckdb.DuckDBPyRelation]:
-        """What is looked at, by title; only tables that have a row."""
+        """The tables to print, by title; empty ones are left out."""
         tables = {
             "Coverage, mean over the images that are ok in both": self.coverage,
-            "Pixels that are of another class": self.changed_pixels(limit),
+            "Pixels whose class changed": self.changed_pixels(limit),
             "Images that changed most": self.most_changed(limit),
             "Images in one run only, or failed in one only": self.one_sided(limit),
         }
         return {title: rows for title, rows in tables.items() if rows.limit(1).fetchall()}
 
     def to_json(self, limit: int = 20) -> dict[str, Any]:
-        """All of it, but of the images at most ``limit`` of each kind."""
+        """Everything, but at most ``limit`` images of each kind."""
         return {
             **self.facts,
             "coverage": _records(self.coverage),
@@ -145,10 +147,10 @@ class Diff:
 
 
 def diff(a: RunFolder, b: RunFolder) -> Diff:
-    """Compare two runs as they are now, finished or not; of one that works, what is committed.
+    """Compare the committed rows of two runs, finished or not.
 
     Memory does not grow with the number of images. Raises :class:`~segbatch.errors.RunError` if
-    no image is in both, :class:`~segbatch.errors.Damaged` for a file that is, ``OSError`` if
+    no image is in both runs, :class:`~segbatch.errors.Damaged` for a damaged file, ``OSError`` if
     storage fails.
     """
     con = open_database()
@@ -156,7 +158,7 @@ def diff(a: RunFolder, b: RunFolder) -> Diff:
     register_filesystems(con, [a.uri, b.uri])
     try:
         con.execute(PAIRS.format(a=_rows(con, a, "a"), b=_rows(con, b, "b")))
-        _refuse_strangers(con, a, b)
+        _require_common_images(con, a, b)
         con.execute(TABLES)
         _compare(con, a, b)
         _fill_coverage(con, a.classes, b.classes)
@@ -167,11 +169,11 @@ def diff(a: RunFolder, b: RunFolder) -> Diff:
             confusion=con.sql("FROM confusion ORDER BY pixels DESC"),
         )
     except duckdb.Error as error:
-        raise unreadable(error) from error
+        raise query_failure(error) from error
 
 
 def _rows(con: duckdb.DuckDBPyConnection, run: RunFolder, side: str) -> str:
-    """The SELECT of a run's rows, each with its number among those of its URI."""
+    """The SELECT of a run's rows, numbered among rows with the same URI."""
     stats = run.table("stats") if run.finished else None
     table = stats or run.table("rows")
     folder = storage.join(run.uri, "stats" if stats else "rows")
@@ -183,8 +185,8 @@ def _rows(con: duckdb.DuckDBPyConnection, run: RunFolder, side: str) -> str:
     )
 
 
-def _refuse_strangers(con: duckdb.DuckDBPyConnection, a: RunFolder, b: RunFolder) -> None:
-    """Runs without a URI in common: the same images from another place, or others."""
+def _require_common_images(con: duckdb.DuckDBPyConnection, a: RunFolder, b: RunFolder) -> None:
+    """Refuse runs without a common URI: of other images, or of the same in another place."""
     [(common, only_a, only_b)] = con.execute(
         "SELECT count(*) FILTER (status_a IS NOT NULL AND status_b IS NOT NULL),"
         " min(uri) FILTER (status_b IS NULL), min(uri) FILTER (status_a IS NULL) FROM pairs"
@@ -198,10 +200,10 @@ def _refuse_strangers(con: duckdb.DuckDBPyConnection, a: RunFolder, b: RunFolder
 
 def _compare(con: duckdb.DuckDBPyConnection, a: RunFolder, b: RunFolder) -> None:
     """Fill the tables ``compared`` and ``confusion``."""
-    if any(run.info["job"].get("masks") == "none" for run in (a, b)):
-        return  # and the masks of the other need no reading
+    if any(run.info.job.get("masks") == "none" for run in (a, b)):
+        return  # without masks in one run, those of the other need not be read
     [(total,)] = con.execute(f"SELECT count(*) FROM pairs WHERE {BOTH_OK}").fetchall()
-    cursor = con.cursor()  # is read from while the connection writes
+    cursor = con.cursor()  # reads while the connection writes
     cursor.execute(
         f"SELECT file_a, image_id_a, file_b, image_id_b FROM pairs WHERE {BOTH_OK}"
         " ORDER BY file_a, file_b, image_id_a"
@@ -221,7 +223,7 @@ def _compare(con: duckdb.DuckDBPyConnection, a: RunFolder, b: RunFolder) -> None
 
 
 def _insert(con: duckdb.DuckDBPyConnection, table: str, *columns: Sequence[Any]) -> None:
-    """Insert rows, given by column."""
+    """Insert rows, given as columns."""
     con.execute(f"INSERT INTO {table} SELECT {', '.join(['unnest(?)'] * len(columns))}", columns)
 
 
@@ -236,8 +238,8 @@ def _facts(con: duckdb.DuckDBPyConnection, a: RunFolder, b: RunFolder) -> dict[s
     return {
         **{f"run_{side}": run.uri for side, run in (("a", a), ("b", b))},
         **{f"status_{side}": run.status for side, run in (("a", a), ("b", b))},
-        **{f"model_{side}": run.info["model"]["uri"] for side, run in (("a", a), ("b", b))},
-        "same_model": a.info["model"]["sha256"] == b.info["model"]["sha256"],
+        **{f"model_{side}": run.info.model.uri for side, run in (("a", a), ("b", b))},
+        "same_model": a.info.model.sha256 == b.info.model.sha256,
         "classes_only_in_a": [c.name for c in a.classes if c.field not in b.classes.fields],
         "classes_only_in_b": [c.name for c in b.classes if c.field not in a.classes.fields],
         **counts,
@@ -251,7 +253,7 @@ def _facts(con: duckdb.DuckDBPyConnection, a: RunFolder, b: RunFolder) -> dict[s
 def _images(a: Classes, b: Classes) -> str:
     """The SELECT of :attr:`Diff.images`."""
     changes, distances = [], []
-    for field in _names(a, b):
+    for field in _class_names(a, b):
         of_a, of_b = _coverage_of(field, a, "a"), _coverage_of(field, b, "b")
         changes.append(f"{quoted_text(field)}: {of_b} - {of_a}")
         distances.append(f"abs(coalesce({of_b}, 0) - coalesce({of_a}, 0))")
@@ -266,7 +268,7 @@ def _images(a: Classes, b: Classes) -> str:
 
 
 def _fill_coverage(con: duckdb.DuckDBPyConnection, a: Classes, b: Classes) -> None:
-    for field, name in _names(a, b).items():
+    for field, name in _class_names(a, b).items():
         of_a, of_b = _coverage_of(field, a, "a"), _coverage_of(field, b, "b")
         con.execute(
             f"INSERT INTO coverage SELECT ?, avg({of_a}) AS of_a, avg({of_b}) AS of_b, of_b - of_a"
@@ -276,7 +278,7 @@ def _fill_coverage(con: duckdb.DuckDBPyConnection, a: Classes, b: Classes) -> No
 
 
 def _fill_confusion(con: duckdb.DuckDBPyConnection, a: Classes, b: Classes, pixels: Counts) -> None:
-    names = _names(a, b)
+    names = _class_names(a, b)
     names_a, names_b = ([*(names[c.field] for c in classes), VOID] for classes in (a, b))
     rows, columns = np.nonzero(pixels)
     shares = pixels / pixels.sum(axis=1, keepdims=True).clip(1)
@@ -294,17 +296,12 @@ def _coverage_of(field: str, classes: Classes, side: str) -> str:
     return f"coverage_{side}.{quoted_name(field)}" if field in classes.fields else "NULL::FLOAT"
 
 
-def _names(a: Classes, b: Classes) -> dict[str, str]:
-    """The classes of both runs by field, those of A first; where both have one, A's name."""
+def _class_names(a: Classes, b: Classes) -> dict[str, str]:
+    """Field → name of the classes of both runs, those of A first; A's name for common classes."""
     names = {c.field: c.name for c in a}
     for c in b:
         names.setdefault(c.field, c.name)
     return names
-
-
-def _ask(relation: duckdb.DuckDBPyRelation, select: str) -> duckdb.DuckDBPyRelation:
-    """What ``select`` gives of a relation, which it calls ``answer``."""
-    return cast(duckdb.DuckDBPyRelation, relation.query("answer", select))
 
 
 def _records(relation: duckdb.DuckDBPyRelation) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Encode: label maps and what the model counted → rows as they will stand in the results."""
+"""Encodes label maps and the model's counts as rows of results."""
 
 from __future__ import annotations
 
@@ -23,24 +23,23 @@ from segbatch.results.stats import (
 )
 from segbatch.storage.arrow import binary_views
 
-# How the user's columns are called on their way, so that none of them is taken for a stage's own.
-USER = "user:"
+USER = "user:"  # prefix of user columns in the stages, so that none is taken for a stage's own
 
 
 def carried(name: str) -> str:
-    """The name of a manifest's column on its way through the stages."""
+    """The name of a manifest column within the stages."""
     return name if name in ("image_id", "uri") else f"{USER}{name}"
 
 
 def user_fields(carried_schema: pa.Schema) -> list[pa.Field]:
-    """The user's own columns, by their own names."""
+    """The user's columns, with their original names."""
     users = [field for field in carried_schema if field.name.startswith(USER)]
     return [field.with_name(field.name.removeprefix(USER)) for field in users]
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """What the rows of a run hold: ``schema`` is :func:`~segbatch.results.schema.rows_schema`."""
+    """What the rows of a run contain; ``schema`` is from :func:`.rows_schema`."""
 
     classes: Classes
     schema: pa.Schema
@@ -53,13 +52,13 @@ class Encoding:
 
 
 def encode(table: pa.Table, encoding: Encoding) -> pa.Table:
-    """One row of results for each row of ``table``, in the order and types of the schema.
+    """One row of results for each row of ``table``, with the columns and types of the schema.
 
-    ``table`` holds image_id, uri, the user's columns as :func:`carried`, ``error``, ``message``,
-    ``width``, ``height``, ``mask_width``, ``mask_height``, and of each image without an error
-    ``class_pixels`` (list of int64), ``class_confidence`` (list of float32, NaN where absent),
-    ``uncertainty``, and if :attr:`Encoding.wants_label_maps`, ``label_map`` (uint8 class ids, row
-    by row).
+    ``table`` has the columns image_id, uri, the user's columns as :func:`carried`, ``error``,
+    ``message``, ``width``, ``height``, ``mask_width`` and ``mask_height``, and for each image
+    without an error ``class_pixels`` (list of int64), ``class_confidence`` (list of float32, NaN
+    for absent classes), ``uncertainty`` and, if :attr:`Encoding.wants_label_maps`, ``label_map``
+    (uint8 class ids, row by row).
     """
     ok = table["error"].is_null().to_numpy()
     num_classes = len(encoding.classes)
@@ -117,7 +116,7 @@ def _column(
 
 
 def _label_maps(table: pa.Table, ok: npt.NDArray[np.bool_]) -> list[npt.NDArray[np.uint8] | None]:
-    """Views of the label maps, ``(mask_height, mask_width)`` uint8; ``None`` where failed."""
+    """Views of the label maps, ``(mask_height, mask_width)`` uint8; ``None`` for failed images."""
     heights = table["mask_height"].to_pylist()
     widths = table["mask_width"].to_pylist()
     return [
@@ -131,8 +130,8 @@ def _label_maps(table: pa.Table, ok: npt.NDArray[np.bool_]) -> list[npt.NDArray[
 def _per_class(
     lists: pa.ChunkedArray, ok: npt.NDArray[np.bool_], num_classes: int
 ) -> npt.NDArray[np.float64]:
-    """Lists of one value per class as ``(rows, classes)``; zeros where there is no list."""
-    values = np.zeros((len(lists), num_classes))  # counts of pixels are exact in float64
+    """Lists of one value per class as ``(rows, classes)``, with zeros in place of null lists."""
+    values = np.zeros((len(lists), num_classes))  # float64 holds pixel counts exactly
     flat = lists.combine_chunks().flatten().to_numpy(zero_copy_only=False)
     values[ok] = flat.reshape(-1, num_classes)
     return values

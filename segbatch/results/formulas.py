@@ -1,4 +1,4 @@
-"""Formulas: the arithmetic over coverages that a job file asks for.
+"""Formulas of a job file: arithmetic over the coverages of classes.
 
     window_to_wall: window / (window + wall + brick)
     greenery: 100 * (vegetation + "street tree")
@@ -7,9 +7,14 @@
     product = factor { ("*" | "/") factor }
     factor  = "-" factor | "(" sum ")" | number | class
 
-A class is written as its name or its field; a name of more than letters, digits and ``_`` stands
-in double quotes. Parsed here, never by SQL or ``eval``, into a postfix program: plain data that
-travels to workers and is evaluated for all images of a batch at once.
+A class is written as its name or its field; a name with characters other than letters, digits and
+``_`` is put in double quotes. Formulas are never run as SQL or Python. They are parsed into a
+postfix program, plain data that travels to workers and is evaluated for all images of a batch at
+once.
+
+Python's ``ast`` does not fit: it rejects class names that are keywords (``in``, ``lambda``),
+normalises unicode names, accepts ``1_000`` and comments, overflows on deep nesting, and its errors
+do not name the wrong token.
 """
 
 from __future__ import annotations
@@ -27,11 +32,11 @@ from segbatch.errors import InputError
 from segbatch.masks.classes import Classes, field_name
 from segbatch.results.schema import RESERVED_COLUMNS
 
-# Structs with a field a class, which the view `wide` takes apart.
+# Structs with a field for each class, which are columns of their own in the view `wide`.
 FLATTENED = ("pixels", "coverage", "confidence", "components")
 
 MAX_LENGTH = 10_000  # characters: the sum of 254 classes fits
-MAX_DEPTH = 50  # of parentheses and minus signs inside each other
+MAX_DEPTH = 50  # nested parentheses and minus signs
 
 Array = npt.NDArray[np.float64]
 Instruction = float | int | str  # push a number | push the coverage of a class | apply
@@ -59,7 +64,7 @@ TOKEN = re.compile(
 
 @dataclass(frozen=True)
 class Formula:
-    """A parsed formula; ``program`` is postfix and refers to classes by their ids."""
+    """A parsed formula; ``program`` is postfix and has class ids in place of names."""
 
     name: str
     text: str
@@ -67,10 +72,10 @@ class Formula:
 
     @classmethod
     def parse(cls, name: str, text: str, classes: Classes) -> Formula:
-        """The formula called ``name``, a column of its own, over the coverages of ``classes``.
+        """Parse the formula ``text``, which becomes the column ``name``.
 
-        Raises :class:`~segbatch.errors.InputError` for a name that cannot be a column, for what
-        is not arithmetic, and for an unknown class.
+        Raises :class:`~segbatch.errors.InputError` for a name that cannot be a column, for wrong
+        syntax, and for an unknown class.
         """
         where = f"formulas.{name}"
         if not re.fullmatch(r"[a-z_][a-z0-9_]*", name):
@@ -87,10 +92,10 @@ class Formula:
         return cls(name, text, _Parser(where, text, classes).parse())
 
     def evaluate(self, coverage: npt.NDArray[np.floating]) -> Array:
-        """Its value for each image, ``(rows,)`` float64, from coverages ``(rows, classes)``.
+        """The value for each image, ``(rows,)`` float64, from coverages ``(rows, classes)``.
 
-        NaN stands for null: where a step divides by zero or leaves the finite numbers, where the
-        result does not fit into float32, and where a coverage that it uses is NaN.
+        NaN stands for null: if a step divides by zero or its result is not finite, if the value
+        does not fit into float32, or if a coverage that the formula uses is NaN.
         """
         shares: Array = np.asarray(coverage, np.float64)
         stack: list[Array] = []
@@ -104,7 +109,7 @@ class Formula:
                     case str():
                         right, left = stack.pop(), stack.pop()
                         value = OPERATORS[instruction](left, right)
-                        # After each step: 1 / (1 / 0) would otherwise come back as 0.
+                        # After each step: 1 / (1 / 0) would otherwise be 0 again.
                         stack.append(np.where(np.isfinite(value), value, np.nan))
         (result,) = stack
         return np.where(np.abs(result) <= np.finfo(np.float32).max, result, np.nan)
@@ -117,7 +122,7 @@ class _Token(NamedTuple):
 
 
 class _Parser:
-    """Recursive descent over the tokens of one formula, emitting the postfix program."""
+    """A recursive-descent parser of one formula; it emits the postfix program."""
 
     def __init__(self, where: str, text: str, classes: Classes) -> None:
         self.where = where
@@ -128,7 +133,7 @@ class _Parser:
             for match in TOKEN.finditer(text)
             if (kind := match.lastgroup) is not None
         ]
-        self.index = 0  # of the token in hand
+        self.index = 0  # of the current token
         self.depth = 0
         self.program: list[Instruction] = []
 
@@ -157,7 +162,7 @@ class _Parser:
     def factor(self) -> None:
         self.depth += 1
         if self.depth > MAX_DEPTH:
-            raise self.error(f"more than {MAX_DEPTH} parentheses and signs inside each other")
+            raise self.error(f"more than {MAX_DEPTH} nested parentheses and signs")
         if self.take("-"):
             self.program.append(-1.0)
             self.factor()
@@ -177,7 +182,7 @@ class _Parser:
         self.depth -= 1
 
     def take(self, *symbols: str) -> str | None:
-        """The symbol in hand, moving on to the next token, or ``None`` if it is another one."""
+        """The current token if it is one of ``symbols``, which is then consumed, else ``None``."""
         token = self.token
         if token.kind != "symbol" or token.text not in symbols:
             return None
@@ -199,7 +204,7 @@ class _Parser:
 
 
 def _spelling(name: str) -> str:
-    """A class as it is written in a formula."""
+    """A class name as written in a formula."""
     if re.fullmatch(NAME, name):
         return name
     return field_name(name) if '"' in name else f'"{name}"'

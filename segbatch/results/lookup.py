@@ -1,4 +1,4 @@
-"""Mask lookup: one mask by its id, in one small read of a run of any size."""
+"""Looks up the mask of one image, with one small read from a run of any size."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ from segbatch.storage.uris import without_query
 
 
 def label_map(run: RunFolder, image_id: int) -> npt.NDArray[np.uint8] | None:
-    """The mask of one image, ``(mask_height, mask_width)`` uint8 class ids; otherwise as
-    :func:`mask_png`.
+    """The mask of one image, ``(mask_height, mask_width)`` uint8 class ids.
+
+    ``None`` and errors as in :func:`mask_png`.
     """
     png = mask_png(run, image_id)
     try:
@@ -33,20 +34,20 @@ def label_map(run: RunFolder, image_id: int) -> npt.NDArray[np.uint8] | None:
 
 
 def mask_png(run: RunFolder, image_id: int) -> bytes | None:
-    """The mask of one image as it is stored; ``None`` where it failed or no masks are stored.
+    """The mask of one image as it is stored; ``None`` if it failed or no masks are stored.
 
-    Raises :class:`~segbatch.errors.RunError` for an id that has no row,
-    :class:`~segbatch.errors.UnreadableMask` where the file is damaged that it is in, ``OSError`` if
-    storage fails.
+    Raises :class:`~segbatch.errors.RunError` for an id without a row,
+    :class:`~segbatch.errors.UnreadableMask` if the mask's file is damaged, ``OSError`` if storage
+    fails.
     """
     try:
         return _mask_png(run, image_id)
-    except FileNotFoundError:  # swept away at the finish after the table had been looked at
+    except FileNotFoundError:  # replaced and swept since the table was opened: open it again
         return _mask_png(open_folder(run.uri), image_id)
 
 
 def unreadable_mask(run: RunFolder, image_id: int, why: SegbatchError) -> UnreadableMask:
-    """What to raise for a damaged mask: it names the image by its URI, too."""
+    """The error to raise for a damaged mask; it also names the image's URI, if that is readable."""
     try:
         row = _find_row(_table(run), image_id, "uri")
     except (Damaged, OSError):
@@ -76,12 +77,12 @@ def _mask_png(run: RunFolder, image_id: int) -> bytes | None:
 
 
 def _table(run: RunFolder) -> Table | None:
-    """The table that knows where the mask of an image is."""
+    """The table in which to find an image's row."""
     return run.finished_stats or run.table("rows")
 
 
 def _find_row(table: Table | None, image_id: int, column: str) -> dict[str, Any] | None:
-    """The row of an image, from the files that may have it by what the table's log says."""
+    """The row of an image, from those files whose range of ids includes it."""
     if table is None:
         return None
     files = (f.name for f in table.files() if f.first_id <= image_id <= f.last_id)
@@ -90,7 +91,7 @@ def _find_row(table: Table | None, image_id: int, column: str) -> dict[str, Any]
 
 
 def _read_row(folder: str, name: str, image_id: int, column: str) -> dict[str, Any] | None:
-    """``column`` of the row with this id, from the only row group that may have it.
+    """``column`` of the row with this id, from the row groups whose range of ids includes it.
 
     Raises :class:`~segbatch.errors.Damaged`, or ``OSError`` if storage fails.
     """
@@ -103,7 +104,7 @@ def _read_row(folder: str, name: str, image_id: int, column: str) -> dict[str, A
     try:
         with pq.ParquetFile(path, filesystem=source, page_checksum_verification=True) as parquet:
             for group in range(parquet.num_row_groups):
-                ids = parquet.metadata.row_group(group).column(0).statistics  # of image_id
+                ids = parquet.metadata.row_group(group).column(0).statistics  # image_id
                 if ids.min <= image_id <= ids.max:
                     rows = parquet.read_row_group(group, columns=["image_id", column])
                     found: list[dict[str, Any]] = rows.filter(

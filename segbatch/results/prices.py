@@ -1,4 +1,4 @@
-"""Prices: a table that the user can edit. The one that comes with segbatch is ``prices.yaml``."""
+"""The price table, which users can replace by their own; ``prices.yaml`` is the shipped one."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Instance(Strict):
-    """One kind of machine: prices of an hour, and what is known of it."""
+    """One instance type: prices per hour, and its hardware where known."""
 
     on_demand: Price
     spot: Price | None = None
     gpu: str | None = None
-    """The GPU's name, or one word of it."""
+    """The GPU's name, or a word of it."""
     gbps: Annotated[float, Field(gt=0)] | None = None
-    """Gigabits a second that it can read at all times."""
+    """Sustained network bandwidth, in gigabits per second."""
 
 
-class Requests(Strict):
-    """Prices of a million requests to object storage."""
+class RequestPrices(Strict):
+    """Prices per million requests to object storage."""
 
     get: Price
     put: Price
@@ -39,31 +39,31 @@ class Requests(Strict):
 
 
 class Prices(Strict):
-    """The whole table."""
+    """The whole price table."""
 
     date: date
-    """Of the prices."""
+    """The date of the prices."""
     currency: str
     region: str = ""
-    """What they are the prices of."""
+    """The cloud region that the prices are for."""
     node_start_minutes: Annotated[float, Field(ge=0)]
-    """From asking for a node to a worker on it."""
-    requests_per_million: Requests
+    """Minutes from the request for a node until a worker runs on it."""
+    requests_per_million: RequestPrices
     storage_gb_month: Price
-    """Of 10⁹ bytes of results, for a month."""
+    """For 10⁹ bytes of results, per month."""
     transfer_gb: Price = 0.0
-    """Of 10⁹ bytes of images that are read."""
+    """For 10⁹ bytes of images that are read."""
     instances: dict[str, Instance] = Field(default_factory=dict)
 
-    def of(self, instance: str | None, *, spot: bool) -> float | None:
-        """The price of an hour; ``None`` if it is not in the table."""
+    def per_hour(self, instance: str | None, *, spot: bool) -> float | None:
+        """The price of an instance type per hour; ``None`` if it is not in the table."""
         found = self.instances.get(instance or "")
         if found is None:
             return None
         return found.spot if spot else found.on_demand
 
-    def of_requests(self, requests: dict[str, int]) -> float:
-        """The price of requests by kind: get, put, list."""
+    def for_requests(self, requests: dict[str, int]) -> float:
+        """The price of requests, given by kind: get, put, list."""
         each = self.requests_per_million
         return (
             requests["get"] * each.get + requests["put"] * each.put + requests["list"] * each.list
@@ -71,9 +71,9 @@ class Prices(Strict):
 
 
 def read_prices(uri: str | None) -> Prices:
-    """The table at ``uri``, or the one that comes with segbatch.
+    """The table at ``uri``, or the shipped one.
 
-    Raises :class:`~segbatch.errors.InputError`, one line for each mistake.
+    Raises :class:`~segbatch.errors.InputError` with one line for each mistake.
     """
     if uri is None:
         name, data = SHIPPED, resources.files(__package__).joinpath(SHIPPED).read_bytes()

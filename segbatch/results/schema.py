@@ -1,7 +1,7 @@
-"""The columns of a run's tables, written out: a contract (docs/results.md is made from it).
+"""The schemas of a run's tables, column by column; docs/reading-results.md explains them to users.
 
-One schema for every file of a table: an all-null column of one block would otherwise get Arrow's
-type ``null`` and files of one table would disagree.
+All files of a table have one schema, written out here: Arrow would infer the type ``null`` for a
+column that happens to be all null in one block, and files of one table would disagree.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from segbatch.masks.classes import Classes
 OK = "ok"
 FAILED = "failed"
 
-# Reasons of a failed row. The first group may pass by itself, so that a later pass tries again.
+# Errors of failed rows. Transient ones may go away: a later pass does the images again.
 TRANSIENT_ERRORS = ("timeout", "unavailable")
 PERMANENT_ERRORS = (
     "not_found", "forbidden", "truncated", "undecodable", "unsupported", "too_large", "crashed",
@@ -32,7 +32,7 @@ BOX = pa.struct(
     ]
 )
 
-# Names that a user's column must not have, in any case: ours, in tables and in query views.
+# Our names in tables and query views, which a user's column must not have, in upper or lower case.
 RESERVED_COLUMNS = frozenset(
     {
         "image_id", "uri", "status", "error", "message", "width", "height", "mask_width",
@@ -54,7 +54,7 @@ def rows_schema(
     formulas: Sequence[str] = (),
     user_columns: Sequence[pa.Field] = (),
 ) -> pa.Schema:
-    """Schema of the table ``rows/``: one row per image, with its mask.
+    """The schema of the table ``rows/``: one row per image, with its mask.
 
     ``stats`` holds the optional statistics (``confidence``, ``components``, ``boxes``),
     ``formulas`` the names of the job's formulas, ``user_columns`` the manifest's own columns.
@@ -88,7 +88,7 @@ def rows_schema(
 
 
 def stats_schema(rows: pa.Schema) -> pa.Schema:
-    """Schema of the table ``stats/``: ``rows`` without masks, and where each mask is."""
+    """The schema of the table ``stats/``: ``rows`` without masks, plus the place of each mask."""
     fields = [field for field in rows if field.name != "mask"]
     return pa.schema(
         [

@@ -1,7 +1,7 @@
-"""Statistics of label maps, and the struct columns that they are stored in.
+"""Statistics of label maps, and the Arrow struct columns that store them.
 
-What is counted is one image's; the columns are built for all images of a file at once, with the
-very types of :mod:`segbatch.results.schema`. A failed image is a null struct.
+Statistics are computed for one image at a time. Columns are built for all images of a file at once,
+with the types of :mod:`segbatch.results.schema`. A failed image is a null struct.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from segbatch.results.schema import BOX
 
 @dataclass(frozen=True)
 class Regions:
-    """The 8-connected regions of one label map, the largest first; ignored pixels are in none.
+    """The 8-connected regions of one label map, largest first; ignored pixels belong to none.
 
     ``class_ids`` is ``(regions,)`` uint8, 0 to 254. ``boxes`` is ``(regions, 5)`` int64: x and y
     of the top left corner from 0, width, height, and the region's own pixels.
@@ -30,7 +30,7 @@ class Regions:
 
 
 def count_pixels(label_map: npt.NDArray[np.uint8], num_classes: int) -> npt.NDArray[np.int64]:
-    """Pixels of each class, ``(classes,)`` int64, in a uint8 label map; others are not counted."""
+    """Pixels of each class, ``(classes,)`` int64, in a uint8 label map; other ids are ignored."""
     return np.bincount(label_map.ravel(), minlength=num_classes)[:num_classes]
 
 
@@ -47,7 +47,7 @@ def coverage(pixels: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
 def count_components(label_map: npt.NDArray[np.uint8], num_classes: int) -> npt.NDArray[np.int32]:
     """8-connected regions of each class, ``(classes,)`` int32, in a ``(height, width)`` uint8 map.
 
-    Where boxes are wanted as well, :func:`find_regions` and :func:`count_regions` do it in one.
+    If boxes are needed, too, :func:`find_regions` with :func:`count_regions` labels only once.
     """
     _, class_ids = _label_regions(label_map)
     return _count(class_ids, num_classes)
@@ -56,11 +56,11 @@ def count_components(label_map: npt.NDArray[np.uint8], num_classes: int) -> npt.
 def find_regions(label_map: npt.NDArray[np.uint8]) -> Regions:
     """The 8-connected regions of a ``(height, width)`` uint8 label map.
 
-    Regions of one size stand in the order of their first pixels, row by row.
+    Regions of equal size are in the order of their first pixels, row by row.
     """
     labels, class_ids = _label_regions(label_map)
     statistics = cc3d.statistics(labels, no_slice_conversion=True)
-    pixels = statistics["voxel_counts"][1:].astype(np.int64)  # entry 0: what is in no region
+    pixels = statistics["voxel_counts"][1:].astype(np.int64)  # entry 0: pixels in no region
     top, bottom, left, right = statistics["bounding_boxes"][1:].astype(np.int64).T
     boxes = np.stack([left, top, right - left + 1, bottom - top + 1, pixels], axis=1)
     largest_first = np.argsort(-pixels, kind="stable")
@@ -75,12 +75,11 @@ def count_regions(regions: Regions, num_classes: int) -> npt.NDArray[np.int32]:
 def struct_column(
     values: npt.NDArray[np.generic], valid: npt.NDArray[np.bool_], struct: pa.StructType
 ) -> pa.StructArray:
-    """A column of structs from ``(rows, fields)`` values, one field per class or formula.
+    """A struct column from ``(rows, fields)`` values, with a field for each class or formula.
 
-    Where ``valid``, ``(rows,)`` bool, is false, the struct is null, whatever the values are;
-    elsewhere NaN becomes a null field. ``struct`` is the column's type in ``rows_schema``:
-    ``pixels``, ``coverage``, ``confidence``, ``formulas`` or ``components``. Raises
-    ``ValueError`` where the shapes do not fit it.
+    A row's struct is null where ``valid``, ``(rows,)`` bool, is false; otherwise NaN becomes a null
+    field. ``struct`` is the type in ``rows_schema`` of ``pixels``, ``coverage``, ``confidence``,
+    ``formulas`` or ``components``. Raises ``ValueError`` if the shapes do not fit it.
     """
     if values.shape != (len(valid), struct.num_fields):
         raise ValueError(f"{values.shape} values for {len(valid)} rows × {struct.num_fields}")
@@ -94,10 +93,10 @@ def struct_column(
 
 
 def boxes_column(regions: Sequence[Regions | None], struct: pa.StructType) -> pa.StructArray:
-    """The column ``boxes`` from the regions of each image, ``None`` where it failed.
+    """The column ``boxes`` from the regions of each image, ``None`` for failed images.
 
-    ``struct`` is the column's type in ``rows_schema``. A class that an image does not have gets
-    an empty list.
+    ``struct`` is the column's type in ``rows_schema``. A class without a region in an image has an
+    empty list.
     """
     nothing = Regions(np.empty(0, np.uint8), np.empty((0, 5), np.int64))
     found = [nothing if image is None else image for image in regions]
@@ -107,7 +106,7 @@ def boxes_column(regions: Sequence[Regions | None], struct: pa.StructType) -> pa
     class_ids = np.concatenate([nothing.class_ids, *(image.class_ids for image in found)])
     boxes = np.concatenate([nothing.boxes, *(image.boxes for image in found)])
 
-    # One list after the other: all of the first class, row by row, then all of the second.
+    # Boxes in the order of the lists: those of the first class, row by row, then of the second, …
     list_of = class_ids * np.int64(num_rows) + row_of
     boxes = boxes[np.argsort(list_of, kind="stable")]
     lengths = np.bincount(list_of, minlength=num_rows * struct.num_fields)
@@ -130,12 +129,12 @@ def boxes_column(regions: Sequence[Regions | None], struct: pa.StructType) -> pa
 def _label_regions(
     label_map: npt.NDArray[np.uint8],
 ) -> tuple[npt.NDArray[np.unsignedinteger], npt.NDArray[np.uint8]]:
-    """The region of each pixel, from 1, or 0 in none; and the class ids of regions 1, 2, …"""
-    # cc3d takes 0 for background. One more, in uint8, brings ignore (255) there and class 0 away.
+    """The region of each pixel, from 1, or 0 for none, and the class ids of regions 1, 2, …"""
+    # cc3d takes 0 as background. Adding 1 in uint8 turns ignore (255) into 0, and class 0 into 1.
     shifted = np.ascontiguousarray(label_map) + np.uint8(1)
     labels, num_regions = cc3d.connected_components(shifted, connectivity=8, return_N=True)
     class_ids = np.empty(num_regions + 1, np.uint8)
-    class_ids[labels.ravel()] = label_map.ravel()  # every pixel of a region says the same
+    class_ids[labels.ravel()] = label_map.ravel()  # all pixels of a region agree
     return labels, class_ids[1:]
 
 

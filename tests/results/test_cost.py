@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 
-from segbatch.results.cost import Stored, facts, find_stored
+from segbatch.results.cost import ObjectStorageUse, cost_facts, object_storage_use
 from segbatch.results.prices import read_prices
 from segbatch.results.runinfo import Start
 from tests.written_run import with_uris, write_run
 
 GPU_NODE = {"cpus": 16.0, "gpus": 1.0, "instance": "g6.4xlarge", "spot": True}
 HEAD = {"cpus": 0.0, "gpus": 0.0, "instance": "m6i.large", "spot": False}
-ALL, NOTHING = Stored(1.0, True), Stored(0.0, False)
+ALL, NOTHING = ObjectStorageUse(1.0, True), ObjectStorageUse(0.0, False)
 
 
 def start(*nodes: dict[str, Any], **more: Any) -> Start:
@@ -33,7 +33,7 @@ def start(*nodes: dict[str, Any], **more: Any) -> Start:
 
 def test_machines_of_known_prices_give_an_estimate() -> None:
     first = start({**GPU_NODE, "seconds": 7200}, {**HEAD, "seconds": 3600})
-    told = facts([first, start({**GPU_NODE, "seconds": 3600})], read_prices(None), ALL)
+    told = cost_facts([first, start({**GPU_NODE, "seconds": 3600})], read_prices(None), ALL)
     assert told["machines"] == "g6.4xlarge (spot): 3.0 hours; m6i.large: 1.0 hours"
     assert told["workers"] == "1 or more × 1 GPU (cuda): 8.0 worker-hours, 75% of them predicting"
     assert told["read and written"] == "400.0 GB of images, 40.0 GB of rows"
@@ -48,10 +48,12 @@ def test_machines_of_known_prices_give_an_estimate() -> None:
 def test_money_is_not_guessed() -> None:
     unknown = {"cpus": 4.0, "gpus": 0.0, "instance": None, "spot": None, "seconds": 90.0}
     priced = {**HEAD, "seconds": 10}
-    told = facts([start(unknown, priced)], read_prices(None), ALL)
+    told = cost_facts([start(unknown, priced)], read_prices(None), ALL)
     assert told["machines"] == "nodes of 4 CPUs: 1.5 minutes; m6i.large: 0.2 minutes"
     assert told["estimated cost"] == ""
-    told = facts([start({**unknown, "instance": "n2-standard-4"}, priced)], read_prices(None), ALL)
+    told = cost_facts(
+        [start({**unknown, "instance": "n2-standard-4"}, priced)], read_prices(None), ALL
+    )
     assert told["estimated cost"] == "not known: no price of n2-standard-4"
 
 
@@ -59,13 +61,16 @@ def test_only_object_storage_bills_requests_and_transfer() -> None:
     prices = read_prices(None).model_copy(update={"transfer_gb": 0.01})
     worked = [start({**HEAD, "seconds": 3600})]
 
-    def told(stored: Stored) -> tuple[str, str]:
-        found = facts(worked, prices, stored)
+    def told(stored: ObjectStorageUse) -> tuple[str, str]:
+        found = cost_facts(worked, prices, stored)
         return found["requests, about"], found["estimated cost"].split("transfer ")[1][:4]
 
     assert told(NOTHING) == ("", "0.00")
-    assert told(Stored(0.5, False)) == ("500,000 GET", "1.20")  # 0.20 of them, and 1.00 of 100 GB
-    assert told(Stored(0.0, True)) == ("22,000 GET, 2,003 PUT", "0.02")
+    assert told(ObjectStorageUse(0.5, False)) == (
+        "500,000 GET",
+        "1.20",
+    )  # 0.20 of them, and 1.00 of 100 GB
+    assert told(ObjectStorageUse(0.0, True)) == ("22,000 GET, 2,003 PUT", "0.02")
     assert told(ALL) == ("1,022,000 GET, 2,003 PUT", "2.42")
 
 
@@ -73,11 +78,13 @@ def test_what_is_in_object_storage_is_told_by_the_uris(tmp_path: Path) -> None:
     uris = ["s3://b/a.jpg", "gs://b/b#t=1.jpg", "/b/s3://c.jpg", "https://b/d.jpg",
             "s3://b/e.mp4#t=0.040", "s3a://b/f.jpg", "az://b/g.jpg", "file:///b/h.jpg"]  # fmt: skip
     run = write_run(str(tmp_path / "run"), num_ok=8, failed=(), finished=False)
-    assert find_stored(run) == Stored(1.0, False)
+    assert object_storage_use(run) == ObjectStorageUse(1.0, False)
     run.info.job["output"] = "s3://runs/it"  # of which this is a copy
-    assert find_stored(with_uris(run, uris.__getitem__)) == Stored(0.5, True)
+    assert object_storage_use(with_uris(run, uris.__getitem__)) == ObjectStorageUse(0.5, True)
 
 
 @pytest.mark.parametrize("starts", [[], [{"at": 0.0, "device": "cpu"}]])
 def test_what_an_early_run_does_not_say_is_left_out(starts: list[dict[str, Any]]) -> None:
-    assert not any(facts([Start(**start) for start in starts], read_prices(None), ALL).values())
+    assert not any(
+        cost_facts([Start(**start) for start in starts], read_prices(None), ALL).values()
+    )
