@@ -16,6 +16,8 @@ import yaml
 
 from segbatch.errors import SourceError
 
+BATCH_ROWS = 65_536  # of every stream of record batches
+
 # Types that travel under another one; signed integers, so that every reader knows them.
 _TRAVELS_AS = {
     pa.uint8(): pa.int16(),

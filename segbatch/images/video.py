@@ -1,7 +1,12 @@
-"""Videos: whatever PyAV opens → RGB frames as a viewer sees them, from any storage.
+"""Videos as sources of images: a row for each frame, and the frames as PNG files.
 
-A video is read by ranges as it is decoded, so that its length costs no memory. Files that are only
-lists of other files (playlists) find none of them: what is opened is the file that was named.
+A row's URI is that of its video followed by ``#t=12.480``, the frame's time in seconds (W3C Media
+Fragments). The fragment alone makes it a frame: every other URI is a file, whatever its name.
+Frames are read as PNG files and take the same way as every other image from there on.
+
+PyAV reads any format that it opens, from any storage. A video is read by ranges while it is
+decoded, so its length costs no memory. A file that only lists other files (a playlist) cannot make
+FFmpeg open any of them.
 """
 
 from __future__ import annotations
@@ -27,58 +32,257 @@ from PIL import Image
 from segbatch import storage
 from segbatch.config.images import is_photograph_name
 from segbatch.errors import Incomplete, SourceError
+from segbatch.images.columns import BATCH_ROWS
 from segbatch.images.faults import Undecodable
-from segbatch.images.listing import local_copy, reading
-from segbatch.storage.uris import shown
+from segbatch.images.listing import download, reading_source
+from segbatch.storage.uris import without_query
 
 if TYPE_CHECKING:
     from av.container import InputContainer
 
+FRAME_COLUMNS = [pa.field("frame", pa.int64()), pa.field("time_s", pa.float64())]
+FRAGMENT = r"#t=-?\d+\.\d{3}"  # at the end of a frame's URI
+_FRAME_URI = re.compile(rf"(.+){FRAGMENT}", re.S)
+
 _READ_BYTES = 1 << 20  # at a time: each is a request to object storage
+_SEEK_BEFORE_S = 0.5  # because frames are not stored in the order in which they are shown
 
-
-# What a header may say too much without the file being cut off: the last frame's duration is a
-# guess in many of them.
+# A header may overstate the length of an intact video by this much: in many of them the duration of
+# the last frame is a guess.
 _TOLERANCE_S = 1.0
+# Formats whose header declares the length of the video. For other formats FFmpeg estimates it from
+# the file's size, so a video that was cut off never looks too short.
+_DECLARING_FORMATS = ("mov", "matroska")
+
+_NO_FRAME = Undecodable("undecodable", "this frame cannot be decoded")
+_AFTER_THE_END = Undecodable("truncated", "the video breaks off before this frame")
 
 
-# Formats whose header says how long the video is; of the others, FFmpeg works it out from the
-# file's size, and one that was cut off is as long as it is.
-_DECLARING = ("mov", "matroska")
+def is_frame(uri: str) -> bool:
+    """Whether ``uri`` is that of a frame, as :func:`frame_uri` writes it.
+
+    ``photo.jpg#t=1.000`` is not: a photograph may have that name.
+    """
+    frame = _FRAME_URI.fullmatch(uri)
+    return frame is not None and not is_photograph_name(frame[1])
+
+
+def frame_uri(video: str, time_s: float) -> str:
+    """The URI of the frame of ``video`` that is shown at ``time_s``."""
+    return f"{video}#t={time_s:.3f}"
+
+
+# ----------------------------------------------------------------------------------- listing frames
+
+
+def expand_videos(batch: pa.RecordBatch, every: float | None) -> Iterator[pa.RecordBatch]:
+    """A row for each frame of the videos in ``batch``, with ``frame`` (from 0) and ``time_s``.
+
+    ``every`` takes the first frame in each interval of so many seconds. A video that breaks off has
+    one row more, for the frame that would come next. One that cannot be read has one row, for the
+    frame at its beginning, with neither number nor time. Reading these rows gives the reason. A
+    photograph, by its name, passes through. Raises ``Incomplete`` where storage does not answer.
+    """
+    for row, video in enumerate(batch.column("uri").to_pylist()):
+        times: list[float | None] = [None]
+        numbers = [0]
+        is_photograph = is_photograph_name(video)
+        if not is_photograph:
+            with suppress(SourceError):
+                known_times, end = frame_times(video)
+                times, numbers = [*known_times], _sampled(known_times, every)
+                if end is not None:
+                    numbers.append(len(times))
+                    times.append(end)
+        for start in range(0, len(numbers), BATCH_ROWS):
+            part = numbers[start : start + BATCH_ROWS]
+            chosen = [times[number] for number in part]
+            repeated = batch.take(pa.array([row] * len(part)))
+            columns = dict(zip(batch.schema.names, repeated.columns, strict=True))
+            columns["uri"] = pa.array(
+                [video if is_photograph else frame_uri(video, time or 0.0) for time in chosen]
+            )
+            known = [None if time is None else n for n, time in zip(part, chosen, strict=True)]
+            columns["frame"] = pa.array(known, pa.int64())
+            columns["time_s"] = pa.array(chosen, pa.float64())
+            yield pa.RecordBatch.from_pydict(columns)
+
+
+def _sampled(times: Sequence[float], every: float | None) -> list[int]:
+    """Numbers of the frames to take."""
+    if every is None:
+        return list(range(len(times)))
+    taken: dict[int, int] = {}
+    for number, time in enumerate(times):
+        taken.setdefault(int(time / every), number)
+    return list(taken.values())
+
+
+def frame_times(uri: str) -> tuple[list[float], float | None]:
+    """When each frame of a video is shown, in seconds, sorted; and where the video breaks off
+    before its declared end, ``None`` if it does not.
+
+    The times come from the packets, which takes reading but no decoding; only a video whose packets
+    lack them is decoded. Raises as :func:`open_video`, and ``SourceError`` for a video without any
+    frame.
+    """
+    times: list[float | None] = []
+    end_s, picture_end_s, is_torn = 0.0, 0.0, False
+    with open_video(uri) as video:
+        picture = picture_stream(video)
+        try:
+            for packet in video.demux():  # of sound too, which may go on after the picture
+                start = None if packet.pts is None else float(packet.pts * packet.time_base)
+                if start is not None:
+                    duration = float((packet.duration or 0) * packet.time_base)
+                    end_s = max(end_s, start + duration)
+                if packet.stream.index == picture.index and packet.size and not packet.is_discard:
+                    times.append(start)
+                    picture_end_s = max(picture_end_s, end_s if start is None else start + duration)
+        except av.FFmpegError:
+            is_torn = True
+        is_torn = is_torn or is_cut_off(video, end_s)
+    if None in times:
+        with open_video(uri) as video:
+            times = [frame.time for frame, _ in _decode_frames(video, None)]
+    known = sorted(time for time in times if time is not None)
+    if not known:
+        raise SourceError(f"{without_query(uri)}: no frame in it")
+    return known, max(picture_end_s, known[-1] + 0.001) if is_torn else None
+
+
+# ----------------------------------------------------------------------------------- reading frames
+
+
+def read_frames(uris: Sequence[str]) -> list[bytes | Undecodable | storage.Unreadable]:
+    """PNG of each frame, or why there is none, in the order of ``uris``. A video is opened once for
+    all its frames that follow each other in ``uris``. Raises nothing for what storage answers.
+    """
+    contents: list[bytes | Undecodable | storage.Unreadable] = []
+    parts = [uri.rpartition("#t=") for uri in uris]
+    for video, group in groupby(parts, key=itemgetter(0)):
+        wanted = [time for _, _, time in group]
+        try:
+            found = _read_frames_of(video, wanted)
+            contents += [found.get(time, _NO_FRAME) for time in wanted]
+        except (SourceError, Incomplete) as error:
+            contents += [_why_unreadable(error)] * len(wanted)
+    return contents
+
+
+def _why_unreadable(error: SourceError | Incomplete) -> Undecodable | storage.Unreadable:
+    message = storage.one_line(error)
+    if isinstance(error, Incomplete):
+        return storage.Unreadable("unavailable", message)
+    if isinstance(error.__cause__, FileNotFoundError):
+        return storage.Unreadable("not_found", message)
+    if isinstance(error.__cause__, PermissionError):
+        return storage.Unreadable("forbidden", message)
+    return Undecodable("undecodable", message)
+
+
+Frames = dict[str, bytes | Undecodable]  # by their times, as written in their URIs
+
+
+def _read_frames_of(video: str, wanted: Sequence[str]) -> Frames:
+    """Frames that can be decoded; :data:`_AFTER_THE_END` for those after the end of the video."""
+    first = min(map(float, wanted))
+    if first > _SEEK_BEFORE_S:
+        found, begins = _scan(video, wanted, first - _SEEK_BEFORE_S)
+        if begins is not None and begins <= first:
+            return found
+        # The seek went past the first frame that is wanted: read from the beginning.
+    found, _ = _scan(video, wanted, None)
+    return found
+
+
+def _scan(video: str, wanted: Sequence[str], start_s: float | None) -> tuple[Frames, float | None]:
+    """As :func:`_read_frames_of`, from ``start_s`` on; also the time of the first frame seen."""
+    found: Frames = {}
+    last, num_wanted = max(map(float, wanted)), len(set(wanted))
+    begins = ends = None
+    with open_video(video) as container:
+        for frame, time in _decode_frames(container, start_s):
+            begins, ends = (time if begins is None else begins), time
+            text = f"{time:.3f}"
+            if text in wanted and text not in found and not frame.is_corrupt:
+                found[text] = _as_png(frame)
+            if time > last or len(found) == num_wanted:
+                break
+        else:
+            after = {time for time in wanted if ends is None or float(time) > ends}
+            found |= dict.fromkeys(after - set(found), _AFTER_THE_END)
+    return found, begins
+
+
+def _decode_frames(
+    container: InputContainer, start_s: float | None
+) -> Iterator[tuple[av.VideoFrame, float]]:
+    """Frames and their times; packets that cannot be decoded are skipped."""
+    picture = picture_stream(container)
+    picture.codec_context.thread_count = 1  # tasks of one CPU read many videos at the same time
+    try:
+        if start_s is not None and start_s > 0:
+            container.seek(round(start_s * av.time_base))
+        for packet in container.demux(picture):
+            try:
+                frames = picture.decode(packet)
+            except av.FFmpegError:
+                continue
+            for frame in frames:
+                if frame.pts is not None:
+                    yield frame, frame.time
+    except av.FFmpegError:
+        return  # the file ends there
+
+
+def _as_png(frame: av.VideoFrame) -> bytes:
+    """PNG, not PPM: PPM would take 2 ms of a CPU to write and read where PNG takes 65 (at 960×540),
+    but 4 times the memory for large frames. A block holds as many frames as fit at the model's
+    size; nothing bounds their size before that. And browsers and label tools open a PNG.
+    """
+    buffer = io.BytesIO()
+    Image.fromarray(upright_pixels(frame)).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+# ----------------------------------------------------------------------------------- opening videos
 
 
 @contextmanager
-def opened(uri: str) -> Iterator[InputContainer]:
+def open_video(uri: str) -> Iterator[InputContainer]:
     """The video at ``uri``, to be read from its beginning.
 
-    Raises ``SourceError`` if it is not there, is no video, or has no picture in it, and
+    Raises ``SourceError`` if it is missing, is no video, or has no picture in it, and
     ``Incomplete`` if the storage does not answer, also while it is read.
     """
-    with reading(uri), tempfile.TemporaryDirectory(prefix="segbatch-") as scratch:
-        # Many a web server gives no parts of a file.
+    with reading_source(uri), tempfile.TemporaryDirectory(prefix="segbatch-") as scratch:
+        # Many web servers do not serve parts of a file.
         is_http = storage.scheme_of(uri) in storage.HTTP_SCHEMES
-        filesystem, path = storage.arrow_filesystem(local_copy(uri, scratch) if is_http else uri)
+        filesystem, path = storage.arrow_filesystem(download(uri, scratch) if is_http else uri)
         with filesystem.open_input_file(path) as file:
             try:
                 container = av.open(
                     file, options={"protocol_whitelist": "none"}, buffer_size=_READ_BYTES
                 )
             except av.FFmpegError as error:
-                raise SourceError(f"{shown(uri)}: no video: {error.strerror}") from error
+                raise SourceError(f"{without_query(uri)}: no video: {error.strerror}") from error
             with container:
                 if container.streams.best("video") is None:
-                    raise SourceError(f"{shown(uri)}: there is no picture in it, only sound")
+                    raise SourceError(
+                        f"{without_query(uri)}: there is no picture in it, only sound"
+                    )
                 yield container
 
 
-def picture_of(container: InputContainer) -> VideoStream:
-    """The stream of a video that holds its picture, not one of a cover."""
+def picture_stream(container: InputContainer) -> VideoStream:
+    """The stream that holds the picture of an opened video, not that of a cover."""
     stream = container.streams.best("video")
-    assert isinstance(stream, VideoStream)  # or it would not have been opened
+    assert isinstance(stream, VideoStream)  # open_video raises if there is none
     return stream
 
 
-def upright(frame: av.VideoFrame) -> npt.NDArray[np.uint8]:
+def upright_pixels(frame: av.VideoFrame) -> npt.NDArray[np.uint8]:
     """The pixels of a frame as a player shows them: ``(height, width, 3)`` uint8 RGB, contiguous,
     turned and mirrored as the video's display matrix says (by quarters; other angles are ignored).
     """
@@ -96,205 +300,7 @@ def upright(frame: av.VideoFrame) -> npt.NDArray[np.uint8]:
 def is_cut_off(container: InputContainer, end_s: float) -> bool:
     """Whether a video that was read to its end, at ``end_s``, is shorter than its header says."""
     declared = container.duration
-    if declared is None or not container.format.name.startswith(_DECLARING):
+    if declared is None or not container.format.name.startswith(_DECLARING_FORMATS):
         return False
     whole_s = (declared + (container.start_time or 0)) / av.time_base
     return end_s < whole_s - _TOLERANCE_S
-
-
-# Frames of videos as rows of a run: listed by their times, and read a range of one video at once.
-#
-# A row's URI is that of its video and ``#t=12.480``, its time in seconds (W3C Media Fragments).
-# That alone makes it a frame: whatever else is listed is a file, called as it may be. What reading
-# a frame gives is a PNG, so that it goes the way of every image from there on.
-
-
-FRAME_COLUMNS = [pa.field("frame", pa.int64()), pa.field("time_s", pa.float64())]
-
-
-_ROWS_PER_BATCH = 65_536
-
-
-FRAGMENT = r"#t=-?\d+\.\d{3}"  # at the end of a frame's URI
-
-
-_FRAME = re.compile(rf"(.+){FRAGMENT}", re.S)
-
-
-_SEEK_BEFORE_S = 0.5  # frames are stored in another order than they are shown in
-
-
-_MISSING = Undecodable("undecodable", "this frame cannot be decoded")
-
-
-_BROKEN_OFF = Undecodable("truncated", "the video breaks off before this frame")
-
-
-def is_frame(uri: str) -> bool:
-    """Whether ``uri`` is that of a frame, as :func:`frame_uri` writes it.
-
-    Not so ``photo.jpg#t=1.000``: a photograph may be called that.
-    """
-    frame = _FRAME.fullmatch(uri)
-    return frame is not None and not is_photograph_name(frame[1])
-
-
-def frame_uri(video: str, time_s: float) -> str:
-    return f"{video}#t={time_s:.3f}"
-
-
-def expand(batch: pa.RecordBatch, every: float | None) -> Iterator[pa.RecordBatch]:
-    """A row for each frame of the videos in ``batch``, with ``frame`` (from 0) and ``time_s``.
-
-    ``every`` takes the first frame of each so many seconds. A video that breaks off has one row
-    more, for the frame that would come next; one that cannot be read has one row, for whatever
-    would be seen at its beginning, with neither number nor time. In these the run will say why. A
-    photograph, by its name, stays what it is. Raises ``Incomplete`` where storage does not answer.
-    """
-    for row, video in enumerate(batch.column("uri").to_pylist()):
-        times: list[float | None] = [None]
-        numbers = [0]
-        is_photograph = is_photograph_name(video)
-        if not is_photograph:
-            with suppress(SourceError):
-                known_times, end = times_of(video)
-                times, numbers = [*known_times], _chosen(known_times, every)
-                if end is not None:
-                    numbers.append(len(times))
-                    times.append(end)
-        for start in range(0, len(numbers), _ROWS_PER_BATCH):
-            part = numbers[start : start + _ROWS_PER_BATCH]
-            chosen = [times[number] for number in part]
-            repeated = batch.take(pa.array([row] * len(part)))
-            columns = dict(zip(batch.schema.names, repeated.columns, strict=True))
-            columns["uri"] = pa.array(
-                [video if is_photograph else frame_uri(video, time or 0.0) for time in chosen]
-            )
-            known = [None if time is None else n for n, time in zip(part, chosen, strict=True)]
-            columns["frame"] = pa.array(known, pa.int64())
-            columns["time_s"] = pa.array(chosen, pa.float64())
-            yield pa.RecordBatch.from_pydict(columns)
-
-
-def _chosen(times: Sequence[float], every: float | None) -> list[int]:
-    """Numbers of the frames that are taken."""
-    if every is None:
-        return list(range(len(times)))
-    taken: dict[int, int] = {}
-    for number, time in enumerate(times):
-        taken.setdefault(int(time / every), number)
-    return list(taken.values())
-
-
-def times_of(uri: str) -> tuple[list[float], float | None]:
-    """When each frame of a video is shown, in seconds, in the order in which they are; and where
-    it breaks off before the end that it says it has, else ``None``.
-
-    From the packets alone, which takes reading and no decoding, where they say it. Raises as
-    :func:`~segbatch.images.video.opened`, and ``SourceError`` for a video without any frame.
-    """
-    times: list[float | None] = []
-    end_s, picture_end_s, is_torn = 0.0, 0.0, False
-    with opened(uri) as video:
-        picture = picture_of(video)
-        try:
-            for packet in video.demux():  # of sound too: it may go on after the picture
-                start = None if packet.pts is None else float(packet.pts * packet.time_base)
-                if start is not None:
-                    duration = float((packet.duration or 0) * packet.time_base)
-                    end_s = max(end_s, start + duration)
-                if packet.stream.index == picture.index and packet.size and not packet.is_discard:
-                    times.append(start)
-                    picture_end_s = max(picture_end_s, end_s if start is None else start + duration)
-        except av.FFmpegError:
-            is_torn = True
-        is_torn = is_torn or is_cut_off(video, end_s)
-    if None in times:
-        with opened(uri) as video:
-            times = [frame.time for frame, _ in _decoded(video, None)]
-    known = sorted(time for time in times if time is not None)
-    if not known:
-        raise SourceError(f"{shown(uri)}: no frame in it")
-    return known, max(picture_end_s, known[-1] + 0.001) if is_torn else None
-
-
-def read_frames(uris: Sequence[str]) -> list[bytes | Undecodable | storage.Unreadable]:
-    """PNG of each frame, or why not, in the order of ``uris``; each video is opened once for all
-    that follow each other. Raises nothing for what storage answers.
-    """
-    contents: list[bytes | Undecodable | storage.Unreadable] = []
-    parts = [uri.rpartition("#t=") for uri in uris]
-    for video, group in groupby(parts, key=itemgetter(0)):
-        wanted = [time for _, _, time in group]
-        try:
-            found = _found(video, wanted)
-            contents += [found.get(time, _MISSING) for time in wanted]
-        except (SourceError, Incomplete) as error:
-            contents += [_why_none(error)] * len(wanted)
-    return contents
-
-
-def _why_none(error: SourceError | Incomplete) -> Undecodable | storage.Unreadable:
-    message = storage.one_line(error)
-    if isinstance(error, Incomplete):
-        return storage.Unreadable("unavailable", message)
-    if isinstance(error.__cause__, FileNotFoundError):
-        return storage.Unreadable("not_found", message)
-    if isinstance(error.__cause__, PermissionError):
-        return storage.Unreadable("forbidden", message)
-    return Undecodable("undecodable", message)
-
-
-def _found(video: str, wanted: Sequence[str]) -> dict[str, bytes | Undecodable]:
-    """Those of the frames that can be decoded, by their times; and those behind a video's end."""
-    found: dict[str, bytes | Undecodable] = {}
-    first, last = min(map(float, wanted)), max(map(float, wanted))
-    start = first - _SEEK_BEFORE_S if first > _SEEK_BEFORE_S else None
-    while True:
-        begins = ends = None
-        with opened(video) as container:
-            for frame, time in _decoded(container, start):
-                begins, ends = (time if begins is None else begins), time
-                text = f"{time:.3f}"
-                if text in wanted and text not in found and not frame.is_corrupt:
-                    found[text] = _as_png(frame)
-                if time > last or len(found) == len(set(wanted)):
-                    break
-            else:
-                behind = [time for time in wanted if ends is None or float(time) > ends]
-                found |= dict.fromkeys(set(behind) - set(found), _BROKEN_OFF)
-        # A seek that led behind the first frame of all that are wanted was no use.
-        if start is None or (begins is not None and begins <= first):
-            return found
-        found, start = {}, None
-
-
-def _decoded(
-    container: av.container.InputContainer, start_s: float | None
-) -> Iterator[tuple[av.VideoFrame, float]]:
-    """Frames and their times; packets that cannot be decoded are passed over."""
-    picture = picture_of(container)
-    picture.codec_context.thread_count = 1  # many videos are read at a time, in tasks of one CPU
-    try:
-        if start_s is not None and start_s > 0:
-            container.seek(round(start_s * av.time_base))
-        for packet in container.demux(picture):
-            try:
-                frames = picture.decode(packet)
-            except av.FFmpegError:
-                continue
-            for frame in frames:
-                if frame.pts is not None:
-                    yield frame, frame.time
-    except av.FFmpegError:
-        return  # the file ends there
-
-
-def _as_png(frame: av.VideoFrame) -> bytes:
-    """PPM would take 2 ms of a CPU there and back where this takes 65 (of 960×540), but 4 times the
-    memory of large frames: a block has as many as fit into it at the model's size, and what they
-    take before that is bounded by nothing. Browsers and label tools open a PNG besides.
-    """
-    buffer = io.BytesIO()
-    Image.fromarray(upright(frame)).save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()

@@ -18,10 +18,10 @@ import pytest
 import yaml
 
 from segbatch import storage
-from segbatch.config.images import Inventory, source_of
+from segbatch.config.images import Inventory, parse_source
 from segbatch.errors import SourceError
 from segbatch.images import manifest
-from segbatch.images.manifest import Frozen, freeze, read, user_columns
+from segbatch.images.manifest import FrozenManifest, freeze, read_rows, user_columns
 from tests.films import film
 
 RESERVED = {"image_id", "uri", "status", "mask", "width"}
@@ -34,9 +34,9 @@ class Run:
         self.folder = folder
         self.manifest = storage.join(folder, "manifest")
 
-    def freeze(self, *sources: Any) -> Frozen:
+    def freeze(self, *sources: Any) -> FrozenManifest:
         return freeze(
-            [source_of(source) for source in sources],
+            [parse_source(source) for source in sources],
             self.manifest,
             reserved=RESERVED,
             leave_out=self.folder,
@@ -44,7 +44,7 @@ class Run:
 
     def rows(self, *sources: Any) -> pa.Table:
         files = self.freeze(*sources).files
-        return pa.concat_tables([read(self.manifest, file) for file in files])
+        return pa.concat_tables([read_rows(self.manifest, file) for file in files])
 
     def uris(self, *sources: Any) -> list[str]:
         return self.rows(*sources)["uri"].to_pylist()
@@ -100,18 +100,18 @@ def test_rows_are_numbered_in_order_over_all_files(
     monkeypatch.setattr(manifest, "ROWS_PER_GROUP", 300)
     uris = [f"s3://b/{n:05d}.jpg" for n in range(2500)]
     result = run.freeze(parquet(tmp_path / "m.parquet", uri=uris, n=range(2500)))
-    assert [(f["first_id"], f["rows"]) for f in result.files] == [
+    assert [(f.first_id, f.rows) for f in result.files] == [
         (0, 1000),
         (1000, 1000),
         (2000, 500),
     ]
     for file in result.files:
-        data = storage.read_bytes(storage.join(run.manifest, file["name"]))
-        assert (file["size"], file["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
+        data = storage.read_bytes(storage.join(run.manifest, file.name))
+        assert (file.size, file.sha256) == (len(data), hashlib.sha256(data).hexdigest())
         layout = pq.ParquetFile(pa.BufferReader(data)).metadata
         assert layout.row_group(0).num_rows == 300
         assert layout.row_group(0).column(1).compression == "ZSTD"
-    table = pa.concat_tables([read(run.manifest, file) for file in result.files])
+    table = pa.concat_tables([read_rows(run.manifest, file) for file in result.files])
     assert table["image_id"].to_pylist() == list(range(2500))
     assert table["uri"].to_pylist() == uris
     assert table["n"].to_pylist() == list(range(2500))
@@ -128,19 +128,19 @@ def test_a_file_of_wide_rows_ends_early(
     files = run.freeze(
         parquet(tmp_path / "m.parquet", uri=[f"{n}" for n in range(1200)], wide=wide)
     ).files
-    assert [file["rows"] for file in files] == [300, 300, 300, 100, 200]
-    assert [file["first_id"] for file in files] == [0, 300, 600, 900, 1000]
+    assert [file.rows for file in files] == [300, 300, 300, 100, 200]
+    assert [file.first_id for file in files] == [0, 300, 600, 900, 1000]
 
 
 def test_a_frozen_file_gives_single_rows_back(run: Run, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(manifest, "ROWS_PER_FILE", 10)
     source = parquet(tmp_path / "m.parquet", uri=[str(n) for n in range(20)], city=["x"] * 20)
     file = run.freeze(source).files[1]
-    table = read(run.manifest, file, np.array([17, 11]))
+    table = read_rows(run.manifest, file, np.array([17, 11]))
     assert table["uri"].to_pylist() == ["17", "11"]
     assert [field.name for field in user_columns(table.schema)] == ["city"]
     with pytest.raises(IndexError):
-        read(run.manifest, file, [5])
+        read_rows(run.manifest, file, [5])
 
 
 def test_a_torn_beginning_is_deleted(run: Run, tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_sources_that_disagree_are_refused(run: Run, tmp_path: Path) -> None:
 def test_a_prefix_takes_images_in_any_case_and_counts_the_rest(run: Run, place: str) -> None:
     put(place, "a.JPG", "d/b.png", "d/e/c.TIFF", "notes.txt", "d/notes.TXT", "README")
     result = run.freeze(f"{place}/")
-    rows = pa.concat_tables([read(run.manifest, file) for file in result.files])
+    rows = pa.concat_tables([read_rows(run.manifest, file) for file in result.files])
     assert rows["uri"].to_pylist() == [f"{place}/{n}" for n in ("a.JPG", "d/b.png", "d/e/c.TIFF")]
     assert result.skipped == {".txt": 2, "": 1}
     assert result.user_columns == []
@@ -468,9 +468,9 @@ def test_where_is_a_condition_on_the_table_and_nothing_else(
     assert said.startswith(f"{source}: where: {where}: ")
 
 
-def test_where_that_nothing_fulfils_is_refused(run: Run, tmp_path: Path) -> None:
+def test_where_that_no_row_matches_is_refused(run: Run, tmp_path: Path) -> None:
     source = parquet(tmp_path / "m.parquet", uri=["a"])
-    assert "no row fulfils" in run.refusal({"manifest": source, "where": "false"})
+    assert "no row matches" in run.refusal({"manifest": source, "where": "false"})
     assert "no row" in run.refusal(parquet(tmp_path / "e.parquet", uri=pa.array([], pa.string())))
 
 
@@ -681,7 +681,7 @@ def test_an_inventory_in_csv_gives_the_latest_images(run: Run, s3: Any) -> None:
         '"photos","notes.txt","v1","true","false","10","2024-01-01T00:00:00.000Z"',
     )
     result = run.freeze({"inventory": source})
-    assert read(run.manifest, result.files[0]).to_pylist() == [
+    assert read_rows(run.manifest, result.files[0]).to_pylist() == [
         {"image_id": 0, "uri": "s3://photos/a b/café.JPG"},
         {"image_id": 1, "uri": "s3://photos/plus+sign space.png"},
     ]

@@ -12,12 +12,12 @@ import pytest
 from av.audio.stream import AudioStream
 
 from segbatch import storage
-from segbatch.config.images import Glob, Video, source_of
+from segbatch.config.images import Glob, Video, parse_source
 from segbatch.images import manifest
 from segbatch.images.decode import decode
 from segbatch.images.faults import HEAD_BYTES, is_video
 from segbatch.images.fetch import fetch
-from segbatch.images.video import times_of
+from segbatch.images.video import frame_times
 from segbatch.results.schema import RESERVED_COLUMNS
 from tests.collection import jpeg
 from tests.conftest import S3
@@ -29,13 +29,13 @@ LIMITS = storage.ReadLimits()
 def rows(tmp_path: Path, *sources: Any) -> pa.Table:
     """The frozen manifest of ``sources``."""
     frozen = manifest.freeze(
-        [source_of(source) for source in sources],
+        [parse_source(source) for source in sources],
         str(tmp_path / "run" / "manifest"),
         reserved=RESERVED_COLUMNS,
         leave_out=str(tmp_path / "run"),
     )
     [file] = frozen.files
-    return manifest.read(str(tmp_path / "run" / "manifest"), file)
+    return manifest.read_rows(str(tmp_path / "run" / "manifest"), file)
 
 
 def pictures(table: pa.Table) -> list[np.ndarray[Any, Any]]:
@@ -163,7 +163,7 @@ def test_a_block_opens_its_video_once_and_reads_it_in_few_requests(tmp_path: Pat
 
 def test_sound_that_goes_on_after_the_picture_is_no_break(tmp_path: Path) -> None:
     film(tmp_path / "clip.mp4", [*STEADY, 9000])  # and the sound with it
-    assert times_of(str(tmp_path / "clip.mp4"))[1] is None
+    assert frame_times(str(tmp_path / "clip.mp4"))[1] is None
 
 
 @pytest.mark.parametrize("name", ["clip", "CLIP.MTS", "clip.bin"])
@@ -182,10 +182,10 @@ def test_a_video_may_have_any_name(tmp_path: Path, s3: S3, name: str, place: str
 
 
 def test_an_address_with_a_signature_is_the_video_that_it_names() -> None:
-    assert source_of("https://host/clip.AVI?sig=a.jpg") == Video(
+    assert parse_source("https://host/clip.AVI?sig=a.jpg") == Video(
         video="https://host/clip.AVI?sig=a.jpg"
     )
-    assert source_of("https://host/photo.jpg?sig=a.avi") == Glob(
+    assert parse_source("https://host/photo.jpg?sig=a.avi") == Glob(
         glob="https://host/photo.jpg?sig=a.avi"
     )
 

@@ -1,0 +1,213 @@
+"""The sources of a job as one stream of rows: the URI of each image and the user's columns.
+
+Prefixes, globs and inventories are listed (:mod:`~segbatch.images.listing`), manifests are read as
+tables (:mod:`~segbatch.images.tables`), videos become a row for each frame
+(:mod:`~segbatch.images.video`). Nothing is held but a batch of each, so memory does not grow with
+the number of rows.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+
+import duckdb
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from segbatch.config.images import Inventory, Manifest, Prefix, Source, Video
+from segbatch.errors import SourceError
+from segbatch.images import columns
+from segbatch.images.listing import (
+    list_glob,
+    list_inventory,
+    list_prefix,
+    one_or_many,
+    reading_source,
+)
+from segbatch.images.tables import first_lines, in_memory_duckdb, open_table
+from segbatch.images.video import FRAME_COLUMNS, expand_videos
+from segbatch.storage.uris import without_query
+
+URI = pa.field("uri", pa.string(), nullable=False)
+
+
+@dataclass(frozen=True)
+class ImageStream:
+    """The rows of all sources in their order, to be read once: ``uri`` and the user's columns.
+
+    ``skipped`` counts the files below prefixes and in inventories that are no images, by extension
+    (lower case, with its dot; ``""`` for none). A source adds to it when its last row was read.
+    """
+
+    schema: pa.Schema
+    batches: Iterator[pa.RecordBatch]
+    skipped: Counter[str]
+
+
+@dataclass(frozen=True)
+class _SourceStream:
+    """The rows of one source: ``uri`` and ``user_columns``. ``name`` is for messages."""
+
+    name: str
+    user_columns: list[pa.Field]
+    batches: Iterator[pa.RecordBatch]
+
+
+@contextmanager
+def stream_images(
+    sources: Sequence[Source], *, reserved: Collection[str], leave_out: str
+) -> Iterator[ImageStream]:
+    """The images of ``sources``.
+
+    ``reserved`` are names that no user's column may have, in upper or lower case; ``leave_out`` is
+    the run's own folder, which may lie inside a prefix. Raises ``SourceError``, and ``Incomplete``
+    if a source does not answer, also while the stream is read.
+    """
+    with tempfile.TemporaryDirectory(prefix="segbatch-") as scratch:
+        skipped: Counter[str] = Counter()
+        streams = [
+            _open_source(source, reserved, leave_out, skipped, scratch) for source in sources
+        ]
+        found = [(stream.name, stream.user_columns) for stream in streams]
+        columns.check_spelling(found)
+        schema = pa.schema([URI, *columns.settled(columns.union(found))])
+        batches = (columns.conform(batch, schema) for stream in streams for batch in stream.batches)
+        yield ImageStream(schema, batches, skipped)
+
+
+def _open_source(
+    source: Source,
+    reserved: Collection[str],
+    leave_out: str,
+    skipped: Counter[str],
+    scratch: str,
+) -> _SourceStream:
+    if isinstance(source, Manifest):
+        return _open_manifest(source, reserved, scratch)
+    if isinstance(source, Prefix):
+        return _stream_uris(source.prefix, list_prefix(source, leave_out, skipped))
+    if isinstance(source, Inventory):
+        return _stream_uris(source.inventory, list_inventory(source, leave_out, skipped))
+    if isinstance(source, Video):
+        videos = _open_source(one_or_many(source.videos), reserved, leave_out, skipped, scratch)
+        frames = (part for batch in videos.batches for part in expand_videos(batch, source.every))
+        return _SourceStream(videos.name, [*videos.user_columns, *FRAME_COLUMNS], frames)
+    return _stream_uris(source.glob, list_glob(source, leave_out))
+
+
+def _stream_uris(name: str, uris: Iterator[str]) -> _SourceStream:
+    pages = iter(lambda: list(islice(uris, columns.BATCH_ROWS)), [])
+    batches = (pa.record_batch([pa.array(page)], [URI.name]) for page in pages)
+    return _SourceStream(name, [], batches)
+
+
+# ------------------------------------------------------------------------------------- manifests
+
+
+def _open_manifest(source: Manifest, reserved: Collection[str], scratch: str) -> _SourceStream:
+    """A table with a column of URIs. Raises ``SourceError`` for whatever its columns reveal before
+    any row is read.
+    """
+    name = without_query(source.manifest)
+    table = open_table(source.manifest, scratch)
+    old = [field.name for field in table.fields]
+    new = columns.renamed(old, source.rename, name)
+    uri = columns.uri_index(table.fields, new, source.uri_column, name)
+    users = [index for index in range(len(old)) if index != uri]
+    columns.check_names([(old[i], new[i]) for i in users], reserved, source.rename, name)
+
+    schema = pa.schema(columns.settled(table.fields))
+    find_rows = _every_row if source.where is None else _where_filter(name, source.where, schema)
+    names = [URI.name, *(new[index] for index in users)]
+    selected = _select_rows(table.batches, schema, uri, find_rows, source)
+    batches = (
+        pa.record_batch([batch.column(index) for index in (uri, *users)], names)
+        for batch in selected
+    )
+    fields = [table.fields[index].with_name(new[index]) for index in users]
+    return _SourceStream(name, fields, batches)
+
+
+RowFinder = Callable[[pa.RecordBatch], npt.NDArray[np.int64]]  # numbers of rows of a batch, sorted
+
+
+def _select_rows(
+    batches: Iterator[pa.RecordBatch],
+    schema: pa.Schema,
+    uri: int,
+    find_rows: RowFinder,
+    source: Manifest,
+) -> Iterator[pa.RecordBatch]:
+    """The rows of ``batches`` that ``find_rows`` finds, with the columns of ``schema``.
+
+    ``uri`` is the index of the column of URIs. Raises ``SourceError`` for a row without a URI, and
+    at the end if there was no row.
+    """
+    name = without_query(source.manifest)
+    num_read = num_selected = 0
+    for given in batches:
+        with reading_source(name):
+            batch = columns.conform(given, schema)
+        found = find_rows(batch)
+        selected = batch if len(found) == batch.num_rows else batch.take(pa.array(found))
+        empty = np.flatnonzero(pc.equal(pc.fill_null(selected.column(uri), ""), ""))
+        if empty.size:
+            value = selected.column(uri)[int(empty[0])].as_py()
+            row = num_read + int(found[empty[0]])
+            raise SourceError(_no_uri(source, schema.names[uri], row, value))
+        num_read += batch.num_rows
+        num_selected += selected.num_rows
+        yield selected
+    if not num_selected:
+        raise SourceError(
+            f"{name}: no row matches where: {source.where}" if num_read else f"{name}: has no rows"
+        )
+
+
+def _no_uri(source: Manifest, column: str, row: int, value: str | None) -> str:
+    quoted = column if re.fullmatch(r"[A-Za-z_]\w*", column) else f'"{column}"'
+    condition = f"{quoted} IS NOT NULL" if value is None else f"{quoted} <> ''"
+    if source.where is not None:
+        condition = f"({source.where}) AND {condition}"
+    return (
+        f"{without_query(source.manifest)}: row {row} (the first is 0) has no URI in column"
+        f' {column}: leave such rows out with where: "{condition}"'
+    )
+
+
+def _every_row(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
+    return np.arange(batch.num_rows)
+
+
+def _where_filter(name: str, where: str, schema: pa.Schema) -> RowFinder:
+    """A function that finds the rows of a batch which match the SQL condition ``where``.
+
+    The condition sees one batch and nothing else: no file, no setting, no Python variable.
+    Raises ``SourceError``, also from the function, if it is no condition on these columns.
+    """
+    database = in_memory_duckdb("1GB")
+    for setting in ("enable_external_access", "python_enable_replacements"):
+        database.execute(f"SET {setting} = false")
+    database.execute("SET lock_configuration = true")
+    # DuckDB returns row numbers only, so that the values keep their Arrow types.
+    row = "__segbatch_row"
+
+    def matching_rows(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
+        numbered = batch.append_column(row, pa.array(_every_row(batch)))
+        try:
+            expression = duckdb.SQLExpression(where)
+            rows = database.from_arrow(numbered).filter(expression).project(row).to_arrow_table()
+        except duckdb.Error as error:
+            raise SourceError(f"{name}: where: {where}: {first_lines(error)}") from error
+        return np.sort(rows.column(row).to_numpy())
+
+    matching_rows(pa.RecordBatch.from_pylist([], schema))
+    return matching_rows
