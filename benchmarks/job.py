@@ -38,7 +38,7 @@ from benchmarks.peers.task import Task  # noqa: E402
 from segbatch.config.job import Resources  # noqa: E402
 from segbatch.jobs.runtime.workers import MIN_LOGICAL_CPUS, cpu_workers  # noqa: E402
 from segbatch.machine import num_cores  # noqa: E402
-from segbatch.model.predict import resolve_device, resolve_precision  # noqa: E402
+from segbatch.model.device import resolve_device, resolve_precision  # noqa: E402
 
 MANY = 512  # images: fewer would make too few files to tell a steady state of
 

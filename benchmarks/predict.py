@@ -56,11 +56,14 @@ from benchmarks.networks import random_network  # noqa: E402
 from segbatch.config.job import Predict  # noqa: E402
 from segbatch.demo.facades.facades import CLASSES  # noqa: E402
 from segbatch.machine import num_cores  # noqa: E402
-from segbatch.model import surfaces as reduction  # noqa: E402
+from segbatch.model import reduction  # noqa: E402
 from segbatch.model.config import ModelConfig  # noqa: E402
-from segbatch.model.predict import DTYPES, Model, fused_on, reduce, resolve_device  # noqa: E402
+from segbatch.model.device import DTYPES, resolve_device  # noqa: E402
+from segbatch.model.logits import Upsampled  # noqa: E402
+from segbatch.model.patches import Size  # noqa: E402
+from segbatch.model.predict import Model  # noqa: E402
+from segbatch.model.reduction import fused_on, reduce  # noqa: E402
 from segbatch.model.strips import STRIP_BYTES, reduce_in_strips, strips  # noqa: E402
-from segbatch.model.surfaces import Size, Upsampled  # noqa: E402
 from segbatch.model.zoo import Network  # noqa: E402
 
 NETWORKS = [
@@ -212,9 +215,7 @@ def figures_of(case: Case, device: torch.device) -> dict[str, Any]:
     flop = flop_an_image(network, case.side)
     model = None
     if case.channels_last:  # as a model always has it
-        options = Predict(
-            precision=case.precision, batch_size=case.batch, compile=case.compiled
-        )
+        options = Predict(precision=case.precision, batch_size=case.batch, compile=case.compiled)
         config = ModelConfig(case.arch, case.backbone, network.output_stride, CLASSES)
         model = Model(network, config, device, options)
     coarse = torch.compile(network.coarse) if case.compiled else network.coarse

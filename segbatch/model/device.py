@@ -1,25 +1,56 @@
-"""Device: what a network runs on, by the name that its makers gave it."""
+"""The device that a network runs on: which one, at which precision, and how it is kept busy.
+
+On the CPU, several batches run side by side in :class:`Lanes`. On a GPU, :class:`Transfer` copies
+the next batch to the device, and results back, while the GPU computes.
+"""
 
 from __future__ import annotations
 
-import io
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import TypeVar
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
 
-from segbatch.errors import InputError, JobFailed
-from segbatch.model.patches import Pixels
-from segbatch.storage import one_line
+from segbatch.errors import InputError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+MAX_LANES = 8  # all lanes run the Python of one process, and a video gives 8 frames at a time
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """The torch device for ``device``; ``auto`` is the first GPU, or the CPU if there is no GPU.
+
+    Raises :class:`~segbatch.errors.InputError` for an unknown device, or a GPU that is not there.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"{device!r} is no device; use auto, cpu, cuda or cuda:N") from error
+    if resolved.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device {device} was asked for, but torch sees no GPU here")
+    return resolved
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """The key of :data:`DTYPES` for ``precision``; ``auto`` is fp32 on the CPU, bf16 on GPUs that
+    have it, and fp16 on others.
+    """
+    if precision != "auto":
+        return precision
+    if device.type != "cuda":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 def device_here(asked: str) -> str:
@@ -30,41 +61,32 @@ def device_here(asked: str) -> str:
 
 
 def device_name(device: torch.device) -> str:
-    """``cpu``, or the name of the GPU: ``NVIDIA A10G``."""
+    """``cpu``, or the product name of the GPU: ``NVIDIA A10G``."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
-# Lanes: on the CPU several batches go through the network at once, each on threads of its own.
-#
-# Threads that share the layers of one batch wait for each other at the end of each layer; those
-# that have a batch each never wait, and batches can be small enough to stay in a core's cache. On
-# two cores that is 1.4 to 1.8 times as many images a second (``benchmarks/README.md``).
-
-
-Item = TypeVar("Item")
-
-
-Result = TypeVar("Result")
-
-
-MOST = 8  # lanes: all run the Python of one process, and a video gives 8 frames at a time
-
-
 class Lanes:
-    """As many lanes as torch has threads now, up to ``MOST`` that share them out."""
+    """Threads of the CPU that each take a whole batch, with a share of torch's threads.
+
+    Threads that share the layers of one batch wait for each other at the end of each layer;
+    threads with a batch of their own never wait, and their batches can be small enough for a
+    core's cache. On two cores that gives 1.4 to 1.8 times as many images a second
+    (``benchmarks/README.md``). There are as many lanes as torch has threads when they are made, up
+    to ``MAX_LANES``.
+    """
 
     def __init__(self) -> None:
         self.threads = torch.get_num_threads()
-        self.number = min(self.threads, MOST)
-        each = self.threads // self.number  # torch keeps the number that is set by thread
+        self.number = min(self.threads, MAX_LANES)
+        each = self.threads // self.number  # torch keeps this setting per thread
         self._pool = ThreadPoolExecutor(self.number, "lane", torch.set_num_threads, (each,))
 
     def map(
         self, function: Callable[[Item], Result], items: Iterable[Item]
     ) -> Iterator[tuple[Item, Result]]:
-        """Each item with what ``function`` makes of it, in their order; a few at a time.
+        """Each item with its result, in order; at most two items a lane are taken ahead.
 
-        One alone is done here, and has the threads of all lanes.
+        A single item runs in the calling thread, with the threads of all lanes.
         """
         rest = iter(items)
         first = list(islice(rest, 2))
@@ -81,35 +103,24 @@ class Lanes:
             yield item, running.result()
 
     def start(self, call: Callable[[], Result]) -> Future[Result]:
-        """Begin ``call`` in the next lane that is free."""
-        return self._pool.submit(_inferring, call)
+        """Run ``call`` in the next free lane."""
+        return self._pool.submit(_in_inference_mode, call)
 
 
-def _inferring(call: Callable[[], Result]) -> Result:
-    with torch.inference_mode():  # which torch keeps by thread, too
+def _in_inference_mode(call: Callable[[], Result]) -> Result:
+    with torch.inference_mode():  # torch keeps this setting per thread, too
         return call()
 
 
-# Transfer: bytes to the device and results back, while the device goes on computing.
-#
-# On a GPU, copies to it run on a stream of their own from pinned memory, one batch ahead of the
-# computation, and results come back into pinned memory without anyone waiting for them. Elsewhere
-# the same calls wait for what they move; on the CPU, whose batches go through lanes, there is
-# nothing to move, and results are given as they are.
-
-
-Batch = TypeVar("Batch")
-
-
 @dataclass(frozen=True)
-class Arriving:
-    """Tensors on their way to the host, which are there once the device has got to ``done``."""
+class Download:
+    """Tensors that are being copied to the host; they are complete once ``done`` has occurred."""
 
     tensors: tuple[Tensor, ...]
     done: torch.cuda.Event | None
 
-    def wait(self) -> tuple[Tensor, ...]:
-        """The tensors, in memory that is not pinned, of which there is little."""
+    def result(self) -> tuple[Tensor, ...]:
+        """Wait for the tensors; in pageable memory, because pinned memory is scarce."""
         if self.done is None:
             return self.tensors
         self.done.synchronize()
@@ -117,7 +128,12 @@ class Arriving:
 
 
 class Transfer:
-    """The way to ``device`` and back."""
+    """Copies to and from a device while it computes.
+
+    On a GPU, copies to it go from pinned memory through a stream of their own, one batch ahead of
+    the computation, and results are copied into pinned memory without waiting for them. On other
+    devices the same calls wait for each copy.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -125,15 +141,15 @@ class Transfer:
         if device.type == "cuda":
             self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
-    def uploaded(
-        self, batches: Iterable[Batch], pack: Callable[[Batch, bool], Tensor]
-    ) -> Iterator[tuple[Batch, Tensor]]:
-        """Each batch with its tensor on the device; the next one is copied meanwhile.
+    def upload(
+        self, batches: Iterable[Item], pack: Callable[[Item, bool], Tensor]
+    ) -> Iterator[tuple[Item, Tensor]]:
+        """Each batch with its tensor on the device, while the tensor of the next one is copied.
 
-        ``pack`` makes a batch's tensor on the host, in pinned memory if its second argument says
-        so.
+        ``pack`` makes the tensor of a batch on the host, in pinned memory if its second argument
+        is true.
         """
-        ahead: tuple[Batch, Tensor, torch.cuda.Event | None] | None = None
+        ahead: tuple[Item, Tensor, torch.cuda.Event | None] | None = None
         for batch in batches:
             following = (batch, *self._send(pack(batch, self._copies is not None)))
             if ahead:
@@ -142,12 +158,12 @@ class Transfer:
         if ahead:
             yield self._received(*ahead)
 
-    def download(self, tensors: tuple[Tensor, ...]) -> Arriving:
-        """Start to bring ``tensors`` to the host, behind everything that was asked for before."""
+    def download(self, tensors: tuple[Tensor, ...]) -> Download:
+        """Start to copy ``tensors`` to the host, after all work that was queued before."""
         if self._copies is None:
-            return Arriving(tuple(tensor.cpu() for tensor in tensors), None)
-        host = tuple(tensor.to("cpu", non_blocking=True) for tensor in tensors)  # pins by itself
-        return Arriving(host, torch.cuda.current_stream(self.device).record_event())
+            return Download(tuple(tensor.cpu() for tensor in tensors), None)
+        host = tuple(tensor.to("cpu", non_blocking=True) for tensor in tensors)  # torch pins it
+        return Download(host, torch.cuda.current_stream(self.device).record_event())
 
     def _send(self, host: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
         if self._copies is None:
@@ -157,53 +173,10 @@ class Transfer:
         return sent, self._copies.record_event()
 
     def _received(
-        self, batch: Batch, sent: Tensor, copied: torch.cuda.Event | None
-    ) -> tuple[Batch, Tensor]:
+        self, batch: Item, sent: Tensor, copied: torch.cuda.Event | None
+    ) -> tuple[Item, Tensor]:
         if copied is not None:
             computing = torch.cuda.current_stream(self.device)
             computing.wait_event(copied)
             sent.record_stream(computing)  # its memory belongs to the stream of copies
         return batch, sent
-
-
-# JPEGs decoded where the model is: on a GPU by nvJPEG, so that CPUs have less to do.
-#
-# The decoder is torchvision's. Its pixels differ from those of libjpeg-turbo by rounding, which is
-# why a run is decoded in one way from its beginning to its end.
-
-
-def decode_jpegs(files: Sequence[bytes], device: torch.device) -> list[Pixels | None]:
-    """RGB of each file, ``(height, width, 3)`` uint8 on the host; ``None`` for what the decoder on
-    ``device`` does not take. Raises :class:`~segbatch.errors.JobFailed` for an image too large for
-    the device.
-    """
-    try:
-        return list(_decoded(files, device)) if files else []
-    except RuntimeError as error:  # of one of them, and it does not say which
-        if len(files) == 1:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise JobFailed(
-                    f"{device} has not enough memory to decode a JPEG: set predict.decode: cpu"
-                ) from None
-            return [None]
-    half = len(files) // 2
-    return decode_jpegs(files[:half], device) + decode_jpegs(files[half:], device)
-
-
-def refuse_undecoding(device: torch.device) -> None:
-    """Raises :class:`~segbatch.errors.InputError` where no JPEG can be decoded on ``device``."""
-    sample = io.BytesIO()
-    Image.new("RGB", (16, 16)).save(sample, "JPEG")
-    try:
-        _decoded([sample.getvalue()], device)
-    except RuntimeError as error:
-        raise InputError(
-            f"predict.decode: device: torchvision decodes no JPEG on {device} here"
-            f" ({one_line(error)}): set predict.decode: cpu"
-        ) from error
-
-
-def _decoded(files: Sequence[bytes], device: torch.device) -> list[Pixels]:
-    encoded = [torch.from_numpy(np.frombuffer(file, np.uint8).copy()) for file in files]
-    decoded = decode_jpeg(encoded, mode=ImageReadMode.RGB, device=device)
-    return [pixels.permute(1, 2, 0).contiguous().cpu().numpy() for pixels in decoded]

@@ -1,16 +1,24 @@
 """Prediction: images in, label maps and their statistics out, on one device and without Ray.
 
-The way of a call: images are cut into patches, and patches of one padded shape run as one batch,
-which crosses to the device as bytes. When the last patch of an image is through, its coarse logits
-are reduced on the device to a label map and counts, which are read back while the next batch runs.
-On the CPU, batches run side by side in lanes, and so does what reduces them.
+:meth:`Model.predict_batch` takes an image through five steps, each in a file of its own:
+
+    patches.py     images → patches, in batches of one padded shape
+    predict.py     a batch of patches → normalised → the network → coarse logits of each patch
+    logits.py      the coarse logits of an image's patches → full-size logits, by strips of rows
+    reduction.py   full-size logits → label map, counts and confidence, on the device
+    device.py      batches to the device and results back, while it computes
+
+An image is reduced as soon as its last patch is through the network, and its results are read
+while the next batch runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,69 +29,74 @@ from torch import Tensor
 
 from segbatch import masks
 from segbatch.config.job import Predict
-from segbatch.console import say
 from segbatch.errors import InputError, JobFailed
 from segbatch.images.scaling import FILTER, downscale
 from segbatch.masks.classes import Classes
 from segbatch.model.bundle import Packed, load_bundle
 from segbatch.model.config import ModelConfig
-from segbatch.model.device import Arriving, Lanes, Transfer
-from segbatch.model.patches import Cut, Patch, Pixels, size_of, stack
-from segbatch.model.strips import Reduced, reduce_in_strips
-from segbatch.model.surfaces import Size, Surface, Upsampled
+from segbatch.model.device import (
+    DTYPES,
+    Download,
+    Lanes,
+    Transfer,
+    resolve_device,
+    resolve_precision,
+)
+from segbatch.model.logits import LazyLogits, combine, logits_of
+from segbatch.model.patches import (
+    Patch,
+    Pixels,
+    Size,
+    num_patches,
+    patch_batches,
+    size_of,
+    stack,
+)
+from segbatch.model.reduction import reduce
 from segbatch.model.zoo import Network
-from segbatch.storage import one_line
 
-BATCH_PIXELS = 512 * 512  # of a batch on the CPU: its layers are to stay in a core's cache
-
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+CPU_BATCH_PIXELS = 512 * 512  # at most, so that layers stay in a core's cache
 
 
-@dataclass(frozen=True, eq=False)
-class Prediction:
-    """What the model sees in one image.
+def load_model(
+    uri: str | Packed,
+    device: str | torch.device = "auto",
+    options: Predict | None = None,
+    threads: int | None = None,
+    *,
+    confidence: bool = True,
+) -> Model:
+    """The model of a bundle, or ``zoo:NAME``, on a device (``auto``: the GPU, else the CPU).
 
-    ``image`` is ``(height, width, 3)`` uint8, as it was given. ``mask`` is ``(height, width)``
-    uint8 of class ids, ``pixels`` ``(classes,)`` int64 on its grid. ``confidences`` is
-    ``(classes,)`` float32, 0 to 1: the mean probability with which the class won its pixels, NaN
-    where it has none. ``uncertainty`` is 1 − the mean margin between the two likeliest classes, 0
-    to 1. Both are on the network's grid, and NaN where the options do not ask for them.
+    ``options`` and ``confidence`` are those of :class:`Model`. A model that another process has
+    packed is unpacked. ``threads`` sets the number of CPU threads that torch takes in this
+    process. Raises :class:`~segbatch.errors.ModelError` if the model cannot be loaded.
     """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if isinstance(uri, Packed):
+        network, config = uri.unpack(), uri.config
+    else:
+        network, config = load_bundle(uri)
+    return Model(network, config, device, options, confidence=confidence)
 
-    image: Pixels
-    classes: Classes
-    mask: npt.NDArray[np.uint8]
-    pixels: npt.NDArray[np.int64]
-    confidences: npt.NDArray[np.float32]
-    uncertainty: float
 
-    @property
-    def coverage(self) -> dict[str, float]:
-        """Share of the mask that each class covers, by name; 0 to 1, together 1."""
-        shares = self.pixels / self.mask.size
-        return dict(zip(self.classes.names, shares.tolist(), strict=True))
+def resolve_long_side(options: Predict, config: ModelConfig) -> int | None:
+    """The longer side that images are downscaled to before prediction; ``None``: never.
 
-    @property
-    def confidence(self) -> dict[str, float | None]:
-        """``confidences`` by class name; ``None`` where the class is absent."""
-        values = [None if np.isnan(value) else float(value) for value in self.confidences]
-        return dict(zip(self.classes.names, values, strict=True))
-
-    def overlay(self, alpha: float = 0.5) -> Image.Image:
-        """The image under the colours of its classes, on the mask's grid."""
-        image = self.image
-        if size_of(image) != self.mask.shape:
-            height, width = self.mask.shape
-            image = np.asarray(Image.fromarray(image).resize((width, height), FILTER))
-        return masks.overlay(image, self.mask, self.classes, alpha)
+    ``auto`` is the ``long_side`` of the model, but ``None`` where images are cut into tiles.
+    """
+    if isinstance(options.long_side, str):  # auto
+        return None if options.tile else config.long_side
+    return options.long_side
 
 
 class Model:
-    """A network on a device, ready to predict; ``module`` is the network, ``classes`` its classes.
+    """A network on a device, ready to predict.
 
-    ``precision`` and ``device`` are what ``auto`` came to, ``num_batches`` counts those that went
-    through the network.
+    ``module`` is the network and ``classes`` are its classes. ``options`` say how to predict,
+    ``confidence`` whether to measure confidence and uncertainty. ``device``, ``precision`` and
+    ``long_side`` have no ``auto`` left. ``num_batches`` counts batches through the network.
     """
 
     def __init__(
@@ -99,29 +112,27 @@ class Model:
         self.options = options or Predict()
         self.confidence = confidence
         self.device = resolve_device(device)
-        self.long_side = resolve_long_side(self.options, config)
         self.precision = resolve_precision(self.options.precision, self.device)
-        # Channels last: on the CPU up to 1.7 times as fast, and what tensor cores want.
+        self.long_side = resolve_long_side(self.options, config)
+        # Channels last: up to 1.7 times as fast on the CPU, and the layout that tensor cores take.
         self.module = module.eval().to(self.device).to(memory_format=torch.channels_last)
         self._coarse = torch.compile(module.coarse) if self.options.compile else module.coarse
-        self._cut = Cut(self.options.tile, tuple(self.options.scales), self.options.flip)
-        self._transfer = Transfer(self.device)
         self._lanes = Lanes() if self.device.type == "cpu" else None
+        self._transfer = Transfer(self.device)
         self._mean = torch.tensor(config.mean, device=self.device)[:, None, None]
         self._std = torch.tensor(config.std, device=self.device)[:, None, None]
+        self._fitting: dict[Size, int] = {}  # patches a batch, where `batch_size` did not fit
         self.num_batches = 0
-        # Batches of a padded shape that fit the device, where `batch_size` patches did not.
-        self._fitting: dict[Size, int] = {}
 
     @property
     def classes(self) -> Classes:
         return self.config.classes
 
     def predict(self, image: Pixels | Image.Image) -> Prediction:
-        """Predict one image, RGB HWC uint8 or a Pillow image, as it stands (EXIF is not looked at).
+        """Predict one image, RGB HWC uint8 or a Pillow image; EXIF orientation is ignored.
 
-        The mask has the image's own size. Raises :class:`~segbatch.errors.InputError` for an array
-        of another shape or type.
+        The mask has the size of the image. Raises :class:`~segbatch.errors.InputError` for an
+        array of another shape or type.
         """
         original = np.asarray(image.convert("RGB")) if isinstance(image, Image.Image) else image
         _check(original)
@@ -133,75 +144,74 @@ class Model:
     def predict_batch(
         self, images: Sequence[Pixels], mask_sizes: Sequence[Size | None]
     ) -> list[Prediction]:
-        """Predict images that were already brought to :attr:`long_side`; results in their order.
+        """Predict images that were already downscaled to :attr:`long_side`, in their order.
 
         ``images`` are RGB HWC uint8, of any sizes. ``mask_sizes`` has ``(height, width)`` for each
-        mask, or ``None`` for the image's size. A GPU holds one batch in the network and one in
-        waiting, the CPU two for each lane, and the coarse logits of ``batch_size`` images, or of
-        one image in tiles.
+        mask, or ``None`` for the size of the image. In memory are, on a GPU, one batch in the
+        network and one waiting, on the CPU two for each lane, and the coarse logits of
+        ``batch_size`` images, or of one image in tiles.
         Raises :class:`~segbatch.errors.InputError` for other arrays and
         :class:`~segbatch.errors.JobFailed` for an image too large for the device.
         """
         for image in images:
             _check(image)
-        sizes = [size_of(image) for image in images]
-        views: list[dict[int, Surface]] = [{} for _ in images]
-        arriving: list[tuple[int, Callable[[], Arriving]]] = []
         predictions: dict[int, Prediction] = {}
-
-        def finish() -> None:
-            for index, result in arriving:
-                predictions[index] = self._prediction(images[index], result())
-
-        batches = self._cut.batches(images, self.options.batch_size, self._batch_of)
-        for batch, logits in self._through_network(batches):
-            self.num_batches += 1
-            launched = []
-            for patch, coarse in zip(batch, logits, strict=True):
-                index, of_image = patch.image, views[patch.image]
-                of_image[patch.view] = patch.surface(coarse, self.module.align_corners)
-                if len(of_image) == self._cut.num_patches(sizes[index]):
-                    surface = self._cut.assembled(
-                        sizes[index], of_image, len(self.classes), self.device
-                    )
-                    launched.append((index, self._reducing(surface, mask_sizes[index])))
-                    views[index] = {}
-            finish()  # of the batch before: this one keeps the device busy meanwhile
-            arriving = launched
-        finish()
+        reductions: dict[int, Future[tuple[Tensor, ...]] | Download] = {}
+        for complete in self._complete_images(images):
+            started = {i: self._reduce(logits, mask_sizes[i]) for i, logits in complete.items()}
+            # Those of the batch before: the device has this batch to work on meanwhile.
+            predictions |= {i: self._prediction(images[i], r) for i, r in reductions.items()}
+            reductions = started
+        predictions |= {i: self._prediction(images[i], r) for i, r in reductions.items()}
         return [predictions[index] for index in range(len(images))]
 
-    def _batch_of(self, padded: Size) -> int:
-        """How many patches of a padded shape go through the network together."""
+    def _complete_images(self, images: Sequence[Pixels]) -> Iterator[dict[int, LazyLogits]]:
+        """After each batch, the full-size logits of the images whose last patch was in it."""
+        views: defaultdict[int, dict[int, LazyLogits]] = defaultdict(dict)
+        batches = patch_batches(images, self.options, self._max_patches)
+        for batch, coarse_logits in self._through_network(batches):
+            self.num_batches += 1
+            complete = {}
+            for patch, coarse in zip(batch, coarse_logits, strict=True):
+                index, size = patch.image, size_of(images[patch.image])
+                views[index][patch.view] = logits_of(patch, coarse, self.module.align_corners)
+                if len(views[index]) == num_patches(size, self.options):
+                    complete[index] = combine(
+                        size, views.pop(index), self.options, len(self.classes), self.device
+                    )
+            yield complete
+
+    def _max_patches(self, padded: Size) -> int:
+        """The number of patches of a padded shape that go through the network together."""
         number = self._fitting.get(padded, self.options.batch_size)
         if self._lanes is None:
             return number
         height, width = padded
-        return min(number, max(1, BATCH_PIXELS // (height * width)))
+        return min(number, max(1, CPU_BATCH_PIXELS // (height * width)))
 
     def _through_network(
         self, batches: Iterator[list[Patch]]
     ) -> Iterator[tuple[list[Patch], list[Tensor]]]:
-        """Each batch with the coarse logits of its patches."""
+        """Each batch with the coarse logits of its patches, ``(classes, h, w)`` float32."""
         if self._lanes is not None:
-            return self._lanes.map(lambda batch: self._forward(self._pack(batch, False)), batches)
-        uploaded = self._transfer.uploaded(batches, self._pack)
+            return self._lanes.map(lambda batch: self._forward(self._pack(batch)), batches)
+        uploaded = self._transfer.upload(batches, self._pack)
         return ((batch, self._forward(pixels)) for batch, pixels in uploaded)
 
-    def _pack(self, batch: list[Patch], pinned: bool) -> Tensor:
+    def _pack(self, batch: list[Patch], pinned: bool = False) -> Tensor:
         """The patches with their padding, NHWC uint8, on the host."""
         host = torch.empty(len(batch), *batch[0].padded, 3, dtype=torch.uint8, pin_memory=pinned)
         stack(batch, host.numpy(), np.array(self.config.fill, np.uint8))
         return host
 
     def _forward(self, pixels: Tensor) -> list[Tensor]:
-        """Coarse logits of each of ``pixels``, NHWC uint8: ``(classes, height, width)`` float32.
+        """The coarse logits of each of ``pixels``, NHWC uint8.
 
-        Halves the batch as long as it does not fit the device.
+        Halves the batch until it fits the memory of the device.
         """
         num_images, height, width, _ = pixels.shape
         try:
-            return list(self._logits(pixels))
+            return list(self._run_network(self._normalized(pixels)))
         except torch.OutOfMemoryError:
             if num_images == 1:
                 raise JobFailed(
@@ -214,35 +224,42 @@ class Model:
         half = self._fitting[height, width] = (num_images + 1) // 2
         return self._forward(pixels[:half]) + self._forward(pixels[half:])
 
-    def _logits(self, pixels: Tensor) -> Tensor:
-        images = pixels.permute(0, 3, 1, 2).float()  # NCHW, channels last as the bytes were
-        images.div_(255).sub_(self._mean).div_(self._std)
+    def _normalized(self, pixels: Tensor) -> Tensor:
+        """NHWC uint8 as normalised NCHW float32, channels last as the bytes were."""
+        return pixels.permute(0, 3, 1, 2).float().div_(255).sub_(self._mean).div_(self._std)
+
+    def _run_network(self, images: Tensor) -> Tensor:
+        """The engine: normalised, padded images in, coarse logits out.
+
+        ``images`` are NCHW float32, channels last; the logits are ``(images, classes, height,
+        width)`` float32, contiguous. Nothing before or after depends on what runs the network.
+        """
         dtype = DTYPES[self.precision]
         with torch.autocast(self.device.type, dtype, enabled=self.precision != "fp32"):
             coarse: Tensor = self._coarse(images)
         return coarse.float().contiguous()
 
-    def _reducing(self, surface: Surface, mask_size: Size | None) -> Callable[[], Arriving]:
-        """Begin to reduce; what waits until that is done, or on its way."""
-        if self._lanes is not None:
-            return self._lanes.start(partial(self._reduce, surface, mask_size)).result
-        arriving = self._reduce(surface, mask_size)
-        return lambda: arriving
-
-    def _reduce(self, surface: Surface, mask_size: Size | None) -> Arriving:
-        reduced = reduce(
-            surface,
-            mask_size or surface.size,
+    def _reduce(
+        self, logits: LazyLogits, mask_size: Size | None
+    ) -> Future[tuple[Tensor, ...]] | Download:
+        """Start to reduce ``logits``; the result is a :class:`~segbatch.model.strips.Reduced`."""
+        reduction = partial(
+            reduce,
+            logits,
+            mask_size or logits.size,
             len(self.classes),
             self.device,
             confidence=self.confidence,
         )
-        return self._transfer.download(
-            (reduced.mask, reduced.pixels, reduced.confidence, reduced.uncertainty)
-        )
+        if self._lanes is not None:
+            return self._lanes.start(reduction)
+        return self._transfer.download(reduction())
 
-    def _prediction(self, image: Pixels, result: Arriving) -> Prediction:
-        mask, pixels, confidence, uncertainty = result.wait()
+    def _prediction(
+        self, image: Pixels, reduction: Future[tuple[Tensor, ...]] | Download
+    ) -> Prediction:
+        """Wait for a reduction."""
+        mask, pixels, confidence, uncertainty = reduction.result()
         return Prediction(
             image,
             self.classes,
@@ -253,59 +270,43 @@ class Model:
         )
 
 
-def load_model(
-    uri: str | Packed,
-    device: str | torch.device = "auto",
-    options: Predict | None = None,
-    threads: int | None = None,
-    *,
-    confidence: bool = True,
-) -> Model:
-    """The model of a bundle, or of the zoo by ``zoo:NAME``, on a device (``auto``: GPU, else CPU).
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What the model sees in one image.
 
-    One that another process has packed is unpacked. ``threads`` sets how many CPU threads torch
-    takes in this process. Raises :class:`~segbatch.errors.ModelError` where the model cannot be
-    loaded.
+    ``image`` is ``(height, width, 3)`` uint8, as it was given. ``mask`` is ``(height, width)``
+    uint8 of class ids, ``pixels`` ``(classes,)`` int64, their counts. ``confidences`` is
+    ``(classes,)`` float32, 0 to 1: the mean probability with which the class won its pixels, NaN
+    where it has none. ``uncertainty`` is 1 − the mean margin between the two likeliest classes, 0
+    to 1. Both are measured on the grid of the network's image, and NaN if not requested.
     """
-    if threads is not None:
-        torch.set_num_threads(threads)
-    if isinstance(uri, Packed):
-        network, config = uri.unpack(), uri.config
-    else:
-        network, config = load_bundle(uri)
-    return Model(network, config, device, options, confidence=confidence)
 
+    image: Pixels
+    classes: Classes
+    mask: npt.NDArray[np.uint8]
+    pixels: npt.NDArray[np.int64]
+    confidences: npt.NDArray[np.float32]
+    uncertainty: float
 
-def resolve_device(device: str | torch.device) -> torch.device:
-    """The device meant; ``auto`` is the first GPU, else the CPU. ``InputError`` for no device."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        resolved = torch.device(device)
-    except RuntimeError as error:
-        raise InputError(f"{device!r} is no device; auto, cpu, cuda or cuda:N are") from error
-    if resolved.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device {device} was asked for, but torch sees no GPU here")
-    return resolved
+    @property
+    def coverage(self) -> dict[str, float]:
+        """The share of the mask that each class covers, by name; 0 to 1, together 1."""
+        shares = self.pixels / self.mask.size
+        return dict(zip(self.classes.names, shares.tolist(), strict=True))
 
+    @property
+    def confidence(self) -> dict[str, float | None]:
+        """``confidences`` by class name; ``None`` where the class is absent."""
+        values = [None if np.isnan(value) else float(value) for value in self.confidences]
+        return dict(zip(self.classes.names, values, strict=True))
 
-def resolve_long_side(options: Predict, config: ModelConfig) -> int | None:
-    """The longer side that images are downscaled to before prediction; ``None``: their own.
-
-    ``auto`` is the model's ``long_side``, but ``None`` where images are cut into tiles.
-    """
-    if isinstance(options.long_side, str):  # auto
-        return None if options.tile else config.long_side
-    return options.long_side
-
-
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """The precision meant; ``auto`` is fp32 on the CPU, bf16 on GPUs that have it, else fp16."""
-    if precision != "auto":
-        return precision
-    if device.type != "cuda":
-        return "fp32"
-    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    def overlay(self, alpha: float = 0.5) -> Image.Image:
+        """The image under the colours of its classes, in the size of the mask."""
+        image = self.image
+        if size_of(image) != self.mask.shape:
+            height, width = self.mask.shape
+            image = np.asarray(Image.fromarray(image).resize((width, height), FILTER))
+        return masks.overlay(image, self.mask, self.classes, alpha)
 
 
 def _check(image: Any) -> None:
@@ -318,39 +319,3 @@ def _check(image: Any) -> None:
     ):
         given = f"{image.shape} {image.dtype}" if isinstance(image, np.ndarray) else type(image)
         raise InputError(f"an image to predict must be RGB, (height, width, 3) uint8, not {given}")
-
-
-def reduce(
-    surface: Surface,
-    mask_size: Size,
-    num_classes: int,
-    device: torch.device,
-    *,
-    confidence: bool = True,
-) -> Reduced:
-    """Class ids on a grid of ``mask_size``, their counts, and confidence on the surface's grid.
-
-    On a GPU by the fused kernel where it can, else in strips: class ids are the same but where two
-    classes are as good as equal.
-    """
-    if device.type == "cuda" and isinstance(surface, Upsampled) and fused_on(device):
-        from segbatch.model import fused
-
-        if fused.serves(surface, mask_size):
-            return fused.reduce(surface, mask_size, confidence=confidence)
-    return reduce_in_strips(surface, mask_size, num_classes, device, confidence=confidence)
-
-
-@cache
-def fused_on(device: torch.device) -> bool:
-    """Whether :mod:`segbatch.model.fused` can be had and was proved on ``device``; says if not."""
-    try:
-        from segbatch.model import fused  # Triton may be missing, and its compiler's compiler
-
-        fused.prove(device)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:
-        say(f"{device}: reducing logits without the fused kernel: {one_line(error)}")
-        return False
-    return True

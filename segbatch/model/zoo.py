@@ -5,7 +5,7 @@ state_dict of torchvision or segmentation_models_pytorch fits as it is. The seam
 :meth:`Network.coarse`: logits as the last convolution gives them, at 1/4 to 1/16 of the input's
 resolution. ``forward`` brings them to the input's size exactly as the library does, which is what
 training needs; prediction takes the coarse ones and upsamples strip by strip
-(:mod:`segbatch.model.surfaces`).
+(:mod:`segbatch.model.logits`).
 
 To add an architecture, write a function and a line in ``ARCHITECTURES``.
 """

@@ -24,10 +24,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from segbatch.model import surfaces as reduction
-from segbatch.model.predict import fused_on, reduce
+from segbatch.model import reduction
+from segbatch.model.logits import CPU, LazyLogits, Mean, Resized, RowTaps, Upsampled
+from segbatch.model.patches import Size
+from segbatch.model.reduction import fused_on, reduce
 from segbatch.model.strips import Reduced, reduce_in_strips
-from segbatch.model.surfaces import CPU, Mean, Resized, RowTaps, Size, Surface, Upsampled
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
 
@@ -90,7 +91,7 @@ def both(case: Case) -> tuple[Any, Any, float]:
 
 
 def arrays(reduced: Reduced) -> Any:
-    return {name: tensor.numpy() for name, tensor in vars(reduced).items()}
+    return {name: tensor.numpy() for name, tensor in reduced._asdict().items()}
 
 
 def launches_of(kind: str) -> int:
@@ -98,7 +99,7 @@ def launches_of(kind: str) -> int:
     from segbatch.model import fused
 
     plain = replace(Case(), num_classes=2).surface()
-    surfaces: dict[str, Surface] = {
+    surfaces: dict[str, LazyLogits] = {
         "plain": plain,
         "mean": Mean([plain, plain]),
         "resized": Resized(plain, (23, 29)),
@@ -136,7 +137,7 @@ def proof(fault: str) -> str:
         return mask, pixels, probability, margin * 1.01
 
     faults = {
-        "none": (fused, "AS_GOOD_AS_EQUAL", fused.AS_GOOD_AS_EQUAL),
+        "none": (reduction, "TOLERANCE", reduction.TOLERANCE),
         "interpolation": (fused, "row_taps", shifted),
         "counts": (fused, "_launch", miscounted),
         "ids": (fused, "_launch", overflowing),
@@ -145,8 +146,8 @@ def proof(fault: str) -> str:
     # Larger programs only because each costs the interpreter the same.
     with patch.object(kernel, "BLOCK", 2048), patch.object(*faults[fault]):
         try:
-            fused.prove(CPU)
-        except fused.Unproved as error:
+            reduction.prove(CPU)
+        except reduction.Unproved as error:
             return str(error)
     return ""
 
@@ -302,15 +303,14 @@ def test_without_triton_it_is_said_that_there_is_none(capsys, monkeypatch):
 
 @pytest.mark.usefixtures("asked_anew")
 def test_a_device_without_memory_for_the_proof_is_asked_again(monkeypatch):
-    from segbatch.model import fused
 
     def full(device: torch.device) -> None:
         raise torch.OutOfMemoryError("device out of memory")
 
-    monkeypatch.setattr(fused, "prove", full)
+    monkeypatch.setattr(reduction, "prove", full)
     with pytest.raises(torch.OutOfMemoryError):
         fused_on(CPU)
-    monkeypatch.setattr(fused, "prove", lambda device: None)
+    monkeypatch.setattr(reduction, "prove", lambda device: None)
     assert fused_on(CPU)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from segbatch.model.device import decode_jpegs, refuse_undecoding
+from segbatch.model.jpeg import decode_jpegs, require_jpeg_decoder
 from tests.model.conftest import picture
 
 DEVICES = [
@@ -27,7 +27,7 @@ def jpeg(mode: str = "RGB", **options: Any) -> bytes:
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_jpeg_is_what_pillow_shows_but_for_rounding(device: str) -> None:
-    refuse_undecoding(torch.device(device))
+    require_jpeg_decoder(torch.device(device))
     files = [
         jpeg(),
         jpeg("L"),

@@ -15,11 +15,10 @@ from segbatch.config.job import Predict, Tile
 from segbatch.errors import InputError, JobFailed
 from segbatch.masks.classes import Classes
 from segbatch.model.bundle import save_bundle
+from segbatch.model.device import resolve_device, resolve_precision
 from segbatch.model.predict import (
     Model,
     load_model,
-    resolve_device,
-    resolve_precision,
 )
 from segbatch.model.zoo import Network
 from tests.model.conftest import (

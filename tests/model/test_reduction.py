@@ -1,4 +1,4 @@
-"""The reduction: strips against the whole, and surfaces against ``interpolate``."""
+"""The reduction: strips against the whole, and lazy logits against ``interpolate``."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from segbatch.model.predict import reduce
+from segbatch.model.logits import CPU, LazyLogits, Mean, Resized, Upsampled
+from segbatch.model.reduction import reduce
 from segbatch.model.strips import reduce_in_strips
-from segbatch.model.surfaces import CPU, Mean, Resized, Surface, Upsampled
 
-SURFACES = {
+LOGITS = {
     "upsampled": lambda coarse: Upsampled(coarse, (128, 192), (117, 170), False),
     "upsampled as smp does": lambda coarse: Upsampled(coarse, (128, 192), (117, 170), True),
     "mirrored": lambda coarse: Upsampled(coarse, (128, 192), (117, 170), True, mirrored=True),
-    "enlarged": lambda coarse: Resized(SURFACES["upsampled"](coarse), (301, 333)),
-    "reduced": lambda coarse: Resized(SURFACES["upsampled"](coarse), (50, 33)),
-    "mean": lambda coarse: Mean([SURFACES["mirrored"](coarse), SURFACES["upsampled"](coarse)]),
+    "enlarged": lambda coarse: Resized(LOGITS["upsampled"](coarse), (301, 333)),
+    "reduced": lambda coarse: Resized(LOGITS["upsampled"](coarse), (50, 33)),
+    "mean": lambda coarse: Mean([LOGITS["mirrored"](coarse), LOGITS["upsampled"](coarse)]),
 }
 
 
@@ -27,24 +27,24 @@ def coarse() -> torch.Tensor:
     return torch.randn(6, 32, 48, generator=torch.Generator().manual_seed(3))
 
 
-def whole(surface: Surface) -> torch.Tensor:
-    return surface.rows(0, surface.size[0])
+def whole(logits: LazyLogits) -> torch.Tensor:
+    return logits.rows(0, logits.size[0])
 
 
-@pytest.mark.parametrize("name", SURFACES)
+@pytest.mark.parametrize("name", LOGITS)
 def test_strips_are_the_whole_bit_for_bit(coarse, name):
-    surface = SURFACES[name](coarse)
+    logits = LOGITS[name](coarse)
     for rows in (1, 7, 64):
-        cuts = [*range(0, surface.size[0], rows), surface.size[0]]
-        parts = [surface.rows(*cut) for cut in pairwise(cuts)]
-        assert torch.equal(torch.cat(parts, 1), whole(surface))
+        cuts = [*range(0, logits.size[0], rows), logits.size[0]]
+        parts = [logits.rows(*cut) for cut in pairwise(cuts)]
+        assert torch.equal(torch.cat(parts, 1), whole(logits))
 
 
 @pytest.mark.parametrize("mask_size", [(117, 170), (300, 400), (40, 60)])
 def test_the_height_of_strips_changes_no_result(coarse, mask_size):
-    surface = SURFACES["upsampled"](coarse)
+    logits = LOGITS["upsampled"](coarse)
     results = [
-        reduce_in_strips(surface, mask_size, 6, CPU, strip_bytes=strip_bytes)
+        reduce_in_strips(logits, mask_size, 6, CPU, strip_bytes=strip_bytes)
         for strip_bytes in (1, 100_000, 1 << 30)
     ]
     for result in results[1:]:
@@ -56,20 +56,20 @@ def test_the_height_of_strips_changes_no_result(coarse, mask_size):
 
 @pytest.mark.parametrize("align_corners", [False, True])
 def test_upsampling_is_that_of_interpolate(coarse, align_corners):
-    surface = Upsampled(coarse, (128, 192), (117, 170), align_corners)
+    logits = Upsampled(coarse, (128, 192), (117, 170), align_corners)
     expected = interpolate(coarse[None], (128, 192), mode="bilinear", align_corners=align_corners)[
         0, :, :117, :170
     ]
-    torch.testing.assert_close(whole(surface), expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(whole(logits), expected, atol=1e-6, rtol=1e-6)
     larger = interpolate(expected[None], (230, 350), mode="bilinear", align_corners=False)[0]
-    torch.testing.assert_close(whole(Resized(surface, (230, 350))), larger, atol=2e-6, rtol=1e-6)
+    torch.testing.assert_close(whole(Resized(logits, (230, 350))), larger, atol=2e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 90), (90, 1)])
 def test_a_single_row_or_column_is_no_special_case(coarse, size):
     for align_corners in (False, True):
-        surface = Upsampled(coarse[:, :1, :1], (128, 128), size, align_corners)
-        result = reduce(surface, (33, 20), 6, CPU)
+        logits = Upsampled(coarse[:, :1, :1], (128, 128), size, align_corners)
+        result = reduce(logits, (33, 20), 6, CPU)
         assert (result.mask == coarse[:, 0, 0].argmax()).all()
         assert result.pixels.sum() == 33 * 20
 

@@ -12,9 +12,9 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from segbatch.config.job import Predict, Tile
-from segbatch.model.patches import Blended, TileBox, tiles_of
+from segbatch.model.logits import CPU, Blended
+from segbatch.model.patches import TileBox, tile_boxes
 from segbatch.model.predict import Model
-from segbatch.model.surfaces import CPU
 from tests.model.conftest import config_of
 
 
@@ -37,7 +37,7 @@ class Piece:
 @pytest.mark.parametrize("size", [(100, 230), (64, 64), (65, 63), (20, 300), (30, 40)])
 @pytest.mark.parametrize("overlap", [0, 16, 40])
 def test_tiles_of_one_size_cover_the_image_with_their_overlap(size, overlap):
-    tiles = tiles_of(size, 64, overlap)
+    tiles = tile_boxes(size, 64, overlap)
     covered = np.zeros(size, int)
     for tile in tiles:
         assert (tile.height, tile.width) == (min(64, size[0]), min(64, size[1]))
@@ -49,13 +49,13 @@ def test_tiles_of_one_size_cover_the_image_with_their_overlap(size, overlap):
 
 
 def test_an_image_smaller_than_a_tile_goes_whole():
-    assert tiles_of((30, 40), 64, 16) == [TileBox(0, 0, 30, 40)]
+    assert tile_boxes((30, 40), 64, 16) == [TileBox(0, 0, 30, 40)]
 
 
 @pytest.mark.parametrize("overlap", [0, 16, 48])
 def test_blending_what_agrees_changes_nothing(overlap):
     whole = torch.randn(3, 100, 230, generator=torch.Generator().manual_seed(1))
-    tiles = tiles_of((100, 230), 64, overlap)
+    tiles = tile_boxes((100, 230), 64, overlap)
     surfaces = [Piece(whole, tile) for tile in tiles]
     blended = Blended((100, 230), tiles, surfaces, overlap, 3, CPU)
     torch.testing.assert_close(blended.rows(0, 100), whole, atol=1e-5, rtol=1e-5)
@@ -64,7 +64,7 @@ def test_blending_what_agrees_changes_nothing(overlap):
 
 
 def test_where_tiles_disagree_one_fades_into_the_other():
-    tiles = tiles_of((64, 112), 64, 16)
+    tiles = tile_boxes((64, 112), 64, 16)
     surfaces = [Piece(torch.full((1, 64, 112), float(i)), tile) for i, tile in enumerate(tiles)]
     row = Blended((64, 112), tiles, surfaces, 16, 1, CPU).rows(5, 6)[0, 0]
     assert (row[:48] == 0).all()
