@@ -1,4 +1,4 @@
-"""Audit: every way in which a run can be damaged is found, and only damage is called damage."""
+"""Audits find every kind of damage to a run, and report nothing else as damage."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def contents(run: Path) -> dict[str, tuple[int, int]]:
     return {str(path): (path.stat().st_mtime_ns, path.stat().st_size) for path in paths}
 
 
-def test_a_whole_run_is_clean_and_looking_changes_nothing(run: Path) -> None:
+def test_an_intact_run_is_clean_and_an_audit_changes_nothing(run: Path) -> None:
     before = contents(run)
     result = audited(run, deep=True)
     assert result == Audit(str(run), "complete", images=21, rows=21)
@@ -58,7 +58,7 @@ def test_a_whole_run_is_clean_and_looking_changes_nothing(run: Path) -> None:
     assert contents(run) == before
 
 
-def test_rows_that_are_lost_are_found_and_named(run: Path) -> None:
+def test_lost_rows_are_found_and_named(run: Path) -> None:
     table = table_of(run)
     [first, *_] = table.files()
     ids = pq.read_table(run / "rows" / first.name)["image_id"].to_pylist()
@@ -68,7 +68,7 @@ def test_rows_that_are_lost_are_found_and_named(run: Path) -> None:
     assert result.exit_code == 1
 
 
-def test_missing_rows_are_no_loss_while_the_run_is_not_finished(run: Path) -> None:
+def test_missing_rows_are_no_loss_before_the_run_is_finished(run: Path) -> None:
     table = table_of(run)
     table.commit(remove=table.files()[:1])
     say_running(run)
@@ -105,7 +105,7 @@ def test_a_file_that_is_gone_is_damage(run: Path, folder: str) -> None:
     assert result.exit_code == 1
 
 
-def test_a_file_that_is_cut_short_is_damage_without_looking_deep(run: Path) -> None:
+def test_a_truncated_file_is_found_without_a_deep_audit(run: Path) -> None:
     victim = files_of(run)[1]
     victim.write_bytes(victim.read_bytes()[:-100])
     result = audited(run)
@@ -114,7 +114,7 @@ def test_a_file_that_is_cut_short_is_damage_without_looking_deep(run: Path) -> N
 
 
 @pytest.mark.parametrize("folder", ["rows", "stats", "manifest"])
-def test_one_flipped_bit_is_found_by_looking_deep(run: Path, folder: str) -> None:
+def test_a_deep_audit_finds_one_flipped_bit(run: Path, folder: str) -> None:
     victim = files_of(run, folder)[0] if folder != "manifest" else run / "manifest/00000.parquet"
     data = bytearray(victim.read_bytes())
     data[len(data) // 2] ^= 1
@@ -124,7 +124,7 @@ def test_one_flipped_bit_is_found_by_looking_deep(run: Path, folder: str) -> Non
     assert result.exit_code == 1
 
 
-def test_statistics_that_lack_rows_are_damage_of_a_finished_run(run: Path) -> None:
+def test_missing_statistics_are_damage_of_a_finished_run(run: Path) -> None:
     table = table_of(run, "stats")
     table.commit(remove=table.files())
     result = audited(run)
@@ -141,7 +141,7 @@ def test_a_stray_file_is_named_and_deleted_by_running_again(
     shutil.copy(files_of(run)[0], stray)
     result = audited(run, deep=True)
     assert result.uncommitted == [str(stray)]
-    assert result.exit_code == 0, "no table holds it: it harms nobody who reads through the table"
+    assert result.exit_code == 0, "no table refers to it, so no reader of the table sees it"
     before = contents(run)
     segment(job(f"{collection}/", model_uri, str(run), **EVERYTHING))
     assert contents(run).keys() == before.keys() - {str(stray)}
@@ -161,7 +161,7 @@ def test_a_stray_file_of_a_newer_epoch_is_not_ours_to_delete(
     assert (run / "rows" / "notes.parquet").exists()
 
 
-def test_storage_that_fails_while_looking_is_not_taken_for_damage(s3: S3, whole_run: Run) -> None:
+def test_a_storage_failure_during_an_audit_is_not_damage(s3: S3, whole_run: Run) -> None:
     uri = s3.uri("run")
     for file in storage.list_files(whole_run.uri):
         s3.put(uri + file.uri.removeprefix(whole_run.uri), storage.read_bytes(file.uri))

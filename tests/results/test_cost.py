@@ -1,4 +1,4 @@
-"""What a run took and cost, from its run.json alone."""
+"""The cost of a run, from its run.json alone."""
 
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ def start(*nodes: dict[str, Any], **more: Any) -> Start:
     })  # fmt: skip
 
 
-def test_machines_of_known_prices_give_an_estimate() -> None:
+def test_machines_with_known_prices_give_an_estimate() -> None:
     first = start({**GPU_NODE, "seconds": 7200}, {**HEAD, "seconds": 3600})
     told = cost_facts([first, start({**GPU_NODE, "seconds": 3600})], read_prices(None), ALL)
     assert told["machines"] == "g6.4xlarge (spot): 3.0 hours; m6i.large: 1.0 hours"
@@ -74,17 +74,17 @@ def test_only_object_storage_bills_requests_and_transfer() -> None:
     assert told(ALL) == ("1,022,000 GET, 2,003 PUT", "2.42")
 
 
-def test_what_is_in_object_storage_is_told_by_the_uris(tmp_path: Path) -> None:
+def test_uris_tell_what_is_in_object_storage(tmp_path: Path) -> None:
     uris = ["s3://b/a.jpg", "gs://b/b#t=1.jpg", "/b/s3://c.jpg", "https://b/d.jpg",
             "s3://b/e.mp4#t=0.040", "s3a://b/f.jpg", "az://b/g.jpg", "file:///b/h.jpg"]  # fmt: skip
     run = write_run(str(tmp_path / "run"), num_ok=8, failed=(), finished=False)
     assert object_storage_use(run) == ObjectStorageUse(1.0, False)
-    run.info.job["output"] = "s3://runs/it"  # of which this is a copy
+    run.info.job["output"] = "s3://runs/it"  # and this is a copy
     assert object_storage_use(with_uris(run, uris.__getitem__)) == ObjectStorageUse(0.5, True)
 
 
 @pytest.mark.parametrize("starts", [[], [{"at": 0.0, "device": "cpu"}]])
-def test_what_an_early_run_does_not_say_is_left_out(starts: list[dict[str, Any]]) -> None:
+def test_facts_that_an_early_run_does_not_have_are_left_out(starts: list[dict[str, Any]]) -> None:
     assert not any(
         cost_facts([Start(**start) for start in starts], read_prices(None), ALL).values()
     )

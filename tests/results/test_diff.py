@@ -1,4 +1,4 @@
-"""Two runs compared: by class, by pixel, and what stands in one of them only."""
+"""Two runs compared: by class, by pixel, and by the images that only one of them has."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def run_of(
     folder: Path, images: Sequence[tuple[str, np.ndarray | str]], names: Sequence[str] = NAMES,
     *, masks: bool = True, finished: bool = True,
 ) -> Run:  # fmt: skip
-    """A run of these URIs, each with its label map or with why it failed."""
+    """A run of these URIs, each with its label map or with its error."""
     classes = Classes(names)
     schema = rows_schema(classes)
     maps = [None if isinstance(found, str) else found for _, found in images]
@@ -172,7 +172,7 @@ def test_every_image_has_a_row_in_the_order_of_the_first_run(before: Run, after:
 # ---------------------------------------------------------------------------------- which images
 
 
-def test_images_are_joined_on_their_uris_in_whatever_order_they_stand(
+def test_images_are_joined_on_their_uris_in_any_order(
     before: Run, after: Run, tmp_path: Path
 ) -> None:
     shuffled = [(f"{number}.jpg", filled(SKY, WALL)) for number in (4, 2, 0, 3, 1)]
@@ -183,7 +183,7 @@ def test_images_are_joined_on_their_uris_in_whatever_order_they_stand(
     }  # fmt: skip
 
 
-def test_images_of_one_uri_are_joined_in_their_order(tmp_path: Path) -> None:
+def test_images_with_one_uri_are_joined_in_their_order(tmp_path: Path) -> None:
     sky, wall = filled(SKY, SKY), filled(WALL, WALL)
     one = run_of(tmp_path / "a", [("x", sky), ("y", sky), ("x", wall), ("x", sky)])
     other = run_of(tmp_path / "b", [("y", wall), ("x", sky), ("x", wall)])
@@ -193,7 +193,7 @@ def test_images_of_one_uri_are_joined_in_their_order(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_what_is_in_one_run_only_or_failed_in_one_only_is_named(tmp_path: Path) -> None:
+def test_images_in_one_run_only_or_failed_in_one_only_are_named(tmp_path: Path) -> None:
     sky = filled(SKY, SKY)
     one = run_of(
         tmp_path / "a",
@@ -225,7 +225,7 @@ def test_what_is_in_one_run_only_or_failed_in_one_only_is_named(tmp_path: Path) 
     assert [row[0] for row in found.one_sided(2).fetchall()] == ["a failed", "b failed"]
 
 
-def test_of_a_run_that_works_what_is_committed_is_compared(before: Run, tmp_path: Path) -> None:
+def test_the_committed_rows_of_a_running_run_are_compared(before: Run, tmp_path: Path) -> None:
     begun = [(f"{number}.jpg", filled(SKY, WINDOW)) for number in range(4)]
     facts = before.diff(run_of(tmp_path / "begun", begun, finished=False)).facts
     assert (facts["ok_in_both"], facts["only_in_a"], facts["disagreement"]) == (4, 1, 0.5)
@@ -249,7 +249,7 @@ def test_runs_without_an_image_in_common_are_refused(before: Run, tmp_path: Path
 # -------------------------------------------------------------------------- classes, grids, masks
 
 
-def test_classes_are_compared_by_name_whatever_their_ids(before: Run, tmp_path: Path) -> None:
+def test_classes_are_compared_by_name_and_not_by_id(before: Run, tmp_path: Path) -> None:
     names = ["Window", "sky", "wall", "roof"]
     images = [(f"{number}.jpg", filled(1, 2)) for number in range(5)]
     found = before.diff(run_of(tmp_path / "other", images, names))
@@ -267,13 +267,13 @@ def test_a_class_that_one_run_does_not_have_has_no_change(before: Run, tmp_path:
         ("sky", 0.5, 0.5, 0), ("wall", 0.5, None, None), ("window", 0, None, None),
         ("roof", None, 0.5, None),
     ]  # fmt: skip
-    assert found.facts["disagreement"] == 0.5  # where it was wall, it cannot be any more
+    assert found.facts["disagreement"] == 0.5  # the pixels that were wall have another class now
     assert found.most_changed(1).fetchall()[0][2:] == (
         0.5, {"sky": 0, "wall": None, "window": None, "roof": None}
     )  # fmt: skip
 
 
-def test_the_smaller_of_two_grids_is_brought_to_the_larger_and_that_is_said(
+def test_the_smaller_of_two_masks_is_resized_to_the_larger_and_a_note_says_so(
     tmp_path: Path,
 ) -> None:
     small = filled(SKY, WALL, shape=(2, 4))
@@ -287,7 +287,7 @@ def test_the_smaller_of_two_grids_is_brought_to_the_larger_and_that_is_said(
         assert "nearest neighbour" in found.notes()[0]
 
 
-def test_where_masks_are_missing_coverage_alone_is_compared_and_that_is_said(
+def test_without_masks_only_coverage_is_compared_and_a_note_says_so(
     before: Run, after: Run, tmp_path: Path
 ) -> None:
     images = [(f"{number}.jpg", filled(SKY, WALL)) for number in range(4)]
@@ -301,7 +301,7 @@ def test_where_masks_are_missing_coverage_alone_is_compared_and_that_is_said(
     assert unsaid.diff(after).facts["without_mask"] == 5
 
 
-def test_pixels_are_counted_by_both_ids_however_large_the_masks_and_many_the_classes() -> None:
+def test_pixels_are_counted_by_both_ids_for_large_masks_and_many_classes() -> None:
     rng = np.random.default_rng(0)
     a, b = rng.integers(0, 256, (2, 700, 900), np.uint8)
     expected = np.zeros((256, 256), int)
@@ -312,7 +312,7 @@ def test_pixels_are_counted_by_both_ids_however_large_the_masks_and_many_the_cla
     assert few[3, 2] == expected[3:, 2:].sum()
 
 
-def test_a_mask_that_cannot_be_read_is_one_line_that_names_it(before: Run, after: Run) -> None:
+def test_an_unreadable_mask_is_one_line_that_names_it(before: Run, after: Run) -> None:
     table = after.table("rows")
     assert table is not None
     path = Path(table.uri, table.files()[0].name)
@@ -325,7 +325,7 @@ def test_a_mask_that_cannot_be_read_is_one_line_that_names_it(before: Run, after
     assert "\n" not in str(wrong.value)
 
 
-def test_only_a_few_files_are_taken_ahead(before: Run) -> None:
+def test_only_a_few_files_are_read_ahead(before: Run) -> None:
     table = before.table("rows")
     assert table is not None
     first, second = (file.name for file in table.files())
@@ -347,7 +347,7 @@ def segbatch(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
 
 @pytest.fixture
 def two(tmp_path: Path) -> tuple[str, str]:
-    """URIs of two runs, of which the second has another name for walls and no image 11."""
+    """URIs of two runs; the second has another name for walls, and no image 11."""
     one = write_run(str(tmp_path / "runs" / "2026-10"))
     names = ["background", "facade", "window"]
     other = write_run(str(tmp_path / "runs" / "2026-11"), names=names, num_ok=11, failed=())
@@ -395,7 +395,7 @@ def test_diff_writes_a_row_per_image(
     assert first.startswith("s3://photos/0000.jpg,0,0,ok,ok,,,0.81666")
 
 
-def test_diff_refuses_an_unknown_ending_before_it_looks_at_anything(
+def test_diff_refuses_an_unknown_extension_before_it_reads_anything(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert segbatch(monkeypatch, "diff", "a", "b", "-o", "changes.xlsx") == 2

@@ -1,4 +1,4 @@
-"""The finish: the statistics in order, in bounded memory, and a folder without leftovers."""
+"""Finishing a run: sorted statistics in bounded memory, and a folder without leftovers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SCHEMA = rows_schema(Classes(["wall", "window"]))
 
 
 def finished(run: Path, id_lists: list[list[int]]) -> tuple[Table, Table, Ledger]:
-    """The tables of a run whose files of rows hold these ids, with their statistics written."""
+    """The tables of a run with these ids in its files of rows, and its statistics written."""
     rows = Table.create(str(run / "rows"), SCHEMA)
     ledger = Ledger(rows, 10_000, "driver")
     for ids in id_lists:
@@ -40,7 +40,7 @@ def finished(run: Path, id_lists: list[list[int]]) -> tuple[Table, Table, Ledger
     return rows, stats, ledger
 
 
-def test_statistics_are_in_order_over_all_files_however_rows_were_spread(
+def test_statistics_are_sorted_over_all_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(finish, "PART_BYTES", 4000)
@@ -62,7 +62,7 @@ def test_statistics_are_in_order_over_all_files_however_rows_were_spread(
         assert source["uri"][row["file_row"]].as_py() == row["uri"]
 
 
-def test_statistics_that_are_written_again_replace_the_older_ones(tmp_path: Path) -> None:
+def test_statistics_written_again_replace_the_older_ones(tmp_path: Path) -> None:
     rows, stats, ledger = finished(tmp_path, [[0, 1, 2]])
     [older] = stats.files()
     finish.write_stats(rows, stats, ledger.epoch)
@@ -72,7 +72,7 @@ def test_statistics_that_are_written_again_replace_the_older_ones(tmp_path: Path
     assert not (tmp_path / "stats" / older.name).exists()
 
 
-def test_what_killed_processes_left_is_swept_and_nothing_else(tmp_path: Path) -> None:
+def test_only_files_that_killed_processes_left_are_swept(tmp_path: Path) -> None:
     rows, stats, ledger = finished(tmp_path, [[0, 1, 2]])
     (tmp_path / "manifest").mkdir()
     old = [

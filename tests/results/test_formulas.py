@@ -16,7 +16,7 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 def value(text: str, *coverage: float) -> float:
-    """The formula's value for one image; classes that are not given cover nothing."""
+    """The formula's value for one image; classes without a coverage cover nothing."""
     row = [*coverage, *[0.0] * (len(CLASSES) - len(coverage))]
     (result,) = Formula.parse("ratio", text, CLASSES).evaluate(np.array([row]))
     return float(result)
@@ -55,7 +55,7 @@ def test_a_formula_is_evaluated_for_every_image() -> None:
         ("\n 1\t+ 1 ", 2),
     ],
 )
-def test_arithmetic_binds_as_at_school(text: str, expected: float) -> None:
+def test_operators_have_the_usual_precedence(text: str, expected: float) -> None:
     assert value(text) == expected
 
 
@@ -83,7 +83,7 @@ def test_a_division_by_zero_anywhere_is_null(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["1e999", "1e300 * 1e300", "1 / (1e300 * 1e300)", "1e39", "-1e39"])
-def test_what_leaves_the_finite_numbers_is_null(text: str) -> None:
+def test_a_value_that_is_not_finite_is_null(text: str) -> None:
     assert math.isnan(value(text))
 
 
@@ -91,7 +91,7 @@ def test_a_value_always_fits_into_float32() -> None:
     assert np.isfinite(np.float32(value("3.4e38")))
 
 
-def test_a_missing_coverage_makes_null_only_where_it_is_used() -> None:
+def test_a_missing_coverage_is_null_only_in_formulas_that_use_it() -> None:
     coverage = np.array([[np.nan, 0.5, 0, 0, 0]])
     assert np.isnan(Formula.parse("a", "window + wall", CLASSES).evaluate(coverage)).all()
     assert Formula.parse("a", "wall * 2", CLASSES).evaluate(coverage).tolist() == [1.0]
@@ -101,7 +101,7 @@ def test_no_images_give_no_values() -> None:
     assert Formula.parse("a", "window / 2 + 1", CLASSES).evaluate(np.zeros((0, 5))).shape == (0,)
 
 
-def test_evaluating_leaves_the_coverage_alone() -> None:
+def test_evaluating_does_not_change_the_coverage() -> None:
     coverage = np.ones((2, 5))
     coverage.flags.writeable = False
     result = Formula.parse("a", "window", CLASSES).evaluate(coverage)
@@ -145,7 +145,7 @@ def test_a_formula_travels_to_workers() -> None:
         ("٣ + window", "found '٣'"),
     ],
 )
-def test_what_is_not_arithmetic_is_refused_where_it_goes_wrong(text: str, expected: str) -> None:
+def test_wrong_syntax_is_refused_with_its_position(text: str, expected: str) -> None:
     message = error_of(text)
     assert message.startswith("formulas.ratio: ")
     assert expected in message
@@ -161,7 +161,7 @@ def test_an_unknown_class_is_named_with_a_suggestion_and_the_classes() -> None:
     assert "did you mean" not in error_of("xyzzy")
 
 
-def test_what_a_message_suggests_can_be_written_so() -> None:
+def test_the_spellings_in_a_message_are_valid() -> None:
     classes = Classes(['6" pipe', "3d sign", "plain"])
     with pytest.raises(InputError, match=r'\(classes: 6_pipe, "3d sign", plain\)'):
         Formula.parse("a", "unknown", classes)
@@ -215,17 +215,17 @@ def written(tree: Tree) -> str:
     return str(tree)
 
 
-def reckoned(tree: Tree, coverage: dict[str, float]) -> float | None:
-    """What Python's own arithmetic makes of it, ``None`` for null."""
+def evaluated(tree: Tree, coverage: dict[str, float]) -> float | None:
+    """The value by Python's own arithmetic; ``None`` for null."""
     match tree:
         case (symbol, left, right):
-            a, b = reckoned(left, coverage), reckoned(right, coverage)
+            a, b = evaluated(left, coverage), evaluated(right, coverage)
             if a is None or b is None or (symbol == "/" and b == 0):
                 return None
             result = PYTHON[symbol](a, b)
             return result if math.isfinite(result) else None
         case (_, inner):
-            a = reckoned(inner, coverage)
+            a = evaluated(inner, coverage)
             return None if a is None else -a
         case str():
             return coverage[tree]
@@ -234,14 +234,14 @@ def reckoned(tree: Tree, coverage: dict[str, float]) -> float | None:
 
 @settings(deadline=None, max_examples=300)
 @given(trees, st.lists(st.tuples(*[st.floats(0, 1)] * 3), min_size=1, max_size=4))
-def test_random_formulas_give_what_python_gives(
+def test_random_formulas_agree_with_python(
     tree: Tree, rows: list[tuple[float, float, float]]
 ) -> None:
     coverage = np.zeros((len(rows), len(CLASSES)))
     coverage[:, [0, 1, 3]] = rows
     result = Formula.parse("random", written(tree), CLASSES).evaluate(coverage)
     for row, got in zip(rows, result, strict=True):
-        expected = reckoned(
+        expected = evaluated(
             tree, dict(zip(["window", "wall", '"traffic light"'], row, strict=True))
         )
         if expected is None or abs(expected) > FLOAT32_MAX:

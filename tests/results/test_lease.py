@@ -1,4 +1,4 @@
-"""The lease: who works on a run, said early and kindly."""
+"""The lease of a run: a second driver learns early that the run is in use."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def holder(run: Path) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def test_a_lease_is_there_while_it_is_held_and_gone_afterwards(tmp_path: Path) -> None:
+def test_a_lease_exists_while_it_is_held_and_is_deleted_afterwards(tmp_path: Path) -> None:
     run = str(tmp_path)
     with Lease(run, silent) as lease:
         first = read_lease(run)
@@ -71,7 +71,7 @@ def test_a_lease_is_there_while_it_is_held_and_gone_afterwards(tmp_path: Path) -
     assert read_lease(run) is None
 
 
-def test_a_second_driver_is_told_who_holds_the_run_since_when(tmp_path: Path) -> None:
+def test_a_second_driver_learns_who_has_held_the_run_and_since_when(tmp_path: Path) -> None:
     with holder(tmp_path) as process:
         with pytest.raises(LeaseHeld, match=f"process {process.pid} on .*, since 20") as caught:
             Lease(str(tmp_path), silent).__enter__()
@@ -86,17 +86,17 @@ def test_a_killed_holder_on_this_host_is_taken_over_at_once(tmp_path: Path) -> N
         assert time.monotonic() - start < 2
 
 
-def test_a_frozen_holder_is_taken_over_and_finds_out_when_it_wakes(tmp_path: Path) -> None:
+def test_a_frozen_holder_is_replaced_and_notices_when_it_resumes(tmp_path: Path) -> None:
     with holder(tmp_path) as process:
         process.send_signal(signal.SIGSTOP)
-        time.sleep(3.5)  # its heartbeat has been still for DEAD_AFTER_S
+        time.sleep(3.5)  # its heartbeat stood still for DEAD_AFTER_S
         with Lease(str(tmp_path), silent) as lease:
             process.send_signal(signal.SIGCONT)
             time.sleep(1.0)
-            WorkerLease(str(tmp_path), lease.driver).check()  # the woken one did not write over it
+            WorkerLease(str(tmp_path), lease.driver).check()  # not overwritten
 
 
-def test_a_heartbeat_from_elsewhere_that_moves_is_alive(tmp_path: Path) -> None:
+def test_an_advancing_heartbeat_on_another_host_is_alive(tmp_path: Path) -> None:
     program = f"""
         import json, pathlib, time
         path = pathlib.Path({str(tmp_path / "lease.json")!r})
@@ -116,7 +116,7 @@ def test_a_heartbeat_from_elsewhere_that_moves_is_alive(tmp_path: Path) -> None:
             process.kill()
 
 
-def test_a_dead_heartbeat_from_elsewhere_is_waited_out(tmp_path: Path) -> None:
+def test_a_dead_heartbeat_on_another_host_is_waited_out(tmp_path: Path) -> None:
     run = str(tmp_path)
     far = {"driver": "far", "host": "far-away", "pid": 1, "since": 0, "beat": 7}
     storage.write_bytes(lease_uri(run), json.dumps(far).encode())
@@ -137,5 +137,5 @@ def test_a_lease_that_names_another_driver_is_noticed(tmp_path: Path) -> None:
         with pytest.raises(Fenced):
             lease.check()
     left = read_lease(run)
-    assert left is not None, "the other driver's lease is not ours to delete"
+    assert left is not None, "a driver must not delete another driver's lease"
     assert left["driver"] == "another"

@@ -1,4 +1,4 @@
-"""The ledger and the table under it: each id once, one driver at a time."""
+"""The ledger and its table: each id is committed once, by one driver at a time."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_resumed_ledger_knows_every_committed_id(uri: str) -> None:
     assert first.enter(written(first, [10, 20, 30]))
     assert first.enter(written(first, [5], "not_found"))
     first.commit()
-    assert first.enter(written(first, [50]))  # entered, and never committed
+    assert first.enter(written(first, [50]))  # entered, but never committed
 
     second = Ledger(reopened(uri), 100, "two")
     assert second.epoch > first.epoch
@@ -91,7 +91,7 @@ def test_a_file_with_an_id_that_is_taken_is_refused(uri: str) -> None:
     assert committed_ids(uri) == [0, 1, 2]
 
 
-def test_a_newer_driver_fences_an_older_one_off(uri: str) -> None:
+def test_a_newer_driver_fences_off_an_older_one(uri: str) -> None:
     older = Ledger(Table.create(uri, SCHEMA), 10, "older")
     older.enter(written(older, [0]))
     newer = Ledger(reopened(uri), 10, "newer")
@@ -117,7 +117,7 @@ def test_a_commit_without_anything_entered_adds_no_version(uri: str) -> None:
     assert ledger.table.version == version
 
 
-def test_a_file_tells_its_epoch_and_kind_by_its_name(uri: str) -> None:
+def test_a_file_name_contains_epoch_and_kind(uri: str) -> None:
     ledger = Ledger(Table.create(uri, SCHEMA), 10, "one")
     account = written(ledger, [3], "timeout")
     assert account.file is not None
@@ -126,7 +126,7 @@ def test_a_file_tells_its_epoch_and_kind_by_its_name(uri: str) -> None:
     assert epoch_of("strange.parquet") is None
 
 
-def test_taking_files_out_leaves_the_others_as_they_are(uri: str) -> None:
+def test_removing_files_keeps_the_others(uri: str) -> None:
     ledger = Ledger(Table.create(uri, SCHEMA), 10, "one")
     ledger.enter(written(ledger, [0, 1]))
     ledger.enter(written(ledger, [2], "timeout"))
@@ -148,7 +148,7 @@ def test_every_commit_notes_the_checksums_of_its_files(uri: str) -> None:
     assert newest["driver"] == "one"
 
 
-def test_a_commit_whose_end_was_not_seen_is_not_taken_for_another_drivers(
+def test_an_interrupted_commit_is_not_taken_for_another_drivers(
     uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ledger = Ledger(Table.create(uri, SCHEMA), 10, "one")

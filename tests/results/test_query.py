@@ -52,7 +52,7 @@ def columns_of(run: Run, view: str) -> list[str]:
 # ---------------------------------------------------------------------------------------- views
 
 
-def test_a_filter_on_a_class_finds_the_same_wherever_the_run_is(any_run: Run) -> None:
+def test_a_filter_on_a_class_finds_the_same_on_every_storage(any_run: Run) -> None:
     found = sql([any_run], "SELECT image_id, run FROM images WHERE coverage.window >= 0.15")
     assert found.fetchall() == [(8, "march"), (9, "march"), (10, "march"), (11, "march")]
 
@@ -130,14 +130,14 @@ def test_runs_has_one_row_a_run(run: Run, running: Run) -> None:
     assert abs(age.total_seconds()) < 3600
 
 
-def test_runs_of_one_name_are_told_apart_by_their_uris(run: Run, tmp_path: Path) -> None:
+def test_runs_with_one_name_are_identified_by_their_uris(run: Run, tmp_path: Path) -> None:
     other = write_run(str(tmp_path / "march"))
     third = write_run(str(tmp_path / "may"))
     found = sql([run, other, third], "SELECT DISTINCT run FROM images ORDER BY run")
     assert {name for (name,) in found.fetchall()} == {run.uri, other.uri, "may"}
 
 
-def test_what_one_of_two_runs_does_not_have_is_null(run: Run, tmp_path: Path) -> None:
+def test_columns_that_one_of_two_runs_lacks_are_null(run: Run, tmp_path: Path) -> None:
     other = write_run(
         str(tmp_path / "other"),
         names=["background", "facade", "window"],
@@ -186,7 +186,7 @@ HOSTILE_COLUMNS = [
 ]  # fmt: skip
 
 
-def test_names_are_names_whatever_sql_stands_in_them(
+def test_names_that_contain_sql_are_only_names(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     columns = [pa.field(name, pa.string()) for name in HOSTILE_COLUMNS]
@@ -208,7 +208,7 @@ def test_names_are_names_whatever_sql_stands_in_them(
         assert "DROP" in capsys.readouterr().out
 
 
-def test_a_terminal_is_told_nothing_by_what_stands_in_a_run(
+def test_control_characters_in_a_run_do_not_reach_a_terminal(
     run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_answer(sql([run], """SELECT 'a' || chr(27) || '[31m' || chr(7) || 'b' AS "x\x1b[2J" """))
@@ -223,12 +223,12 @@ def test_only_the_views_that_a_query_names_are_made(run: Run) -> None:
     assert sorted(found) == [("images",), ("wide",)]
 
 
-def test_a_query_that_is_no_text_is_refused(run: Run) -> None:
+def test_a_query_that_is_not_valid_text_is_refused(run: Run) -> None:
     with pytest.raises(InputError, match="no text in UTF-8"):
         sql([run], "SELECT '\udcff'")
 
 
-def test_a_folder_with_characters_of_a_pattern_is_read(tmp_path: Path) -> None:
+def test_a_folder_whose_name_looks_like_a_pattern_is_read(tmp_path: Path) -> None:
     odd = write_run(str(tmp_path / "it's [a-b]*" / "year=2026"))
     assert len(sql([odd], "FROM images").fetchall()) == 14
     assert "year" not in columns_of(odd, "images")
@@ -241,7 +241,7 @@ def test_a_filter_on_one_class_reads_that_column_and_no_other(any_run: Run) -> N
     assert "Projections: image_id " in plan
 
 
-def test_of_a_remote_file_only_the_columns_asked_for_are_fetched(
+def test_only_the_requested_columns_of_a_remote_file_are_fetched(
     s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uri = s3.uri("runs/large")
@@ -276,7 +276,7 @@ def test_of_a_remote_file_only_the_columns_asked_for_are_fetched(
     assert one_column / 2 < sum(fetched) < 2 * one_column
 
 
-# ------------------------------------------------------------------------------ what may be asked
+# ------------------------------------------------------------------------------ what is allowed
 
 
 @pytest.mark.parametrize(
@@ -299,7 +299,7 @@ def test_of_a_remote_file_only_the_columns_asked_for_are_fetched(
         ("SELECT image_id FROM images UNION ALL SELECT image_id FROM failures", 16),
     ],
 )
-def test_what_reads_is_answered(run: Run, question: str, num_rows: int) -> None:
+def test_sql_that_reads_is_answered(run: Run, question: str, num_rows: int) -> None:
     assert len(sql([run], question).fetchall()) == num_rows
 
 
@@ -333,7 +333,7 @@ def test_what_reads_is_answered(run: Run, question: str, num_rows: int) -> None:
         "FROM enable_logging('QueryLog', storage_path = 'out')",
     ],
 )
-def test_what_writes_is_refused(
+def test_sql_that_writes_is_refused(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, question: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -343,7 +343,7 @@ def test_what_writes_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_of_ones_own_can_be_joined(
+def test_another_file_can_be_joined(
     any_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -369,7 +369,7 @@ def test_a_uri_in_a_filter_needs_no_client_for_it(run: Run) -> None:
     assert found.fetchall() == [(14,)]
 
 
-def test_a_variable_of_the_program_is_no_table(run: Run) -> None:
+def test_a_python_variable_is_not_a_table(run: Run) -> None:
     frame = pa.table({"a": [1]})
     with pytest.raises(InputError, match="frame does not exist"):
         sql([run], "FROM frame")
@@ -418,7 +418,7 @@ def test_a_missing_bucket_is_one_line(run: Run, s3: S3) -> None:
     assert "\n" not in str(wrong.value)
 
 
-def test_files_that_go_away_meanwhile_are_no_fault_of_the_query(any_run: Run) -> None:
+def test_deleted_files_are_not_the_fault_of_the_query(any_run: Run) -> None:
     run = write_run(f"{any_run.uri}-{uuid.uuid4().hex}", finished=any_run.finished)
     table = run.table("stats" if run.finished else "rows")
     assert table is not None
@@ -427,7 +427,7 @@ def test_files_that_go_away_meanwhile_are_no_fault_of_the_query(any_run: Run) ->
         sql([run], "SELECT * FROM images")
 
 
-def test_files_that_go_away_while_they_are_read_leave_no_half_an_answer(tmp_path: Path) -> None:
+def test_files_deleted_while_they_are_read_leave_no_partial_answer(tmp_path: Path) -> None:
     run = write_run(str(tmp_path / "run"))
     begun = sql([run], "SELECT * FROM images")
     for file in Path(run.uri, "stats").glob("*.parquet"):
@@ -484,7 +484,7 @@ def test_an_answer_can_be_written_to_s3(run: Run, s3: S3) -> None:
     assert b"1 row" in storage.read_bytes(uri)
 
 
-def test_equal_names_stay_apart(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_columns_with_one_name_are_numbered(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     write_answer(sql([run], "SELECT 1 AS a, 2 AS a"), "csv")
     assert capsys.readouterr().out == "a,a_1\n1,2\n"
 
@@ -508,7 +508,7 @@ def test_a_table_of_a_few_rows_says_so(run: Run, capsys: pytest.CaptureFixture[s
     assert out.endswith("1 row\n")
 
 
-def test_on_a_terminal_columns_that_have_no_room_are_named(run: Run) -> None:
+def test_columns_that_do_not_fit_on_a_terminal_are_named(run: Run) -> None:
     screen = io.StringIO()
     console = Console(file=screen, width=80, force_terminal=True, color_system=None)
     _print_table(sql([run], "FROM wide"), console)
@@ -524,7 +524,7 @@ def test_a_plan_is_printed_as_it_is(run: Run, capsys: pytest.CaptureFixture[str]
     assert "╭─ Projection ───╮\n│ Projections: 1 │" in capsys.readouterr().out
 
 
-def test_a_value_that_does_not_fit_is_the_querys_fault(run: Run, tmp_path: Path) -> None:
+def test_a_value_that_cannot_be_cast_is_the_fault_of_the_query(run: Run, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="Could not convert"):
         write_answer(sql([run], "SELECT uri::INT FROM images"), "csv", str(tmp_path / "out.csv"))
     assert list(tmp_path.iterdir()) == []
@@ -555,7 +555,7 @@ def test_an_id_without_a_row_is_an_error(any_run: Run, image_id: int) -> None:
 
 
 def test_an_id_in_the_gap_of_a_file_is_found_in_another(tmp_path: Path) -> None:
-    """A later pass leaves files whose ids lie far apart, around those of others."""
+    """A later pass writes files whose ranges of ids enclose those of other files."""
     run = write_run(str(tmp_path / "run"), finished=False)
     table = Table.open(f"{run.uri}/rows")
     assert table is not None
@@ -573,17 +573,17 @@ def test_an_id_in_the_gap_of_a_file_is_found_in_another(tmp_path: Path) -> None:
         np.testing.assert_array_equal(mask, label_map(image_id))
 
 
-def test_of_a_finished_run_the_log_is_read_once_for_many_masks(s3: S3) -> None:
+def test_the_log_of_a_finished_run_is_read_once_for_many_masks(s3: S3) -> None:
     run = write_run(s3.uri("run"))
     for image_id, is_asked in ((3, True), (8, False)):
-        s3.break_down()  # nothing, and counts from here on
+        s3.break_down()  # nothing fails; counts requests from here on
         assert run.mask(image_id) is not None
         assert bool(s3.requests("GET", "/_delta_log/")) == is_asked
 
 
-def test_a_mask_is_found_though_stats_were_written_again(tmp_path: Path) -> None:
+def test_a_mask_is_found_after_stats_were_written_again(tmp_path: Path) -> None:
     run = write_run(str(tmp_path / "run"))
-    assert mask_png(run, 2) is not None  # and the table was looked at
+    assert mask_png(run, 2) is not None  # which opens the table
     table = Table.open(f"{run.uri}/stats")
     assert table is not None
     [file] = table.files()
@@ -596,7 +596,7 @@ def test_a_mask_is_found_though_stats_were_written_again(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("finished", [True, False])
-def test_a_damaged_mask_is_told_with_its_image(tmp_path: Path, finished: bool) -> None:
+def test_a_damaged_mask_is_reported_with_its_image(tmp_path: Path, finished: bool) -> None:
     run = write_run(str(tmp_path / "run"), finished=finished)
     damage_mask(run, 10)
     assert run.mask(9) is not None
@@ -607,7 +607,7 @@ def test_a_damaged_mask_is_told_with_its_image(tmp_path: Path, finished: bool) -
         run.mask(10)
 
 
-def test_a_mask_that_is_none_is_told_with_its_image(tmp_path: Path) -> None:
+def test_a_mask_that_is_not_a_png_is_reported_with_its_image(tmp_path: Path) -> None:
     run = write_run(str(tmp_path / "run"))
     for path in Path(run.uri, "rows").glob("*-ok-*.parquet"):
         rows = pq.read_table(path)

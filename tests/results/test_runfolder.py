@@ -1,4 +1,4 @@
-"""A run as others see it: where it stands, and whether its driver lives, from storage alone."""
+"""A run as others see it: its progress, and whether its driver is alive, from storage alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.written_run import write_run
 
 @pytest.fixture
 def run(tmp_path: Path) -> str:
-    """A run that works: 14 of 20 images have a row."""
+    """A running run: 14 of 20 images have a row."""
     uri = write_run(str(tmp_path / "run"), finished=False).uri
     info = read_info(uri)
     assert info is not None
@@ -29,7 +29,7 @@ def run(tmp_path: Path) -> str:
     return uri
 
 
-def test_a_summary_tells_pass_pace_rest_and_failures_by_kind(run: str) -> None:
+def test_a_summary_has_pass_pace_remaining_time_and_failures_by_kind(run: str) -> None:
     facts = open_run(run).summary()
     expected = {"ok": 12, "failed": {"not_found": 1, "timeout": 1}, "remaining": 6, "starts": 2,
                 "pass": 2, "images_per_second": 0.5, "rest_s": 12, "driver": None,
@@ -37,7 +37,7 @@ def test_a_summary_tells_pass_pace_rest_and_failures_by_kind(run: str) -> None:
     assert {key: facts[key] for key in expected} == expected
 
 
-def test_a_driver_on_this_host_lives_as_long_as_its_process(run: str) -> None:
+def test_a_driver_on_this_host_is_alive_while_its_process_runs(run: str) -> None:
     with Lease(run, print):
         driver = open_run(run).summary()["driver"]
         assert driver["alive"] is True
@@ -48,7 +48,7 @@ def test_a_driver_on_this_host_lives_as_long_as_its_process(run: str) -> None:
 
 
 @pytest.mark.parametrize(("age_s", "alive"), [(5, True), (600, False), (-600, None)])
-def test_a_driver_elsewhere_lives_as_long_as_its_heartbeat_is_fresh(
+def test_a_driver_on_another_host_is_alive_while_its_heartbeat_is_recent(
     run: str, age_s: int, alive: bool | None
 ) -> None:
     far = {"driver": "far", "host": "far-away", "pid": 1, "since": 0, "beat": 3,
@@ -59,7 +59,7 @@ def test_a_driver_elsewhere_lives_as_long_as_its_heartbeat_is_fresh(
     assert driver["heartbeat_age_s"] == pytest.approx(age_s, abs=2)
 
 
-def test_a_damaged_lease_is_a_dead_holder_and_blocks_nobody_for_ever(
+def test_a_damaged_lease_counts_as_a_dead_holder_and_expires(
     run: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease, "DEAD_AFTER_S", 0.1)

@@ -26,7 +26,7 @@ SCHEMA = rows_schema(CLASSES, stats=["confidence", "components", "boxes"], formu
 
 
 def flood_fill(label_map: np.ndarray) -> list[tuple[int, tuple[int, int, int, int, int]]]:
-    """Class and box of each 8-connected region, found the slow and obvious way."""
+    """Class and box of each 8-connected region, by a slow and obvious flood fill."""
     height, width = label_map.shape
     seen = label_map == 255
     regions = []
@@ -61,7 +61,7 @@ label_maps = st.sampled_from([[0, 1], [0, 1, 2, 255], [0, 253, 254, 255]]).flatm
 
 @settings(deadline=None, max_examples=200)
 @given(label_maps)
-def test_regions_are_those_of_a_flood_fill_largest_first(label_map: np.ndarray) -> None:
+def test_regions_equal_those_of_a_flood_fill_largest_first(label_map: np.ndarray) -> None:
     regions = find_regions(label_map)
     expected = flood_fill(label_map)
     found = list(zip(regions.class_ids.tolist(), map(tuple, regions.boxes.tolist()), strict=True))
@@ -127,7 +127,7 @@ def test_coverage_is_the_share_of_all_pixels_and_sums_to_1() -> None:
     assert shares.tolist() == [[0.25, 0.5, 0.25], [0, 0, 1], [0.25, 0.25, 0.5]]
 
 
-def test_the_coverage_of_one_image_needs_no_rows() -> None:
+def test_the_coverage_of_one_image_needs_no_row_axis() -> None:
     assert coverage(np.array([3, 1])).tolist() == [0.75, 0.25]
 
 
@@ -153,7 +153,7 @@ def test_a_struct_column_has_the_type_of_the_schema(column: str, values: np.ndar
     assert [list(row.values()) for row in array.to_pylist()] == values.tolist()
 
 
-def test_fields_stand_in_the_order_of_the_class_ids() -> None:
+def test_fields_are_in_the_order_of_the_class_ids() -> None:
     array = struct_column(np.array([[7, 8, 9]]), np.array([True]), SCHEMA.field("pixels").type)
     assert array.to_pylist() == [{"wall": 7, "window": 8, "traffic_light": 9}]
 
@@ -179,7 +179,7 @@ def test_values_that_do_not_fit_the_struct_are_refused(shape: tuple[int, int]) -
         struct_column(np.zeros(shape), np.array([True, True]), SCHEMA.field("coverage").type)
 
 
-def test_boxes_stand_by_image_and_class_and_a_failed_image_is_null() -> None:
+def test_boxes_are_grouped_by_image_and_class_and_a_failed_image_is_null() -> None:
     first = np.zeros((4, 8), np.uint8)
     first[1:3, 1:3] = 1
     first[0, 5:8] = 1
@@ -209,7 +209,7 @@ def test_boxes_stand_by_image_and_class_and_a_failed_image_is_null() -> None:
 
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.none() | label_maps, max_size=6))
-def test_every_region_of_every_image_gets_into_the_column(maps: list[np.ndarray | None]) -> None:
+def test_the_column_has_every_region_of_every_image(maps: list[np.ndarray | None]) -> None:
     classes = Classes([f"class {i}" for i in range(255)])
     struct = rows_schema(classes, stats=["boxes"]).field("boxes").type
     array = boxes_column([None if m is None else find_regions(m) for m in maps], struct)
@@ -231,7 +231,7 @@ def test_boxes_of_failed_images_alone_have_the_type_of_the_schema(regions: list[
     assert array.to_pylist() == regions
 
 
-def test_columns_come_back_from_parquet(tmp_path: Path) -> None:
+def test_columns_survive_parquet(tmp_path: Path) -> None:
     label_map = np.array([[0, 1, 1], [2, 2, 2]], np.uint8)
     regions = find_regions(label_map)
     valid = np.array([True, False])
