@@ -33,13 +33,13 @@ def start(*nodes: dict[str, Any], **more: Any) -> Start:
 
 def test_machines_with_known_prices_give_an_estimate() -> None:
     first = start({**GPU_NODE, "seconds": 7200}, {**HEAD, "seconds": 3600})
-    told = cost_facts([first, start({**GPU_NODE, "seconds": 3600})], read_prices(None), ALL)
-    assert told["machines"] == "g6.4xlarge (spot): 3.0 hours; m6i.large: 1.0 hours"
-    assert told["workers"] == "1 or more × 1 GPU (cuda): 8.0 worker-hours, 75% of them predicting"
-    assert told["read and written"] == "400.0 GB of images, 40.0 GB of rows"
-    assert told["requests, about"] == "2,044,000 GET, 4,006 PUT"
+    found = cost_facts([first, start({**GPU_NODE, "seconds": 3600})], read_prices(None), ALL)
+    assert found["machines"] == "g6.4xlarge (spot): 3.0 hours; m6i.large: 1.0 hours"
+    assert found["workers"] == "1 or more × 1 GPU (cuda): 8.0 worker-hours, 75% of them predicting"
+    assert found["read and written"] == "400.0 GB of images, 40.0 GB of rows"
+    assert found["requests, about"] == "2,044,000 GET, 4,006 PUT"
     nodes, others = 3 * 0.57 + 0.096, 2.044 * 0.40 + 0.004006 * 5
-    assert told["estimated cost"].startswith(
+    assert found["estimated cost"].startswith(
         f"{nodes + others:.2f} USD: machines while they worked {nodes:.2f},"
         f" requests and transfer {others:.2f} (list prices of aws us-east-1, "
     )
@@ -48,30 +48,30 @@ def test_machines_with_known_prices_give_an_estimate() -> None:
 def test_money_is_not_guessed() -> None:
     unknown = {"cpus": 4.0, "gpus": 0.0, "instance": None, "spot": None, "seconds": 90.0}
     priced = {**HEAD, "seconds": 10}
-    told = cost_facts([start(unknown, priced)], read_prices(None), ALL)
-    assert told["machines"] == "nodes of 4 CPUs: 1.5 minutes; m6i.large: 0.2 minutes"
-    assert told["estimated cost"] == ""
-    told = cost_facts(
+    found = cost_facts([start(unknown, priced)], read_prices(None), ALL)
+    assert found["machines"] == "nodes of 4 CPUs: 1.5 minutes; m6i.large: 0.2 minutes"
+    assert found["estimated cost"] == ""
+    found = cost_facts(
         [start({**unknown, "instance": "n2-standard-4"}, priced)], read_prices(None), ALL
     )
-    assert told["estimated cost"] == "not known: no price of n2-standard-4"
+    assert found["estimated cost"] == "not known: no price of n2-standard-4"
 
 
 def test_only_object_storage_bills_requests_and_transfer() -> None:
     prices = read_prices(None).model_copy(update={"transfer_gb": 0.01})
     worked = [start({**HEAD, "seconds": 3600})]
 
-    def told(stored: ObjectStorageUse) -> tuple[str, str]:
+    def billed(stored: ObjectStorageUse) -> tuple[str, str]:
         found = cost_facts(worked, prices, stored)
         return found["requests, about"], found["estimated cost"].split("transfer ")[1][:4]
 
-    assert told(NOTHING) == ("", "0.00")
-    assert told(ObjectStorageUse(0.5, False)) == (
+    assert billed(NOTHING) == ("", "0.00")
+    assert billed(ObjectStorageUse(0.5, False)) == (
         "500,000 GET",
         "1.20",
     )  # 0.20 of them, and 1.00 of 100 GB
-    assert told(ObjectStorageUse(0.0, True)) == ("22,000 GET, 2,003 PUT", "0.02")
-    assert told(ALL) == ("1,022,000 GET, 2,003 PUT", "2.42")
+    assert billed(ObjectStorageUse(0.0, True)) == ("22,000 GET, 2,003 PUT", "0.02")
+    assert billed(ALL) == ("1,022,000 GET, 2,003 PUT", "2.42")
 
 
 def test_uris_tell_what_is_in_object_storage(tmp_path: Path) -> None:

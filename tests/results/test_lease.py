@@ -93,7 +93,7 @@ def test_a_frozen_holder_is_replaced_and_notices_when_it_resumes(tmp_path: Path)
         with Lease(str(tmp_path), silent) as lease:
             process.send_signal(signal.SIGCONT)
             time.sleep(1.0)
-            WorkerLease(str(tmp_path), lease.driver).check()  # not overwritten
+            lease.confirm()  # the resumed driver did not overwrite it
 
 
 def test_an_advancing_heartbeat_on_another_host_is_alive(tmp_path: Path) -> None:
