@@ -1,4 +1,6 @@
+"""Networks, their weights, and prediction with them."""
+
 import os
 
-# Read by torch at its first tensor: in pages of 4 KB, fresh tensors cost the CPU a fault for each.
+# Torch reads this at its first tensor. In pages of 4 KB, each new tensor costs page faults.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

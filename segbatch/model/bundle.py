@@ -1,11 +1,13 @@
-"""Model bundles: a folder with everything that is needed to predict, and nothing that can run.
+"""Model bundles: a folder with everything that prediction needs, and no code that could run.
 
-    config.json         architecture, classes, normalisation, metrics, where it came from
+    config.json         architecture, classes, normalisation, metrics, provenance
     model.safetensors   the weights, under the key names of the architecture's own library
     README.md           a model card
 
-``config.json`` is written last, so a folder without it is a torn beginning and does not load.
-Wherever a bundle is read, ``zoo:NAME`` will do as well: torchvision's published weights.
+``config.json`` is written last, so a folder without it is incomplete and does not load. Functions
+that read a bundle also take ``zoo:NAME``, weights that torchvision publishes. They raise
+:class:`~segbatch.errors.ModelError` for a folder that is no bundle or a damaged one, and
+:class:`~segbatch.errors.Incomplete` if storage does not answer.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy.typing as npt
 import safetensors.torch
@@ -28,18 +30,9 @@ from segbatch.model import weights, zoo
 from segbatch.model.config import ModelConfig
 from segbatch.model.zoo import ZOO_PREFIX, Network
 
-if TYPE_CHECKING:
-    pass
-
 CONFIG = "config.json"
-
-
 WEIGHTS = "model.safetensors"
-
-
 CARD = "README.md"
-
-
 MAX_CONFIG_BYTES = 10_000_000
 
 
@@ -52,41 +45,6 @@ def save_bundle(uri: str, module: torch.nn.Module, config: ModelConfig) -> None:
     storage.write_bytes(storage.join(uri, CONFIG), f"{text}\n".encode())
 
 
-def load_config(uri: str) -> ModelConfig:
-    """The configuration of a bundle; of the zoo's models, without downloading anything.
-
-    Like all that reads here, raises :class:`~segbatch.errors.ModelError` for what is no bundle or
-    a damaged one, and :class:`~segbatch.errors.Incomplete` where storage does not answer.
-    """
-    if uri.startswith(ZOO_PREFIX):
-        model = zoo.zoo_model(uri)
-        provenance = {"source": model.url}
-        return ModelConfig(
-            model.arch, model.backbone, model.output_stride, model.classes, provenance=provenance
-        )
-    return _parse(_config_bytes(uri), uri)
-
-
-@dataclass(frozen=True)
-class Packed:
-    """A model as it crosses between processes: arrays, which they can share without a copy."""
-
-    config: ModelConfig
-    state: dict[str, npt.NDArray[Any]]
-
-    def unpack(self) -> Network:
-        """A network of one's own, in ``eval`` mode on the CPU."""
-        network = self.config.build()
-        network.load_state_dict({key: torch.tensor(value) for key, value in self.state.items()})
-        return network.eval()
-
-
-def pack(network: torch.nn.Module, config: ModelConfig) -> Packed:
-    """A network on the CPU with its configuration."""
-    state = network.state_dict()
-    return Packed(config, {key: value.contiguous().numpy() for key, value in state.items()})
-
-
 def load_bundle(uri: str) -> tuple[Network, ModelConfig]:
     """The network with its weights, in ``eval`` mode on the CPU, and the configuration."""
     config = load_config(uri)
@@ -96,53 +54,32 @@ def load_bundle(uri: str) -> tuple[Network, ModelConfig]:
     return _loaded(config, weights.read_file(where), where), config
 
 
-def _loaded(config: ModelConfig, data: bytes, where: str) -> Network:
-    network = config.build()
-    state = weights.decode_safetensors(data, where)
-    weights.fit(network, state, f"{config.arch} with {config.backbone}", where)
-    return network.eval()
-
-
-def _config_bytes(uri: str) -> bytes:
-    try:
-        return weights.read_file(storage.join(uri, CONFIG))
-    except ModelError as error:
-        raise ModelError(
-            f"{error}; a model is a bundle, which `segbatch model import` makes of weights,"
-            " or zoo:NAME"
-        ) from error
-
-
-def _parse(data: bytes, uri: str) -> ModelConfig:
-    where = storage.join(uri, CONFIG)
-    if len(data) > MAX_CONFIG_BYTES:
-        raise ModelError(f"{where}: {len(data):,} bytes are no model's configuration")
-    try:
-        return ModelConfig.from_json(json.loads(data))
-    except (InputError, RecursionError, ValueError) as error:  # ValueError: neither JSON nor UTF-8
-        message = storage.one_line(error)
-        raise ModelError(f"{where}: no model's configuration: {message}") from error
+def load_config(uri: str) -> ModelConfig:
+    """The configuration of a bundle; that of a zoo model without downloading anything."""
+    if uri.startswith(ZOO_PREFIX):
+        model = zoo.zoo_model(uri)
+        provenance = {"source": model.url}
+        return ModelConfig(
+            model.arch, model.backbone, model.output_stride, model.classes, provenance=provenance
+        )
+    return _parse(_config_bytes(uri), uri)
 
 
 def bundle_sha256(uri: str) -> str:
-    """Sha256 of a bundle's configuration and weights, 64 hex digits."""
+    """SHA-256 of a bundle's configuration and weights, 64 hex digits."""
     return _sha256(_config_bytes(uri), weights.read_file(storage.join(uri, WEIGHTS)))
 
 
 def fingerprint(uri: str) -> str:
-    """64 hex digits that change with the model: :func:`bundle_sha256`, or the zoo's own."""
+    """64 hex digits that change with the model: :func:`bundle_sha256`, or that of the zoo."""
     if uri.startswith(ZOO_PREFIX):
         return zoo.zoo_model(uri).fingerprint
     return bundle_sha256(uri)
 
 
 def file_sha256(uri: str) -> str:
-    """Sha256 of a file of weights, 64 hex digits."""
+    """SHA-256 of a file of weights, 64 hex digits."""
     return _sha256(weights.read_file(uri))
-
-
-def _sha256(*parts: bytes) -> str:
-    return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def import_weights(
@@ -155,11 +92,11 @@ def import_weights(
     long_side: int | None = None,
     output_stride: int | None = None,
 ) -> ModelConfig:
-    """Make a bundle of a state_dict that was trained elsewhere with one of the architectures.
+    """Write a bundle from the state_dict of a network that was trained elsewhere.
 
-    ``weights_uri`` is a ``.safetensors`` file or one of ``torch.save``; an auxiliary head in it is
-    left out. Raises :class:`~segbatch.errors.ModelError` for a file that cannot be read safely,
-    or whose weights are of another architecture or number of classes.
+    ``weights_uri`` is a ``.safetensors`` file or one of ``torch.save``; an auxiliary head is
+    dropped. Raises :class:`~segbatch.errors.ModelError` for a file that cannot be read safely, or
+    weights of another architecture or number of classes.
     """
     network = zoo.build(arch, backbone, len(classes), output_stride)
     data = weights.read_file(weights_uri)
@@ -177,13 +114,10 @@ def import_weights(
     return config
 
 
-# ---------------------------------------------------------------------------------- inspection
-
-
 def list_bundles(uri: str) -> Iterator[tuple[str, ModelConfig]]:
-    """URI and configuration of each bundle in or below the folder ``uri``, by URI.
+    """The URI and configuration of each bundle in or below the folder ``uri``, ordered by URI.
 
-    Folders that hold weights without a readable configuration are left out.
+    Folders with weights but no readable configuration are skipped.
     """
     for file in _files(uri):
         folder, _, name = file.uri.rpartition("/")
@@ -195,7 +129,7 @@ def list_bundles(uri: str) -> Iterator[tuple[str, ModelConfig]]:
 
 
 def describe(uri: str) -> dict[str, Any]:
-    """Facts about a bundle as JSON: its configuration, parameters, sha256, and sizes in bytes.
+    """Facts about a bundle as JSON: configuration, number of parameters, SHA-256, bytes per file.
 
     Loads the weights, so it fails where :func:`load_bundle` would.
     """
@@ -218,6 +152,54 @@ def describe(uri: str) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class Packed:
+    """A model to send to other processes: as arrays, which they can share without a copy."""
+
+    config: ModelConfig
+    state: dict[str, npt.NDArray[Any]]
+
+    def unpack(self) -> Network:
+        """A copy of the network, in ``eval`` mode on the CPU."""
+        network = self.config.build()
+        network.load_state_dict({key: torch.tensor(value) for key, value in self.state.items()})
+        return network.eval()
+
+
+def pack(network: torch.nn.Module, config: ModelConfig) -> Packed:
+    """Pack a network on the CPU; its arrays are not copied."""
+    state = network.state_dict()
+    return Packed(config, {key: value.contiguous().numpy() for key, value in state.items()})
+
+
+def _loaded(config: ModelConfig, data: bytes, where: str) -> Network:
+    network = config.build()
+    state = weights.decode_safetensors(data, where)
+    weights.fit(network, state, f"{config.arch} with {config.backbone}", where)
+    return network.eval()
+
+
+def _config_bytes(uri: str) -> bytes:
+    try:
+        return weights.read_file(storage.join(uri, CONFIG))
+    except ModelError as error:
+        raise ModelError(
+            f"{error}; a model is zoo:NAME or a bundle, which `segbatch model import` makes from"
+            " weights"
+        ) from error
+
+
+def _parse(data: bytes, uri: str) -> ModelConfig:
+    where = storage.join(uri, CONFIG)
+    if len(data) > MAX_CONFIG_BYTES:
+        raise ModelError(f"{where}: {len(data):,} bytes, too large for a model's configuration")
+    try:
+        return ModelConfig.from_json(json.loads(data))
+    except (InputError, RecursionError, ValueError) as error:  # ValueError: neither JSON nor UTF-8
+        message = storage.one_line(error)
+        raise ModelError(f"{where}: not a model's configuration: {message}") from error
+
+
 def _files(uri: str) -> list[storage.StoredFile]:
     try:
         return list(storage.list_files(uri))
@@ -227,11 +209,14 @@ def _files(uri: str) -> list[storage.StoredFile]:
         raise Incomplete(f"{uri}: cannot be listed: {storage.one_line(error)}") from error
 
 
-# The model card: front matter as model hubs read it, then what a person wants to know.
+def _sha256(*parts: bytes) -> str:
+    return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def card(name: str, uri: str, config: ModelConfig) -> str:
-    """Markdown: the network, its scores, its classes with the IoU of each, where it comes from."""
+    """The model card: front matter for model hubs, then the network, its scores, its classes with
+    the IoU of each, and its provenance, in Markdown.
+    """
     scores = {key: value for key, value in config.metrics.items() if isinstance(value, int | float)}
     iou = config.metrics.get("iou", {})
     lines = [
@@ -244,7 +229,7 @@ def card(name: str, uri: str, config: ModelConfig) -> str:
         f"Semantic segmentation: {config.arch} with {config.backbone}, output stride"
         f" {config.output_stride}, {len(config.classes)} classes.",
         "",
-        f"- Images are brought to: {_side(config.long_side)}",
+        f"- Longer side of images: {_side(config.long_side)}",
         f"- Normalisation: mean {list(config.mean)}, standard deviation {list(config.std)}",
         *(f"- {key}: {value:.4g}" for key, value in scores.items()),
         "",
@@ -268,7 +253,7 @@ def _provenance(facts: dict[str, Any]) -> list[str]:
     if not facts:
         return []
     text = yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, default_flow_style=None)
-    return ["Where it comes from:", "", "```yaml", *text.splitlines(), "```", ""]
+    return ["Provenance:", "", "```yaml", *text.splitlines(), "```", ""]
 
 
 def _score(iou: float | None) -> str:
@@ -276,4 +261,4 @@ def _score(iou: float | None) -> str:
 
 
 def _side(long_side: int | None) -> str:
-    return "nothing, they are predicted as they are" if long_side is None else f"{long_side} pixels"
+    return "any, they are not downscaled" if long_side is None else f"at most {long_side} pixels"

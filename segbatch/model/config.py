@@ -1,12 +1,4 @@
-"""Model bundles: a folder with everything that is needed to predict, and nothing that can run.
-
-    config.json         architecture, classes, normalisation, metrics, where it came from
-    model.safetensors   the weights, under the key names of the architecture's own library
-    README.md           a model card
-
-``config.json`` is written last, so a folder without it is a torn beginning and does not load.
-Wherever a bundle is read, ``zoo:NAME`` will do as well: torchvision's published weights.
-"""
+"""The configuration of a model, as it is in the ``config.json`` of a bundle."""
 
 from __future__ import annotations
 
@@ -24,10 +16,10 @@ RGB = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What ``config.json`` says, key by key.
+    """The keys of ``config.json``.
 
-    ``mean`` and ``std`` are of RGB from 0 to 1. ``long_side`` is what images were brought to in
-    training, ``None`` where that is not known. ``metrics`` and ``provenance`` are any JSON.
+    ``mean`` and ``std`` normalise RGB from 0 to 1. ``long_side`` is the longer side of images in
+    training, ``None`` where it is unknown. ``metrics`` and ``provenance`` are any JSON.
     """
 
     arch: str
@@ -42,7 +34,7 @@ class ModelConfig:
 
     @property
     def fill(self) -> tuple[int, int, int]:
-        """The mean colour, 0 to 255: what lies outside of an image."""
+        """The mean colour, RGB from 0 to 255, with which images are padded."""
         red, green, blue = (round(255 * value) for value in self.mean)
         return red, green, blue
 
@@ -52,7 +44,7 @@ class ModelConfig:
 
     @classmethod
     def from_json(cls, values: Any) -> ModelConfig:
-        """The inverse of :meth:`to_json`; raises ``InputError`` that names the wrong key."""
+        """The inverse of :meth:`to_json`; raises ``InputError`` naming the key that is wrong."""
         if not isinstance(values, dict):
             raise InputError("not a JSON object")
         if missing := {"arch", "backbone", "output_stride", "classes"} - values.keys():
@@ -63,7 +55,7 @@ class ModelConfig:
         return cls(**parsed)
 
     def build(self, *, auxiliary: bool = False) -> Network:
-        """The network, with random weights; ``auxiliary``: as :func:`segbatch.model.zoo.build`."""
+        """The network with random weights; ``auxiliary`` as in :func:`segbatch.model.zoo.build`."""
         return zoo.build(
             self.arch, self.backbone, len(self.classes), self.output_stride, auxiliary=auxiliary
         )
@@ -80,7 +72,7 @@ def _typed(kind: type) -> Any:
 
 def _backbone(key: str, value: Any) -> str:
     if not isinstance(value, str) or not re.fullmatch(r"[\w.-]{1,100}", value):
-        raise InputError(f"{key}: {value!r} is no name")  # timm would download some that are not
+        raise InputError(f"{key}: {value!r} is no name")  # timm downloads from some that are none
     return value
 
 

@@ -1,10 +1,10 @@
 """The kernel of the fused reduction, in Triton; :mod:`segbatch.model.fused` launches it.
 
-A program takes ``BLOCK`` pixels, one after the other as they lie in the mask, and goes through the
-classes once. Of each pixel it keeps the best logit so far, the second best, the best one's class,
-and the sum of exponentials relative to the best. It writes the class ids and its own sums of each
-class, ``(programs, classes)``, for someone to add up: nothing is shared, so nothing depends on
-which program was faster.
+A program takes ``BLOCK`` consecutive pixels of the mask and loops over the classes once. For each
+pixel it keeps the best logit so far, its class, the second best, and the sum of exponentials
+relative to the best. It writes the class ids, and sums per class to a row of its own in
+``(programs, classes)``, which torch adds up afterwards: programs share no memory, so results do
+not depend on their order.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# Contracted into fused multiply-adds, the interpolation would round otherwise than the strips do.
+# Contracted into fused multiply-adds, the interpolation would round differently from the strips.
 OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}
-BLOCK = 512  # pixels of a program, two for each thread: 40 to 80 registers, so nothing is spilled
+BLOCK = 512  # pixels of a program, two per thread: 40 to 80 registers, so none is spilled
 CHUNK = 16  # classes that are summed together
 
 
 @triton.jit
 def blend(first, second, weight):
-    """Three roundings, as the strips have them; :data:`OPTIONS` keeps the compiler to it."""
+    """Linear interpolation with three roundings, as in the strips; see :data:`OPTIONS`."""
     return first * (1 - weight) + second * weight
 
 
 @triton.jit
 def taps(above, weight, index, num_in):
-    """Row or column ``index`` lies between which two of ``num_in``, with what weight of the second;
-    tables as ``row_taps`` has them.
+    """The two of ``num_in`` rows or columns between which ``index`` lies, and the weight of the
+    second; the tables are those of ``row_taps``.
     """
     first = tl.load(above + index).to(tl.int32)
     return first, tl.minimum(first + 1, num_in - 1), tl.load(weight + index)
@@ -35,10 +35,10 @@ def taps(above, weight, index, num_in):
 
 @triton.jit
 def upsampled(coarse, plane, upper, lower, down, left, right, across):
-    """A class's logit from four coarse ones: rows first, then columns.
+    """The logit of a class from four coarse ones: interpolated along rows, then columns.
 
-    ``plane`` is where the class begins in ``coarse``, ``upper`` and ``lower`` where its rows do.
-    Offsets are int32: as pointers they would take twice the registers.
+    ``plane`` is the offset of the class in ``coarse``, ``upper`` and ``lower`` are those of its
+    rows. Offsets are int32: pointers would take twice the registers.
     """
     upper, lower = plane + upper, plane + lower
     at_left = blend(tl.load(coarse + (upper + left)), tl.load(coarse + (lower + left)), down)
@@ -46,30 +46,30 @@ def upsampled(coarse, plane, upper, lower, down, left, right, across):
     return blend(at_left, at_right, across)
 
 
-# Else each size, number of classes and alignment would be compiled for anew.
+# Otherwise Triton compiles again for each size, number of classes and alignment.
 @triton.jit(do_not_specialize=list(range(20)))
 def reduce_block(
     coarse,  # in: (classes, height, width) float32
-    rows_above,  # for each row of the surface, as `row_taps` has them: int64,
+    rows_above,  # for each row of the full-size logits, as in `row_taps`: int64,
     rows_weight,  # float32
     columns_above,
     columns_weight,
-    mask_rows_above,  # for each row of the mask, among those of the surface; read if RESIZED
+    mask_rows_above,  # for each row of the mask, among those of the logits; read if RESIZED
     mask_rows_weight,
     mask_columns_above,
     mask_columns_weight,
     mask,  # out: uint8
     counts,  # (programs, classes) int32: pixels
-    probabilities,  # (programs, classes) float32: sums of the winners'; written if CERTAINTY
+    probabilities,  # (programs, classes) float32: sums for the winners; written if CERTAINTY
     margins,  # (programs,) float32: sums; written if CERTAINTY
     num_classes,
     height,
     width,
-    surface_height,
-    surface_width,
+    full_height,  # of the full-size logits
+    full_width,
     mask_width,
     num_pixels,  # of the mask
-    RESIZED: tl.constexpr,  # the mask has another grid than the surface
+    RESIZED: tl.constexpr,  # the mask has another grid than the logits
     CERTAINTY: tl.constexpr,
     BLOCK: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -77,12 +77,12 @@ def reduce_block(
     program = tl.program_id(0)
     pixel = program * BLOCK + tl.arange(0, BLOCK)
     inside = pixel < num_pixels
-    at = tl.minimum(pixel, num_pixels - 1)  # those outside read what is there, and count nowhere
+    at = tl.minimum(pixel, num_pixels - 1)  # threads outside read the last pixel and count nowhere
     row, column = at // mask_width, at % mask_width
     if RESIZED:
-        row, row_2, to_row_2 = taps(mask_rows_above, mask_rows_weight, row, surface_height)
+        row, row_2, to_row_2 = taps(mask_rows_above, mask_rows_weight, row, full_height)
         column, column_2, to_column_2 = taps(
-            mask_columns_above, mask_columns_weight, column, surface_width
+            mask_columns_above, mask_columns_weight, column, full_width
         )
         upper_2, lower_2, down_2 = taps(rows_above, rows_weight, row_2, height)
         left_2, right_2, across_2 = taps(columns_above, columns_weight, column_2, width)
@@ -104,7 +104,7 @@ def reduce_block(
             above = upsampled(coarse, plane, upper, lower, down, left_2, right_2, across_2)
             below = upsampled(coarse, plane, upper_2, lower_2, down_2, left_2, right_2, across_2)
             logit = blend(at_left, blend(above, below, to_row_2), to_column_2)
-        better = logit > best  # of equals, the first
+        better = logit > best  # the first of equals wins
         if CERTAINTY:
             smaller = tl.exp(-tl.abs(logit - best))
             total = tl.where(better, total * smaller + 1, total + smaller)

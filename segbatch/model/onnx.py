@@ -1,11 +1,11 @@
-"""ONNX: a bundle as one file for other runtimes, held against the network before it is written.
+"""ONNX export: a model as one file for other runtimes, compared with the network before writing.
 
-The file takes photographs as they are and needs nothing around it: ``image`` is RGB, ``(batch,
-height, width, 3)`` uint8 of any size; normalisation and padding are inside. ``logits`` are
-``(batch, classes, height, width)`` float32, and their largest along the classes is the class id,
-what :meth:`Model.predict <segbatch.model.predict.Model.predict>` gives in fp32. Only bringing the
-image to the model's ``long_side`` is left to the caller, since runtimes scale each in their own
-way. Classes, ``long_side`` and provenance stand in the file's metadata.
+The input ``image`` is RGB, ``(batch, height, width, 3)`` uint8 of any size; the file does the
+normalisation and padding. The output ``logits`` is ``(batch, classes, height, width)`` float32;
+its argmax over the classes is the class id, the same as that of :meth:`Model.predict
+<segbatch.model.predict.Model.predict>` in fp32. The caller has to downscale the image to the
+model's ``long_side``, because every runtime scales in its own way. The metadata of the file has
+the classes, ``long_side`` and provenance.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ from segbatch.model.config import ModelConfig
 from segbatch.model.patches import PADDING_MULTIPLE
 from segbatch.model.zoo import Network
 
-NEEDED = ("onnx", "onnxruntime", "onnxscript")
+REQUIRED = ("onnx", "onnxruntime", "onnxscript")
 OPSET = 18
 CHECKED_SIZES = ((1, 96, 160), (2, 131, 77))  # images, height, width
 MAX_DIFFERENCE = 1e-3  # of logits, as a share of the largest one
-MIN_EQUAL = 0.999  # share of pixels: where two classes are as likely, rounding decides
+MIN_EQUAL = 0.999  # share of pixels: between equally likely classes, rounding decides
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How the exported file compares with the network on random images."""
+    """Differences between the exported file and the network, on random images."""
 
     difference: float
-    """Largest difference of any logit, as a share of the largest logit."""
+    """The largest difference of a logit, as a share of the largest logit."""
     equal: float
-    """Share of pixels with the same class id, 0 to 1."""
+    """The share of pixels with the same class id, 0 to 1."""
 
 
-class FromPhotographs(nn.Module):
-    """A network that takes photographs: uint8 NHWC of any size in, logits NCHW of that size out."""
+class RawImageNetwork(nn.Module):
+    """A network with its preprocessing: uint8 NHWC of any size in, logits NCHW of that size out."""
 
     mean: Tensor
     std: Tensor
@@ -60,7 +60,7 @@ class FromPhotographs(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         height, width = image.shape[1:3]
-        # Written so that the exporter sees multiples; `-height % 64` it cannot reason about.
+        # The exporter understands these as multiples of 64, but cannot reason about `-height % 64`.
         rows = (height + PADDING_MULTIPLE - 1) // PADDING_MULTIPLE * PADDING_MULTIPLE
         columns = (width + PADDING_MULTIPLE - 1) // PADDING_MULTIPLE * PADDING_MULTIPLE
         relative = image.permute(0, 3, 1, 2).float() - self.fill
@@ -70,23 +70,23 @@ class FromPhotographs(nn.Module):
 
 
 def export_onnx(uri: str, output: str) -> Parity:
-    """Write a bundle, or a model of the zoo, as an ONNX file to ``output``, any URI.
+    """Write a bundle, or a zoo model, as an ONNX file to ``output``, any URI.
 
-    Raises :class:`~segbatch.errors.InputError` where the extra is not installed,
-    :class:`~segbatch.errors.ModelError` where the model cannot be loaded, and
-    :class:`~segbatch.errors.JobFailed` where the exporter does not know the network, or where what
-    it gives predicts something else.
+    Raises :class:`~segbatch.errors.InputError` if the extra ``onnx`` is not installed or
+    ``output`` cannot be written, :class:`~segbatch.errors.ModelError` if the model cannot be
+    loaded, and :class:`~segbatch.errors.JobFailed` if the network cannot be exported, or the
+    exported file predicts differently.
     """
-    if missing := [name for name in NEEDED if find_spec(name) is None]:
+    if missing := [name for name in REQUIRED if find_spec(name) is None]:
         raise InputError(f"{', '.join(missing)}: not installed; pip install 'segbatch[onnx]'")
     network, config = load_bundle(uri)
-    module = FromPhotographs(network, config).eval()
+    module = RawImageNetwork(network, config).eval()
     content = _exported(module, _metadata(uri, config))
     parity = _compared(module, content)
     if parity.difference > MAX_DIFFERENCE or parity.equal < MIN_EQUAL:
         raise JobFailed(
             f"{uri}: as ONNX it predicts something else: logits differ by up to"
-            f" {parity.difference:.2g} of the largest, and {1 - parity.equal:.2%} of pixels have"
+            f" {parity.difference:.2g} of the largest, and {1 - parity.equal:.2%} of pixels get"
             " another class; nothing was written"
         )
     try:
@@ -96,7 +96,7 @@ def export_onnx(uri: str, output: str) -> Parity:
     return parity
 
 
-def _exported(module: FromPhotographs, metadata: dict[str, str]) -> bytes:
+def _exported(module: RawImageNetwork, metadata: dict[str, str]) -> bytes:
     sides = {0: Dim("batch"), 1: Dim("height"), 2: Dim("width")}
     example = torch.zeros(2, 100, 150, 3, dtype=torch.uint8)
     try:
@@ -108,16 +108,16 @@ def _exported(module: FromPhotographs, metadata: dict[str, str]) -> bytes:
             opset_version=OPSET,
             dynamo=True,
             dynamic_shapes={"image": sides},
-            verbose=False,  # it speaks on stdout
+            verbose=False,  # it prints to stdout
         )
     except torch.onnx.OnnxExporterError as error:
         reason = storage.one_line(error.__cause__ or error)
         raise JobFailed(f"the network cannot be exported to ONNX: {reason}") from error
     if program is None:
-        raise RuntimeError("torch.onnx.export gives a program where it writes no file")
+        raise RuntimeError("torch.onnx.export returned no program")
     program.model.metadata_props.update(metadata)
     proto = program.model_proto
-    # What the exporter works out is right and hard to read: Min(height, 64*(height + 63)//64).
+    # The exporter's own names are right but hard to read: Min(height, 64*(height + 63)//64).
     shape = proto.graph.output[0].type.tensor_type.shape
     shape.dim[2].dim_param, shape.dim[3].dim_param = "height", "width"
     content: bytes = proto.SerializeToString()
@@ -125,7 +125,7 @@ def _exported(module: FromPhotographs, metadata: dict[str, str]) -> bytes:
 
 
 def _metadata(uri: str, config: ModelConfig) -> dict[str, str]:
-    """What a user of the file has to know, by key; lists as JSON."""
+    """The metadata of the file: what its users need to know; lists as JSON."""
     return {
         "input": "image: RGB, uint8, (batch, height, width, 3), any size; normalised inside",
         "output": "logits: float32, (batch, classes, height, width); argmax is the class id",
@@ -140,7 +140,7 @@ def _metadata(uri: str, config: ModelConfig) -> dict[str, str]:
     }
 
 
-def _compared(module: FromPhotographs, content: bytes) -> Parity:
+def _compared(module: RawImageNetwork, content: bytes) -> Parity:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])

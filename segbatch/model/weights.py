@@ -1,4 +1,4 @@
-"""Weights: state_dict files, read without running anything in them, and fitted into networks."""
+"""Weights: read state_dict files without running code in them, and load them into networks."""
 
 from __future__ import annotations
 
@@ -19,40 +19,40 @@ from segbatch.model.zoo import Network
 
 State = dict[str, Tensor]
 
-# Where training scripts put the state_dict in what they save.
+# Keys under which training scripts save the state_dict.
 WRAPPERS = ("state_dict", "model", "model_state_dict")
-# What wrappers of a network put before each of its keys: DDP, torch.compile, Lightning.
+# Prefixes that wrappers of a network give to all keys: DDP, torch.compile, Lightning.
 PREFIXES = ("module.", "_orig_mod.", "model.")
 
 
 def read_file(uri: str) -> bytes:
-    """The bytes of a file of a model.
+    """The bytes of a model file.
 
-    Raises :class:`~segbatch.errors.ModelError` where it is missing or forbidden, and
-    :class:`~segbatch.errors.Incomplete` where storage does not answer.
+    Raises :class:`~segbatch.errors.ModelError` if it is missing or forbidden, and
+    :class:`~segbatch.errors.Incomplete` if storage does not answer.
     """
     return storage.read_input(uri, ModelError)
 
 
 def decode_state(data: bytes, where: str) -> State:
-    """The state_dict in a safetensors file, or in one of ``torch.save``, which is not unpickled.
+    """The state_dict in a safetensors file, or in a file of ``torch.save``, which is not unpickled.
 
-    In the latter it may stand under ``state_dict`` or ``model``; prefixes that DDP and other
-    wrappers give to all keys are taken off. ``where`` is for the message of the
-    :class:`~segbatch.errors.ModelError` that is raised for anything else.
+    A file of ``torch.save`` may have it under one of :data:`WRAPPERS`, and its keys may have
+    :data:`PREFIXES`, which are removed. Raises :class:`~segbatch.errors.ModelError`, naming the
+    file ``where``, for anything else.
     """
     if where.endswith(".safetensors"):
         return decode_safetensors(data, where)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what is wrong is said below, in one line
+            warnings.simplefilter("ignore")  # errors are reported below, in one line
             saved = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ModelError(
-            f"{where}: not a file of torch.save, or more than tensors is in it, which could run"
-            " code; save the network's state_dict() alone, best as .safetensors"
+            f"{where}: not a file of torch.save, or it holds more than tensors, which could run"
+            " code; save only the network's state_dict(), preferably as .safetensors"
         ) from error
-    except Exception as error:  # whatever the readers of zip and pickle make of a broken file
+    except Exception as error:  # the readers of zip and pickle raise anything on a broken file
         raise ModelError(
             f"{where}: damaged, or not a file of torch.save: {storage.one_line(error)}"
         ) from error
@@ -63,17 +63,17 @@ def decode_safetensors(data: bytes, where: str) -> State:
     """The tensors of a safetensors file; raises ``ModelError`` for a damaged one."""
     try:
         return safetensors.torch.load(data)
-    except Exception as error:  # of a wrong header it raises anything
+    except Exception as error:  # a wrong header makes it raise anything
         raise ModelError(
-            f"{where}: damaged, or no safetensors: {storage.one_line(error)}"
+            f"{where}: damaged, or not a safetensors file: {storage.one_line(error)}"
         ) from error
 
 
 def fit(network: Network, state: State, what: str, where: str) -> None:
-    """Load ``state`` into ``network``: every key of either in both, and of one shape.
+    """Load ``state`` into ``network``; both must have the same keys, of the same shapes.
 
-    ``what`` names the architecture and ``where`` the file in the one line of the
-    :class:`~segbatch.errors.ModelError` that is raised otherwise.
+    Raises :class:`~segbatch.errors.ModelError` otherwise, in one line that names the architecture
+    ``what`` and the file ``where``.
     """
     expected = network.state_dict()
     head = f"{network.head_key}.weight"
@@ -86,7 +86,7 @@ def fit(network: Network, state: State, what: str, where: str) -> None:
     unknown = [key for key in state if key not in expected]
     if missing or unknown:
         parts = [f"lack {_first(missing)}"] * bool(missing)
-        parts += [f"have {_first(unknown)}, which it does not"] * bool(unknown)
+        parts += [f"have {_first(unknown)}, which the network does not"] * bool(unknown)
         raise ModelError(f"{where}: not weights of {what}: they {' and '.join(parts)}")
     for key, tensor in state.items():
         if tensor.shape != expected[key].shape:
@@ -98,7 +98,7 @@ def fit(network: Network, state: State, what: str, where: str) -> None:
             raise ModelError(f"{where}: not weights of {what}: {key} is {tensor.dtype}")
         is_plain = tensor.layout == torch.strided and not tensor.is_meta
         if not is_plain or not torch.isfinite(tensor).all():
-            raise ModelError(f"{where}: damaged: {key} holds something else than finite numbers")
+            raise ModelError(f"{where}: damaged: {key} has values that are not finite numbers")
     network.load_state_dict(state)
 
 
@@ -108,10 +108,10 @@ def _plain(saved: Any, where: str) -> State:
             saved = saved[wrapper]
             break
     if not isinstance(saved, dict) or not saved:
-        raise ModelError(f"{where}: holds a {type(saved).__name__} and no state_dict")
+        raise ModelError(f"{where}: holds a {type(saved).__name__}, not a state_dict")
     for key, value in saved.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise ModelError(f"{where}: no state_dict: {key!r} is a {type(value).__name__}")
+            raise ModelError(f"{where}: not a state_dict: {key!r} is a {type(value).__name__}")
     for prefix in PREFIXES:
         if all(key.startswith(prefix) for key in saved):
             saved = {key.removeprefix(prefix): value for key, value in saved.items()}

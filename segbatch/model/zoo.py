@@ -1,13 +1,12 @@
-"""The zoo: the architectures that segbatch knows, each behind the same small seam.
+"""The zoo: the network architectures, behind one interface, and torchvision's published weights.
 
-A :class:`Network` wraps a library's own model without renaming anything in it, so a plain
-state_dict of torchvision or segmentation_models_pytorch fits as it is. The seam is
-:meth:`Network.coarse`: logits as the last convolution gives them, at 1/4 to 1/16 of the input's
-resolution. ``forward`` brings them to the input's size exactly as the library does, which is what
-training needs; prediction takes the coarse ones and upsamples strip by strip
-(:mod:`segbatch.model.logits`).
+A :class:`Network` wraps a model of a library and keeps the names of its parts, so a state_dict of
+torchvision or segmentation_models_pytorch fits as it is. Prediction calls :meth:`Network.coarse`,
+the logits of the last convolution, at 1/4 to 1/16 of the input's resolution, and upsamples them
+strip by strip (:mod:`segbatch.model.logits`). Training calls ``forward``, which upsamples them to
+the input's size exactly as the library does.
 
-To add an architecture, write a function and a line in ``ARCHITECTURES``.
+To add an architecture, write a function that builds it and add a line to ``ARCHITECTURES``.
 """
 
 from __future__ import annotations
@@ -34,11 +33,11 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 ZOO_PREFIX = "zoo:"
 
-# torchvision's backbones and the output stride that it gives each; its weights allow no other.
+# torchvision's backbones and their output strides; its weights allow no other stride.
 TORCHVISION_STRIDES = {"resnet50": 8, "resnet101": 8, "mobilenet_v3_large": 16}
 
-# Families of smp that are not offered: they cannot be dilated, or (timm-) smp announces their end.
-SMP_WITHOUT = ("densenet", "inception", "timm-", "vgg", "xception")
+# smp backbones that are not listed: they cannot be dilated, or (timm-) smp deprecates them.
+SMP_EXCLUDED = ("densenet", "inception", "timm-", "vgg", "xception")
 
 
 class Network(nn.Module):
@@ -51,7 +50,7 @@ class Network(nn.Module):
     trunk_key: str
     head_key: str
     output_stride: int
-    # How the library that trained such networks upsamples their logits to the input's size.
+    # As the library upsamples the logits of this network to the input's size.
     align_corners: bool
 
     def coarse(self, images: Tensor) -> Tensor:
@@ -59,7 +58,7 @@ class Network(nn.Module):
         raise NotImplementedError
 
     def heads(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Coarse logits, and those of the auxiliary head that some networks have in training."""
+        """The coarse logits, and those of the auxiliary head if the network has one in training."""
         return self.coarse(images), None
 
     def forward(self, images: Tensor) -> Tensor:
@@ -73,7 +72,7 @@ class Network(nn.Module):
 
 
 class DeepLabV3(Network):
-    """DeepLabV3 of torchvision; with its auxiliary head only where it is trained."""
+    """DeepLabV3 of torchvision; its auxiliary head is optional, and used in training only."""
 
     trunk_key = "backbone"
     head_key = "classifier.4"
@@ -112,7 +111,7 @@ class DeepLabV3Plus(Network):
         self.output_stride = output_stride
 
     def coarse(self, images: Tensor) -> Tensor:
-        # The head is a convolution, the upsampling that `forward` does, and no activation.
+        # The head is a convolution, the upsampling that `forward` does, and an empty activation.
         last_convolution = cast(nn.Sequential, self.segmentation_head)[0]
         logits: Tensor = last_convolution(self.decoder(self.encoder(images)))
         return logits
@@ -179,13 +178,12 @@ def build(
     pretrained: bool = False,
     auxiliary: bool = False,
 ) -> Network:
-    """A network with random weights, or with its library's ImageNet weights in the backbone.
+    """A network with random weights, or ImageNet weights of its library in the backbone.
 
-    ``auxiliary`` gives it the head for the auxiliary loss of a training, where it has one.
-
-    ``output_stride`` ``None`` is the architecture's own: 16 for ``deeplabv3plus``, the one that
-    torchvision gives the backbone for ``deeplabv3``. Raises :class:`~segbatch.errors.ModelError`
-    for an unknown architecture or backbone, a stride that it does not have, or weights that
+    ``output_stride`` ``None`` is the default of the architecture: 16 for ``deeplabv3plus``, the
+    stride of torchvision's backbone for ``deeplabv3``. ``auxiliary`` adds the head for an
+    auxiliary loss, where the architecture has one. Raises :class:`~segbatch.errors.ModelError`
+    for an unknown architecture or backbone, a stride that it does not support, or weights that
     cannot be downloaded.
     """
     if arch not in ARCHITECTURES:
@@ -196,24 +194,24 @@ def build(
     try:
         return make(backbone, num_classes, output_stride, True, auxiliary)
     except OSError as error:
-        remedy = "set backbone_weights to a file that you have, or to null"
+        remedy = "set backbone_weights to a local file, or to null"
         raise _no_download(f"the ImageNet weights of {backbone}", error, remedy) from error
 
 
 def backbones() -> dict[str, list[str]]:
-    """Names of the backbones of each architecture; ``deeplabv3plus`` also takes ``tu-`` and the
-    name of any model of timm.
+    """The names of the backbones of each architecture; ``deeplabv3plus`` also takes any model of
+    timm, as ``tu-NAME``.
     """
     encoders = smp.encoders.get_encoder_names()
     return {
         "deeplabv3": list(TORCHVISION_STRIDES),
-        "deeplabv3plus": [name for name in encoders if not name.startswith(SMP_WITHOUT)],
+        "deeplabv3plus": [name for name in encoders if not name.startswith(SMP_EXCLUDED)],
     }
 
 
 @dataclass(frozen=True)
 class ZooModel:
-    """Weights that torchvision publishes for one of its own networks."""
+    """Weights that torchvision publishes for one of its networks."""
 
     name: str
     backbone: str
@@ -226,12 +224,12 @@ class ZooModel:
 
     @property
     def url(self) -> str:
-        """Where the weights are; the file's name holds the first digits of its sha256."""
+        """The address of the weights; the file name has the first digits of their SHA-256."""
         return str(self._weights.url)
 
     @property
     def fingerprint(self) -> str:
-        """Sha256 that changes with the weights; known without downloading them."""
+        """A SHA-256 that changes with the weights; needs no download."""
         return hashlib.sha256(self.url.encode()).hexdigest()
 
     @property
@@ -246,9 +244,9 @@ class ZooModel:
         network = build(self.arch, self.backbone, len(self.classes))
         try:
             state = self._weights.get_state_dict(progress=False, check_hash=True)
-        except (OSError, RuntimeError) as error:  # RuntimeError: the hash is another one
+        except (OSError, RuntimeError) as error:  # RuntimeError: the hash differs
             remedy = (
-                f"download {self.url} where there is a network and copy it into"
+                f"download {self.url} on a machine with a network and copy it into"
                 f" {torch.hub.get_dir()}/checkpoints, or name a model bundle"
             )
             raise _no_download(f"the weights of {ZOO_PREFIX}{self.name}", error, remedy) from error
@@ -263,7 +261,7 @@ ZOO: dict[str, ZooModel] = {
 
 
 def zoo_model(uri: str) -> ZooModel:
-    """The zoo's model behind ``zoo:NAME``; raises ``ModelError`` for one that it does not have."""
+    """The model for ``zoo:NAME``; raises ``ModelError`` for an unknown name."""
     name = uri.removeprefix(ZOO_PREFIX)
     if name not in ZOO:
         raise _unknown("model of the zoo", name, ZOO)
@@ -271,7 +269,7 @@ def zoo_model(uri: str) -> ZooModel:
 
 
 def without_auxiliary(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state_dict without the auxiliary head, which torchvision's files hold and nobody asks."""
+    """A state_dict without the auxiliary head, which torchvision's files have."""
     return {key: value for key, value in state.items() if not key.startswith("aux_classifier.")}
 
 

@@ -17,7 +17,7 @@ from segbatch.model import onnx as exporter
 from segbatch.model import zoo
 from segbatch.model.bundle import bundle_sha256, load_bundle, save_bundle
 from segbatch.model.config import ModelConfig
-from segbatch.model.onnx import FromPhotographs, export_onnx
+from segbatch.model.onnx import RawImageNetwork, export_onnx
 from segbatch.model.predict import load_model
 from tests.drivers import cli
 from tests.model.conftest import BACKBONES, CLASSES, picture, random_network
@@ -79,12 +79,12 @@ def test_the_parity_is_near_and_not_that_of_a_network_that_has_moved(
 ) -> None:
     network, config = load_bundle(bundle)
     content = Path(exported).read_bytes()
-    parity = exporter._compared(FromPhotographs(network, config).eval(), content)
+    parity = exporter._compared(RawImageNetwork(network, config).eval(), content)
     assert parity.difference < 1e-5
     assert parity.equal > 0.9999
     with torch.no_grad():
         network.get_submodule(network.head_key).bias[0] += 0.5
-    parity = exporter._compared(FromPhotographs(network, config).eval(), content)
+    parity = exporter._compared(RawImageNetwork(network, config).eval(), content)
     assert parity.difference > exporter.MAX_DIFFERENCE
     assert parity.equal < exporter.MIN_EQUAL
 
@@ -136,6 +136,6 @@ def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:
 def test_without_the_extra_the_command_that_installs_it_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exporter, "NEEDED", ("onnx", "onnx_of_nobody"))
+    monkeypatch.setattr(exporter, "REQUIRED", ("onnx", "onnx_of_nobody"))
     with pytest.raises(InputError, match=r"onnx_of_nobody: not installed; pip .*segbatch\[onnx\]"):
         export_onnx(str(tmp_path), str(tmp_path / "model.onnx"))
