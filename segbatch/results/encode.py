@@ -60,59 +60,48 @@ def encode(table: pa.Table, encoding: Encoding) -> pa.Table:
     for absent classes), ``uncertainty`` and, if :attr:`Encoding.wants_label_maps`, ``label_map``
     (uint8 class ids, row by row).
     """
+    schema, num_classes = encoding.schema, len(encoding.classes)
     ok = table["error"].is_null().to_numpy()
-    num_classes = len(encoding.classes)
-    pixels = _per_class(table["class_pixels"], ok, num_classes).astype(np.int64)
     label_maps = _label_maps(table, ok) if encoding.wants_label_maps else []
+    pixels = _per_class(table["class_pixels"], ok, num_classes).astype(np.int64)
     shares = coverage(pixels)
+
+    def structs(name: str, values: npt.NDArray[np.generic]) -> pa.StructArray:
+        return struct_column(values, ok, schema.field(name).type)
 
     columns: dict[str, pa.Array | pa.ChunkedArray] = {
         "status": pa.array(np.where(ok, OK, FAILED)),
-        "pixels": pixels,
-        "coverage": shares,
-        "confidence": _per_class(table["class_confidence"], ok, num_classes),
+        "mask": pa.nulls(table.num_rows, pa.binary()),
+        "pixels": structs("pixels", pixels),
+        "coverage": structs("coverage", shares),
     }
-    if encoding.formulas:
-        columns["formulas"] = np.column_stack(
-            [formula.evaluate(shares.astype(np.float64)) for formula in encoding.formulas]
-        )
-    if "boxes" in encoding.schema.names:
-        regions = [None if m is None else find_regions(m) for m in label_maps]
-        columns["boxes"] = regions
-        columns["components"] = _stack(
-            [None if r is None else count_regions(r, num_classes) for r in regions], num_classes
-        )
-    elif "components" in encoding.schema.names:
-        columns["components"] = _stack(
-            [None if m is None else count_components(m, num_classes) for m in label_maps],
-            num_classes,
-        )
     if encoding.store_masks:
         palette = encoding.classes.palette
         masks = [None if m is None else encode_mask(m, palette) for m in label_maps]
         columns["mask"] = pa.array(masks, pa.binary())
-    else:
-        columns["mask"] = pa.nulls(table.num_rows, pa.binary())
-    return pa.table(
-        [_column(table, columns, ok, field) for field in encoding.schema], schema=encoding.schema
-    )
-
-
-def _column(
-    table: pa.Table,
-    columns: dict[str, object],
-    ok: npt.NDArray[np.bool_],
-    field: pa.Field,
-) -> pa.Array | pa.ChunkedArray:
-    value = columns.get(field.name)
-    if value is None:
-        user = f"{USER}{field.name}"
-        return table[user if user in table.column_names else field.name].cast(field.type)
-    if isinstance(value, np.ndarray):
-        return struct_column(value, ok, field.type)
-    if isinstance(value, list):
-        return boxes_column(value, field.type)
-    return value
+    if "confidence" in schema.names:
+        confidence = _per_class(table["class_confidence"], ok, num_classes)
+        columns["confidence"] = structs("confidence", confidence)
+    if "formulas" in schema.names:
+        values = [formula.evaluate(shares.astype(np.float64)) for formula in encoding.formulas]
+        columns["formulas"] = structs("formulas", np.column_stack(values))
+    if "boxes" in schema.names:
+        regions = [None if m is None else find_regions(m) for m in label_maps]
+        columns["boxes"] = boxes_column(regions, schema.field("boxes").type)
+    if "components" in schema.names:
+        if "boxes" in schema.names:
+            counts = [None if r is None else count_regions(r, num_classes) for r in regions]
+        else:
+            counts = [None if m is None else count_components(m, num_classes) for m in label_maps]
+        nothing = np.zeros(num_classes, np.int32)
+        counted = np.stack([nothing if count is None else count for count in counts])
+        columns["components"] = structs("components", counted)
+    for field in schema:  # the others are in the table
+        if field.name not in columns:
+            user = f"{USER}{field.name}"
+            source = table[user if user in table.column_names else field.name]
+            columns[field.name] = source.cast(field.type)
+    return pa.table([columns[name] for name in schema.names], schema=schema)
 
 
 def _label_maps(table: pa.Table, ok: npt.NDArray[np.bool_]) -> list[npt.NDArray[np.uint8] | None]:
@@ -135,10 +124,3 @@ def _per_class(
     flat = lists.combine_chunks().flatten().to_numpy(zero_copy_only=False)
     values[ok] = flat.reshape(-1, num_classes)
     return values
-
-
-def _stack(
-    counts: Sequence[npt.NDArray[np.int32] | None], num_classes: int
-) -> npt.NDArray[np.int32]:
-    nothing = np.zeros(num_classes, np.int32)
-    return np.stack([nothing if count is None else count for count in counts])

@@ -66,10 +66,8 @@ def test_only_object_storage_bills_requests_and_transfer() -> None:
         return found["requests, about"], found["estimated cost"].split("transfer ")[1][:4]
 
     assert billed(NOTHING) == ("", "0.00")
-    assert billed(ObjectStorageUse(0.5, False)) == (
-        "500,000 GET",
-        "1.20",
-    )  # 0.20 of them, and 1.00 of 100 GB
+    half_of_the_images = ObjectStorageUse(0.5, False)  # 0.20 for requests, 1.00 for 100 GB
+    assert billed(half_of_the_images) == ("500,000 GET", "1.20")
     assert billed(ObjectStorageUse(0.0, True)) == ("22,000 GET, 2,003 PUT", "0.02")
     assert billed(ALL) == ("1,022,000 GET, 2,003 PUT", "2.42")
 
