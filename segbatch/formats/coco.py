@@ -164,7 +164,7 @@ def _read_document(uri: str, files: ImageFiles) -> Document:
         why = (
             "is a labelme file: import it with --from labelme"
             if is_labelme
-            else f"is not a COCO file of shapes, which has the lists {', '.join(LISTS)}"
+            else f"is not a COCO file of shapes: such a file has the lists {', '.join(LISTS)}"
         )
         return Document(skipped=[Skipped(uri, why)])
 

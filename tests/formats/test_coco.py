@@ -57,8 +57,8 @@ def find(root: Path, files: Mapping[str, Any], **options: Any) -> Annotations:
 
 
 def one(root: Path, content: Any, picture: bytes | None = None) -> AnnotatedImage:
-    (item,) = find(root, {"labels.json": content, "a.jpg": picture or photograph()}).images
-    return item
+    (annotated,) = find(root, {"labels.json": content, "a.jpg": picture or photograph()}).images
+    return annotated
 
 
 def draw(root: Path, *annotations: Any) -> Any:
@@ -67,7 +67,9 @@ def draw(root: Path, *annotations: Any) -> Any:
 
 
 def placed(root: Path, found: Annotations) -> list[tuple[str, str | None]]:
-    return [(str(Path(item.uri).relative_to(root)), item.split) for item in found.images]
+    return [
+        (str(Path(annotated.uri).relative_to(root)), annotated.split) for annotated in found.images
+    ]
 
 
 # -------------------------------------------------------------------------------------- layouts
@@ -183,7 +185,7 @@ def test_images_may_be_elsewhere(tmp_path: Path) -> None:
 
 def test_an_image_may_be_a_uri(tmp_path: Path) -> None:
     found = find(tmp_path, {"all.json": document(images=[image("s3://photos/a.jpg")])})
-    assert [item.uri for item in found.images] == ["s3://photos/a.jpg"]
+    assert [annotated.uri for annotated in found.images] == ["s3://photos/a.jpg"]
 
 
 def test_one_name_for_two_files_is_not_guessed(tmp_path: Path) -> None:
@@ -227,12 +229,12 @@ def test_an_item_holds_its_own_shapes_only(tmp_path: Path) -> None:
 def test_categories_of_one_name_are_one_class(tmp_path: Path) -> None:
     twice = categories("wall", "window", "wall")
     shapes = [annotation(1, [box(0, 0, 3, 2)]), annotation(3, [box(5, 0, 9, 2)])]
-    item = one(tmp_path, document(*shapes, categories=twice))
+    annotated = one(tmp_path, document(*shapes, categories=twice))
     assert find_coco(str(tmp_path), ReadOptions()).names == ["wall", "window"]
     expected = blank(UNLABELLED)
     expected[0:2, 0:3] = 0
     expected[0:2, 5:9] = 0
-    np.testing.assert_array_equal(read_coco(item, IDS, UNLABELLED).label_map, expected)
+    np.testing.assert_array_equal(read_coco(annotated, IDS, UNLABELLED).label_map, expected)
 
 
 def test_names_are_in_the_order_of_their_ids_over_all_files(tmp_path: Path) -> None:
@@ -268,11 +270,11 @@ def test_a_category_that_is_its_own_supercategory_is_a_class(tmp_path: Path) -> 
 
 def test_ignored_shapes_become_the_ignore_index(tmp_path: Path) -> None:
     lists = document(annotation(1, [box(0, 0, 4, 4)]), categories=categories("__ignore__", "wall"))
-    item = one(tmp_path, lists)
+    annotated = one(tmp_path, lists)
     assert find_coco(str(tmp_path), ReadOptions()).names == ["wall"]
     expected = blank(UNLABELLED)
     expected[:4, :4] = 255
-    np.testing.assert_array_equal(read_coco(item, {"wall": 0}, UNLABELLED).label_map, expected)
+    np.testing.assert_array_equal(read_coco(annotated, {"wall": 0}, UNLABELLED).label_map, expected)
 
 
 # --------------------------------------------------------------------------------------- shapes
@@ -428,8 +430,8 @@ def test_a_broken_entry_of_an_image_is_named(tmp_path: Path, entry: Any, why: st
 def test_a_photograph_turned_by_exif_is_labelled_as_it_is_seen(tmp_path: Path) -> None:
     """Stored 20×30, seen 30×20."""
     lists = document(annotation(2, [box(0, 0, 5, 2)]))
-    item = one(tmp_path, lists, photograph(20, 30, orientation=6))
-    labelled = read_coco(item, IDS, UNLABELLED)
+    annotated = one(tmp_path, lists, photograph(20, 30, orientation=6))
+    labelled = read_coco(annotated, IDS, UNLABELLED)
     expected = blank(UNLABELLED)
     expected[0:2, 0:5] = 1
     assert (labelled.width, labelled.height) == (WIDTH, HEIGHT)
@@ -461,7 +463,10 @@ def test_a_json_without_sizes_takes_the_images(tmp_path: Path) -> None:
     [
         ({"a.jpg": b""}, r"0 files \*\.json and no COCO images"),
         ({"a.json": {"shapes": []}}, r"a\.json: is a labelme file: import it with --from labelme"),
-        ({"a.json": [1, 2]}, "no COCO file of shapes: those have the lists images, annotations"),
+        (
+            {"a.json": [1, 2]},
+            "not a COCO file of shapes: such a file has the lists images, annotations",
+        ),
         ({"a.json": EMPTY, "b.json": "{"}, r"b\.json: damaged, or not JSON"),
     ],
 )
@@ -488,7 +493,7 @@ def test_from_s3(s3: S3) -> None:
     }.items():
         s3.put(f"{source}/{path}", to_bytes(content))
     found = find_coco(source, ReadOptions())
-    assert [(item.uri, item.split) for item in found.images] == [
+    assert [(annotated.uri, annotated.split) for annotated in found.images] == [
         (f"{source}/train/a.jpg", "train"),
         (f"{source}/valid/a.jpg", "val"),
     ]

@@ -19,7 +19,7 @@ def drawn(shape: Callable[..., None], points: Any, width: int, height: int) -> A
 
 
 def picture(text: str) -> Array:
-    """``#`` is 1 and ``.`` is 0, a line a row."""
+    """The label map of a picture: ``#`` is 1, ``.`` is 0, each line is a row."""
     return np.array([[character == "#" for character in line] for line in text.split()], np.uint8)
 
 
@@ -136,7 +136,7 @@ def test_what_is_drawn_later_lies_on_top_and_leaves_the_rest() -> None:
 
 
 def on_a_whole_canvas(kind: str, points: list[tuple[float, float]], size: tuple[int, int]) -> Array:
-    """The same with Pillow alone and a canvas as large as the image."""
+    """Draw the shape with Pillow alone, on a canvas as large as the image."""
     canvas = Image.new("L", size)
     pen = ImageDraw.Draw(canvas)
     match kind:
@@ -187,8 +187,8 @@ def test_shapes_anywhere_are_those_of_a_canvas_as_large_as_the_image(
     (draw.circle, [[1, 1]], "needs 2 points and has 1"),
     (draw.circle, [[1, 1], [2, 2], [3, 3]], "needs 2 points and has 3"),
     (draw.point, [[1, 1], [2, 2]], "needs 1 points and has 2"),
-    (draw.polygon, [[1, 1], [2, np.nan], [3, 3]], "no numbers"),
-    (draw.polygon, [[1, 1], [2, np.inf], [3, 3]], "no numbers"),
+    (draw.polygon, [[1, 1], [2, np.nan], [3, 3]], "not numbers"),
+    (draw.polygon, [[1, 1], [2, np.inf], [3, 3]], "not numbers"),
     (draw.circle, [[1, 1], [2e9, 1]], "beyond 100,000 pixels"),
     (draw.polygon, [[10, 1], [12, 1], [12, 5]], "outside"),
     (draw.polygon, [[1, -5], [5, -5], [5, -1]], "outside"),

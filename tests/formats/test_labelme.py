@@ -87,16 +87,16 @@ def find(source: Any, images: Any = None) -> Annotations:
     return find_labelme(str(source), ReadOptions(images=None if images is None else str(images)))
 
 
-def read(item: AnnotatedImage, ids: Mapping[str, int] = IDS) -> LabelledImage:
-    return read_labelme(item, ids, UNLABELLED)
+def read(annotated: AnnotatedImage, ids: Mapping[str, int] = IDS) -> LabelledImage:
+    return read_labelme(annotated, ids, UNLABELLED)
 
 
 def labelled(folder: Path, *shapes: Any, image: bytes | None = None, **keys: Any) -> LabelledImage:
-    """What is read of one file with its image beside it."""
+    """The labelled image of one labelme file, with its photograph next to it."""
     write(folder / "a.jpg", image or jpeg())
     write(folder / "a.json", annotation(*shapes, **keys))
-    (item,) = find(folder).images
-    return read(item)
+    (annotated,) = find(folder).images
+    return read(annotated)
 
 
 def box(top: int, bottom: int, left: int, right: int, class_id: int = 1) -> Array:
@@ -188,7 +188,7 @@ def test_an_image_without_shapes_is_all_unlabelled(tmp_path: Path) -> None:
 
 
 def test_files_of_labelme_3_are_read(tmp_path: Path) -> None:
-    """They had colours, and neither sizes nor kinds of shapes at first."""
+    """Early versions have colours, but neither sizes nor shape types."""
     first = {"label": "window", "line_color": None, "fill_color": None,
              "points": [[5, 4], [9, 4], [9, 7], [5, 7]]}  # fmt: skip
     later = {**first, "shape_type": "rectangle", "points": [[20, 4], [24, 7]]}
@@ -196,10 +196,10 @@ def test_files_of_labelme_3_are_read(tmp_path: Path) -> None:
                "fillColor": [255, 0, 0, 128], "imagePath": "a.jpg", "imageData": None}  # fmt: skip
     write(tmp_path / "a.jpg", jpeg())
     write(tmp_path / "a.json", content)
-    (item,) = find(tmp_path).images
+    (annotated,) = find(tmp_path).images
     wanted = box(4, 8, 5, 10)
     wanted[4:8, 20:25] = 1
-    np.testing.assert_array_equal(read(item).label_map, wanted)
+    np.testing.assert_array_equal(read(annotated).label_map, wanted)
 
 
 @pytest.mark.parametrize(("bad", "why"), [
@@ -268,23 +268,23 @@ def test_an_image_in_the_file_is_taken_before_the_one_that_is_pointed_at(tmp_pat
     result = labelled(tmp_path, rectangle("window", 5, 4, 9, 7), image=jpeg(8, 8), **keys)
     assert result.image == embedded
     np.testing.assert_array_equal(result.label_map, box(4, 8, 5, 10))
-    (item,) = find(tmp_path).images
-    assert item.uri == f"{tmp_path}/gone/b.jpg"
+    (annotated,) = find(tmp_path).images
+    assert annotated.uri == f"{tmp_path}/gone/b.jpg"
 
 
 def test_an_image_in_the_file_is_its_own_where_no_path_is_given(tmp_path: Path) -> None:
     content = annotation(rectangle("window", 5, 4, 9, 7), imageData=in_base64(jpeg()))
     del content["imagePath"]
-    (item,) = find(write(tmp_path / "a.json", content)).images
-    assert item.uri == item.labels_uri
-    assert read(item).image == jpeg()
+    (annotated,) = find(write(tmp_path / "a.json", content)).images
+    assert annotated.uri == annotated.labels_uri
+    assert read(annotated).image == jpeg()
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_an_image_in_the_file_was_labelled_as_it_is_stored(
     tmp_path: Path, orientation: int
 ) -> None:
-    """labelme does not turn imageData; whoever decodes it does."""
+    """labelme shows imageData as it is stored; a decoder of the image turns it."""
     embedded = jpeg(orientation=orientation)
     result = labelled(tmp_path, rectangle("window", 5, 4, 9, 7), imageData=in_base64(embedded))
     where_exif_puts_it = {
@@ -324,13 +324,13 @@ def test_an_image_that_cannot_be_used_says_why(
 
 def test_labels_that_changed_after_they_were_listed_are_unusable(tmp_path: Path) -> None:
     path = write(tmp_path / "a.json", annotation())
-    (item,) = find(tmp_path).images
+    (annotated,) = find(tmp_path).images
     write(path, b"{")
     with pytest.raises(Unusable, match=r"a\.json: not JSON"):
-        read(item)
+        read(annotated)
     path.unlink()
     with pytest.raises(Unusable, match=r"a\.json: cannot be read: no such file"):
-        read(item)
+        read(annotated)
 
 
 # ------------------------------------------------------------------------------------------- find
@@ -341,7 +341,7 @@ def test_every_file_below_the_folder_is_found_with_its_split(tmp_path: Path) -> 
     for path in paths:
         write(tmp_path / path, annotation())
     found = find(tmp_path)
-    splits = {item.labels_uri: item.split for item in found.images}
+    splits = {annotated.labels_uri: annotated.split for annotated in found.images}
     wanted = ["test", "train", "val", "val", None, None]
     assert splits == {
         f"{tmp_path}/{path}": split for path, split in zip(paths, wanted, strict=True)
@@ -351,8 +351,8 @@ def test_every_file_below_the_folder_is_found_with_its_split(tmp_path: Path) -> 
 
 def test_one_file_may_be_named(tmp_path: Path) -> None:
     write(tmp_path / "b.json", annotation())
-    (item,) = find(write(tmp_path / "train" / "a.json", annotation())).images
-    assert (item.uri, item.split) == (f"{tmp_path}/train/a.jpg", "train")
+    (annotated,) = find(write(tmp_path / "train" / "a.json", annotation())).images
+    assert (annotated.uri, annotated.split) == (f"{tmp_path}/train/a.jpg", "train")
 
 
 def test_class_names_are_those_that_occur_in_their_order(tmp_path: Path) -> None:
@@ -415,15 +415,15 @@ def test_nothing_to_read_is_an_error(tmp_path: Path) -> None:
 ])  # fmt: skip
 def test_an_image_path_starts_at_the_file(tmp_path: Path, image_path: str, wanted: str) -> None:
     write(tmp_path / "labels" / "train" / "a.json", annotation(imagePath=image_path))
-    (item,) = find(tmp_path / "labels").images
-    assert item.uri == f"{tmp_path}{wanted}"
+    (annotated,) = find(tmp_path / "labels").images
+    assert annotated.uri == f"{tmp_path}{wanted}"
 
 
 @pytest.mark.parametrize("image_path", ["/photos/a.jpg", "s3://photos/a.jpg"])
 def test_an_image_path_may_be_a_whole_one(tmp_path: Path, image_path: str) -> None:
     write(tmp_path / "a.json", annotation(imagePath=image_path))
-    (item,) = find(tmp_path).images
-    assert item.uri == image_path
+    (annotated,) = find(tmp_path).images
+    assert annotated.uri == image_path
 
 
 @pytest.mark.parametrize(("labels", "image_path", "image"), [
@@ -441,9 +441,9 @@ def test_images_are_looked_for_below_their_root(
 ) -> None:
     write(tmp_path / "labels" / labels, annotation(imagePath=image_path))
     write(tmp_path / "photos" / image, jpeg())
-    (item,) = find(tmp_path / "labels", images=tmp_path / "photos").images
-    assert item.uri == f"{tmp_path}/photos/{image}"
-    assert read(item).image == jpeg()
+    (annotated,) = find(tmp_path / "labels", images=tmp_path / "photos").images
+    assert annotated.uri == f"{tmp_path}/photos/{image}"
+    assert read(annotated).image == jpeg()
 
 
 def test_many_files_are_read_in_chunks_and_none_is_left_out(
@@ -453,7 +453,7 @@ def test_many_files_are_read_in_chunks_and_none_is_left_out(
     names = [f"{number:02d}.json" for number in range(23)]
     for name in names:
         write(tmp_path / name, annotation(rectangle("wall", 0, 0, 1, 1)))
-    assert [storage.name_of(item.labels_uri) for item in find(tmp_path).images] == names
+    assert [storage.name_of(annotated.labels_uri) for annotated in find(tmp_path).images] == names
 
 
 def test_labels_and_images_may_be_in_object_storage(s3: S3) -> None:
@@ -474,8 +474,8 @@ def test_labels_and_images_may_be_in_object_storage(s3: S3) -> None:
     with pytest.raises(Unusable, match=r"labels/val/b\.jpg: cannot be read: no such object"):
         read(second)
 
-    (item,) = find(f"{source}/labels/val/a.json", images=f"{source}/photos").images
-    assert item == AnnotatedImage(first.uri, first.labels_uri, "val")
+    (annotated,) = find(f"{source}/labels/val/a.json", images=f"{source}/photos").images
+    assert annotated == AnnotatedImage(first.uri, first.labels_uri, "val")
 
 
 @pytest.mark.parametrize(
@@ -493,10 +493,10 @@ def test_a_copy_that_was_made_for_labelling_is_the_image_that_it_says(
 ) -> None:
     write(tmp_path / "a.json", annotation(rectangle("wall", 0, 0, 4, 4), segbatch=provenance))
     write(tmp_path / "a.jpg", jpeg())
-    (item,) = find(tmp_path).images
-    assert item.uri == (uri or f"{tmp_path}/a.jpg")
-    assert item.file == f"{tmp_path}/a.jpg"
-    assert read(item).shapes == 1
+    (annotated,) = find(tmp_path).images
+    assert annotated.uri == (uri or f"{tmp_path}/a.jpg")
+    assert annotated.file == f"{tmp_path}/a.jpg"
+    assert read(annotated).shapes == 1
 
 
 def test_a_bucket_that_is_not_there_is_an_error(s3: S3) -> None:
@@ -567,7 +567,7 @@ def test_a_hostile_file_is_skipped(tmp_path: Path, content: Any, why: str) -> No
     write(tmp_path / "bad.json", content)
     write(tmp_path / "good.json", annotation(rectangle("wall", 1, 1, 5, 5)))
     found = find(tmp_path)
-    assert [item.labels_uri for item in found.images] == [str(tmp_path / "good.json")]
+    assert [annotated.labels_uri for annotated in found.images] == [str(tmp_path / "good.json")]
     assert why in found.skipped[0].why
 
 
@@ -585,8 +585,8 @@ def test_hostile_image_data_makes_the_image_unusable(tmp_path: Path, image_data:
 )  # fmt: skip
 def test_with_a_root_no_image_is_read_outside_of_it(tmp_path: Path, away: str) -> None:
     write(tmp_path / "labels" / "a.json", annotation(imagePath=away))
-    (item,) = find(tmp_path / "labels", tmp_path / "images").images
-    assert item.uri == str(tmp_path / "images" / "passwd")
+    (annotated,) = find(tmp_path / "labels", tmp_path / "images").images
+    assert annotated.uri == str(tmp_path / "images" / "passwd")
 
 
 VALUES: list[Any] = [
@@ -599,7 +599,7 @@ VALUES: list[Any] = [
 
 @st.composite
 def damaged_annotations(draw: st.DrawFn) -> bytes:
-    """A labelme file, some of whose values are others."""
+    """A labelme file with some values and bytes replaced."""
     mask = mask_of(np.ones((5, 4)))
     content = annotation(
         rectangle("wall", 1, 2, 20, 20),

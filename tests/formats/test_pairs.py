@@ -48,8 +48,8 @@ def find(root: Path, files: Mapping[str, Any], **options: Any) -> Annotations:
 
 def label_map(root: Path, mask: bytes, **options: Any) -> Any:
     """The label map of one mask, where ``wall`` is 5 and ``window``, also with a frame, is 6."""
-    (item,) = find(root, {"images/a.jpg": photograph(), "masks/a.png": mask}, **options).images
-    labelled = read_mask_file(item, {"wall": 5, "window": 6, "window frame": 6, "door": 7}, 99)
+    (annotated,) = find(root, {"images/a.jpg": photograph(), "masks/a.png": mask}, **options).images
+    labelled = read_mask_file(annotated, {"wall": 5, "window": 6, "window frame": 6, "door": 7}, 99)
     assert (labelled.width, labelled.height, labelled.shapes) == (WIDTH, HEIGHT, 1)
     return labelled.label_map.tolist()
 
@@ -151,7 +151,7 @@ def test_masks_may_be_on_another_storage(tmp_path: Path, s3: S3) -> None:
     write(tmp_path, {"photos {1}/a.jpg": photograph()})
     options = ReadOptions(images="{id}.jpg", masks=f"{masks}/{{id}}.png", class_names=NAMES)
     found = find_pairs(str(tmp_path / "photos {1}"), options)
-    assert [item.labels_uri for item in found.images] == [f"{masks}/a.png"]
+    assert [annotated.labels_uri for annotated in found.images] == [f"{masks}/a.png"]
 
 
 @pytest.mark.parametrize(
@@ -276,9 +276,9 @@ def test_a_mask_that_cannot_be_used_says_why(
 def test_a_mask_of_the_lying_photograph_is_unusable(tmp_path: Path) -> None:
     picture = photograph(WIDTH, HEIGHT, orientation=8)
     files = {"images/a.jpg": picture, "masks/a.png": grey(indices())}
-    (item,) = find(tmp_path, files).images
+    (annotated,) = find(tmp_path, files).images
     with pytest.raises(Unusable, match=r"its mask is for 30×20, .* EXIF turns to 20×30"):
-        read_mask_file(item, {"wall": 0, "window": 1}, 99)
+        read_mask_file(annotated, {"wall": 0, "window": 1}, 99)
 
 
 def test_from_s3(s3: S3) -> None:
@@ -292,7 +292,7 @@ def test_from_s3(s3: S3) -> None:
         s3.put(f"{source}/{path}", to_bytes(content))
     patterns = {"images": "img_dir/{split}/{id}.jpg", "masks": "ann_dir/{split}/{id}.png"}
     found = find_pairs(source, ReadOptions(**patterns, colors=f"{source}/colors.txt"))
-    (item,) = found.images
-    assert (item.uri, item.split) == (f"{source}/img_dir/train/a.jpg", "train")
-    labelled = read_mask_file(item, {"wall": 5, "window frame": 6}, 99)
+    (annotated,) = found.images
+    assert (annotated.uri, annotated.split) == (f"{source}/img_dir/train/a.jpg", "train")
+    labelled = read_mask_file(annotated, {"wall": 5, "window frame": 6}, 99)
     np.testing.assert_array_equal(labelled.label_map, indices(5, 6))

@@ -48,9 +48,11 @@ def find(root: Path, files: Mapping[str, Any], **options: Any) -> Annotations:
     return find_voc(write(root, files), ReadOptions(**options))
 
 
-def read(item: AnnotatedImage, *names: str) -> Array:
+def read(annotated: AnnotatedImage, *names: str) -> Array:
     """The label map, where the classes are ``names``."""
-    return read_mask_file(item, {name: index for index, name in enumerate(names)}, 99).label_map
+    return read_mask_file(
+        annotated, {name: index for index, name in enumerate(names)}, 99
+    ).label_map
 
 
 DEVKIT = {
@@ -123,15 +125,17 @@ def test_cvat(tmp_path: Path) -> None:
 
 
 def test_a_palette_mask_with_a_labelmap_is_read_by_its_colours(tmp_path: Path) -> None:
-    """Tools that save a palette anew number it as they like."""
+    """Tools that save a palette image may renumber its palette."""
     colors = {0: (51, 221, 255), 1: (0, 0, 0), 255: (224, 224, 192)}
     files = {
         "labelmap.txt": LABELMAP,
         "JPEGImages/a.jpg": photograph(),
         "SegmentationClass/a.png": palette(indices(), lambda i: colors.get(i, (9, 9, 9))),
     }
-    (item,) = find(tmp_path, files).images
-    np.testing.assert_array_equal(read(item, "background", "big wall", "window"), indices(2, 0))
+    (annotated,) = find(tmp_path, files).images
+    np.testing.assert_array_equal(
+        read(annotated, "background", "big wall", "window"), indices(2, 0)
+    )
 
 
 def test_masks_may_be_in_folders_and_images_elsewhere(tmp_path: Path) -> None:
@@ -157,7 +161,7 @@ def test_a_mask_without_an_image_is_named(tmp_path: Path) -> None:
 
 def test_an_image_in_two_lists_is_named_and_stays_in_the_first(tmp_path: Path) -> None:
     found = find(tmp_path, DEVKIT | {"VOC2012/ImageSets/Segmentation/val.txt": "2007_1\n2007_2"})
-    assert [item.split for item in found.images] == ["train", "val"]
+    assert [annotated.split for annotated in found.images] == ["train", "val"]
     assert left_out(tmp_path, found) == {
         "VOC2012/ImageSets/Segmentation/val.txt: 2007_1": "is in the list of train already"
     }
@@ -252,8 +256,8 @@ def test_labels_without_colours_in_a_labelmap_have_those_of_voc(tmp_path: Path) 
         "JPEGImages/a.jpg": photograph(),
         "SegmentationClass/a.png": palette(indices()),
     }
-    (item,) = find(tmp_path, files).images
-    np.testing.assert_array_equal(read(item, "background", "wall"), indices())
+    (annotated,) = find(tmp_path, files).images
+    np.testing.assert_array_equal(read(annotated, "background", "wall"), indices())
 
 
 def test_from_s3(s3: S3) -> None:
@@ -261,7 +265,7 @@ def test_from_s3(s3: S3) -> None:
     for path, content in DEVKIT.items():
         s3.put(f"{source}/{path}", to_bytes(content))
     found = find_voc(source, ReadOptions())
-    assert [(item.uri, item.split) for item in found.images] == [
+    assert [(annotated.uri, annotated.split) for annotated in found.images] == [
         (f"{source}/VOC2012/JPEGImages/2007_1.jpg", "train"),
         (f"{source}/VOC2012/JPEGImages/2007_2.jpg", "val"),
     ]

@@ -33,7 +33,7 @@ def grey(ids: Array) -> bytes:
 
 
 def palette(ids: Array, colors: Any = voc_color) -> bytes:
-    """A palette PNG, with VOC's colours unless told."""
+    """A palette PNG, by default with VOC's colours."""
     mask = Image.fromarray(ids).convert("P")
     mask.putdata(ids.ravel().tolist())
     mask.putpalette([value for index in range(256) for value in colors(index)])
@@ -48,7 +48,7 @@ def rgb(ids: Array, colors: Mapping[int, tuple[int, int, int]]) -> bytes:
 
 
 def write(root: Path, files: Mapping[str, Any]) -> str:
-    """``root`` with files in it: bytes, texts, or what becomes JSON."""
+    """``root`` with files in it: bytes, texts, or objects as JSON."""
     for path, content in files.items():
         file = root / path
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -65,11 +65,11 @@ def to_bytes(content: Any) -> bytes:
 def placed(root: Path, found: Annotations) -> list[tuple[str, str, str | None]]:
     return [
         (
-            str(Path(item.uri).relative_to(root)),
-            str(Path(item.labels_uri).relative_to(root)),
-            item.split,
+            str(Path(annotated.uri).relative_to(root)),
+            str(Path(annotated.labels_uri).relative_to(root)),
+            annotated.split,
         )
-        for item in found.images
+        for annotated in found.images
     ]
 
 

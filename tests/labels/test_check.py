@@ -32,7 +32,7 @@ def mask(*class_ids: int, width: int = WIDTH, height: int = HEIGHT) -> bytes:
 
 
 def row(number: int, **columns: Any) -> dict[str, Any]:
-    """One of a sound dataset, but for ``columns``; images and masks are bytes."""
+    """A row of a sound dataset, except for ``columns``; images and masks are bytes."""
     values = {
         "image_id": number,
         "uri": f"/photos/{number}.jpg",
@@ -54,13 +54,13 @@ def write(uri: object, **splits: Sequence[dict[str, Any]]) -> Dataset:
 
 
 def check(uri: object, *wrong: dict[str, Any]) -> CheckReport:
-    """Check a dataset of two sound images, one of them in val, and of those that are wrong."""
+    """Check a dataset of two sound images, one of them in val, and the given ones."""
     write(uri, train=[row(0), *wrong], val=[row(1)])
     return check_dataset(str(uri))
 
 
 def found(report: CheckReport, level: str = "error") -> str:
-    """What the one finding of the level says."""
+    """The text of the one finding of the level."""
     [finding] = [finding for finding in report.findings if finding.level == level]
     return str(finding)
 

@@ -144,7 +144,7 @@ def test_the_card_says_what_is_there(street: Path, tmp_path: Path) -> None:
 
 
 def _list(folder: Path, **names: str) -> Path:
-    """A list of splits: the house that is named is in it, all others train."""
+    """A list of splits: the houses in ``names`` have theirs, all others are in train."""
     listed = dict.fromkeys((f"house-{number}" for number in range(9)), "train")
     listed |= {name: split for split, name in names.items()}
     (folder / "splits.txt").write_text("".join(f"{n} {s}\n" for n, s in listed.items()))
@@ -195,7 +195,7 @@ def test_masks_added_to_a_dataset_hold_its_ids_unless_classes_are_given(tmp_path
 
 
 def coco(folder: Path, *, split: str, shift: int) -> None:
-    """One image with a polygon, in the file that the tools of COCO would name after its split."""
+    """One image with a polygon, in a file in the folder of its split, as Roboflow exports it."""
     (folder / split).mkdir(parents=True, exist_ok=True)
     (folder / split / "a.jpg").write_bytes(jpeg(shift, HEIGHT, WIDTH))
     square = [shift, shift, shift + 9, shift, shift + 9, shift + 9, shift, shift + 9]

@@ -1,4 +1,4 @@
-"""Work in processes of its own."""
+"""Function calls in several processes."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Samples: a copy on the local disk from which every image comes by its number."""
+"""Random access to the samples of a split in a local copy."""
 
 import multiprocessing
 from pathlib import Path
@@ -19,7 +19,7 @@ SHARDS = [70, 1, 130]  # images of each file; the last has several row groups
 
 
 def row(image_id: int) -> dict[str, Any]:
-    """Any bytes: nobody looks into them here."""
+    """A row of random bytes, which nothing decodes here."""
     rng = np.random.default_rng(image_id)
     return {
         "image_id": image_id,
@@ -33,7 +33,7 @@ def row(image_id: int) -> dict[str, Any]:
 
 
 def dataset_at(uri: str) -> Dataset:
-    """Images whose ids are in no order, in three files, and a few in ``val``."""
+    """Images in three files with shuffled ids, and a few in ``val``."""
     ids = iter(np.random.default_rng(0).permutation(1000).tolist())
     shards = [write_shard(uri, "train", [row(next(ids)) for _ in range(n)]) for n in SHARDS]
     shards.append(write_shard(uri, "val", [row(next(ids)) for _ in range(3)]))

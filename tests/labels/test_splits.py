@@ -10,48 +10,48 @@ from segbatch.formats.format import AnnotatedImage
 from segbatch.labels.splits import Splits
 
 
-def items(*uris: str, **splits: str) -> list[AnnotatedImage]:
+def images(*uris: str, **splits: str) -> list[AnnotatedImage]:
     return [AnnotatedImage(uri, f"{uri}.json", splits.get(uri.split("/")[1])) for uri in uris]
 
 
 def photos(number: int) -> list[AnnotatedImage]:
-    return items(*(f"/photos/house-{index // 4}/{index}.jpg" for index in range(number)))
+    return images(*(f"/photos/house-{index // 4}/{index}.jpg" for index in range(number)))
 
 
-def dealt(rules: Splits, some: list[AnnotatedImage], **settled: str) -> dict[str, str]:
-    return rules.assign(some, settled)
+def assigned(rules: Splits, some: list[AnnotatedImage], **of_group: str) -> dict[str, str]:
+    return rules.assign(some, of_group)
 
 
 def test_a_tenth_goes_to_val_where_nothing_is_said() -> None:
-    counts = Counter(dealt(Splits(), photos(2000)).values())
+    counts = Counter(assigned(Splits(), photos(2000)).values())
     assert set(counts) == {"train", "val"}
     assert counts["val"] == pytest.approx(200, abs=40)
 
 
 def test_shares_are_kept() -> None:
-    counts = Counter(dealt(Splits("val=0.2,test=0.3"), photos(2000)).values())
+    counts = Counter(assigned(Splits("val=0.2,test=0.3"), photos(2000)).values())
     assert counts["val"] == pytest.approx(400, abs=60)
     assert counts["test"] == pytest.approx(600, abs=70)
 
 
 def test_an_image_lands_in_the_same_split_whatever_comes_with_it() -> None:
-    together = dealt(Splits("val=0.3"), photos(50))
-    alone = [dealt(Splits("val=0.3"), [item]) for item in photos(50)]
+    together = assigned(Splits("val=0.3"), photos(50))
+    alone = [assigned(Splits("val=0.3"), [annotated]) for annotated in photos(50)]
     assert together == {uri: split for one in alone for uri, split in one.items()}
     assert together["/photos/house-0/0.jpg"] == "val"  # on every machine, and in every version
     assert together["/photos/house-0/1.jpg"] == "train"
 
 
 def test_a_share_of_test_takes_no_image_out_of_val() -> None:
-    before = dealt(Splits("val=0.2"), photos(200))
-    after = dealt(Splits("test=0.2,val=0.2"), photos(200))
+    before = assigned(Splits("val=0.2"), photos(200))
+    after = assigned(Splits("test=0.2,val=0.2"), photos(200))
     assert all(after[uri] == "val" for uri, split in before.items() if split == "val")
     assert Counter(after.values())["test"] > 20
 
 
 def test_images_of_one_building_stay_together() -> None:
     rules = Splits("val=0.3", group_by=r"house-(\d+)")
-    chosen = dealt(rules, photos(100))
+    chosen = assigned(rules, photos(100))
     assert rules.group_of("/photos/house-7/28.jpg") == "7"
     for house in range(25):
         splits = {split for uri, split in chosen.items() if f"/house-{house}/" in uri}
@@ -65,28 +65,29 @@ def test_a_group_without_brackets_is_the_whole_match() -> None:
 
 def test_an_image_without_a_group_stands_alone() -> None:
     rules = Splits("val=0.3", group_by=r"house-(\d+)")
-    some = [*photos(3), *items("/photos/other.jpg")]
+    some = [*photos(3), *images("/photos/other.jpg")]
     assert rules.group_of("/photos/other.jpg") is None
     assert (
-        dealt(rules, some)["/photos/other.jpg"] == dealt(Splits("val=0.3"), some[3:]).popitem()[1]
+        assigned(rules, some)["/photos/other.jpg"]
+        == assigned(Splits("val=0.3"), some[3:]).popitem()[1]
     )
 
 
 def test_a_new_image_goes_where_its_group_is() -> None:
     rules = Splits(group_by=r"house-(\d+)")
-    assert set(dealt(rules, photos(4), **{"0": "test"}).values()) == {"test"}
+    assert set(assigned(rules, photos(4), **{"0": "test"}).values()) == {"test"}
 
 
 def test_folders_are_followed_when_they_are_asked_for() -> None:
-    some = items("/a/1.jpg", "/b/2.jpg", a="val", b="test")
-    assert dealt(Splits("folder"), some) == {"/a/1.jpg": "val", "/b/2.jpg": "test"}
-    assert set(dealt(Splits("val=0"), some).values()) == {"train"}
+    some = images("/a/1.jpg", "/b/2.jpg", a="val", b="test")
+    assert assigned(Splits("folder"), some) == {"/a/1.jpg": "val", "/b/2.jpg": "test"}
+    assert set(assigned(Splits("val=0"), some).values()) == {"train"}
 
 
 def test_an_image_in_no_such_folder_is_refused() -> None:
-    some = items("/a/1.jpg", "/c/3.jpg", a="val")
+    some = images("/a/1.jpg", "/c/3.jpg", a="val")
     with pytest.raises(SourceError, match=r"1 of 2 images are in no folder .*: /c/3.jpg"):
-        dealt(Splits("folder"), some)
+        assigned(Splits("folder"), some)
 
 
 @pytest.mark.parametrize(
@@ -102,20 +103,20 @@ def test_an_image_in_no_such_folder_is_refused() -> None:
 def test_a_list_names_images_by_their_uri_or_the_end_of_it(tmp_path: Path, text: str) -> None:
     (tmp_path / "splits.txt").write_text(text)
     rules = Splits(split_list=str(tmp_path / "splits.txt"))
-    some = items("/photos/a/1.jpg", "/photos/a/2.jpg", "s3://bucket/b/3.jpg")
-    assert list(dealt(rules, some).values()) == ["val", "test", "train"]
+    some = images("/photos/a/1.jpg", "/photos/a/2.jpg", "s3://bucket/b/3.jpg")
+    assert list(assigned(rules, some).values()) == ["val", "test", "train"]
 
 
 def test_a_list_takes_names_with_blanks(tmp_path: Path) -> None:
     (tmp_path / "splits.txt").write_text("front of the house.jpg val\n")
     rules = Splits(split_list=str(tmp_path / "splits.txt"))
-    assert dealt(rules, items("/a/front of the house.jpg")).popitem()[1] == "val"
+    assert assigned(rules, images("/a/front of the house.jpg")).popitem()[1] == "val"
 
 
 def test_an_image_that_is_not_in_the_list_is_refused(tmp_path: Path) -> None:
     (tmp_path / "splits.txt").write_text("1.jpg val\n")
     with pytest.raises(SourceError, match=r"1 of 2 images are not in .*splits.txt.*: /a/11.jpg"):
-        dealt(Splits(split_list=str(tmp_path / "splits.txt")), items("/a/1.jpg", "/a/11.jpg"))
+        assigned(Splits(split_list=str(tmp_path / "splits.txt")), images("/a/1.jpg", "/a/11.jpg"))
 
 
 @pytest.mark.parametrize(
@@ -156,14 +157,14 @@ def test_shares_must_sum_to_one(text: str) -> None:
 
 
 def test_a_group_that_folders_tear_apart_is_refused() -> None:
-    some = items("/a/house-1.jpg", "/b/house-1.jpg", a="train", b="val")
+    some = images("/a/house-1.jpg", "/b/house-1.jpg", a="train", b="val")
     with pytest.raises(SourceError, match=r"/b/house-1.jpg: belongs in val, .* '1' is in train"):
-        dealt(Splits("folder", group_by=r"house-(\d+)"), some)
+        assigned(Splits("folder", group_by=r"house-(\d+)"), some)
 
 
 def test_an_expression_that_matches_nothing_or_is_none_is_refused() -> None:
     with pytest.raises(SourceError, match="--group-by building: matches no image"):
-        dealt(Splits(group_by="building"), photos(3))
+        assigned(Splits(group_by="building"), photos(3))
     with pytest.raises(InputError, match=r"--group-by \(: not a regular expression"):
         Splits(group_by="(")
 
