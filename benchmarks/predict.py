@@ -280,19 +280,19 @@ def split(
         return logits.float().contiguous()
 
     pixels = upload()
-    surfaces = [Upsampled(logits, size, size, network.align_corners) for logits in forward(pixels)]
+    lazy = [Upsampled(logits, size, size, network.align_corners) for logits in forward(pixels)]
 
     def upsample() -> None:
-        for surface in surfaces:
+        for each in lazy:
             for top, bottom in strips(size, strip):
-                surface.rows(top, bottom)
+                each.rows(top, bottom)
 
     def in_strips(mask_size: Size) -> list[Tensor]:
         number = len(CLASSES)
-        return [reduce_in_strips(each, mask_size, number, device).mask for each in surfaces]
+        return [reduce_in_strips(each, mask_size, number, device).mask for each in lazy]
 
     def fused(mask_size: Size) -> list[Tensor]:
-        return [reduce(each, mask_size, len(CLASSES), device).mask for each in surfaces]
+        return [reduce(each, mask_size, len(CLASSES), device).mask for each in lazy]
 
     masks = in_strips(size)
     up, down = (

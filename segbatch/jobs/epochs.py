@@ -24,7 +24,8 @@ from segbatch.labels.dataset import Dataset
 from segbatch.labels.samples import Samples, copy_split
 from segbatch.model import weights
 from segbatch.model.config import ModelConfig
-from segbatch.model.predict import Model, resolve_precision
+from segbatch.model.device import resolve_precision
+from segbatch.model.predict import Model
 from segbatch.training import distributed
 from segbatch.training.checkpoint import Best, load_checkpoint, save_checkpoint
 from segbatch.training.confusion import by_class, number

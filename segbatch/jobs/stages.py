@@ -188,9 +188,9 @@ class PredictStage:
             confidence=predicting.confidence,
         )
         if reading.jpegs_on_device:
-            from segbatch.model.device import refuse_undecoding
+            from segbatch.model.jpeg import require_jpeg_decoder
 
-            refuse_undecoding(self.model.device)
+            require_jpeg_decoder(self.model.device)
         self.device_lock = threading.Lock()
         self.idle_since = time.perf_counter()
 
@@ -249,7 +249,7 @@ class PredictStage:
         self, rows: list[_Row], first: int, call: _Call
     ) -> dict[int, Pixels | None]:
         """Pixels of plain JPEGs from row ``first`` on, by row; ``None`` if the device refuses."""
-        from segbatch.model.device import decode_jpegs
+        from segbatch.model.jpeg import decode_jpegs
 
         chosen, held = [first], math.prod(rows[first].shape)
         for number in range(first + 1, len(rows)):

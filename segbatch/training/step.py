@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from segbatch.config.training import Train
+from segbatch.model.device import DTYPES
 from segbatch.training import distributed
 from segbatch.training.loader import Batch, Sampler
 from segbatch.training.loss import NetworkWithLoss
@@ -26,8 +27,6 @@ from segbatch.training.recipe import (
     set_learning_rates,
     set_train_mode,
 )
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Diverged(Exception):

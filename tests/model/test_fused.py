@@ -1,4 +1,4 @@
-"""The fused kernel against the strips in Triton's interpreter, and through its compiler.
+"""The fused kernel compared with the strips in Triton's interpreter, and through its compiler.
 
 The interpreter runs the kernel on the CPU, in a process of its own, where ``TRITON_INTERPRET`` is
 set before Triton is imported. The compiler needs no GPU to compile for one. What neither shows is
@@ -38,7 +38,7 @@ GPU = torch.device("cuda")  # what `reduce` is told; the tensors are on the CPU
 
 @dataclass(frozen=True)
 class Case:
-    """Random coarse logits, and what becomes of them."""
+    """Random coarse logits, and how they are reduced."""
 
     num_classes: int = 5
     coarse: Size = (4, 6)
@@ -50,7 +50,7 @@ class Case:
     confidence: bool = True
     seed: int = 0
 
-    def surface(self) -> Upsampled:
+    def logits(self) -> Upsampled:
         generator = torch.Generator().manual_seed(self.seed)
         coarse = 3 * torch.randn(self.num_classes, *self.coarse, generator=generator)
         return Upsampled(coarse, self.padded, self.size, self.align_corners, self.mirrored)
@@ -62,7 +62,7 @@ class Case:
 def interpret() -> None:
     os.environ["TRITON_INTERPRET"] = "1"
     torch.set_num_threads(1)
-    run_on_cpu = reduce(Case().surface(), (9, 9), 5, CPU)
+    run_on_cpu = reduce(Case().logits(), (9, 9), 5, CPU)
     assert run_on_cpu.mask.shape == (9, 9)
     assert "triton" not in sys.modules, "on the CPU nobody pays for importing Triton"
 
@@ -70,23 +70,23 @@ def interpret() -> None:
 def fused_of(coarse: Any, padded: Size, size: Size, mask_size: Size) -> Any:
     from segbatch.model import fused
 
-    surface = Upsampled(torch.from_numpy(coarse), padded, size, False)
-    return arrays(fused.reduce(surface, mask_size))
+    logits = Upsampled(torch.from_numpy(coarse), padded, size, False)
+    return arrays(fused.reduce(logits, mask_size))
 
 
 def both(case: Case) -> tuple[Any, Any, float]:
-    """Fused, in strips, and how far at most a logit that won in the kernel is behind the best."""
+    """The results of the kernel and the strips, and how far the kernel's winner is behind at most."""
     from segbatch.model import fused
 
-    surface = case.surface()
-    assert fused.serves(surface, case.mask_size)
-    ours = fused.reduce(surface, case.mask_size, confidence=case.confidence)
+    logits = case.logits()
+    assert fused.serves(logits, case.mask_size)
+    ours = fused.reduce(logits, case.mask_size, confidence=case.confidence)
     theirs = reduce_in_strips(
-        surface, case.mask_size, case.num_classes, CPU, confidence=case.confidence
+        logits, case.mask_size, case.num_classes, CPU, confidence=case.confidence
     )
-    target = surface if case.mask_size == case.size else Resized(surface, case.mask_size)
-    logits = target.rows(0, case.mask_size[0])
-    behind = logits.amax(0) - logits.gather(0, ours.mask.long()[None])[0]
+    target = logits if case.mask_size == case.size else Resized(logits, case.mask_size)
+    full = target.rows(0, case.mask_size[0])
+    behind = full.amax(0) - full.gather(0, ours.mask.long()[None])[0]
     return arrays(ours), arrays(theirs), behind.max().item()
 
 
@@ -95,11 +95,11 @@ def arrays(reduced: Reduced) -> Any:
 
 
 def launches_of(kind: str) -> int:
-    """How often ``reduce`` launches the kernel for a surface of a device that is no CPU."""
+    """How often ``reduce`` launches the kernel for logits on a device other than the CPU."""
     from segbatch.model import fused
 
-    plain = replace(Case(), num_classes=2).surface()
-    surfaces: dict[str, LazyLogits] = {
+    plain = replace(Case(), num_classes=2).logits()
+    kinds: dict[str, LazyLogits] = {
         "plain": plain,
         "mean": Mean([plain, plain]),
         "resized": Resized(plain, (23, 29)),
@@ -110,12 +110,12 @@ def launches_of(kind: str) -> int:
         patch.object(fused, "_launch", wraps=fused._launch) as launch,
         patch.object(reduction, "reduce_in_strips"),
     ):
-        reduce(surfaces[kind], (23, 29), 2, GPU)
+        reduce(kinds[kind], (23, 29), 2, GPU)
     return launch.call_count
 
 
 def proof(fault: str) -> str:
-    """What a proof says where the kernel or its device have a fault."""
+    """The message of the proof when the kernel or its device has a fault."""
     from segbatch.model import fused, kernel
 
     whole_taps, whole_launch = fused.row_taps, fused._launch
@@ -251,10 +251,10 @@ def test_a_gpu_reduces_one_forward_pass_by_the_kernel_and_all_else_in_strips(
 @pytest.mark.parametrize("align_corners", [False, True])
 def test_a_gpu_gives_what_strips_on_the_cpu_give(align_corners, mask_size):
     case = Case(21, (72, 88), (576, 704), (513, 700), mask_size, align_corners)
-    surface = case.surface()
-    theirs = reduce_in_strips(surface, mask_size, 21, CPU)
+    logits = case.logits()
+    theirs = reduce_in_strips(logits, mask_size, 21, CPU)
     assert fused_on(GPU)
-    ours = reduce(replace(surface, coarse=surface.coarse.to(GPU)), mask_size, 21, GPU)
+    ours = reduce(replace(logits, coarse=logits.coarse.to(GPU)), mask_size, 21, GPU)
     # Positions far from the origin have few bits left for weights: ties are wider here.
     assert (ours.mask.cpu() != theirs.mask).float().mean() < 1e-4
     assert ours.pixels.sum() == mask_size[0] * mask_size[1]
@@ -315,7 +315,7 @@ def test_a_device_without_memory_for_the_proof_is_asked_again(monkeypatch):
 
 
 class Launches:
-    """Takes the place of a kernel and notes with what it was launched."""
+    """Replaces a kernel and records the arguments of its launches."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
@@ -336,9 +336,9 @@ def test_what_is_launched_compiles_for_gpus(capability, monkeypatch, tmp_path):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     reduce_block, launches = kernel.reduce_block, Launches()
     monkeypatch.setattr(kernel, "reduce_block", launches)
-    fused.reduce(Case().surface(), (23, 29))
-    fused.reduce(Case().surface(), (23, 29), confidence=False)
-    fused.reduce(Case().surface(), (11, 9), confidence=False)
+    fused.reduce(Case().logits(), (23, 29))
+    fused.reduce(Case().logits(), (23, 29), confidence=False)
+    fused.reduce(Case().logits(), (11, 9), confidence=False)
     assert len(launches.seen) == 3
     for args, kwargs in launches.seen:
         constants = {name: kwargs.pop(name) for name in list(kwargs) if name.isupper()}

@@ -1,4 +1,4 @@
-"""Tiles: they cover, they agree in size, and their seams are not to be seen."""
+"""Tiles cover the image, have one size, and leave no visible seams."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.model.conftest import config_of
 
 @dataclass(frozen=True)
 class Piece:
-    """The logits of a tile that are those of the whole image, cut out."""
+    """The logits of a tile, cut out of those of the whole image."""
 
     whole: Tensor
     tile: TileBox
@@ -56,8 +56,8 @@ def test_an_image_smaller_than_a_tile_goes_whole():
 def test_blending_what_agrees_changes_nothing(overlap):
     whole = torch.randn(3, 100, 230, generator=torch.Generator().manual_seed(1))
     tiles = tile_boxes((100, 230), 64, overlap)
-    surfaces = [Piece(whole, tile) for tile in tiles]
-    blended = Blended((100, 230), tiles, surfaces, overlap, 3, CPU)
+    pieces = [Piece(whole, tile) for tile in tiles]
+    blended = Blended((100, 230), tiles, pieces, overlap, 3, CPU)
     torch.testing.assert_close(blended.rows(0, 100), whole, atol=1e-5, rtol=1e-5)
     strips = [blended.rows(top, min(top + 9, 100)) for top in range(0, 100, 9)]
     assert torch.equal(torch.cat(strips, 1), blended.rows(0, 100))
@@ -65,8 +65,8 @@ def test_blending_what_agrees_changes_nothing(overlap):
 
 def test_where_tiles_disagree_one_fades_into_the_other():
     tiles = tile_boxes((64, 112), 64, 16)
-    surfaces = [Piece(torch.full((1, 64, 112), float(i)), tile) for i, tile in enumerate(tiles)]
-    row = Blended((64, 112), tiles, surfaces, 16, 1, CPU).rows(5, 6)[0, 0]
+    pieces = [Piece(torch.full((1, 64, 112), float(i)), tile) for i, tile in enumerate(tiles)]
+    row = Blended((64, 112), tiles, pieces, 16, 1, CPU).rows(5, 6)[0, 0]
     assert (row[:48] == 0).all()
     assert (row[64:] == 1).all()
     assert row.diff().max() < 1.1 / 16

@@ -40,7 +40,7 @@ from segbatch.jobs.stages import (
     run_all_stages,
 )
 from segbatch.jobs.watch import NothingYet, Watch
-from segbatch.model import predict
+from segbatch.model import device as devices
 from segbatch.model.bundle import Packed, pack
 from segbatch.model.predict import Model
 from segbatch.results.write import Account
@@ -182,7 +182,7 @@ def resolve_precision(asked: str, device: str, watch: Watch) -> str:
 
 
 def _precision(asked: str, device: str) -> str:
-    return predict.resolve_precision(asked, predict.resolve_device(device))
+    return devices.resolve_precision(asked, devices.resolve_device(device))
 
 
 def share_model(model: Model) -> Callable[[], Packed]:
