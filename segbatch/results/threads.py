@@ -14,7 +14,7 @@ R = TypeVar("R")
 def map_in_threads(
     function: Callable[[A], R], arguments: Iterable[A], num_threads: int
 ) -> Iterator[R]:
-    """The results in the order of ``arguments``, of which at most two a thread are taken ahead."""
+    """The results in the order of ``arguments``; at most two calls per thread are started ahead."""
     with ThreadPoolExecutor(num_threads) as threads:
         ahead: deque[Future[R]] = deque()
         for argument in arguments:
