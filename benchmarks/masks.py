@@ -30,7 +30,7 @@ from PIL import Image, ImageDraw
 
 from segbatch.masks import decode_mask, encode_mask
 from segbatch.masks.classes import PRESETS
-from segbatch.results.stats import count_components, count_pixels, find_regions
+from segbatch.results.stats import count_components, find_regions, pixels_per_class
 
 LabelMap = npt.NDArray[np.uint8]
 PALETTE = PRESETS["voc"].palette
@@ -83,7 +83,7 @@ CODECS: dict[str, tuple[Callable[[LabelMap], bytes], Callable[[bytes, LabelMap],
 }
 
 STATISTICS: dict[str, Callable[[LabelMap], object]] = {
-    "pixels (bincount)": lambda label_map: count_pixels(label_map, NUM_CLASSES),
+    "pixels (bincount)": lambda label_map: pixels_per_class(label_map, NUM_CLASSES),
     "components (cc3d)": lambda label_map: count_components(label_map, NUM_CLASSES),
     "components and boxes (cc3d)": find_regions,
 }

@@ -19,9 +19,9 @@ from segbatch.results.schema import rows_schema, stats_schema
 from segbatch.results.stats import (
     boxes_column,
     count_components,
-    count_pixels,
     coverage,
     find_regions,
+    pixels_per_class,
     struct_column,
 )
 from segbatch.results.table import DataFile, Table, file_name
@@ -118,7 +118,7 @@ def _ok_rows(
     ids: range, photos: str, classes: Classes, schema: pa.Schema, *, masks: bool
 ) -> pa.Table:
     maps = [label_map(image_id) for image_id in ids]
-    pixels = np.array([count_pixels(m, len(classes)) for m in maps])
+    pixels = np.array([pixels_per_class(m, len(classes)) for m in maps])
     shares = coverage(pixels)
     valid = np.ones(len(ids), bool)
     per_class = {

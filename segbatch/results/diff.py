@@ -1,8 +1,8 @@
 """Compares two runs over the same images: coverages by class, and masks pixel by pixel.
 
 Images are joined on their URIs; if a URI occurs several times, its rows are joined in their order.
-Classes are the same if their fields are the same, as in the views of a query. The two
-models may number them differently.
+Classes are the same if their fields are the same, as in the views of a query; the two models may
+number them differently.
 
 DuckDB joins the rows, and spills to disk what does not fit into its memory limit.
 """

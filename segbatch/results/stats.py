@@ -29,7 +29,7 @@ class Regions:
     boxes: npt.NDArray[np.int64]
 
 
-def count_pixels(label_map: npt.NDArray[np.uint8], num_classes: int) -> npt.NDArray[np.int64]:
+def pixels_per_class(label_map: npt.NDArray[np.uint8], num_classes: int) -> npt.NDArray[np.int64]:
     """Pixels of each class, ``(classes,)`` int64, in a uint8 label map; other ids are ignored."""
     return np.bincount(label_map.ravel(), minlength=num_classes)[:num_classes]
 

@@ -23,7 +23,7 @@ from segbatch.results.encode import Encoding, encode
 from segbatch.results.finish import write_stats
 from segbatch.results.runinfo import write_info
 from segbatch.results.schema import rows_schema, stats_schema
-from segbatch.results.stats import count_pixels
+from segbatch.results.stats import pixels_per_class
 from segbatch.results.table import Table
 from segbatch.results.write import write_file
 from segbatch.run import Run, open_runs
@@ -56,7 +56,7 @@ def run_of(
         "message": [None] * len(images),
         **{key: [width for width, _ in sizes] for key in ("width", "mask_width")},
         **{key: [height for _, height in sizes] for key in ("height", "mask_height")},
-        "class_pixels": [None if m is None else count_pixels(m, len(names)) for m in maps],
+        "class_pixels": [None if m is None else pixels_per_class(m, len(names)) for m in maps],
         "class_confidence": [None if m is None else np.ones(len(names), np.float32) for m in maps],
         "uncertainty": [None if m is None else 0.0 for m in maps],
         "label_map": [None if m is None else m.tobytes() for m in maps],

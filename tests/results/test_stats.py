@@ -14,10 +14,10 @@ from segbatch.results.schema import rows_schema
 from segbatch.results.stats import (
     boxes_column,
     count_components,
-    count_pixels,
     count_regions,
     coverage,
     find_regions,
+    pixels_per_class,
     struct_column,
 )
 
@@ -115,7 +115,7 @@ def test_a_view_has_the_regions_of_its_copy() -> None:
 
 def test_pixels_are_counted_per_class() -> None:
     label_map = np.array([[0, 0, 2], [2, 2, 255]], np.uint8)
-    pixels = count_pixels(label_map, 3)
+    pixels = pixels_per_class(label_map, 3)
     assert pixels.dtype == np.int64
     assert pixels.tolist() == [2, 0, 3]
 
@@ -235,7 +235,7 @@ def test_columns_survive_parquet(tmp_path: Path) -> None:
     label_map = np.array([[0, 1, 1], [2, 2, 2]], np.uint8)
     regions = find_regions(label_map)
     valid = np.array([True, False])
-    pixels = np.stack([count_pixels(label_map, 3), np.zeros(3, np.int64)])
+    pixels = np.stack([pixels_per_class(label_map, 3), np.zeros(3, np.int64)])
     columns = {
         "pixels": struct_column(pixels, valid, SCHEMA.field("pixels").type),
         "coverage": struct_column(coverage(pixels), valid, SCHEMA.field("coverage").type),
