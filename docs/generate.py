@@ -13,7 +13,7 @@ from pydantic_core import PydanticUndefined
 
 from segbatch.config.images import Glob, Inventory, Manifest, Prefix, Video
 from segbatch.config.job import JOBS
-from segbatch.config.training import Network, Start
+from segbatch.config.training import FromBackbone, FromBundle
 
 PAGE = Path(__file__).with_name("job-file.md")
 
@@ -43,7 +43,7 @@ def page() -> str:
             f"\n**{source.__name__.lower()}**: {_text(source.__doc__)}\n\n{_table(source)}"
         )
     parts.append("\n## Networks to train\n\nWhat `model:` of a fine-tune job may be.\n")
-    for network in (Network, Start):
+    for network in (FromBackbone, FromBundle):
         parts.append(f"\n{_text(network.__doc__)}\n\n{_table(network)}")
     return "".join(parts)
 

@@ -1,4 +1,4 @@
-"""Where images are: what an entry of ``images:`` may be, short or spelled out."""
+"""The sources of images: the entries of ``images:`` in a job file."""
 
 from __future__ import annotations
 
@@ -24,50 +24,50 @@ class Prefix(Strict):
     prefix: Location
     """Folder or prefix, at any depth."""
     extensions: list[str] = list(IMAGE_EXTENSIONS)
-    """File extensions that count as images, in any case, with or without the dot."""
+    """File extensions of images, in any case, with or without the dot."""
     exclude: list[str] = []
-    """Globs over the part behind the prefix; what matches is left out."""
+    """Globs over the part after the prefix; files that match are left out."""
 
 
 class Glob(Strict):
-    """Exactly the files that a glob names (``*``, ``**``, ``?``, ``[…]``), or one file."""
+    """The files that match a glob (``*``, ``**``, ``?``, ``[…]``), or one file."""
 
     glob: Location
 
 
 class Manifest(Strict):
-    """A table with a column of URIs; its other columns travel to the results."""
+    """A table with a column of URIs; its other columns are copied to the results."""
 
     manifest: Location
-    """A .parquet, .csv or .jsonl file, a glob of such, or a folder of Parquet files."""
+    """A .parquet, .csv or .jsonl file, a glob of these, or a folder of Parquet files."""
     uri_column: str = "uri"
-    """The column that holds the URIs."""
+    """The column of the URIs."""
     where: str | None = None
-    """SQL condition on the table's columns (DuckDB); only rows that fulfil it are taken."""
+    """SQL condition on the table's columns (DuckDB); only rows that meet it are used."""
     rename: dict[str, str] = {}
-    """New names of columns, old name to new."""
+    """Columns to rename, old name to new name."""
 
 
 class Inventory(Strict):
     """An Amazon S3 Inventory report (CSV or Parquet)."""
 
     inventory: Location
-    """Its ``manifest.json``."""
+    """The report's ``manifest.json``."""
     extensions: list[str] = list(IMAGE_EXTENSIONS)
-    """File extensions that count as images, in any case."""
+    """File extensions of images, in any case."""
 
 
 class Video(Strict):
-    """The frames of videos: a row for each, with the columns ``frame`` and ``time_s``."""
+    """The frames of videos, one row each, with the columns ``frame`` and ``time_s``."""
 
     video: Location
-    """A video or a glob, of any name but a photograph's; a folder; or a manifest of videos."""
+    """A video or a glob without an image's extension; a folder; or a manifest of videos."""
     every: float | None = Field(None, gt=0)
-    """Take one frame of each so many seconds; null takes all of them."""
+    """Take one frame every this many seconds; null takes all frames."""
 
     @property
     def videos(self) -> Prefix | Glob | Manifest:
-        """Where the videos are; a prefix may as well be one file, of a name that says nothing."""
+        """The source of the videos; a prefix may also be one file without a known extension."""
         if _path_of(self.video).endswith(MANIFEST_SUFFIXES):
             return Manifest(manifest=self.video)
         if is_video_name(self.video) or any(c in self.video for c in "*?["):
@@ -76,17 +76,17 @@ class Video(Strict):
 
 
 def is_video_name(uri: str) -> bool:
-    """Whether the extension of ``uri`` is one of videos."""
+    """Whether ``uri`` has the extension of a video."""
     return _extension_of(uri) in VIDEO_EXTENSIONS
 
 
 def is_photograph_name(uri: str) -> bool:
-    """Whether the extension of ``uri`` is one of images that do not move."""
+    """Whether ``uri`` has the extension of a still image."""
     return _extension_of(uri) in IMAGE_EXTENSIONS and _extension_of(uri) != "gif"
 
 
 def _path_of(location: str) -> str:
-    """In lower case; of a web address without its query, which may be a signature."""
+    """``location`` in lower case; a web address without its query, which may be a signature."""
     is_web = location.lower().startswith(("http://", "https://"))
     return (location.partition("?")[0] if is_web else location).lower()
 
@@ -105,8 +105,8 @@ _SOURCES: dict[str, type[Source]] = {
 }
 
 
-def source_of(value: Any) -> Source:
-    """The source that one entry of ``images:`` stands for, short (a string) or spelled out."""
+def parse_source(value: Any) -> Source:
+    """The source that one entry of ``images:`` describes, as a string or as a mapping."""
     if isinstance(value, Source):
         return value
     if isinstance(value, str):
@@ -127,8 +127,9 @@ def source_of(value: Any) -> Source:
     return _SOURCES[kinds[0]].model_validate(value)
 
 
-def sources_of(value: Any) -> list[Source]:
+def parse_sources(value: Any) -> list[Source]:
+    """The sources that ``images:`` describes: one entry, or a list of them."""
     entries = value if isinstance(value, list) else [value]
     if not entries:
         raise ValueError("must name at least one source of images")
-    return [source_of(entry) for entry in entries]
+    return [parse_source(entry) for entry in entries]

@@ -1,8 +1,8 @@
-"""Job files: one YAML document, typed, with every key documented here.
+"""The three kinds of jobs, with the documentation of every key, and how one is loaded.
 
-A key marked ``identity`` is part of what a run or a training is: running again on the same output
-refuses to change it. All others are operational. :func:`load_job` refuses unknown and duplicate
-keys, wrong types and contradictions by file, line and key.
+Keys marked ``IDENTITY`` define a run or a training: running again on the same output refuses to
+change them. All others are operational. :func:`load_job` refuses unknown and duplicate keys, wrong
+types and contradictions, and names file, line and key.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from segbatch import storage
-from segbatch.config.images import Manifest, Source, sources_of
+from segbatch.config.images import Manifest, Source, parse_sources
 from segbatch.config.keys import (
     IDENTITY,
     MAX_COUNT,
@@ -25,27 +25,27 @@ from segbatch.config.keys import (
     RowsPerFile,
     Strict,
     Workers,
+    check_outside,
     identity_of,
-    outside,
 )
 from segbatch.config.training import (
-    Network,
+    FromBackbone,
     Train,
     TrainLimits,
     TrainResources,
-    network_of,
-    trainable,
+    check_batch_size,
+    parse_network,
 )
 from segbatch.errors import InputError, JobFileError
 
 
 class Tile(Strict):
-    """Sliding tiles over the image at its own size."""
+    """Sliding tiles over the image at full size."""
 
     size: Annotated[int, Field(ge=64, le=8192)]
-    """Side of a tile in pixels."""
+    """Side of a tile, in pixels."""
     overlap: Annotated[int, Field(ge=0)] = 128
-    """Pixels that neighbouring tiles share."""
+    """Overlap of neighbouring tiles, in pixels."""
 
     @model_validator(mode="after")
     def _overlap_fits(self) -> Tile:
@@ -55,28 +55,28 @@ class Tile(Strict):
 
 
 class Predict(Strict):
-    """How the model is applied."""
+    """How the model predicts."""
 
     long_side: LongSide = Field("auto", json_schema_extra=IDENTITY)
-    """Downscale so that the longer side is at most this many pixels; ``auto``: what the bundle
-    says, and where it says nothing, never; ``null``: never."""
+    """Downscale so that the longer side is at most this many pixels; ``auto``: the bundle's value,
+    if it has one; ``null``: never."""
     tile: Tile | None = Field(None, json_schema_extra=IDENTITY)
     """Sliding tiles instead of downscaling: ``{size: 1024, overlap: 128}``."""
     flip: bool = Field(False, json_schema_extra=IDENTITY)
-    """Average with the mirrored image."""
+    """Average the prediction with that of the mirrored image."""
     scales: list[Annotated[float, Field(ge=0.1, le=4.0)]] = Field(
         [1.0], min_length=1, max_length=16, json_schema_extra=IDENTITY
     )
-    """Average over these scales of the image."""
+    """Average the predictions at these scales of the image."""
     decode: Literal["cpu", "device"] = Field("cpu", json_schema_extra=IDENTITY)
-    """``device``: JPEGs that need neither turning nor downscaling are decoded by the predict
-    workers, on a GPU by nvJPEG; for where CPUs are the limit, as ``segbatch plan`` says. Pixels
-    differ by rounding."""
+    """``device``: the predict workers decode JPEGs that need neither turning nor downscaling, on a
+    GPU with nvJPEG. Use it where CPUs are the limit, as ``segbatch plan`` shows. Pixels differ by
+    rounding."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", json_schema_extra=IDENTITY)
-    """``auto``: fp32 on the CPU, bf16 on GPUs that have it, else fp16."""
+    """``auto``: fp32 on CPUs, bf16 on GPUs that support it, else fp16."""
     batch_size: Positive = 16
-    """Images of one padded shape that go through the network together, at most; on the CPU no more
-    than 512×512 pixels of them, or one image."""
+    """Largest number of images, of one padded shape, that the network processes together; on CPUs
+    also at most 512×512 pixels of them, or one image."""
     compile: bool = False
     """Compile the network with ``torch.compile``."""
 
@@ -88,37 +88,37 @@ class Predict(Strict):
 
 
 class Limits(Strict):
-    """When an image, or the run, has failed."""
+    """Limits above which an image, or the run, fails."""
 
     max_failed_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
-    """Share of the manifest's rows that may fail; more, and the run ends as failed."""
+    """Share of the manifest's rows that may fail; with more, the run ends as failed."""
     max_pixels: Positive = 200_000_000
-    """Largest image, in pixels, that is decoded."""
+    """Largest image that is decoded, in pixels."""
     max_bytes: Annotated[int, Field(ge=1, le=2**40)] = 256_000_000
-    """Largest object that is read."""
+    """Largest object that is read, in bytes."""
     timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 30
-    """Seconds that one request may take."""
+    """Timeout of one request, in seconds."""
     retries: Annotated[int, Field(ge=0, le=1000)] = 5
-    """Further tries of a request that failed for a passing reason."""
+    """Retries of a request after a transient failure."""
     passes: Positive = 3
-    """Passes over what is missing; the last one commits passing failures as failed."""
+    """Passes over the missing images; the last one commits transient failures as failed."""
     stall_minutes: Annotated[float, Field(gt=0, le=MAX_COUNT)] = 60
-    """Minutes without one finished image after which the run stops, to be run again."""
+    """The run stops after this many minutes without a finished image, and can be resumed."""
 
-    def of_reading(self) -> storage.ReadLimits:
-        """The bounds of one bulk read of images."""
+    def read_limits(self) -> storage.ReadLimits:
+        """The limits for reading images from storage."""
         return storage.ReadLimits(self.max_bytes, self.timeout_s, self.retries)
 
 
 class Resources(Strict):
-    """What the predict workers take."""
+    """What the predict workers use."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """``auto``: the GPU where there is one."""
+    """``auto``: a GPU if there is one."""
     workers: Workers = "auto"
     """``auto``, a number, or ``[min, max]``."""
     gpus_per_worker: Annotated[float, Field(gt=0, le=MAX_COUNT)] = 1
-    """GPUs of one worker; a fraction shares one."""
+    """GPUs of one worker; with a fraction, workers share one."""
     cpus_per_worker: CpusPerWorker = "auto"
     """CPUs, and threads, of one worker."""
 
@@ -127,26 +127,26 @@ class SegmentJob(Strict):
     """``kind: segment``: images in, a run out."""
 
     kind: Literal["segment"]
-    images: Annotated[Any, BeforeValidator(sources_of)] = Field(json_schema_extra=IDENTITY)
+    images: Annotated[Any, BeforeValidator(parse_sources)] = Field(json_schema_extra=IDENTITY)
     """Prefix, glob, manifest (.parquet, .csv, .jsonl with a ``uri`` column), a list of these, or
-    spelled out: ``{prefix: …}``, ``{glob: …}``, ``{manifest: …}``, ``{inventory: …}``."""
+    mappings: ``{prefix: …}``, ``{glob: …}``, ``{manifest: …}``, ``{inventory: …}``."""
     model: Location = Field(json_schema_extra=IDENTITY)
     """A model bundle, or ``zoo:NAME`` for published weights."""
     output: Output
     """The run's folder."""
     predict: Predict = Predict()
     masks: Literal["original", "model", "none"] = Field("original", json_schema_extra=IDENTITY)
-    """Grid of the stored mask: the image's own, the model's, or no mask at all."""
+    """Size of the stored mask: the image's, the model's, or no mask."""
     stats: list[Literal["confidence", "components", "boxes"]] = Field(
         ["confidence"], json_schema_extra=IDENTITY
     )
-    """Statistics beyond pixels and coverage, which are always there."""
+    """Statistics in addition to pixels and coverage."""
     formulas: dict[str, str] = Field({}, json_schema_extra=IDENTITY)
     """Arithmetic over coverages: ``{window_to_wall: "window / (window + wall)"}``."""
     limits: Limits = Limits()
     resources: Resources = Resources()
     rows_per_file: RowsPerFile = "auto"
-    """Rows of one results file; ``auto``: about a minute of one worker's work, 64 to 500."""
+    """Rows of one results file; ``auto``: about one minute of a worker's work, 64 to 500."""
 
     @field_validator("output")
     @classmethod
@@ -156,10 +156,10 @@ class SegmentJob(Strict):
                 f"{storage.scheme_of(output)}:// cannot hold a run: use a local folder, s3, gs"
                 " or az"
             )
-        outside(output, {"the model": given.data.get("model")})
+        check_outside(output, {"the model": given.data.get("model")})
         for source in given.data.get("images", []):
             if isinstance(source, Manifest):
-                outside(output, {"the manifest": source.manifest})
+                check_outside(output, {"the manifest": source.manifest})
         return output
 
     @property
@@ -167,7 +167,7 @@ class SegmentJob(Strict):
         return list(self.images)
 
     def identity(self) -> dict[str, Any]:
-        """The identity keys, dotted, with their values as they stand in ``run.json``."""
+        """The identity keys, dotted, with their values as in ``run.json``."""
         return identity_of(self)
 
 
@@ -176,34 +176,35 @@ class FinetuneJob(Strict):
 
     kind: Literal["finetune"]
     dataset: Location = Field(json_schema_extra=IDENTITY)
-    """A labelled dataset, as ``segbatch labels import`` makes it."""
-    model: Annotated[Any, BeforeValidator(network_of)] = Field(
-        Network(), json_schema_extra=IDENTITY
+    """A labelled dataset made by ``segbatch labels import``."""
+    model: Annotated[Any, BeforeValidator(parse_network)] = Field(
+        FromBackbone(), json_schema_extra=IDENTITY
     )
     """``{arch: …, backbone: …, output_stride: …, backbone_weights: …}``, or ``{from: BUNDLE}``."""
     output: Output
-    """Where the model goes, with all that its training leaves; immutable once finished."""
+    """Folder for the model and the files of its training; immutable once finished."""
     train: Train = Field(Train(), json_schema_extra=IDENTITY)
     resources: TrainResources = TrainResources()
     limits: TrainLimits = TrainLimits()
     keep_checkpoints: Positive = 2
-    """Checkpoints that are kept: those with the best mIoU, besides the latest."""
+    """Number of checkpoints with the best mIoU to keep, in addition to the latest."""
     track: list[Literal["tensorboard", "mlflow", "wandb"]] = ["tensorboard"]
-    """Where metrics go besides ``training/metrics.jsonl``; mlflow and wandb are extras."""
+    """Trackers of metrics besides ``training/metrics.jsonl``; mlflow and wandb are extras."""
 
     @field_validator("output")
     @classmethod
     def _apart(cls, output: str, given: ValidationInfo) -> str:
         bundle = getattr(given.data.get("model"), "bundle", None)
-        return outside(output, {"the dataset": given.data.get("dataset"), "the model": bundle})
+        folders = {"the dataset": given.data.get("dataset"), "the model": bundle}
+        return check_outside(output, folders)
 
     @model_validator(mode="after")
     def _trainable(self) -> FinetuneJob:
-        trainable(self.train, self.resources)
+        check_batch_size(self.train, self.resources)
         return self
 
     def identity(self) -> dict[str, Any]:
-        """The identity keys, dotted, with their values as they stand in ``run.json``."""
+        """The identity keys, dotted, with their values as in ``run.json``."""
         return identity_of(self)
 
 
@@ -214,7 +215,7 @@ class EvaluateJob(Strict):
     dataset: Location = Field(json_schema_extra=IDENTITY)
     """A labelled dataset."""
     split: Literal["train", "val", "test"] = Field("val", json_schema_extra=IDENTITY)
-    """The part of it that is predicted."""
+    """The split to predict."""
     model: Location = Field(json_schema_extra=IDENTITY)
     """A model bundle, or ``zoo:NAME``."""
     output: Output
@@ -225,17 +226,16 @@ class EvaluateJob(Strict):
     @field_validator("output")
     @classmethod
     def _apart(cls, output: str, given: ValidationInfo) -> str:
-        return outside(
-            output, {"the dataset": given.data.get("dataset"), "the model": given.data.get("model")}
-        )
+        folders = {"the dataset": given.data.get("dataset"), "the model": given.data.get("model")}
+        return check_outside(output, folders)
 
     def identity(self) -> dict[str, Any]:
-        """The identity keys, dotted, with their values as they stand in ``metrics.json``."""
+        """The identity keys, dotted, with their values as in ``metrics.json``."""
         return identity_of(self)
 
 
 Job = SegmentJob | FinetuneJob | EvaluateJob
-
+J = TypeVar("J", bound=Job)
 
 JOBS: dict[str, type[Job]] = {
     "segment": SegmentJob,
@@ -244,41 +244,38 @@ JOBS: dict[str, type[Job]] = {
 }
 
 
-J = TypeVar("J", bound=Job)
-
-
 def load_job(
     path: str | Mapping[str, Any] | Job,
     overrides: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
 ) -> Job:
-    """The job of a file (any URI), of a mapping with the same keys, or a job as it is.
+    """The job in a file (any URI) or in a mapping with the same keys; a job is returned as it is.
 
-    ``overrides`` are ``key=value`` with dotted keys and YAML values; ``${VAR}`` is taken from
+    ``overrides`` are ``key=value`` with dotted keys and YAML values; ``${VAR}`` is replaced from
     ``environment`` (default: the process's). Raises :class:`~segbatch.errors.JobFileError`.
     """
     from segbatch.config.reading import read_document, validate
 
     if isinstance(path, Job):
         if overrides:
-            raise InputError("overrides need a job file or a mapping, not a job that is made")
+            raise InputError("overrides need a job file or a mapping, not a job object")
         return path
     return validate(read_document(path, overrides, environment), JOBS)
 
 
 def load_kind(path: str | Mapping[str, Any] | Job, kind: type[J]) -> J:
-    """The job of a file, a mapping or as it is, which must be of one kind."""
+    """:func:`load_job` for one kind of job. Raises ``JobFileError`` for another kind."""
     job = load_job(path)
     if not isinstance(job, kind):
         wanted = next(name for name, type_ in JOBS.items() if type_ is kind)
-        raise JobFileError(f"kind: {job.kind}: this takes a job of kind: {wanted}")
+        raise JobFileError(f"kind: {job.kind}: this needs a job of kind: {wanted}")
     return job
 
 
-def refuse_misfits(job: Job, *, retry_failed: bool, only: Collection[str], repair: bool) -> None:
-    """Raises :class:`~segbatch.errors.InputError` for what ``job`` has nothing to do with."""
+def check_options(job: Job, *, retry_failed: bool, only: Collection[str], repair: bool) -> None:
+    """Raises :class:`~segbatch.errors.InputError` for options that do not apply to ``job``."""
     if only and not retry_failed:
-        raise InputError("--only goes with --retry-failed")
+        raise InputError("--only needs --retry-failed")
     for option, given in (("--retry-failed", retry_failed), ("--repair", repair)):
         if given and job.kind != "segment":
-            raise InputError(f"{option} is for kind: segment, and this job is {job.kind}")
+            raise InputError(f"{option} is for jobs of kind: segment, not {job.kind}")

@@ -1,4 +1,4 @@
-"""Keys: the small types that job files are made of."""
+"""The types of single keys of job files, and which keys are a job's identity."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ IDENTITY: JsonDict = {"identity": True}
 
 
 class Strict(BaseModel):
-    """Keys that are refused when unknown, of another type, or changed."""
+    """Base of all mappings in job files: refuses unknown keys, other types, and changes."""
 
     model_config = ConfigDict(
         extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True
@@ -27,24 +27,24 @@ def _location(uri: str) -> str:
     if not uri.strip():
         raise ValueError("must not be empty")
     if re.match(r"[A-Za-z][\w+.-]*:/*[^/]*@", uri):
-        raise ValueError("holds a user name or password; credentials belong in the environment")
+        raise ValueError("has a user name or password; credentials belong in the environment")
     if uri != uri.strip() or re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", uri):
-        raise ValueError(f"{uri!r} holds spaces around it or control characters")
+        raise ValueError(f"{uri!r} has spaces around it or control characters")
     if correct := uris.corrected(uri):
-        raise ValueError(f"{uri} is no location; did you mean {correct}?")
+        raise ValueError(f"{uri} is not a valid location; did you mean {correct}?")
     if uris.scheme_of(uri) in uris.OBJECT_SCHEMES and not uris.split_bucket(uri)[0].split("//")[1]:
         raise ValueError(f"{uri} names no bucket")
     return uri
 
 
 def _output(uri: str) -> str:
-    """Delta tables take some characters of their paths for something else, and write elsewhere."""
+    """Refuse paths whose characters Delta tables misread: they would write somewhere else."""
     odd = re.search(r"[?#%*\[\]\\]", uri)
     if odd:
-        raise ValueError(f"{uri} holds {odd[0]}, which does not work in every path: rename it")
+        raise ValueError(f"{uri} has {odd[0]} in it, which not every library accepts: rename it")
     key = uris.split_bucket(uri.rstrip("/"))[1]
     if key and not {"", ".", ".."}.isdisjoint(key.split("/")):
-        raise ValueError(f"{uri} holds a part that is empty, . or ..: write it without")
+        raise ValueError(f"{uri} has a part that is empty, . or ..: write it without")
     return uri
 
 
@@ -52,8 +52,11 @@ Location = Annotated[str, AfterValidator(_location)]
 Output = Annotated[Location, AfterValidator(_output)]
 
 
-def outside(output: str, folders: Mapping[str, Any]) -> str:
-    """``output``, if it lies in none of ``folders``, by what each of them is; ``None`` is none."""
+def check_outside(output: str, folders: Mapping[str, Any]) -> str:
+    """Returns ``output`` if it lies in none of ``folders``, else raises ``ValueError``.
+
+    The keys of ``folders`` say what each is; its values are locations or ``None``.
+    """
     for what, folder in folders.items():
         if folder is not None and uris.is_inside(output, folder):
             raise ValueError(f"lies in {what}, {folder}: choose a folder of its own")
@@ -61,6 +64,8 @@ def outside(output: str, folders: Mapping[str, Any]) -> str:
 
 
 def auto_or(kind: str, check: Any) -> BeforeValidator:
+    """A validator for ``auto``, or ``kind`` of values, which ``check`` accepts."""
+
     def validate(value: Any) -> Any:
         if value == "auto" or check(value):
             return value
@@ -70,10 +75,12 @@ def auto_or(kind: str, check: Any) -> BeforeValidator:
 
 
 def is_count(value: Any) -> bool:
+    """Whether ``value`` is a whole number from 1 to ``MAX_COUNT``."""
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_COUNT
 
 
 def is_workers(value: Any) -> bool:
+    """Whether ``value`` is a number of workers, or ``[min, max]``."""
     if isinstance(value, list | tuple):
         return len(value) == 2 and all(is_count(v) for v in value) and value[0] <= value[1]
     return is_count(value)
@@ -92,9 +99,9 @@ CpusPerWorker = Annotated[int | str, auto_or("a number of CPUs", is_count)]
 
 
 def identity_of(model: BaseModel, prefix: str = "", inside: bool = False) -> dict[str, Any]:
-    """The identity keys below ``model``, dotted, with their values as JSON.
+    """The identity keys of ``model`` and of the mappings in it, dotted, with their values as JSON.
 
-    What is below an identity key is identity as well, as is everything if ``inside`` says so.
+    All keys below an identity key are identity, too; with ``inside``, all keys of ``model`` are.
     """
     keys: dict[str, Any] = {}
     values = model.model_dump(mode="json", by_alias=True)

@@ -1,8 +1,8 @@
-"""Reading a job file: YAML to plain values with their lines, and errors that name file, line, key.
+"""Reads job files: YAML to a validated job, with errors that name file, line and key.
 
-YAML as people mean it: ``1e-3`` is a number, a key twice is an error, and what a bool or a date was
-made of (``on``, ``2026-11-21``) is told. Anchors and aliases are refused: a job file needs none,
-and a small file of nested ones grows without bounds.
+Differences from plain YAML: ``1e-3`` is a number, duplicate keys are errors, and so are values that
+YAML turns into a bool or a date by surprise (``on``, ``2026-11-21``). Anchors and aliases are
+refused: a job file needs none, and a small file of nested aliases can expand without limit.
 """
 
 from __future__ import annotations
@@ -27,8 +27,13 @@ STDIN = "-"
 MAX_BYTES = 200_000
 MAX_INTEGER = 1 << 62
 MAX_MESSAGE = 500  # characters
-MAX_MISTAKES = 20  # that are listed
+MAX_LISTED_ERRORS = 20
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
+FLOAT: tuple[str, re.Pattern[str], list[str]] = (
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"),
+    list("-+0123456789"),  # what a float begins with
+)
 SECRET_KEY = re.compile(r"secret|password|passwd|token|access_key|api_?key|credential", re.I)
 
 Job = TypeVar("Job", bound=BaseModel)
@@ -36,14 +41,15 @@ Key = tuple[str | int, ...]
 
 
 @dataclass
-class Document:
-    """A job file's values, and where each key stands: dotted path to line, counted from 1."""
+class JobDocument:
+    """The values of a job file, not validated yet, and the line of each key, counted from 1."""
 
     name: str
     values: dict[str, Any]
     lines: dict[Key, int] = field(default_factory=dict)
 
     def error(self, key: Key, message: str) -> JobFileError:
+        """The error to raise for the value at ``key``."""
         line = self.lines.get(key)
         where = f"{self.name}:{line}" if line else self.name
         path = _dotted(key)
@@ -52,52 +58,95 @@ class Document:
         return JobFileError(f"{where}: {path}: {message}" if path else f"{where}: {message}")
 
 
-class _Alias(yaml.MarkedYAMLError):
-    """An alias, which may stand for a thousand values."""
+def read_document(
+    source: str | Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+) -> JobDocument:
+    """The values of a job file (``-`` is stdin), with overrides and variables applied.
+
+    Raises :class:`JobFileError` for a file that is missing or not one YAML mapping.
+    """
+    name = "job" if isinstance(source, Mapping) else str(source)
+    name = "<stdin>" if name == STDIN else name
+    variables = os.environ if environment is None else environment
+    try:
+        if isinstance(source, Mapping):
+            document = JobDocument(name, dict(source))
+        else:
+            document = _parse(name, _read_text(source, name))
+        for override in overrides:
+            _apply_override(document, override)
+        document.values = _expand_variables(document, (), document.values, variables)
+    except RecursionError as error:
+        raise JobFileError(f"{name}: nested too deeply for a job file") from error
+    return document
+
+
+def validate(document: JobDocument, kinds: Mapping[str, type[Job]]) -> Job:
+    """The job that a document describes. Raises :class:`JobFileError` with a line per error."""
+    kind = document.values.get("kind")
+    model = kinds.get(str(kind))
+    if model is None:
+        what = "is missing" if kind is None else f"{kind!r} is unknown"
+        raise document.error(("kind",), f"{what}; this version knows {', '.join(kinds)}")
+    try:
+        return model.model_validate(document.values)
+    except ValidationError as error:
+        lines = [_explain(document, model, dict(entry)) for entry in error.errors()]
+        lines = list(dict.fromkeys(lines))
+        more = [f"and {len(lines) - MAX_LISTED_ERRORS:,} more"] * (len(lines) > MAX_LISTED_ERRORS)
+        raise JobFileError("\n".join(lines[:MAX_LISTED_ERRORS] + more)) from error
+
+
+# ----------------------------------------------------------------------------- from text to values
+
+
+def _read_text(source: str, name: str) -> str:
+    if source == STDIN:
+        data = sys.stdin.buffer.read(MAX_BYTES + 1)
+    elif storage.is_local(source) and storage.local_path(source).is_dir():
+        raise JobFileError(f"{name}: is a folder, not a job file")
+    else:
+        data = storage.read_input(source, JobFileError, "no such job file")
+    if len(data) > MAX_BYTES:
+        raise JobFileError(f"{name}: {len(data):,} bytes is too large for a job file")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise JobFileError(f"{name}: not a text file in UTF-8") from error
+
+
+class _AliasError(yaml.MarkedYAMLError):
+    """The file has an alias, which could expand to any number of values."""
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 with YAML 1.2's floats, and without aliases."""
+    """YAML 1.1 with the floats of YAML 1.2, and without aliases."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             alias: Any = self.peek_event()  # type: ignore[no-untyped-call]
             problem = f"*{alias.anchor}: write the value out instead"
-            raise _Alias(None, None, problem, alias.start_mark)
+            raise _AliasError(None, None, problem, alias.start_mark)
         return super().compose_node(parent, index)
 
 
-_Loader.yaml_implicit_resolvers = {
-    first: list(resolvers) for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-FLOAT: tuple[str, re.Pattern[str], list[str]] = (
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"),
-    list("-+0123456789"),
-)
-_Loader.add_implicit_resolver(*FLOAT)
-
-
 class _Dumper(yaml.SafeDumper):
-    """Writes what :class:`_Loader` reads back as the same values."""
+    """Writes values so that :class:`_Loader` reads the same ones."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        # YAML folds text at any line break of Unicode unless it is in double quotes.
+        style = '"' if len(data.splitlines()) > 1 or data != data.strip() else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style)
 
-_Dumper.yaml_implicit_resolvers = {
-    first: list(resolvers) for first, resolvers in yaml.SafeDumper.yaml_implicit_resolvers.items()
-}
+
+_Loader.add_implicit_resolver(*FLOAT)
 _Dumper.add_implicit_resolver(*FLOAT)
-
-
-def _write_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
-    # YAML folds what breaks a line, in Unicode's sense, unless it stands in double quotes.
-    style = '"' if len(text.splitlines()) > 1 or text != text.strip() else None
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
-
-
-_Dumper.add_representer(str, _write_text)
+_Dumper.add_representer(str, _Dumper.represent_str)
 
 
 def job_text(values: Mapping[str, Any]) -> str:
@@ -107,119 +156,72 @@ def job_text(values: Mapping[str, Any]) -> str:
     )
 
 
-def read_document(
-    source: str | Mapping[str, Any],
-    overrides: Sequence[str] = (),
-    environment: Mapping[str, str] | None = None,
-) -> Document:
-    """The values of a job file (``-`` is stdin), with overrides put in and variables resolved.
-
-    Raises :class:`JobFileError` for a file that is missing or not one YAML mapping.
-    """
-    name = "job" if isinstance(source, Mapping) else str(source)
-    name = "<stdin>" if name == STDIN else name
-    variables = os.environ if environment is None else environment
-    try:
-        if isinstance(source, Mapping):
-            document = Document(name, dict(source))
-        else:
-            document = _parse(name, _read_stdin() if source == STDIN else _read(name))
-        for override in overrides:
-            _override(document, override)
-        document.values = _resolve(document, (), document.values, variables)
-    except RecursionError as error:
-        raise JobFileError(f"{name}: nested too deeply for a job file") from error
-    return document
-
-
-def _read(path: str) -> str:
-    if storage.is_local(path) and os.path.isdir(storage.local_path(path)):
-        raise JobFileError(f"{path}: is a folder, not a job file")
-    return _decoded(path, storage.read_input(path, JobFileError, "no such job file"))
-
-
-def _read_stdin() -> str:
-    return _decoded("<stdin>", sys.stdin.buffer.read(MAX_BYTES + 1))
-
-
-def _decoded(name: str, data: bytes) -> str:
-    if len(data) > MAX_BYTES:
-        raise JobFileError(f"{name}: {len(data):,} bytes is no job file")
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise JobFileError(f"{name}: not a text file in UTF-8") from error
-
-
-def _parse(name: str, text: str) -> Document:
-    document = Document(name, {})
+def _parse(name: str, text: str) -> JobDocument:
+    document = JobDocument(name, {})
     try:
         node = yaml.compose(text, Loader=_Loader)
         if not isinstance(node, yaml.MappingNode):
             raise JobFileError(f"{name}: not a job file: it should begin with 'kind: segment'")
-        loader = _Loader("")
-        document.values = _construct(document, (), node, loader)
+        document.values = _value_of(document, (), node, _Loader(""))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{name}:{mark.line + 1}" if mark else name
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        what = "" if isinstance(error, _Alias) else "not valid YAML: "
+        what = "" if isinstance(error, _AliasError) else "not valid YAML: "
         raise JobFileError(f"{where}: {what}{problem[:MAX_MESSAGE]}") from error
     return document
 
 
-def _construct(document: Document, key: Key, node: yaml.Node, loader: _Loader) -> Any:
-    """Plain values of a node; notes the line of every key and refuses one that stands twice."""
+def _value_of(document: JobDocument, key: Key, node: yaml.Node, loader: _Loader) -> Any:
+    """The plain value of a YAML node; records the line of every key below it."""
     document.lines.setdefault(key, node.start_mark.line + 1)
-    if isinstance(node, yaml.MappingNode):
-        values: dict[str, Any] = {}
-        for key_node, value_node in node.value:
-            name = key_node.value if isinstance(key_node, yaml.ScalarNode) else "?"
-            child = (*key, name)
-            document.lines[child] = key_node.start_mark.line + 1
-            if name in values:
-                raise document.error(child, "stands twice")
-            if key_node.tag.endswith(":bool"):
-                raise document.error(
-                    child, f"YAML takes this for true or false; quote it: '{name}'"
-                )
-            if CONTROL.search(name):
-                raise document.error(key, "a key holds a control character")
-            values[name] = _construct(document, child, value_node, loader)
-        return values
     if isinstance(node, yaml.SequenceNode):
         return [
-            _construct(document, (*key, index), child, loader)
+            _value_of(document, (*key, index), child, loader)
             for index, child in enumerate(node.value)
         ]
-    return _scalar(document, key, node, loader)
+    if not isinstance(node, yaml.MappingNode):
+        return _scalar(document, key, node, loader)
+    values: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        name = key_node.value if isinstance(key_node, yaml.ScalarNode) else "?"
+        child = (*key, name)
+        document.lines[child] = key_node.start_mark.line + 1
+        if name in values:
+            raise document.error(child, "duplicate key")
+        if key_node.tag.endswith(":bool"):
+            raise document.error(child, f"YAML reads this as true or false; quote it: '{name}'")
+        if CONTROL.search(name):
+            raise document.error(key, "a key has a control character")
+        values[name] = _value_of(document, child, value_node, loader)
+    return values
 
 
-def _scalar(document: Document, key: Key, node: yaml.Node, loader: _Loader) -> Any:
-    kind = node.tag.rpartition(":")[2]
+def _scalar(document: JobDocument, key: Key, node: yaml.Node, loader: _Loader) -> Any:
+    """The value of a scalar node, without YAML's surprises."""
     try:
         value = loader.construct_object(node)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        kind = node.tag.rpartition(":")[2]
         raise document.error(
-            key, f"{node.value[:40]!r} is no {kind}; a text is to be quoted"
+            key, f"{node.value[:40]!r} is not a valid {kind}; quote it if it is text"
         ) from error
-    taken_for = None
+    read_as = None
     if isinstance(value, bool) and node.value.lower() not in ("true", "false"):
-        taken_for = str(value).lower()
+        read_as = str(value).lower()
     if isinstance(value, date):
-        taken_for = "a date"
-    if taken_for:
-        raise document.error(
-            key, f"YAML takes {node.value} for {taken_for}; quote it: '{node.value}'"
-        )
+        read_as = "a date"
+    if read_as:
+        raise document.error(key, f"YAML reads {node.value} as {read_as}; quote it: '{node.value}'")
     if isinstance(value, int) and abs(value) > MAX_INTEGER:
         raise document.error(key, "this number is too large")
     if isinstance(value, str) and CONTROL.search(value):
-        raise document.error(key, "holds a control character")
+        raise document.error(key, "has a control character")
     return value
 
 
-def _override(document: Document, override: str) -> None:
+def _apply_override(document: JobDocument, override: str) -> None:
+    """Set one key of the document, as ``--set key=value`` says."""
     key_text, equals, value_text = override.partition("=")
     if not equals or not key_text.strip():
         raise JobFileError(f"--set {override}: must be key=value, as in predict.batch_size=64")
@@ -233,11 +235,14 @@ def _override(document: Document, override: str) -> None:
     target[last] = value.values["value"]
 
 
-def _resolve(document: Document, key: Key, value: Any, variables: Mapping[str, str]) -> Any:
+def _expand_variables(
+    document: JobDocument, key: Key, value: Any, variables: Mapping[str, str]
+) -> Any:
+    """``value`` with every ``${VAR}`` replaced."""
     if isinstance(value, Mapping):
-        return {k: _resolve(document, (*key, k), v, variables) for k, v in value.items()}
+        return {k: _expand_variables(document, (*key, k), v, variables) for k, v in value.items()}
     if isinstance(value, list):
-        return [_resolve(document, (*key, i), v, variables) for i, v in enumerate(value)]
+        return [_expand_variables(document, (*key, i), v, variables) for i, v in enumerate(value)]
     if not isinstance(value, str):
         return value
 
@@ -249,59 +254,47 @@ def _resolve(document: Document, key: Key, value: Any, variables: Mapping[str, s
     return re.sub(r"\$\{(\w+)\}", variable, value)
 
 
-def validate(document: Document, kinds: Mapping[str, type[Job]]) -> Job:
-    """The job that a document describes. Raises :class:`JobFileError`, a line per mistake."""
-    kind = document.values.get("kind")
-    model = kinds.get(str(kind))
-    if model is None:
-        what = "is missing" if kind is None else f"{kind!r} is unknown"
-        raise document.error(("kind",), f"{what}; this version knows {', '.join(kinds)}")
-    try:
-        return model.model_validate(document.values)
-    except ValidationError as error:
-        lines = [_explain(document, model, dict(entry)) for entry in error.errors()]
-        lines = list(dict.fromkeys(lines))
-        more = [f"and {len(lines) - MAX_MISTAKES:,} more"] * (len(lines) > MAX_MISTAKES)
-        raise JobFileError("\n".join(lines[:MAX_MISTAKES] + more)) from error
+# ---------------------------------------------------------------------------------- error messages
 
 
-def _explain(document: Document, model: type[BaseModel], entry: dict[str, Any]) -> str:
+def _explain(document: JobDocument, model: type[BaseModel], entry: dict[str, Any]) -> str:
+    """One of pydantic's errors as a line with file, line and key."""
     key: Key = tuple(part for part in entry["loc"] if part != "constrained-str")
     message = entry["msg"].removeprefix("Value error, ").replace("Input should", "should")
     if entry["type"] == "extra_forbidden":
         message = _unknown_key(model, key)
     elif entry["type"] == "missing":
         message = "is missing"
-    elif entry["type"] not in ("value_error",) and not isinstance(entry["input"], Mapping | list):
+    elif entry["type"] != "value_error" and not isinstance(entry["input"], Mapping | list):
         message = f"{message[0].lower()}{message[1:]}, not {entry['input']!r}"
     return str(document.error(key, message))
 
 
 def _unknown_key(model: type[BaseModel], key: Key) -> str:
+    """What to say about an unknown key: a suggestion, or the known keys beside it."""
     if SECRET_KEY.search(str(key[-1])):
-        return "credentials do not belong in a job file; give them through the environment"
-    fields: list[str] = list(model.model_fields)
+        return "credentials do not belong in a job file; set them in the environment"
     for part in key[:-1]:
         info = model.model_fields.get(str(part))
-        nested = next((t for t in _models_in(info.annotation) if info), None) if info else None
-        if nested is None:
-            fields = []
-            break
-        model, fields = nested, list(nested.model_fields)
-    guess = difflib.get_close_matches(str(key[-1]), fields, n=1)
+        nested = _models_in(info.annotation) if info else []
+        if not nested:
+            return "unknown key"
+        model = nested[0]
+    guess = difflib.get_close_matches(str(key[-1]), model.model_fields, n=1)
     if guess:
         return f"unknown key; did you mean {guess[0]}?"
-    return f"unknown key; known here: {', '.join(fields)}" if fields else "unknown key"
+    return f"unknown key; known here: {', '.join(model.model_fields)}"
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    """The pydantic models that a field's annotation names (``Tile | None`` names ``Tile``)."""
+    """The pydantic models in a field's annotation (``Tile`` in ``Tile | None``)."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for part in getattr(annotation, "__args__", ()) for model in _models_in(part)]
 
 
 def _dotted(key: Key) -> str:
+    """A key as users write it: ``images[0].prefix``."""
     text = ""
     for part in key:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
