@@ -227,7 +227,7 @@ class Passes:
                 self.ledger.enter(account)
         if outage:
             raise Incomplete(
-                f"{num_transient} images failed for transient reasons"
+                f"{num_transient} images could not be read for transient reasons"
                 f" ({transient[-1].kind}: {transient[-1].message}); they are not committed as"
                 " failed: run again later"
             )
