@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from segbatch import storage
-from segbatch.console import Pace
-from segbatch.errors import Incomplete, SourceError
+from segbatch.console import ImageBar
+from segbatch.errors import SourceError
 from segbatch.labels.balance import Balance
 from segbatch.labels.dataset import Dataset, Shard, open_dataset
 from segbatch.labels.rows import DatasetRow, scan_rows
@@ -91,10 +91,10 @@ def check_dataset(uri: str) -> CheckReport:
             findings.append(Finding("error", str(error), shard=shard.path))
 
         rows: list[DatasetRow] = []
-        with Pace("check", sum(dataset.splits.values())) as pace:
+        with ImageBar("check", sum(dataset.splits.values())) as bar:
             for chunk in scan_rows(dataset, decode=True, on_damage=report):
                 rows += chunk
-                pace.add(len(chunk))
+                bar.add(len(chunk))
     balance = Balance()
     for row in rows:
         balance.add(row.split, row.pixels)
@@ -163,10 +163,8 @@ def _check_balance(dataset: Dataset, balance: Balance) -> Iterator[Finding]:
 
 
 def _foreign_files(dataset: Dataset) -> Iterator[Finding]:
-    try:
+    with storage.translate_errors("cannot list"):
         paths = dataset.unnamed_files()
-    except OSError as error:
-        raise Incomplete(f"{dataset.uri}: cannot be listed: {storage.one_line(error)}") from error
     for path in paths:
         what = "does not belong to the dataset: if a killed import left it, the next one deletes it"
         yield Finding("warning", what, shard=path)

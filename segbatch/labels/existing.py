@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping
 
-from segbatch.console import Pace
+from segbatch.console import ImageBar
 from segbatch.errors import SourceError
 from segbatch.labels.dataset import Dataset, Shard
 from segbatch.labels.rows import DatasetRow, scan_rows
@@ -73,7 +73,7 @@ def _rows(dataset: Dataset) -> Iterator[DatasetRow]:
     def refuse(_: Shard, error: SourceError) -> None:
         raise error
 
-    with Pace("dataset", sum(dataset.splits.values())) as pace:
+    with ImageBar("dataset", sum(dataset.splits.values())) as bar:
         for rows in scan_rows(dataset, decode=False, on_damage=refuse):
-            pace.add(len(rows))
+            bar.add(len(rows))
             yield from rows

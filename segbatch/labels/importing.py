@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from segbatch import storage
-from segbatch.console import Pace
+from segbatch.console import ImageBar
 from segbatch.errors import InputError, SourceError
 from segbatch.formats import FORMATS
 from segbatch.formats.format import (
@@ -228,9 +228,9 @@ def _drawn(
 ) -> Iterator[tuple[AnnotatedImage, DrawnImage | Skipped]]:
     """Every image, drawn by several processes, in order; or why it cannot be used."""
     tasks = ((drawing, images[start : start + CHUNK]) for start in range(0, len(images), CHUNK))
-    with Pace("import", len(images)) as pace, closing(in_order(_draw_chunk, tasks)) as chunks:
+    with ImageBar("import", len(images)) as bar, closing(in_order(_draw_chunk, tasks)) as chunks:
         for image, drawn in zip(images, chain.from_iterable(chunks), strict=True):
-            pace.add(1)
+            bar.add(1)
             yield image, drawn
 
 

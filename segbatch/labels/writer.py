@@ -145,26 +145,18 @@ def _facts(dataset: Dataset | None) -> Any:
 
 
 def _dataset_at(uri: str) -> Dataset | None:
-    try:
+    with storage.translate_errors("cannot read", InputError):
         return open_dataset(uri) if storage.exists(storage.join(uri, CLASSES)) else None
-    except PermissionError as error:
-        raise InputError(f"{error}") from error
-    except OSError as error:
-        raise Incomplete(f"{error}") from error
 
 
 def _refuse_other_files(uri: str) -> None:
     """Accept an empty folder, and what a killed import left behind. Raises
     :class:`~segbatch.errors.InputError` for any other file.
     """
-    try:
+    with storage.translate_errors("cannot list", InputError):
         paths = (file.uri.removeprefix(f"{uri}/") for file in storage.list_files(uri))
         ours = {SKIPPED, CARD} if storage.exists(storage.join(uri, SKIPPED)) else set()
         other = next((path for path in paths if not _is_left_behind(path, ours)), None)
-    except (FileNotFoundError, PermissionError) as error:
-        raise InputError(f"{error}") from error
-    except OSError as error:
-        raise Incomplete(f"{error}") from error
     if other is not None:
         raise InputError(
             f"{uri}: holds other files ({other}) and no labelled dataset: choose an empty folder"
