@@ -36,7 +36,7 @@ class ImportReport:
     unlabelled: str | None
     """The class of pixels that no shape covers, or ``ignore``; ``None`` for mask files."""
     balance: Balance
-    """Of the whole dataset."""
+    """The balance of the whole dataset."""
     skipped: Sequence[Skipped] = ()
     replaced: int = 0
     """Number of images of the dataset that imported ones replaced."""
