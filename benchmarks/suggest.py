@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.result import machine, markdown, save  # noqa: E402
 from segbatch import segment, storage  # noqa: E402
-from segbatch.config.training import Augment, Network, Optimizer, Schedule, Start, Train  # noqa: E402
+from segbatch.config.training import Augment, FromBackbone, FromBundle, Optimizer, Schedule, Train  # noqa: E402
 from segbatch.labels.dataset import Dataset, open_dataset, write_shard  # noqa: E402
 from segbatch.labels.samples import Samples, copy_split  # noqa: E402
 from segbatch.machine import num_cores  # noqa: E402
@@ -90,7 +90,7 @@ def experiment(folder: str, arguments: argparse.Namespace) -> dict[str, Any]:
     few, rest = recipe.dealt()
     first = recipe.train(
         few,
-        Network(backbone=arguments.backbone, backbone_weights=arguments.backbone_weights),
+        FromBackbone(backbone=arguments.backbone, backbone_weights=arguments.backbone_weights),
         arguments.first_steps,
         seed=0,
     )
@@ -113,7 +113,9 @@ def experiment(folder: str, arguments: argparse.Namespace) -> dict[str, Any]:
         if seed == 1:
             kinds["nothing"] = []
         for kind, added in kinds.items():
-            model = recipe.train([*few, *added], Start(**{"from": first}), arguments.steps, seed)
+            model = recipe.train(
+                [*few, *added], FromBundle(**{"from": first}), arguments.steps, seed
+            )
             trainings.append({"added": kind, "seed": seed, **recipe.scores(model)})
             print(trainings[-1], flush=True)
     return {
@@ -146,7 +148,9 @@ class Recipe:
         dealt = [rows[index] for index in order]
         return dealt[: self.arguments.few], dealt[self.arguments.few :]
 
-    def train(self, rows: Sequence[Row], network: Network | Start, steps: int, seed: int) -> str:
+    def train(
+        self, rows: Sequence[Row], network: FromBackbone | FromBundle, steps: int, seed: int
+    ) -> str:
         """A bundle of what comes of ``network`` after about ``steps`` on these images."""
         arguments = self.arguments
         shard = write_shard(f"{self.folder}/labels", "train", rows)
