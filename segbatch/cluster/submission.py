@@ -196,10 +196,9 @@ def job_facts(job: JobDetails) -> dict[str, Any]:
 
 def _recorded_submission(uri: str) -> dict[str, Any]:
     """``id`` and ``address`` of the last submission in the ``run.json`` of a run or a training."""
-    try:
-        info = json.loads(storage.read_bytes(storage.join(uri, "run.json")))
-        return info.get("submission") or {}
-    except (AttributeError, FileNotFoundError, ValueError):
-        return {}
-    except OSError as error:
-        raise Incomplete(f"cannot read run {one_line(error)}; try again") from error
+    with storage.translate_errors("cannot read run"):
+        try:
+            info = json.loads(storage.read_bytes(storage.join(uri, "run.json")))
+            return info.get("submission") or {}
+        except (AttributeError, FileNotFoundError, ValueError):
+            return {}

@@ -19,8 +19,8 @@ from segbatch.__version__ import __version__
 from segbatch.cluster.dashboard import connect
 from segbatch.cluster.environment import with_segbatch, with_variables
 from segbatch.cluster.submission import OUTPUT, STOP_S, Submission, list_submissions
-from segbatch.config.job import JOBS, FinetuneJob, Job, SegmentJob, refuse_misfits
-from segbatch.config.reading import Document, Key, job_text, read_document, validate
+from segbatch.config.job import JOBS, FinetuneJob, Job, SegmentJob, check_options
+from segbatch.config.reading import JobDocument, Key, job_text, read_document, validate
 from segbatch.errors import Incomplete, InputError
 from segbatch.jobs import stamp
 
@@ -62,7 +62,7 @@ def submit(
     """
     document = _read(job, overrides)
     checked = validate(document, JOBS)
-    refuse_misfits(checked, retry_failed=retry_failed, only=only, repair=repair)
+    check_options(checked, retry_failed=retry_failed, only=only, repair=repair)
     refuse_local_paths(document)
     options = ["--retry-failed"] * retry_failed + ["--repair"] * repair
     options += [f"--only={','.join(only)}"] if only else []
@@ -83,7 +83,7 @@ def submit(
     return submission
 
 
-def _read(job: str | Mapping[str, Any] | Job, overrides: Sequence[str]) -> Document:
+def _read(job: str | Mapping[str, Any] | Job, overrides: Sequence[str]) -> JobDocument:
     if isinstance(job, Job):
         if overrides:
             raise InputError("overrides need a job file or a mapping, not a job object")
@@ -91,7 +91,7 @@ def _read(job: str | Mapping[str, Any] | Job, overrides: Sequence[str]) -> Docum
     return read_document(job, overrides)
 
 
-def refuse_local_paths(document: Document) -> None:
+def refuse_local_paths(document: JobDocument) -> None:
     """Raises :class:`~segbatch.errors.JobFileError` for a path on this machine's own disk."""
     for key, uri in _locations(document.values):
         is_name = uri.startswith(ZOO) or (key[-1] == "backbone_weights" and uri == "imagenet")

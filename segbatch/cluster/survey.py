@@ -26,7 +26,7 @@ from segbatch.console import say
 from segbatch.errors import Incomplete, InputError, SegbatchError
 from segbatch.images.sources import stream_images
 from segbatch.jobs.preflight import SAMPLE_IMAGES, check_first_images, prepare
-from segbatch.jobs.runstate import RunState, outages
+from segbatch.jobs.runstate import RunState
 from segbatch.jobs.runtime.sharing import PASSIVE_THREADS, worker_cpus
 from segbatch.jobs.runtime.workers import MIN_LOGICAL_CPUS, connected, cpu_workers, most_of
 from segbatch.machine import num_cores
@@ -97,7 +97,7 @@ def survey_job(job: SegmentJob, effort: Effort) -> Survey:
     process. Raises what a run raises before its workers start.
     """
     prepared = prepare(job)
-    with outages():
+    with storage.translate_errors("storage:"):
         state = RunState.read(storage.normalize(job.output))
         if state is None:
             census = count_images(job, effort.images, effort.list_s)

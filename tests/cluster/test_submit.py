@@ -339,9 +339,9 @@ def test_a_submitted_job_is_followed_to_its_end_and_found_by_its_run(
     assert f"{submission_id}: succeeded" in done.stderr
 
     run = open_run(output)
-    assert run.info["submission"] == {"id": submission_id, "address": jobs_server}
-    assert run.info["job"]["rows_per_file"] == 2
-    assert "hush" not in done.stdout + done.stderr + json.dumps(run.info)
+    assert run.info.submission == {"id": submission_id, "address": jobs_server}
+    assert run.info.job["rows_per_file"] == 2
+    assert "hush" not in done.stdout + done.stderr + json.dumps(run.info.to_json())
 
     assert cli("logs", output).stdout == done.stdout
     [listed] = json.loads(cli("jobs", "--address", jobs_server, "--format=json").stdout)
