@@ -1,8 +1,8 @@
-"""The user's own columns: which types and names travel to the results, and as what.
+"""The user's own columns: the types and names that they may have in the results.
 
-Delta Lake and the readers around it know fewer types than Arrow does, and two sources may write
-the same value in different ones. So every column is brought to one of a few types before the
-manifest is frozen, and what has no counterpart is refused by name.
+Delta Lake and its readers know fewer types than Arrow does, and two sources may store the same
+values in different types. So every column is cast to one of a few types before the manifest is
+frozen, and a column that has no counterpart is refused by name.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from segbatch.errors import SourceError
 
 BATCH_ROWS = 65_536  # of every stream of record batches
 
-# Types that travel under another one; signed integers, so that every reader knows them.
-_TRAVELS_AS = {
+# Types that become another one in the results; integers become signed ones, which all readers know.
+_RESULT_TYPES = {
     pa.uint8(): pa.int16(),
     pa.uint16(): pa.int32(),
     pa.uint32(): pa.int64(),
@@ -31,58 +31,22 @@ _TRAVELS_AS = {
     pa.binary_view(): pa.binary(),
     pa.date64(): pa.date32(),
 }
-_TRAVELS = {
+_KEPT_TYPES = {
     pa.bool_(), pa.int8(), pa.int16(), pa.int32(), pa.int64(), pa.float32(), pa.float64(),
     pa.string(), pa.binary(), pa.date32(),
 }  # fmt: skip
 
 
-def travelling(type_: pa.DataType) -> pa.DataType:  # noqa: PLR0911 - one return a family
-    """The type under which values of ``type_`` travel; a whole column of nulls stays ``null``.
+def result_fields(schema: pa.Schema, origin: str) -> list[pa.Field]:
+    """The columns of ``schema`` with the types that they have in the results; a column of nulls
+    keeps the null type. ``origin`` names the table in errors.
 
-    Raises ``TypeError`` for a type that has no counterpart in the results.
-    """
-    if isinstance(type_, pa.BaseExtensionType):
-        return travelling(type_.storage_type)
-    if type_ in _TRAVELS or pa.types.is_null(type_):
-        return type_
-    if type_ in _TRAVELS_AS:
-        return _TRAVELS_AS[type_]
-    if pa.types.is_dictionary(type_):
-        return travelling(type_.value_type)
-    if pa.types.is_timestamp(type_):
-        return pa.timestamp("us", "UTC" if type_.tz else None)
-    if pa.types.is_fixed_size_binary(type_) and not pa.types.is_decimal(type_):
-        return pa.binary()
-    if pa.types.is_decimal(type_) and not pa.types.is_decimal256(type_):
-        return pa.decimal128(type_.precision, type_.scale)
-    if pa.types.is_struct(type_):
-        return pa.struct([(field.name, _inside(field.type)) for field in type_])
-    if pa.types.is_map(type_):
-        return pa.map_(_inside(type_.key_type), _inside(type_.item_type))
-    if hasattr(type_, "value_field"):  # every kind of list
-        return pa.list_(_inside(type_.value_type))
-    raise TypeError(str(type_))
-
-
-def _inside(type_: pa.DataType) -> pa.DataType:
-    return _settled(travelling(type_))
-
-
-def _settled(type_: pa.DataType) -> pa.DataType:
-    """What is nothing but nulls everywhere becomes a string."""
-    return pa.string() if pa.types.is_null(type_) else type_
-
-
-def travelling_fields(schema: pa.Schema, origin: str) -> list[pa.Field]:
-    """The columns of ``schema`` as they travel; ``origin`` names the table in errors.
-
-    Raises ``SourceError`` for a type that cannot travel, naming every such column.
+    Raises ``SourceError`` for types that results cannot hold, naming every such column.
     """
     fields, refused = [], []
     for field in schema:
         try:
-            fields.append(pa.field(field.name, travelling(field.type)))
+            fields.append(pa.field(field.name, _result_type(field.type)))
         except TypeError as error:
             refused.append(f"{field.name} ({error})")
     if refused:
@@ -91,6 +55,43 @@ def travelling_fields(schema: pa.Schema, origin: str) -> list[pa.Field]:
             " example to a string or a number, or drop it"
         )
     return fields
+
+
+def _result_type(type_: pa.DataType) -> pa.DataType:  # noqa: PLR0911 - one return a family
+    """The type that values of ``type_`` have in the results; the null type stays.
+
+    Raises ``TypeError`` for a type that has no counterpart in the results.
+    """
+    if isinstance(type_, pa.BaseExtensionType):
+        return _result_type(type_.storage_type)
+    if type_ in _KEPT_TYPES or pa.types.is_null(type_):
+        return type_
+    if type_ in _RESULT_TYPES:
+        return _RESULT_TYPES[type_]
+    if pa.types.is_dictionary(type_):
+        return _result_type(type_.value_type)
+    if pa.types.is_timestamp(type_):
+        return pa.timestamp("us", "UTC" if type_.tz else None)
+    if pa.types.is_fixed_size_binary(type_) and not pa.types.is_decimal(type_):
+        return pa.binary()
+    if pa.types.is_decimal(type_) and not pa.types.is_decimal256(type_):
+        return pa.decimal128(type_.precision, type_.scale)
+    if pa.types.is_struct(type_):
+        return pa.struct([(field.name, _nested_type(field.type)) for field in type_])
+    if pa.types.is_map(type_):
+        return pa.map_(_nested_type(type_.key_type), _nested_type(type_.item_type))
+    if hasattr(type_, "value_field"):  # every kind of list
+        return pa.list_(_nested_type(type_.value_type))
+    raise TypeError(str(type_))
+
+
+def _nested_type(type_: pa.DataType) -> pa.DataType:
+    """As :func:`_result_type`, for a type inside a struct, map or list."""
+    return _null_as_string(_result_type(type_))
+
+
+def _null_as_string(type_: pa.DataType) -> pa.DataType:
+    return pa.string() if pa.types.is_null(type_) else type_
 
 
 def conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
@@ -119,9 +120,9 @@ def _cast(array: pa.Array, type_: pa.DataType) -> pa.Array:
 
 
 def union(tables: Iterable[tuple[str, Sequence[pa.Field]]]) -> list[pa.Field]:
-    """All columns of several tables by name; each table comes with what to call it in errors.
+    """All columns of several tables by name; a table is its name for errors, and its columns.
 
-    A column that is null throughout one table takes its type from the others. Raises
+    A column of nothing but nulls in one table takes its type from the others. Raises
     ``SourceError`` where two tables disagree about a type.
     """
     found: dict[str, tuple[pa.Field, str]] = {}
@@ -152,36 +153,37 @@ def check_spelling(tables: Iterable[tuple[str, Sequence[pa.Field]]]) -> None:
                 )
 
 
-def settled(fields: Iterable[pa.Field]) -> list[pa.Field]:
-    """``fields``, where a column of nothing but nulls has become a string column."""
-    return [field.with_type(_settled(field.type)) for field in fields]
+def without_null_type(fields: Iterable[pa.Field]) -> list[pa.Field]:
+    """``fields``, where columns of nothing but nulls become string columns."""
+    return [field.with_type(_null_as_string(field.type)) for field in fields]
 
 
 def renamed(names: Sequence[str], rename: Mapping[str, str], origin: str) -> list[str]:
-    """``names`` with their new names. Raises ``SourceError`` if ``rename`` cannot be followed."""
+    """The new ``names``. Raises ``SourceError`` if two are equal or ``rename`` names no column."""
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise SourceError(f"{origin}: has two columns named exactly {', '.join(twice)}")
     unknown = [name for name in rename if name not in names]
     if unknown:
-        raise SourceError(f"{origin}: rename: no column {', '.join(unknown)}; {_there_are(names)}")
+        raise SourceError(f"{origin}: rename: no column {', '.join(unknown)}; {_list_names(names)}")
     return [rename.get(name, name) for name in names]
 
 
 def uri_index(
     fields: Sequence[pa.Field], new_names: Sequence[str], uri_column: str, origin: str
 ) -> int:
-    """Which column holds the URIs: ``uri_column`` is its new name, or else its old one.
+    """Index of the column that holds the URIs: ``uri_column`` is its new name, else its old one.
 
-    Raises ``SourceError`` with what mends it if there is none, or if it holds no strings.
+    Raises ``SourceError``, naming the key to set, if there is no such column, and if it holds no
+    strings.
     """
     old = [field.name for field in fields]
     names = new_names if uri_column in new_names else old
     if uri_column not in names:
         strings = [field.name for field in fields if pa.types.is_string(field.type)]
-        likely = max(strings or old, key=_looks_like_uris)
+        likely = max(strings or old, key=_uri_likeness)
         raise SourceError(
-            f"{origin}: no column {uri_column}; {_there_are(old)}: say which one holds the URIs,"
+            f"{origin}: no column {uri_column}; {_list_names(old)}: say which one holds the URIs,"
             f" for example uri_column: {likely} or rename: {as_yaml({likely: 'uri'})}"
         )
     index = list(names).index(uri_column)
@@ -190,12 +192,12 @@ def uri_index(
     return index
 
 
-def _looks_like_uris(name: str) -> int:
+def _uri_likeness(name: str) -> int:
     words = ("key", "image", "file", "path", "s3", "url", "uri")
     return max((n + 1 for n, word in enumerate(words) if word in name.lower()), default=0)
 
 
-def _there_are(names: Sequence[str]) -> str:
+def _list_names(names: Sequence[str]) -> str:
     return f"there are {', '.join(names)}"
 
 
@@ -207,33 +209,34 @@ def check_names(
 ) -> None:
     """Check the user's columns, given as ``(old name, new name)``.
 
-    Raises ``SourceError`` with the ``rename`` that mends it for a name that, in any case, is in
-    ``reserved`` or stands there twice, and for one that is empty or holds control characters.
+    Raises ``SourceError`` with the ``rename`` to set for a name that is in ``reserved`` or occurs
+    twice, in upper or lower case, and for one that is empty or holds control characters.
     """
-    unfit = {old: _fit(new) for old, new in columns if _fit(new) != new}
-    if unfit:
+    invalid = {old: _valid_name(new) for old, new in columns if _valid_name(new) != new}
+    if invalid:
         raise SourceError(
-            f"{origin}: no column can be called {', '.join(map(repr, unfit))}: rename:"
-            f" {as_yaml({**rename, **unfit})}"
+            f"{origin}: no column can be called {', '.join(map(repr, invalid))}: rename:"
+            f" {as_yaml({**rename, **invalid})}"
         )
-    kept = {name.lower() for name in reserved}
+    reserved_names = {name.lower() for name in reserved}
     seen: set[str] = set()
-    all_names = kept | {new.lower() for _, new in columns}
-    mend: dict[str, str] = {}
+    all_names = reserved_names | {new.lower() for _, new in columns}
+    renames: dict[str, str] = {}
     for old, new in columns:
-        if new.lower() in kept | seen:
-            mend[old] = _free_name(new, all_names)
-            all_names.add(mend[old].lower())
+        if new.lower() in reserved_names | seen:
+            renames[old] = _free_name(new, all_names)
+            all_names.add(renames[old].lower())
         seen.add(new.lower())
-    if mend:
-        reason = "belongs to segbatch" if {n.lower() for n in mend} & kept else "stands there twice"
+    if renames:
+        is_reserved = bool({old.lower() for old in renames} & reserved_names)
+        reason = "belongs to segbatch" if is_reserved else "occurs twice"
         raise SourceError(
-            f"{origin}: the name of column {', '.join(mend)} {reason} (upper and lower case are"
-            f" the same): rename: {as_yaml({**rename, **mend})}"
+            f"{origin}: the name of column {', '.join(renames)} {reason} (upper and lower case are"
+            f" the same): rename: {as_yaml({**rename, **renames})}"
         )
 
 
-def _fit(name: str) -> str:
+def _valid_name(name: str) -> str:
     return re.sub(r"[\x00-\x1f\x7f]", "_", name) if name.strip() else "column"
 
 

@@ -1,7 +1,7 @@
-"""Fetch: URIs → bytes, or the reason why not. The first stage of a run, on Arrow tables.
+"""Stage 1, fetch: the bytes at the URIs of images, or the reason why they could not be read.
 
-Retries, limits and the number of requests at a time are the storage's (``storage.read_many``);
-what comes out of here is final for this pass.
+Storage retries and enforces the limits (:func:`segbatch.storage.read_many`), so a result of this
+stage is final for the current pass.
 """
 
 from __future__ import annotations
@@ -13,19 +13,6 @@ import pyarrow as pa
 from segbatch import storage
 from segbatch.images.faults import Undecodable
 from segbatch.images.video import is_frame, read_frames
-
-
-def read_images(
-    uris: Sequence[str], limits: storage.ReadLimits
-) -> list[bytes | Undecodable | storage.Unreadable]:
-    """The bytes at ``uris`` in their order, those of frames as PNG, or why they are not there."""
-    frames = [row for row, uri in enumerate(uris) if is_frame(uri)]
-    files = [uri for uri in uris if not is_frame(uri)]
-    contents: list[bytes | Undecodable | storage.Unreadable] = []
-    contents += storage.read_many(files, limits)
-    for row, content in zip(frames, read_frames([uris[row] for row in frames]), strict=True):
-        contents.insert(row, content)
-    return contents
 
 
 def fetch(table: pa.Table, limits: storage.ReadLimits) -> pa.Table:
@@ -40,8 +27,8 @@ def fetch(table: pa.Table, limits: storage.ReadLimits) -> pa.Table:
       null if it was read
     - ``message``, string: one line; null if it was read
 
-    Raises nothing for what storage answers. Holds the bytes of all rows, twice for a moment: at
-    worst ``2 × rows × limits.max_bytes``.
+    Raises nothing for what storage answers. Holds the bytes of all rows, briefly twice: at worst
+    ``2 × rows × limits.max_bytes``.
     """
     contents = read_images(table["uri"].to_pylist(), limits)
     data = [content if isinstance(content, bytes) else None for content in contents]
@@ -53,3 +40,15 @@ def fetch(table: pa.Table, limits: storage.ReadLimits) -> pa.Table:
         .append_column("error", pa.array(errors, pa.string()))
         .append_column("message", pa.array(messages, pa.string()))
     )
+
+
+def read_images(
+    uris: Sequence[str], limits: storage.ReadLimits
+) -> list[bytes | Undecodable | storage.Unreadable]:
+    """The bytes at ``uris`` in their order, those of frames as PNG, or why they could not be read.
+
+    Raises nothing for what storage answers.
+    """
+    files = iter(storage.read_many([uri for uri in uris if not is_frame(uri)], limits))
+    frames = iter(read_frames([uri for uri in uris if is_frame(uri)]))
+    return [next(frames) if is_frame(uri) else next(files) for uri in uris]

@@ -1,5 +1,5 @@
-"""Scaling: the one way in which an image is brought to ``long_side``, before training as before
-predicting, so that what was measured is what production sees.
+"""Downscaling to ``long_side``: one way for training and prediction, so that the scores of a
+training hold in production.
 """
 
 from __future__ import annotations
@@ -22,6 +22,6 @@ def scaled_size(width: int, height: int, long_side: int | None) -> tuple[int, in
 
 
 def downscale(image: Image.Image, long_side: int | None) -> Image.Image:
-    """``image`` with its longer side at most ``long_side`` pixels; the same object if it is."""
+    """``image`` with its longer side at most ``long_side`` pixels; the same object if it fits."""
     size = scaled_size(*image.size, long_side)
     return image if size == image.size else image.resize(size, FILTER)

@@ -78,7 +78,7 @@ def stream_images(
         ]
         found = [(stream.name, stream.user_columns) for stream in streams]
         columns.check_spelling(found)
-        schema = pa.schema([URI, *columns.settled(columns.union(found))])
+        schema = pa.schema([URI, *columns.without_null_type(columns.union(found))])
         batches = (columns.conform(batch, schema) for stream in streams for batch in stream.batches)
         yield ImageStream(schema, batches, skipped)
 
@@ -124,7 +124,7 @@ def _open_manifest(source: Manifest, reserved: Collection[str], scratch: str) ->
     users = [index for index in range(len(old)) if index != uri]
     columns.check_names([(old[i], new[i]) for i in users], reserved, source.rename, name)
 
-    schema = pa.schema(columns.settled(table.fields))
+    schema = pa.schema(columns.without_null_type(table.fields))
     find_rows = _every_row if source.where is None else _where_filter(name, source.where, schema)
     names = [URI.name, *(new[index] for index in users)]
     selected = _select_rows(table.batches, schema, uri, find_rows, source)

@@ -181,7 +181,7 @@ def _parquet_fields(file: str) -> list[pa.Field]:
     twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
     if twice:
         raise SourceError(f"{file}: has two columns named exactly {', '.join(twice)}")
-    return columns.travelling_fields(schema, file)
+    return columns.result_fields(schema, file)
 
 
 def _parquet_batches(
@@ -237,7 +237,7 @@ def _open_csv(name: str, files: list[str], base: str) -> TableStream:
         schema = database.sql(f"{sql} LIMIT 0", params=options).to_arrow_table().schema
     fields = [
         field.with_name(column)
-        for field, column in zip(columns.travelling_fields(schema, name), header, strict=True)
+        for field, column in zip(columns.result_fields(schema, name), header, strict=True)
     ]
     batches = _query_batches(name, database, sql, options)
     return TableStream(fields, (batch.rename_columns(header) for batch in batches))
@@ -303,7 +303,7 @@ def _open_json(name: str, files: list[str], base: str) -> TableStream:
         )
         sql = f"SELECT {values} {source}"
         schema = database.sql(f"{sql} LIMIT 0", params=options).to_arrow_table().schema
-    fields = columns.travelling_fields(schema, name)
+    fields = columns.result_fields(schema, name)
     return TableStream(fields, _query_batches(name, database, sql, options))
 
 
