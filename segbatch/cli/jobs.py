@@ -52,7 +52,7 @@ def submit(
         str | None, Option(metavar="FILE", help="Ray's runtime environment, in YAML.")
     ] = None,
     runtime_env_json: Annotated[
-        str | None, Option(metavar="JSON", help="The same as JSON text.")
+        str | None, Option(metavar="JSON", help="The same, in JSON.")
     ] = None,
     working_dir: Annotated[
         str | None, Option(metavar="DIR", help="Folder or .zip URI that the job runs in.")
@@ -62,7 +62,7 @@ def submit(
         str | None, Option(metavar="ID", help="Submission id; default: a random one.")
     ] = None,
     no_wait: Annotated[
-        bool, Option("--no-wait", help="Print the submission id and return at once.")
+        bool, Option("--no-wait", help="Print the submission id and return.")
     ] = False,
 ) -> None:
     """Run a job on a Ray cluster, through its Jobs server.

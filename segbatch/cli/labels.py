@@ -27,7 +27,7 @@ def labels_import(
     dataset: DatasetUri,
     *,
     from_format: Annotated[
-        str, Option("--from", metavar="FORMAT", help="labelme, voc, coco or pairs.")
+        str, Option("--from", metavar="FORMAT", help="labelme, voc, coco, pairs.")
     ],
     images: Annotated[
         str | None, Option(help="Folder of the images; pairs: 'img_dir/{split}/{id}.jpg'.")
@@ -71,7 +71,7 @@ def labels_import(
     ] = None,
     append: Annotated[bool, Option("--append", help="Add to the dataset.")] = False,
     add_class: Annotated[
-        bool, Option("--add-class", help="With --append: new names become classes.")
+        bool, Option("--add-class", help="With --append: allow new classes.")
     ] = False,
     overwrite: Annotated[bool, Option("--overwrite", help="Replace the dataset.")] = False,
     format: Format = "text",
@@ -159,10 +159,10 @@ def labels_suggest(
     *,
     count: Annotated[int, Option(min=1, help="Maximum number of images.")] = 20,
     by: Annotated[
-        str, Option(help="uncertainty, disagreement, failures or diverse.")
+        str, Option(help="uncertainty, disagreement, failures, diverse.")
     ] = "uncertainty",
     against: Annotated[
-        str | None, Option(metavar="RUN_B", help="The other run, for disagreement.")
+        str | None, Option(metavar="RUN_B", help="Other run for disagreement.")
     ] = None,
     exclude: Annotated[
         list[str] | None,
@@ -172,9 +172,7 @@ def labels_suggest(
         str | None,
         Option(metavar="LIST", help="Only these images: a URI a line, or a CSV with uri."),
     ] = None,
-    to: Annotated[
-        str, Option("--to", help="Format of the labels: labelme or coco (CVAT).")
-    ] = "labelme",
+    to: Annotated[str, Option("--to", help="Format of labels: labelme, coco (CVAT).")] = "labelme",
     format: Format = "text",
 ) -> None:
     """Copy the images of a run that are most worth labelling.

@@ -33,7 +33,7 @@ def plan_command(
     overrides: Overrides = None,
     *,
     address: Annotated[
-        str | None, Option(metavar="URL", help="Dashboard of a cluster to measure on, with a job.")
+        str | None, Option(metavar="URL", help="Measure on the cluster of this dashboard.")
     ] = None,
     cluster: Annotated[
         str | None, Option(metavar="FILE", help="File with node types; default: ./cluster.yaml.")
@@ -44,9 +44,7 @@ def plan_command(
     ] = None,
     budget: Annotated[float | None, Option(min=0, help="Show how many nodes it pays for.")] = None,
     sample: Annotated[int, Option(min=1, max=10_000, help="Images to measure.")] = 200,
-    list_seconds: Annotated[
-        float, Option("--list-seconds", min=0, help="Maximum seconds of listing.")
-    ] = 60.0,
+    list_seconds: Annotated[float, Option(min=0, help="Maximum seconds of listing.")] = 60.0,
     env: Variables = None,
     format: Format = "text",
 ) -> None:

@@ -43,10 +43,10 @@ def audit(
 @runs_app.command()
 def query(
     arguments: Annotated[
-        list[str], Argument(metavar="RUN... [SQL]", help="Runs or globs, then one SELECT.")
+        list[str], Argument(metavar="RUN... [SQL]", help="Runs or globs, one SELECT.")
     ],
     file: Annotated[
-        Path | None, Option("-f", "--file", help="Read the SQL from a file; - is stdin.")
+        Path | None, Option("-f", "--file", help="Read SQL from a file (-: stdin).")
     ] = None,
     format: Annotated[
         Literal["table", "csv", "json", "parquet"], Option("--format", help="Output format.")
@@ -118,11 +118,9 @@ def report_command(
         str, Option("-o", "--output", metavar="FILE", help="The page to write (any URI).")
     ] = "report.html",
     by: Annotated[
-        str | None, Option(metavar="COLUMN", help="Show coverage by one of your columns.")
+        str | None, Option(metavar="COLUMN", help="Show coverage by this column.")
     ] = None,
-    against: Annotated[
-        str | None, Option(metavar="RUN", help="Show changes against another run.")
-    ] = None,
+    against: Annotated[str | None, Option(metavar="RUN", help="Compare with another run.")] = None,
     prices: Prices = None,
 ) -> None:
     """Write one HTML page about a run; it needs no network.
@@ -177,7 +175,7 @@ def export_command(
         str | None, Option(metavar="SQL", help="Only images that match: 'coverage.window > 0.4'.")
     ] = None,
     limit: Annotated[
-        int | None, Option(min=1, metavar="N", help="Only the first N, by image_id.")
+        int | None, Option(min=1, metavar="N", help="Only the first N images.")
     ] = None,
 ) -> None:
     """Export masks, overlays, annotations for other tools, or rows.
