@@ -84,7 +84,7 @@ def read_pictures(
 
     A mask of another size is resized to its photograph's by nearest neighbour.
     """
-    contents = read_images(uris, limits.of_reading())
+    contents = read_images(uris, limits.read_limits())
 
     def picture(content: bytes | PictureProblem, png: bytes | None) -> Picture | PictureProblem:
         if not isinstance(content, bytes):

@@ -123,7 +123,7 @@ class RunEndpoints:
         """The original file, as a download: it may hold anything, and is never shown."""
         uri = await asyncio.to_thread(self.grid.uri, request.path_params["image_id"])
         [content] = await asyncio.to_thread(
-            read_images, [uri], self.layer_cache.limits.of_reading()
+            read_images, [uri], self.layer_cache.limits.read_limits()
         )
         if not isinstance(content, bytes):
             return PlainTextResponse(f"{content.kind}: {content.message}", 404)

@@ -24,7 +24,7 @@ def read_photograph(uri: str, limits: Limits, *, jpeg: bool) -> Photograph | Pic
 
     The bytes stay as they are unless EXIF rotates the image or its format has to change.
     """
-    [data] = read_images([uri], limits.of_reading())
+    [data] = read_images([uri], limits.read_limits())
     if not isinstance(data, bytes):
         return data
     image = decode_image(data, max_pixels=limits.max_pixels, long_side=None)

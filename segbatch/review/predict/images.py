@@ -116,7 +116,7 @@ def _refuse_overwriting(outputs: Mapping[str, str]) -> None:
 def _predict_image(uri: str, model: Model, target: str) -> None:
     """Write the overlay of one image. Raises ``SourceError`` if the image cannot be read."""
     limits = Limits()
-    [data] = storage.read_many([uri], limits.of_reading())
+    [data] = storage.read_many([uri], limits.read_limits())
     if isinstance(data, storage.Unreadable):
         raise SourceError(f"{without_query(uri)}: {data.kind}: {data.message}")
     image = decode_image(data, max_pixels=limits.max_pixels, long_side=None)

@@ -185,7 +185,7 @@ def _overview(run: RunFolder, prices: Prices) -> dict[str, str]:
         "started": _time(info.created),
         "ended": _time(info.finished) if info.finished else "",
         "took": f"{_duration(seconds)}, {pace:,.3g} images per second" if pace else "",
-        **cost.facts(info.starts, prices, cost.find_stored(run)),
+        **cost.cost_facts(info.starts, prices, cost.object_storage_use(run)),
         "why it ended early": info.reason or "",
     }
     return {name: value for name, value in facts.items() if value}

@@ -143,7 +143,7 @@ def suggest(
     ordered = iter(_diverse_order(run, readable, photos, count))
     while batch := list(islice(ordered, min(BATCH_IMAGES, count - len(copies)))):
         uris = [candidate.uri for candidate, _ in batch]
-        contents = read_images(uris, limits.of_reading())
+        contents = read_images(uris, limits.read_limits())
         for (candidate, cluster), content in zip(batch, contents, strict=True):
             copy = (
                 _copy(run, folder, candidate, cluster, content, limits=limits, known=known)
