@@ -48,7 +48,7 @@ from segbatch.formats.format import (
     Writer,
 )
 from segbatch.formats.photo import checked_size, read_sample_file
-from segbatch.images.decode import Size
+from segbatch.images.decode import WidthHeight
 from segbatch.masks.classes import IGNORE_INDEX, Classes
 
 Id = int | float | str | None
@@ -83,7 +83,7 @@ class Shape:
 class Shapes:
     """The shapes of one image, and its size if the JSON gives it."""
 
-    size: Size | None
+    size: WidthHeight | None
     shapes: Sequence[Shape]
 
 
@@ -226,7 +226,7 @@ def _scalar(entry: Any, key: str) -> Id:
     return value if isinstance(value, int | float | str) else None
 
 
-def _size(entry: Mapping[str, Any]) -> Size | None:
+def _size(entry: Mapping[str, Any]) -> WidthHeight | None:
     width, height = entry.get("width"), entry.get("height")
     if not isinstance(width, int | float) or not isinstance(height, int | float):
         return None

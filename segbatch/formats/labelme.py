@@ -61,7 +61,7 @@ from segbatch.formats.photo import (
     stored_size,
 )
 from segbatch.formats.polygons import Polygon, polygons
-from segbatch.images.decode import Size
+from segbatch.images.decode import WidthHeight
 from segbatch.masks.classes import CONTROL, IGNORE_INDEX, Classes, is_name
 
 DRAW_SHAPE: Mapping[str, Callable[[LabelMap, draw.Points, int], None]] = {
@@ -256,7 +256,7 @@ def read_labelme(image: AnnotatedImage, ids: Mapping[str, int], unlabelled: int)
     return LabelledImage(photo, width, height, label_map, num_drawn, tuple(skipped))
 
 
-def _size(content: Mapping[str, Any]) -> Size | None:
+def _size(content: Mapping[str, Any]) -> WidthHeight | None:
     width, height = content.get("imageWidth"), content.get("imageHeight")
     if not isinstance(width, int) or not isinstance(height, int):
         return None  # early versions do not give it
@@ -339,7 +339,7 @@ def photo_and_polygons(image: SegmentedImage) -> Mapping[str, bytes]:
 
 def labelme_json(
     image_path: str,
-    size: Size,
+    size: WidthHeight,
     shapes: Iterable[Polygon],
     classes: Classes,
     provenance: Mapping[str, Any],

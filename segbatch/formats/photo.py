@@ -8,7 +8,7 @@ from __future__ import annotations
 from segbatch import storage
 from segbatch.errors import Incomplete
 from segbatch.formats.format import Unusable
-from segbatch.images.decode import Size, check_image, turned_size
+from segbatch.images.decode import WidthHeight, check_image, turned_size
 from segbatch.images.faults import Undecodable
 
 LIMITS = storage.ReadLimits(max_bytes=1 << 30)
@@ -31,7 +31,7 @@ def read_sample_file(uri: str) -> bytes:
     raise failure(f"{uri}: cannot be read: {content.message}")
 
 
-def checked_size(data: bytes, labelled: Size | None, labels: str) -> Size:
+def checked_size(data: bytes, labelled: WidthHeight | None, labels: str) -> WidthHeight:
     """Width and height of the upright image in ``data``, compared with those of its labels.
 
     ``labelled`` is the size for which the labels (``labels``: the mask, the JSON) were made, or
@@ -50,16 +50,16 @@ def checked_size(data: bytes, labelled: Size | None, labels: str) -> Size:
     raise Unusable(f"{labels} is for {_text(labelled)} and the image is {_text(upright)}")
 
 
-def _text(size: Size) -> str:
+def _text(size: WidthHeight) -> str:
     return "×".join(map(str, size))
 
 
-def upright_size(data: bytes) -> Size:
+def upright_size(data: bytes) -> WidthHeight:
     """Width and height of the image after its EXIF orientation. Raises as :func:`stored_size`."""
     return turned_size(*stored_size(data))
 
 
-def stored_size(data: bytes) -> tuple[Size, int]:
+def stored_size(data: bytes) -> tuple[WidthHeight, int]:
     """Width and height of the image as it is stored, and its EXIF orientation, 1 to 8.
 
     Decodes the whole image once. Raises :class:`~segbatch.formats.format.Unusable` with the reason

@@ -51,7 +51,7 @@ from segbatch.storage.arrow import binary_column
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 Pixels = npt.NDArray[np.uint8]
-Size = tuple[int, int]  # width, height
+WidthHeight = tuple[int, int]  # width, height
 
 BYTES_PER_PIXEL = 3
 SIZES = ("width", "height", "model_width", "model_height")  # columns that `decode` adds
@@ -190,7 +190,7 @@ def decode_image(data: bytes, *, max_pixels: int, long_side: int | None) -> Deco
         return error.reason
 
 
-def check_image(data: bytes, *, max_pixels: int) -> tuple[Size, int] | Undecodable:
+def check_image(data: bytes, *, max_pixels: int) -> tuple[WidthHeight, int] | Undecodable:
     """Size of the image as it is stored, and its EXIF orientation; or why it cannot be decoded.
 
     For callers that do not need the pixels, but need to know that all of them can be decoded.
@@ -308,7 +308,7 @@ def _is_for_any_decoder(data: bytes, image: Image.Image) -> bool:
     return is_ycbcr and not ends_early(data)
 
 
-def _decode_jpeg(data: bytes, size: Size, room: Pixels | None) -> Pixels | None:
+def _decode_jpeg(data: bytes, size: WidthHeight, room: Pixels | None) -> Pixels | None:
     """The pixels of an ordinary JPEG, in ``room`` if there is one; ``None`` if simplejpeg rejects
     the file.
     """
@@ -324,7 +324,7 @@ def _decode_jpeg(data: bytes, size: Size, room: Pixels | None) -> Pixels | None:
     return pixels
 
 
-def _load(image: Image.Image, mode: str, at_least: Size | None) -> Size:
+def _load(image: Image.Image, mode: str, at_least: WidthHeight | None) -> WidthHeight:
     """Decode ``image`` and return its full size. With ``at_least``, a JPEG is decoded to ``mode``
     at the smallest fraction of its size that is not below that.
     """
@@ -349,7 +349,7 @@ def exif_orientation(image: Image.Image) -> int:
     return orientation if orientation in UPRIGHT else 1
 
 
-def turned_size(stored: Size, orientation: int) -> Size:
+def turned_size(stored: WidthHeight, orientation: int) -> WidthHeight:
     """Width and height after turning an image of size ``stored`` upright."""
     width, height = stored
     return (height, width) if orientation in SIDEWAYS else (width, height)

@@ -295,7 +295,7 @@ def listed_spelling(folder: str) -> str:
     return str(fs.unstrip_protocol(path)).rstrip("/")
 
 
-def download(address: str, scratch: str) -> str:
+def local_copy(address: str, scratch: str) -> str:
     """The path of a copy in the folder ``scratch``, for files on web servers: many of these do not
     serve parts of a file.
     """

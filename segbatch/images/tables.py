@@ -25,10 +25,10 @@ from segbatch.config.images import MANIFEST_SUFFIXES
 from segbatch.errors import SourceError
 from segbatch.images import columns
 from segbatch.images.listing import (
-    download,
     has_wildcard,
     list_matches,
     listed_spelling,
+    local_copy,
     reading_source,
     split_glob,
 )
@@ -84,7 +84,7 @@ def open_table(name: str, scratch: str) -> TableStream:
     if len(kinds) > 1:
         raise SourceError(f"{name}: files of several kinds: {', '.join(sorted(kinds))}")
     if storage.scheme_of(name) in storage.HTTP_SCHEMES:
-        files = [download(name, scratch)]
+        files = [local_copy(name, scratch)]
     return _READERS[kinds.pop()](name, files, base)
 
 

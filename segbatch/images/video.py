@@ -34,7 +34,7 @@ from segbatch.config.images import is_photograph_name
 from segbatch.errors import Incomplete, SourceError
 from segbatch.images.columns import BATCH_ROWS
 from segbatch.images.faults import Undecodable
-from segbatch.images.listing import download, reading_source
+from segbatch.images.listing import local_copy, reading_source
 from segbatch.storage.uris import without_query
 
 if TYPE_CHECKING:
@@ -259,7 +259,7 @@ def open_video(uri: str) -> Iterator[InputContainer]:
     with reading_source(uri), tempfile.TemporaryDirectory(prefix="segbatch-") as scratch:
         # Many web servers do not serve parts of a file.
         is_http = storage.scheme_of(uri) in storage.HTTP_SCHEMES
-        filesystem, path = storage.arrow_filesystem(download(uri, scratch) if is_http else uri)
+        filesystem, path = storage.arrow_filesystem(local_copy(uri, scratch) if is_http else uri)
         with filesystem.open_input_file(path) as file:
             try:
                 container = av.open(
