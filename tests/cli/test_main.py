@@ -194,7 +194,7 @@ def test_query_and_status_load_neither_torch_nor_ray(whole_run: Any) -> None:
     assert loaded("status", whole_run.uri) == set()
 
 
-def test_every_public_name_is_a_function_whatever_was_imported_before() -> None:
+def test_every_public_name_is_a_function_in_any_order_of_imports() -> None:
     for name in segbatch._HOME:
         assert callable(getattr(segbatch, name)), name
         assert callable(getattr(segbatch, name)), f"{name}, the second time"

@@ -1,4 +1,4 @@
-"""The clusters to copy: what Ray says of them, what AWS says, and what neither does."""
+"""The cluster files: checked by Ray, by the AWS API's models, and for what neither checks."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_ray_refuses_a_key_that_it_does_not_know() -> None:
 
 
 def change(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
-    """Sets ``key``, whose parts are joined by dots."""
+    """Set a dotted ``key``."""
 
     def damage(config: dict[str, Any]) -> None:
         *parents, last = key.split(".")
@@ -146,12 +146,12 @@ def test_ray_is_started_in_a_way_that_it_knows(path: Path) -> None:
 @every_cluster
 def test_nodes_are_told_what_segbatch_relies_on(path: Path) -> None:
     config = load(path)
-    told = " ".join(config["docker"]["run_options"])
-    assert "--env RAY_AUTH_MODE=token" in told
+    options = " ".join(config["docker"]["run_options"])
+    assert "--env RAY_AUTH_MODE=token" in options
     assert "/home/ray/.ray/auth_token" in config["file_mounts"]
-    [seconds] = re.findall(r"RAY_JOB_STOP_WAIT_TIME_S=(\d+)", told)
+    [seconds] = re.findall(r"RAY_JOB_STOP_WAIT_TIME_S=(\d+)", options)
     assert int(seconds) >= 20, "a stopped job takes up to 20 s to commit what is written"
-    [spill] = re.findall(r"--volume (\S+):/spill", told)
+    [spill] = re.findall(r"--volume (\S+):/spill", options)
     assert any(spill in command for command in config["initialization_commands"])
     started = config["head_start_ray_commands"] + config["worker_start_ray_commands"]
     assert sum("--object-spilling-directory=/spill" in command for command in started) == 2

@@ -1,4 +1,4 @@
-"""The manifests for Kubernetes: names and types of fields, and what Ray's autoscaler reads."""
+"""The Kubernetes manifests: names and types of their fields, and what Ray's autoscaler reads."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ every_job = pytest.mark.parametrize("name", JOBS)
 
 
 class Fields(BaseModel):
-    """Those that the manifests use of a type; any other, and any of another type, is refused."""
+    """The fields of a type that the manifests use; others, and other types, are refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True, alias_generator=to_camel)
 
@@ -93,7 +93,7 @@ MODELS: dict[str, type[BaseModel]] = {
 
 
 def refused(document: dict[str, Any]) -> list[str]:
-    """Fields that there are not, that are of another type, or that are missing, a line each."""
+    """Fields that are unknown, of another type, or missing, a line each."""
     try:
         MODELS[document["kind"]].model_validate(document)
     except ValidationError as error:
@@ -103,7 +103,7 @@ def refused(document: dict[str, Any]) -> list[str]:
 
 
 def documents(name: str) -> dict[str, dict[str, Any]]:
-    """The manifests of a file, by their kind."""
+    """The manifests of a file by kind."""
     return {d["kind"]: d for d in yaml.safe_load_all((KUBERAY / f"{name}.yaml").read_text())}
 
 
@@ -112,7 +112,7 @@ def ray_job(name: str) -> dict[str, Any]:
 
 
 def cluster_of(job: dict[str, Any]) -> dict[str, Any]:
-    """What the autoscaler in the head's pod makes of the RayCluster that KubeRay makes of a job."""
+    """The autoscaler's configuration in the head's pod, for the RayCluster of a job."""
     cluster = {
         "metadata": {"name": "cluster", "namespace": "default"},
         "spec": job["spec"]["rayClusterSpec"],
@@ -141,7 +141,7 @@ POD = f"{HEAD}.template.spec"
 
 
 def change(job: dict[str, Any], key: str, value: Any) -> None:
-    """Sets ``key``, whose parts are joined by dots, or takes it away if ``value`` is None."""
+    """Set a dotted ``key``, or remove it if ``value`` is None."""
     *parents, last = key.split(".")
     at: Any = job
     for parent in parents:
@@ -279,7 +279,7 @@ def test_a_driver_that_is_stopped_commits_what_is_written(name: str) -> None:
 
 @every_job
 def test_kuberay_takes_it(name: str) -> None:
-    """What its operator refuses beyond types: ray-operator/controllers/ray/utils/validation.go."""
+    """What KubeRay refuses beyond types: ray-operator/controllers/ray/utils/validation.go."""
     job = ray_job(name)
     spec = job["spec"]["rayClusterSpec"]
     assert re.fullmatch(r"[a-z]([-a-z0-9]{0,45}[a-z0-9])?", job["metadata"]["name"])

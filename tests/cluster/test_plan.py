@@ -1,4 +1,4 @@
-"""A plan: its arithmetic to the digit, its facts from a real job, and what it says to users."""
+"""Plans: exact arithmetic, measurements of a real job, and what is printed."""
 
 import json
 import math
@@ -138,7 +138,9 @@ def test_a_budget_takes_the_most_nodes_that_it_pays_for() -> None:
 
 
 def test_requests_are_counted() -> None:
-    asked = count_requests(1000, 2500, block_rows=100, file_rows=300, passing_failures=0.01, tries=18)
+    asked = count_requests(
+        1000, 2500, block_rows=100, file_rows=300, passing_failures=0.01, tries=18
+    )
     assert asked["get"] == 1000 + 170 + 2 * 10 + 4
     assert asked["put"] == 4 + 3
     assert asked["list"] == 3

@@ -1,4 +1,4 @@
-"""Submitting: what is refused here, what is sent, and what a real Jobs server makes of it."""
+"""Submitting: what is refused, what is sent, and what a real Jobs server does with it."""
 
 import json
 import re
@@ -77,7 +77,7 @@ def test_a_job_file_that_was_written_reads_as_the_same_values(
 
 
 def run_shell(entrypoint: str, folder: Path) -> list[str]:
-    """What an entrypoint's ``python`` gets from a shell: its arguments, then standard input."""
+    """The arguments and the standard input that a shell gives the entrypoint's ``python``."""
     (folder / "python").write_text('#!/bin/sh\nfor word in "$@"; do echo "$word"; done\ncat\n')
     (folder / "python").chmod(0o755)
     shell = subprocess.run(
@@ -235,10 +235,10 @@ def test_a_cluster_without_segbatch_gets_this_checkout_and_what_it_needs() -> No
 )
 def test_an_address_where_no_cluster_is_ends_soon(address: str, said: str) -> None:
     began = time.monotonic()
-    with pytest.raises(InputError, match=said) as told:
+    with pytest.raises(InputError, match=said) as raised:
         submit(CLOUD, address)
     assert time.monotonic() - began < 10
-    assert "secret" not in str(told.value)
+    assert "secret" not in str(raised.value)
 
 
 def test_a_server_that_is_no_ray_is_told_from_one(s3: Any) -> None:
@@ -268,7 +268,7 @@ def dashboard(jobs_server: str) -> Dashboard:
 
 
 class Relay:
-    """Between a client and a server: connections that can be cut in the middle."""
+    """A proxy between a client and a server whose connections can be cut."""
 
     def __init__(self, upstream: str) -> None:
         parts = urlsplit(upstream)
@@ -314,7 +314,7 @@ def relayed(upstream: str) -> Iterator[Relay]:
 
 
 def shell_job(dashboard: Dashboard, command: str, **metadata: str) -> Submission:
-    """A job that is no driver of segbatch, and so starts in a second."""
+    """A job that runs a shell command instead of a driver, and so starts in a second."""
     submission = Submission(f"test_{uuid.uuid4().hex[:8]}", dashboard)
     submission.start(command, {"env_vars": {STOP_WAIT: "20"}}, metadata)
     return submission
@@ -400,7 +400,7 @@ def test_a_job_that_is_stopped_has_the_time_to_end_in_order(
 
 
 @pytest.mark.filterwarnings("ignore:ssl=None is deprecated")  # so Ray's client asks aiohttp
-def test_a_log_is_followed_without_repeating_a_line_whatever_breaks(
+def test_a_log_is_followed_without_repeating_a_line_when_connections_break(
     dashboard: Dashboard, jobs_server: str
 ) -> None:
     submission = shell_job(dashboard, "for i in 1 2 3 4 5 6; do echo line $i; sleep 1; done")
@@ -444,9 +444,9 @@ def test_an_environment_that_cannot_be_made_is_said_before_anything_is_sent(
     jobs_server: str, tmp_path: Path
 ) -> None:
     broken = {"working_dir": "file:///no/such/folder.zip", "env_vars": {"KEY": "hush"}}
-    with pytest.raises(InputError, match="runtime environment") as told:
+    with pytest.raises(InputError, match="runtime environment") as raised:
         submit(CLOUD, jobs_server, runtime_env=broken)
-    assert "hush" not in str(told.value)
+    assert "hush" not in str(raised.value)
 
 
 def test_a_job_that_is_not_there_is_refused(jobs_server: str, s3: Any) -> None:
