@@ -1,4 +1,4 @@
-"""Images for tests: pictures in which several classes win, and files that are none."""
+"""Images for tests: pictures in which several classes win, and files that are no images."""
 
 import io
 from typing import Any
@@ -26,7 +26,7 @@ def jpeg(seed: int, height: int = 96, width: int = 128, comment: bytes = b"") ->
 
 
 def various(seed: int) -> tuple[str, bytes]:
-    """An extension and a file: the formats, modes and sizes in turn."""
+    """An extension and a file; the seed chooses format, mode and size in turn."""
     height, width = SIZES[seed % len(SIZES)]
     plain = image(seed, height, width)
     exif = Image.Exif()
@@ -45,7 +45,7 @@ def various(seed: int) -> tuple[str, bytes]:
 
 
 def broken() -> dict[str, bytes]:
-    """Files that are no images, by the kind of error that each is."""
+    """Files that are no images; a name begins with the kind of error to expect."""
     whole = jpeg(99)
     return {
         "truncated.jpg": whole[: len(whole) // 2],

@@ -1,4 +1,4 @@
-"""Small videos, made with PyAV: moving pictures, a tone, and the time stamps that are asked for."""
+"""Makes small videos with PyAV: moving pictures, a tone, and the given time stamps."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def film(
 ) -> list[Pixels]:
     """Write a video whose frames are shown at ``times`` in milliseconds; returns its pictures.
 
-    ``size`` is height and width, ``rotation`` what a player turns it by, anticlockwise.
+    ``size`` is height and width, ``rotation`` the angle by which a player turns it, anticlockwise.
     """
     height, width = size
     pictures = [picture(height, width, seed) for seed in range(len(times))]

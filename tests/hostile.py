@@ -1,4 +1,4 @@
-"""Hostile files: real images, a few kilobytes each, made to take for ever or to take everything."""
+"""Hostile files: real images of a few kilobytes that would take a decoder hours or all memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def encoded(image: Image.Image, format: str, **options: Any) -> bytes:
 
 
 def deflated_zeros(length: int) -> bytes:
-    """A thousandth of ``length``."""
+    """``length`` zeros, compressed to a thousandth of it."""
     packer = zlib.compressobj(9)
     whole, rest = divmod(length, 1 << 20)
     return b"".join(packer.compress(bytes(1 << 20)) for _ in range(whole)) + (
@@ -47,7 +47,7 @@ PIXELS = chunk(b"IDAT", zlib.compress(bytes(4 * 5)))  # of 4 × 4
 
 
 def jpeg_with_header(width: int, height: int, padding: int = 0, scans: int = 1) -> bytes:
-    """The small picture, whose header says another size; ``padding`` × 64 KB of comments."""
+    """The small picture with another size in its header, and ``padding`` × 64 KB of comments."""
     data = bytearray(encoded(SMALL, "JPEG", progressive=True))
     frame = data.index(b"\xff\xc2")
     data[frame + 5 : frame + 9] = struct.pack(">HH", height, width)
@@ -68,7 +68,7 @@ def jpeg_with(segments: bytes) -> bytes:
 
 
 def exif_bomb(tags: int, size: int) -> bytes:
-    """EXIF whose tags all hold the same bytes, nearly the whole of it each."""
+    """EXIF whose tags all refer to the same bytes, nearly all of it."""
     entries = [struct.pack("<HHII", tag, 7, size - 100, 50) for tag in range(tags)]
     head = b"II*\0\x08\0\0\0" + struct.pack("<H", tags) + b"".join(entries) + bytes(4)
     return head.ljust(size, b"\0")
@@ -102,7 +102,7 @@ def one_strip(length: int, *, compression: int = 1) -> list[tuple[int, int, int,
 
 
 def looping_tiff() -> bytes:
-    """A page that names itself as the next one."""
+    """A page that refers to itself as the next page."""
     data = tiff(4, 4, *one_strip(16), data=bytes(16))
     return data[:-4] + data[4:8]
 
@@ -122,7 +122,7 @@ def bmp(width: int, height: int) -> bytes:
 
 
 def icon(data: bytes) -> bytes:
-    """An icon that is said to be 16 × 16 and holds ``data``."""
+    """An icon that declares 16 × 16 pixels and holds ``data``."""
     return b"\0\0\1\0\1\0" + struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 32, len(data), 22) + data
 
 
@@ -132,7 +132,7 @@ def many_frames(format: str, number: int) -> bytes:
 
 
 def refused() -> dict[str, bytes]:
-    """What must not be decoded, by what should be said of it and a name."""
+    """Files that must not be decoded, by the expected kind of error and a name."""
     giga = png(GIGA, GIGA, chunk(b"IDAT", deflated_zeros(10_000_000)), depth=1)
     lines = deflated_zeros(GIGA * GIGA // 200)
     inflated = b"x\0\0" + deflated_zeros(1 << 24)
@@ -177,7 +177,7 @@ def refused() -> dict[str, bytes]:
 
 
 def harmless() -> dict[str, bytes]:
-    """What looks like trouble and is a picture."""
+    """Files that look hostile but are pictures."""
     return {
         "wide.png": encoded(Image.new("RGB", (100_000, 1)), "PNG"),
         "tall.png": encoded(Image.new("RGB", (1, 100_000)), "PNG"),

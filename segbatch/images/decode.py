@@ -1,7 +1,7 @@
 """Stage 2, decode: the bytes of an image file → upright RGB, or the reason why not.
 
-One image goes through these steps: identify → refuse what must not be decoded → decode → upright
-RGB → downscale.
+One image goes through these steps: identify → refuse what must not be decoded → decode → RGB →
+downscale → turn upright.
 
 Every format that the installed Pillow opens, first frame, any mode. The pixels are those of
 Pillow's own ``convert("RGB")`` (alpha is dropped, colour profiles are not applied), turned as

@@ -316,7 +316,7 @@ def test_decoding_in_threads_leaves_no_trace() -> None:
 # -------------------------------------------------------------------------------------------- bombs
 
 
-def test_bombs_are_refused_and_pictures_beside_them_are_not() -> None:
+def test_bombs_are_refused_and_harmless_pictures_are_not() -> None:
     for name, data in hostile.refused().items():
         assert kind_of(data) == name.split()[0], name
     for name, data in hostile.harmless().items():
@@ -429,7 +429,7 @@ def damaged_jpegs(draw: st.DrawFn) -> bytes:
 
 @settings(deadline=None, max_examples=300, derandomize=True)
 @given(damaged_jpegs())
-def test_whoever_decodes_a_jpeg_good_or_damaged_it_is_what_pillow_makes_of_it(data: bytes) -> None:
+def test_simplejpeg_and_pillow_agree_on_jpegs_good_and_damaged(data: bytes) -> None:
     [in_table] = decode(fetched(data), max_pixels=10**7, long_side=None, budget_bytes=10**5)[
         "pixels"
     ]

@@ -154,7 +154,7 @@ def test_a_block_opens_its_video_once_and_reads_it_in_few_requests(tmp_path: Pat
     data[len(data) // 2 : len(data) // 2 + 4000] = np.random.default_rng(0).bytes(4000)
     for content in (bytes(data), data[: len(data) // 2]):  # damaged, cut off
         storage.write_bytes(video, bytes(content))
-        s3.break_down()  # which counts requests anew
+        s3.break_down()  # also resets the counts of requests
         fetched = fetch(table[40:80], LIMITS)
         assert 0 < fetched["error"].null_count <= 40
         assert sum(s3.requests("HEAD", "clip.mp4").values()) == 1, "it asks for its size each time"

@@ -1,5 +1,5 @@
-"""One job over everything that is hostile: each file is a failed row with its reason, each name a
-name, and the pictures beside them are segmented.
+"""One job over all hostile files and names: each file is a failed row with its reason, each name is
+only a name, and the pictures among them are segmented.
 """
 
 from __future__ import annotations
@@ -72,7 +72,10 @@ def expected(tmp_path_factory: pytest.TempPathFactory, s3: S3) -> dict[str, Any]
     (folder / "folder.jpg").mkdir()
     (folder / "loop.jpg").symlink_to(folder / "loop.jpg")
     nowhere = [*NOWHERE, str(folder / "pipe.jpg"), str(folder / "folder.jpg")]
-    endless = ["x" * 5000, str(folder / "loop.jpg")]  # the system's words for it are of no kind
+    endless = [
+        "x" * 5000,
+        str(folder / "loop.jpg"),
+    ]  # no errno of their own
     return (
         expected
         | dict.fromkeys(nowhere, "not_found")
@@ -125,7 +128,7 @@ def test_names_with_sql_in_them_are_names(run: Run) -> None:
     assert run.sql("SELECT DISTINCT class FROM classes ORDER BY class_id").fetchall() == [
         (name,) for name in NAMES
     ]
-    # SQL knows no upper and lower case, so that a column that wide makes already gets another name.
+    # SQL ignores case, so a column with the name of one that ``wide`` makes gets another name.
     wide = {*run.sql("FROM wide").columns}
     assert {*COLUMNS, "coverage_window", "glass"} - wide == {"Coverage_Window"}
     assert "Coverage_Window_" in wide
