@@ -7,10 +7,11 @@ is :class:`~segbatch.results.runfolder.RunFolder`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from segbatch import storage
-from segbatch.errors import Incomplete, RunError
+from segbatch.errors import RunError
 from segbatch.results.runfolder import RunFolder, open_folder
 
 if TYPE_CHECKING:
@@ -112,18 +113,14 @@ def _named(uri: str) -> list[str]:
     where = storage.join(uri, "run.json")
     if not any(character in uri for character in "*?["):
         return [uri]
-    try:
+    found: list[str] = []
+    # A missing bucket is not an error here: then no run matches.
+    with storage.translate_errors("cannot look for runs", RunError), suppress(FileNotFoundError):
         if storage.exists(where):
             return [uri]
         fs, path = storage.filesystem(where)
-        # By level and not all below: a run has as many files as it likes.
+        # By level, not all files below: a run may have very many.
         found = [storage.normalize(fs.unstrip_protocol(name)) for name in fs.glob(path)]
-    except FileNotFoundError:  # the bucket
-        found = []
-    except PermissionError as error:
-        raise RunError(f"cannot look for runs {error}") from error
-    except OSError as error:
-        raise Incomplete(f"cannot look for runs {error}; ask again") from error
     if not found:
         raise RunError(f"{uri}: no run matches (no folder with a run.json in it)")
     return sorted(name.removesuffix("/run.json") for name in found)

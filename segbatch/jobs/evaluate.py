@@ -32,7 +32,6 @@ from segbatch.errors import Incomplete, RunError, SegbatchError, SourceError
 from segbatch.images.decode import Decoded, decode_image
 from segbatch.jobs.passes import ExecutionStopped
 from segbatch.jobs.preflight import Prepared, check_output, prepare_model
-from segbatch.jobs.runstate import outages
 from segbatch.jobs.runtime.executor import (
     data_context,
     in_background,
@@ -73,7 +72,7 @@ def evaluate(job: str | Mapping[str, Any] | Job) -> dict[str, Any]:
     mapping = ClassMapping.by_name(dataset, prepared.config.classes, job.model)
     uri = storage.normalize(job.output)
     facts = _facts(job, dataset, prepared)
-    with outages(), interruptible():
+    with storage.translate_errors("storage:"), interruptible():
         _refuse_other_evaluation(uri, facts)
         check_output(uri)
         with Lease(uri, say) as lease:

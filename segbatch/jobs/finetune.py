@@ -16,7 +16,7 @@ import safetensors.torch
 
 from segbatch import storage
 from segbatch.config.job import FinetuneJob, Job, load_kind
-from segbatch.config.training import Network, Start
+from segbatch.config.training import FromBackbone, FromBundle
 from segbatch.console import say
 from segbatch.errors import InputError, JobFailed, SourceError
 from segbatch.jobs.epochs import TrainingPlan, train_worker
@@ -88,7 +88,7 @@ def open_labels(job: FinetuneJob) -> Dataset:
 
 def initial_sha256(job: FinetuneJob) -> str | None:
     """The SHA-256 of the weights that training starts from, if they are in a file of the user's."""
-    if isinstance(job.model, Start):
+    if isinstance(job.model, FromBundle):
         return bundle.fingerprint(job.model.bundle)
     uri = job.model.backbone_weights
     return None if uri in (None, "imagenet") else bundle.file_sha256(uri)
@@ -162,7 +162,7 @@ def save_model(
 def provenance(job: FinetuneJob, plan: TrainingPlan, state: TrainState) -> dict[str, Any]:
     """Where a model comes from, for its card."""
     began: Any = {"started_from": plan.config.provenance.get("started_from")}
-    if isinstance(job.model, Network):
+    if isinstance(job.model, FromBackbone):
         began = {"backbone_weights": job.model.backbone_weights}
     return {
         "trained_on": state.info["dataset"],

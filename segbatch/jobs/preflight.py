@@ -87,7 +87,7 @@ def prepare_model(uri: str, predict: Predict, limits: Limits, *, confidence: boo
     ):
         raise JobFileError("predict.scales: a tile would be smaller than 64 pixels at that scale")
     reading = Reading(
-        limits.of_reading(),
+        limits.read_limits(),
         limits.max_pixels,
         model.long_side,
         jpegs_on_device=predict.decode == "device",

@@ -26,7 +26,6 @@ from segbatch.console import say
 from segbatch.errors import (
     Damaged,
     Fenced,
-    Incomplete,
     Interrupted,
     JobFailed,
     RunError,
@@ -374,15 +373,6 @@ def repair_run(
         apply_repair(plan, driver, partial(state.schema, job, prepared.config.classes), say)
     else:
         say(f"{uri}: nothing is damaged")
-
-
-@contextlib.contextmanager
-def outages() -> Iterator[None]:
-    """Turn ``OSError`` into :class:`~segbatch.errors.Incomplete`: run it again."""
-    try:
-        yield
-    except OSError as error:
-        raise Incomplete(f"storage: {storage.one_line(error)}; run again") from error
 
 
 def _short(value: Any) -> str:

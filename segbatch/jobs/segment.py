@@ -28,7 +28,7 @@ from segbatch.jobs.preflight import (
     prepare,
 )
 from segbatch.jobs.progress import Progress
-from segbatch.jobs.runstate import RunState, StartRecord, outages, repair_run
+from segbatch.jobs.runstate import RunState, StartRecord, repair_run
 from segbatch.jobs.runtime.executor import RayExecutor, resolve_precision, sample_sizes, share_model
 from segbatch.jobs.runtime.nodes import NodeClock
 from segbatch.jobs.runtime.sharing import ENCODE_CPUS, PARQUET_CPUS, READ_CPUS, worker_cpus
@@ -121,7 +121,7 @@ def segment(
         raise InputError(f"--only {','.join(unknown)}: no such kind; kinds: {', '.join(ERRORS)}")
     prepared = prepare(job)
     uri = storage.normalize(job.output)
-    with outages(), interruptible():
+    with storage.translate_errors("storage:"), interruptible():
         state = None if repair else RunState.read(uri)
         if state is not None:
             state.refuse_changes(job, prepared.model_sha256)

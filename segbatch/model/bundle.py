@@ -24,7 +24,7 @@ import torch
 import yaml
 
 from segbatch import storage
-from segbatch.errors import Incomplete, InputError, ModelError
+from segbatch.errors import InputError, ModelError
 from segbatch.masks.classes import Classes
 from segbatch.model import weights, zoo
 from segbatch.model.config import ModelConfig
@@ -201,12 +201,8 @@ def _parse(data: bytes, uri: str) -> ModelConfig:
 
 
 def _files(uri: str) -> list[storage.StoredFile]:
-    try:
+    with storage.translate_errors("cannot list", ModelError):
         return list(storage.list_files(uri))
-    except (FileNotFoundError, PermissionError) as error:
-        raise ModelError(f"{uri}: cannot be listed: {storage.one_line(error)}") from error
-    except OSError as error:
-        raise Incomplete(f"{uri}: cannot be listed: {storage.one_line(error)}") from error
 
 
 def _sha256(*parts: bytes) -> str:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segbatch import storage
-from segbatch.errors import Damaged, Incomplete
+from segbatch.errors import Damaged
 from segbatch.results.finish import unreferenced
 from segbatch.results.log import DeltaLog, TableFile, entry_uri, read_columns, read_verified
 from segbatch.results.table import Table
@@ -69,7 +69,7 @@ def audit(run: RunFolder, *, deep: bool = False) -> Audit:
     """
     result = Audit(run.uri, run.status, run.info.manifest.rows)
     rows_of_image = np.zeros(result.images, np.uint32)
-    try:
+    with storage.translate_errors("audit stopped:"):
         rows, stats = run.log("rows"), run.log("stats")
         if rows is not None:
             _count_rows(rows, rows_of_image, result, deep=deep)
@@ -85,8 +85,6 @@ def audit(run: RunFolder, *, deep: bool = False) -> Audit:
             if stats is not None and not stats.damaged:
                 noted = {file.name: stats.sha256.get(file.name, "") for file in stats.files()}
                 result.damaged += _changed(stats.uri, noted)
-    except OSError as error:
-        raise Incomplete(f"audit stopped: {storage.one_line(error)}") from error
     missing, twice = np.flatnonzero(rows_of_image == 0), np.flatnonzero(rows_of_image > 1)
     result.missing, result.missing_ids = len(missing), missing[:EXAMPLES].tolist()
     result.twice, result.twice_ids = len(twice), twice[:EXAMPLES].tolist()

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from segbatch import storage
-from segbatch.errors import Incomplete, RunError
+from segbatch.errors import RunError
 from segbatch.masks.classes import Classes
 from segbatch.results.lease import heartbeat_age_s, holder_is_alive, read_lease
 from segbatch.results.log import DeltaLog
@@ -23,12 +23,8 @@ from segbatch.results.table import Table, kind_of
 def open_folder(uri: str) -> RunFolder:
     """The run at ``uri``. Raises :class:`~segbatch.errors.RunError` if there is none."""
     uri = storage.normalize(uri)
-    try:
+    with storage.translate_errors("cannot read run", RunError):
         info = read_info(uri)
-    except PermissionError as error:
-        raise RunError(f"cannot read run {error}") from error
-    except OSError as error:
-        raise Incomplete(f"cannot read run {error}; ask again") from error
     if info is None:
         raise RunError(f"{uri}: no run here (no run.json in it)")
     return RunFolder(uri, info)

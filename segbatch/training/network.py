@@ -9,8 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from segbatch.config.training import Network as NetworkKeys
-from segbatch.config.training import Start
+from segbatch.config.training import FromBackbone, FromBundle
 from segbatch.errors import ModelError
 from segbatch.masks.classes import Classes
 from segbatch.model import bundle, weights, zoo
@@ -19,7 +18,7 @@ from segbatch.model.zoo import Network
 
 
 def build_network(
-    keys: NetworkKeys | Start, classes: Classes, say: Callable[[str], None]
+    keys: FromBackbone | FromBundle, classes: Classes, say: Callable[[str], None]
 ) -> tuple[Network, ModelConfig]:
     """The network to train, on the CPU and with its auxiliary head, and the config of its bundle.
 
@@ -27,7 +26,7 @@ def build_network(
     is rebuilt. Raises :class:`~segbatch.errors.ModelError` for a network that cannot be built, or
     weights that do not fit.
     """
-    if isinstance(keys, Start):
+    if isinstance(keys, FromBundle):
         return _from_bundle(keys.bundle, classes, say)
     network = zoo.build(
         keys.arch,
