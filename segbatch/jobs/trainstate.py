@@ -10,7 +10,7 @@ from typing import Any
 
 from segbatch import storage
 from segbatch.config.job import FinetuneJob
-from segbatch.errors import Incomplete, Interrupted, JobFailed, RunError, SegbatchError
+from segbatch.errors import Interrupted, JobFailed, RunError, SegbatchError
 from segbatch.jobs.runtime.workers import Workers
 from segbatch.jobs.stamp import software, submission
 from segbatch.labels.dataset import Dataset
@@ -115,15 +115,12 @@ class TrainState:
     def guard(self) -> Iterator[None]:
         """Note in ``run.json`` how a training ended early."""
         try:
-            yield
-        except (SegbatchError, OSError) as error:
-            status = "incomplete"
-            if isinstance(error, Interrupted | JobFailed):
-                status = "interrupted" if isinstance(error, Interrupted) else "failed"
+            with storage.translate_errors("storage:"):
+                yield
+        except SegbatchError as error:
+            ended = {Interrupted: "interrupted", JobFailed: "failed"}
             with contextlib.suppress(OSError):
-                self.write(status)
-            if isinstance(error, OSError):
-                raise Incomplete(f"storage: {storage.one_line(error)}; run it again") from error
+                self.write(ended.get(type(error), "incomplete"))
             raise
 
     def summary(self) -> dict[str, Any]:
