@@ -21,7 +21,7 @@ from segbatch.results.diff import Diff
 from segbatch.results.disagreement import compare_masks, count_confusion
 from segbatch.results.encode import Encoding, encode
 from segbatch.results.finish import write_stats
-from segbatch.results.runinfo import write_info
+from segbatch.results.runinfo import RunInfo, write_info
 from segbatch.results.schema import rows_schema, stats_schema
 from segbatch.results.stats import pixels_per_class
 from segbatch.results.table import Table
@@ -74,13 +74,15 @@ def run_of(
     )
     if finished:
         write_stats(table, Table.create(str(folder / "stats"), stats_schema(schema)), 1)
-    info = {
+    content = {
         "status": "complete" if finished else "running",
+        "created": 0.0,
+        "identity": {},
         "job": {} if masks else {"masks": "none"},
         "model": {"uri": f"models/{folder.name}", "sha256": "", "classes": classes.to_json()},
         "manifest": {"rows": len(images), "duplicates": 0, "files": []},
     }
-    return Run(str(folder), info)
+    return Run(str(folder), RunInfo.model_validate(content))
 
 
 def disagreements(found: Diff) -> dict[str, float | None]:
