@@ -1,4 +1,4 @@
-"""Evaluate: a model and a labelled dataset in, metrics out. The whole job, on Ray Data.
+"""The evaluate job: a model and a labelled dataset in, metrics out, on Ray Data.
 
 :func:`pipeline` shows what happens to a labelled image; between reading and scoring it is what the
 segment job does. Workers count and the driver adds up; unless every image is scored exactly once,

@@ -1,7 +1,7 @@
-"""Fine-tune: a labelled dataset in, a model out. The whole job, from top to bottom, on Ray Train.
+"""The fine-tune job: a labelled dataset in, a model out, on Ray Train.
 
-The driver checks everything before it asks for workers, replaces those that are lost, and makes a
-bundle of the best epoch's checkpoint. What each worker does is in :mod:`segbatch.jobs.epochs`.
+The driver checks everything before it asks for workers, has lost ones replaced, and makes a bundle
+of the best epoch's checkpoint. What each worker does is in :mod:`segbatch.jobs.epochs`.
 """
 
 from __future__ import annotations
