@@ -85,7 +85,7 @@ def read_stage(table: pa.Table, dataset: Dataset) -> pa.Table:
     ``table`` has a row for each shard: ``path``, ``rows``, ``sha256``. The result has ``image_id``,
     ``uri``, ``file`` (the shard's path), ``truth`` (the mask's PNG), and ``data``, ``error`` and
     ``message`` as :func:`~segbatch.images.fetch.fetch` gives them. Uses at most twice the shards'
-    bytes of memory. Raises what :meth:`Dataset.read_shard <segbatch.labels.dataset.Dataset.read_shard>` does.
+    bytes of memory. Raises what :meth:`~segbatch.labels.dataset.Dataset.read_shard` does.
     """
     parts = []
     for entry in table.to_pylist():
