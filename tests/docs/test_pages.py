@@ -33,12 +33,22 @@ def test_every_link_between_documents_leads_somewhere() -> None:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-def test_every_module_is_in_the_file_tree_of_the_readme() -> None:
+def test_the_tree_of_the_readme_has_every_package_and_file_of_the_top() -> None:
     tree = (ROOT / "README.md").read_text().split("## The code")[1]
-    for module in (ROOT / "segbatch").rglob("*.py"):
-        if module.parent.name == "demo" or module.name.startswith("__"):
-            continue
-        assert re.search(rf"\b{module.stem}\b", tree), f"{module.name} is not in the README"
+    for path in (ROOT / "segbatch").iterdir():
+        if not path.name.startswith("_") and path.name != "py.typed":
+            name = f"{path.name}/" if path.is_dir() else path.name
+            assert name in tree, f"{name} is not in the README"
+
+
+def test_the_pages_on_the_code_name_files_that_are_there() -> None:
+    for page in ("docs/architecture.md", "CONTRIBUTING.md"):
+        text = (ROOT / page).read_text()
+        named = re.findall(r"`((?:segbatch/)?[a-z]+/[a-z_/]+\.py)`", text)
+        assert named
+        for name in named:
+            file = ROOT / "segbatch" / name.removeprefix("segbatch/")
+            assert file.exists() or (ROOT / name).exists(), f"{page} names {name}"
 
 
 def test_every_promise_names_a_test_that_is_there() -> None:
