@@ -29,6 +29,19 @@ os.environ |= {
 
 ROOT = Path(__file__).parents[1]
 
+# `scripts/test unit` leaves out tests that use one of these fixtures, and those of whole commands.
+SLOW_FIXTURES = {"ray_context", "s3"}
+SLOW_FOLDERS = {"cli", "cluster", "demo", "docs", "jobs", "released"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests that need neither Ray nor a server nor a process of their own as ``unit``."""
+    for item in items:
+        folder = item.path.relative_to(ROOT / "tests").parts[0]
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if folder not in SLOW_FOLDERS and not SLOW_FIXTURES & fixtures:
+            item.add_marker("unit")
+
 
 class S3:
     """An S3 server for tests; the AWS_* variables point at it."""
