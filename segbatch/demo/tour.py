@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -119,11 +120,8 @@ def _make_room(folder: Path) -> None:
 def _render(number: int) -> list[Scene]:
     # Spawned, not forked: torch and pyarrow are running threads by now.
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as processes:
-        return list(processes.map(_scene, range(number), chunksize=10))
-
-
-def _scene(seed: int) -> Scene:
-    return render_facade(seed, RENDERED_SIDE)
+        render = partial(render_facade, long_side=RENDERED_SIDE)
+        return list(processes.map(render, range(number), chunksize=10))
 
 
 def _import(scenes: Sequence[Scene], folder: Path) -> None:

@@ -20,9 +20,10 @@ from segbatch.results.query import query_failure, sql
 from segbatch.results.runfolder import RunFolder
 from segbatch.results.schema import FAILED, OK
 
-FACTOR = 10  # candidates for each image that is wanted; Zhdanov (2019) takes 10 to 50
-AT_LEAST = 2  # candidates for each wanted image in a small run
-WORST = 4  # in a small run, only one row in so many is a candidate
+FACTOR = 10  # candidates for each wanted image; Zhdanov (2019) takes 10 to 50
+# A ranking by score takes at most one of four rows, but at least two for each wanted image.
+ROWS_PER_CANDIDATE = 4
+MIN_FACTOR = 2
 
 # Images that cannot be labelled; one that crashed a worker would crash a labelling tool, too.
 UNLABELLABLE = ("truncated", "undecodable", "unsupported", "too_large", "crashed")
@@ -69,12 +70,12 @@ def find_candidates(
     scope = "true" if among is None else f"uri IN ({', '.join(map(quoted_text, sorted(among)))})"
     try:
         margin = len(without) + run.info.manifest.duplicates
-        ranking = RANKINGS[by](run, scope, against, WORST * FACTOR * count + margin)
+        ranking = RANKINGS[by](run, scope, against, ROWS_PER_CANDIDATE * FACTOR * count + margin)
         left_out = _left_out(run, by, scope, among)
         [(rows,)] = sql([run], f"SELECT count(*) FROM ({ranking.select})").fetchall()
         limit = FACTOR * count
         if ranking.reason:
-            limit = min(limit, max(AT_LEAST * count, rows // WORST))
+            limit = min(limit, max(MIN_FACTOR * count, rows // ROWS_PER_CANDIDATE))
         relation = sql(
             [run],
             f"{ranking.select} ORDER BY score DESC, md5(uri), image_id LIMIT {limit + margin}",
