@@ -1,6 +1,8 @@
 """The formats as users name them."""
 
-from segbatch.cli.runs import Target
+from typing import get_args, get_type_hints
+
+from segbatch.cli import runs
 from segbatch.formats import FORMATS
 from segbatch.review.export.export import TABLES, WRITERS
 
@@ -10,4 +12,4 @@ def test_every_format_is_read_or_written() -> None:
 
 
 def test_the_command_line_exports_every_format_that_can_be_written() -> None:
-    assert {target.value for target in Target} == {*WRITERS, *TABLES}
+    assert {*get_args(get_type_hints(runs.export_command)["to"])} == {*WRITERS, *TABLES}
