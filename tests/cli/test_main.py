@@ -195,10 +195,10 @@ def test_query_and_status_load_neither_torch_nor_ray(whole_run: Any) -> None:
 
 
 def test_every_public_name_is_a_function_in_any_order_of_imports() -> None:
-    for name in segbatch._HOME:
+    for name in segbatch._MODULES:
         assert callable(getattr(segbatch, name)), name
         assert callable(getattr(segbatch, name)), f"{name}, the second time"
-    assert set(segbatch._HOME) == set(segbatch.__all__) - {"__version__"}
+    assert set(segbatch._MODULES) == set(segbatch.__all__) - {"__version__"}
     assert set(segbatch.__all__) <= set(dir(segbatch))
     with pytest.raises(AttributeError):
         _ = segbatch.no_such_name
