@@ -224,7 +224,7 @@ def test_only_the_views_that_a_query_names_are_made(run: Run) -> None:
 
 
 def test_a_query_that_is_not_valid_text_is_refused(run: Run) -> None:
-    with pytest.raises(InputError, match="no text in UTF-8"):
+    with pytest.raises(InputError, match="not valid UTF-8 text"):
         sql([run], "SELECT '\udcff'")
 
 
