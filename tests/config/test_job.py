@@ -1,4 +1,4 @@
-"""Job files: what they mean, and that a mistake is one line with file, line and key."""
+"""Job files are read as documented; a mistake is one line with file, line and key."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def refusal(load):
     return refusal
 
 
-def test_keys_left_out_have_the_documented_defaults(load) -> None:
+def test_missing_keys_have_the_documented_defaults(load) -> None:
     job = load(MINIMAL)
     assert job.predict.long_side == "auto"
     assert job.predict.batch_size == 16
@@ -66,11 +66,11 @@ def test_keys_left_out_have_the_documented_defaults(load) -> None:
         ("{manifest: t/, uri_column: path}", Manifest(manifest="t/", uri_column="path")),
     ],
 )
-def test_images_are_named_short_or_spelled_out(load, images: str, source: object) -> None:
+def test_sources_of_images_are_strings_or_mappings(load, images: str, source: object) -> None:
     assert load(MINIMAL.replace("s3://bucket/facades/", images)).sources == [source]
 
 
-def test_a_list_of_sources_is_taken_in_order(load) -> None:
+def test_a_list_of_sources_keeps_its_order(load) -> None:
     job = load(MINIMAL.replace("s3://bucket/facades/", "[a.csv, b/]"))
     assert job.sources == [Manifest(manifest="a.csv"), Prefix(prefix="b/")]
 
@@ -134,7 +134,7 @@ def test_every_missing_key_is_named(refusal) -> None:
         ("a: &x [1]\nb: *x\n", "job.yaml:2: *x: write the value out instead"),
     ],
 )
-def test_what_is_no_job_file_is_refused(refusal, text: str, expected: str) -> None:
+def test_other_yaml_than_a_job_file_is_refused(refusal, text: str, expected: str) -> None:
     assert expected in refusal(text)
 
 
@@ -171,7 +171,7 @@ def test_hostile_values_are_refused_in_one_line(refusal, addition: str, expected
     assert len(message) < 1000
 
 
-def test_mistakes_without_end_are_counted_and_not_all_listed(refusal) -> None:
+def test_many_mistakes_are_counted_and_not_all_listed(refusal) -> None:
     lines = refusal(MINIMAL + "".join(f"key{n}: 1\n" for n in range(1000))).splitlines()
     assert len(lines) == 21
     assert lines[-1] == "and 980 more"
@@ -185,7 +185,7 @@ def test_mistakes_without_end_are_counted_and_not_all_listed(refusal) -> None:
         (b"", "it should begin with 'kind: segment'"),
     ],
 )
-def test_what_is_no_text_of_a_sensible_length_is_refused(
+def test_a_file_that_is_no_text_or_too_large_is_refused(
     tmp_path: Path, content: bytes, expected: str
 ) -> None:
     path = tmp_path / "job.yaml"
@@ -248,7 +248,7 @@ def test_an_output_that_cannot_hold_a_run_is_refused(refusal) -> None:
         ("s3://bucket/models/facades/run", "lies in the model"),
     ],
 )
-def test_an_output_that_was_not_meant_is_refused(refusal, output: str, expected: str) -> None:
+def test_a_mistyped_output_is_refused(refusal, output: str, expected: str) -> None:
     message = refusal(MINIMAL.replace("s3://bucket/runs/one", output))
     assert ":4: output: " in message
     assert expected in message
@@ -261,7 +261,7 @@ def test_an_output_among_the_files_of_a_manifest_is_refused(refusal) -> None:
     )
 
 
-def test_an_output_of_a_training_is_not_its_dataset_nor_the_model_that_it_goes_on_from(
+def test_the_output_of_a_training_is_not_in_its_dataset_or_its_first_model(
     refusal,
 ) -> None:
     text = "kind: finetune\ndataset: labels\nmodel: {from: ./model}\noutput: "
@@ -285,7 +285,7 @@ def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
         load_job(str(tmp_path / "none.yaml"))
 
 
-def test_a_mapping_and_a_job_are_taken_as_they_are() -> None:
+def test_a_mapping_or_a_job_object_is_accepted() -> None:
     mapping = {"kind": "segment", "images": "a", "model": "b", "output": "c"}
     job = load_job(mapping)
     assert load_job(job) is job
@@ -330,7 +330,7 @@ def test_any_text_is_a_job_or_refused(tmp_path_factory: pytest.TempPathFactory, 
         load_job(str(path), environment={"BUCKET": "b"})
 
 
-def test_identity_holds_what_the_results_depend_on_and_nothing_else() -> None:
+def test_the_identity_has_exactly_the_keys_that_results_depend_on() -> None:
     mapping = {"kind": "segment", "images": "a", "model": "b", "output": "c"}
     assert set(load_job(mapping).identity()) == {
         "images", "model", "predict.long_side", "predict.tile", "predict.flip", "predict.scales",

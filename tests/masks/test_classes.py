@@ -1,4 +1,4 @@
-"""Presets of classes, and whether the colours of ours can be told apart."""
+"""Presets of classes, and whether the colours of the facade classes are distinct."""
 
 from itertools import combinations
 
@@ -15,7 +15,7 @@ from segbatch.masks.classes import (
     voc_color,
 )
 
-# What is left of linear RGB without one kind of cones. Source: Machado, Oliveira and Fernandes, A
+# Linear RGB as seen without one kind of cones. Source: Machado, Oliveira and Fernandes, A
 # Physiologically-based Model for Simulation of Color Vision Deficiency (2009), severity 1.0.
 VISION = {
     "normal": np.eye(3),
@@ -37,7 +37,7 @@ SEEN = 10.0  # differences of 2.3 are just seen side by side
 
 
 def lab(color: Color, vision: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """CIE L*a*b* of a colour as it is seen; distances are about how different colours look."""
+    """CIE L*a*b* of a colour as seen; distances approximate how different colours look."""
     srgb = np.array(color) / 255
     linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
     xyz = XYZ @ np.clip(np.array(vision) @ linear, 0, 1) / WHITE
@@ -46,7 +46,7 @@ def lab(color: Color, vision: npt.ArrayLike) -> npt.NDArray[np.float64]:
 
 
 @pytest.mark.parametrize("vision", VISION)
-def test_facade_colours_are_told_apart_with_any_kind_of_colour_blindness(vision: str) -> None:
+def test_facade_colours_are_distinct_with_any_kind_of_colour_blindness(vision: str) -> None:
     colors = {name: color for name, color in FACADE_COLORS.items() if name != "facade"}  # wall's
     seen = {name: lab(color, VISION[vision]) for name, color in colors.items()}
     distances = {(a, b): np.linalg.norm(seen[a] - seen[b]) for a, b in combinations(seen, 2)}
@@ -54,7 +54,7 @@ def test_facade_colours_are_told_apart_with_any_kind_of_colour_blindness(vision:
     assert distances[closest] > SEEN, (closest, distances[closest])
 
 
-def test_the_simulation_knows_colours_that_look_alike() -> None:
+def test_the_simulation_finds_colours_that_look_alike() -> None:
     red, green = (200, 0, 0), (95, 105, 0)
     assert np.linalg.norm(np.subtract(*(lab(c, VISION["normal"]) for c in (red, green)))) > 50
     assert np.linalg.norm(np.subtract(*(lab(c, VISION["deuteranopia"]) for c in (red, green)))) < 25
@@ -77,7 +77,7 @@ def test_the_simulation_knows_colours_that_look_alike() -> None:
         ("ade20k", 150, 149, "flag", (92, 0, 255)),
     ],
 )
-def test_presets_have_the_ids_names_and_colours_that_people_know(
+def test_presets_have_their_usual_ids_names_and_colours(
     preset: str, number: int, class_id: int, name: str, color: Color
 ) -> None:
     classes = read_classes(preset)

@@ -1,3 +1,5 @@
+"""The codec of masks, overlays and legends."""
+
 import io
 import struct
 import zlib
@@ -138,7 +140,7 @@ def test_an_image_without_palette_is_refused(mode: str) -> None:
         decode_mask(png(Image.new(mode, (4, 4))))
 
 
-def test_what_is_no_png_is_refused() -> None:
+def test_data_that_is_no_png_is_refused() -> None:
     jpeg = io.BytesIO()
     Image.new("RGB", (8, 8)).save(jpeg, "JPEG")
     for data in (b"", b"not a mask", jpeg.getvalue()):
@@ -169,7 +171,7 @@ def test_damaged_bytes_give_a_label_map_or_a_source_error(data: st.DataObject) -
     assert decoded.ndim == 2
 
 
-def test_an_error_that_pillow_does_not_foresee_is_a_source_error() -> None:
+def test_any_error_of_pillow_is_a_source_error() -> None:
     data = encode_mask(np.zeros((3, 3), np.uint8), PALETTE)
     empty_profile = struct.pack(">I4sI", 0, b"iCCP", zlib.crc32(b"iCCP"))
     with pytest.raises(SourceError):  # an IndexError in Pillow 13
@@ -202,7 +204,7 @@ def test_a_mask_above_the_limit_of_pillow_is_read() -> None:
         np.zeros((4, 0), np.uint8),
     ],
 )
-def test_what_is_no_label_map_is_not_encoded(label_map: np.ndarray) -> None:
+def test_an_array_that_is_no_label_map_is_not_encoded(label_map: np.ndarray) -> None:
     with pytest.raises(ValueError, match="HW uint8"):
         encode_mask(label_map, PALETTE)
 
@@ -249,7 +251,7 @@ def colors_below(sheet: Image.Image, picture: Image.Image) -> set[tuple[int, ...
     return {tuple(color) for color in np.unique(below, axis=0).tolist()}
 
 
-def test_a_legend_stands_below_the_picture_and_shows_the_classes_that_are_there() -> None:
+def test_a_legend_is_below_the_picture_and_shows_the_classes_in_it() -> None:
     picture = Image.new("RGB", (400, 100), (1, 2, 3))
     sheet = with_legend(picture, CLASSES, np.array([0.25, 0.75, 0.0]))
     assert sheet.width == picture.width
@@ -269,7 +271,7 @@ def test_a_legend_begins_with_the_largest_class() -> None:
     assert first_column[1] < first_column[2] < first_column[0]
 
 
-def test_a_legend_of_many_classes_goes_on_in_further_lines() -> None:
+def test_a_legend_of_many_classes_has_several_lines() -> None:
     many = Classes([f"class number {i}" for i in range(100)])
     picture = Image.new("RGB", (300, 50))
     few_lines = with_legend(picture, many, np.eye(100)[0])

@@ -1,4 +1,4 @@
-"""Columns of large binaries: the bytes that went in, in the same place in memory."""
+"""Binary columns are made from bytes, and viewed as bytes, without a copy."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_any_column_reads_as_pyarrow_reads_it(column: pa.ChunkedArray) -> None:
     assert [None if view is None else view.tobytes() for view in views] == column.to_pylist()
 
 
-def test_a_column_that_has_travelled_is_read() -> None:
+def test_a_column_from_an_ipc_stream_is_read() -> None:
     table = pa.table({"pixels": binary_column(CONTENT, [0, 4, 4, 10])})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:

@@ -1,3 +1,5 @@
+"""Reading, writing, listing and deleting, against local files, S3 and a faulty HTTP server."""
+
 import itertools
 import os
 import threading
@@ -35,7 +37,7 @@ def kind(uri: str, limits: ReadLimits = ONCE) -> str:
 
 
 class FaultyServer(ThreadingHTTPServer):
-    """Answers each object as its name says: HTTP, and S3 by path, without looking at signatures."""
+    """Answers as the name of the object says, over HTTP and S3; signatures are not checked."""
 
     daemon_threads = True
 
@@ -50,7 +52,7 @@ class FaultyServer(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hangs up is part of the tests."""
+        """Clients that hang up are part of the tests."""
 
 
 class FaultyHandler(BaseHTTPRequestHandler):
@@ -142,8 +144,9 @@ Objects = Callable[[str], str]  # name → URI
 def faulty(
     request: pytest.FixtureRequest, server: FaultyServer, monkeypatch: pytest.MonkeyPatch
 ) -> Objects:
-    """The faulty server's objects: in a bucket, whose name is new because clients are kept, or on
-    a site, as plain or as signed URLs.
+    """The faulty server's objects, in a bucket or on a web site, with plain or with signed URLs.
+
+    Each test has a new bucket because clients are cached.
     """
     if request.param == "http":
         return lambda name: f"{server.root}/{name}"
@@ -158,7 +161,7 @@ def faulty(
     return lambda name: f"s3://{bucket}/{name}"
 
 
-# ------------------------------------------------------------------------------------ bulk reading
+# ------------------------------------------------------------------------------------ reading many
 
 
 def test_a_good_object_costs_one_get_and_no_head(faulty: Objects, server: FaultyServer) -> None:
@@ -186,7 +189,7 @@ def test_an_empty_object_is_no_error(faulty: Objects) -> None:
         ("cut", "unavailable"),
     ],
 )
-def test_every_refusal_has_its_kind(faulty: Objects, name: str, expected: str) -> None:
+def test_each_failure_has_its_kind(faulty: Objects, name: str, expected: str) -> None:
     assert kind(faulty(name)) == expected
 
 
@@ -201,11 +204,11 @@ def test_no_server_is_unavailable() -> None:
     assert kind("http://127.0.0.1:9/x.jpg") == "unavailable"
 
 
-def test_a_number_in_a_key_is_not_taken_for_an_answer(faulty: Objects) -> None:
+def test_a_number_in_a_key_is_not_read_as_a_status(faulty: Objects) -> None:
     assert kind(faulty("0401-gone")) == "not_found"
 
 
-def test_no_credentials_at_all_are_everybodys_fault(
+def test_a_machine_without_credentials_is_a_credentials_failure(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
@@ -216,7 +219,7 @@ def test_no_credentials_at_all_are_everybodys_fault(
     assert kind(f"s3://{next(buckets)}/x.jpg") == "credentials"
 
 
-def test_whoever_goes_to_another_server_is_served_by_that_one(
+def test_clients_follow_a_change_of_the_endpoint(
     s3: S3, server: FaultyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     s3.client.create_bucket(Bucket="moved")
@@ -230,25 +233,29 @@ def test_whoever_goes_to_another_server_is_served_by_that_one(
         assert read("s3://moved/good") == content
 
 
-def test_what_is_transient_is_tried_again(faulty: Objects, server: FaultyServer) -> None:
+def test_a_transient_failure_is_retried(faulty: Objects, server: FaultyServer) -> None:
     assert read(faulty("recovers"), ReadLimits(retries=5)) == b"at last"
     assert server.requests["GET", "recovers"] == 3
 
 
-def test_tries_are_bounded(faulty: Objects, server: FaultyServer) -> None:
+def test_retries_are_bounded(faulty: Objects, server: FaultyServer) -> None:
     assert kind(faulty("busy"), ReadLimits(retries=2)) == "unavailable"
     assert server.requests == {("GET", "busy"): 3}
 
 
 @pytest.mark.parametrize("name", ["missing", "denied", "unauthorized", "expired", "unknown-key"])
-def test_what_is_final_is_asked_once(faulty: Objects, server: FaultyServer, name: str) -> None:
+def test_a_permanent_failure_is_not_retried(
+    faulty: Objects, server: FaultyServer, name: str
+) -> None:
     kind(faulty(name), ReadLimits(retries=5))
     assert server.requests == {("GET", name): 1}
 
 
-def test_the_length_is_looked_at_before_the_body(faulty: Objects, server: FaultyServer) -> None:
+def test_the_length_is_checked_before_the_body_is_read(
+    faulty: Objects, server: FaultyServer
+) -> None:
     assert kind(faulty("large"), ReadLimits(max_bytes=1000, retries=0)) == "too_large"
-    # What lies in socket buffers is on its way before anyone can refuse it.
+    # Socket buffers fill before the client can close the connection.
     assert server.body_bytes < 32 << 20
 
 
@@ -280,7 +287,7 @@ ODD_KEYS = [
 ]  # fmt: skip
 
 
-def test_keys_are_taken_as_they_stand(s3: S3) -> None:
+def test_keys_are_used_unchanged(s3: S3) -> None:
     root = s3.uri("odd")
     for key in ODD_KEYS:
         s3.put(f"{root}/{key}", key.encode())
@@ -291,7 +298,7 @@ def test_keys_are_taken_as_they_stand(s3: S3) -> None:
 @pytest.mark.parametrize(
     "uri", ["", "s3://", "s3://bucket", "nosuch://a/b", "http://[::1", "/no/such\0file", "/"]
 )
-def test_a_uri_that_names_nothing_is_not_found(s3: S3, uri: str) -> None:
+def test_an_invalid_uri_is_not_found(s3: S3, uri: str) -> None:
     assert kind(uri) == "not_found"
 
 
@@ -316,7 +323,7 @@ def test_other_protocols_go_through_fsspec() -> None:
     assert kind("memory://folder/none.jpg") == "not_found"
 
 
-# ------------------------------------------------------------------- writing, listing, small things
+# ------------------------------------------------------------------ writing, listing, small objects
 
 
 @pytest.fixture(params=["local", "s3", "memory"])
@@ -328,7 +335,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(tmp_path / "folder") if request.param == "local" else f"memory://{tmp_path}"
 
 
-def test_what_is_written_is_there_until_it_is_deleted(folder: str) -> None:
+def test_a_written_object_exists_until_it_is_deleted(folder: str) -> None:
     uri = storage.join(folder, "deep", "a.bin")
     assert not storage.exists(uri)
     with pytest.raises(FileNotFoundError, match=r"a\.bin"):
@@ -350,7 +357,7 @@ def test_a_listing_is_deep_and_sorted(folder: str) -> None:
     assert list(storage.list_files(folder)) == [StoredFile(uri, len(uri)) for uri in uris]
 
 
-def test_a_listing_with_odd_keys_is_whole(s3: S3) -> None:
+def test_a_listing_with_odd_keys_is_complete(s3: S3) -> None:
     root = s3.uri("odd")
     uris = {f"{root}/{key}" for key in ODD_KEYS}
     for uri in uris:
@@ -381,14 +388,14 @@ def test_a_local_write_is_whole_or_not_at_all(
     assert [file.name for file in tmp_path.iterdir()] == ["a.bin"]
 
 
-def test_a_local_write_that_cannot_be_is_an_error(tmp_path: Path) -> None:
+def test_a_local_write_that_is_impossible_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OSError, match="file"):
         storage.write_bytes(str(tmp_path / "file" / "a.bin"), b"content")
 
 
 @pytest.mark.parametrize("missing", ["a.bin/b.bin", "a.bin/deep/b.bin", "folder"])
-def test_what_is_in_the_way_of_an_output_is_wrong_input_and_nothing_else_is_left(
+def test_an_output_with_something_in_its_way_is_wrong_input_and_leaves_nothing(
     tmp_path: Path, missing: str
 ) -> None:
     out, file = tmp_path / "out", tmp_path / "file"
@@ -405,13 +412,13 @@ def test_what_is_in_the_way_of_an_output_is_wrong_input_and_nothing_else_is_left
     assert (out / "a.bin").read_bytes() == b"mine"
 
 
-def test_an_output_that_storage_fails_to_write_is_run_again() -> None:
+def test_an_outage_while_writing_an_output_says_run_it_again() -> None:
     once_more = pytest.raises(Incomplete, match=r"^cannot write it: no space; run it again$")
     with once_more, storage.translate_errors("cannot write", InputError):
         raise OSError("it:\nno space")
 
 
-def test_a_local_listing_follows_links_and_leaves_out_what_is_no_file(tmp_path: Path) -> None:
+def test_a_local_listing_follows_links_and_skips_other_than_files(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "a.jpg").write_bytes(b"x")
     folder = tmp_path / "folder"

@@ -1,4 +1,4 @@
-"""What storage does to us, for real: a proxy in front of the S3 server breaks what passes."""
+"""Storage faults: a proxy in front of the S3 server breaks requests and answers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ OF_READS = [SLOW_DOWN, INTERNAL, RESET, LOST, STALL, STALL_BODY, *BODIES]
 
 
 def limits(fault: dict[str, Any], retries: int) -> ReadLimits:
-    """A time-out that is short only where it is what is waited for."""
+    """Limits with a short timeout only for the faults that must run into it."""
     return ReadLimits(timeout_s=0.3 if fault["kind"].startswith("stall") else 30, retries=retries)
 
 
@@ -41,7 +41,7 @@ def named(fault: dict[str, Any]) -> str:
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In this process, not in Ray's workers."""
+    """Short waits before retries, in this process but not in Ray's workers."""
     monkeypatch.setattr(clients, "BACKOFF_S", 0.01)
     monkeypatch.setattr(clients, "MAX_BACKOFF_S", 0.1)
 
@@ -54,7 +54,7 @@ def heal(s3: S3) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def objects(s3: S3) -> dict[str, bytes]:
-    """Sixty objects of different sizes, each with a content of its own, by their URIs."""
+    """Sixty objects of different sizes and contents, by URI."""
     root = s3.uri("objects")
     contents = {f"{root}/{n:02d}.bin": hashlib.sha256(b"%d" % n).digest() * 40 * n
                 for n in range(60)}  # fmt: skip
@@ -67,7 +67,7 @@ def objects(s3: S3) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("fault", OF_READS, ids=named)
-def test_what_passes_is_read_whole_and_asked_for_a_few_times(
+def test_transient_faults_cost_a_few_requests_and_no_byte(
     s3: S3, objects: dict[str, bytes], fault: dict[str, Any]
 ) -> None:
     s3.break_down({"method": "GET", "rate": 0.3, "times": 4, **fault})
@@ -80,7 +80,7 @@ def test_what_passes_is_read_whole_and_asked_for_a_few_times(
 
 
 @pytest.mark.parametrize("fault", OF_READS, ids=named)
-def test_what_does_not_pass_is_given_up_after_as_many_tries_as_are_allowed(
+def test_a_lasting_fault_uses_up_the_retries(
     s3: S3, objects: dict[str, bytes], fault: dict[str, Any]
 ) -> None:
     uris = list(objects)[1:9]
@@ -92,9 +92,7 @@ def test_what_does_not_pass_is_given_up_after_as_many_tries_as_are_allowed(
 
 
 @pytest.mark.parametrize("fault", [SLOW_DOWN, RESET, STALL, BODIES[0], BODIES[2]], ids=named)
-def test_a_key_that_only_fsspec_takes_is_read_in_the_same_way(
-    s3: S3, fault: dict[str, Any]
-) -> None:
+def test_a_key_that_only_fsspec_accepts_is_retried_too(s3: S3, fault: dict[str, Any]) -> None:
     uri = s3.uri("odd") + "//a.bin"
     s3.put(uri, b"content" * 1000)
     s3.break_down({"method": "GET", "times": 2, **fault})
@@ -102,20 +100,20 @@ def test_a_key_that_only_fsspec_takes_is_read_in_the_same_way(
     s3.break_down({"method": "GET", **fault})
     [content] = storage.read_many([uri], limits(fault, retries=3))
     assert isinstance(content, Unreadable)
-    # aiohttp repeats by itself what was reset on a connection that had been used before.
+    # aiohttp itself repeats a request that was reset on a reused connection.
     assert sum(s3.requests("GET", "odd/").values()) <= 2 * 4
 
 
 def test_an_object_that_takes_longer_than_the_limit_arrives_in_several_requests(s3: S3) -> None:
     uri, data = s3.uri("large") + "/a.bin", bytes(range(256)) * 12_000
     s3.put(uri, data)
-    # Of each answer half comes in time: 1.5 MB, then half of the rest.
+    # Half of each answer arrives in time: 1.5 MB, then half of the rest.
     s3.break_down({"method": "GET", "kind": "stall_body", "seconds": 1.0, "times": 2})
     assert storage.read_many([uri], ReadLimits(timeout_s=0.5, retries=2)) == [data]
     assert list(s3.requests("GET", "large/").values()) == [3]
 
 
-def test_a_bucket_whose_etags_are_no_checksums_costs_one_request_more(s3: S3) -> None:
+def test_a_bucket_without_md5_etags_costs_one_more_request(s3: S3) -> None:
     root = s3.uri("opaque")
     uris = [f"{root}/{number}" for number in range(5)]
     for uri in uris:
@@ -127,12 +125,12 @@ def test_a_bucket_whose_etags_are_no_checksums_costs_one_request_more(s3: S3) ->
     assert sum(s3.requests("HEAD", "opaque/").values()) == 1
 
 
-# ------------------------------------------------------------------ writing, listing, small things
+# ----------------------------------------------------------------- writing, listing, small objects
 
 
 @pytest.mark.parametrize("fault", [SLOW_DOWN, INTERNAL, RESET, LOST, LOST_ERROR], ids=named)
-def test_small_things_get_done(s3: S3, fault: dict[str, Any]) -> None:
-    """Each request is broken twice: of a listing, each page."""
+def test_single_requests_are_retried(s3: S3, fault: dict[str, Any]) -> None:
+    """Each request fails twice; of a listing, each page."""
     root = s3.uri("small")
     s3.break_down({"times": 2, "part": root.split("/")[2], **fault})
     storage.write_bytes(f"{root}/a.bin", b"content")
@@ -146,7 +144,7 @@ def test_small_things_get_done(s3: S3, fault: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("fault", [SLOW_DOWN, RESET, *BODIES[:2]], ids=named)
-def test_arrow_reads_ranges_of_what_breaks_off(s3: S3, fault: dict[str, Any]) -> None:
+def test_pyarrow_reads_ranges_through_faults(s3: S3, fault: dict[str, Any]) -> None:
     root = s3.uri("arrow")
     table = pa.table({"image_id": range(5000), "uri": [f"{n}" * 9 for n in range(5000)]})
     sink = pa.BufferOutputStream()
@@ -158,7 +156,7 @@ def test_arrow_reads_ranges_of_what_breaks_off(s3: S3, fault: dict[str, Any]) ->
     assert read == table.select(["image_id"])
 
 
-def test_a_storage_that_does_not_answer_is_not_taken_for_a_missing_file(
+def test_an_outage_is_not_reported_as_a_missing_file(
     s3: S3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("segbatch.storage.arrow.RETRIES", 1)
@@ -182,7 +180,7 @@ def a_file(number: int) -> DataFile:
 @pytest.mark.parametrize(
     "fault", [SLOW_DOWN, RESET, LOST, LOST_ERROR, {"kind": "stall", "seconds": 2}], ids=named
 )
-def test_a_commit_is_made_once_whatever_becomes_of_its_answer(
+def test_a_commit_is_made_once_even_if_its_answer_is_lost(
     s3: S3, fault: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(clients, "TIMEOUT_S", 1)
@@ -227,6 +225,6 @@ def test_a_job_through_all_faults_at_once_loses_nothing(
     audit = run.audit(deep=True)
     assert (audit.exit_code, audit.uncommitted) == (0, [])
     assert len(asked) == 24
-    # Sixteen are read to see whether they can be, sixteen to measure, and then all are done.
+    # Sixteen are read by the preflight, sixteen to measure, and then all of them.
     assert max(asked.values()) <= 3 * (5 + 1)
     assert sum(asked.values()) <= 2 * (16 + 16 + 24)
