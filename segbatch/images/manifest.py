@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from segbatch import storage
 from segbatch.config.images import Source
 from segbatch.errors import Damaged, SegbatchError
+from segbatch.images.manifestfile import ManifestFile
 from segbatch.images.sources import URI, stream_images
 from segbatch.images.tables import in_memory_duckdb
 
@@ -35,17 +36,6 @@ ROWS_PER_GROUP = 65_536
 _MAX_FILE_BYTES = 128 << 20
 _FILE_NAME = re.compile(r"\d{5,}\.parquet")
 IMAGE_ID = pa.field("image_id", pa.int64(), nullable=False)
-
-
-@dataclass
-class ManifestFile:
-    """One file of the manifest as ``run.json`` lists it; ``size`` is in bytes."""
-
-    name: str
-    rows: int
-    first_id: int
-    sha256: str
-    size: int
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from segbatch import storage
 from segbatch.errors import Damaged, RunError
-from segbatch.images.manifest import ManifestFile
+from segbatch.images.manifestfile import ManifestFile
 
 FORMAT = 2  # 1: without a checksum
 

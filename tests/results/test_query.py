@@ -627,7 +627,7 @@ def test_a_query_imports_neither_torch_nor_ray(run: Run) -> None:
         "import sys\n"
         "from segbatch.results.answer import write_answer\n"
         "from segbatch.results.query import sql\n"
-        "from segbatch.results.runfolder import open_run\n"
+        "from segbatch.run import open_run\n"
         f"write_answer(sql([open_run({run.uri!r})], 'SELECT count(*) AS n FROM images'), 'csv')\n"
         "assert not {'torch', 'ray', 's3fs', 'matplotlib', 'pandas'} & set(sys.modules)\n"
     )
