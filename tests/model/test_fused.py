@@ -75,7 +75,7 @@ def fused_of(coarse: Any, padded: Size, size: Size, mask_size: Size) -> Any:
 
 
 def both(case: Case) -> tuple[Any, Any, float]:
-    """The results of the kernel and the strips, and how far the kernel's winner is behind at most."""
+    """Reduced by the kernel and in strips, and how far the kernel's winner is behind at most."""
     from segbatch.model import fused
 
     logits = case.logits()
