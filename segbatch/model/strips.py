@@ -1,6 +1,6 @@
 """The reduction in strips, by torch alone: for any logits, on any device.
 
-It takes full-size logits one strip of rows at a time, so memory is bounded whatever the image's
+It takes full-size logits one strip of rows at a time, so memory is bounded for any image
 size, and it is the reference for the fused kernel.
 """
 

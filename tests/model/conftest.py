@@ -1,4 +1,4 @@
-"""Small networks with random weights, and what they should predict, written out plainly."""
+"""Small networks with random weights, and a plain reference for their predictions."""
 
 from __future__ import annotations
 

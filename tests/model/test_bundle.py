@@ -1,4 +1,4 @@
-"""Bundles: there and back, weights from elsewhere, and everything that can be wrong with them."""
+"""Bundles: round trip, import of weights, and every way in which a bundle can be wrong."""
 
 from __future__ import annotations
 

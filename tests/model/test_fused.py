@@ -33,7 +33,7 @@ from segbatch.model.strips import Reduced, reduce_in_strips
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
 
 AS_GOOD_AS_EQUAL = 1e-5  # logits of about 3
-GPU = torch.device("cuda")  # what `reduce` is told; the tensors are on the CPU
+GPU = torch.device("cuda")  # passed to `reduce`; the tensors are on the CPU
 
 
 @dataclass(frozen=True)
@@ -277,13 +277,13 @@ def test_a_kernel_must_prove_itself_before_it_is_used(interpreted, fault, said):
 
 
 @pytest.fixture
-def asked_anew() -> Iterator[None]:
+def cleared_cache() -> Iterator[None]:
     fused_on.cache_clear()
     yield
     fused_on.cache_clear()
 
 
-@pytest.mark.usefixtures("asked_anew")
+@pytest.mark.usefixtures("cleared_cache")
 def test_where_the_kernel_cannot_run_that_is_said_once(capsys):
     assert [fused_on(CPU) for _ in range(2)] == [False, False]  # it cannot without its interpreter
     said = capsys.readouterr().err
@@ -291,7 +291,7 @@ def test_where_the_kernel_cannot_run_that_is_said_once(capsys):
     assert said.count("\n") == 1
 
 
-@pytest.mark.usefixtures("asked_anew")
+@pytest.mark.usefixtures("cleared_cache")
 def test_without_triton_it_is_said_that_there_is_none(capsys, monkeypatch):
     for name in ("fused", "kernel"):
         monkeypatch.delattr(f"segbatch.model.{name}", raising=False)
@@ -301,7 +301,7 @@ def test_without_triton_it_is_said_that_there_is_none(capsys, monkeypatch):
     assert "triton" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("asked_anew")
+@pytest.mark.usefixtures("cleared_cache")
 def test_a_device_without_memory_for_the_proof_is_asked_again(monkeypatch):
 
     def full(device: torch.device) -> None:

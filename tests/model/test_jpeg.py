@@ -1,4 +1,4 @@
-"""JPEGs on the device: those of the CPU always, those of a GPU where there is one."""
+"""JPEG decoding on the device: on the CPU always, on a GPU where there is one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches side by side on the CPU: what comes of them, and in which threads."""
+"""Batches side by side on the CPU: their results, and the threads that they run in."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bundles as ONNX files: what onnxruntime makes of them, and what a file says about itself."""
+"""Bundles as ONNX files: their results in onnxruntime, and their metadata."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prediction against the plain way of doing it, and what must not change its results."""
+"""Prediction compared with a plain reference, and independent of batches and threads."""
 
 from __future__ import annotations
 

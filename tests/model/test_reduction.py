@@ -1,4 +1,4 @@
-"""The reduction: strips against the whole, and lazy logits against ``interpolate``."""
+"""The reduction: strips compared with the whole, and lazy logits with ``interpolate``."""
 
 from __future__ import annotations
 
