@@ -1,9 +1,10 @@
-"""The Delta log of a table: its entries, verified by checksum, and its data files, likewise.
+"""Reads the Delta log and the data files of a table, verified by checksums.
 
-Three checksums cover an entry: a digest of what its commit meant to write stands in the entry, the
-next commit notes the entry's SHA-256, and ``run.json`` notes that of the newest entry. A change of
-any byte contradicts one of them. Delta's own readers check none of this; drivers, audit and repair
-do, and therefore read the entries here without deltalake.
+The step *commit* (:mod:`segbatch.results.table`) writes the entries that are read here, with three
+checksums: a digest of what the commit meant to write stands in the entry, the next commit notes the
+entry's SHA-256, and ``run.json`` notes that of the newest entry. A change of any byte contradicts
+one of them. Delta's own readers check none of this; drivers, audit and repair do, and therefore
+read the entries here without deltalake.
 
 Whether a stored file is damaged is decided by its SHA-256 alone: an error while reading it may also
 be the storage's fault, or ours.
