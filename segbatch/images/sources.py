@@ -74,7 +74,7 @@ def stream_images(
     with tempfile.TemporaryDirectory(prefix="segbatch-") as scratch:
         skipped: Counter[str] = Counter()
         streams = [
-            _open_source(source, reserved, leave_out, skipped, scratch) for source in sources
+            open_source(source, reserved, leave_out, skipped, scratch) for source in sources
         ]
         found = [(stream.name, stream.user_columns) for stream in streams]
         columns.check_spelling(found)
@@ -83,7 +83,7 @@ def stream_images(
         yield ImageStream(schema, batches, skipped)
 
 
-def _open_source(
+def open_source(
     source: Source,
     reserved: Collection[str],
     leave_out: str,
@@ -97,7 +97,7 @@ def _open_source(
     if isinstance(source, Inventory):
         return _stream_uris(source.inventory, list_inventory(source, leave_out, skipped))
     if isinstance(source, Video):
-        videos = _open_source(one_or_many(source.videos), reserved, leave_out, skipped, scratch)
+        videos = open_source(one_or_many(source.videos), reserved, leave_out, skipped, scratch)
         frames = (part for batch in videos.batches for part in expand_videos(batch, source.every))
         return _SourceStream(videos.name, [*videos.user_columns, *FRAME_COLUMNS], frames)
     return _stream_uris(source.glob, list_glob(source, leave_out))

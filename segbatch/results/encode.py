@@ -13,14 +13,7 @@ from segbatch.masks import encode_mask
 from segbatch.masks.classes import Classes
 from segbatch.results.formulas import Formula
 from segbatch.results.schema import FAILED, OK
-from segbatch.results.stats import (
-    boxes_column,
-    count_components,
-    count_regions,
-    coverage,
-    find_regions,
-    struct_column,
-)
+from segbatch.results.stats import STATISTICS, Block, coverage, per_class, struct_column
 from segbatch.storage.arrow import binary_views
 
 USER = "user:"  # prefix of user columns in the stages, so that none is taken for a stage's own
@@ -63,7 +56,7 @@ def encode(table: pa.Table, encoding: Encoding) -> pa.Table:
     schema, num_classes = encoding.schema, len(encoding.classes)
     ok = table["error"].is_null().to_numpy()
     label_maps = _label_maps(table, ok) if encoding.wants_label_maps else []
-    pixels = _per_class(table["class_pixels"], ok, num_classes).astype(np.int64)
+    pixels = per_class(table["class_pixels"], ok, num_classes).astype(np.int64)
     shares = coverage(pixels)
 
     def structs(name: str, values: npt.NDArray[np.generic]) -> pa.StructArray:
@@ -79,23 +72,13 @@ def encode(table: pa.Table, encoding: Encoding) -> pa.Table:
         palette = encoding.classes.palette
         masks = [None if m is None else encode_mask(m, palette) for m in label_maps]
         columns["mask"] = pa.array(masks, pa.binary())
-    if "confidence" in schema.names:
-        confidence = _per_class(table["class_confidence"], ok, num_classes)
-        columns["confidence"] = structs("confidence", confidence)
     if "formulas" in schema.names:
         values = [formula.evaluate(shares.astype(np.float64)) for formula in encoding.formulas]
         columns["formulas"] = structs("formulas", np.column_stack(values))
-    if "boxes" in schema.names:
-        regions = [None if m is None else find_regions(m) for m in label_maps]
-        columns["boxes"] = boxes_column(regions, schema.field("boxes").type)
-    if "components" in schema.names:
-        if "boxes" in schema.names:
-            counts = [None if r is None else count_regions(r, num_classes) for r in regions]
-        else:
-            counts = [None if m is None else count_components(m, num_classes) for m in label_maps]
-        nothing = np.zeros(num_classes, np.int32)
-        counted = np.stack([nothing if count is None else count for count in counts])
-        columns["components"] = structs("components", counted)
+    block = Block(ok, num_classes, label_maps, table, with_boxes="boxes" in schema.names)
+    for name, compute in STATISTICS.items():
+        if name in schema.names:
+            columns[name] = compute(block, schema.field(name).type)
     for field in schema:  # the others are in the table
         if field.name not in columns:
             user = f"{USER}{field.name}"
@@ -114,13 +97,3 @@ def _label_maps(table: pa.Table, ok: npt.NDArray[np.bool_]) -> list[npt.NDArray[
             binary_views(table["label_map"]), heights, widths, ok, strict=True
         )
     ]
-
-
-def _per_class(
-    lists: pa.ChunkedArray, ok: npt.NDArray[np.bool_], num_classes: int
-) -> npt.NDArray[np.float64]:
-    """Lists of one value per class as ``(rows, classes)``, with zeros in place of null lists."""
-    values = np.zeros((len(lists), num_classes))  # float64 holds pixel counts exactly
-    flat = lists.combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    values[ok] = flat.reshape(-1, num_classes)
-    return values

@@ -6,8 +6,9 @@ with the types of :mod:`segbatch.results.schema`. A failed image is a null struc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import cc3d
 import numpy as np
@@ -27,6 +28,46 @@ class Regions:
 
     class_ids: npt.NDArray[np.uint8]
     boxes: npt.NDArray[np.int64]
+
+
+@dataclass
+class Block:
+    """The images of a file of rows, as optional statistics are computed from them.
+
+    ``ok``, ``(rows,)`` bool: the image did not fail. ``label_maps``: ``(height, width)`` uint8,
+    ``None`` for failed images; empty if no label map is needed. ``table``: the model's own counts.
+    ``with_boxes``: the column ``boxes`` is computed, too.
+    """
+
+    ok: npt.NDArray[np.bool_]
+    num_classes: int
+    label_maps: Sequence[npt.NDArray[np.uint8] | None]
+    table: pa.Table
+    with_boxes: bool
+
+    @cached_property
+    def regions(self) -> list[Regions | None]:
+        """The regions of each image; ``None`` for failed images."""
+        return [None if m is None else find_regions(m) for m in self.label_maps]
+
+
+def confidence_column(block: Block, struct: pa.StructType) -> pa.StructArray:
+    """The column ``confidence``: the model's mean probability of each class that is there."""
+    confidence = per_class(block.table["class_confidence"], block.ok, block.num_classes)
+    return struct_column(confidence, block.ok, struct)
+
+
+def components_column(block: Block, struct: pa.StructType) -> pa.StructArray:
+    """The column ``components``: 8-connected regions of each class."""
+    nothing = np.zeros(block.num_classes, np.int32)
+    if block.with_boxes:  # whose regions are found already
+        counts = [r and count_regions(r, block.num_classes) for r in block.regions]
+    else:
+        counts = [
+            None if m is None else count_components(m, block.num_classes) for m in block.label_maps
+        ]
+    counted = np.stack([nothing if count is None else count for count in counts])
+    return struct_column(counted, block.ok, struct)
 
 
 def pixels_per_class(label_map: npt.NDArray[np.uint8], num_classes: int) -> npt.NDArray[np.int64]:
@@ -124,6 +165,25 @@ def boxes_column(regions: Sequence[Regions | None], struct: pa.StructType) -> pa
             )
         )
     return pa.StructArray.from_arrays(children, fields=list(struct), mask=failed)
+
+
+# Optional columns by name, in the order in which they are computed; to add one, write its function
+# above, a line here, its column in schema.py and its name in the `stats` key of a job.
+STATISTICS: Mapping[str, Callable[[Block, pa.StructType], pa.StructArray]] = {
+    "confidence": confidence_column,
+    "boxes": lambda block, struct: boxes_column(block.regions, struct),
+    "components": components_column,
+}
+
+
+def per_class(
+    lists: pa.ChunkedArray, ok: npt.NDArray[np.bool_], num_classes: int
+) -> npt.NDArray[np.float64]:
+    """Lists of one value per class as ``(rows, classes)``, with zeros in place of null lists."""
+    values = np.zeros((len(lists), num_classes))  # float64 holds pixel counts exactly
+    flat = lists.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    values[ok] = flat.reshape(-1, num_classes)
+    return values
 
 
 def _label_regions(
