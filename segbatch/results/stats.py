@@ -61,7 +61,7 @@ def components_column(block: Block, struct: pa.StructType) -> pa.StructArray:
     """The column ``components``: 8-connected regions of each class."""
     nothing = np.zeros(block.num_classes, np.int32)
     if block.with_boxes:  # whose regions are found already
-        counts = [r and count_regions(r, block.num_classes) for r in block.regions]
+        counts = [None if r is None else count_regions(r, block.num_classes) for r in block.regions]
     else:
         counts = [
             None if m is None else count_components(m, block.num_classes) for m in block.label_maps
