@@ -15,7 +15,7 @@ from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingReque
 from ray.autoscaler.v2.utils import ResourceRequestUtil
 from ray.scripts.scripts import start
 
-from segbatch.jobs.runtime.sharing import BESIDE_CPUS, READ_CPUS, worker_cpus
+from segbatch.jobs.runtime.sharing import OTHER_CPUS, READ_CPUS, worker_cpus
 
 GPU_WORKER = {"GPU": 1.0, "CPU": worker_cpus(1)}
 FETCH = {"CPU": READ_CPUS}
@@ -75,7 +75,7 @@ def shapes(config: dict[str, Any]) -> Iterator[str]:
         if name == head:
             if cpus != 0 or gpus or node.get("max_workers"):
                 yield f"{name}: the head would run workers: resources: {{CPU: 0}}"
-        elif cpus is not None and cpus < gpus * GPU_WORKER["CPU"] + BESIDE_CPUS:
+        elif cpus is not None and cpus < gpus * GPU_WORKER["CPU"] + OTHER_CPUS:
             yield f"{name}: {cpus} CPUs: no headroom beside {gpus} GPUs"
     if config.get("provider", {}).get("type") == "local":
         started = " ".join(config["head_start_ray_commands"])
