@@ -50,6 +50,8 @@ class Network(nn.Module):
     trunk_key: str
     head_key: str
     output_stride: int
+    size_multiple: int = 1
+    """Height and width of the input must be multiples of this; callers pad."""
     # As the library upsamples the logits of this network to the input's size.
     align_corners: bool
 
@@ -109,6 +111,7 @@ class DeepLabV3Plus(Network):
         self.decoder = network.get_submodule("decoder")
         self.segmentation_head = network.get_submodule("segmentation_head")
         self.output_stride = output_stride
+        self.size_multiple = output_stride  # else its two feature maps do not meet in size
 
     def coarse(self, images: Tensor) -> Tensor:
         # The head is a convolution, the upsampling that `forward` does, and an empty activation.

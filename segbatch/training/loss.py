@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from segmentation_models_pytorch import losses
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, pad
 
 from segbatch.config.training import Loss
 from segbatch.masks.classes import IGNORE_INDEX
@@ -53,23 +53,35 @@ class NetworkWithLoss(nn.Module):
     def _at_scale(self, scale: float, images: Tensor, truth: Tensor) -> Tensor:
         if scale != 1.0:
             images = interpolate(images, scale_factor=scale, mode="bilinear", antialias=scale < 1)
-        main, auxiliary = self.network.heads(images)
-        loss = self._of_logits(main, truth)
+        height, width = images.shape[-2:]
+        bottom, right = (-side % self.network.size_multiple for side in (height, width))
+        padded = pad(images, (0, right, 0, bottom))  # with the mean colour, as in prediction
+        main, auxiliary = self.network.heads(padded)
+        loss = self._of_logits(main, padded, (height, width), truth)
         if auxiliary is not None:  # with weight 0 as well: DDP waits for all gradients
-            loss = loss + self.keys.auxiliary * self._of_logits(auxiliary, truth)
+            of_auxiliary = self._of_logits(auxiliary, padded, (height, width), truth)
+            loss = loss + self.keys.auxiliary * of_auxiliary
         return loss
 
-    def _of_logits(self, coarse: Tensor, truth: Tensor) -> Tensor:
-        logits = interpolate(
-            coarse.float(),
-            size=truth.shape[-2:],
-            mode="bilinear",
-            align_corners=self.network.align_corners,
-        )
+    def _of_logits(
+        self, coarse: Tensor, padded: Tensor, size: tuple[int, int], truth: Tensor
+    ) -> Tensor:
+        """The loss of coarse logits of ``padded`` images, which had ``size`` before."""
+        logits = coarse.float()
+        if padded.shape[-2:] != size:
+            logits = self._upsample(logits, padded.shape[-2:])[..., : size[0], : size[1]]
+        logits = self._upsample(logits, truth.shape[-2:])
         if (truth == IGNORE_INDEX).all():  # several losses would be NaN
             return logits.sum() * 0.0
         loss: Tensor = self.loss(logits, truth)
         return loss
+
+    def _upsample(self, logits: Tensor, size: Sequence[int]) -> Tensor:
+        if logits.shape[-2:] == torch.Size(size):
+            return logits
+        return interpolate(
+            logits, size=size, mode="bilinear", align_corners=self.network.align_corners
+        )
 
 
 class CrossEntropy(nn.Module):

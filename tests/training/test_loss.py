@@ -20,6 +20,7 @@ class Given(nn.Module):
     """A network that returns given logits and records its input."""
 
     align_corners = False
+    size_multiple = 1
 
     def __init__(self, logits: Tensor, auxiliary: Tensor | None = None) -> None:
         super().__init__()
@@ -159,6 +160,7 @@ class Brightness(nn.Module):
     """Class 1 where an image is bright; its logits have half the size of the image."""
 
     align_corners = False
+    size_multiple = 1
 
     def heads(self, images: Tensor) -> tuple[Tensor, None]:
         gray = interpolate(images, scale_factor=0.5, mode="area").mean(1, keepdim=True)
@@ -217,3 +219,37 @@ def test_the_auxiliary_head_of_deeplabv3_learns_too() -> None:
     assert all(gradient.any() for gradient in whole)
     torch.testing.assert_close(half, [gradient / 2 for gradient in whole])
     assert not any(gradient.any() for gradient in none)  # zeros, and not none at all
+
+
+@pytest.mark.parametrize("crop", [33, 65, 100, 321])
+@pytest.mark.parametrize(
+    ("arch", "backbone", "output_stride"),
+    [
+        ("deeplabv3", "mobilenet_v3_large", 16),
+        ("deeplabv3plus", "mobilenet_v2", 16),
+        ("deeplabv3plus", "mobilenet_v2", 8),
+        ("deeplabv3plus", "tu-mobilenetv3_small_050", 16),
+    ],
+)
+def test_every_network_trains_at_any_crop(
+    arch: str, backbone: str, output_stride: int, crop: int
+) -> None:
+    network = zoo.build(arch, backbone, 3, output_stride=output_stride)
+    objective = NetworkWithLoss(network, Loss(), MEAN, STD).train()
+    pixels = torch.randint(0, 256, (2, crop, crop, 3), dtype=torch.uint8)
+    loss = objective(pixels, torch.randint(0, 3, (2, crop, crop)))
+    loss.backward()
+    assert torch.isfinite(loss)
+    last = network.get_submodule(network.head_key)
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in last.parameters())
+
+
+def test_padding_a_crop_is_padding_with_the_mean_colour() -> None:
+    network = zoo.build("deeplabv3plus", "mobilenet_v2", 3, output_stride=16).eval()
+    objective = NetworkWithLoss(network, Loss(), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)).eval()
+    pixels = torch.randint(0, 256, (1, 40, 40, 3), dtype=torch.uint8)
+    truth = torch.randint(0, 3, (1, 40, 40))
+    padded = torch.nn.functional.pad(pixels, (0, 0, 0, 8, 0, 8))
+    void = torch.nn.functional.pad(truth, (0, 8, 0, 8), value=255)
+    with torch.no_grad():
+        assert torch.allclose(objective(pixels, truth), objective(padded, void), atol=1e-6)

@@ -37,6 +37,7 @@ class Toy(nn.Module):
     """
 
     align_corners = False
+    size_multiple = 1
 
     def __init__(self, seed: int = 0, *, dropout: float = 0.1, spare: bool = False) -> None:
         super().__init__()
