@@ -510,7 +510,7 @@ def test_a_beginning_that_was_torn_never_lets_ids_point_at_other_images(
     assert len(list((run / "manifest").iterdir())) == 4
     images = [f"new-{number}.jpg" for number in range(6)]
     again = frozen(run, images)
-    assert [file["name"] for file in again.files] == ["00000.parquet", "00001.parquet"]
+    assert [file.name for file in again.files] == ["00000.parquet", "00001.parquet"]
     plain = pq.read_table(run / "manifest").sort_by("image_id")
     assert plain["uri"].to_pylist() == images
     for file in again.files:
