@@ -228,7 +228,7 @@ def check_names(
             all_names.add(renames[old].lower())
         seen.add(new.lower())
     if renames:
-        is_reserved = bool({old.lower() for old in renames} & reserved_names)
+        is_reserved = any(old in renames and new.lower() in reserved_names for old, new in columns)
         reason = "belongs to segbatch" if is_reserved else "occurs twice"
         raise SourceError(
             f"{origin}: the name of column {', '.join(renames)} {reason} (upper and lower case are"
