@@ -73,9 +73,7 @@ def stream_images(
     """
     with tempfile.TemporaryDirectory(prefix="segbatch-") as scratch:
         skipped: Counter[str] = Counter()
-        streams = [
-            open_source(source, reserved, leave_out, skipped, scratch) for source in sources
-        ]
+        streams = [open_source(source, reserved, leave_out, skipped, scratch) for source in sources]
         found = [(stream.name, stream.user_columns) for stream in streams]
         columns.check_spelling(found)
         schema = pa.schema([URI, *columns.without_null_type(columns.union(found))])
