@@ -312,7 +312,7 @@ def test_each_thing_that_was_found_is_said_in_one_line(
         "run.json: is damaged; moved to quarantine/run.json",
         "manifest/00000.parquet: is damaged; moved to quarantine/manifest/00000.parquet",
         f"stats/{victim.name}: is gone",
-        "manifest/00000.parquet: made again from the rows",
+        "manifest/00000.parquet: rebuilt from the rows",
     ]
 
 
