@@ -49,17 +49,19 @@ def query(
         Path | None, Option("-f", "--file", help="Read SQL from a file (-: stdin).")
     ] = None,
     format: Annotated[
-        Literal["table", "csv", "json", "parquet"], Option("--format", help="Output format.")
-    ] = "table",
+        Literal["table", "csv", "json", "parquet"] | None,
+        Option("--format", help="Output format; default: table, or by the extension of -o."),
+    ] = None,
     output: Annotated[
-        str | None, Option("-o", "--output", help="Write all rows to this file (any URI).")
+        str | None,
+        Option("-o", "--output", help="Write all rows to a .parquet, .csv or .json (any URI)."),
     ] = None,
 ) -> None:
     """Query one or several runs with SQL.
 
     The views are images, masks, wide, classes, failures and runs.
     """
-    from segbatch.results.answer import write_answer
+    from segbatch.results.answer import format_of, write_answer
     from segbatch.results.query import sql
     from segbatch.run import open_runs
 
@@ -70,7 +72,8 @@ def query(
         text = runs.pop()
     else:
         raise InputError('no SQL given: segbatch query RUN "SELECT * FROM images LIMIT 10"')
-    write_answer(sql(open_runs(runs), text), format, output)
+    answer_format = format or "table" if output is None else format_of(output, format)
+    write_answer(sql(open_runs(runs), text), answer_format, output)
 
 
 def _read_sql(file: Path) -> str:
