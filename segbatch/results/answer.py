@@ -20,13 +20,16 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from segbatch import storage
+from segbatch.console import say
 from segbatch.errors import InputError
 from segbatch.results.database import quoted_name, quoted_text, select_from
 from segbatch.results.query import query_failure
 
 AnswerFormat = Literal["table", "csv", "json", "parquet"]
 
-# Limits of a table on a terminal; in a pipe nothing is cut.
+EXTENSIONS: dict[str, AnswerFormat] = {".parquet": "parquet", ".csv": "csv", ".json": "json"}
+
+# Limits of a table on a terminal; in a pipe and in a file nothing is cut.
 SHOWN_ROWS = 40
 CELL_WIDTH = 60
 UNLIMITED = 1_000_000
@@ -47,10 +50,10 @@ def write_answer(
 ) -> None:
     """Write the rows of ``relation`` to standard output, or to the URI ``out``.
 
-    A table shows the first ``shown_rows`` rows and their total number; the other formats have all
-    rows: CSV with a header, JSON as one array of objects, Parquet. Table and CSV have one column
-    for each field of a struct (``coverage_window``), and sizes in place of bytes. JSON has bytes in
-    base64, and null for numbers that are not finite.
+    A table on standard output shows the first ``shown_rows`` rows and their total number. Files and
+    the other formats have all rows: CSV with a header, JSON as one array of objects, Parquet. Table
+    and CSV have one column for each field of a struct (``coverage_window``), and sizes in place of
+    bytes. JSON has bytes in base64, and null for numbers that are not finite.
 
     Raises :class:`~segbatch.errors.InputError` if the SQL fails on a value, ``Incomplete`` if a
     file can no longer be read, ``OSError`` if ``out`` cannot be written.
@@ -62,24 +65,32 @@ def write_answer(
         if format == "table":
             _write_table(relation, out, shown_rows)
         else:
-            _write_file(relation, format, out)
+            rows = _write_file(relation, format, out)
+            if out is not None:
+                say(f"{rows:,} row{'s' if rows != 1 else ''} → {out}")
     except duckdb.Error as error:
         raise query_failure(error) from error
 
 
-def format_of(out: str) -> AnswerFormat:
-    """The format that a file's extension stands for.
+def format_of(out: str, asked: AnswerFormat | None = None) -> AnswerFormat:
+    """The format that a file's extension stands for; ``asked`` if the extension says nothing.
 
-    Raises :class:`~segbatch.errors.InputError` unless it is .parquet, .csv or .json.
+    Raises :class:`~segbatch.errors.InputError` if ``asked`` is another format than the extension
+    says, and if neither says one.
     """
-    formats: dict[str, AnswerFormat] = {".parquet": "parquet", ".csv": "csv", ".json": "json"}
     extension = PurePosixPath(storage.name_of(out)).suffix.lower()
-    if extension not in formats:
-        raise InputError(f"{out}: the extension must be one of {', '.join(formats)}")
-    return formats[extension]
+    by_name = EXTENSIONS.get(extension)
+    if by_name is None and asked is None:
+        raise InputError(f"{out}: the extension must be one of {', '.join(EXTENSIONS)}")
+    if by_name is not None and asked not in (None, by_name):
+        raise InputError(f"{out}: the extension says {by_name}, and --format says {asked}")
+    format = by_name or asked
+    assert format is not None
+    return format
 
 
-def _write_file(relation: duckdb.DuckDBPyRelation, format: AnswerFormat, out: str | None) -> None:
+def _write_file(relation: duckdb.DuckDBPyRelation, format: AnswerFormat, out: str | None) -> int:
+    """Returns the number of rows."""
     columns, options = {
         "csv": (_flat_columns, "FORMAT csv, HEADER"),
         "json": (_json_columns, "FORMAT json, ARRAY true"),
@@ -94,7 +105,10 @@ def _write_file(relation: duckdb.DuckDBPyRelation, format: AnswerFormat, out: st
     ) as folder:
         result = Path(folder, "result")
         select = f"SELECT {columns(relation)} FROM answer"
-        relation.query("answer", f"COPY ({select}) TO {quoted_text(str(result))} ({options})")
+        copied = relation.query(
+            "answer", f"COPY ({select}) TO {quoted_text(str(result))} ({options})"
+        )
+        [(rows,)] = copied.fetchall()
         if target:
             result.replace(target)
         elif out is not None:
@@ -102,6 +116,7 @@ def _write_file(relation: duckdb.DuckDBPyRelation, format: AnswerFormat, out: st
         else:
             with result.open(encoding="utf-8", newline="") as text:
                 shutil.copyfileobj(text, sys.stdout)
+    return int(rows)
 
 
 def _all_columns(relation: duckdb.DuckDBPyRelation) -> str:
@@ -143,7 +158,7 @@ def _write_table(relation: duckdb.DuckDBPyRelation, out: str | None, shown_rows:
         _print_table(relation, console, shown_rows)
     else:
         text = io.StringIO()
-        _print_table(relation, Console(file=text, width=UNLIMITED), shown_rows)
+        _print_table(relation, Console(file=text, width=UNLIMITED), UNLIMITED)
         storage.write_bytes(out, text.getvalue().encode())
 
 

@@ -5,6 +5,7 @@ import sys
 import uuid
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,6 +22,7 @@ from segbatch.results.schema import rows_schema
 from segbatch.results.table import DataFile, Table, file_name
 from segbatch.run import Run, open_run
 from tests.conftest import S3
+from tests.drivers import cli
 from tests.written_run import damage_mask, label_map, write_run
 
 
@@ -635,3 +637,20 @@ def test_a_query_imports_neither_torch_nor_ray(run: Run) -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
     )
     assert (done.stdout, done.stderr) == ("n\n14\n", "")
+
+
+def test_a_file_is_what_its_name_says_and_has_every_row(run: Run, tmp_path: Path) -> None:
+    sixty = "SELECT range AS n FROM range(60)"
+    for name in ("wide.parquet", "wide.csv", "wide.json"):
+        done = cli("query", run.uri, sixty, "-o", str(tmp_path / name))
+        assert (done.returncode, done.stdout) == (0, ""), done.stderr
+        assert done.stderr.strip().endswith(f"60 rows → {tmp_path / name}")
+        assert len(duckdb.sql(f"FROM '{tmp_path / name}'").fetchall()) == 60
+    done = cli("query", run.uri, sixty, "--format", "table", "-o", str(tmp_path / "wide.txt"))
+    assert done.returncode == 0
+    assert sum(map(str.isdigit, (tmp_path / "wide.txt").read_text().split())) >= 60
+    for wrong in (["wide.xlsx"], ["wide"], ["wide.csv", "--format", "parquet"]):
+        done = cli("query", run.uri, sixty, "-o", str(tmp_path / wrong[0]), *wrong[1:])
+        assert done.returncode == 2
+        assert len(done.stderr.strip().splitlines()) == 1
+        assert wrong[0] in done.stderr
