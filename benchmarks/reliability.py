@@ -100,9 +100,10 @@ def save(path: Path, rows: list[Row]) -> None:
     table = [" | ".join(names).replace("_", " "), " | ".join("---" for _ in names), *lines]
     text = (
         f"# Reliability\n\n{path.stem.removesuffix('-reliability')}, written by"
-        " `scripts/bench reliability`. `extra s` is against an undisturbed run of the same session,"
-        " whose own seconds stand in the row of no fault; `starts` are runs of the same job, more"
-        " than one where it ended with exit 3; `requests per image` are those of the whole job.\n\n"
+        " `scripts/bench reliability`. `extra s` is the time added compared with an undisturbed run"
+        " of the same session; the rows of no fault show the total seconds of those runs. `starts`"
+        " counts runs of the same job; it is above one if a run ended with exit 3. `requests per"
+        " image` covers the whole job.\n\n"
     )
     text += "\n".join(f"| {line} |" for line in table) + "\n"
     (ROOT / "benchmarks/reliability.md").write_text(text)

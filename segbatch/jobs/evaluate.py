@@ -35,11 +35,11 @@ from segbatch.jobs.preflight import Prepared, check_output, prepare_model
 from segbatch.jobs.runtime.executor import (
     data_context,
     in_background,
-    resolve_precision,
+    precision_on_workers,
     share_model,
 )
 from segbatch.jobs.runtime.sharing import ENCODE_CPUS, PARQUET_CPUS, READ_CPUS, worker_cpus
-from segbatch.jobs.runtime.workers import Workers, connected, resolve_device, share_out
+from segbatch.jobs.runtime.workers import Workers, choose_device, connected, share_out
 from segbatch.jobs.scoring import ClassMapping, Scores, read_stage, score_stage
 from segbatch.jobs.stages import BLOCK_BYTES, Predicting, PredictStage, Reading, decode_stage
 from segbatch.jobs.stamp import software
@@ -136,8 +136,8 @@ def score_images(
     """Score every image of the split; returns the device and precision used, too."""
     scores = Scores(mapping.classes)
     watch = Watch(lease, Limits().stall_minutes)
-    device = resolve_device(job.resources)
-    precision = resolve_precision(job.predict.precision, device, watch)
+    device = choose_device(job.resources)
+    precision = precision_on_workers(job.predict.precision, device, watch)
     workers = share_out(job.resources, device)
     total = dataset.num_rows(job.split)
     block_rows = _block_rows(dataset, job.split, workers)

@@ -23,7 +23,7 @@ from segbatch.jobs.epochs import TrainingPlan, train_worker
 from segbatch.jobs.preflight import check_output
 from segbatch.jobs.progress import TrainProgress
 from segbatch.jobs.runtime.trainer import TrainResult, run_workers
-from segbatch.jobs.runtime.workers import connected, resolve_device, share_out_training
+from segbatch.jobs.runtime.workers import choose_device, connected, share_out_training
 from segbatch.jobs.trainstate import TrainState
 from segbatch.labels.dataset import Dataset, open_dataset
 from segbatch.model import bundle, zoo
@@ -53,9 +53,9 @@ def finetune(job: str | Mapping[str, Any] | Job) -> dict[str, Any]:
             say(f"{uri}: is already trained")
             return state.summary()
         check_output(uri)
-        plan = make_plan(job, dataset, state.training_uri)
+        plan = make_training_plan(job, dataset, state.training_uri)
         with Lease(uri, say), connected(say):
-            workers = share_out_training(job.resources, resolve_device(job.resources))
+            workers = share_out_training(job.resources, choose_device(job.resources))
             check_batch_norm(job, workers.device)
             with state.guard():
                 say(f"training on {workers} ({workers.device})")
@@ -94,7 +94,7 @@ def initial_sha256(job: FinetuneJob) -> str | None:
     return None if uri in (None, "imagenet") else bundle.file_sha256(uri)
 
 
-def make_plan(job: FinetuneJob, dataset: Dataset, training_uri: str) -> TrainingPlan:
+def make_training_plan(job: FinetuneJob, dataset: Dataset, training_uri: str) -> TrainingPlan:
     """The plan for all workers. Builds the network, so that its faults show before they start."""
     seed_everything(job.train.seed)
     network, config = build_network(job.model, dataset.classes, say)

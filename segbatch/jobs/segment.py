@@ -29,10 +29,15 @@ from segbatch.jobs.preflight import (
 )
 from segbatch.jobs.progress import Progress
 from segbatch.jobs.runstate import RunState, StartRecord, repair_run
-from segbatch.jobs.runtime.executor import RayExecutor, resolve_precision, sample_sizes, share_model
+from segbatch.jobs.runtime.executor import (
+    RayExecutor,
+    precision_on_workers,
+    sample_sizes,
+    share_model,
+)
 from segbatch.jobs.runtime.nodes import NodeClock
 from segbatch.jobs.runtime.sharing import ENCODE_CPUS, PARQUET_CPUS, READ_CPUS, worker_cpus
-from segbatch.jobs.runtime.workers import Workers, connected, resolve_device, share_out
+from segbatch.jobs.runtime.workers import Workers, choose_device, connected, share_out
 from segbatch.jobs.stages import (
     Pipeline,
     Predicting,
@@ -187,8 +192,8 @@ def work_through(
     encoding = Encoding(
         prepared.config.classes, schema, prepared.formulas, store_masks=job.masks != "none"
     )
-    device = resolve_device(job.resources)
-    precision = resolve_precision(job.predict.precision, device, watch)  # waits for a first node
+    device = choose_device(job.resources)
+    precision = precision_on_workers(job.predict.precision, device, watch)  # waits for a first node
     workers = share_out(job.resources, device)
     sizes = choose_sizes(
         job,

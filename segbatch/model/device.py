@@ -113,7 +113,7 @@ def _in_inference_mode(call: Callable[[], Result]) -> Result:
 
 
 @dataclass(frozen=True)
-class Download:
+class HostCopy:
     """Tensors that are being copied to the host; they are complete once ``done`` has occurred."""
 
     tensors: tuple[Tensor, ...]
@@ -158,12 +158,12 @@ class Transfer:
         if ahead:
             yield self._received(*ahead)
 
-    def download(self, tensors: tuple[Tensor, ...]) -> Download:
+    def download(self, tensors: tuple[Tensor, ...]) -> HostCopy:
         """Start to copy ``tensors`` to the host, after all work that was queued before."""
         if self._copies is None:
-            return Download(tuple(tensor.cpu() for tensor in tensors), None)
+            return HostCopy(tuple(tensor.cpu() for tensor in tensors), None)
         host = tuple(tensor.to("cpu", non_blocking=True) for tensor in tensors)  # torch pins it
-        return Download(host, torch.cuda.current_stream(self.device).record_event())
+        return HostCopy(host, torch.cuda.current_stream(self.device).record_event())
 
     def _send(self, host: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
         if self._copies is None:

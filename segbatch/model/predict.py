@@ -36,7 +36,7 @@ from segbatch.model.bundle import Packed, load_bundle
 from segbatch.model.config import ModelConfig
 from segbatch.model.device import (
     DTYPES,
-    Download,
+    HostCopy,
     Lanes,
     Transfer,
     resolve_device,
@@ -156,7 +156,7 @@ class Model:
         for image in images:
             _check(image)
         predictions: dict[int, Prediction] = {}
-        reductions: dict[int, Future[tuple[Tensor, ...]] | Download] = {}
+        reductions: dict[int, Future[tuple[Tensor, ...]] | HostCopy] = {}
         for complete in self._complete_images(images):
             started = {i: self._reduce(logits, mask_sizes[i]) for i, logits in complete.items()}
             # Those of the batch before: the device has this batch to work on meanwhile.
@@ -241,7 +241,7 @@ class Model:
 
     def _reduce(
         self, logits: LazyLogits, mask_size: Size | None
-    ) -> Future[tuple[Tensor, ...]] | Download:
+    ) -> Future[tuple[Tensor, ...]] | HostCopy:
         """Start to reduce ``logits``; the result is a :class:`~segbatch.model.strips.Reduced`."""
         reduction = partial(
             reduce,
@@ -256,7 +256,7 @@ class Model:
         return self._transfer.download(reduction())
 
     def _prediction(
-        self, image: Pixels, reduction: Future[tuple[Tensor, ...]] | Download
+        self, image: Pixels, reduction: Future[tuple[Tensor, ...]] | HostCopy
     ) -> Prediction:
         """Wait for a reduction."""
         mask, pixels, confidence, uncertainty = reduction.result()

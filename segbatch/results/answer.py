@@ -108,7 +108,7 @@ def _write_file(relation: duckdb.DuckDBPyRelation, format: AnswerFormat, out: st
         copied = relation.query(
             "answer", f"COPY ({select}) TO {quoted_text(str(result))} ({options})"
         )
-        [(rows,)] = copied.fetchall()
+        rows = int(copied.fetchall()[0][0]) if copied is not None else 0
         if target:
             result.replace(target)
         elif out is not None:
@@ -116,7 +116,7 @@ def _write_file(relation: duckdb.DuckDBPyRelation, format: AnswerFormat, out: st
         else:
             with result.open(encoding="utf-8", newline="") as text:
                 shutil.copyfileobj(text, sys.stdout)
-    return int(rows)
+    return rows
 
 
 def _all_columns(relation: duckdb.DuckDBPyRelation) -> str:

@@ -13,7 +13,7 @@ from segbatch.masks import encode_mask
 from segbatch.masks.classes import Classes
 from segbatch.results.formulas import Formula
 from segbatch.results.schema import FAILED, OK
-from segbatch.results.stats import STATISTICS, Block, coverage, per_class, struct_column
+from segbatch.results.stats import STATISTICS, Block, coverage, struct_column, values_by_class
 from segbatch.storage.arrow import binary_views
 
 USER = "user:"  # prefix of user columns in the stages, so that none is taken for a stage's own
@@ -56,7 +56,7 @@ def encode(table: pa.Table, encoding: Encoding) -> pa.Table:
     schema, num_classes = encoding.schema, len(encoding.classes)
     ok = table["error"].is_null().to_numpy()
     label_maps = _label_maps(table, ok) if encoding.wants_label_maps else []
-    pixels = per_class(table["class_pixels"], ok, num_classes).astype(np.int64)
+    pixels = values_by_class(table["class_pixels"], ok, num_classes).astype(np.int64)
     shares = coverage(pixels)
 
     def structs(name: str, values: npt.NDArray[np.generic]) -> pa.StructArray:

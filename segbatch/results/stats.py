@@ -53,7 +53,7 @@ class Block:
 
 def confidence_column(block: Block, struct: pa.StructType) -> pa.StructArray:
     """The column ``confidence``: the model's mean probability of each class that is there."""
-    confidence = per_class(block.table["class_confidence"], block.ok, block.num_classes)
+    confidence = values_by_class(block.table["class_confidence"], block.ok, block.num_classes)
     return struct_column(confidence, block.ok, struct)
 
 
@@ -176,7 +176,7 @@ STATISTICS: Mapping[str, Callable[[Block, pa.StructType], pa.StructArray]] = {
 }
 
 
-def per_class(
+def values_by_class(
     lists: pa.ChunkedArray, ok: npt.NDArray[np.bool_], num_classes: int
 ) -> npt.NDArray[np.float64]:
     """Lists of one value per class as ``(rows, classes)``, with zeros in place of null lists."""

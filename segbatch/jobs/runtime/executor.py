@@ -167,7 +167,7 @@ def wait_for(running: Any, watch: Watch, waiting: str | None = None) -> Any:
     return next(watch.over(result))
 
 
-def resolve_precision(asked: str, device: str, watch: Watch) -> str:
+def precision_on_workers(asked: str, device: str, watch: Watch) -> str:
     """Resolve ``precision: auto`` on a node that has the workers' device.
 
     This waits for a first node of a cluster that is scaled to zero, and says so once a minute.

@@ -138,7 +138,7 @@ def _sigterm_kept() -> Iterator[None]:
             signal.signal(signal.SIGTERM, handler)
 
 
-def resolve_device(resources: Resources | TrainResources) -> str:
+def choose_device(resources: Resources | TrainResources) -> str:
     """``cuda`` if a node has a GPU or the cluster may start one that has, else ``cpu``.
 
     Raises :class:`~segbatch.errors.InputError` if ``cuda`` is asked for and no node can have a GPU,

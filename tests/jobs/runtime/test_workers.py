@@ -24,9 +24,9 @@ from segbatch.jobs.runtime.nodes import NodeClock
 from segbatch.jobs.runtime.sharing import OTHER_CPUS, worker_cpus
 from segbatch.jobs.runtime.workers import (
     Workers,
+    choose_device,
     cpu_workers,
     gpu_workers,
-    resolve_device,
     share_out,
     share_out_training,
 )
@@ -54,7 +54,7 @@ def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_by_itself_one_worker_has_all_cores_and_two_cpus_stay_free() -> None:
-    assert resolve_device(Resources()) == "cpu"
+    assert choose_device(Resources()) == "cpu"
     found = share_out(Resources(), "cpu")
     assert (found.size, found.num_cpus) == ((1, None), 2)
     assert str(found) == "1 or more × 2 CPU"
@@ -95,7 +95,7 @@ head_node_type: head
 def test_nodes_that_ray_up_may_start_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "ray_bootstrap_config.yaml").write_text(SCALED_TO_ZERO)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert resolve_device(Resources()) == resolve_device(Resources(device="cuda")) == "cuda"
+    assert choose_device(Resources()) == choose_device(Resources(device="cuda")) == "cuda"
     found = share_out(Resources(gpus_per_worker=1), "cuda")
     assert (found.size, found.num_cpus, found.num_gpus) == ((1, None), 1, 1.0)
     training = share_out_training(TrainResources(workers=4), "cuda")
@@ -129,10 +129,10 @@ def test_nodes_and_their_hours_are_known_as_far_as_a_file_says(
 
 def test_what_kuberay_may_start_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KUBERAY_GEN_RAY_START_CMD", "ray start --head")
-    assert resolve_device(Resources(device="cuda")) == "cuda"
-    assert resolve_device(Resources(device="cpu")) == "cpu"
+    assert choose_device(Resources(device="cuda")) == "cuda"
+    assert choose_device(Resources(device="cpu")) == "cpu"
     with pytest.raises(InputError, match="say cuda or cpu"):
-        resolve_device(Resources())
+        choose_device(Resources())
     found = share_out(Resources(workers=40, cpus_per_worker=1), "cpu")
     assert found.size == (40, 40), "of which most are still to come"
     assert share_out_training(TrainResources(workers=8), "cuda").size == (8, 8)
@@ -249,4 +249,4 @@ def test_workers_grow_from_their_minimum_and_go_with_a_node(
 def test_a_gpu_that_is_not_there_is_refused() -> None:
     assert num_cores() == 2
     with pytest.raises(InputError, match="no node of the Ray cluster has a GPU"):
-        resolve_device(Resources(device="cuda"))
+        choose_device(Resources(device="cuda"))
