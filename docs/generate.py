@@ -1,4 +1,4 @@
-"""Write docs/job-file.md from the types and docstrings of segbatch/config/job.py: scripts/docs."""
+"""Writes docs/job-file.md from the types and docstrings of segbatch/config/: scripts/docs."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ PAGE = Path(__file__).with_name("job-file.md")
 INTRODUCTION = """\
 # Job files
 
-*Made from `segbatch/config/job.py` by `scripts/docs`; change it there.*
+*Generated from `segbatch/config/` by `scripts/docs`; edit the docstrings there.*
 
-YAML, one document, `kind` first. Unknown and duplicate keys, wrong types and contradictions are
-refused with file, line and key. `null` is "off"; `1e-3` is a number; a class called `on` has to be
-quoted. `--set predict.batch_size=64` overrides any key, `${VAR}` takes an environment variable.
-Relative paths are relative to the current folder. Credentials belong in the environment.
+A job file is one YAML document that starts with `kind`. segbatch refuses unknown and duplicate keys,
+wrong types and contradictions, and names the file, line and key. `null` means off; `1e-3` is a number;
+quote a class called `on`. `--set predict.batch_size=64` overrides any key, and `${VAR}` inserts an
+environment variable. Relative paths are relative to the current folder. Credentials belong in the
+environment.
 
-Keys marked ● are part of the run's identity: running again on the same `output` resumes, and
-refuses to change one of them. All others may change from one start to the next.
+Keys marked ● are part of the run's identity: running a job again on the same `output` resumes it, and
+a change of such a key is refused. All other keys may change from one start to the next.
 """
 
 
@@ -37,12 +38,12 @@ def page() -> str:
     parts = [INTRODUCTION]
     for kind, model in JOBS.items():
         parts.append(f"\n## `kind: {kind}`\n\n{_table(model)}")
-    parts.append("\n## Sources of images\n\nWhat an entry of `images:` may be when spelled out.\n")
+    parts.append("\n## Sources of images\n\nThe full forms of an entry of `images:`.\n")
     for source in (Prefix, Glob, Manifest, Inventory, Video):
         parts.append(
             f"\n**{source.__name__.lower()}**: {_text(source.__doc__)}\n\n{_table(source)}"
         )
-    parts.append("\n## Networks to train\n\nWhat `model:` of a fine-tune job may be.\n")
+    parts.append("\n## Networks to train\n\nThe forms of `model:` in a fine-tune job.\n")
     for network in (FromBackbone, FromBundle):
         parts.append(f"\n{_text(network.__doc__)}\n\n{_table(network)}")
     return "".join(parts)

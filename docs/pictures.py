@@ -1,14 +1,14 @@
-"""Make the pictures of the documents anew, of what a demo has left: scripts/docs pictures [DEMO].
+"""Makes the pictures of the documents from the results of a demo: scripts/docs pictures [DEMO].
 
-| file | shows | stands in |
+| file | shows | used in |
 |---|---|---|
 | overlay.jpg | what `segbatch predict` writes | segmenting.md |
 | sheet.jpg | the contact sheet of `segbatch labels check`, its first rows | labels.md |
 | report.jpg | the page of `segbatch report`, its upper part | report.md |
 | browse.jpg | the page of `segbatch browse` | browsing.md |
 
-Needs the Chromium on PATH. The run's photographs were in the demo's S3 server, which ended with it:
-they are put into a new one, and the run beside them, so that nobody's folders are in the pictures.
+Needs Chromium on PATH. The run's photographs were in the demo's S3 server, which ended with the
+demo. They are copied into a new server together with the run, so the pictures show no local folders.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from segbatch.review.predict.images import predict_files
 from segbatch.run import open_run
 
 PICTURES = Path(__file__).with_name("pictures")
-MAX_BYTES = 60_000  # they stay in the repository's history for ever
+MAX_BYTES = 60_000  # the repository's history keeps every version
 PHOTOGRAPH = "0007.jpg"
 WIDTH, HEIGHT = 1100, 900  # of the browser's window
 
 SHEET_HEIGHT = 3 * (SIDE + CAPTION + GAP)  # of the contact sheet: the first of its rows
 
-# Everything that is in view has come: pictures, and what a page still wants to put into its tiles.
+# True once everything in view is loaded: pictures, and the contents of tiles.
 COMPLETE = """() => [...document.querySelectorAll("img, .tile[data-id]")].filter(one => {
   const box = one.getBoundingClientRect();
   return box.width && box.bottom > 0 && box.top < innerHeight;
@@ -49,12 +49,14 @@ COMPLETE = """() => [...document.querySelectorAll("img, .tile[data-id]")].filter
 
 
 def make(demo: Path, folder: Path = PICTURES) -> None:
-    """Write all pictures into ``folder``. Raises :class:`~segbatch.errors.InputError` where
-    ``demo`` is none, and what its parts raise.
+    """Write all pictures into ``folder``.
+
+    Raises :class:`~segbatch.errors.InputError` if ``demo`` is not the folder of a demo, and the
+    errors of the functions that it calls.
     """
     for part in ("run", "labels", "model", "facades"):
         if not (demo / part).is_dir():
-            raise InputError(f"{demo}: has no {part}: make it with scripts/demo")
+            raise InputError(f"{demo}: contains no {part}; create it with scripts/demo")
     folder.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch, own_s3():
         made = Path(scratch)
@@ -118,7 +120,7 @@ def _photograph(
 
 
 def _by_windows(page: Page) -> None:
-    """Those with the most glass first."""
+    """Show the images with the most glass first."""
     page.wait_for_selector("#sort option[value='coverage.window']", state="attached")
     page.select_option("#sort", "coverage.window")
     with page.expect_response(lambda response: "/count?" in response.url):
@@ -127,7 +129,7 @@ def _by_windows(page: Page) -> None:
 
 
 def _save(picture: Image.Image, where: Path) -> None:
-    """As a JPEG that is small enough: where it is not, the picture gets smaller and no worse."""
+    """Save a JPEG of at most ``MAX_BYTES``, scaled down if needed but at the same quality."""
     for side in range(WIDTH, WIDTH // 3, -50):
         smaller = picture.convert("RGB")
         smaller.thumbnail((side, side))
