@@ -7,6 +7,8 @@ files; queue depths and device use are Ray's own metrics (``ray_data_…``, ``ra
 
 from __future__ import annotations
 
+from urllib.parse import quote_from_bytes
+
 from ray.util.metrics import Counter, Histogram
 
 from segbatch.results.schema import OK
@@ -16,11 +18,18 @@ SECONDS = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0]
 BATCH_SIZES = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0]
 
 
+def ascii_tag(text: str) -> str:
+    """``text`` as a metric tag: Ray takes ASCII only, so others are percent-encoded as in a URI."""
+    return "".join(
+        c if c.isascii() else quote_from_bytes(c.encode("utf-8", "surrogateescape")) for c in text
+    )
+
+
 class Metrics:
     """The metrics of one run, counted from the accounts of its files."""
 
     def __init__(self, run: str) -> None:
-        self.run = {"run": run}
+        self.run = {"run": ascii_tag(run)}
         self._images = Counter(
             "segbatch_images_total",
             "Images with a row; kind is ok or the error.",

@@ -14,6 +14,7 @@ import pytest
 import ray
 from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
 
+from segbatch.jobs.runtime.metrics import ascii_tag
 from segbatch.jobs.segment import segment
 from segbatch.run import Run
 from tests.conftest import ROOT, job
@@ -68,7 +69,7 @@ def run(
     collection: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Run:
-    output = tmp_path_factory.mktemp("metrics") / "run"
+    output = tmp_path_factory.mktemp("metrics") / "Häuser am Döhrener Turm – 東京"
     return segment(job(f"{collection}/", model_uri, str(output)))
 
 
@@ -77,7 +78,8 @@ def test_every_image_is_counted_by_its_kind(run: Run) -> None:
     expected = counts["failed"] | {"ok": counts["ok"]}
 
     def counted() -> dict[str, int]:
-        pattern = rf'ray_segbatch_images_total{{.*kind="(\w+)".*run="{run.uri}".*}} ([\d.]+)'
+        tag = re.escape(ascii_tag(run.uri))
+        pattern = rf'ray_segbatch_images_total{{.*kind="(\w+)".*run="{tag}".*}} ([\d.]+)'
         return {kind: int(float(value)) for kind, value in re.findall(pattern, endpoint())}
 
     wait_for(lambda: counted() == expected)
