@@ -22,14 +22,14 @@ INTRODUCTION = """\
 
 *Generated from `segbatch/config/` by `scripts/docs`; edit the docstrings there.*
 
-A job file is one YAML document that starts with `kind`. segbatch refuses unknown and duplicate keys,
-wrong types and contradictions, and names the file, line and key. `null` means off; `1e-3` is a number;
-quote a class called `on`. `--set predict.batch_size=64` overrides any key, and `${VAR}` inserts an
-environment variable. Relative paths are relative to the current folder. Credentials belong in the
-environment.
+A job file is one YAML document that starts with `kind`. segbatch refuses unknown and duplicate
+keys, wrong types and contradictions, and names the file, line and key. `null` means off; `1e-3` is
+a number; quote a class called `on`. `--set predict.batch_size=64` overrides any key, and `${VAR}`
+inserts an environment variable. Relative paths are relative to the current folder. Credentials
+belong in the environment.
 
-Keys marked ● are part of the run's identity: running a job again on the same `output` resumes it, and
-a change of such a key is refused. All other keys may change from one start to the next.
+Keys marked ● are part of the run's identity: running a job again on the same `output` resumes it,
+and a change of such a key is refused. All other keys may change from one start to the next.
 """
 
 

@@ -8,7 +8,7 @@
 | browse.jpg | the page of `segbatch browse` | browsing.md |
 
 Needs Chromium on PATH. The run's photographs were in the demo's S3 server, which ended with the
-demo. They are copied into a new server together with the run, so the pictures show no local folders.
+demo. They are copied into a new server together with the run: the pictures show no local folders.
 """
 
 from __future__ import annotations
