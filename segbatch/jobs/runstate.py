@@ -340,7 +340,10 @@ class StartRecord:
         start.stage_s = {stage: round(s, 2) for stage, s in progress.seconds.items()}
         for name, number in progress.counted.items():
             setattr(start, name, round(number))
-        self.state.info.images_per_second = round(progress.images_per_second, 3)
+        # Of all starts: the last may have retried a few images only.
+        starts = self.state.info.starts
+        images, seconds = sum(s.images for s in starts), sum(s.wall_s for s in starts)
+        self.state.info.images_per_second = round(images / max(seconds, 1e-3), 3)
 
 
 def repair_run(

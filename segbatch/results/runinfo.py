@@ -122,6 +122,7 @@ class RunInfo(_Recorded):
     reason: str | None = None
     """Why the last start ended early."""
     images_per_second: float | None = None
+    """Of all starts together."""
     finished: float | None = None
     epoch: int | None = None
     """Of the driver that finished the run."""

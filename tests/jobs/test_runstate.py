@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from segbatch.jobs.progress import Progress
 from segbatch.jobs.runstate import RunState, StartRecord
-from segbatch.results.runinfo import NodeTime, RunInfo, parse_info, read_info
+from segbatch.results.runinfo import NodeTime, RunInfo, Start, parse_info, read_info
 
 NODE = NodeTime(cpus=4.0, gpus=0.0, instance=None, spot=None, seconds=1.5)
 INFO: dict[str, Any] = {
@@ -34,6 +36,16 @@ def test_machines_are_kept_though_ray_is_gone_when_run_json_is_written(tmp_path:
     assert written is not None
     assert written.starts[0].nodes == [NODE]
     assert written.starts[0].passes == 0
+
+
+def test_the_pace_is_that_of_all_starts(tmp_path: Path) -> None:
+    state = RunState(str(tmp_path), parse_info("run", INFO))
+    state.info.starts = [Start(at=0.0, images=1000, wall_s=100.0), Start(at=200.0)]
+    progress = Progress(state.uri, 1001, 1000)
+    progress.kinds["ok"] += 1  # a failed image that was retried
+    StartRecord(state, progress, list).update()
+    assert state.info.starts[1].images == 1
+    assert state.info.images_per_second == pytest.approx(10.0, rel=0.02)
 
 
 def test_keys_of_later_versions_are_kept_and_what_is_not_set_is_not_written(tmp_path: Path) -> None:
