@@ -66,7 +66,8 @@ def labels_import(
     group_by: Annotated[
         str | None,
         Option(
-            metavar="REGEX", help="Keep images together in whose URIs it matches the same text."
+            metavar="REGEX",
+            help="Keep images whose URIs have the same match in one split.",
         ),
     ] = None,
     append: Annotated[bool, Option("--append", help="Add to the dataset.")] = False,

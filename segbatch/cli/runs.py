@@ -93,7 +93,7 @@ def diff(
     output: Annotated[
         str | None, Option("-o", "--output", help="Write a row per image: .parquet, .csv, .json.")
     ] = None,
-    limit: Annotated[int, Option(min=0, help="Rows of a kind to show.")] = 20,
+    limit: Annotated[int, Option(min=0, help="Rows to show in each table.")] = 20,
 ) -> None:
     """Compare two runs over the same images, by class and by pixel."""
     from segbatch.results.answer import SHOWN_ROWS, format_of, write_answer

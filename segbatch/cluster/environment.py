@@ -100,7 +100,7 @@ def forwarded_variables(names: Sequence[str], environment: Mapping[str, str]) ->
 def with_variables(
     environment: Mapping[str, Any], defaults: Mapping[str, str], variables: Mapping[str, str]
 ) -> dict[str, Any]:
-    """``environment`` with more ``env_vars``: its own override ``defaults``, ``variables`` both.
+    """``environment`` with more ``env_vars``: ``variables`` before its own before ``defaults``.
 
     Raises :class:`~segbatch.errors.InputError` for a variable of ``environment`` that is not a
     string.

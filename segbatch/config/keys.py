@@ -64,7 +64,7 @@ def check_outside(output: str, folders: Mapping[str, Any]) -> str:
 
 
 def auto_or(kind: str, check: Any) -> BeforeValidator:
-    """A validator for ``auto``, or ``kind`` of values, which ``check`` accepts."""
+    """A validator that takes ``auto`` and what ``check`` accepts; ``kind`` describes the latter."""
 
     def validate(value: Any) -> Any:
         if value == "auto" or check(value):

@@ -74,7 +74,7 @@ def read_document(
         if isinstance(source, Mapping):
             document = JobDocument(name, dict(source))
         else:
-            document = _parse(name, _read_text(source, name))
+            document = _parse(name, _read_text(str(source), name))
         for override in overrides:
             _apply_override(document, override)
         document.values = _expand_variables(document, (), document.values, variables)
@@ -105,7 +105,7 @@ def validate(document: JobDocument, kinds: Mapping[str, type[Job]]) -> Job:
 def _read_text(source: str, name: str) -> str:
     if source == STDIN:
         data = sys.stdin.buffer.read(MAX_BYTES + 1)
-    elif storage.is_local(source) and storage.local_path(source).is_dir():
+    elif storage.is_local(source) and os.path.isdir(storage.local_path(source)):  # never raises
         raise JobFileError(f"{name}: is a folder, not a job file")
     else:
         data = storage.read_input(source, JobFileError, "no such job file")

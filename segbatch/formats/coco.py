@@ -53,8 +53,7 @@ from segbatch.masks.classes import IGNORE_INDEX, Classes
 
 Id = int | float | str | None
 Runs = list[int]
-"""A region: how many pixels are outside, inside, outside … in turn, column by column from the top
-left corner."""
+"""Run lengths of a region: pixels outside, inside, outside … column by column from the top left."""
 
 LISTS = ("images", "annotations", "categories")
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
@@ -361,7 +360,7 @@ def _decompress(text: bytes) -> Runs:
 
 
 def photo_file(image: SegmentedImage) -> Mapping[str, bytes]:
-    """The photograph."""
+    """The photograph as the file to write."""
     assert image.photo is not None
     return {f"images/{image.photo_name}": image.photo.data}
 

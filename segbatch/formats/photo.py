@@ -5,6 +5,8 @@ Drawing labels does not need the pixels, but each image is decoded once to be su
 
 from __future__ import annotations
 
+import threading
+
 from segbatch import storage
 from segbatch.errors import Incomplete
 from segbatch.formats.format import Unusable
@@ -12,6 +14,7 @@ from segbatch.images.decode import WidthHeight, check_image, turned_size
 from segbatch.images.faults import Undecodable
 
 LIMITS = storage.ReadLimits(max_bytes=1 << 30)
+_decoding = threading.Lock()  # images are read by several threads: one is decoded at a time
 MAX_PIXELS = 178_956_970  # of a larger image Pillow says that it is a decompression bomb
 
 # Kinds of failure that concern one object; with any other the next object would fail, too.
@@ -65,7 +68,8 @@ def stored_size(data: bytes) -> tuple[WidthHeight, int]:
     Decodes the whole image once. Raises :class:`~segbatch.formats.format.Unusable` with the reason
     if it cannot be decoded or has too many pixels.
     """
-    checked = check_image(data, max_pixels=MAX_PIXELS)
+    with _decoding:
+        checked = check_image(data, max_pixels=MAX_PIXELS)
     if isinstance(checked, Undecodable):
         raise Unusable(f"the image cannot be decoded ({checked.kind}): {checked.message}")
     return checked

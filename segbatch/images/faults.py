@@ -203,7 +203,7 @@ def _verify_checksums(data: bytes) -> None:
 
 
 def refuse_strip(width: int, height: int, max_pixels: int) -> None:
-    """Raise :class:`RefusedImage` for the grid of a strip of few lines that padding makes huge.
+    """Raise :class:`RefusedImage` for an image of few lines that padding would make huge.
 
     A panorama of 100,000 × 1 pixels may pass, one of 100,000,000 × 1 not.
     """

@@ -180,7 +180,7 @@ def _existing_file(uri: str) -> str:
 
 
 def one_or_many(place: Prefix | Glob | Manifest) -> Prefix | Glob | Manifest:
-    """``place``; or, for a prefix with no files below it that names a file, that file."""
+    """Replace a prefix that is really a single file by that file."""
     if not isinstance(place, Prefix) or place.prefix.endswith("/"):
         return place
     uri = place.prefix

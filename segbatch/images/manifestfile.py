@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from pydantic import BaseModel, ConfigDict
 
 
-@dataclass
-class ManifestFile:
+class ManifestFile(BaseModel):
     """One file of the manifest as ``run.json`` lists it; ``size`` is in bytes."""
+
+    model_config = ConfigDict(extra="allow")
 
     name: str
     rows: int

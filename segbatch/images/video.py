@@ -171,12 +171,13 @@ def read_frames(uris: Sequence[str]) -> list[bytes | Undecodable | storage.Unrea
 
 
 def _why_unreadable(error: SourceError | Incomplete) -> Undecodable | storage.Unreadable:
-    message = storage.one_line(error)
+    cause = error.__cause__
     if isinstance(error, Incomplete):
-        return storage.Unreadable("unavailable", message)
-    if isinstance(error.__cause__, FileNotFoundError):
+        return storage.Unreadable("unavailable", storage.one_line(cause or error))
+    message = storage.one_line(error)
+    if isinstance(cause, FileNotFoundError | IsADirectoryError | NotADirectoryError):
         return storage.Unreadable("not_found", message)
-    if isinstance(error.__cause__, PermissionError):
+    if isinstance(cause, PermissionError):
         return storage.Unreadable("forbidden", message)
     return Undecodable("undecodable", message)
 
@@ -237,10 +238,9 @@ def _decode_frames(
 
 
 def _as_png(frame: av.VideoFrame) -> bytes:
-    """PNG, not PPM: PPM would take 2 ms of a CPU to write and read where PNG takes 65 (at 960×540),
-    but 4 times the memory for large frames. A block holds as many frames as fit at the model's
-    size; nothing bounds their size before that. And browsers and label tools open a PNG.
-    """
+    """Encode a frame as PNG, upright."""
+    # PPM would take 2 ms of a CPU where PNG takes 65 (at 960×540), but 4 times the memory for large
+    # frames, whose size nothing bounds here. Browsers and label tools open a PNG.
     buffer = io.BytesIO()
     Image.fromarray(upright_pixels(frame)).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()

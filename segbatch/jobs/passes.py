@@ -2,9 +2,9 @@
 
 A pass leaves transient failures to the next one; the last pass commits them. Images without any
 result (their block was lost with a node or a worker) get further passes as long as each finishes
-something. Few of them are done one at a time, and an image that crashes a process of its own twice
-is committed as ``crashed``; many are first done in blocks once more. So a killed driver, a lost
-node, a dropped block and an image that kills its worker are handled in the same way.
+something. Up to ``FEW_LOST`` of them are done one at a time, and an image that crashes its own
+process twice is committed as ``crashed``; more of them are first tried in blocks again. So a killed
+driver, a lost node, a dropped block and an image that kills its worker are handled alike.
 """
 
 from __future__ import annotations
@@ -95,9 +95,8 @@ class Passes:
         self.on_commit = on_commit
         self.num_images = ledger.taken.size
         self.reads: deque[tuple[int, int]] = deque()  # (reads, forbidden reads) of each account
-        self.held: list[
-            Account
-        ] = []  # files committed at the end of the pass, if few failed likewise
+        # Failures that may be an outage or refused credentials; entered at the end of a pass.
+        self.held: list[Account] = []
 
     def run(self, executor: Executor) -> None:
         """Run passes until every image is committed.
@@ -127,7 +126,7 @@ class Passes:
                 blocks = partial(executor.blocks, rows=self.block_rows, last_pass=last)
                 self._take_all(blocks, ids[~suspect], outcome)
                 self._take_all(partial(executor.alone, last_pass=last), ids[suspect], outcome)
-            signals.check()  # a pass that a signal ended proves nothing
+            signals.check()  # an interrupted pass says nothing about lost images
             self.progress.event("pass_end", **outcome.kinds)
             self._release_held()
             self._commit()
@@ -189,7 +188,7 @@ class Passes:
             self._give_up_early()
 
     def _give_up_early(self) -> None:
-        """Stop at ten times the failed images that are allowed: the rest will not be better."""
+        """Fail the job early, at more than ten times the allowed number of failed images."""
         failed = self.ledger.kinds.total() - self.ledger.kinds["ok"]
         allowed = self.limits.max_failed_fraction * self.num_images
         if failed >= GIVE_UP_FAILED and failed > 10 * allowed:
@@ -233,7 +232,7 @@ class Passes:
             )
 
     def _lost(self, outcome: Outcome) -> Ids:
-        """Images without any result; the next pass takes their blocks apart.
+        """Images without any result, which the next pass does one at a time if they are few.
 
         Empty if an execution stopped early: most of its images were never begun.
         """

@@ -72,7 +72,7 @@ class RunState:
 
     @classmethod
     def read(cls, uri: str) -> RunState | None:
-        """The run at ``uri``; ``None`` if there is none, or only a torn beginning of one."""
+        """The run at ``uri``; ``None`` if there is none, or only an incomplete first start."""
         try:
             info = read_info(uri)
         except PermissionError as error:
@@ -258,7 +258,7 @@ class RunState:
         self._judge(job)
 
     def close(self, job: SegmentJob) -> Run:
-        """Sweep strays of a finished run that is run again, and judge it by the job's limits."""
+        """A finished run is run again: delete uncommitted files, and check the job's limits."""
         self.prove_logs()
         rows = Table.open(storage.join(self.uri, "rows"))
         stats = Table.open(storage.join(self.uri, "stats"))
@@ -371,7 +371,7 @@ def repair_run(
         quarantine(uri, storage.join(uri, "run.json"))
         say("run.json: is damaged; moved to quarantine/run.json")
     if state is None or plan is None:
-        return  # a torn beginning, which starts over
+        return  # an incomplete first start, which starts over
     if plan.needed or info is None:
         apply_repair(plan, driver, partial(state.schema, job, prepared.config.classes), say)
     else:

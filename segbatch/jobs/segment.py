@@ -65,8 +65,8 @@ def pipeline(
     """The path of an image: rows of the manifest in, accounts of written files out.
 
     One task returns one block. Ray could split a large block differently when it computes it again
-    after a node was lost, and rows would vanish or come twice. Stages that reserve different CPUs
-    are not fused, so that the worst case of each one's memory holds.
+    after a node was lost, and rows would vanish or come twice. Ray fuses only stages that reserve
+    the same CPUs; the others run apart, so that each keeps its own bound of memory.
     """
     blocks = [images.slice(start, block_rows) for start in range(0, len(images), block_rows)]
     task: dict[str, Any] = {"max_retries": 1}  # the default retries crashes without end

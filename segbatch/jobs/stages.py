@@ -167,8 +167,8 @@ class _Call:
 class PredictStage:
     """RGB → label maps and counts. Each worker has one of these, with the model loaded.
 
-    Several threads may call it: the device has one block at a time, while the tables around another
-    block are made. Worst case in memory, a call: a block's pixels, ``BLOCK_BYTES`` more of images
+    Several threads may call it: one block uses the device while another thread converts its block
+    from and to Arrow. Worst case in memory, a call: a block's pixels, ``BLOCK_BYTES`` more of those
     that came encoded and one image beyond, and twice the block's label maps on the mask's grid.
     """
 
@@ -397,7 +397,7 @@ class AllStages:
 
 
 def run_all_stages(table: pa.Table, stages: Pipeline) -> pa.Table:
-    """:class:`AllStages` for a process that does ``table`` and ends."""
+    """Run all stages on ``table`` once, in a process that then exits."""
     return AllStages(stages).run(table)
 
 

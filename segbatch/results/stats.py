@@ -1,7 +1,7 @@
 """Statistics of label maps, and the Arrow struct columns that store them.
 
-Statistics are computed for one image at a time. Columns are built for all images of a file at once,
-with the types of :mod:`segbatch.results.schema`. A failed image is a null struct.
+Statistics are computed for one image at a time. Columns are built for a whole block at once, with
+the types of :mod:`segbatch.results.schema`. A failed image is a null struct.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Regions:
 
 @dataclass
 class Block:
-    """The images of a file of rows, as optional statistics are computed from them.
+    """The images of one block, from which optional statistics are computed.
 
     ``ok``, ``(rows,)`` bool: the image did not fail. ``label_maps``: ``(height, width)`` uint8,
     ``None`` for failed images; empty if no label map is needed. ``table``: the model's own counts.

@@ -215,7 +215,7 @@ class Table:
     ) -> Exception | None:
         """Commit, and return the error if there was one.
 
-        An error decides nothing: the entry may exist all the same.
+        After an error the entry may exist nevertheless: the caller has to read the log.
         """
         try:
             self._delta.create_write_transaction(
@@ -244,7 +244,7 @@ class Table:
         return version
 
     def _finish_pending_commit(self) -> None:
-        """Move to the next version if an interrupted commit did take place.
+        """Find out whether a commit of unknown outcome succeeded; if so, move to its version.
 
         If it did not, its files may be committed once more: adding a file twice adds it once.
         """

@@ -116,7 +116,7 @@ def translate_errors(action: str, refused: type[SegbatchError] = Incomplete) -> 
 
     That is ``refused`` where something is missing, forbidden or in the way, and
     :class:`~segbatch.errors.Incomplete` where storage does not answer. The message is ``action``
-    (``cannot read run``), followed by the ``OSError``'s own, which begins with the URI.
+    (``cannot read run``), followed by the ``OSError``'s own.
     """
     try:
         yield

@@ -42,7 +42,7 @@ class ReadLimits:
     concurrency: int = 32
 
 
-# Of read_bytes: outlasts an outage of one minute.
+# Limits of read_bytes; its retries outlast an outage of one minute.
 SINGLE = ReadLimits(max_bytes=1 << 36, timeout_s=60, retries=7)
 
 
@@ -70,7 +70,7 @@ def read_bytes(uri: str) -> bytes:
 
 
 def read_input(uri: str, wrong: type[InputError], missing: str = "no such file") -> bytes:
-    """:func:`read_bytes` of what a user named; raises as :func:`reading_input`."""
+    """Read an object that a user named; its errors are those of :func:`reading_input`."""
     with reading_input(uri, wrong, missing):
         return read_bytes(uri)
 

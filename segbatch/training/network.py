@@ -73,7 +73,7 @@ def load_backbone(network: Network, uri: str) -> None:
 
 
 def _classifier_key(key: str) -> str:
-    """A backbone's key as the classification network calls it that the backbone was cut out of.
+    """Translate a key of a backbone to the key in its classification network.
 
     torchvision cuts out what is under ``features``; timm puts everything under ``model``, and calls
     ``stages.0`` ``stages_0``.

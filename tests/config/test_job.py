@@ -336,3 +336,15 @@ def test_the_identity_has_exactly_the_keys_that_results_depend_on() -> None:
         "images", "model", "predict.long_side", "predict.tile", "predict.flip", "predict.scales",
         "predict.decode", "predict.precision", "masks", "stats", "formulas",
     }  # fmt: skip
+
+
+def test_a_name_that_the_system_refuses_is_no_such_file() -> None:
+    with pytest.raises(JobFileError, match="no such job file"):
+        load_job("x" * 300)
+
+
+def test_a_path_object_names_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(yaml.safe_dump({"kind": "segment"}))
+    with pytest.raises(JobFileError, match="images"):
+        load_job(file)  # type: ignore[arg-type]

@@ -48,9 +48,8 @@ from segbatch.results.write import Account
 SHUTDOWN_S = 10.0
 SAY_EVERY_S = 60.0
 CRASHES = 2  # of one image alone in a process, then it is committed as crashed
-NOTHING = pa.table(
-    {"account": pa.array([], pa.string())}
-)  # no account: the fault was not the image's
+# Leaves the image missing, for a later pass: the fault was not its own.
+NO_ACCOUNTS = pa.table({"account": pa.array([], pa.string())})
 
 Layout = Callable[[pa.Table, int, Pipeline], "ray.data.Dataset"]
 
@@ -130,14 +129,14 @@ class RayExecutor:
         return max(1, min(most, self.workers.size[1] or most))
 
     def _in_own_process(self, image: pa.Table, stages: Pipeline) -> pa.Table:
-        """The accounts of one image, in a process of its own, which may crash once."""
+        """Do one image in its own process; after ``CRASHES`` crashes it gets a ``crashed`` row."""
         for _ in range(CRASHES):
             try:
                 table: pa.Table = wait_for(self._alone.remote(image, stages), self.watch)
                 return table
             except RayError as error:
                 if not _is_crash(error):
-                    return NOTHING
+                    return NO_ACCOUNTS
                 reason = _reason(error)
         return crashed_row(image, f"{reason}, {CRASHES} times", stages)
 
@@ -186,7 +185,7 @@ def _precision(asked: str, device: str) -> str:
 
 
 def share_model(model: Model) -> Callable[[], Packed]:
-    """Put the model into the object store; each node fetches it once. Returns what fetches it."""
+    """Put the model into the object store, which each node asks once. Returns what fetches it."""
     reference: Any = ray.put(pack(model.module, model.config))
     return cast(Callable[[], Packed], partial(ray.get, reference))
 

@@ -167,7 +167,7 @@ def _by_failure(run: RunFolder, scope: str, _: RunFolder | None, __: int) -> Ran
     return Ranking(f"SELECT *, 0 AS score FROM images WHERE {which}", "")
 
 
-def _by_chance(run: RunFolder, scope: str, _: RunFolder | None, __: int) -> Ranking:
+def _for_diversity(run: RunFolder, scope: str, _: RunFolder | None, __: int) -> Ranking:
     return Ranking(f"SELECT *, 0 AS score FROM images WHERE status = '{OK}' AND {scope}", "")
 
 
@@ -176,5 +176,5 @@ RANKINGS: dict[str, Callable[[RunFolder, str, RunFolder | None, int], Ranking]] 
     "uncertainty": _by_uncertainty,
     "disagreement": _by_disagreement,
     "failures": _by_failure,
-    "diverse": _by_chance,
+    "diverse": _for_diversity,
 }
