@@ -11,7 +11,7 @@ import contextlib
 import time
 import uuid
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -67,6 +67,7 @@ class RunState:
         self.uri = uri
         self.info = info
         self._ledger: Ledger | None = None
+        self._began = False  # a start, which is recorded
 
     # ------------------------------------------------------------------------- beginnings
 
@@ -215,6 +216,7 @@ class RunState:
                 file_rows=sizes.file_rows,
             )
         )
+        self._began = True
         self.write("running")
         return settled
 
@@ -246,6 +248,7 @@ class RunState:
         Raises :class:`~segbatch.errors.JobFailed` if too many images failed.
         """
         say("writing the statistics table")
+        began = time.monotonic()
         rows = ledger.table
         rows.commit(note={"driver": ledger.driver, "event": "finish"})  # the fence
         uri = storage.join(self.uri, "stats")
@@ -254,6 +257,9 @@ class RunState:
         sweep(self.uri, rows, stats, ledger.epoch)
         self.info.finished, self.info.epoch = time.time(), ledger.epoch
         self.info.log = {"stats": stats.proof}
+        if self._began:
+            self.info.starts[-1].wall_s += round(time.monotonic() - began, 1)
+            self.info.images_per_second = pace_of(self.info.starts)
         self.write("complete")
         self._judge(job)
 
@@ -340,10 +346,13 @@ class StartRecord:
         start.stage_s = {stage: round(s, 2) for stage, s in progress.seconds.items()}
         for name, number in progress.counted.items():
             setattr(start, name, round(number))
-        # Of all starts: the last may have retried a few images only.
-        starts = self.state.info.starts
-        images, seconds = sum(s.images for s in starts), sum(s.wall_s for s in starts)
-        self.state.info.images_per_second = round(images / max(seconds, 1e-3), 3)
+        self.state.info.images_per_second = pace_of(self.state.info.starts)
+
+
+def pace_of(starts: Sequence[Start]) -> float:
+    """Images per second over all starts: the last one may have retried a few images only."""
+    images, seconds = sum(s.images for s in starts), sum(s.wall_s for s in starts)
+    return round(images / max(seconds, 1e-3), 3)
 
 
 def repair_run(

@@ -187,7 +187,7 @@ def work_through(
     state: RunState, job: SegmentJob, prepared: Prepared, ledger: Ledger, lease: Lease
 ) -> None:
     """Bring every image of the manifest to a committed row, on the connected Ray."""
-    watch, clock = Watch(lease, job.limits.stall_minutes, GRACE_S), NodeClock()
+    watch = Watch(lease, job.limits.stall_minutes, GRACE_S)
     schema = state.schema(job, prepared.config.classes)
     encoding = Encoding(
         prepared.config.classes, schema, prepared.formulas, store_masks=job.masks != "none"
@@ -195,6 +195,7 @@ def work_through(
     device = choose_device(job.resources)
     precision = precision_on_workers(job.predict.precision, device, watch)  # waits for a first node
     workers = share_out(job.resources, device)
+    clock = NodeClock()  # counts from here on: before, nodes were waited for
     sizes = choose_sizes(
         job,
         prepared,

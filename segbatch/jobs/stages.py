@@ -209,6 +209,9 @@ class PredictStage:
         ]
         for group in self._groups(rows, call):
             self._predict(group, call)
+        if call.idle_s is None:  # no image of the block could be predicted
+            with self._device(call):
+                pass
         predicted = _divided(
             self._table(table, rows),
             {f"{SECONDS}wait": call.idle_s or 0.0, f"{COUNTED}batches": call.batches},
@@ -290,6 +293,7 @@ class PredictStage:
             call.batches += self.model.num_batches - before
         for (row, _), prediction in zip(group, predictions, strict=True):
             row.prediction = replace(prediction, image=NO_PIXELS)
+        group.clear()  # the caller still holds it while the next images are decoded
 
     @contextmanager
     def _device(self, call: _Call) -> Iterator[None]:

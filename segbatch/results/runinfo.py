@@ -131,7 +131,8 @@ class RunInfo(_Recorded):
     def to_json(self) -> dict[str, Any]:
         """As it is written: only what is set; ``submission`` is null in a run of no Ray job."""
         content = self.model_dump(mode="json", exclude_unset=True)
-        return {k: v for k, v in content.items() if v is not None or k == "submission"}
+        ours = RunInfo.model_fields.keys() - {"submission"}
+        return {k: v for k, v in content.items() if v is not None or k not in ours}
 
     def frozen_copy(self) -> str:
         """What never changes of a run, as the log of ``rows/`` keeps it."""

@@ -46,10 +46,12 @@ def predict_files(source: str, model_uri: str, output: str) -> int:
     model = load_model(model_uri)
     failed = 0
     for uri, target in outputs.items():
-        predict = predict_video if _extension(target) in ENCODERS else _predict_image
+        is_video = _extension(target) in ENCODERS
         try:
-            predict(uri, model, target)
+            (predict_video if is_video else _predict_image)(uri, model, target)
         except (JobFailed, SourceError) as error:
+            if isinstance(error, JobFailed) and not is_video:
+                raise  # the image is too large for the device: so are others, and the key is named
             failed += 1
             say(str(error))
     if failed:
