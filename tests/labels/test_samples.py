@@ -1,6 +1,7 @@
 """Random access to the samples of a split in a local copy."""
 
 import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -83,17 +84,12 @@ def test_a_copy_is_made_of_a_dataset_in_a_bucket(s3: S3, tmp_path: Path) -> None
 
 def test_workers_of_one_node_copy_a_share_each(dataset: Dataset, tmp_path: Path) -> None:
     folder = tmp_path / "cache"
-    processes = [
-        multiprocessing.get_context("spawn").Process(
-            target=copy_split, args=(dataset, "train", folder, slice(rank, None, 2))
-        )
-        for rank in range(2)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-    assert [process.exitcode for process in processes] == [0, 0]
+    # A pool, because a process that ends right after reading Parquet may crash in Arrow's threads.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(2, context) as pool:
+        shares = [slice(rank, None, 2) for rank in range(2)]
+        for copied in [pool.submit(copy_split, dataset, "train", folder, s) for s in shares]:
+            copied.result(60)
     assert len(list(folder.iterdir())) == 3
     assert list(Samples(dataset, "train", folder)) == expected(dataset, "train")
 
