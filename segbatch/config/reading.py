@@ -271,7 +271,7 @@ def _explain(document: JobDocument, model: type[BaseModel], entry: dict[str, Any
 
 
 def _unknown_key(model: type[BaseModel], key: Key) -> str:
-    """What to say about an unknown key: a suggestion, or the known keys beside it."""
+    """What to say about an unknown key: a suggestion, or the keys that are known there."""
     if SECRET_KEY.search(str(key[-1])):
         return "credentials do not belong in a job file; set them in the environment"
     for part in key[:-1]:

@@ -119,7 +119,7 @@ def _why_no_images(base: str, others: Counter[str], excluded: int) -> str:
 
 
 def list_glob(source: Glob, leave_out: str) -> Iterator[str]:
-    """URIs of the files that match a glob, by key, whatever their extension.
+    """URIs of the files that match a glob, by key, with any extension.
 
     Raises ``SourceError`` if no file matches.
     """

@@ -1,7 +1,7 @@
 """Videos as sources of images: a row for each frame, and the frames as PNG files.
 
 A row's URI is that of its video followed by ``#t=12.480``, the frame's time in seconds (W3C Media
-Fragments). The fragment alone makes it a frame: every other URI is a file, whatever its name.
+Fragments). The fragment alone makes it a frame: every other URI is a file.
 Frames are read as PNG files and take the same way as every other image from there on.
 
 PyAV reads any format that it opens, from any storage. A video is read by ranges while it is

@@ -258,7 +258,8 @@ class RunState:
         self.info.finished, self.info.epoch = time.time(), ledger.epoch
         self.info.log = {"stats": stats.proof}
         if self._began:
-            self.info.starts[-1].wall_s += round(time.monotonic() - began, 1)
+            start = self.info.starts[-1]
+            start.wall_s = round(start.wall_s + time.monotonic() - began, 1)
             self.info.images_per_second = pace_of(self.info.starts)
         self.write("complete")
         self._judge(job)
