@@ -4,12 +4,14 @@ import json
 import signal
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Thread
+from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode, urlsplit
 
@@ -115,6 +117,32 @@ def test_pages_follow_one_another_without_a_gap_or_an_image_twice(
     assert values == sorted(values, reverse=descending)
     assert {image["image_id"] for image in first + rest} == set(range(NUM_OK + 2))
     assert len(first) + len(rest) == NUM_OK + 2  # those without a value are last
+
+
+def test_queries_of_many_threads_wait_for_one_another(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class PausingLock:
+        """The next query runs while a thread pauses behind the lock."""
+
+        lock = Lock()
+
+        def __enter__(self) -> None:
+            self.lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            self.lock.release()
+            time.sleep(0.02)
+
+    grid = Grid(run)
+    monkeypatch.setattr(grid, "_lock", PausingLock())
+    slow = "(SELECT sum(range) FROM range(5_000_000)) > 0"
+    queries = [GridQuery(condition=slow, descending=bool(n % 2)) for n in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        pages = list(pool.map(grid.page, queries))
+        counts = list(pool.map(grid.count, queries))
+    assert {len(page) for page in pages} == {PAGE_IMAGES}
+    assert set(counts) == {NUM_OK + 2}
 
 
 @pytest.mark.parametrize(

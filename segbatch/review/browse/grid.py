@@ -180,7 +180,8 @@ class Grid:
                 f"WHERE {later} ORDER BY value {direction} NULLS LAST, image_id {direction}"
                 f" LIMIT {PAGE_IMAGES}",
             )
-        return [dict(zip(chosen.columns, row, strict=True)) for row in rows]
+        names = ("image_id", "uri", "kind", "message", "value")
+        return [dict(zip(names, row, strict=True)) for row in rows]
 
     def image(self, image_id: int) -> dict[str, Any]:
         """The facts of one image, its ``measures`` by name, and the user's ``columns`` as text.
