@@ -10,6 +10,7 @@ import typer
 from typer import Argument, Exit, Option, Typer
 
 from segbatch.cli.options import (
+    Extend,
     Format,
     JobFile,
     Only,
@@ -48,6 +49,7 @@ def submit(
     retry_failed: RetryFailed = False,
     only: Only = None,
     repair: Repair = False,
+    extend: Extend = False,
     runtime_env: Annotated[
         str | None, Option(metavar="FILE", help="Ray's runtime environment, in YAML.")
     ] = None,
@@ -80,6 +82,7 @@ def submit(
         retry_failed=retry_failed,
         only=kinds_of(only),
         repair=repair,
+        extend=extend,
         runtime_env=read_environment(runtime_env, runtime_env_json, working_dir),
         env_vars=forwarded_variables(env or (), os.environ),
         submission_id=submission_id,

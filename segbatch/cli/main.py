@@ -17,6 +17,7 @@ from segbatch.cli.jobs import jobs_app
 from segbatch.cli.labels import labels_app
 from segbatch.cli.models import model_app, predict_app
 from segbatch.cli.options import (
+    Extend,
     JobFile,
     Only,
     Overrides,
@@ -75,6 +76,7 @@ def run(
     retry_failed: RetryFailed = False,
     only: Only = None,
     repair: Repair = False,
+    extend: Extend = False,
 ) -> None:
     """Run a job, on this machine or on the Ray cluster at RAY_ADDRESS.
 
@@ -84,11 +86,13 @@ def run(
 
     loaded = load_job(job, overrides or ())
     kinds = kinds_of(only)
-    check_options(loaded, retry_failed=retry_failed, only=kinds, repair=repair)
+    check_options(loaded, retry_failed=retry_failed, only=kinds, repair=repair, extend=extend)
     if loaded.kind == "segment":
         from segbatch.jobs.segment import segment
 
-        finished = segment(loaded, retry_failed=retry_failed, only=kinds, repair=repair)
+        finished = segment(
+            loaded, retry_failed=retry_failed, only=kinds, repair=repair, extend=extend
+        )
         print_facts(finished.summary())
     elif loaded.kind == "finetune":
         from segbatch.jobs.finetune import finetune

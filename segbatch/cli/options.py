@@ -24,6 +24,9 @@ Only = Annotated[
 Repair = Annotated[
     bool, Option("--repair", help="First move damaged files away and process their images again.")
 ]
+Extend = Annotated[
+    bool, Option("--extend", help="Add the images that the source has gained since the start.")
+]
 Prices = Annotated[str | None, Option(metavar="FILE", help="Your own table of prices.")]
 Variables = Annotated[
     list[str] | None,

@@ -49,22 +49,24 @@ def submit(
     retry_failed: bool = False,
     only: Collection[str] = (),
     repair: bool = False,
+    extend: bool = False,
     runtime_env: Mapping[str, Any] | None = None,
     env_vars: Mapping[str, str] | None = None,
     submission_id: str | None = None,
 ) -> Submission:
     """Send a job to the Ray cluster whose dashboard is at ``address``; returns at once.
 
-    ``retry_failed``, ``only`` and ``repair`` are those of :func:`~segbatch.jobs.segment.segment`.
+    ``retry_failed``, ``only``, ``repair`` and ``extend`` are those of
+    :func:`~segbatch.jobs.segment.segment`.
     ``env_vars`` are set for the driver and the workers and override those of ``runtime_env``.
     Raises :class:`~segbatch.errors.InputError` for an invalid job, for a cluster that does not
     answer, and for one that has another version of segbatch.
     """
     document = _read(job, overrides)
     checked = validate(document, JOBS)
-    check_options(checked, retry_failed=retry_failed, only=only, repair=repair)
+    check_options(checked, retry_failed=retry_failed, only=only, repair=repair, extend=extend)
     refuse_local_paths(document)
-    options = ["--retry-failed"] * retry_failed + ["--repair"] * repair
+    options = ["--retry-failed"] * retry_failed + ["--repair"] * repair + ["--extend"] * extend
     options += [f"--only={','.join(only)}"] if only else []
     entrypoint = entrypoint_of(document.values, options)
     dashboard = connect(address)

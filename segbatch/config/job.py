@@ -272,10 +272,18 @@ def load_kind(path: str | Mapping[str, Any] | Job, kind: type[J]) -> J:
     return job
 
 
-def check_options(job: Job, *, retry_failed: bool, only: Collection[str], repair: bool) -> None:
+def check_options(
+    job: Job,
+    *,
+    retry_failed: bool = False,
+    only: Collection[str] = (),
+    repair: bool = False,
+    extend: bool = False,
+) -> None:
     """Raises :class:`~segbatch.errors.InputError` for options that do not apply to ``job``."""
     if only and not retry_failed:
         raise InputError("--only needs --retry-failed")
-    for option, given in (("--retry-failed", retry_failed), ("--repair", repair)):
+    options = {"--retry-failed": retry_failed, "--repair": repair, "--extend": extend}
+    for option, given in options.items():
         if given and job.kind != "segment":
             raise InputError(f"{option} is for jobs of kind: segment, not {job.kind}")

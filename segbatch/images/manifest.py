@@ -3,17 +3,21 @@
 :func:`freeze` reads every source as a stream of record batches and writes Parquet files with
 ``image_id`` (the row number over all sources), ``uri`` and the user's own columns;
 :func:`read_rows` reads one of these files. ``run.json`` lists the files with their SHA-256; a
-folder that no ``run.json`` describes is an interrupted start, and is frozen again.
+folder that no ``run.json`` describes is an interrupted start, and is frozen again. When a source
+has grown, :func:`extend` freezes its new images behind the old ones, which keep their ids.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+import tempfile
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -24,10 +28,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from segbatch import storage
-from segbatch.config.images import Source
-from segbatch.errors import Damaged, SegbatchError
+from segbatch.config.images import Source, Video
+from segbatch.errors import Damaged, SegbatchError, SourceError
+from segbatch.images.columns import BATCH_ROWS, conform
 from segbatch.images.manifestfile import ManifestFile
-from segbatch.images.sources import URI, stream_images
+from segbatch.images.sources import URI, ImageStream, stream_images
 from segbatch.images.tables import in_memory_duckdb
 
 ROWS_PER_FILE = 1_000_000  # a file is one slice of the run
@@ -40,10 +45,12 @@ IMAGE_ID = pa.field("image_id", pa.int64(), nullable=False)
 
 @dataclass(frozen=True)
 class FrozenManifest:
-    """What :func:`freeze` wrote.
+    """The frozen list of images, as ``run.json`` describes it.
 
     ``duplicates``: rows minus different URIs. ``skipped``: see
-    :class:`~segbatch.images.sources.ImageStream`.
+    :class:`~segbatch.images.sources.ImageStream`. After an extension: ``gone`` is the number of
+    old rows that the sources no longer have, ``left_out`` names columns that the old rows do not
+    have.
     """
 
     rows: int
@@ -51,6 +58,8 @@ class FrozenManifest:
     files: list[ManifestFile]
     user_columns: list[pa.Field]
     skipped: dict[str, int]
+    gone: int = 0
+    left_out: tuple[str, ...] = ()
 
 
 def freeze(
@@ -69,30 +78,164 @@ def freeze(
     with the number of rows. Raises ``SourceError``, ``Incomplete`` if a source does not answer, and
     ``OSError`` if ``folder`` cannot be written.
     """
-    old = [file.uri for file in storage.list_files(folder)]
-    storage.delete([uri for uri in old if _FILE_NAME.fullmatch(storage.name_of(uri))])
-    files: list[ManifestFile] = []
-    try:
-        with (
-            stream_images(sources, reserved=reserved, leave_out=leave_out) as stream,
-            in_memory_duckdb("256MB") as database,
-        ):
-            batches = _record_hashes(stream.batches, database)
-            for file in _write_files(batches, stream.schema, folder, confirm):
-                files.append(file)
-            rows = sum(file.rows for file in files)
-            return FrozenManifest(
-                rows,
-                rows - _count_hashes(database),
-                files,
-                user_columns(stream.schema),
-                dict(stream.skipped),
-            )
-    except BaseException:
-        with suppress(OSError, SegbatchError):  # the next start deletes what stays
-            confirm()
-            storage.delete([storage.join(folder, file.name) for file in files])
-        raise
+    with (
+        stream_images(sources, reserved=reserved, leave_out=leave_out) as stream,
+        in_memory_duckdb("256MB") as database,
+    ):
+        batches = _record_hashes(stream.batches, database)
+        files = _write_files(batches, stream.schema, folder, [], confirm)
+        rows = sum(file.rows for file in files)
+        return FrozenManifest(
+            rows,
+            rows - _count_hashes(database),
+            files,
+            user_columns(stream.schema),
+            dict(stream.skipped),
+        )
+
+
+def extend(
+    sources: Sequence[Source],
+    folder: str,
+    frozen: Sequence[ManifestFile],
+    *,
+    reserved: Collection[str],
+    leave_out: str,
+    confirm: Callable[[], None] = lambda: None,
+) -> FrozenManifest:
+    """Write the rows of ``sources`` that the ``frozen`` files do not have, behind them.
+
+    A row is new if its URI occurs more often in ``sources`` up to that row than in ``frozen``. New
+    rows get the columns of the old ones: null where a source has no such column. The result
+    describes old and new files; without new rows its files are ``frozen``. Files of an interrupted
+    extension are deleted. The other parameters, memory and errors are those of :func:`freeze`;
+    raises ``SourceError`` if a value does not fit the type of its column, and
+    :class:`~segbatch.errors.Damaged` if a frozen file was changed.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="segbatch-") as scratch,
+        stream_images(sources, reserved=reserved, leave_out=leave_out) as stream,
+        in_memory_duckdb("1GB") as database,
+    ):
+        old_columns = user_columns(read_rows(folder, frozen[0]).schema)
+        listing = Path(scratch, "listing.arrow")
+        _record_listing(stream, listing, database)
+        database.execute("CREATE TABLE frozen (uri VARCHAR)")
+        for file in frozen:
+            uris = read_rows(folder, file).select([URI.name])
+            database.from_arrow(uris).insert_into("frozen")
+        schema = pa.schema([URI, *old_columns])
+        new = _conformed(_rows_at(listing, _new_positions(database)), schema)
+        files = _write_files(new, schema, folder, frozen, confirm)
+        rows = sum(file.rows for file in files)
+        different, gone = database.sql(_COUNT_EXTENDED).fetchall()[0]
+        known = {field.name for field in old_columns}
+        left_out = [f.name for f in user_columns(stream.schema) if f.name not in known]
+        return FrozenManifest(
+            rows,
+            rows - different,
+            files,
+            old_columns,
+            dict(stream.skipped),
+            gone,
+            tuple(left_out),
+        )
+
+
+@dataclass(frozen=True)
+class ImageCount:
+    """The number of rows of a job's sources; a lower bound where ``whole`` is false."""
+
+    rows: int
+    whole: bool
+
+
+def count_images(sources: Sequence[Source], *, leave_out: str, limit_s: float) -> ImageCount:
+    """Count the rows of ``sources`` for at most about ``limit_s`` seconds.
+
+    Frames of videos are not counted: that would read every video. Raises ``SourceError``, and
+    ``Incomplete`` if a source does not answer.
+    """
+    rows, deadline = 0, time.monotonic() + limit_s
+    if any(isinstance(source, Video) for source in sources):
+        return ImageCount(0, whole=False)
+    with stream_images(sources, reserved=(), leave_out=leave_out) as stream:
+        for batch in stream.batches:
+            rows += batch.num_rows
+            if time.monotonic() > deadline:
+                return ImageCount(rows, whole=False)
+    return ImageCount(rows, whole=True)
+
+
+# The listed rows by position; a URI that was frozen three times is new from its fourth occurrence.
+_NEW_POSITIONS = """
+    SELECT position FROM (
+        SELECT *, row_number() OVER (PARTITION BY uri ORDER BY position) AS occurrence FROM listed
+    ) LEFT JOIN (SELECT uri, count(*) AS times FROM frozen GROUP BY uri) USING (uri)
+    WHERE occurrence > coalesce(times, 0) ORDER BY position
+"""
+_COUNT_EXTENDED = """
+    SELECT
+        (SELECT count(*) FROM (SELECT uri FROM frozen UNION SELECT uri FROM listed)),
+        (SELECT count(*) FROM frozen ANTI JOIN listed USING (uri))
+"""
+
+
+def _record_listing(
+    stream: ImageStream, listing: Path, database: duckdb.DuckDBPyConnection
+) -> None:
+    """Write the rows of ``stream`` to a local file, and their URIs to the table ``listed``."""
+    database.execute("CREATE TABLE listed (position BIGINT, uri VARCHAR)")
+    position = 0
+    with pa.OSFile(str(listing), "wb") as sink, pa.ipc.new_file(sink, stream.schema) as writer:
+        for batch in stream.batches:
+            writer.write_batch(batch)
+            positions = pa.array(np.arange(batch.num_rows) + position)
+            uris = pa.table([positions, batch.column(URI.name)], ["position", "uri"])
+            database.from_arrow(uris).insert_into("listed")
+            position += batch.num_rows
+
+
+def _new_positions(database: duckdb.DuckDBPyConnection) -> Iterator[npt.NDArray[np.int64]]:
+    """Positions of the new rows of the table ``listed``, ascending."""
+    reader = database.sql(_NEW_POSITIONS).to_arrow_reader(BATCH_ROWS)
+    return (batch.column(0).to_numpy() for batch in reader)
+
+
+def _rows_at(listing: Path, positions: Iterator[npt.NDArray[np.int64]]) -> Iterator[pa.RecordBatch]:
+    """The rows of the file ``listing`` at ascending ``positions``."""
+    with pa.memory_map(str(listing)) as source, pa.ipc.open_file(source) as reader:
+        waiting = np.empty(0, np.int64)
+        first = 0
+        for number in range(reader.num_record_batches):
+            batch = reader.get_batch(number)
+            end = first + batch.num_rows
+            while not len(waiting) or waiting[-1] < end:
+                more = next(positions, None)
+                if more is None:
+                    break
+                waiting = np.concatenate([waiting, more])
+            here, waiting = waiting[waiting < end], waiting[waiting >= end]
+            if len(here):
+                yield batch.take(pa.array(here - first))
+            first = end
+
+
+def _conformed(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """``batches`` with the columns of ``schema``. Raises ``SourceError`` for a value that does not
+    fit.
+    """
+    for batch in batches:
+        for field in schema:
+            if field.name in batch.schema.names:
+                try:
+                    conform(batch.select([field.name]), pa.schema([field]))
+                except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+                    raise SourceError(
+                        f"column {field.name} is {batch.schema.field(field.name).type} now, and"
+                        f" {field.type} in the run: {storage.one_line(error)}: choose a new output"
+                    ) from error
+        yield conform(batch, schema)
 
 
 def _record_hashes(
@@ -111,37 +254,66 @@ def _count_hashes(database: duckdb.DuckDBPyConnection) -> int:
 
 
 def _write_files(
-    batches: Iterable[pa.RecordBatch], schema: pa.Schema, folder: str, confirm: Callable[[], None]
-) -> Iterator[ManifestFile]:
-    """Number the rows and write them; each file is made in memory and stored in one piece."""
+    batches: Iterable[pa.RecordBatch],
+    schema: pa.Schema,
+    folder: str,
+    frozen: Sequence[ManifestFile],
+    confirm: Callable[[], None],
+) -> list[ManifestFile]:
+    """Number the rows, write them behind the ``frozen`` files, and return all files.
+
+    Other files of a manifest in ``folder`` are deleted before; the new ones, if it fails.
+    """
+    kept = {file.name for file in frozen}
+    found = {storage.name_of(file.uri): file.uri for file in storage.list_files(folder)}
+    storage.delete(
+        [uri for name, uri in found.items() if _FILE_NAME.fullmatch(name) and name not in kept]
+    )
+    files = list(frozen)
+    try:
+        for data, rows in _encode_files(batches, schema, sum(file.rows for file in frozen)):
+            name = f"{len(files):05d}.parquet"
+            confirm()
+            storage.write_bytes(storage.join(folder, name), data)
+            files.append(
+                ManifestFile(
+                    name=name,
+                    rows=rows,
+                    first_id=sum(file.rows for file in files),
+                    sha256=hashlib.sha256(data).hexdigest(),
+                    size=len(data),
+                )
+            )
+    except BaseException:
+        with suppress(OSError, SegbatchError):  # the next start deletes what stays
+            confirm()
+            storage.delete([storage.join(folder, f.name) for f in files[len(frozen) :]])
+        raise
+    return files
+
+
+def _encode_files(
+    batches: Iterable[pa.RecordBatch], schema: pa.Schema, first_id: int
+) -> Iterator[tuple[bytes, int]]:
+    """Parquet files with the rows, numbered from ``first_id``, and the number of rows of each."""
     schema = pa.schema([IMAGE_ID, *schema])
     # Nearly all URIs are different, so building a dictionary of them would waste time.
     dictionaries = [field.name for field in user_columns(schema)]
     groups = _row_groups(batches)
-    first_id = number = 0
+    done = 0
     for group in groups:
         rows, sink = 0, pa.BufferOutputStream()
         with pq.ParquetWriter(
             sink, schema, compression="zstd", use_dictionary=dictionaries or False
         ) as writer:
             for part in chain([group], groups):
-                ids = pa.array(np.arange(part.num_rows, dtype=np.int64) + first_id + rows)
+                ids = pa.array(np.arange(part.num_rows, dtype=np.int64) + first_id + done + rows)
                 writer.write_table(pa.Table.from_arrays([ids, *part.columns], schema=schema))
                 rows += part.num_rows
-                if (first_id + rows) % ROWS_PER_FILE == 0 or sink.tell() >= _MAX_FILE_BYTES:
+                if (done + rows) % ROWS_PER_FILE == 0 or sink.tell() >= _MAX_FILE_BYTES:
                     break
-        data = sink.getvalue().to_pybytes()
-        name = f"{number:05d}.parquet"
-        confirm()
-        storage.write_bytes(storage.join(folder, name), data)
-        yield ManifestFile(
-            name=name,
-            rows=rows,
-            first_id=first_id,
-            sha256=hashlib.sha256(data).hexdigest(),
-            size=len(data),
-        )
-        first_id, number = first_id + rows, number + 1
+        yield sink.getvalue().to_pybytes(), rows
+        done += rows
 
 
 def _row_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:

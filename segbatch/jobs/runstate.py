@@ -44,6 +44,7 @@ from segbatch.results.log import entry_uri
 from segbatch.results.repair import apply_repair, plan_repair, quarantine, recover_info
 from segbatch.results.runinfo import (
     Counts,
+    Extension,
     ManifestInfo,
     ModelInfo,
     NodeTime,
@@ -104,17 +105,24 @@ class RunState:
                 long_side=prepared.reading.long_side,
                 classes=config.classes.to_json(),
             ),
-            manifest=ManifestInfo(
-                rows=frozen.rows,
-                duplicates=frozen.duplicates,
-                skipped=frozen.skipped,
-                files=frozen.files,
-            ),
+            manifest=_manifest_info(frozen),
             software=dict(software("deltalake")),
             starts=[],
         )
         info.kind = "segment"  # set, so that it is written
         return cls(uri, info)
+
+    def extend(self, frozen: manifest.FrozenManifest) -> None:
+        """Take up the images that were frozen behind the present ones.
+
+        It takes effect with the next :meth:`write`.
+        """
+        added = Extension(
+            at=time.time(), first_id=self.num_images, rows=frozen.rows - self.num_images
+        )
+        extensions = [*self.info.manifest.extensions, added]
+        self.info.manifest = _manifest_info(frozen)
+        self.info.manifest.extensions = extensions
 
     def refuse_changes(self, job: SegmentJob, model_sha256: str) -> None:
         """Raises :class:`~segbatch.errors.RunError` that names the identity key that changed."""
@@ -153,7 +161,12 @@ class RunState:
     @cached_property
     def first_images(self) -> pa.Table:
         """The first rows of the manifest."""
-        return self.images_of(np.arange(min(SAMPLE_IMAGES, self.bounds[0][1])))
+        return self.images_from(0)
+
+    def images_from(self, first_id: int) -> pa.Table:
+        """Some rows of the manifest from ``first_id`` on, where a slice begins."""
+        end = dict(self.bounds)[first_id]
+        return self.images_of(np.arange(first_id, min(first_id + SAMPLE_IMAGES, end)))
 
     def sample(self) -> pa.Table:
         """Some rows, evenly spaced over the manifest's first slice."""
@@ -197,7 +210,9 @@ class RunState:
         """Make this driver the one that commits. The first start creates the table."""
         uri = storage.join(self.uri, "rows")
         table = Table.open(uri) or Table.create(uri, schema, note={"run": self.info.frozen_copy()})
-        self._ledger = Ledger(table, self.num_images, driver)
+        # The table's first entry lists the images of the first start; later ones are listed here.
+        opening = {"run": self.info.frozen_copy()} if self.info.manifest.extensions else {}
+        self._ledger = Ledger(table, self.num_images, driver, opening)
         self.info.submission = submission()
         return self._ledger
 
@@ -386,6 +401,15 @@ def repair_run(
         apply_repair(plan, driver, partial(state.schema, job, prepared.config.classes), say)
     else:
         say(f"{uri}: nothing is damaged")
+
+
+def _manifest_info(frozen: manifest.FrozenManifest) -> ManifestInfo:
+    return ManifestInfo(
+        rows=frozen.rows,
+        duplicates=frozen.duplicates,
+        skipped=frozen.skipped,
+        files=frozen.files,
+    )
 
 
 def _short(value: Any) -> str:

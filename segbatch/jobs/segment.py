@@ -8,6 +8,7 @@ manifest has its row.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,7 @@ import ray.data
 from segbatch import signals, storage
 from segbatch.config.job import Job, SegmentJob, load_kind
 from segbatch.console import say
-from segbatch.errors import InputError
+from segbatch.errors import InputError, SegbatchError
 from segbatch.images import manifest
 from segbatch.jobs.passes import Passes
 from segbatch.jobs.preflight import (
@@ -56,6 +57,7 @@ from segbatch.results.write import Writing
 from segbatch.run import Run, open_run
 from segbatch.signals import interruptible
 
+COUNT_S = 60.0  # limit for counting the images of the sources of a finished run
 GRACE_S = 10.0  # after a signal, to finish files; Kubernetes kills after 30 s
 
 
@@ -111,12 +113,15 @@ def segment(
     retry_failed: bool = False,
     only: Collection[str] = (),
     repair: bool = False,
+    extend: bool = False,
 ) -> Run:
     """Segment the images of a job, or resume it. Returns the finished run.
 
     Running a job again on the same output does only images that are not committed.
     ``retry_failed`` does failed images again, ``only`` restricts that to some kinds of error;
-    ``repair`` first moves damaged files of the run to ``quarantine/`` and does their images again.
+    ``repair`` first moves damaged files of the run to ``quarantine/`` and does their images again;
+    ``extend`` adds the images that the sources have gained since the list was frozen: the old ones
+    keep their ids.
     Raises :class:`~segbatch.errors.InputError` for mistakes in the job,
     :class:`~segbatch.errors.JobFailed` if too many images failed, and
     :class:`~segbatch.errors.Incomplete` if it should be run again.
@@ -130,15 +135,19 @@ def segment(
         state = None if repair else RunState.read(uri)
         if state is not None:
             state.refuse_changes(job, prepared.model_sha256)
-            if state.finished and not retry_failed:
-                return state.close(job)
+            if state.finished and not (retry_failed or extend):
+                return close(state, job)
         check_output(uri)
         with Lease(uri, say) as lease:
             if repair:
                 repair_run(uri, job, prepared, lease.driver, lease.confirm)
-            state = RunState.read(uri) or freeze(uri, job, prepared, lease)
+            state = RunState.read(uri)
+            if state is None:
+                state = freeze(uri, job, prepared, lease)
             state.refuse_changes(job, prepared.model_sha256)
-            if state.finished and not retry_failed:  # by another driver meanwhile
+            if extend:
+                add_new_images(state, job, prepared, lease)
+            if state.finished and not retry_failed:  # by another driver meanwhile, or nothing new
                 return state.close(job)
             with state.note_end():
                 state.prove_logs()
@@ -158,18 +167,7 @@ def segment(
 def freeze(uri: str, job: SegmentJob, prepared: Prepared, lease: Lease) -> RunState:
     """Freeze the list of images, and begin the run with its first ``run.json``."""
     say("freezing the list of images")
-
-    def confirm() -> None:
-        signals.check()
-        lease.confirm()
-
-    frozen = manifest.freeze(
-        job.sources,
-        storage.join(uri, "manifest"),
-        reserved=RESERVED_COLUMNS | set(job.formulas),
-        leave_out=uri,
-        confirm=confirm,
-    )
+    frozen = manifest.freeze(job.sources, **_manifest_options(uri, job, lease))
     skipped = ", ".join(
         f"{count} {end or 'without extension'}" for end, count in sorted(frozen.skipped.items())
     )
@@ -181,6 +179,71 @@ def freeze(uri: str, job: SegmentJob, prepared: Prepared, lease: Lease) -> RunSt
     lease.confirm()
     state.write("running")
     return state
+
+
+def add_new_images(state: RunState, job: SegmentJob, prepared: Prepared, lease: Lease) -> None:
+    """Freeze the images that the sources have gained, behind those that the run has."""
+    say("looking for new images")
+    old = state.info.manifest
+    frozen = manifest.extend(
+        job.sources, frozen=old.files, **_manifest_options(state.uri, job, lease)
+    )
+    if frozen.gone:
+        say(f"{frozen.gone:,} images of the run are no longer in the source; their rows stay")
+    if frozen.left_out:
+        say(f"left out, because the run does not have them: column {', '.join(frozen.left_out)}")
+    if frozen.rows == old.rows:
+        say(f"no new images: the run has all that the source has ({old.rows:,})")
+        return
+    first_id = old.rows
+    say(f"{frozen.rows - first_id:,} new images, behind the {first_id:,} of the run")
+    state.prove_logs()
+    state.extend(frozen)
+    check_first_images(state.images_from(first_id), prepared)
+    lease.confirm()
+    state.write("running")
+
+
+def _manifest_options(uri: str, job: SegmentJob, lease: Lease) -> dict[str, Any]:
+    def confirm() -> None:
+        signals.check()
+        lease.confirm()
+
+    return {
+        "folder": storage.join(uri, "manifest"),
+        "reserved": RESERVED_COLUMNS | set(job.formulas),
+        "leave_out": uri,
+        "confirm": confirm,
+    }
+
+
+def close(state: RunState, job: SegmentJob) -> Run:
+    """Close a finished run that is run again, and say whether its sources have grown."""
+    try:
+        return state.close(job)
+    finally:
+        say_growth(state, job)
+
+
+def say_growth(state: RunState, job: SegmentJob) -> None:
+    """Say how many images the sources have now, if they have more than the run."""
+    try:
+        count = manifest.count_images(job.sources, leave_out=state.uri, limit_s=COUNT_S)
+    except (SegbatchError, OSError) as error:
+        say(f"whether there are new images is unknown: {storage.one_line(error)}")
+        return
+    if count.rows > state.num_images:
+        frozen = datetime.fromtimestamp(state.info.frozen_at, UTC)
+        say(
+            f"the run has the {state.num_images:,} images of {frozen:%Y-%m-%d %H:%M} UTC; the"
+            f" source has {'' if count.whole else 'at least '}{count.rows:,} now: to add the new"
+            " ones, run it again with --extend; or choose a new output"
+        )
+    elif not count.whole:
+        say(
+            f"whether there are new images is unknown: counting takes more than {COUNT_S:.0f} s;"
+            " --extend looks for them and adds them"
+        )
 
 
 def work_through(

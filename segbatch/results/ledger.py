@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -49,10 +50,12 @@ class Ledger:
     """What is committed to the table ``rows/``, and what this driver will commit next.
 
     ``taken`` holds the images that are committed or entered, ``kinds`` counts them by kind.
-    ``facts`` are noted in each commit of rows.
+    ``facts`` are noted in each commit of rows, ``opening`` in the first commit of this driver.
     """
 
-    def __init__(self, table: Table, num_images: int, driver: str) -> None:
+    def __init__(
+        self, table: Table, num_images: int, driver: str, opening: Mapping[str, str] | None = None
+    ) -> None:
         self.table = table
         self.driver = driver
         self.taken = IdSet(num_images)
@@ -62,7 +65,7 @@ class Ledger:
         self._last_commit = time.monotonic()
         # A driver begins with an empty commit, which fences off older drivers. Its version is this
         # driver's epoch, with which the name of each of its files begins.
-        self.epoch = table.commit(note={"driver": driver, "event": "driver"})
+        self.epoch = table.commit(note={"driver": driver, "event": "driver", **(opening or {})})
         self._read_committed()
 
     def _read_committed(self) -> None:

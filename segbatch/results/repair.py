@@ -58,7 +58,7 @@ class RepairPlan:
 
 
 def recover_info(uri: str) -> RunInfo | None:
-    """The first content of a lost ``run.json``, from the copy in the log of ``rows/``.
+    """The first content of a lost ``run.json``, from the newest copy in the log of ``rows/``.
 
     ``None`` if there is no table. Raises :class:`~segbatch.errors.RunError` if the log does not
     hold it, ``OSError``.
@@ -68,14 +68,20 @@ def recover_info(uri: str) -> RunInfo | None:
         if storage.exists(entry_uri(storage.join(uri, "stats"), 0)):
             raise RunError(f"{uri}: its run.json and rows/ are gone: choose a new output")
         return None
-    first = log.entries.get(0)
-    if first is None or "run" not in first.note:
+    copies = [entry.note["run"] for entry in log.entries.values() if "run" in entry.note]
+    if not copies:
         raise RunError(
             f"{uri}: its run.json is damaged or gone, and there is no copy of it in"
             f" {entry_uri(log.uri, 0)}: which images there were cannot be proved any more: choose"
             " a new output"
         )
-    info = parse_info(uri, {**json.loads(first.note["run"]), "status": "running", "starts": []})
+    # The newest copy: an extended run has more images than the first one lists.
+    info = parse_info(uri, {**json.loads(copies[-1]), "status": "running", "starts": []})
+    if any(file.last_id >= info.manifest.rows for file in log.files()):
+        raise RunError(
+            f"{uri}: its run.json and the newest copies of it in {log.uri} are damaged: which"
+            " images were added cannot be proved any more: choose a new output"
+        )
     for entry in log.entries.values():
         if "precision" in entry.note:
             info.precision = entry.note["precision"]

@@ -19,8 +19,8 @@ from segbatch.images.manifestfile import ManifestFile
 
 FORMAT = 2  # 1: without a checksum
 
-# Keys that never change once the list of images is frozen. The first entry of the log of rows/
-# holds a copy of them.
+# Keys that change only when the list of images is extended. The first entry of the log of rows/
+# holds a copy of them, and so does the first entry of each driver of an extended run.
 FROZEN = (
     "format", "kind", "run_id", "created", "job", "identity", "model", "manifest", "software"
 )  # fmt: skip
@@ -47,6 +47,15 @@ class ModelInfo(_Recorded):
     classes: list[dict[str, Any]]
 
 
+class Extension(_Recorded):
+    """Images that were added to the list, from ``first_id`` on."""
+
+    at: float
+    """Seconds since the epoch."""
+    first_id: int
+    rows: int
+
+
 class ManifestInfo(_Recorded):
     """The frozen list of images. ``skipped`` counts what the listing left out, by extension."""
 
@@ -54,6 +63,7 @@ class ManifestInfo(_Recorded):
     duplicates: int = 0
     skipped: dict[str, int] = Field(default_factory=dict)
     files: list[ManifestFile]
+    extensions: list[Extension] = Field(default_factory=list)
 
 
 class NodeTime(_Recorded):
@@ -104,7 +114,7 @@ class RunInfo(_Recorded):
     run_id: str = ""
     status: Status
     created: float
-    """When the list of images was frozen, in seconds since the epoch; so are the other times."""
+    """When the list of images was first frozen, in seconds since the epoch, as other times are."""
     job: dict[str, Any]
     """The job file with its defaults, as the version that wrote it knew it."""
     identity: dict[str, Any]
@@ -128,6 +138,12 @@ class RunInfo(_Recorded):
     """Of the driver that finished the run."""
     updated: float = 0.0
 
+    @property
+    def frozen_at(self) -> float:
+        """When the list of images was frozen or last extended."""
+        extensions = self.manifest.extensions
+        return extensions[-1].at if extensions else self.created
+
     def to_json(self) -> dict[str, Any]:
         """As it is written: only what is set; ``submission`` is null in a run of no Ray job."""
         content = self.model_dump(mode="json", exclude_unset=True)
@@ -135,7 +151,7 @@ class RunInfo(_Recorded):
         return {k: v for k, v in content.items() if v is not None or k not in ours}
 
     def frozen_copy(self) -> str:
-        """What never changes of a run, as the log of ``rows/`` keeps it."""
+        """What a run is, as the log of ``rows/`` keeps it."""
         content = self.to_json()
         return json.dumps({k: content[k] for k in FROZEN if k in content}, ensure_ascii=False)
 

@@ -1,6 +1,8 @@
 import gzip
 import hashlib
 import json
+import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -16,6 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from segbatch import storage
 from segbatch.config.images import Inventory, parse_source
@@ -714,3 +718,90 @@ def test_the_frozen_files_are_plain_parquet(run: Run, tmp_path: Path) -> None:
     run.freeze(parquet(tmp_path / "m.parquet", uri=["a"], city=["x"]))
     rows = duckdb.sql(f"FROM '{run.manifest}/*.parquet'").fetchall()
     assert rows == [(0, "a", "x")]
+
+
+# ----------------------------------------------------------------------------------- extensions
+
+
+def extended(run: Run, frozen: FrozenManifest, *sources: Any) -> FrozenManifest:
+    return manifest.extend(
+        [parse_source(source) for source in sources],
+        run.manifest,
+        frozen.files,
+        reserved=RESERVED,
+        leave_out=run.folder,
+    )
+
+
+def all_rows(run: Run, frozen: FrozenManifest) -> pa.Table:
+    return pa.concat_tables([read_rows(run.manifest, file) for file in frozen.files])
+
+
+def test_new_images_stand_behind_the_old_ones_however_their_names_sort(
+    run: Run, tmp_path: Path
+) -> None:
+    photos = put(tmp_path / "photos", "m.jpg", "p.jpg")
+    first = run.freeze(f"{photos}/")
+    put(photos, "a.jpg", "z.jpg", "note.txt")
+    Path(photos, "p.jpg").unlink()
+    second = extended(run, first, f"{photos}/")
+    assert all_rows(run, second).to_pylist() == [
+        {"image_id": number, "uri": f"{photos}/{name}.jpg"} for number, name in enumerate("mpaz")
+    ]
+    assert second.files[0] == first.files[0]
+    assert (second.rows, second.gone, second.skipped) == (4, 1, {".txt": 1})
+    assert extended(run, second, f"{photos}/").files == second.files
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 5), min_size=1), min_size=1, max_size=4))
+def test_rows_are_as_many_as_the_longest_list_has_of_each_uri(lists: list[list[int]]) -> None:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(manifest, "BATCH_ROWS", 2)
+        run = Run(f"{folder}/run")
+        table = Path(folder, "list.parquet")
+        frozen: FrozenManifest | None = None
+        wanted: Counter[int] = Counter()
+        for numbers in lists:
+            parquet(table, uri=[f"s3://b/{number}.jpg" for number in numbers], number=numbers)
+            frozen = extended(run, frozen, str(table)) if frozen else run.freeze(str(table))
+            wanted |= Counter(numbers)
+            rows = all_rows(run, frozen)
+            assert rows["image_id"].to_pylist() == list(range(frozen.rows))
+            assert Counter(rows["number"].to_pylist()) == wanted
+            assert frozen.duplicates == frozen.rows - len(wanted)
+
+
+def test_new_rows_get_the_columns_of_the_old_ones(run: Run, tmp_path: Path) -> None:
+    table = tmp_path / "list.parquet"
+    parquet(table, uri=["a"], floors=pa.array([3], pa.int32()), city=["Bern"])
+    first = run.freeze(str(table))
+    parquet(table, uri=["a", "b"], floors=pa.array([4, 5], pa.int64()), owner=["X", "Y"])
+    second = extended(run, first, str(table))
+    assert all_rows(run, second).to_pylist() == [
+        {"image_id": 0, "uri": "a", "floors": 3, "city": "Bern"},
+        {"image_id": 1, "uri": "b", "floors": 5, "city": None},
+    ]
+    assert second.left_out == ("owner",)
+    parquet(table, uri=["c"], floors=["many"])
+    with pytest.raises(SourceError, match="column floors is string now, and int32 in the run"):
+        extended(run, second, str(table))
+    assert len(list(storage.list_files(run.manifest))) == 2
+
+
+def test_an_extension_that_was_killed_leaves_nothing_to_the_next(run: Run, tmp_path: Path) -> None:
+    photos = put(tmp_path / "photos", "a.jpg")
+    first = run.freeze(f"{photos}/")
+    put(photos, "b.jpg")
+    extended(run, first, f"{photos}/")  # killed before run.json lists it
+    Path(photos, "b.jpg").unlink()
+    assert extended(run, first, f"{photos}/").files == first.files
+    assert len(list(storage.list_files(run.manifest))) == 1
+
+
+def test_images_are_counted_until_the_time_is_up(tmp_path: Path) -> None:
+    photos = put(tmp_path / "photos", "a.jpg", "b.jpg", "c.txt")
+    sources = [parse_source(f"{photos}/")]
+    count = partial(manifest.count_images, sources, leave_out=str(tmp_path / "run"))
+    assert count(limit_s=60) == manifest.ImageCount(2, whole=True)
+    assert count(limit_s=-1) == manifest.ImageCount(2, whole=False)
