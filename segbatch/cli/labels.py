@@ -221,10 +221,7 @@ def read_uris(where: str) -> list[str]:
     """
     from segbatch import storage
 
-    try:
-        text = storage.read_input(where, InputError).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"--images {where}: not a text in UTF-8") from error
+    text = storage.read_text(where, InputError)
     table = csv.DictReader(io.StringIO(text, newline=""))
     if "uri" in (table.fieldnames or ()):
         found = [row["uri"] for row in table]

@@ -96,7 +96,7 @@ def model_import(
 
     They come from torchvision or segmentation-models-pytorch.
     """
-    from segbatch.masks.classes import read_classes
+    from segbatch.masks.classfile import read_classes
     from segbatch.model import bundle
 
     bundle.import_weights(

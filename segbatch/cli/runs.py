@@ -77,12 +77,11 @@ def query(
 
 
 def _read_sql(file: Path) -> str:
+    from segbatch import storage
+
     if str(file) == "-":
-        return sys.stdin.read()
-    try:
-        return file.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: cannot be read: {error}") from error
+        return storage.decode_text(sys.stdin.buffer.read(), "<stdin>")
+    return storage.read_text(str(file), InputError)
 
 
 @runs_app.command()

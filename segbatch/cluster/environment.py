@@ -63,7 +63,7 @@ def read_environment(
     values: Any = {}
     try:
         if file is not None:
-            values = yaml.safe_load(storage.read_input(file, InputError))
+            values = yaml.safe_load(storage.read_text(file, InputError))
         elif text is not None:
             values = json.loads(text)
     except (ValueError, yaml.YAMLError) as error:

@@ -111,10 +111,7 @@ def _read_text(source: str, name: str) -> str:
         data = storage.read_input(source, JobFileError, "no such job file")
     if len(data) > MAX_BYTES:
         raise JobFileError(f"{name}: {len(data):,} bytes is too large for a job file")
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise JobFileError(f"{name}: not a text file in UTF-8") from error
+    return storage.decode_text(data, name, JobFileError)
 
 
 class _AliasError(yaml.MarkedYAMLError):

@@ -153,8 +153,8 @@ def _class_names(documents: Sequence[Document]) -> list[str]:
 def _read_document(uri: str, files: ImageFiles) -> Document:
     """Read one JSON file; a document without images if it is not a COCO file."""
     try:
-        content = json.loads(read_label_file(uri))
-    except ValueError as error:
+        content = json.loads(storage.decode_text(read_label_file(uri), uri, SourceError))
+    except (ValueError, RecursionError) as error:
         raise SourceError(f"{uri}: damaged, or not JSON: {error}") from error
     if not isinstance(content, dict) or not all(
         isinstance(content.get(key), list) for key in LISTS
@@ -213,11 +213,16 @@ def _read_categories(entries: Sequence[Any]) -> tuple[dict[Id, str], set[Id]]:
     parents: set[Id] = set()
     for entry in entries:
         category, name = _scalar(entry, "id"), _scalar(entry, "name")
-        if category is not None and isinstance(name, str) and name.strip():
-            names[category] = name.strip()
-            parents |= {_scalar(entry, "supercategory")} - {name}
+        if category is not None and isinstance(name, str) and storage.clean_name(name):
+            name = names[category] = storage.clean_name(name)
+            parents |= {_supercategory(entry)} - {name}
     in_order = sorted(names, key=lambda category: (isinstance(category, str), category))
     return {category: names[category] for category in in_order}, parents
+
+
+def _supercategory(entry: Any) -> Id:
+    value = _scalar(entry, "supercategory")
+    return storage.clean_name(value) if isinstance(value, str) else value
 
 
 def _scalar(entry: Any, key: str) -> Id:

@@ -13,13 +13,14 @@ import io
 import posixpath
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
+from itertools import product
 from typing import Any
 
 from segbatch import storage
-from segbatch.errors import SourceError
+from segbatch.errors import InputError, SourceError
 from segbatch.masks.classes import CONTROL
 
 # labelme keeps unknown keys when it saves (`otherData`); a dictionary in `flags` would become a
@@ -61,12 +62,12 @@ def read_label_file(uri: str) -> bytes:
 
 
 def read_lines(uri: str) -> list[str]:
-    """The lines of a UTF-8 text file, stripped. Raises as :func:`list_uris`."""
-    try:
-        text = read_label_file(uri).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise SourceError(f"{uri}: is not UTF-8 text: {error}") from error
-    return [line.strip() for line in text.splitlines()]
+    """The lines of a text file, each as :func:`~segbatch.storage.text.clean_name` gives it.
+
+    Raises as :func:`list_uris`.
+    """
+    text = storage.decode_text(read_label_file(uri), uri, SourceError)
+    return [storage.clean_name(line) for line in text.split("\n")]
 
 
 def _reading(uri: str) -> AbstractContextManager[None]:
@@ -114,13 +115,48 @@ def original_uris(copies_list: bytes) -> dict[str, str]:
     """The URIs of the original images by the file names of their copies, from the bytes of a
     :data:`COPIES_LIST`. Lines that do not name both are ignored, as are other files.
     """
-    text = copies_list.decode("utf-8", "replace")
+    try:
+        text = storage.decode_text(copies_list, COPIES_LIST)
+    except InputError:
+        return {}
     rows = csv.DictReader(io.StringIO(text, newline=""))
     return {row["file"]: row["uri"] for row in rows if row.get("file") and _is_uri(row.get("uri"))}
 
 
 def _is_uri(uri: Any) -> bool:
     return isinstance(uri, str) and 0 < len(uri) <= MAX_URI and not CONTROL.search(uri)
+
+
+def exactly(name: str) -> str:
+    return name
+
+
+def folded(name: str) -> str:
+    """``name`` without its case and Unicode form."""
+    return storage.composed(name.casefold())
+
+
+# Labels may spell a file in another Unicode form (macOS decomposes names) or another case than the
+# listing. The first of these by which a name is found decides.
+SPELLINGS: Sequence[Callable[[str], str]] = (exactly, storage.composed, folded)
+
+
+class Spellings:
+    """The files ``uris``, found by URIs that may be spelled differently."""
+
+    def __init__(self, uris: Iterable[str]) -> None:
+        self._by_fold: dict[str, list[str]] = defaultdict(list)
+        for uri in uris:
+            self._by_fold[folded(uri)].append(uri)
+
+    def find(self, uri: str) -> str:
+        """The one file that is spelled like ``uri``; ``uri`` itself if there is none."""
+        alike = self._by_fold.get(folded(uri), [])
+        for spelling in SPELLINGS:
+            same = [known for known in alike if spelling(known) == spelling(uri)]
+            if len(same) == 1:
+                return same[0]
+        return uri
 
 
 class ImageFiles:
@@ -134,7 +170,7 @@ class ImageFiles:
         self._root = storage.normalize(root) if root is not None else None
         self._by_name: dict[str, list[str]] = defaultdict(list)
         for uri in uris if self._root is None else list_uris(self._root):
-            self._by_name[storage.name_of(uri)].append(uri)
+            self._by_name[folded(storage.name_of(uri))].append(uri)
 
     def locate(self, path: str, labels_uri: str) -> str:
         """The URI of the image that the file ``labels_uri`` calls ``path``.
@@ -142,22 +178,26 @@ class ImageFiles:
         The path is followed from the root, or else from the folder of ``labels_uri``. If there is
         no such file, the image is the one file below the root, or below that folder, or else below
         its parent, whose own path ends with ``path`` and which is in no folder of another split.
-        If ``path`` leads out of its folder, only the name must match. If nothing matches, the
-        followed path is returned. Raises ``ValueError`` if several files match.
+        If ``path`` leads out of its folder, only the name must match. The spelling may differ as
+        in :class:`Spellings`. If nothing matches, the followed path is returned. Raises
+        ``ValueError`` if several files match.
         """
         if storage.scheme_of(path):
             return path
         path = posixpath.normpath(path.replace("\\", "/"))
         goal = self._follow(path, labels_uri)
-        same_name = self._by_name.get(storage.name_of(path), [])
-        if goal in same_name:
-            return goal
+        same_name = self._by_name.get(folded(storage.name_of(path)), [])
+        if (found := Spellings(same_name).find(goal)) in same_name:
+            return found
         leads_out = path.startswith(("../", "/")) or path[1:3] == ":/"
         end = f"/{storage.name_of(path) if leads_out else path}"
         own = folder_of(labels_uri)
-        for place in [own, folder_of(own)] if self._root is None else [self._root]:
+        places = [own, folder_of(own)] if self._root is None else [self._root]
+        for place, spelling in product(places, SPELLINGS):
             matches = [
-                uri for uri in same_name if uri.startswith(f"{place}/") and uri.endswith(end)
+                uri
+                for uri in same_name
+                if uri.startswith(f"{place}/") and spelling(uri).endswith(spelling(end))
             ]
             matches = self._of_split(self.split_of(labels_uri), matches)
             if len(matches) > 1:
@@ -176,7 +216,7 @@ class ImageFiles:
         """
         return {
             storage.join(folder_of(copies_list), name): uri
-            for copies_list in self._by_name.get(COPIES_LIST, [])
+            for copies_list in self._by_name.get(folded(COPIES_LIST), [])
             for name, uri in original_uris(read_label_file(copies_list)).items()
         }
 

@@ -32,6 +32,7 @@ from segbatch.errors import Incomplete, SourceError
 from segbatch.formats import draw
 from segbatch.formats.folder import (
     PROVENANCE_KEY,
+    Spellings,
     folder_of,
     list_uris,
     original_uri,
@@ -105,14 +106,16 @@ def find_labelme(source: str, options: ReadOptions) -> Annotations:
     skipped: list[Skipped] = []
     names: set[str] = set()
     roots: dict[str, str] = {}  # of the images, by the labels' folder
-    for uri, content in _read_files(_json_files(source)):
+    uris = [source] if source.lower().endswith(".json") else list_uris(source)
+    files = Spellings(uris)
+    for uri, content in _read_files(_json_files(source, uris)):
         if isinstance(content, Skipped):
             skipped.append(content)
             continue
         folder = folder_of(uri)
         if options.images is not None and folder not in roots:
             roots[folder] = _images_root(options.images, folder, source)
-        file = _image_uri(uri, content.get("imagePath") or "", roots.get(folder))
+        file = files.find(_image_uri(uri, content.get("imagePath") or "", roots.get(folder)))
         split = split_of_word(storage.name_of(folder))
         original = original_uri(content)
         copy = file if original else None
@@ -126,10 +129,7 @@ def find_labelme(source: str, options: ReadOptions) -> Annotations:
     return Annotations(images, sorted(names - {IGNORE}), skipped=skipped)
 
 
-def _json_files(source: str) -> list[str]:
-    if source.lower().endswith(".json"):
-        return [source]
-    uris = list_uris(source)
+def _json_files(source: str, uris: Sequence[str]) -> list[str]:
     extensions = {posixpath.splitext(uri)[1].lower() for uri in uris}
     if ".json" in extensions:
         return [uri for uri in uris if uri.lower().endswith(".json")]
@@ -161,7 +161,9 @@ def _read_files(uris: Sequence[str]) -> Iterator[tuple[str, dict[str, Any] | Ski
 def _parse(data: bytes) -> dict[str, Any]:
     """The content of a labelme file; ``ValueError`` with the reason for any other file."""
     try:
-        content = json.loads(data)
+        content = json.loads(storage.decode_text(data, "the file", SourceError))
+    except SourceError as error:
+        raise ValueError(f"not JSON: {error}") from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON: {storage.one_line(error)}") from error
     if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
@@ -181,6 +183,9 @@ def _parse(data: bytes) -> dict[str, Any]:
 def _label(shape: Any) -> str:
     """The shape's label; empty if it has none or one that no class could have."""
     label = shape.get("label") if isinstance(shape, dict) else None
+    if isinstance(label, int) and not isinstance(label, bool):
+        label = str(label)
+    label = storage.clean_name(label) if isinstance(label, str) else None
     return label if is_name(label) else ""
 
 

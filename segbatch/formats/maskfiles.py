@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from segbatch import storage
 from segbatch.errors import SourceError
 from segbatch.formats.folder import read_lines
 from segbatch.formats.format import (
@@ -38,11 +39,14 @@ NAME_RGB = re.compile(r"(.+?)\s*:\s*(?:(\d+)\s*,\s*(\d+)\s*,\s*(\d+))?\s*(?::.*)
 
 @dataclass(frozen=True)
 class NamedFile:
-    """A photograph or a mask; ``id`` is the name that both have."""
+    """A photograph or a mask; ``id`` is the name that both have, in Unicode's form NFC."""
 
     uri: str
     id: str
     split: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "id", storage.composed(self.id))
 
 
 def pair_by_id(
@@ -214,6 +218,7 @@ def _parse_color(line: str, position: int, where: str) -> tuple[Color, str]:
         name, *values = match.groups()
     else:
         raise SourceError(f"{where}: must be `R G B name`, or CVAT's `name:R,G,B:parts:actions`")
+    name = storage.clean_name(name)
     if values[0] is None:  # CVAT leaves out VOC's colour of the position
         return voc_color(position), name
     red, green, blue = (int(value) for value in values)

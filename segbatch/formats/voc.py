@@ -139,14 +139,29 @@ def _splits(folder: VocFolder, known: set[str]) -> tuple[dict[str, str], list[Sk
     for file in folder.files(LIST):
         split = split_of_word(file.id)
         for line in filter(None, read_lines(file.uri)):
-            name = line.strip('"')  # CVAT quotes names with a space
-            if name not in known:
-                skipped.append(Skipped(f"{file.uri}: {name}", "has neither image nor mask"))
+            name = _listed_id(line, known)
+            if name is None:
+                skipped.append(Skipped(f"{file.uri}: {line}", "has neither image nor mask"))
             elif split is not None and splits.setdefault(name, split) != split:
                 skipped.append(
                     Skipped(f"{file.uri}: {name}", f"is in the list of {splits[name]} already")
                 )
     return splits, skipped
+
+
+def _listed_id(line: str, known: set[str]) -> str | None:
+    """The name in ``known`` that a line of a list means; ``None`` if there is none.
+
+    A line is a name (CVAT quotes it), a file or its path in the folder, or any of these before a
+    second column: the mask's path, or whether the image has an object of a class.
+    """
+    for text in (line, line.partition(" ")[0], line.partition("\t")[0]):
+        path = storage.composed(text.strip('"')).lstrip("./")
+        inside = re.sub(r"^(JPEGImages|SegmentationClass(PNG)?)/", "", path)
+        for name in (path, without_extension(path), inside, without_extension(inside)):
+            if name in known:
+                return name
+    return None
 
 
 def _key(folder: VocFolder, mask_uri: str, options: ReadOptions) -> IndexKey | ColorKey:

@@ -328,7 +328,8 @@ def _notes(
         notes.append(
             f"folders or files are named {', '.join(named)}: --split folder would keep those splits"
         )
-    unused = [name for name in renames if name not in found.names]
+    present = set(map(storage.clean_name, found.names))
+    unused = [name for name in renames if storage.clean_name(name) not in present]
     if unused:
         notes.append(f"--map: no label has the name {', '.join(unused)}")
     notes += [

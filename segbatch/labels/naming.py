@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from segbatch.errors import InputError, SourceError
 from segbatch.formats.format import IGNORE, Annotations
-from segbatch.masks.classes import IGNORE_INDEX, Classes, Color, read_classes
+from segbatch.masks.classes import IGNORE_INDEX, Classes, Color
+from segbatch.masks.classfile import read_classes
+from segbatch.storage import clean_name
 
 BACKGROUND = "_background_"
 
@@ -29,18 +32,16 @@ def given_classes(classes: str | Sequence[str] | None) -> Classes | None:
     if classes is None:
         return None
     if isinstance(classes, str):
-        read = read_classes(classes)
-        if IGNORE not in read.names:
-            return read  # with colours, if the file gives any
-        classes = read.names
-    return Classes([name for name in classes if name != IGNORE])
+        return read_classes(classes)  # with colours, if a file gives any
+    names = map(clean_name, classes)
+    return Classes([name for name in names if name != IGNORE])
 
 
 def read_renames(pairs: Iterable[str]) -> dict[str, str]:
     """``--map old=new`` → ``{old: new}``. Raises :class:`~segbatch.errors.InputError`."""
     renames: dict[str, str] = {}
     for pair in pairs:
-        old, equals, new = (part.strip() for part in pair.partition("="))
+        old, equals, new = (clean_name(part) for part in pair.rpartition("="))
         if not (old and equals and new):
             raise InputError(f"--map {pair}: must be old=new, for instance --map windows=window")
         if renames.setdefault(old, new) != new:
@@ -63,22 +64,31 @@ def name_classes(
     names. Raises :class:`~segbatch.errors.InputError` for names that are not classes, and
     :class:`~segbatch.errors.SourceError` if there is no name at all.
     """
-    names = {name: renames.get(name, name) for name in found.names}
+    # A dataset may hold names that an earlier version did not clean.
+    spelled = {clean_name(name): name for name in (before.names if before is not None else [])}
+    renames = {clean_name(old): clean_name(new) for old, new in renames.items()}
+
+    def class_of(name: str) -> str:
+        new = renames.get(clean_name(name), clean_name(name))
+        return spelled.get(new, new)
+
+    names = {name: class_of(name) for name in found.names}
     used = sorted(set(names.values()) - {IGNORE})
     if before is None and given is None and not used:
         raise SourceError(f"{source}: no shape there has the name of a class")
     kept = before.names if before is not None else []
-    extra = [name for name in (given.names if given is not None else used) if name not in kept]
+    wanted = used if given is None else [spelled.get(name, name) for name in given.names]
+    extra = [name for name in wanted if name not in kept]
     if before is not None and extra and not add_class:
         raise InputError(
             f"{source}: {_listed(extra, kept)}: not among the classes of the dataset; rename with"
-            f" --map {_quoted(extra[0])}={_closest(extra[0], kept)}, leave out with"
-            f" --map {_quoted(extra[0])}={IGNORE}, or add with --add-class"
+            f" --map {_map(extra[0], _closest(extra[0], kept))}, leave out with"
+            f" --map {_map(extra[0], IGNORE)}, or add with --add-class"
         )
     known = [*kept, *extra]
     _refuse_unknown(source, names, known)
     for old, new in renames.items():
-        if new not in known and new != IGNORE:
+        if spelled.get(new, new) not in known and new != IGNORE:
             raise InputError(f"--map {old}={new}: {_listed([new], known)} is not a class")
     colors = _colors(found, names, given, before)
     try:
@@ -94,9 +104,10 @@ def unlabelled_id(unlabelled: str | None, classes: Classes) -> int:
     """The id of pixels that no shape covers: that of the class named by ``--unlabelled``; by
     default that of ``_background_``, or the ignore index if there is no such class.
     """
-    id_of_class = {c.name: c.id for c in classes}
+    id_of_class = {clean_name(c.name): c.id for c in classes}
     if unlabelled is None:
         return id_of_class.get(BACKGROUND, IGNORE_INDEX)
+    unlabelled = clean_name(unlabelled)
     if unlabelled not in id_of_class and unlabelled not in ("ignore", IGNORE):
         raise InputError(
             f"--unlabelled {unlabelled}: {_listed([unlabelled], classes.names)} is not a class; the"
@@ -111,8 +122,8 @@ def _refuse_unknown(source: str, names: Mapping[str, str], known: Sequence[str])
         raise InputError(
             f"{source}: {_listed(unknown, known)}: not among the classes"
             f" {', '.join(known)}; rename with --map"
-            f" {_quoted(unknown[0])}={_closest(unknown[0], known)}, leave out with"
-            f" --map {_quoted(unknown[0])}={IGNORE}, or name it in --classes"
+            f" {_map(unknown[0], _closest(unknown[0], known))}, leave out with"
+            f" --map {_map(unknown[0], IGNORE)}, or name it in --classes"
         )
 
 
@@ -126,11 +137,12 @@ def _listed(names: Sequence[str], known: Sequence[str]) -> str:
 
 
 def _closest(name: str, known: Sequence[str]) -> str:
-    return _quoted(next(iter(difflib.get_close_matches(name, known, 1)), "NEW"))
+    return next(iter(difflib.get_close_matches(name, known, 1)), "NEW")
 
 
-def _quoted(name: str) -> str:
-    return f"'{name}'" if " " in name else name
+def _map(old: str, new: str) -> str:
+    """The value of ``--map`` as it is typed into a shell."""
+    return shlex.quote(f"{old}={new}")
 
 
 def _colors(

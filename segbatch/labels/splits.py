@@ -145,12 +145,12 @@ def _read_fractions(text: str) -> dict[str, float]:
 def _read_list(where: str) -> dict[str, str]:
     """The split by name in the file of ``--split-list``."""
     try:
-        text = storage.read_bytes(where).decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        text = storage.decode_text(storage.read_bytes(where), f"--split-list {where}")
+    except OSError as error:
         raise InputError(f"--split-list {where}: {storage.one_line(error)}") from error
     listed: dict[str, str] = {}
     for line, path, word in _list_entries(text):
-        name, split = path.removeprefix("./"), split_of_word(word)
+        name, split = storage.composed(path.removeprefix("./")), split_of_word(word)
         if not name or split is None:
             raise InputError(
                 f"--split-list {where}, line {line}: must be NAME SPLIT, and SPLIT one of"
@@ -188,7 +188,7 @@ def _text(value: Any) -> str:
 
 def _names_of(uri: str) -> Iterable[str]:
     """The URI and its path suffixes, longest first, each with and without its extension."""
-    parts = uri.split("/")
+    parts = storage.composed(uri).split("/")
     for start in range(len(parts)):
         name = "/".join(parts[start:])
         yield name

@@ -8,7 +8,6 @@ every mask.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,9 +16,9 @@ from typing import Any, TypeGuard, overload
 import numpy as np
 import numpy.typing as npt
 
-from segbatch import storage
 from segbatch.errors import InputError
 from segbatch.masks.presets import PRESET_COLORS
+from segbatch.storage.text import clean_name
 
 Color = tuple[int, int, int]  # RGB, 0 to 255 each
 
@@ -59,7 +58,7 @@ def field_name(name: str) -> str:
 
 def is_name(value: object) -> TypeGuard[str]:
     """Whether ``value`` can be the name of a class."""
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str) or not clean_name(value):
         return False
     return len(value) <= MAX_NAME and not CONTROL.search(value)
 
@@ -186,35 +185,6 @@ class Classes(Sequence[SegClass]):
         if ids != list(range(len(ids))):
             raise InputError(f"class ids must be 0 to {len(ids) - 1} without gaps, not {ids}")
         return cls(names, colors)
-
-
-def read_classes(text: str) -> Classes:
-    """The classes that ``--classes`` names: a preset, ``a,b,c``, or a file (any URI).
-
-    A file is a ``classes.json``, a JSON list of names, or a labelme ``labels.txt`` with one name a
-    line, where ``__ignore__`` is the ignore index and has no id. Raises
-    :class:`~segbatch.errors.InputError`.
-    """
-    if text in PRESETS:
-        return PRESETS[text]
-    if "," in text:
-        return Classes([name.strip() for name in text.split(",") if name.strip()])
-    try:
-        content = storage.read_bytes(text).decode()
-        values: Any = content.splitlines()
-        if text.lower().endswith(".json"):
-            values = json.loads(content)
-    except (OSError, RecursionError, ValueError) as error:
-        raise InputError(
-            f"--classes {text}: not a,b,c, not a preset ({', '.join(PRESETS)}), and not a file of"
-            f" names: {storage.one_line(error)}"
-        ) from error
-    if isinstance(values, dict):
-        values = values.get("classes", [])
-    if values and all(isinstance(value, dict) for value in values):
-        return Classes.from_json(values)
-    names = [value.strip() if isinstance(value, str) else value for value in values]
-    return Classes([name for name in names if name not in ("", "__ignore__")])
 
 
 def _default_color(class_id: int, name: str) -> Color:

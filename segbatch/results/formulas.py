@@ -31,6 +31,7 @@ import numpy.typing as npt
 from segbatch.errors import InputError
 from segbatch.masks.classes import Classes, field_name
 from segbatch.results.schema import RESERVED_COLUMNS
+from segbatch.storage import composed
 
 # Structs with a field for each class, which are columns of their own in the view `wide`.
 FLATTENED = ("pixels", "coverage", "confidence", "components")
@@ -127,7 +128,8 @@ class _Parser:
     def __init__(self, where: str, text: str, classes: Classes) -> None:
         self.where = where
         self.classes = classes
-        self.ids = {c.field: c.id for c in classes} | {c.name: c.id for c in classes}
+        text = composed(text)
+        self.ids = {c.field: c.id for c in classes} | {composed(c.name): c.id for c in classes}
         self.tokens = [
             _Token(kind, match[kind], match.start(kind))
             for match in TOKEN.finditer(text)
@@ -144,7 +146,7 @@ class _Parser:
     def parse(self) -> tuple[Instruction, ...]:
         self.sum()
         if self.token.kind != "end":
-            raise self.error("expected an operator")
+            raise self.error(f"expected an operator{self.quotes_hint()}")
         return tuple(self.program)
 
     def sum(self) -> None:
@@ -188,6 +190,15 @@ class _Parser:
             return None
         self.index += 1
         return token.text
+
+    def quotes_hint(self) -> str:
+        """The spelling of a class whose name begins with a digit, if that is what stands here."""
+        number, name = self.tokens[self.index - 1], self.token
+        adjacent = number.position + len(number.text) == name.position
+        spelling = f"{number.text}{name.text}"
+        if not adjacent or spelling not in self.ids:
+            return ""
+        return f'; the name of a class that begins with a digit needs quotes: "{spelling}"'
 
     def class_id(self, name: str) -> int:
         if name in self.ids:

@@ -76,11 +76,11 @@ def read_prices(uri: str | None) -> Prices:
     Raises :class:`~segbatch.errors.InputError` with one line for each mistake.
     """
     if uri is None:
-        name, data = SHIPPED, resources.files(__package__).joinpath(SHIPPED).read_bytes()
+        name, text = SHIPPED, resources.files(__package__).joinpath(SHIPPED).read_text()
     else:
-        name, data = uri, storage.read_input(uri, InputError)
+        name, text = uri, storage.read_text(uri, InputError)
     try:
-        return Prices.model_validate(yaml.safe_load(data))
+        return Prices.model_validate(yaml.safe_load(text))
     except yaml.YAMLError as error:
         raise InputError(f"{name}: not valid YAML: {storage.one_line(error)}") from error
     except ValidationError as error:

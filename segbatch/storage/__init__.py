@@ -12,7 +12,8 @@ from segbatch.storage.files import (
     write_bytes,
     writes_whole,
 )
-from segbatch.storage.reading import ReadLimits, read_bytes, read_input, read_many
+from segbatch.storage.reading import ReadLimits, read_bytes, read_input, read_many, read_text
+from segbatch.storage.text import clean_name, composed, decode_text
 from segbatch.storage.uris import (
     DELTA_SCHEMES,
     HTTP_SCHEMES,
@@ -34,6 +35,9 @@ __all__ = [
     "StoredFile",
     "Unreadable",
     "arrow_filesystem",
+    "clean_name",
+    "composed",
+    "decode_text",
     "delete",
     "delta_options",
     "exists",
@@ -48,6 +52,7 @@ __all__ = [
     "read_bytes",
     "read_input",
     "read_many",
+    "read_text",
     "reading_input",
     "scheme_of",
     "split_bucket",

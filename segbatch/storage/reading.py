@@ -12,10 +12,12 @@ import hashlib
 import os
 import re
 import stat
+import unicodedata
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import obstore
@@ -24,6 +26,7 @@ from obstore.store import ObjectStore, S3Store
 from segbatch.errors import InputError
 from segbatch.storage.clients import filesystem, obstore_client, retry_waits
 from segbatch.storage.failures import TooLarge, Unreadable, classify, reading_input
+from segbatch.storage.text import decode_text
 from segbatch.storage.uris import is_local, local_path
 
 DISK_THREADS = 8  # for local files, which may be on a network file system
@@ -73,6 +76,11 @@ def read_input(uri: str, wrong: type[InputError], missing: str = "no such file")
     """Read an object that a user named; its errors are those of :func:`reading_input`."""
     with reading_input(uri, wrong, missing):
         return read_bytes(uri)
+
+
+def read_text(uri: str, wrong: type[InputError], missing: str = "no such file") -> str:
+    """:func:`read_input` for a text file; see :func:`~segbatch.storage.text.decode_text`."""
+    return decode_text(read_input(uri, wrong, missing), uri, wrong)
 
 
 async def _read_all(
@@ -188,7 +196,7 @@ def _read_with_fsspec(uri: str, limits: ReadLimits) -> bytes:
 def _read_local(uri: str, limits: ReadLimits) -> bytes | Unreadable:
     """Read a local file, without retries: a failure of the disk is not transient."""
     try:
-        path = local_path(uri)
+        path = _existing(local_path(uri))
         # Before opening it: opening a named pipe or reading a device may block for ever.
         if not stat.S_ISREG(path.stat().st_mode):
             raise FileNotFoundError(path)
@@ -197,6 +205,16 @@ def _read_local(uri: str, limits: ReadLimits) -> bytes | Unreadable:
             return file.read()
     except Exception as error:
         return classify(uri, error)
+
+
+def _existing(path: Path) -> Path:
+    """``path``, or the file of the same name in another Unicode form (macOS decomposes names)."""
+    if not path.exists() and not str(path).isascii():
+        for form in ("NFC", "NFD"):
+            other = Path(unicodedata.normalize(form, str(path)))
+            if other.exists():
+                return other
+    return path
 
 
 def _check_size(size: int, limits: ReadLimits) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
 import re
 from pathlib import Path
+from urllib.parse import unquote
 
 HTTP_SCHEMES = frozenset({"http", "https"})
 OBJECT_SCHEMES = frozenset({"s3", "s3a", "gs", "az", "abfs", "abfss"})
@@ -45,8 +47,14 @@ def is_local(uri: str) -> bool:
 
 
 def local_path(uri: str) -> Path:
-    """The path behind a local URI; ``~`` is the home folder."""
-    return Path(uri.removeprefix("file://") if scheme_of(uri) == "file" else uri).expanduser()
+    """The path behind a local URI; ``~`` is the home folder.
+
+    ``file:///a%20b.jpg`` is ``/a b.jpg``, unless there is a file of the name as it is written.
+    """
+    if scheme_of(uri) != "file":
+        return Path(uri).expanduser()
+    path = Path(uri.removeprefix("file://")).expanduser()
+    return Path(unquote(str(path))) if "%" in uri and not os.path.lexists(path) else path
 
 
 def normalize(uri: str) -> str:

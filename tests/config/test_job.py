@@ -181,7 +181,7 @@ def test_many_mistakes_are_counted_and_not_all_listed(refusal) -> None:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (MINIMAL.encode("utf-16"), "not a text file in UTF-8"),
+        (MINIMAL.encode() + b"# caf\xe9", "line 5 is not UTF-8 text: save it as UTF-8"),
         (b"#" * 100_000_000, "100,000,000 bytes is too large for a job file"),
         (b"", "it should begin with 'kind: segment'"),
     ],

@@ -234,7 +234,7 @@ def test_a_shape_that_cannot_be_drawn_is_skipped_with_its_place_and_the_reason(
     assert re.search(why, skipped.why)
 
 
-@pytest.mark.parametrize("label", [None, "", "  ", 7])
+@pytest.mark.parametrize("label", [None, "", "  ", "\u200b", True, 7.5])
 def test_a_shape_without_a_label_is_skipped(tmp_path: Path, label: Any) -> None:
     result = labelled(tmp_path, rectangle(label, 1, 1, 5, 5), "not a shape")
     assert [skipped.where for skipped in result.skipped] == [
@@ -242,6 +242,11 @@ def test_a_shape_without_a_label_is_skipped(tmp_path: Path, label: Any) -> None:
         f"{tmp_path}/a.json shape 2",
     ]
     assert {skipped.why for skipped in result.skipped} == {"has no label"}
+
+
+def test_a_number_as_a_label_is_the_name_of_a_class(tmp_path: Path) -> None:
+    write(tmp_path / "a.json", annotation(rectangle(3, 1, 1, 5, 5)))
+    assert find(tmp_path).names == ["3"]
 
 
 def test_a_label_that_came_after_the_files_were_listed_is_skipped(tmp_path: Path) -> None:

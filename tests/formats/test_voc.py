@@ -225,7 +225,7 @@ def test_masks_whose_ids_nobody_names_are_refused(tmp_path: Path, files: dict[st
         ),
         (
             {"SegmentationClass/a.png": b"", "class_names.txt": b"caf\xe9"},
-            r"class_names\.txt: is not UTF-8 text",
+            r"class_names\.txt: line 1 is not UTF-8 text",
         ),
     ],
 )
@@ -274,3 +274,27 @@ def test_from_s3(s3: S3) -> None:
 
 def test_what_is_written_reads_back_the_same(tmp_path: Path) -> None:
     assert_round_trip(VOC, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "a.jpg\nb.jpg",
+        "a\r\nb\r\n",
+        "a 1\nb -1",
+        "./a\tx\n./b\tx",
+        '"a"\n"b"',
+        "/JPEGImages/a.jpg /SegmentationClass/a.png\n/JPEGImages/b.jpg /SegmentationClass/b.png",
+    ],
+)
+def test_a_list_names_images_in_any_way(tmp_path: Path, lines: str) -> None:
+    files = {
+        "class_names.txt": "background\nwindow\n",
+        "ImageSets/Segmentation/train.txt": lines,
+    }
+    for name in "ab":
+        files |= {f"JPEGImages/{name}.JPG": b"", f"SegmentationClass/{name}.png": b""}
+    write(tmp_path, files)
+    found = find_voc(str(tmp_path), ReadOptions())
+    assert [image.split for image in found.images] == ["train", "train"]
+    assert found.skipped == []

@@ -23,6 +23,7 @@ from segbatch.masks.classes import Classes
 from tests.collection import encoded, jpeg
 from tests.conftest import S3
 from tests.labels.annotated_images import FRONT, HEIGHT, WIDTH, annotate
+from tests.labels.files import blank, grey, photograph, write
 
 
 def labelme(source: Path, dataset: object, **options: Any) -> ImportReport:
@@ -532,3 +533,31 @@ def test_a_damaged_dataset_is_not_appended_to(street: Path, tmp_path: Path) -> N
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(SourceError, match=f"{file}: is not the file that was imported"):
         labelme(street, tmp_path / "labels", append=True)
+
+
+@pytest.mark.parametrize("format", ["labelme", "coco", "pairs"])
+@pytest.mark.parametrize(
+    ("named", "on_disk"),
+    [("Türe.jpg", "Tu\u0308re.jpg"), ("Tu\u0308re.jpg", "Türe.jpg"), ("IMG_1.JPG", "IMG_1.jpg")],
+)
+def test_photographs_are_found_however_their_names_are_spelled(
+    tmp_path: Path, format: str, named: str, on_disk: str
+) -> None:
+    shape = {"label": "window", "points": [[1, 1], [4, 1], [4, 4]]}
+    files: dict[str, Any] = {f"images/{on_disk}": photograph()}
+    if format == "labelme":
+        files["images/a.json"] = {"imagePath": named, "shapes": [shape]}
+    elif format == "coco":
+        files["images/a.json"] = {
+            "images": [{"id": 1, "file_name": named}],
+            "annotations": [
+                {"image_id": 1, "category_id": 1, "segmentation": [[1, 1, 4, 1, 4, 4]]}
+            ],
+            "categories": [{"id": 1, "name": "window"}],
+        }
+    else:
+        files[f"masks/{Path(named).stem}.png"] = grey(blank())
+    source = write(tmp_path / "labels", files)
+    segbatch.import_labels(source, str(tmp_path / "out"), format=format, classes="wall,window")
+    [row] = rows(tmp_path / "out")
+    assert row["uri"] == f"{source}/images/{on_disk}"

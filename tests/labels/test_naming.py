@@ -1,5 +1,6 @@
 """Names in labels → classes."""
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -128,3 +129,33 @@ def test_maps_are_read() -> None:
             read_renames([wrong])
     with pytest.raises(InputError, match="'a' is already mapped to 'b'"):
         read_renames(["a=b", "a=c"])
+
+
+def test_names_that_differ_in_blanks_and_unicode_form_are_one_class() -> None:
+    nfc, nfd = "Tür", "Tu\u0308r"
+    for given in (None, f"wall,{nfd}"):
+        naming = named("wall", "wall\u00a0", "\ufeffwall", nfc, nfd, f" {nfd}", given=given)
+        assert sorted(naming.classes.names) == [nfc, "wall"]
+        assert len(set(naming.ids.values())) == 2
+    assert named("wand ", f"{nfd}", given="wall,door", **{" wand": "wall ", nfc: "wall"}).ids == {
+        "wand ": 0,
+        nfd: 0,
+    }
+
+
+def test_a_class_that_an_earlier_version_named_with_blanks_is_still_met() -> None:
+    before = Classes(["wall ", "Tu\u0308r"])
+    naming = named("wall", "Tür", "fenster", before=before, fenster="wall")
+    assert naming.classes == before
+    assert naming.ids == {"wall": 0, "Tür": 1, "fenster": 0}
+    assert unlabelled_id("wall", before) == 0
+
+
+@pytest.mark.parametrize("name", ["fenster rahmen", "it's", "a$b", "a'b\"c", "a=b"])
+def test_the_advice_for_an_unknown_name_can_be_typed_into_a_shell(name: str) -> None:
+    with pytest.raises(InputError) as refused:
+        named(name, given="wall,window")
+    advice = str(refused.value).partition("leave out with ")[2].partition(", or name")[0]
+    option, pair = shlex.split(advice)
+    assert option == "--map"
+    assert named(name, given="wall,window", **read_renames([pair])).ids == {name: 255}

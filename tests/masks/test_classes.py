@@ -11,9 +11,9 @@ from segbatch.masks.classes import (
     IGNORE_INDEX,
     PRESETS,
     Color,
-    read_classes,
     voc_color,
 )
+from segbatch.masks.classfile import read_classes
 
 # Linear RGB as seen without one kind of cones. Source: Machado, Oliveira and Fernandes, A
 # Physiologically-based Model for Simulation of Color Vision Deficiency (2009), severity 1.0.

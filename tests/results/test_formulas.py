@@ -258,3 +258,16 @@ def test_any_text_is_a_formula_or_an_input_error(text: str) -> None:
     except InputError:
         return
     assert formula.evaluate(np.ones((2, len(CLASSES)))).shape == (2,)
+
+
+def test_a_class_that_begins_with_a_digit_is_written_in_quotes() -> None:
+    classes = Classes(["2nd_floor", "wall"])
+    with pytest.raises(InputError, match='needs quotes: "2nd_floor"') as refused:
+        Formula.parse("ratio", "2nd_floor / wall", classes)
+    assert "found 'nd_floor'" in str(refused.value)
+    Formula.parse("ratio", '"2nd_floor" / wall', classes)
+
+
+def test_a_class_is_found_in_either_unicode_form() -> None:
+    for name, text in (("Tür", "Tu\u0308r"), ("Tu\u0308r", "Tür")):
+        assert Formula.parse("doors", text, Classes([name])).text == text

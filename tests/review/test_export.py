@@ -24,7 +24,8 @@ from segbatch.formats.coco import COCO
 from segbatch.formats.format import Format, ReadOptions
 from segbatch.formats.labelme import LABELME
 from segbatch.formats.voc import VOC, distinct_colors
-from segbatch.masks.classes import IGNORE_INDEX, Classes, read_classes
+from segbatch.masks.classes import IGNORE_INDEX, Classes
+from segbatch.masks.classfile import read_classes
 from segbatch.review.export.destination import CLAIM_FILE
 from segbatch.review.export.export import WRITERS
 from segbatch.run import Run

@@ -55,9 +55,9 @@ class ClusterFile:
 
 def read_cluster_file(uri: str) -> ClusterFile:
     """Read a file for ``ray up``. Raises :class:`~segbatch.errors.InputError` if it is not one."""
-    data = storage.read_input(uri, InputError)
+    text = storage.read_text(uri, InputError)
     try:
-        content = yaml.safe_load(data)
+        content = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise InputError(f"{uri}: not valid YAML: {storage.one_line(error)}") from error
     types = content.get("available_node_types") if isinstance(content, Mapping) else None

@@ -64,11 +64,9 @@ def read_list(folder: str) -> list[dict[str, str]]:
     """
     where = storage.join(folder, COPIES_LIST)
     try:
-        text = storage.read_bytes(where).decode("utf-8-sig")
+        text = storage.decode_text(storage.read_bytes(where), where)
     except FileNotFoundError:
         return []
-    except UnicodeDecodeError as error:
-        raise InputError(f"{where}: is not a list of suggestions; choose another folder") from error
     reader = csv.DictReader(io.StringIO(text, newline=""))
     missing = {"uri", "file", "sha256"} - set(reader.fieldnames or ())
     if missing:

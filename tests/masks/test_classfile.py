@@ -1,0 +1,63 @@
+import json
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+from segbatch.errors import InputError
+from segbatch.masks.classfile import read_classes
+
+FORMS = {
+    "labels.txt": "__ignore__\nwall\nTür\n",
+    "names.txt": "\n wall\u00a0\nTür\n\n",
+    "numbered.txt": "0 wall\n1 Tür\n",
+    "colons.txt": "1: Tür\n0: wall\n",
+    "_classes.csv": "Pixel Value, Class\n0, wall\n1, Tür\n",
+    "labelmap.txt": "# label:color_rgb:parts:actions\nwall:0,0,0::\nTür:0,114,178::\n",
+    "headless.txt": "wall:0,0,0::\nTür:0,114,178::\n",
+    "data.yaml": "nc: 2\nnames:\n- wall\n- Tür\n",
+    "yolo.yaml": "path: ../x\nnames:\n  0: wall\n  1: Tür\n",
+    "list.json": json.dumps(["wall", "Tür"]),
+    "ids.json": json.dumps({"0": "wall", "1": "Tür"}),
+    "classes.json": json.dumps({"classes": [{"id": 0, "name": "wall"}, {"id": 1, "name": "Tür"}]}),
+    "a,b.txt": "wall\nTür\n",
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_file_of_any_tool_gives_its_names_by_id(tmp_path: Path, name: str, encoding: str) -> None:
+    text = unicodedata.normalize("NFD", FORMS[name]).replace("\n", "\r\n")
+    (tmp_path / name).write_bytes(text.encode(encoding))
+    assert read_classes(str(tmp_path / name)).names == ["wall", "Tür"]
+
+
+def test_the_colours_of_a_labelmap_are_taken(tmp_path: Path) -> None:
+    (tmp_path / "labelmap.txt").write_text(FORMS["labelmap.txt"])
+    assert read_classes(str(tmp_path / "labelmap.txt"))[1].color == (0, 114, 178)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("one.txt", "1 wall\n2 door\n", "its ids are 1, 2: they must be 0 to 1 without gaps"),
+        ("table.csv", "id,name\n0,wall\n1,door\n", "id,name: has a comma: write one name a line"),
+        ("colors.txt", "0 0 0 wall\n0 114 178 door\n", "a table of colours: say --colors"),
+        ("data.yaml", "nc: 2\ntrain: a\n", "nc: not an id: a mapping must be of ids to names"),
+        ("labels.json", '{"wall": 0, "door": 1}', "wall: not an id"),
+        ("labels.json", '"wall"', "neither a list of names nor a mapping"),
+        ("labels.json", '["wall", ', "not a file of class names"),
+        ("names.yaml", "names: [wall, {a", "not a file of class names"),
+        ("twice.txt", "0 wall\n0 door\n", "the id 0 has two names"),
+    ],
+)
+def test_a_file_of_another_form_is_refused_in_one_short_line(
+    tmp_path: Path, name: str, text: str, told: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError) as caught:
+        read_classes(str(tmp_path / name))
+    message = str(caught.value)
+    assert told in message
+    assert message.startswith(f"--classes {tmp_path / name}: ")
+    assert "\n" not in message
