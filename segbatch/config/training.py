@@ -169,6 +169,8 @@ class TrainLimits(Strict):
 
     max_failures: Annotated[int, Field(ge=0)] = 3
     """Number of times that lost workers are replaced before the job fails."""
+    allow_empty_classes: bool = False
+    """Train although a class has no pixel in ``train``, so that the model never learns it."""
 
 
 def check_batch_size(train: Train, resources: TrainResources) -> None:

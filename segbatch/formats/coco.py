@@ -20,7 +20,9 @@ from __future__ import annotations
 
 import json
 import posixpath
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,30 +158,24 @@ def _read_document(uri: str, files: ImageFiles) -> Document:
         content = json.loads(storage.decode_text(read_label_file(uri), uri, SourceError))
     except (ValueError, RecursionError) as error:
         raise SourceError(f"{uri}: damaged, or not JSON: {error}") from error
-    if not isinstance(content, dict) or not all(
-        isinstance(content.get(key), list) for key in LISTS
-    ):
-        is_labelme = isinstance(content, dict) and "shapes" in content
-        why = (
-            "is a labelme file: import it with --from labelme"
-            if is_labelme
-            else f"is not a COCO file of shapes: such a file has the lists {', '.join(LISTS)}"
-        )
+    if why := _why_not_shapes(content):
         return Document(skipped=[Skipped(uri, why)])
 
     skipped: list[Skipped] = []
     names, parents = _read_categories(content["categories"])
     used: set[str] = set()
     shapes: dict[Id, list[Shape]] = {_scalar(entry, "id"): [] for entry in content["images"]}
+    image_ids, category_ids = KnownIds(shapes), KnownIds(names)
     for number, entry in enumerate(content["annotations"]):
         annotation_id = _scalar(entry, "id")
         place = f"annotations[{number}]" if annotation_id is None else f"annotation {annotation_id}"
-        image_id, category = _scalar(entry, "image_id"), _scalar(entry, "category_id")
-        if image_id is None or image_id not in shapes:
-            why = f"has the image_id {image_id}, which no image has"
+        image_id = image_ids.find(asked_image := _scalar(entry, "image_id"))
+        category = category_ids.find(asked_category := _scalar(entry, "category_id"))
+        if image_id is None:
+            why = f"has the image_id {_shown(asked_image)}, which no image has"
             skipped.append(Skipped(f"{uri}: {place}", why))
-        elif category is None or category not in names:
-            why = f"has the category_id {category}, which no category has"
+        elif category is None:
+            why = f"has the category_id {_shown(asked_category)}, which no category has"
             skipped.append(Skipped(f"{uri}: {place}", why))
         else:
             used.add(names[category])
@@ -205,6 +201,43 @@ def _read_document(uri: str, files: ImageFiles) -> Document:
                 copy = file if original else None
                 images.append(AnnotatedImage(original or file, uri, split, detail, copy))
     return Document(images, skipped, list(names.values()), frozenset(used), frozenset(parents))
+
+
+def _why_not_shapes(content: Any) -> str | None:
+    """Why a JSON file is no COCO file of shapes; ``None`` if it is one."""
+    if isinstance(content, dict) and all(isinstance(content.get(key), list) for key in LISTS):
+        if any(isinstance(e, dict) and "segments_info" in e for e in content["annotations"]):
+            return "is COCO panoptic, whose shapes are in PNG files: export polygons or RLE"
+        return None
+    if isinstance(content, dict) and "shapes" in content:
+        return "is a labelme file: import it with --from labelme"
+    return f"is not a COCO file of shapes: such a file has the lists {', '.join(LISTS)}"
+
+
+class KnownIds:
+    """The ids of images or categories, found also where one file writes them as text and as
+    numbers: ``"007"``, ``"7"`` and ``7``.
+    """
+
+    def __init__(self, ids: Iterable[Id]) -> None:
+        self._exact = set(ids) - {None}
+        counts = Counter(map(_as_number, self._exact))
+        self._alike = {
+            _as_number(known): known for known in self._exact if counts[_as_number(known)] == 1
+        }
+
+    def find(self, asked: Id) -> Id:
+        """The id that ``asked`` means; ``None`` if there is none."""
+        return asked if asked in self._exact else self._alike.get(_as_number(asked))
+
+
+def _shown(value: Id) -> str:
+    """As JSON, so that ``"7"`` and ``7`` differ; at most 40 characters."""
+    return json.dumps(value, ensure_ascii=False)[:40]
+
+
+def _as_number(value: Id) -> Id:
+    return int(value) if isinstance(value, str) and re.fullmatch(r"[0-9]{1,18}", value) else value
 
 
 def _read_categories(entries: Sequence[Any]) -> tuple[dict[Id, str], set[Id]]:
@@ -285,12 +318,34 @@ def decode_region(segmentation: Any, width: int, height: int) -> tuple[Runs, lis
     if isinstance(segmentation, Mapping):
         runs = _decode_rle(segmentation, width, height)
     elif isinstance(segmentation, list) and segmentation:
-        runs, problems = _draw_polygons(segmentation, width, height)
+        runs, problems = _draw_polygons(_polygons(segmentation), width, height)
     else:
         raise ValueError("has no segmentation (a box only?)")
     if not _area(runs):
         raise ValueError("covers no pixel of the image")
     return runs, problems
+
+
+def _polygons(segmentation: list[Any]) -> list[Any]:
+    """The polygons of a ``segmentation``: a list ``[x, y, x, y, …]`` each, or one such list, or
+    points ``[x, y]`` instead of numbers.
+    """
+    if not isinstance(segmentation[0], list) or _is_point(segmentation[0]):
+        segmentation = [segmentation]
+    return [
+        [number for point in polygon for number in point]
+        if isinstance(polygon, list) and polygon and all(map(_is_point, polygon))
+        else polygon
+        for polygon in segmentation
+    ]
+
+
+def _is_point(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and all(isinstance(v, int | float) for v in value)
+    )
 
 
 def _draw_polygons(polygons: list[Any], width: int, height: int) -> tuple[Runs, list[str]]:
@@ -303,7 +358,8 @@ def _draw_polygons(polygons: list[Any], width: int, height: int) -> tuple[Runs, 
             of_many = f" (polygon {number} of {len(polygons)})" if len(polygons) > 1 else ""
             problems.append(f"{error}{of_many}")
     if not drawn:
-        raise ValueError("; ".join(problems))
+        more = f"; and {len(problems) - 1:,} more" if len(problems) > 1 else ""
+        raise ValueError(f"{problems[0]}{more}")
     region = coco_mask.merge(coco_mask.frPyObjects(drawn, height, width))
     return _decompress(region["counts"]), problems
 

@@ -29,6 +29,9 @@ PROVENANCE_KEY = "segbatch"
 COPIES_LIST = "suggested.csv"
 MAX_URI = 4096
 
+# Label Studio's COCO puts the number of the project in the path of an image, not of its file.
+LABEL_STUDIO = re.compile(r"^images/\d+/")
+
 SPLIT_WORDS = {
     "train": "train",
     "training": "train",
@@ -185,6 +188,7 @@ class ImageFiles:
         if storage.scheme_of(path):
             return path
         path = posixpath.normpath(path.replace("\\", "/"))
+        path = LABEL_STUDIO.sub("images/", path)
         goal = self._follow(path, labels_uri)
         same_name = self._by_name.get(folded(storage.name_of(path)), [])
         if (found := Spellings(same_name).find(goal)) in same_name:

@@ -19,6 +19,7 @@ import base64
 import io
 import json
 import posixpath
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
@@ -67,6 +68,8 @@ from segbatch.masks.classes import CONTROL, IGNORE_INDEX, Classes, is_name
 
 DRAW_SHAPE: Mapping[str, Callable[[LabelMap, draw.Points, int], None]] = {
     "polygon": draw.polygon,
+    "rotation": draw.polygon,  # a turned rectangle of X-AnyLabeling, its four corners
+    "quadrilateral": draw.polygon,  # X-AnyLabeling's
     "rectangle": draw.rectangle,
     "oriented_rectangle": draw.polygon,
     "circle": draw.circle,
@@ -270,7 +273,7 @@ def _size(content: Mapping[str, Any]) -> WidthHeight | None:
 
 def _decode_base64(image_data: Any) -> bytes:
     try:
-        return base64.b64decode(image_data)
+        return base64.b64decode(re.sub(r"^data:[^,]*,", "", image_data))
     except (ValueError, TypeError) as error:
         raise Unusable("its imageData is not base64") from error
 
@@ -283,13 +286,14 @@ def _draw(label_map: LabelMap, shape: Any, ids: Mapping[str, int]) -> None:
     if label not in ids:
         raise ValueError("its label is not one of the classes")
     kind = shape.get("shape_type") or "polygon"
+    kind = kind.lower() if isinstance(kind, str) else kind
     points = _points(shape)
     if kind == "mask":
         draw.mask(label_map, _mask(shape), points, ids[label])
     elif isinstance(kind, str) and kind in DRAW_SHAPE:
         DRAW_SHAPE[kind](label_map, points, ids[label])
     else:
-        raise ValueError(f"its shape_type {kind!r} is unknown")
+        raise ValueError(f"its shape_type {str(kind)[:40]} is unknown")
 
 
 def _points(shape: Mapping[str, Any]) -> draw.Points:

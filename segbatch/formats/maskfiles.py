@@ -10,6 +10,7 @@ import io
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -125,12 +126,7 @@ class IndexKey:
         """The class ids of ``mask``. Raises :class:`~segbatch.formats.format.Unusable` for a mask
         of colours and for indices without a name.
         """
-        if mask.mode not in INDEX_MODES:
-            raise Unusable(
-                f"its mask holds colours (mode {mask.mode}) and not ids: name the class of each"
-                " colour with --colors FILE"
-            )
-        indices = np.asarray(mask)
+        indices = _indices(mask)
         known = {i + self.reduce_zero_label: ids[name] for i, name in enumerate(self.names)}
         known |= {255: IGNORE_INDEX} | ({0: IGNORE_INDEX} if self.reduce_zero_label else {})
         present, counts = np.unique(indices, return_counts=True)
@@ -146,6 +142,30 @@ class IndexKey:
         class_ids[list(known)] = list(known.values())
         label_map: LabelMap = class_ids[indices.astype(np.uint8)]
         return label_map
+
+
+def _indices(mask: Image.Image) -> npt.NDArray[Any]:
+    """The numbers in a mask, ``(height, width)``: of its one channel, or of equal channels.
+
+    Raises :class:`~segbatch.formats.format.Unusable` for colours, transparency and fractions.
+    """
+    pixels = np.asarray(mask)
+    if mask.mode in INDEX_MODES:
+        return pixels
+    if mask.mode in ("LA", "RGBA"):
+        if pixels[..., -1].min() < 255:
+            raise Unusable("its mask is transparent in places: save it without an alpha channel")
+        pixels = pixels[..., :-1]
+    if mask.mode == "F":
+        if not (pixels == np.round(pixels)).all():
+            raise Unusable("its mask holds fractions and not ids: save it as whole numbers")
+        return pixels.astype(np.int32)
+    if pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
+        return pixels[..., 0]
+    raise Unusable(
+        f"its mask holds colours (mode {mask.mode}) and not ids: name the class of each"
+        " colour with --colors FILE"
+    )
 
 
 @dataclass(frozen=True)

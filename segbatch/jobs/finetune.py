@@ -32,7 +32,7 @@ from segbatch.signals import interruptible
 from segbatch.training.checkpoint import load_checkpoint
 from segbatch.training.journal import learning_curves, read_journal
 from segbatch.training.network import build_network
-from segbatch.training.recipe import median_frequency_weights, seed_everything
+from segbatch.training.recipe import class_pixels, median_frequency_weights, seed_everything
 from segbatch.training.trackers import check_trackers
 
 
@@ -53,6 +53,8 @@ def finetune(job: str | Mapping[str, Any] | Job) -> dict[str, Any]:
             say(f"{uri}: is already trained")
             return state.summary()
         check_output(uri)
+        if not state.info["starts"]:
+            refuse_empty_classes(job, dataset)
         plan = make_training_plan(job, dataset, state.training_uri)
         with Lease(uri, say), connected(say):
             workers = share_out_training(job.resources, choose_device(job.resources))
@@ -84,6 +86,22 @@ def open_labels(job: FinetuneJob) -> Dataset:
                 f"{job.dataset}: has no images in {split}: import it with --split val=0.1"
             )
     return dataset
+
+
+def refuse_empty_classes(job: FinetuneJob, dataset: Dataset) -> None:
+    """Raises :class:`~segbatch.errors.SourceError` if classes have no pixel to learn from."""
+    pixels = class_pixels(dataset)
+    if not pixels.any():
+        raise SourceError(
+            f"{job.dataset}: every pixel of train is void: nothing can be learnt; import the"
+            " labels again, and see what was left out"
+        )
+    empty = [c.name for c in dataset.classes if not pixels[c.id]]
+    if empty and not job.limits.allow_empty_classes:
+        raise SourceError(
+            f"{job.dataset}: train has no pixel of {', '.join(empty)}: import labels of"
+            f" {'it' if len(empty) == 1 else 'them'}, or set limits.allow_empty_classes: true"
+        )
 
 
 def initial_sha256(job: FinetuneJob) -> str | None:

@@ -66,6 +66,14 @@ class Balance:
         """Number of images of the split with a pixel of the class."""
         return self._images[split, class_id]
 
+    @property
+    def pixels(self) -> dict[str, dict[int, int]]:
+        """Number of pixels by split and id; ids without pixels are left out."""
+        return {
+            split: {i: n for (of, i), n in sorted(self._pixels.items()) if of == split and n}
+            for split in self.splits
+        }
+
     def shares(self, classes: Classes) -> list[ClassShare]:
         """One share per class in the order of the ids, then one for void."""
         total = max(1, self._pixels.total())

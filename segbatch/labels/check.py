@@ -153,6 +153,10 @@ def _repeated(
 
 
 def _check_balance(dataset: Dataset, balance: Balance) -> Iterator[Finding]:
+    if "train" in balance.splits and not any(
+        balance.images("train", c.id) for c in dataset.classes
+    ):
+        yield Finding("error", "every pixel of train is void: nothing can be learnt")
     for split in ("train", "val"):
         if split not in balance.splits:
             yield Finding("warning", f"{split} has no image")

@@ -84,12 +84,16 @@ class Shard:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A labelled dataset, as its ``classes.json`` describes it."""
+    """A labelled dataset, as its ``classes.json`` describes it.
+
+    ``pixels`` counts the pixels of each id, by split; empty in datasets of earlier versions.
+    """
 
     uri: str
     classes: Classes
     shards: Sequence[Shard] = ()
     sources: Sequence[Mapping[str, Any]] = field(default_factory=list)
+    pixels: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
@@ -152,6 +156,7 @@ class Dataset:
             "classes": self.classes.to_json(),
             "ignore_index": IGNORE_INDEX,
             "sources": list(self.sources),
+            "pixels": {split: dict(counts) for split, counts in self.pixels.items()},
             "files": {
                 shard.path: {"rows": shard.rows, "sha256": shard.sha256} for shard in self.shards
             },
@@ -201,7 +206,11 @@ def open_dataset(uri: str) -> Dataset:
             Shard(path, entry["rows"], entry["sha256"]) for path, entry in values["files"].items()
         ]
         classes = Classes.from_json(values["classes"])
-        return Dataset(uri, classes, shards, values.get("sources", []))
+        pixels = {
+            split: {int(class_id): int(number) for class_id, number in counts.items()}
+            for split, counts in values.get("pixels", {}).items()
+        }
+        return Dataset(uri, classes, shards, values.get("sources", []), pixels)
     except (InputError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, SourceError):
             raise

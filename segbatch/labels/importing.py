@@ -46,9 +46,11 @@ from segbatch.labels.splits import Splits
 from segbatch.labels.summary import ImportReport, to_json_lines
 from segbatch.labels.writer import DatasetWriter
 from segbatch.masks import encode_mask
+from segbatch.masks.classes import Classes
 from segbatch.signals import interruptible
 
 READERS = {name: format.reader for name, format in FORMATS.items() if format.reader is not None}
+MOSTLY_VOID = 0.9  # share of the pixels
 CHUNK = 4  # images a task; each has a thread, so that one waits for storage while others draw
 
 
@@ -141,6 +143,11 @@ def import_labels(
                 f"{source}: no image there can be used; {len(skipped)} things were left out, the"
                 f" first one {skipped[0].where}: {skipped[0].why}"
             )
+        if not result.shapes and skipped:
+            raise SourceError(
+                f"{source}: no shape there could be drawn; {len(skipped):,} things were left out,"
+                f" the first one {skipped[0].where}: {skipped[0].why}"
+            )
         this_source = {
             "source": storage.normalize(source),
             "format": format,
@@ -152,7 +159,7 @@ def import_labels(
         }
         sources = [*(writer.base.sources if writer.base is not None else ()), this_source]
         shards = writer.finish(existing.replaced_ids)
-        written = Dataset(writer.uri, naming.classes, shards, sources)
+        written = Dataset(writer.uri, naming.classes, shards, sources, result.balance.pixels)
         writer.publish(written, dataset_card(written, result.balance), to_json_lines(skipped))
 
     rest_name = next((c.name for c in naming.classes if c.id == rest), "ignore")
@@ -166,7 +173,10 @@ def import_labels(
         skipped=skipped,
         replaced=result.replaced,
         added=naming.added,
-        notes=_notes(found, annotated, renames, rules, result.balance),
+        notes=[
+            *_warnings(naming.classes, result.balance, reader),
+            *_notes(found, annotated, renames, rules, result.balance),
+        ],
     )
 
 
@@ -312,6 +322,35 @@ def _write_images(
     for row in existing.remaining:
         result.balance.add(row.split, row.pixels)
     return result
+
+
+def _warnings(classes: Classes, balance: Balance, reader: Reader) -> list[str]:
+    """What makes a dataset useless for training, although every file of it is in order."""
+    *of_classes, void = balance.shares(classes)
+    absent = [share.name for share in of_classes if not share.pixels]
+    warnings = []
+    if absent:
+        warnings.append(
+            f"warning: no pixel of {', '.join(absent)}: a training would not learn"
+            f" {'it' if len(absent) == 1 else 'them'}"
+        )
+    if len(absent) == 1 and void.pixels and "colors" in reader.options:
+        others = [c for c in classes if c.name != absent[0]]
+        lines = [f"{c.id} {c.id} {c.id} {c.name}" for c in others] + [f"255 255 255 {absent[0]}"]
+        warnings.append(
+            f"255 is void in masks of ids; if it is {absent[0]} here, put the lines"
+            f" {', '.join(map(repr, lines))} into a file and import with --colors FILE"
+        )
+    if void.share > MOSTLY_VOID:
+        warnings.append(
+            f"warning: {void.share:.1%} of all pixels are void, from which nothing is learnt"
+            + (
+                ": pixels that no shape covers become a class with --unlabelled CLASS"
+                if "unlabelled" in reader.options
+                else ""
+            )
+        )
+    return warnings
 
 
 def _notes(

@@ -76,6 +76,20 @@ def batch_norms(network: nn.Module) -> Iterator[_BatchNorm]:
     return (module for module in network.modules() if isinstance(module, _BatchNorm))
 
 
+def class_pixels(dataset: Dataset) -> npt.NDArray[np.int64]:
+    """Pixels of each class in ``train``, ``(classes,)``; reads the masks of a dataset that an
+    earlier version imported.
+    """
+    num_classes = len(dataset.classes)
+    if counts := dataset.pixels.get("train"):
+        return np.array([counts.get(class_id, 0) for class_id in range(num_classes)], np.int64)
+    pixels = np.zeros(num_classes, np.int64)
+    for table in dataset.tables("train", ["mask"]):
+        for mask in table["mask"].to_pylist():
+            pixels += np.bincount(decode_mask(mask["bytes"]).ravel(), minlength=256)[:num_classes]
+    return pixels
+
+
 def median_frequency_weights(dataset: Dataset) -> list[float]:
     """:func:`median_frequency` over the masks of ``train``."""
     num_classes = len(dataset.classes)

@@ -353,7 +353,6 @@ RLE_SIZE = {"size": [30, 20], "counts": [600]}
         ([], "has no segmentation"),
         ([[1, 1, 5, 5]], "has a polygon of 2 points"),
         ([[1, 1, 5, 5, 9]], "is not a list x, y, x, y"),
-        ([1, 1, 5, 5, 9, 9], "is not a list x, y, x, y"),
         ([["1", "a"]], "is not a list of numbers"),
         ([[1, 1, float("nan"), 5, 9, 9]], "coordinates are not numbers"),
         ([[1, 1, 1e12, 5, 9, 9]], "has a corner more than 300 pixels away"),
@@ -393,11 +392,82 @@ def test_a_bad_polygon_does_not_take_the_others_along(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "segmentation",
+    [
+        [0, 0, 4, 0, 4, 4, 0, 4],
+        [[0, 0], [4, 0], [4, 4], [0, 4]],
+        [[[0, 0], [4, 0], [4, 4], [0, 4]]],
+    ],
+)
+def test_a_polygon_may_be_a_flat_list_or_a_list_of_points(
+    tmp_path: Path, segmentation: Any
+) -> None:
+    wanted = draw(tmp_path / "usual", annotation(2, [[0, 0, 4, 0, 4, 4, 0, 4]]))
+    assert draw(tmp_path / "other", annotation(2, segmentation)) == wanted
+
+
+def test_a_long_polygon_of_nothing_is_named_in_a_short_line(tmp_path: Path) -> None:
+    polygons = [["x"]] * 5000
+    annotated = one(tmp_path, document(annotation(1, polygons)))
+    [skipped] = read_coco(annotated, IDS, UNLABELLED).skipped
+    assert skipped.why.endswith("(polygon 1 of 5000); and 4,999 more")
+    assert len(skipped.why) < 200
+
+
+@pytest.mark.parametrize(
+    ("of_image", "in_annotation"), [(7, "7"), ("7", 7), ("007", 7), ("007", "7"), (7, 7.0)]
+)
+def test_ids_meet_as_numbers_and_as_texts(
+    tmp_path: Path, of_image: Any, in_annotation: Any
+) -> None:
+    found = annotation("2", [box(0, 0, 4, 4)], image_id=in_annotation)
+    content = document(found, images=[image(number=of_image)])
+    annotated = one(tmp_path, content)
+    assert read_coco(annotated, IDS, UNLABELLED).shapes == 1
+
+
+def test_ids_that_may_be_either_of_two_are_not_guessed(tmp_path: Path) -> None:
+    shapes = [annotation(1, [box(0, 0, 4, 4)], image_id=wanted) for wanted in ("7", "007", 7)]
+    images = [image("a.jpg", "7"), image("b.jpg", "007")]
+    found = find(
+        tmp_path, {"all.json": document(*shapes, images=images), "a.jpg": b"", "b.jpg": b""}
+    )
+    assert [len(annotated.detail.shapes) for annotated in found.images] == [1, 1]
+    assert [skipped.why for skipped in found.skipped] == ["has the image_id 7, which no image has"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "images\\1/a.jpg",
+        "images/12/a.jpg",
+        "..\\..\\label-studio\\media\\upload\\4\\a.jpg",
+        "/data/local-files/?d=photos/a.jpg",
+        "/data/upload/3/a.jpg",
+    ],
+)
+@pytest.mark.parametrize("root", [None, "images"])
+def test_images_are_found_by_the_paths_of_label_studio(
+    tmp_path: Path, path: str, root: str | None
+) -> None:
+    files = {"result.json": document(images=[image(path)]), "images/a.jpg": b""}
+    options = {} if root is None else {"images": str(tmp_path / root)}
+    found = find(tmp_path, files, **options)
+    assert placed(tmp_path, found) == [("images/a.jpg", None)]
+
+
+def test_a_panoptic_file_is_refused_as_such(tmp_path: Path) -> None:
+    panoptic = document({"image_id": 7, "file_name": "a.png", "segments_info": []})
+    with pytest.raises(SourceError, match="is COCO panoptic, whose shapes are in PNG files"):
+        find(tmp_path, {"all.json": panoptic, "a.jpg": b""})
+
+
+@pytest.mark.parametrize(
     ("keys", "why"),
     [
         ({"image_id": 99}, "has the image_id 99, which no image has"),
         ({"category_id": 99}, "has the category_id 99, which no category has"),
-        ({"category_id": [1]}, "has the category_id None, which no category has"),
+        ({"category_id": [1]}, "has the category_id null, which no category has"),
     ],
 )
 def test_an_annotation_of_nothing_known_is_named(

@@ -214,7 +214,7 @@ def test_files_of_labelme_3_are_read(tmp_path: Path) -> None:
     (shape("window", "polygon", [1, 1, 1], [5, 1, 1], [5, 9, 1]), "points are not pairs"),
     (shape("window", "polygon", ["a", "b"], [1, 1], [2, 2]), "points are not pairs of numbers"),
     (shape("window", "polygon", [10**400, 1], [1, 1], [2, 2]), "points are not pairs of numbers"),
-    (shape("window", "cuboid", [1, 1], [5, 5]), "shape_type 'cuboid' is unknown"),
+    (shape("window", "cuboid", [1, 1], [5, 5]), "shape_type cuboid is unknown"),
     (shape("window", "mask", [1, 1], [2, 2]), "mask is not a picture in base64"),
     (shape("window", "mask", [1, 1], [2, 2], mask="abc"), "mask is not a picture in base64"),
     (shape("window", "mask", [1, 1], [2, 2], mask=mask_of(np.ones((2, 3)))), "3×2 .* its box 2×2"),
@@ -242,6 +242,24 @@ def test_a_shape_without_a_label_is_skipped(tmp_path: Path, label: Any) -> None:
         f"{tmp_path}/a.json shape 2",
     ]
     assert {skipped.why for skipped in result.skipped} == {"has no label"}
+
+
+@pytest.mark.parametrize("kind", ["Polygon", "rotation", "quadrilateral"])
+def test_polygons_of_other_tools_are_drawn(tmp_path: Path, kind: str) -> None:
+    corners = [[1, 1], [7, 2], [6, 5], [0, 4]]
+    wanted = labelled(tmp_path, shape("wall", "polygon", *corners)).label_map
+    np.testing.assert_array_equal(
+        labelled(tmp_path, shape("wall", kind, *corners)).label_map, wanted
+    )
+
+
+def test_an_embedded_image_may_be_a_data_uri(tmp_path: Path) -> None:
+    embedded = base64.b64encode(jpeg()).decode()
+    write(
+        tmp_path / "a.json",
+        annotation(rectangle("wall", 1, 1, 5, 5), imageData=f"data:image/jpeg;base64,{embedded}"),
+    )
+    assert read(find(tmp_path).images[0]).shapes == 1
 
 
 def test_a_number_as_a_label_is_the_name_of_a_class(tmp_path: Path) -> None:

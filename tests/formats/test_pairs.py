@@ -273,6 +273,33 @@ def test_a_mask_that_cannot_be_used_says_why(
         label_map(tmp_path, mask, **options)
 
 
+@pytest.mark.parametrize("mode", ["LA", "RGB", "RGBA", "F"])
+def test_ids_may_be_in_equal_channels_and_in_floats(tmp_path: Path, mode: str) -> None:
+    mask = Image.fromarray(indices())
+    stored = Image.fromarray(indices().astype(np.float32)) if mode == "F" else mask.convert(mode)
+    encoding = "TIFF" if mode == "F" else "PNG"
+    assert label_map(tmp_path / mode, encoded(stored, encoding)) == label_map(
+        tmp_path / "grey", grey(indices())
+    )
+
+
+@pytest.mark.parametrize(
+    ("mask", "why"),
+    [
+        (Image.merge("LA", [Image.new("L", (WIDTH, HEIGHT))] * 2), "is transparent in places"),
+        (Image.new("F", (WIDTH, HEIGHT), 0.5), "holds fractions and not ids"),
+        (Image.new("F", (WIDTH, HEIGHT), float("nan")), "holds fractions and not ids"),
+        (Image.new("F", (WIDTH, HEIGHT), -1), "have the ids -1"),
+        (Image.new("RGB", (WIDTH, HEIGHT), (1, 2, 1)), "holds colours .* --colors"),
+    ],
+)
+def test_a_mask_of_other_numbers_than_ids_says_what_to_do(
+    tmp_path: Path, mask: Image.Image, why: str
+) -> None:
+    with pytest.raises(Unusable, match=why):
+        label_map(tmp_path, encoded(mask, "TIFF" if mask.mode == "F" else "PNG"))
+
+
 def test_a_mask_of_the_lying_photograph_is_unusable(tmp_path: Path) -> None:
     picture = photograph(WIDTH, HEIGHT, orientation=8)
     files = {"images/a.jpg": picture, "masks/a.png": grey(indices())}

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from PIL import Image
 
 import segbatch
 from segbatch import storage
+from segbatch.config.job import FinetuneJob, load_kind
 from segbatch.demo.facades.facades import render_facade
 from segbatch.errors import InputError, JobFailed, RunError, SourceError
-from segbatch.jobs.finetune import finetune
+from segbatch.jobs.finetune import finetune, refuse_empty_classes
 from segbatch.labels.dataset import Dataset, write_shard
 from segbatch.training.journal import read_journal
 from tests.conftest import S3
@@ -215,6 +217,22 @@ def test_training_goes_on_from_a_model_and_ends_when_nothing_gets_better(
     assert journal(output)[0]["loss"] < journal(trained)[0]["loss"]
     epochs = [line for line in journal(output) if line["kind"] == "epoch"]
     assert len(epochs) < 9
+
+
+def test_classes_without_pixels_are_not_trained_on_by_accident(labels: Dataset) -> None:
+    work = training(labels, "out")
+    strict = load_kind(work, FinetuneJob)
+    allowing = load_kind(work | {"limits": {"allow_empty_classes": True}}, FinetuneJob)
+    classes = labels.classes.names
+    void = replace(labels, pixels={"train": {255: 9}})
+    lacking = replace(labels, pixels={"train": {c.id: 9 for c in labels.classes[1:]}})
+    for work in (strict, allowing):
+        refuse_empty_classes(work, labels)  # counts the masks, as the dataset has no counts
+        with pytest.raises(SourceError, match="every pixel of train is void"):
+            refuse_empty_classes(work, void)
+    with pytest.raises(SourceError, match=f"train has no pixel of {classes[0]}: import labels"):
+        refuse_empty_classes(strict, lacking)
+    refuse_empty_classes(allowing, lacking)
 
 
 def test_what_cannot_be_trained_is_said_before_a_worker_starts(

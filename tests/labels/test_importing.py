@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -533,6 +534,52 @@ def test_a_damaged_dataset_is_not_appended_to(street: Path, tmp_path: Path) -> N
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(SourceError, match=f"{file}: is not the file that was imported"):
         labelme(street, tmp_path / "labels", append=True)
+
+
+BOX_ONLY = {"image_id": 1, "category_id": 1, "bbox": [1, 1, 4, 4]}
+NO_SUCH_IMAGE = {"image_id": 2, "category_id": 1, "segmentation": [[1, 1, 4, 1, 4, 4]]}
+
+
+@pytest.mark.parametrize(
+    ("annotation", "why"),
+    [(BOX_ONLY, "has no segmentation"), (NO_SUCH_IMAGE, "has the image_id 2, which no image has")],
+)
+def test_labels_of_which_no_shape_can_be_drawn_make_no_dataset(
+    tmp_path: Path, annotation: dict[str, Any], why: str
+) -> None:
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg"}],
+        "annotations": [annotation],
+        "categories": [{"id": 1, "name": "window"}],
+    }
+    source = write(tmp_path / "labels", {"a.json": content, "a.jpg": photograph()})
+    with pytest.raises(SourceError, match=f"no shape there could be drawn; 1 things.*{why}"):
+        segbatch.import_labels(source, str(tmp_path / "out"), format="coco")
+    assert not (tmp_path / "out" / "classes.json").exists()
+
+
+def test_a_class_without_pixels_is_said_with_what_mends_it(tmp_path: Path) -> None:
+    white = blank()
+    white[2:9, 3:12] = 255
+    source = write(tmp_path / "labels", {"images/a.jpg": photograph(), "masks/a.png": grey(white)})
+    options: dict[str, Any] = {"format": "pairs", "classes": "background,window"}
+    report = segbatch.import_labels(source, str(tmp_path / "out"), **options)
+    assert report.notes[0] == "warning: no pixel of window: a training would not learn it"
+    lines = re.findall("'([^']+)'", report.notes[1])
+    (tmp_path / "colors.txt").write_text("\n".join(lines))
+    advised = segbatch.import_labels(
+        source, str(tmp_path / "again"), **options, colors=str(tmp_path / "colors.txt")
+    )
+    assert [share.pixels for share in advised.balance.shares(advised.classes)][1:] == [63, 0]
+    assert open_dataset(str(tmp_path / "again")).pixels == {"train": {0: 537, 1: 63}}
+    assert not any("warning" in note for note in advised.notes)
+
+
+def test_labels_that_are_nearly_all_void_are_said(tmp_path: Path) -> None:
+    annotate(tmp_path / "labels", "a", [("window", (1, 1, 5, 5))])
+    report = labelme(tmp_path / "labels", tmp_path / "out")
+    [warning] = [note for note in report.notes if "void" in note]
+    assert warning.endswith("pixels that no shape covers become a class with --unlabelled CLASS")
 
 
 @pytest.mark.parametrize("format", ["labelme", "coco", "pairs"])
