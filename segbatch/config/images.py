@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import Field
 
+from segbatch import storage
 from segbatch.config.keys import Location, Strict
 
 MANIFEST_SUFFIXES = (".parquet", ".csv", ".csv.gz", ".jsonl", ".jsonl.gz", ".ndjson")
@@ -85,6 +86,13 @@ def is_photograph_name(uri: str) -> bool:
     return _extension_of(uri) in IMAGE_EXTENSIONS and _extension_of(uri) != "gif"
 
 
+def _is_folder(location: str) -> bool:
+    """Whether ``location`` is a folder, although its name may look like a glob: ``a [2024]/``."""
+    if location.endswith("/") and "*" not in location:
+        return True
+    return storage.is_local(location) and storage.local_path(location).is_dir()
+
+
 def _path_of(location: str) -> str:
     """``location`` in lower case; a web address without its query, which may be a signature."""
     is_web = location.lower().startswith(("http://", "https://"))
@@ -115,9 +123,8 @@ def parse_source(value: Any) -> Source:
         if is_video_name(value):
             return Video(video=value)
         is_image = _extension_of(value) in IMAGE_EXTENSIONS
-        return (
-            Glob(glob=value) if is_image or any(c in value for c in "*?[") else Prefix(prefix=value)
-        )
+        is_glob = any(c in value for c in "*?[") and not _is_folder(value)
+        return Glob(glob=value) if is_image or is_glob else Prefix(prefix=value)
     kinds = [kind for kind in _SOURCES if isinstance(value, Mapping) and kind in value]
     if len(kinds) != 1:
         raise ValueError(

@@ -15,7 +15,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import product
 from typing import Any
 
@@ -47,15 +47,15 @@ SPLIT_WORDS = {
 
 
 def list_uris(folder: str) -> list[str]:
-    """The URIs of all files below ``folder``, by key, without hidden ones (such as ``._a.json``,
-    of which archives made on a Mac are full).
+    """The URIs of all files below ``folder``, by key, without system files.
 
     Raises :class:`~segbatch.errors.SourceError` for a missing bucket or one that may not be
     listed, and :class:`~segbatch.errors.Incomplete` if storage does not answer.
     """
     with _reading(folder):
         uris = (file.uri for file in storage.list_files(folder))
-        return [uri for uri in uris if not storage.name_of(uri).startswith(".")]
+        files = storage.SystemFiles().left_out(uris, partial(storage.path_below, folder=folder))
+        return list(files)
 
 
 def read_label_file(uri: str) -> bytes:

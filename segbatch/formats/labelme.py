@@ -65,6 +65,7 @@ from segbatch.formats.photo import (
 from segbatch.formats.polygons import Polygon, polygons
 from segbatch.images.decode import WidthHeight
 from segbatch.masks.classes import CONTROL, IGNORE_INDEX, Classes, is_name
+from segbatch.storage.uris import local_uri
 
 DRAW_SHAPE: Mapping[str, Callable[[LabelMap, draw.Points, int], None]] = {
     "polygon": draw.polygon,
@@ -213,11 +214,13 @@ def _image_uri(labels_uri: str, image_path: str, root: str | None) -> str:
         leads_away = has_scheme or path.anchor or ".." in path.parts
         return storage.join(root, path.name if leads_away else path.as_posix())
     is_local = storage.is_local(labels_uri)
-    bucket, key = ("", labels_uri) if is_local else storage.split_bucket(labels_uri)
+    local = str(storage.local_path(labels_uri)) if is_local else ""
+    bucket, key = ("", local) if is_local else storage.split_bucket(labels_uri)
     is_elsewhere = path.drive or (path.root and not is_local)  # on the labeller's computer
     below = path.name if is_elsewhere else path.as_posix()
     whole = posixpath.normpath(posixpath.join(posixpath.dirname(key), below))
-    return f"{bucket}/{whole.lstrip('/')}"
+    found = f"{bucket}/{whole.lstrip('/')}"
+    return local_uri(found) if is_local else found
 
 
 # ------------------------------------------------------------------------------------------ reading

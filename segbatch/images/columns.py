@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import PurePosixPath
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 
+from segbatch.config.images import IMAGE_EXTENSIONS
 from segbatch.errors import SourceError
+from segbatch.storage.uris import scheme_of
 
 BATCH_ROWS = 65_536  # of every stream of record batches
 
@@ -179,7 +182,12 @@ def uri_index(
     """
     old = [field.name for field in fields]
     names = new_names if uri_column in new_names else old
-    if uri_column not in names:
+    if uri_column not in names or _is_location(uri_column):
+        if any(map(_is_location, old)):
+            raise SourceError(
+                f"{origin}: its first line is no header: put a line with the names of the columns"
+                " above it, `uri` for that of the URIs"
+            )
         strings = [field.name for field in fields if pa.types.is_string(field.type)]
         likely = max(strings or old, key=_uri_likeness)
         raise SourceError(
@@ -187,9 +195,16 @@ def uri_index(
             f" for example uri_column: {likely} or rename: {as_yaml({likely: 'uri'})}"
         )
     index = list(names).index(uri_column)
-    if not pa.types.is_string(fields[index].type) and not pa.types.is_null(fields[index].type):
+    type_ = fields[index].type
+    if not (pa.types.is_string(type_) or pa.types.is_binary(type_) or pa.types.is_null(type_)):
         raise SourceError(f"{origin}: column {old[index]} holds {fields[index].type} and not URIs")
     return index
+
+
+def _is_location(name: str) -> bool:
+    """Whether what should be the name of a column is a URI or a path of an image."""
+    is_image = PurePosixPath(name.lower()).suffix.lstrip(".") in IMAGE_EXTENSIONS
+    return bool(scheme_of(name)) or is_image
 
 
 def _uri_likeness(name: str) -> int:

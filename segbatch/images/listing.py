@@ -65,8 +65,9 @@ def list_prefix(source: Prefix, leave_out: str, skipped: Counter[str]) -> Iterat
     is_excluded = _exclusion(source.exclude)
     others: Counter[str] = Counter()
     taken = excluded = 0
-    for uri in _images_among(_list_files(base, leave_out), source.extensions, others):
-        if is_excluded(uri[len(base) :].lstrip("/")):
+    files = _without_system_files(_list_files(base, leave_out), base, others)
+    for uri in _images_among(files, source.extensions, others):
+        if is_excluded(storage.path_below(uri, base)):
             excluded += 1
         else:
             taken += 1
@@ -74,6 +75,16 @@ def list_prefix(source: Prefix, leave_out: str, skipped: Counter[str]) -> Iterat
     if not taken:
         raise SourceError(_why_no_images(base, others, excluded))
     skipped.update(others)
+
+
+def _without_system_files(
+    files: Iterable[storage.StoredFile], base: str, others: Counter[str]
+) -> Iterator[storage.StoredFile]:
+    """The ``files`` that people put below ``base``; ``others`` counts the rest."""
+    system = storage.SystemFiles()
+    yield from system.left_out(files, lambda file: storage.path_below(file.uri, base))
+    if system.counts:
+        others[str(system).partition(" ")[2]] += system.counts.total()
 
 
 def _exclusion(globs: list[str]) -> Callable[[str], object]:
@@ -109,7 +120,10 @@ def _why_no_images(base: str, others: Counter[str], excluded: int) -> str:
         counts = ", ".join(f"{n:,} {extension or 'without'}" for extension, n in others.items())
         return f"{base}: {others.total():,} files, but none of them is an image: {counts}"
     if storage.is_local(base) and storage.local_path(base).is_file():
-        return f"{base}: is a file, not a folder: write images: {{glob: {base}}}"
+        return (
+            f"{base}: is a file, not a folder: write images: {{glob: {base}}} if it is an image;"
+            " if it lists images, put a line `uri` above them and name it .csv"
+        )
     if storage.is_local(base) and storage.local_path(base).exists():
         return f"{base}: the folder is empty"
     return f"{base}: no such folder, or nothing in it"
@@ -123,7 +137,8 @@ def list_glob(source: Glob, leave_out: str) -> Iterator[str]:
 
     Raises ``SourceError`` if no file matches.
     """
-    if not has_wildcard(source.glob):
+    is_file = storage.is_local(source.glob) and storage.local_path(source.glob).is_file()
+    if is_file or not has_wildcard(source.glob):
         yield _existing_file(source.glob)
         return
     is_empty = True
@@ -151,7 +166,7 @@ def list_matches(glob: str, leave_out: str | None = None) -> Iterator[storage.St
     except (ValueError, re.error) as error:
         raise SourceError(f"{glob}: not a glob: {error}") from error
     for file in _list_files(base, leave_out):
-        if matches(file.uri[len(base) :].lstrip("/")):
+        if matches(storage.path_below(file.uri, base)):
             yield file
 
 
@@ -224,7 +239,8 @@ def list_inventory(source: Inventory, leave_out: str, skipped: Counter[str]) -> 
         with reading_source(file):
             keys = _csv_keys(file, names) if kind == "CSV" else _parquet_keys(file)
             stored = (storage.StoredFile(f"s3://{bucket}/{key}", 0) for key in keys)
-            for image in _images_among(stored, source.extensions, others):
+            photographs = _without_system_files(stored, f"s3://{bucket}", others)
+            for image in _images_among(photographs, source.extensions, others):
                 if not image.startswith(run_folder):
                     is_empty = False
                     yield image

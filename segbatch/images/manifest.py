@@ -78,6 +78,7 @@ def freeze(
     with the number of rows. Raises ``SourceError``, ``Incomplete`` if a source does not answer, and
     ``OSError`` if ``folder`` cannot be written.
     """
+    _delete_others(folder, [])
     with (
         stream_images(sources, reserved=reserved, leave_out=leave_out) as stream,
         in_memory_duckdb("256MB") as database,
@@ -112,6 +113,7 @@ def extend(
     raises ``SourceError`` if a value does not fit the type of its column, and
     :class:`~segbatch.errors.Damaged` if a frozen file was changed.
     """
+    _delete_others(folder, frozen)
     with (
         tempfile.TemporaryDirectory(prefix="segbatch-") as scratch,
         stream_images(sources, reserved=reserved, leave_out=leave_out) as stream,
@@ -262,13 +264,8 @@ def _write_files(
 ) -> list[ManifestFile]:
     """Number the rows, write them behind the ``frozen`` files, and return all files.
 
-    Other files of a manifest in ``folder`` are deleted before; the new ones, if it fails.
+    The new files are deleted if that fails.
     """
-    kept = {file.name for file in frozen}
-    found = {storage.name_of(file.uri): file.uri for file in storage.list_files(folder)}
-    storage.delete(
-        [uri for name, uri in found.items() if _FILE_NAME.fullmatch(name) and name not in kept]
-    )
     files = list(frozen)
     try:
         for data, rows in _encode_files(batches, schema, sum(file.rows for file in frozen)):
@@ -290,6 +287,15 @@ def _write_files(
             storage.delete([storage.join(folder, f.name) for f in files[len(frozen) :]])
         raise
     return files
+
+
+def _delete_others(folder: str, frozen: Sequence[ManifestFile]) -> None:
+    """Delete what an interrupted start left in ``folder``: other files than the ``frozen`` ones."""
+    kept = {file.name for file in frozen}
+    found = {storage.name_of(file.uri): file.uri for file in storage.list_files(folder)}
+    storage.delete(
+        [uri for name, uri in found.items() if _FILE_NAME.fullmatch(name) and name not in kept]
+    )
 
 
 def _encode_files(

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from segbatch.config.images import Inventory, Manifest, Prefix, Source, Video
+from segbatch.console import say
 from segbatch.errors import SourceError
 from segbatch.images import columns
 from segbatch.images.listing import (
@@ -116,6 +117,8 @@ def _open_manifest(source: Manifest, reserved: Collection[str], scratch: str) ->
     """
     name = without_query(source.manifest)
     table = open_table(source.manifest, scratch)
+    if table.images:
+        say(f"{name}: left out, because it holds images: column {', '.join(table.images)}")
     old = [field.name for field in table.fields]
     new = columns.renamed(old, source.rename, name)
     uri = columns.uri_index(table.fields, new, source.uri_column, name)
@@ -123,6 +126,8 @@ def _open_manifest(source: Manifest, reserved: Collection[str], scratch: str) ->
     columns.check_names([(old[i], new[i]) for i in users], reserved, source.rename, name)
 
     schema = pa.schema(columns.without_null_type(table.fields))
+    if pa.types.is_binary(schema.field(uri).type):  # as Spark writes texts
+        schema = schema.set(uri, schema.field(uri).with_type(pa.string()))
     find_rows = _every_row if source.where is None else _where_filter(name, source.where, schema)
     names = [URI.name, *(new[index] for index in users)]
     selected = _select_rows(table.batches, schema, uri, find_rows, source)
@@ -150,10 +155,14 @@ def _select_rows(
     at the end if there was no row.
     """
     name = without_query(source.manifest)
+    is_csv = name.lower().endswith((".csv", ".csv.gz"))
     num_read = num_selected = 0
     for given in batches:
         with reading_source(name):
             batch = columns.conform(given, schema)
+        if is_csv:  # blanks around a delimiter are layout
+            trimmed = pc.utf8_trim_whitespace(batch.column(uri))
+            batch = batch.set_column(uri, schema.field(uri), trimmed)
         found = find_rows(batch)
         selected = batch if len(found) == batch.num_rows else batch.take(pa.array(found))
         empty = np.flatnonzero(pc.equal(pc.fill_null(selected.column(uri), ""), ""))

@@ -1,24 +1,32 @@
 """Tables as manifests: Parquet, CSV and JSON lines as streams of record batches.
 
-pyarrow reads Parquet, so that its types stay as they were written. DuckDB reads CSV and JSON lines,
-and finds the types that people mean.
+pyarrow reads Parquet, so that its types stay as they were written. DuckDB reads CSV and JSON lines.
+Values stay the user's: the same table gives the same rows in all three formats. Text becomes a
+number only where every value of the column is a plain decimal number that prints back the same.
 """
 
 from __future__ import annotations
 
 import csv
 import gzip
+import io
+import json
+import os
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from typing import Any, NamedTuple
+from functools import partial
+from pathlib import PurePosixPath
+from typing import IO, Any, NamedTuple, cast
 from urllib.parse import unquote
 
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 from segbatch import storage
 from segbatch.config.images import MANIFEST_SUFFIXES
@@ -32,40 +40,49 @@ from segbatch.images.listing import (
     reading_source,
     split_glob,
 )
+from segbatch.storage.text import decode_text, encoding_of
 from segbatch.storage.uris import without_query
 
+_HEAD_BYTES = 65_536
+_NONE = "\x1f"  # the delimiter of a file with one column
 _FOOTERS_AT_ONCE = 16
 _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 
-# A CSV column has the first of these types that every value is written as, else it is a string.
-# Numbers with leading zeros or a plus (postal codes, telephone numbers) and numbers with more
-# digits than the type holds stay strings, because converting them would lose something.
-_DATE = "[0-9]{4}-[0-9]{2}-[0-9]{2}"
-_TIME = "[0-9]{2}:[0-9]{2}(:[0-9]{2}([.][0-9]{1,6})?)?"
-_WHOLE = "(0|[1-9][0-9]{0,14})"
+# A CSV column has the first of these types from which every value prints back the same, else it is
+# text: leading zeros, a plus, exponents, dates and times stay as they are written.
+_WHOLE = "-?(0|[1-9][0-9]*)"
 _CSV_TYPES = {
-    "BIGINT": "-?(0|[1-9][0-9]*)",
-    "DOUBLE": f"-?({_WHOLE}|{_WHOLE}?[.][0-9]+)([eE][-+]?[0-9]+)?|(?i:nan|-?inf(inity)?)",
-    "BOOLEAN": "(?i:true|false)",
-    "DATE": _DATE,
-    "TIMESTAMP": f"{_DATE}[ T]{_TIME}",
-    "TIMESTAMPTZ": f"{_DATE}[ T]{_TIME} ?(Z|[-+][0-9]{{2}}(:?[0-9]{{2}})?)",
+    "BIGINT": (
+        f"regexp_full_match({{0}}, '{_WHOLE}') AND {{0}} <> '-0'"
+        " AND try_cast({0} AS BIGINT) IS NOT NULL"
+    ),
+    "DOUBLE": (
+        f"regexp_full_match({{0}}, '{_WHOLE}([.]0|[.][0-9]*[1-9])?') AND {{0}} <> '-0'"
+        " AND {digits} = {double_digits}"
+    ),
+    "BOOLEAN": "{0} IN ('true', 'false')",
 }
 
-# Types that DuckDB detects in JSON but that the results cannot hold: the text is taken instead.
-_JSON_VALUES = {
-    "TIME": "CAST({0} AS VARCHAR)",
-    "UUID": "CAST({0} AS VARCHAR)",
-    '"NULL"': "CAST({0} AS VARCHAR)",
-    "JSON": "({0} ->> '$')",
-}
+
+def _keeps_digits(text: str) -> tuple[str, str]:
+    """SQL: the significant digits of a number as it is written, and as a double prints them."""
+
+    def digits(number: str) -> str:
+        mantissa = f"regexp_replace(regexp_replace({number}, '[eE].*$', ''), '[-+.]', '', 'g')"
+        return f"trim(ltrim({mantissa}, '0'), '0')"
+
+    return digits(text), digits(f"CAST(try_cast({text} AS DOUBLE) AS VARCHAR)")
 
 
 class TableStream(NamedTuple):
-    """The columns of a table, with types that results can hold, and its rows, to be read once."""
+    """The columns of a table, with types that results can hold, and its rows, to be read once.
+
+    ``images`` names the columns that hold whole images; they are not read.
+    """
 
     fields: list[pa.Field]
     batches: Iterator[pa.RecordBatch]
+    images: Sequence[str] = ()
 
 
 def open_table(name: str, scratch: str) -> TableStream:
@@ -85,7 +102,10 @@ def open_table(name: str, scratch: str) -> TableStream:
         raise SourceError(f"{name}: files of several kinds: {', '.join(sorted(kinds))}")
     if storage.scheme_of(name) in storage.HTTP_SCHEMES:
         files = [local_copy(name, scratch)]
-    return _READERS[kinds.pop()](name, files, base)
+    kind = kinds.pop()
+    if kind != "parquet":
+        files = [_as_utf8(file, scratch) for file in files]
+    return _READERS[kind](name, files, base)
 
 
 def _find_files(name: str) -> tuple[list[str], str]:
@@ -148,10 +168,50 @@ def _open_parquet(name: str, files: list[str], base: str) -> TableStream:
     """
     partitions = [_partitions_in(file.removeprefix(base)) for file in files]
     keys = _partition_fields(partitions)
+    images = _image_columns(files[0])
     with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
-        fields = columns.union(zip(files, pool.map(_parquet_fields, files), strict=True))
-    fields = columns.union([(base, fields), (f"{base} (folder names)", keys)])
-    return TableStream(fields, _parquet_batches(list(zip(files, partitions, strict=True)), keys))
+        found = pool.map(partial(_parquet_fields, images=images), files)
+        fields = columns.union(zip(files, found, strict=True))
+    # Spark and DuckDB can write a partition's value into the file as well; the file's has a type.
+    own = {field.name: field for field in fields}
+    keys = [own.get(key.name, key) for key in keys]
+    fields = [*fields, *(key for key in keys if key.name not in own)]
+    batches = _parquet_batches(list(zip(files, partitions, strict=True)), keys, images)
+    return TableStream(fields, batches, images)
+
+
+def _image_columns(file: str) -> list[str]:
+    """The columns that hold images: ``struct<bytes, path>`` as Hugging Face writes it, and binary
+    columns whose first value is an image.
+    """
+    with reading_source(file), _parquet_file(file) as table:
+        schema: pa.Schema = table.schema_arrow
+        binary = [field.name for field in schema if _is_binary(field.type)]
+        first = next(table.iter_batches(1, columns=binary), None) if binary else None
+    heads = {name: first.column(name)[0].as_py() for name in binary} if first is not None else {}
+    return [
+        field.name
+        for field in schema
+        if _is_image_struct(field.type) or _is_image(heads.get(field.name))
+    ]
+
+
+def _is_image(data: bytes | None) -> bool:
+    try:
+        Image.open(io.BytesIO(data or b"")).close()
+    except Exception:  # Pillow raises almost anything for what is no image
+        return False
+    return True
+
+
+def _is_binary(type_: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(type_) or pa.types.is_large_binary(type_))
+
+
+def _is_image_struct(type_: pa.DataType) -> bool:
+    if not pa.types.is_struct(type_):
+        return False
+    return {field.name for field in type_ if _is_binary(field.type)} == {"bytes"}
 
 
 def _partitions_in(path: str) -> dict[str, str | None]:
@@ -175,9 +235,10 @@ def _partition_fields(partitions: Sequence[Mapping[str, str | None]]) -> list[pa
     ]
 
 
-def _parquet_fields(file: str) -> list[pa.Field]:
+def _parquet_fields(file: str, images: Sequence[str]) -> list[pa.Field]:
     with reading_source(file), _parquet_file(file) as table:
         schema: pa.Schema = table.schema_arrow
+    schema = pa.schema([field for field in schema if field.name not in images])
     twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
     if twice:
         raise SourceError(f"{file}: has two columns named exactly {', '.join(twice)}")
@@ -185,13 +246,19 @@ def _parquet_fields(file: str) -> list[pa.Field]:
 
 
 def _parquet_batches(
-    files: Sequence[tuple[str, Mapping[str, str | None]]], keys: list[pa.Field]
+    files: Sequence[tuple[str, Mapping[str, str | None]]],
+    keys: list[pa.Field],
+    images: Sequence[str],
 ) -> Iterator[pa.RecordBatch]:
     for file, values in files:
         with reading_source(file), _parquet_file(file) as table:
+            wanted = [name for name in table.schema_arrow.names if name not in images]
+            missing = [key for key in keys if key.name not in wanted]
             for group in range(table.num_row_groups):
-                for batch in table.iter_batches(columns.BATCH_ROWS, row_groups=[group]):
-                    for key in keys:
+                for batch in table.iter_batches(
+                    columns.BATCH_ROWS, row_groups=[group], columns=wanted
+                ):
+                    for key in missing:
                         value = pa.scalar(values.get(key.name)).cast(key.type)
                         batch = batch.append_column(key, pa.repeat(value, batch.num_rows))  # noqa: PLW2901
                     yield batch
@@ -212,20 +279,21 @@ def _parquet_file(file: str) -> Iterator[pq.ParquetFile]:
 
 def _open_csv(name: str, files: list[str], base: str) -> TableStream:
     """Reads the files twice: once to find the types over all values, once to convert them."""
-    header, delimiter = _csv_header(files[0])
+    header = _csv_header(files[0])
     for file in files[1:]:
-        if _csv_header(file) != (header, delimiter):
+        if _csv_header(file) != header:
             raise SourceError(f"{file}: has another header than {files[0]}")
     # Numbered, because DuckDB would rename columns that differ in upper and lower case only.
-    numbered = [f"c{number}" for number in range(len(header))]
+    numbered = [f"c{number}" for number in range(len(header.names))]
     source = (
         " FROM read_csv($files, columns=$columns, delim=$delim, auto_detect=false, header=true,"
-        " quote='\"', escape='\"', comment='')"
+        " quote='\"', escape='\"', comment='', skip=$skip)"
     )
     options = {
         "files": files,
         "columns": dict.fromkeys(numbered, "VARCHAR"),
-        "delim": delimiter,
+        "delim": header.delimiter,
+        "skip": header.skip,
     }
     database = _database_for(files[0])
     with _parsing(name):
@@ -237,26 +305,39 @@ def _open_csv(name: str, files: list[str], base: str) -> TableStream:
         schema = database.sql(f"{sql} LIMIT 0", params=options).to_arrow_table().schema
     fields = [
         field.with_name(column)
-        for field, column in zip(columns.result_fields(schema, name), header, strict=True)
+        for field, column in zip(columns.result_fields(schema, name), header.names, strict=True)
     ]
     batches = _query_batches(name, database, sql, options)
-    return TableStream(fields, (batch.rename_columns(header) for batch in batches))
+    return TableStream(fields, (batch.rename_columns(header.names) for batch in batches))
 
 
-def _csv_header(file: str) -> tuple[list[str], str]:
-    """The names in the first line, and the delimiter: the most frequent of four characters.
+class CsvHeader(NamedTuple):
+    """The names in a CSV file's header, its delimiter, and the lines before the header."""
+
+    names: list[str]
+    delimiter: str
+    skip: int
+
+
+def _csv_header(file: str) -> CsvHeader:
+    """The header of a file. Its delimiter is what Excel's line ``sep=;`` says, else the one of four
+    characters that gives the most names.
 
     A line without any is one column, in which commas and semicolons are part of the URIs.
     """
-    fs, path = storage.filesystem(file)
-    unpack = gzip.open if file.lower().endswith(".gz") else nullcontext
-    with reading_source(file), fs.open(path, "rb") as raw, unpack(raw) as plain:
-        line = plain.readline().decode("utf-8-sig")
-    delimiter = max(",;\t|", key=line.count)
-    if delimiter not in line:
-        delimiter = "\x1f"
-    names = next(csv.reader([line], delimiter=delimiter)) or [""]
-    return [name.strip() or f"column{n}" for n, name in enumerate(names)], delimiter
+    with _opened(file) as plain:
+        first = decode_text(plain.readline(), file, SourceError)
+        excel = re.fullmatch(r'"?sep=(.)"?\n?', first)
+        line = decode_text(plain.readline(), file, SourceError) if excel else first
+    delimiters = excel[1] if excel else ",;\t|"
+    names, delimiter = max(
+        ((next(csv.reader([line], delimiter=d), []), d) for d in delimiters),
+        key=lambda found: len(found[0]),
+    )
+    if len(names) < 2:
+        names, delimiter = next(csv.reader([line], delimiter=_NONE), []) or [""], _NONE
+    names = [name.strip() or f"column{n}" for n, name in enumerate(names)]
+    return CsvHeader(names, delimiter, skip=1 if excel else 0)
 
 
 def _csv_types(
@@ -274,8 +355,7 @@ def _csv_types(
         if not left:
             break
         tests = ", ".join(
-            f"coalesce(bool_and(regexp_full_match(trim({name}), '{_CSV_TYPES[type_]}') AND"
-            f" try_cast({name} AS {type_}) IS NOT NULL) FILTER (WHERE {name} IS NOT NULL),"
+            f"coalesce(bool_and({_csv_test(name, type_)}) FILTER (WHERE {name} IS NOT NULL),"
             f" {without_values})"
             for name, type_ in left
         )
@@ -284,27 +364,78 @@ def _csv_types(
     return dict.fromkeys(names, "VARCHAR") | dict(reversed(left))
 
 
+def _csv_test(name: str, type_: str) -> str:
+    digits, double_digits = _keeps_digits(name)
+    return _CSV_TYPES[type_].format(name, digits=digits, double_digits=double_digits)
+
+
 # --------------------------------------------------------------------------------------- JSON lines
 
 
 def _open_json(name: str, files: list[str], base: str) -> TableStream:
-    source = (
-        "FROM read_json($files, format='newline_delimited', union_by_name=true, sample_size=-1,"
-        " map_inference_threshold=-1)"
-    )
-    options = {"files": files}
+    """Reads the files twice: once to find which kinds of JSON values each key has, once for these.
+
+    Strings stay strings, whatever is written in them. A key with values of several kinds, and one
+    with numbers that no double holds, becomes their text.
+    """
+    options: dict[str, Any] = {"files": files}
     database = _database_for(files[0])
     with _parsing(name):
         _check_keys(name, database, files)
-        found = database.sql(f"SELECT * {source}", params=options)
+        structure = database.sql(
+            "SELECT json_group_structure(json) FROM read_ndjson_objects($files)", params=options
+        ).fetchall()[0][0]
+        kinds = json.loads(structure or "{}")
+        if not isinstance(kinds, dict):
+            raise SourceError(f"{name}: its lines must be JSON objects, each in one line")
+        types = {key: _sql_type(kind) for key, kind in kinds.items()}
+        types |= _json_numbers(database, types, options)
+        source = "FROM read_json($files, format='newline_delimited', columns=$columns)"
+        options["columns"] = types
         values = ", ".join(
-            _JSON_VALUES.get(str(type_), "{0}").format(_quoted(column)) + f" AS {_quoted(column)}"
-            for column, type_ in zip(found.columns, found.types, strict=True)
+            f"({_quoted(key)} ->> '$') AS {_quoted(key)}" if type_ == "JSON" else _quoted(key)
+            for key, type_ in types.items()
         )
         sql = f"SELECT {values} {source}"
         schema = database.sql(f"{sql} LIMIT 0", params=options).to_arrow_table().schema
     fields = columns.result_fields(schema, name)
     return TableStream(fields, _query_batches(name, database, sql, options))
+
+
+def _sql_type(kind: Any) -> str:
+    """The SQL type for a kind of JSON values, as ``json_group_structure`` names it."""
+    if isinstance(kind, dict):
+        inner = ", ".join(f"{_quoted(key)} {_sql_type(value)}" for key, value in kind.items())
+        return f"STRUCT({inner})" if kind else "JSON"
+    if isinstance(kind, list):
+        return f"{_sql_type(kind[0])}[]"
+    return {"NULL": "VARCHAR", "UBIGINT": "BIGINT", "HUGEINT": "BIGINT"}.get(kind, str(kind))
+
+
+def _json_numbers(
+    database: duckdb.DuckDBPyConnection, types: Mapping[str, str], options: dict[str, Any]
+) -> dict[str, str]:
+    """``JSON`` for each key whose numbers would lose digits in its type."""
+    numbers = [key for key, type_ in types.items() if type_ in ("BIGINT", "DOUBLE")]
+    if not numbers:
+        return {}
+    raw = {key: f"json_extract_string(json, {_pointer(key)})" for key in numbers}
+    tests = []
+    for key in numbers:
+        fits = f"try_cast({raw[key]} AS BIGINT) IS NOT NULL"
+        if types[key] == "DOUBLE":
+            digits, double_digits = _keeps_digits(raw[key])
+            fits = f"{digits} = {double_digits} OR NOT isfinite(try_cast({raw[key]} AS DOUBLE))"
+        tests.append(f"coalesce(bool_and({fits}) FILTER (WHERE {raw[key]} IS NOT NULL), true)")
+    sql = f"SELECT {', '.join(tests)} FROM read_ndjson_objects($files)"
+    answers = database.sql(sql, params=options).fetchall()[0]
+    return {key: "JSON" for key, fits in zip(numbers, answers, strict=True) if not fits}
+
+
+def _pointer(key: str) -> str:
+    """A JSON pointer to ``key`` as an SQL text."""
+    path = key.replace("~", "~0").replace("/", "~1").replace("'", "''")
+    return f"'/{path}'"
 
 
 def _check_keys(name: str, database: duckdb.DuckDBPyConnection, files: list[str]) -> None:
@@ -333,6 +464,40 @@ _READERS: dict[str, Callable[[str, list[str], str], TableStream]] = {
     "csv": _open_csv,
     "json": _open_json,
 }
+
+
+# ----------------------------------------------------------------------------------- text encodings
+
+
+@contextmanager
+def _opened(file: str) -> Iterator[IO[bytes]]:
+    """The bytes of a text file, unpacked if its name says that it is packed."""
+    fs, path = storage.filesystem(file)
+    unpack = gzip.open if file.lower().endswith(".gz") else nullcontext
+    with reading_source(file), fs.open(path, "rb") as raw, unpack(raw) as plain:
+        yield cast(IO[bytes], plain)
+
+
+def _as_utf8(file: str, scratch: str) -> str:
+    """``file``, or a copy in ``scratch``, in UTF-8 without a mark and with ``\\n``, if it has
+    another encoding or line ends than DuckDB reads.
+    """
+    with _opened(file) as plain:
+        head = plain.read(_HEAD_BYTES)
+    encoding = encoding_of(head)
+    text = head.decode(encoding, "ignore")
+    old_mac = "\r" in text and "\n" not in text
+    if encoding == "utf-8" and not old_mac:
+        return file
+    suffix = PurePosixPath(file.lower().removesuffix(".gz")).suffix
+    handle, copy = tempfile.mkstemp(suffix=suffix, dir=scratch)
+    with (
+        _opened(file) as plain,
+        io.TextIOWrapper(plain, encoding, newline=None if old_mac else "") as lines,
+        os.fdopen(handle, "w", encoding="utf-8", newline="") as target,
+    ):
+        shutil.copyfileobj(lines, target)
+    return copy
 
 
 # ------------------------------------------------------------------------------------------- DuckDB
@@ -372,7 +537,12 @@ def _parsing(name: str) -> Iterator[None]:
     try:
         yield
     except (duckdb.Error, pa.ArrowException) as error:
-        raise SourceError(f"{name}: {first_lines(error)}") from error
+        why = first_lines(error)
+        if "utf-8" in why.lower():
+            line = re.search(r"Line: (\d+)", str(error))
+            where = f"line {line[1]} is" if line else "is"
+            why = f"{where} not UTF-8 text: save it as UTF-8"
+        raise SourceError(f"{name}: {why}") from error
 
 
 def first_lines(error: Exception) -> str:

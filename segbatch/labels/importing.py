@@ -174,6 +174,7 @@ def import_labels(
         replaced=result.replaced,
         added=naming.added,
         notes=[
+            *_system_files(source),
             *_warnings(naming.classes, result.balance, reader),
             *_notes(found, annotated, renames, rules, result.balance),
         ],
@@ -322,6 +323,17 @@ def _write_images(
     for row in existing.remaining:
         result.balance.add(row.split, row.pixels)
     return result
+
+
+def _system_files(source: str) -> list[str]:
+    """How many system files there are in the folder ``source``."""
+    system = storage.SystemFiles()
+    root = storage.normalize(source)
+    with storage.reading_input(source, SourceError, "no such file, folder or bucket"):
+        paths = (storage.path_below(file.uri, root) for file in storage.list_files(root))
+        for _ in system.left_out(paths, str):
+            pass
+    return [f"left out {system}"] if system.counts else []
 
 
 def _warnings(classes: Classes, balance: Balance, reader: Reader) -> list[str]:

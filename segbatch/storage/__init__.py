@@ -13,6 +13,7 @@ from segbatch.storage.files import (
     writes_whole,
 )
 from segbatch.storage.reading import ReadLimits, read_bytes, read_input, read_many, read_text
+from segbatch.storage.systemfiles import SystemFiles
 from segbatch.storage.text import clean_name, composed, decode_text
 from segbatch.storage.uris import (
     DELTA_SCHEMES,
@@ -23,6 +24,7 @@ from segbatch.storage.uris import (
     local_path,
     name_of,
     normalize,
+    path_below,
     scheme_of,
     split_bucket,
 )
@@ -33,6 +35,7 @@ __all__ = [
     "OBJECT_SCHEMES",
     "ReadLimits",
     "StoredFile",
+    "SystemFiles",
     "Unreadable",
     "arrow_filesystem",
     "clean_name",
@@ -49,6 +52,7 @@ __all__ = [
     "name_of",
     "normalize",
     "one_line",
+    "path_below",
     "read_bytes",
     "read_input",
     "read_many",

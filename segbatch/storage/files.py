@@ -15,9 +15,17 @@ import obstore
 from obstore.exceptions import BaseError as ObstoreError
 from obstore.exceptions import InvalidPathError
 
+from segbatch.console import say
 from segbatch.storage.clients import bucket_client, filesystem, obstore_client
 from segbatch.storage.failures import as_os_error
-from segbatch.storage.uris import OBJECT_SCHEMES, is_local, local_path, scheme_of, split_bucket
+from segbatch.storage.uris import (
+    OBJECT_SCHEMES,
+    is_local,
+    local_path,
+    local_uri,
+    scheme_of,
+    split_bucket,
+)
 
 MULTIPART_BYTES = 64 << 20  # a larger object is uploaded in parts, a smaller one in one PUT
 
@@ -32,6 +40,9 @@ class StoredFile:
 
 def list_files(folder: str) -> Iterator[StoredFile]:
     """All files below ``folder``, at any depth, sorted by key; nothing if the folder is missing.
+
+    On disk, links to folders are followed, but not to those that are listed anyway. A name that is
+    not UTF-8 is escaped, in a ``file://`` URI.
 
     Raises ``FileNotFoundError`` for a missing bucket, ``PermissionError`` or ``OSError``.
     """
@@ -59,17 +70,30 @@ def list_files(folder: str) -> Iterator[StoredFile]:
         raise as_os_error(folder, error) from error
 
 
-def _list_local(folder: Path) -> Iterator[StoredFile]:
+def _list_local(folder: Path, listed: tuple[str, ...] = ()) -> Iterator[StoredFile]:
+    """``listed`` are the real paths of the folder that is listed and of links that led here."""
     try:
         entries = list(os.scandir(folder))
     except (FileNotFoundError, NotADirectoryError):
         return
+    listed = listed or (os.path.realpath(folder),)
     # In the order of object storage, where a folder sorts as its files' keys do.
     for entry in sorted(entries, key=lambda entry: entry.name + "/" * entry.is_dir()):
         if entry.is_dir():
-            yield from _list_local(Path(entry.path))
+            if not entry.is_symlink():
+                yield from _list_local(Path(entry.path), listed)
+                continue
+            target = os.path.realpath(entry.path)
+            if any(f"{target}/".startswith(f"{known}/") for known in listed) or any(
+                f"{known}/".startswith(f"{target}/") for known in listed
+            ):
+                say(
+                    f"{entry.path}: a link to {target}, whose files are listed without it; left out"
+                )
+            else:
+                yield from _list_local(Path(entry.path), (*listed, target))
         elif entry.is_file():
-            yield StoredFile(entry.path, entry.stat().st_size)
+            yield StoredFile(local_uri(entry.path), entry.stat().st_size)
 
 
 def exists(uri: str) -> bool:

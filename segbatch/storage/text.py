@@ -21,6 +21,8 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16-be"),
     (codecs.BOM_UTF8, "utf-8"),
 )
+_CODECS = {"utf-32-le": "utf-32", "utf-32-be": "utf-32", "utf-16-le": "utf-16",
+           "utf-16-be": "utf-16", "utf-8": "utf-8-sig"}  # fmt: skip
 _ADVICE = "save it as UTF-8"
 _INVISIBLE = "\ufeff\u200b\u2060\u00ad"  # marks, joiners and hyphens that no screen shows
 _NO_BREAK = re.compile("[\u00a0\u2007\u202f]")
@@ -41,6 +43,11 @@ def decode_text(data: bytes, where: str, wrong: type[InputError] = InputError) -
         line = 1 + data[: len(mark) + error.start].count(b"\n")
         raise wrong(f"{where}: line {line} is not {encoding.upper()} text: {_ADVICE}") from error
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def encoding_of(head: bytes) -> str:
+    """The codec for a text that begins with ``head``, by its byte order mark, which it removes."""
+    return next((_CODECS[name] for mark, name in _MARKS if head.startswith(mark)), "utf-8")
 
 
 def composed(text: str) -> str:

@@ -6,7 +6,7 @@ import os
 import posixpath
 import re
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 HTTP_SCHEMES = frozenset({"http", "https"})
 OBJECT_SCHEMES = frozenset({"s3", "s3a", "gs", "az", "abfs", "abfss"})
@@ -54,7 +54,26 @@ def local_path(uri: str) -> Path:
     if scheme_of(uri) != "file":
         return Path(uri).expanduser()
     path = Path(uri.removeprefix("file://")).expanduser()
-    return Path(unquote(str(path))) if "%" in uri and not os.path.lexists(path) else path
+    if "%" in uri and not os.path.lexists(path):
+        return Path(unquote(str(path), errors="surrogateescape"))
+    return path
+
+
+def local_uri(path: str) -> str:
+    """The URI of a local path: itself, or ``file://`` with escapes if it is not UTF-8."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return f"file://{quote(os.fsencode(path))}"
+    return path
+
+
+def path_below(uri: str, folder: str) -> str:
+    """The path of ``uri`` relative to ``folder``, below which a listing found it."""
+    inside = uri
+    if uri.startswith("file://") and not folder.startswith("file://"):
+        inside = unquote(uri.removeprefix("file://"))
+    return inside.removeprefix(folder).lstrip("/")
 
 
 def normalize(uri: str) -> str:

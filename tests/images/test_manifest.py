@@ -1,6 +1,9 @@
+import csv
 import gzip
 import hashlib
 import json
+import os
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -20,12 +23,14 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from segbatch import storage
 from segbatch.config.images import Inventory, parse_source
 from segbatch.errors import SourceError
 from segbatch.images import manifest
 from segbatch.images.manifest import FrozenManifest, freeze, read_rows, user_columns
+from tests.collection import encoded
 from tests.films import film
 
 RESERVED = {"image_id", "uri", "status", "mask", "width"}
@@ -572,19 +577,28 @@ def test_csv_types_come_from_the_whole_file(run: Run, place: str, name: str) -> 
         (["8004", "0042"], pa.string(), ["8004", "0042"]),
         (["-01", "5"], pa.string(), ["-01", "5"]),
         (["0", "-7", ""], pa.int64(), [0, -7, None]),
-        (["0.5", "0", "1e3"], pa.float64(), [0.5, 0, 1000]),
+        (["0.5", "0", "1000.0"], pa.float64(), [0.5, 0, 1000]),
+        (["0.5", "1e3"], pa.string(), ["0.5", "1e3"]),
+        (["1E5", "2E7"], pa.string(), ["1E5", "2E7"]),
+        (["1.50", "2.25"], pa.string(), ["1.50", "2.25"]),
+        (["0.30000000000000004"], pa.float64(), [0.30000000000000004]),
+        (["0.300000000000000041"], pa.string(), ["0.300000000000000041"]),
+        (["-0"], pa.string(), ["-0"]),
+        (["nan", "1"], pa.string(), ["nan", "1"]),
+        ([" 1", "2"], pa.string(), [" 1", "2"]),
         (["00.5", "1.5"], pa.string(), ["00.5", "1.5"]),
         (["9223372036854775807"], pa.int64(), [2**63 - 1]),
         (["9223372036854775808", "1"], pa.string(), ["9223372036854775808", "1"]),
         (["9007199254740993", "0.5"], pa.string(), ["9007199254740993", "0.5"]),
         (["+41791234567"], pa.string(), ["+41791234567"]),
-        (["true", "FALSE"], pa.bool_(), [True, False]),
+        (["true", "false"], pa.bool_(), [True, False]),
+        (["true", "FALSE"], pa.string(), ["true", "FALSE"]),
         (["12:30"], pa.string(), ["12:30"]),
-        (["2024-05-01"], pa.date32(), [datetime(2024, 5, 1).date()]),
-        (["2024-02-31"], pa.string(), ["2024-02-31"]),
-        (["2024-05-01 12:00"], pa.timestamp("us"), [datetime(2024, 5, 1, 12)]),
-        (["2024-05-01T14:00:00+02:00"], pa.timestamp("us", "UTC"),
-         [datetime(2024, 5, 1, 12, tzinfo=UTC)]),
+        (["2024-05-01"], pa.string(), ["2024-05-01"]),
+        (["25-11-2025", "03-02-2025"], pa.string(), ["25-11-2025", "03-02-2025"]),
+        (["2024-05-01T14:00:00+02:00"], pa.string(), ["2024-05-01T14:00:00+02:00"]),
+        (["6F9619FF-8B86-D011-B42D-00C04FC964FF"], pa.string(),
+         ["6F9619FF-8B86-D011-B42D-00C04FC964FF"]),
         (["", ""], pa.string(), [None, None]),
     ],
 )  # fmt: skip
@@ -595,6 +609,141 @@ def test_csv_values_lose_nothing(
     table = run.rows(text(tmp_path / "m.csv", f"uri,x\n{lines}"))
     assert table.schema.field("x").type == type_
     assert table["x"].to_pylist() == read_as
+
+
+TEXTS = st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters="\0\r"), min_size=1
+).filter(lambda text: not re.fullmatch(r"[-\d.]+|true|false", text))
+INT64 = st.integers(-(2**63), 2**63 - 1)
+COLUMNS = {
+    "text": TEXTS,
+    "written": st.sampled_from(
+        ["08:05", "25-11-2025", "2025-11-25T08:05:00Z", "007", "1E5", "+41", "1.50", "NULL", "NaN",
+         "6F9619FF-8B86-D011-B42D-00C04FC964FF", "{}", "[1]", '"', "'", " a ", "1,5", "\t", "True"]
+    ),
+    "whole": INT64,
+    "decimal": st.integers(-(10**15), 10**15).map(lambda number: number / 1000),
+    "flag": st.booleans(),
+}  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.dictionaries(st.sampled_from(list(COLUMNS)), st.none(), min_size=1).flatmap(
+        lambda names: st.lists(
+            st.fixed_dictionaries({name: st.none() | COLUMNS[name] for name in names}),
+            min_size=1,
+            max_size=5,
+        )
+    )
+)
+def test_the_same_table_gives_the_same_rows_in_every_format(rows: list[dict[str, Any]]) -> None:
+    rows = [{"uri": f"s3://b/{number} ä.jpg", **row} for number, row in enumerate(rows)]
+    with tempfile.TemporaryDirectory() as folder:
+        run, table = Run(f"{folder}/run"), pa.Table.from_pylist(rows)
+        pq.write_table(table, f"{folder}/m.parquet")
+        _write_csv(f"{folder}/m.csv", rows)
+        Path(folder, "m.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        read = [run.rows(f"{folder}/m.{kind}").to_pylist() for kind in ("parquet", "csv", "jsonl")]
+    assert read[1] == read[0]
+    assert read[2] == read[0]
+
+
+def _write_csv(path: str, rows: list[dict[str, Any]]) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(rows[0])
+        for row in rows:
+            values = [row[name] for name in rows[0]]
+            writer.writerow(str(v).lower() if isinstance(v, bool) else v for v in values)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("kind", ["csv", "csv.gz", "jsonl"])
+def test_manifests_may_be_in_any_encoding(
+    run: Run, tmp_path: Path, encoding: str, line_end: str, kind: str
+) -> None:
+    lines = ["uri,city", "a.jpg,Zürich"]
+    if kind == "jsonl":
+        lines = [json.dumps({"uri": "a.jpg", "city": "Zürich"}, ensure_ascii=False)]
+    data = f"{line_end.join(lines)}{line_end}".encode(encoding)
+    (tmp_path / f"m.{kind}").write_bytes(gzip.compress(data) if kind == "csv.gz" else data)
+    [row] = run.rows(str(tmp_path / f"m.{kind}")).to_pylist()
+    assert (row["uri"], row["city"]) == ("a.jpg", "Zürich")
+
+
+def test_a_manifest_that_is_no_unicode_is_refused(run: Run, tmp_path: Path) -> None:
+    for name, content in {
+        "m.csv": "uri,city\na.jpg,Zürich\n",
+        "h.csv": "uri,Größe\na.jpg,1\n",
+        "m.jsonl": '{"uri": "a.jpg", "city": "Zürich"}\n',
+    }.items():
+        (tmp_path / name).write_bytes(content.encode("latin-1"))
+        assert "UTF-8" in run.refusal(str(tmp_path / name)), name
+
+
+def test_a_list_without_a_header_says_what_to_put_above_it(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "list.csv"
+    for content in ("s3://b/a.jpg\ns3://b/c.jpg\n", "photos/a.JPG,x\nphotos/b.JPG,y\n"):
+        said = run.refusal(text(path, content))
+        assert "its first line is no header: put a line" in said
+        first = content.partition("\n")[0].partition(",")[0]
+        assert "is no header" in run.refusal({"manifest": str(path), "uri_column": first})
+        header = "uri,city\n" if "," in content else "uri\n"
+        assert len(run.uris(text(path, header + content))) == 2
+
+
+def test_csv_of_excel_and_blanks_around_uris(run: Run, tmp_path: Path) -> None:
+    for content in (
+        "sep=;\r\nuri;city\r\na.jpg;x,y\r\n",
+        '"sep=;"\nuri;city\n"a.jpg ";x,y\n',
+        '"city, the";uri\nx,y; a.jpg \n',
+    ):
+        assert run.uris(text(tmp_path / "m.csv", content)) == ["a.jpg"]
+
+
+def test_json_numbers_that_no_number_holds_stay_as_they_are_written(
+    run: Run, tmp_path: Path
+) -> None:
+    lines = [
+        '{"uri": "a", "big": 123456789012345678901234, "u": 18446744073709551615, "f": NaN,'
+        ' "m": 1}',
+        '{"uri": "b", "big": 0.5, "u": 1, "f": -Infinity, "m": {"x": [1]}, "n": {"at": "08:05"}}',
+    ]
+    first, second = run.rows(text(tmp_path / "m.jsonl", "\n".join(lines))).to_pylist()
+    assert (first["big"], first["u"], first["m"]) == (
+        "123456789012345678901234", "18446744073709551615", "1"
+    )  # fmt: skip
+    assert (second["big"], second["u"], second["m"]) == ("0.5", "1", '{"x":[1]}')
+    assert np.isnan(first["f"])
+    assert second["f"] == -np.inf
+    assert second["n"] == {"at": "08:05"}
+
+
+def test_a_partition_that_is_also_in_the_file_is_one_column(run: Run, tmp_path: Path) -> None:
+    parquet(tmp_path / "t/year=2024/a.parquet", uri=["a"], year=pa.array([2024], pa.int32()))
+    parquet(tmp_path / "t/year=2025/b.parquet", uri=["b"])
+    table = run.rows({"manifest": str(tmp_path / "t")})
+    assert table.column_names == ["image_id", "uri", "year"]
+    assert table["year"].to_pylist() == [2024, 2025]
+    assert table.schema.field("year").type == pa.int32()
+
+
+def test_columns_of_images_are_left_out_and_said(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = encoded(Image.new("RGB", (4, 4)), "PNG")
+    source = parquet(
+        tmp_path / "m.parquet",
+        uri=pa.array([b"a.jpg"]),  # Spark writes texts as binary
+        image=[{"bytes": picture, "path": "a.png"}],
+        thumbnail=[picture],
+        hash=[b"\0\1"],
+    )
+    assert run.rows(source).to_pylist() == [{"image_id": 0, "uri": "a.jpg", "hash": b"\0\1"}]
+    told = capsys.readouterr().err
+    assert "left out, because it holds images: column image, thumbnail" in told
 
 
 def test_csv_dialects(run: Run, tmp_path: Path) -> None:
@@ -805,3 +954,72 @@ def test_images_are_counted_until_the_time_is_up(tmp_path: Path) -> None:
     count = partial(manifest.count_images, sources, leave_out=str(tmp_path / "run"))
     assert count(limit_s=60) == manifest.ImageCount(2, whole=True)
     assert count(limit_s=-1) == manifest.ImageCount(2, whole=False)
+
+
+# ------------------------------------------------------------------------- names of real folders
+
+
+SYSTEM = ("._a.jpg", "__MACOSX/._a.jpg", ".thumbnails/a.jpg", "x/@eaDir/a.jpg", ".DS_Store")
+
+
+def test_system_files_below_a_prefix_are_left_out_and_counted(run: Run, place: str) -> None:
+    put(f"{place}/.cache/photos", "a.jpg", "x/b.jpg", *SYSTEM)
+    frozen = run.freeze(f"{place}/.cache/photos/")
+    assert frozen.rows == 2
+    [(kinds, number)] = frozen.skipped.items()
+    assert number == len(SYSTEM)
+    assert kinds.startswith("system files (")
+    assert run.uris(f"{place}/.cache/photos/._*") == [f"{place}/.cache/photos/._a.jpg"]
+    assert run.uris(f"{place}/.cache/photos/.thumbnails/*.jpg") != []
+
+
+def test_links_are_followed_once_and_loops_are_said(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = put(tmp_path / "photos", "a.jpg", "march/b.jpg")
+    elsewhere = put(tmp_path / "elsewhere", "c.jpg", "deep/d.jpg")
+    Path(photos, "latest").symlink_to("march")
+    Path(photos, "loop").symlink_to(".")
+    Path(photos, "other").symlink_to(elsewhere)
+    Path(elsewhere, "back").symlink_to(elsewhere)
+    Path(elsewhere, "up").symlink_to(tmp_path)
+    Path(photos, "gone").symlink_to(tmp_path / "nowhere")
+    names = [uri.removeprefix(f"{photos}/") for uri in run.uris(f"{photos}/")]
+    assert names == ["a.jpg", "march/b.jpg", "other/c.jpg", "other/deep/d.jpg"]
+    told = capsys.readouterr().err
+    for name in ("latest", "loop", "other/back", "other/up"):
+        assert f"{photos}/{name}: a link to " in told
+
+
+def test_a_name_that_is_no_utf8_is_escaped_and_its_file_found(run: Run, tmp_path: Path) -> None:
+    folder = os.fsencode(tmp_path) + b"/photos/Geb\xe4ude"
+    os.makedirs(folder)
+    Path(os.fsdecode(folder), "a.jpg").write_bytes(b"one")
+    Path(os.fsdecode(folder + b"/T\xfcr.jpg")).write_bytes(b"two")
+    for source in (f"{tmp_path}/photos/", f"{tmp_path}/photos/**/*.jpg"):
+        uris = run.uris(source)
+        assert uris == [
+            f"file://{tmp_path}/photos/Geb%E4ude/{name}" for name in ("T%FCr.jpg", "a.jpg")
+        ]
+        assert [storage.read_bytes(uri) for uri in uris] == [b"two", b"one"]
+    excluded = {"prefix": f"{tmp_path}/photos/", "exclude": ["*/a.jpg"]}
+    assert len(run.uris(excluded)) == 1
+
+
+def test_uris_of_files_are_read_as_pathlib_and_browsers_write_them(
+    run: Run, tmp_path: Path
+) -> None:
+    for name in ("Haus 1.jpg", "Tür.jpg", "100%25.jpg", "a%20b.jpg"):
+        (tmp_path / name).write_bytes(name.encode())
+        for uri in ((tmp_path / name).as_uri(), f"file://{tmp_path}/{name}", f"{tmp_path}/{name}"):
+            assert storage.read_bytes(uri) == name.encode()
+
+
+@pytest.mark.parametrize("name", ["glob [2024]", "what?", "a*b"])
+def test_a_folder_and_a_file_may_have_names_that_look_like_globs(
+    run: Run, tmp_path: Path, name: str
+) -> None:
+    photos = put(tmp_path / name, "a.jpg")
+    assert run.uris(f"{photos}/") == run.uris(photos) == [f"{photos}/a.jpg"]
+    put(tmp_path, f"{name}.jpg")
+    assert run.uris(f"{tmp_path}/{name}.jpg") == [f"{tmp_path}/{name}.jpg"]

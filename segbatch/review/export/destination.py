@@ -36,7 +36,7 @@ class Claim:
     def is_begun(self, folder: str) -> bool:
         """Whether this export has begun in ``folder``.
 
-        Raises :class:`~segbatch.errors.InputError` if ``folder`` holds anything else; hidden files
+        Raises :class:`~segbatch.errors.InputError` if ``folder`` holds anything else; system files
         do not count. Raises what :func:`~segbatch.storage.reading_input` raises.
         """
         is_file = storage.is_local(folder) and storage.local_path(folder).is_file()
@@ -45,8 +45,9 @@ class Claim:
                 found = storage.read_bytes(storage.join(folder, CLAIM_FILE))
             except (FileNotFoundError, NotADirectoryError):
                 found = None
-            files = (storage.name_of(file.uri) for file in storage.list_files(folder))
-            is_full = found is None and any(not name.startswith(".") for name in files)
+            paths = (storage.path_below(f.uri, folder) for f in storage.list_files(folder))
+            files = storage.SystemFiles().left_out(paths, str)
+            is_full = found is None and next(files, None) is not None
         if is_file or is_full:
             raise InputError(f"{folder}: is not empty; name an empty or a new folder")
         if found is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -74,8 +75,9 @@ def _outputs(source: str, output: str) -> Iterator[tuple[str, str]]:
         return
     root = storage.normalize(source)
     taken: set[str] = set()
-    for uri in files:
-        relative = PurePosixPath(uri.removeprefix(root).lstrip("/"))
+    system = storage.SystemFiles()
+    for uri in system.left_out(files, partial(storage.path_below, folder=root)):
+        relative = PurePosixPath(storage.path_below(uri, root))
         if relative.suffix.lower() not in _EXTENSIONS:
             continue
         name = _overlay_name(relative)
@@ -83,6 +85,8 @@ def _outputs(source: str, output: str) -> Iterator[tuple[str, str]]:
             name = f"{relative}{_extension(name)}"
         taken.add(name)
         yield uri, storage.join(output, name)
+    if system.counts:
+        say(f"left out {system}")
 
 
 def _overlay_name(source: PurePosixPath) -> str:
