@@ -44,6 +44,7 @@ FRAME_COLUMNS = [pa.field("frame", pa.int64()), pa.field("time_s", pa.float64())
 FRAGMENT = r"#t=-?\d+\.\d{3}"  # at the end of a frame's URI
 _FRAME_URI = re.compile(rf"(.+){FRAGMENT}", re.S)
 
+DEFAULT_RATE = 25  # frames a second of a stream that says nothing, as FFmpeg assumes
 _READ_BYTES = 1 << 20  # at a time: each is a request to object storage
 _SEEK_BEFORE_S = 0.5  # because frames are not stored in the order in which they are shown
 
@@ -144,7 +145,7 @@ def frame_times(uri: str) -> tuple[list[float], float | None]:
         is_torn = is_torn or is_cut_off(video, end_s)
     if None in times:
         with open_video(uri) as video:
-            times = [frame.time for frame, _ in _decode_frames(video, None)]
+            times = [time for _, time in _decode_frames(video, None)]
     known = sorted(time for time in times if time is not None)
     if not known:
         raise SourceError(f"{without_query(uri)}: no frame in it")
@@ -219,8 +220,14 @@ def _scan(video: str, wanted: Sequence[str], start_s: float | None) -> tuple[Fra
 def _decode_frames(
     container: InputContainer, start_s: float | None
 ) -> Iterator[tuple[av.VideoFrame, float]]:
-    """Frames and their times; packets that cannot be decoded are skipped."""
+    """Frames and their times; packets that cannot be decoded are skipped.
+
+    The frames of a stream without time stamps (raw H.264 of a camera) follow each other at its
+    frame rate; it is only read from its beginning.
+    """
     picture = picture_stream(container)
+    rate = picture.guessed_rate or picture.average_rate or DEFAULT_RATE
+    number = 0
     picture.codec_context.thread_count = 1  # tasks of one CPU read many videos at the same time
     try:
         if start_s is not None and start_s > 0:
@@ -233,6 +240,11 @@ def _decode_frames(
             for frame in frames:
                 if frame.pts is not None:
                     yield frame, frame.time
+                elif start_s is None:
+                    yield frame, float(number / rate)
+                else:
+                    return
+                number += 1
     except av.FFmpegError:
         return  # the file ends there
 

@@ -24,10 +24,12 @@ import torch
 import yaml
 
 from segbatch import storage
+from segbatch.console import say
 from segbatch.errors import InputError, ModelError
 from segbatch.masks.classes import Classes
 from segbatch.model import weights, zoo
 from segbatch.model.config import ModelConfig
+from segbatch.model.weights import listed
 from segbatch.model.zoo import ZOO_PREFIX, Network
 
 CONFIG = "config.json"
@@ -94,13 +96,19 @@ def import_weights(
 ) -> ModelConfig:
     """Write a bundle from the state_dict of a network that was trained elsewhere.
 
-    ``weights_uri`` is a ``.safetensors`` file or one of ``torch.save``; an auxiliary head is
-    dropped. Raises :class:`~segbatch.errors.ModelError` for a file that cannot be read safely, or
-    weights of another architecture or number of classes.
+    ``weights_uri`` is a ``.safetensors`` file, one of ``torch.save``, or a folder of
+    ``save_pretrained``; an auxiliary head, and tensors next to the network's own, are dropped.
+    Raises :class:`~segbatch.errors.ModelError` for a file that cannot be read safely, or weights
+    of another architecture or number of classes.
     """
     network = zoo.build(arch, backbone, len(classes), output_stride)
+    weights_uri = _weights_in(weights_uri)
     data = weights.read_file(weights_uri)
-    state = zoo.without_auxiliary(weights.decode_state(data, weights_uri))
+    state = weights.decode_state(data, weights_uri)
+    state, left_out = weights.unwrapped(state, network.state_dict().keys())
+    state = zoo.without_auxiliary(state)
+    if left_out:
+        say(f"{weights_uri}: left out, because they are not the network's: {listed(left_out)}")
     weights.fit(network, state, f"{arch} with {backbone}", weights_uri)
     config = ModelConfig(
         arch,
@@ -112,6 +120,17 @@ def import_weights(
     )
     save_bundle(bundle_uri, network, config)
     return config
+
+
+def _weights_in(uri: str) -> str:
+    """The file of weights in a folder of ``save_pretrained``; ``uri`` itself if it is a file."""
+    with storage.translate_errors("cannot read", ModelError):
+        for name in (WEIGHTS, "pytorch_model.bin"):
+            if storage.exists(storage.join(uri, name)):
+                return storage.join(uri, name)
+    if storage.is_local(uri) and storage.local_path(uri).is_dir():
+        raise ModelError(f"{uri}: is a folder without {WEIGHTS}: name the file of weights in it")
+    return uri
 
 
 def list_bundles(uri: str) -> Iterator[tuple[str, ModelConfig]]:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
+import collections
+import datetime
 import io
+import json
+import pathlib
 import pickle
+import shlex
 import warnings
-from collections.abc import Sequence
+import zipfile
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
@@ -18,11 +27,24 @@ from segbatch.errors import ModelError
 from segbatch.model.zoo import Network
 
 State = dict[str, Tensor]
+Found = tuple[str, State]  # the key of a state_dict in its file, and the state_dict
 
-# Keys under which training scripts save the state_dict.
-WRAPPERS = ("state_dict", "model", "model_state_dict")
+# Keys under which training scripts save the state_dict, the likeliest first.
+WRAPPERS = (
+    "state_dict", "model", "model_state_dict", "model_state", "net", "network", "weights",
+    "ema_state_dict", "model_ema", "ema",
+)  # fmt: skip
 # Prefixes that wrappers of a network give to all keys: DDP, torch.compile, Lightning.
 PREFIXES = ("module.", "_orig_mod.", "model.")
+
+# Types that training scripts put beside the weights; creating one runs no code of the file's.
+HARMLESS = [
+    argparse.Namespace, collections.Counter, collections.defaultdict, collections.deque,
+    datetime.date, datetime.datetime, datetime.timedelta, datetime.timezone,
+    pathlib.PosixPath, pathlib.PurePosixPath, np.dtype, np.ndarray, np._core.multiarray.scalar,
+    np._core.multiarray._reconstruct, *(type(np.dtype(kind)) for kind in "?bBhHiIlLefdU"),
+    dict, list, set, str, int, float, bool,
+]  # fmt: skip
 
 
 def read_file(uri: str) -> bytes:
@@ -37,26 +59,56 @@ def read_file(uri: str) -> bytes:
 def decode_state(data: bytes, where: str) -> State:
     """The state_dict in a safetensors file, or in a file of ``torch.save``, which is not unpickled.
 
-    A file of ``torch.save`` may have it under one of :data:`WRAPPERS`, and its keys may have
-    :data:`PREFIXES`, which are removed. Raises :class:`~segbatch.errors.ModelError`, naming the
-    file ``where``, for anything else.
+    A file of ``torch.save`` may have it in mappings, and its keys may have :data:`PREFIXES`, which
+    are removed. Raises :class:`~segbatch.errors.ModelError`, naming the file ``where``, for
+    anything else.
     """
-    if where.endswith(".safetensors"):
+    if where.lower().endswith(".safetensors") and not data.startswith(b"PK"):
         return decode_safetensors(data, where)
+    if _is_torchscript(data):
+        name = json.dumps(storage.name_of(where))
+        code = f'import torch; torch.save(torch.jit.load({name}).state_dict(), "weights.pth")'
+        raise ModelError(
+            f"{where}: is a TorchScript archive, which is code; save its weights alone with:"
+            f" python -c {shlex.quote(code)}"
+        )
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(HARMLESS):
             warnings.simplefilter("ignore")  # errors are reported below, in one line
             saved = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ModelError(
-            f"{where}: not a file of torch.save, or it holds more than tensors, which could run"
-            " code; save only the network's state_dict(), preferably as .safetensors"
-        ) from error
+        raise ModelError(f"{where}: {_why_not_loaded(data)}") from error
     except Exception as error:  # the readers of zip and pickle raise anything on a broken file
         raise ModelError(
             f"{where}: damaged, or not a file of torch.save: {storage.one_line(error)}"
         ) from error
     return _plain(saved, where)
+
+
+def _is_torchscript(data: bytes) -> bool:
+    try:
+        names = zipfile.ZipFile(io.BytesIO(data)).namelist()
+    except (zipfile.BadZipFile, ValueError, OSError):
+        return False
+    return any(name.endswith("/constants.pkl") for name in names)
+
+
+def _why_not_loaded(data: bytes) -> str:
+    try:
+        with torch.serialization.safe_globals(HARMLESS):
+            types = torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(data))
+    except Exception:  # as above
+        types = []
+    if not types:
+        return (
+            "not a file of torch.save, or it holds more than tensors, which could run code; save"
+            " only the network's state_dict(), preferably as .safetensors"
+        )
+    shown = ", ".join(sorted(types)[:3]) + " …" * (len(types) > 3)
+    return (
+        f"holds more than tensors ({shown}), which could run code; save only the network's"
+        " state_dict(), preferably as .safetensors"
+    )
 
 
 def decode_safetensors(data: bytes, where: str) -> State:
@@ -85,8 +137,8 @@ def fit(network: Network, state: State, what: str, where: str) -> None:
     missing = [key for key in expected if key not in state]
     unknown = [key for key in state if key not in expected]
     if missing or unknown:
-        parts = [f"lack {_first(missing)}"] * bool(missing)
-        parts += [f"have {_first(unknown)}, which the network does not"] * bool(unknown)
+        parts = [f"lack {listed(missing)}"] * bool(missing)
+        parts += [f"have {listed(unknown)}, which the network does not"] * bool(unknown)
         raise ModelError(f"{where}: not weights of {what}: they {' and '.join(parts)}")
     for key, tensor in state.items():
         if tensor.shape != expected[key].shape:
@@ -102,22 +154,61 @@ def fit(network: Network, state: State, what: str, where: str) -> None:
     network.load_state_dict(state)
 
 
+def unwrapped(state: State, expected: Collection[str]) -> tuple[State, list[str]]:
+    """The weights of a network with the keys ``expected``, and the keys that are left out.
+
+    A wrapper gives all keys of its network a prefix (``model.``, ``module.net.``), and may have
+    tensors of its own beside them: buffers, the weights of a loss, averages. The longest prefix
+    that most keys of the network have is taken off. If no key fits, the state stays as it is.
+    """
+    counts: Counter[str] = Counter()
+    for key in state:
+        parts = key.split(".")
+        for start in range(len(parts)):
+            if ".".join(parts[start:]) in expected:
+                counts["".join(f"{part}." for part in parts[:start])] += 1
+                break
+    if not counts:
+        return state, []
+    most = max(counts.values())
+    prefix = next(prefix for prefix in counts if counts[prefix] == most)
+    inner = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    beside = [key for key in inner if prefix == "" and key not in expected and _is_beside(key)]
+    outside = [key for key in state if not key.startswith(prefix)]
+    return {key: value for key, value in inner.items() if key not in beside}, beside + outside
+
+
+def _is_beside(key: str) -> bool:
+    """Whether a tensor next to a network's own is known to be no part of one."""
+    return key in ("n_averaged", "mean", "std") or key.startswith(("criterion.", "loss"))
+
+
 def _plain(saved: Any, where: str) -> State:
-    for wrapper in WRAPPERS:
-        if isinstance(saved, dict) and isinstance(saved.get(wrapper), dict):
-            saved = saved[wrapper]
-            break
     if not isinstance(saved, dict) or not saved:
         raise ModelError(f"{where}: holds a {type(saved).__name__}, not a state_dict")
-    for key, value in saved.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise ModelError(f"{where}: not a state_dict: {key!r} is a {type(value).__name__}")
+    found = list(_state_dicts(saved))
+    if not found:
+        keys = ", ".join(map(str, list(saved)[:5]))
+        raise ModelError(f"{where}: no state_dict in it; it has {keys[:200]}")
+    ranks = {name: rank for rank, name in enumerate(("", *WRAPPERS))}
+    _, state = min(found, key=lambda pair: (ranks.get(pair[0], len(ranks)), -len(pair[1])))
     for prefix in PREFIXES:
-        if all(key.startswith(prefix) for key in saved):
-            saved = {key.removeprefix(prefix): value for key, value in saved.items()}
-    return dict(saved)
+        if all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
 
 
-def _first(keys: Sequence[str]) -> str:
+def _state_dicts(saved: Mapping[Any, Any], name: str = "", depth: int = 2) -> Iterator[Found]:
+    """The mappings of names to tensors in what ``torch.save`` saved, each with its key."""
+    tensors = {k: v for k, v in saved.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    if tensors and not any(isinstance(value, dict) for value in saved.values()):
+        yield name, tensors
+    for key, value in saved.items() if depth else ():
+        if isinstance(value, dict) and isinstance(key, str) and key != "optimizer":
+            yield from _state_dicts(value, key, depth - 1)
+
+
+def listed(keys: Sequence[str]) -> str:
+    """The first three keys, and how many more there are."""
     more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
     return ", ".join(keys[:3]) + more

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from av.audio.stream import AudioStream
+from PIL import Image
 
 from segbatch import storage
 from segbatch.config.images import Glob, Video, parse_source
@@ -17,7 +19,7 @@ from segbatch.images import manifest
 from segbatch.images.decode import decode
 from segbatch.images.faults import HEAD_BYTES, is_video
 from segbatch.images.fetch import fetch
-from segbatch.images.video import frame_times
+from segbatch.images.video import frame_times, frame_uri, read_frames
 from segbatch.results.schema import RESERVED_COLUMNS
 from tests.collection import jpeg
 from tests.conftest import S3
@@ -230,3 +232,26 @@ def test_a_frame_that_cannot_be_decoded_is_a_failed_row(tmp_path: Path) -> None:
     assert errors[0] is None
     (tmp_path / "clip.mp4").unlink()
     assert set(fetch(table, LIMITS)["error"].to_pylist()) == {"not_found"}
+
+
+@pytest.mark.parametrize(("container", "codec"), [("h264", "libx264"), ("hevc", "libx265")])
+@pytest.mark.parametrize("part", [slice(None), slice(7, 9), slice(11, None)])
+def test_a_stream_without_time_stamps_has_all_its_frames(
+    tmp_path: Path, container: str, codec: str, part: slice
+) -> None:
+    path = tmp_path / f"camera.{container}"
+    pictures = [np.full((64, 96, 3), 20 * number, np.uint8) for number in range(12)]
+    with av.open(str(path), "w", format=container) as made:
+        stream = made.add_stream(codec, 10)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for picture in pictures:
+            made.mux(stream.encode(av.VideoFrame.from_ndarray(picture)))
+        made.mux(stream.encode())
+    times, ends = frame_times(str(path))
+    assert times == [number / 10 for number in range(12)]
+    assert ends is None
+    uris = [frame_uri(str(path), time) for time in times][part]
+    for png, picture in zip(read_frames(uris), pictures[part], strict=True):
+        assert isinstance(png, bytes)
+        pixels = np.asarray(Image.open(io.BytesIO(png))).astype(int)
+        assert abs(pixels - picture).max() < 8
