@@ -75,6 +75,9 @@ def labels_import(
         bool, Option("--add-class", help="With --append: allow new classes.")
     ] = False,
     overwrite: Annotated[bool, Option("--overwrite", help="Replace the dataset.")] = False,
+    accept_unchanged: Annotated[
+        bool, Option("--accept-unchanged", help="Take suggestions that nobody has changed, too.")
+    ] = False,
     format: Format = "text",
 ) -> None:
     """Import annotated images as a labelled dataset.
@@ -104,6 +107,7 @@ def labels_import(
         append=append,
         add_class=add_class,
         overwrite=overwrite,
+        accept_unchanged=accept_unchanged,
     )
     if format == "json":
         print_facts(report.to_json(), format)

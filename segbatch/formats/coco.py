@@ -18,6 +18,7 @@ https://github.com/cocodataset/cocoapi
 
 from __future__ import annotations
 
+import hashlib
 import json
 import posixpath
 import re
@@ -33,7 +34,14 @@ from pycocotools import mask as coco_mask  # type: ignore[import-untyped]
 
 from segbatch import storage
 from segbatch.errors import SourceError
-from segbatch.formats.folder import ImageFiles, folder_of, list_uris, read_label_file
+from segbatch.formats.folder import (
+    DIGEST_KEY,
+    PROVENANCE_KEY,
+    ImageFiles,
+    folder_of,
+    list_uris,
+    read_label_file,
+)
 from segbatch.formats.format import (
     IGNORE,
     AnnotatedImage,
@@ -199,7 +207,8 @@ def _read_document(uri: str, files: ImageFiles) -> Document:
             else:
                 original = files.originals.get(file)
                 copy = file if original else None
-                images.append(AnnotatedImage(original or file, uri, split, detail, copy))
+                unchanged = is_unchanged(entry, detail.shapes)
+                images.append(AnnotatedImage(original or file, uri, split, detail, copy, unchanged))
     return Document(images, skipped, list(names.values()), frozenset(used), frozenset(parents))
 
 
@@ -442,6 +451,19 @@ def annotations_json(classes: Classes, run: str) -> Mapping[str, Sequence[str | 
     }
 
 
+def shapes_digest(shapes: Iterable[tuple[str, Any]]) -> str:
+    """SHA-256 in hex of the ``(name, segmentation)`` of an image's annotations, in any order."""
+    texts = sorted(json.dumps(shape) for shape in shapes)
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
+
+
+def is_unchanged(entry: Mapping[str, Any], shapes: Iterable[Shape]) -> bool:
+    """Whether an image has the annotations that segbatch wrote, as its ``entry`` notes."""
+    provenance = entry.get(PROVENANCE_KEY)
+    digest = provenance.get(DIGEST_KEY) if isinstance(provenance, dict) else None
+    return digest == shapes_digest((shape.name, shape.segmentation) for shape in shapes)
+
+
 def to_categories(classes: Classes) -> list[dict[str, Any]]:
     """The ``categories`` of a COCO file; ids are class ids plus 1."""
     return [{"id": c.id + 1, "name": c.name, "supercategory": ""} for c in classes]
@@ -450,17 +472,20 @@ def to_categories(classes: Classes) -> list[dict[str, Any]]:
 def image_and_annotations(image: SegmentedImage, last: str) -> Mapping[str, Sequence[str]]:
     """The image's entry, and one annotation for each of its regions."""
     height, width = image.label_map.shape
+    names = {c.id + 1: c.name for c in image.classes}
+    annotations = [
+        {"id": image.image_id * IDS_PER_IMAGE + number, "image_id": image.image_id, **region}
+        for number, region in enumerate(_encode_regions(image.label_map), 1)
+    ]
+    shapes = ((names[shape["category_id"]], shape["segmentation"]) for shape in annotations)
     entry = {
         "id": image.image_id,
         "file_name": last,
         "width": width,
         "height": height,
         "uri": image.uri,
+        PROVENANCE_KEY: {DIGEST_KEY: shapes_digest(shapes)},
     }
-    annotations = [
-        {"id": image.image_id * IDS_PER_IMAGE + number, "image_id": image.image_id, **region}
-        for number, region in enumerate(_encode_regions(image.label_map), 1)
-    ]
     return {
         IMAGES.name: [json.dumps(entry, ensure_ascii=False)],
         ANNOTATIONS.name: [json.dumps(annotation) for annotation in annotations],

@@ -87,6 +87,8 @@ class AnnotatedImage:
     """What the format's ``read`` needs: COCO's shapes of this image, a colour table."""
     copy: str | None = None
     """The copy that was labelled and whose bytes count, if it is not the image itself."""
+    unchanged: bool = False
+    """Whether its labels are those of a model, as segbatch wrote them."""
 
     @property
     def file(self) -> str:

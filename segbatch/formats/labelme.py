@@ -16,6 +16,7 @@ are the same, and ``label_file.py`` of 3.16 and 5.5.
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import posixpath
@@ -32,6 +33,7 @@ from segbatch import storage
 from segbatch.errors import Incomplete, SourceError
 from segbatch.formats import draw
 from segbatch.formats.folder import (
+    DIGEST_KEY,
     PROVENANCE_KEY,
     Spellings,
     folder_of,
@@ -112,9 +114,13 @@ def find_labelme(source: str, options: ReadOptions) -> Annotations:
     roots: dict[str, str] = {}  # of the images, by the labels' folder
     uris = [source] if source.lower().endswith(".json") else list_uris(source)
     files = Spellings(uris)
-    for uri, content in _read_files(_json_files(source, uris)):
-        if isinstance(content, Skipped):
-            skipped.append(content)
+    for uri, data in _read_files(_json_files(source, uris)):
+        try:
+            if isinstance(data, Skipped):
+                raise ValueError(data.why)
+            content = _parse(data)
+        except ValueError as error:
+            skipped.append(Skipped(uri, str(error)))
             continue
         folder = folder_of(uri)
         if options.images is not None and folder not in roots:
@@ -123,7 +129,8 @@ def find_labelme(source: str, options: ReadOptions) -> Annotations:
         split = split_of_word(storage.name_of(folder))
         original = original_uri(content)
         copy = file if original else None
-        images.append(AnnotatedImage(original or file, uri, split, copy=copy))
+        unchanged = is_unchanged(data, content)
+        images.append(AnnotatedImage(original or file, uri, split, copy=copy, unchanged=unchanged))
         names |= {label for shape in content["shapes"] if (label := _label(shape))}
     if not images:
         raise SourceError(
@@ -146,16 +153,13 @@ def _json_files(source: str, uris: Sequence[str]) -> list[str]:
     raise SourceError(f"{source}: no .json file" if uris else f"{source}: no such folder or file")
 
 
-def _read_files(uris: Sequence[str]) -> Iterator[tuple[str, dict[str, Any] | Skipped]]:
-    """The URI and the content of each file, or why it is left out."""
+def _read_files(uris: Sequence[str]) -> Iterator[tuple[str, bytes | Skipped]]:
+    """The URI and the bytes of each file, or why it is left out."""
     for start in range(0, len(uris), CHUNK):
         chunk = uris[start : start + CHUNK]
         for uri, data in zip(chunk, storage.read_many(chunk, LIMITS), strict=True):
             if isinstance(data, bytes):
-                try:
-                    yield uri, _parse(data)
-                except ValueError as error:
-                    yield uri, Skipped(uri, str(error))
+                yield uri, data
             elif data.kind in ONE_FILE_FAILURES:
                 yield uri, Skipped(uri, f"cannot be read: {data.message}")
             else:
@@ -357,7 +361,7 @@ def labelme_json(
     provenance: Mapping[str, Any],
 ) -> bytes:
     """The labelme file of an image of ``size`` (width, height)."""
-    content = {
+    content: dict[str, Any] = {
         "version": WRITTEN_VERSION,
         "flags": {},
         "shapes": [
@@ -376,9 +380,24 @@ def labelme_json(
         "imageData": None,
         "imageHeight": size[1],
         "imageWidth": size[0],
-        PROVENANCE_KEY: provenance,
     }
-    return json.dumps(content, ensure_ascii=False, indent=1).encode()
+    content[PROVENANCE_KEY] = {**provenance, DIGEST_KEY: ""}
+    blank = json.dumps(content, ensure_ascii=False, indent=1)
+    digest = hashlib.sha256(blank.encode()).hexdigest()
+    head, tail = blank.rsplit(f'"{DIGEST_KEY}": ""', 1)
+    return f'{head}"{DIGEST_KEY}": "{digest}"{tail}'.encode()
+
+
+def is_unchanged(data: bytes, content: Mapping[str, Any]) -> bool:
+    """Whether a file is byte for byte as :func:`labelme_json` wrote it: labelme writes it
+    differently whenever a person saves it.
+    """
+    provenance = content.get(PROVENANCE_KEY)
+    digest = provenance.get(DIGEST_KEY) if isinstance(provenance, dict) else None
+    if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
+        return False
+    head, _, tail = data.rpartition(digest.encode())
+    return hashlib.sha256(head + tail).hexdigest() == digest
 
 
 def labels_txt(classes: Classes, run: str) -> Mapping[str, Sequence[str | Slot]]:

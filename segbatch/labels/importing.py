@@ -50,6 +50,7 @@ from segbatch.masks.classes import Classes
 from segbatch.signals import interruptible
 
 READERS = {name: format.reader for name, format in FORMATS.items() if format.reader is not None}
+NOBODY_CHANGED = "has a model's labels, which nobody has changed"
 MOSTLY_VOID = 0.9  # share of the pixels
 CHUNK = 4  # images a task; each has a thread, so that one waits for storage while others draw
 
@@ -72,6 +73,7 @@ def import_labels(
     append: bool = False,
     add_class: bool = False,
     overwrite: bool = False,
+    accept_unchanged: bool = False,
 ) -> ImportReport:
     """Make a labelled dataset of annotated images, or add them to one.
 
@@ -84,7 +86,8 @@ def import_labels(
 
     ``append``: images keep their split and class ids never change; an image with the URI or
     content of one in the dataset replaces it. ``add_class``: new names become classes.
-    ``overwrite``: the import replaces the dataset.
+    ``overwrite``: the import replaces the dataset. ``accept_unchanged``: take labels that segbatch
+    wrote for a model and nobody has changed, too.
 
     Starts processes for all but a few images: in a script, call this under
     ``if __name__ == "__main__":``. Raises :class:`~segbatch.errors.InputError` for mistakes that
@@ -118,6 +121,10 @@ def import_labels(
     )
     found = reader.find(source, options)
     annotated, repeated = _one_per_image(found.images)
+    unchanged = [] if accept_unchanged else [image for image in annotated if image.unchanged]
+    annotated = [image for image in annotated if accept_unchanged or not image.unchanged]
+    if not annotated:
+        raise SourceError(f"{source}: {_unchanged(len(unchanged))}")
 
     # Name the classes.
     renames = map or {}
@@ -137,7 +144,8 @@ def import_labels(
         result = _write_images(
             annotated, drawing, writer, existing=existing, splits=splits, rules=rules
         )
-        skipped = [*found.skipped, *repeated, *result.skipped]
+        untouched = [Skipped(image.labels_uri, NOBODY_CHANGED) for image in unchanged]
+        skipped = [*found.skipped, *repeated, *untouched, *result.skipped]
         if not result.images:
             raise SourceError(
                 f"{source}: no image there can be used; {len(skipped)} things were left out, the"
@@ -174,6 +182,7 @@ def import_labels(
         replaced=result.replaced,
         added=naming.added,
         notes=[
+            *([_unchanged(len(unchanged))] if unchanged else []),
             *_system_files(source),
             *_warnings(naming.classes, result.balance, reader),
             *_notes(found, annotated, renames, rules, result.balance),
@@ -323,6 +332,13 @@ def _write_images(
     for row in existing.remaining:
         result.balance.add(row.split, row.pixels)
     return result
+
+
+def _unchanged(number: int) -> str:
+    return (
+        f"{number:,} images still have a model's labels, which nobody has changed, and are left"
+        " out: correct and save them, or import them as they are with --accept-unchanged"
+    )
 
 
 def _system_files(source: str) -> list[str]:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from segbatch import import_labels, storage
 from segbatch.cli.main import main
-from segbatch.errors import InputError
+from segbatch.errors import InputError, SourceError
 from segbatch.formats.polygons import without_specks
 from segbatch.labels.dataset import open_dataset
 from segbatch.masks import decode_mask
@@ -79,6 +79,7 @@ def test_the_least_certain_images_are_copied_with_their_predicted_shapes(
     assert content["imagePath"] == first.file
     assert (content["imageWidth"], content["imageHeight"]) == (60, 40)
     assert {shape["label"] for shape in content["shapes"]} == {"background", "wall", "window"}
+    assert len(content["segbatch"].pop("unchanged")) == 64
     assert content["segbatch"] == {
         "uri": first.uri, "run": run.uri, "image_id": 6, "model": "models/facades"
     }  # fmt: skip
@@ -131,7 +132,9 @@ def test_frames_of_videos_become_pictures_with_labels(tmp_path: Path) -> None:
     [*pictures] = (tmp_path / "to").glob("*.png")
     sizes = [Image.open(io.BytesIO(path.read_bytes())).size for path in pictures]
     assert sizes == 4 * [(60, 40)]
-    import_labels(str(tmp_path / "to"), str(tmp_path / "labels"), format="labelme")
+    import_labels(
+        str(tmp_path / "to"), str(tmp_path / "labels"), format="labelme", accept_unchanged=True
+    )
     uris = {f"{tmp_path}/street.mp4#t={0.04 * n:.3f}" for n in range(4)}
     assert rows(tmp_path / "labels").keys() == uris
 
@@ -213,7 +216,8 @@ def test_corrected_labels_go_back_under_the_images_own_uri(
     folder, dataset = s3.uri("to-label"), tmp_path / "labels"
     suggestions = suggest(run, folder, count=3, to=format)
     uris = {entry.uri for entry in suggestions.images}
-    import_labels(folder, str(dataset), format=format, classes=NAMES, split="val=0.5")
+    options: dict[str, Any] = {"format": format, "accept_unchanged": True}
+    import_labels(folder, str(dataset), **options, classes=NAMES, split="val=0.5")
     before = rows(dataset)
     assert before.keys() == uris
     for entry in suggestions.images:
@@ -221,15 +225,37 @@ def test_corrected_labels_go_back_under_the_images_own_uri(
         seen = np.kron(label_map(entry.image_id), np.ones((2, 2), np.uint8))
         assert (drawn == seen).mean() > 0.9
 
-    import_labels(folder, str(dataset), format=format, append=True, split="test=1.0")
+    import_labels(folder, str(dataset), **options, append=True, split="test=1.0")
     suggest(run, folder, count=2, to=format)
-    report = import_labels(folder, str(dataset), format=format, append=True, split="test=1.0")
+    report = import_labels(folder, str(dataset), **options, append=True, split="test=1.0")
     after = rows(dataset)
     assert (report.replaced, len(after)) == (3, 5)
     for uri in uris:
         assert after[uri]["split"] == before[uri]["split"]
         assert after[uri]["image_id"] == before[uri]["image_id"]
     assert {row["split"] for uri, row in after.items() if uri not in uris} == {"test"}
+
+
+@pytest.mark.parametrize("format", ["labelme", "coco"])
+def test_suggestions_that_nobody_changed_never_replace_what_people_drew(
+    run: Run, photos: S3, tmp_path: Path, format: str
+) -> None:
+    folder, dataset = tmp_path / "to", str(tmp_path / "labels")
+    suggest(run, str(folder), count=3, to=format)
+    with pytest.raises(SourceError, match=r"3 images still have a model.s labels.*--accept-unch"):
+        import_labels(str(folder), dataset, format=format, append=True)
+    path = min(folder.glob("*.json"))
+    content = json.loads(path.read_text())
+    if format == "coco":  # a person draws another shape in one image of the file
+        content["annotations"][0]["segmentation"] = [[0, 0, 9, 0, 9, 9]]
+    path.write_text(json.dumps(content, indent=2))  # labelme saves its own way
+    report = import_labels(str(folder), dataset, format=format, classes=NAMES, append=True)
+    assert sum(report.images.values()) == 1
+    assert any(note.startswith("2 images still have") for note in report.notes)
+    accepted = import_labels(
+        str(folder), dataset, format=format, append=True, accept_unchanged=True
+    )
+    assert (sum(accepted.images.values()), accepted.replaced) == (3, 1)
 
 
 def test_the_command_says_how_to_go_on_and_leaves_a_dataset_out(
@@ -252,7 +278,9 @@ def test_the_command_says_how_to_go_on_and_leaves_a_dataset_out(
     out, err = command(tmp_path / "to", "--count", 2)
     assert "suggested         2" in out
     assert f"segbatch labels import {tmp_path}/to DATASET --from labelme --append" in err
-    import_labels(str(tmp_path / "to"), str(tmp_path / "labels"), format="labelme")
+    import_labels(
+        str(tmp_path / "to"), str(tmp_path / "labels"), format="labelme", accept_unchanged=True
+    )
     (tmp_path / "list.csv").write_text("image_id,uri\r\n6,s3://photos/0006.jpg\r\n")
     out, _ = command(
         tmp_path / "b", "--exclude", tmp_path / "labels", "--images", tmp_path / "list.csv"

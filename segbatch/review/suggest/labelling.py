@@ -24,8 +24,8 @@ import numpy.typing as npt
 
 from segbatch import storage
 from segbatch.errors import InputError
-from segbatch.formats.coco import to_categories
-from segbatch.formats.folder import COPIES_LIST, PROVENANCE_KEY
+from segbatch.formats.coco import shapes_digest, to_categories
+from segbatch.formats.folder import COPIES_LIST, DIGEST_KEY, PROVENANCE_KEY
 from segbatch.formats.labelme import labelme_json
 from segbatch.formats.polygons import Polygon
 from segbatch.images.video import is_frame
@@ -130,17 +130,10 @@ def write_coco(folder: str, copies: Sequence[Copy], classes: Classes, earlier: i
     annotations: list[dict[str, Any]] = []
     for number, copy in enumerate(copies, 1):
         width, height = copy.size
-        images.append(
-            {
-                "id": number,
-                "file_name": copy.suggestion.file,
-                "width": width,
-                "height": height,
-                PROVENANCE_KEY: _provenance(copy.suggestion),
-            }
-        )
+        shapes: list[tuple[str, Any]] = []
         for shape in copy.shapes:
             points = shape.points.astype(np.float64) + 0.5
+            shapes.append((classes[shape.class_id].name, [points.ravel().tolist()]))
             left, top = points.min(0).tolist()
             right, bottom = points.max(0).tolist()
             annotations.append(
@@ -154,6 +147,18 @@ def write_coco(folder: str, copies: Sequence[Copy], classes: Classes, earlier: i
                     "iscrowd": 0,
                 }
             )
+        images.append(
+            {
+                "id": number,
+                "file_name": copy.suggestion.file,
+                "width": width,
+                "height": height,
+                PROVENANCE_KEY: {
+                    **_provenance(copy.suggestion),
+                    DIGEST_KEY: shapes_digest(shapes),
+                },
+            }
+        )
     document = {
         "images": images,
         "annotations": annotations,
