@@ -21,13 +21,41 @@ exits with ``exit_code``. :func:`segbatch.storage.translate_errors` makes these 
 
 from __future__ import annotations
 
+import re
 import signal
+
+MAX_WORD = 250  # characters: file names have up to 255 bytes
+MAX_LINE = 700
 
 
 class SegbatchError(Exception):
-    """Base of all errors that segbatch raises on purpose."""
+    """Base of all errors that segbatch raises on purpose; its message is :func:`presentable`."""
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(presentable(message))
+
+
+def presentable(message: str) -> str:
+    """``message`` as a terminal can show it, whatever it quotes.
+
+    Control characters are written out. Of a long value the middle is left out, so that the file,
+    the key and the advice around it stay.
+    """
+    text = re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]", _escaped, message)
+    text = re.sub(rf"\S{{{MAX_WORD + 1},}}", lambda word: _cut(word[0], MAX_WORD), text)
+    return "\n".join(_cut(line, MAX_LINE) for line in text.split("\n"))
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return match[0].encode("unicode_escape").decode()
+
+
+def _cut(text: str, most: int) -> str:
+    """``text`` without its middle, if it has more than ``most`` characters."""
+    half = (most - 1) // 2
+    return text if len(text) <= most else f"{text[:half]}…{text[-half:]}"
 
 
 class InputError(SegbatchError):

@@ -104,6 +104,9 @@ class Limits(Strict):
     """Passes over the missing images; the last one commits transient failures as failed."""
     stall_minutes: Annotated[float, Field(gt=0, le=MAX_COUNT)] = 60
     """The run stops after this many minutes without a finished image, and can be resumed."""
+    idle_minutes: Annotated[float, Field(gt=0, le=MAX_COUNT)] = 5
+    """Workers that deliver nothing for this long are taken for hung, and the next pass does the
+    rest. It is longer where reading may take longer, or ten times the slowest result so far."""
 
     def read_limits(self) -> storage.ReadLimits:
         """The limits for reading images from storage."""

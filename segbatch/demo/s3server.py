@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 from segbatch.errors import InputError
 
@@ -26,6 +27,12 @@ server.stop()
 """
 
 
+def require_server() -> None:
+    """Raises :class:`~segbatch.errors.InputError` if what the server needs is not installed."""
+    if not all(map(find_spec, ("moto", "flask", "flask_cors"))):
+        raise InputError("the S3 server needs moto: pip install 'segbatch[demo]'")
+
+
 @contextmanager
 def s3_server() -> Iterator[dict[str, str]]:
     """A fresh S3 server on this machine; yields the ``AWS_*`` variables for it.
@@ -33,6 +40,7 @@ def s3_server() -> Iterator[dict[str, str]]:
     Its objects are in memory and disappear with it. Raises :class:`~segbatch.errors.InputError` if
     moto is not installed.
     """
+    require_server()
     with served(sys.executable, "-c", SERVE) as port:
         yield s3_variables(f"http://127.0.0.1:{port}")
 
@@ -56,7 +64,7 @@ def served(*command: str) -> Iterator[str]:
     try:
         port = process.stdout.readline().strip()
         if not port:
-            raise InputError("the S3 server did not start; pip install 'segbatch[demo]'")
+            raise InputError("the server did not start")
         yield port
     finally:
         process.stdin.close()

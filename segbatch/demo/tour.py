@@ -29,9 +29,9 @@ from PIL import Image
 
 from segbatch import storage
 from segbatch.config.job import load_job
-from segbatch.console import say
+from segbatch.console import ImageBar, say
 from segbatch.demo.facades.facades import CLASSES, Scene, render_facade
-from segbatch.demo.s3server import s3_server
+from segbatch.demo.s3server import require_server, s3_server
 from segbatch.errors import InputError
 from segbatch.jobs.finetune import finetune
 from segbatch.jobs.runtime.workers import connected
@@ -87,6 +87,7 @@ def tour(folder: Path) -> float:
     """
     began = time.monotonic()
     folder = folder.absolute()
+    require_server()
     _make_room(folder)
     say(f"rendering {NUM_TRAIN + NUM_SEGMENT} facades")
     scenes = _render(NUM_TRAIN + NUM_SEGMENT)
@@ -121,7 +122,12 @@ def _render(number: int) -> list[Scene]:
     # Spawned, not forked: torch and pyarrow are running threads by now.
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as processes:
         render = partial(render_facade, long_side=RENDERED_SIDE)
-        return list(processes.map(render, range(number), chunksize=10))
+        scenes = []
+        with ImageBar("render", number) as bar:
+            for scene in processes.map(render, range(number), chunksize=10):
+                scenes.append(scene)
+                bar.add(1)
+        return scenes
 
 
 def _import(scenes: Sequence[Scene], folder: Path) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from segbatch.errors import presentable
 from segbatch.masks.classes import Classes, Color
 
 LabelMap = npt.NDArray[np.uint8]  # (height, width), class ids
@@ -132,6 +133,9 @@ class Skipped:
 
     where: str
     why: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "why", presentable(self.why))
 
 
 class Unusable(Exception):

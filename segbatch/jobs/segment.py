@@ -48,7 +48,7 @@ from segbatch.jobs.stages import (
     fetch_stage,
     write_stage,
 )
-from segbatch.jobs.watch import Watch
+from segbatch.jobs.watch import Patience, Watch
 from segbatch.results.encode import Encoding
 from segbatch.results.lease import Lease
 from segbatch.results.ledger import Ledger
@@ -250,7 +250,8 @@ def work_through(
     state: RunState, job: SegmentJob, prepared: Prepared, ledger: Ledger, lease: Lease
 ) -> None:
     """Bring every image of the manifest to a committed row, on the connected Ray."""
-    watch = Watch(lease, job.limits.stall_minutes, GRACE_S)
+    limits = job.limits
+    watch = Watch(lease, limits.stall_minutes, GRACE_S)
     schema = state.schema(job, prepared.config.classes)
     encoding = Encoding(
         prepared.config.classes, schema, prepared.formulas, store_masks=job.masks != "none"
@@ -267,6 +268,8 @@ def work_through(
         num_images=ledger.remaining(),
         num_workers=workers.expected,
     )
+    slowest_read_s = limits.read_limits().longest_s(sizes.block_rows)
+    patience = Patience(max(60 * limits.idle_minutes, slowest_read_s), 60 * limits.stall_minutes)
     precision = state.begin_start(ledger, device, precision, workers=str(workers), sizes=sizes)
     say(
         f"{ledger.remaining():,} images to do on {workers} ({device}, {precision}),"
@@ -299,6 +302,6 @@ def work_through(
             on_commit=record.write_now_and_then,
         )
         try:
-            passes.run(RayExecutor(layout, stages, workers, watch))
+            passes.run(RayExecutor(layout, stages, workers, watch, patience))
         finally:
             record.update()

@@ -11,9 +11,47 @@ from segbatch.console import say
 from segbatch.errors import Incomplete
 from segbatch.results.lease import Lease
 
+PATIENCE_FACTOR = 10
+
 
 class NothingYet(Exception):
     """Nothing came within the timeout; ask again."""
+
+
+class Patience:
+    """How long to wait for the next result of an execution before it is taken for hung.
+
+    ``PATIENCE_FACTOR`` times the longest wait between two results of this run, at least
+    ``shortest_s`` and at most ``longest_s``. Before its first result an execution has
+    ``longest_s``: nodes and workers are starting. Only the driver's waiting counts, not what it
+    does in between.
+    """
+
+    def __init__(self, shortest_s: float, longest_s: float) -> None:
+        self.shortest_s = shortest_s
+        self.longest_s = longest_s
+        self._slowest_s = 0.0
+        self._waited_s = 0.0
+        self._delivered = False
+
+    def begin(self) -> None:
+        """A new execution begins."""
+        self._waited_s, self._delivered = 0.0, False
+
+    def came(self) -> None:
+        """A result came."""
+        if self._delivered:
+            self._slowest_s = max(self._slowest_s, self._waited_s)
+        self._waited_s, self._delivered = 0.0, True
+
+    def waited(self, seconds: float) -> bool:
+        """Count a wait without a result; returns whether patience has run out."""
+        self._waited_s += seconds
+        return self._delivered and self._waited_s > self.limit_s
+
+    @property
+    def limit_s(self) -> float:
+        return min(self.longest_s, max(self.shortest_s, PATIENCE_FACTOR * self._slowest_s))
 
 
 class Watch:

@@ -14,6 +14,7 @@ import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -38,11 +39,14 @@ WRAPPERS = (
 PREFIXES = ("module.", "_orig_mod.", "model.")
 
 # Types that training scripts put beside the weights; creating one runs no code of the file's.
-HARMLESS = [
+_numpy = import_module("numpy._core.multiarray")
+HARMLESS: list[Any] = [
     argparse.Namespace, collections.Counter, collections.defaultdict, collections.deque,
     datetime.date, datetime.datetime, datetime.timedelta, datetime.timezone,
-    pathlib.PosixPath, pathlib.PurePosixPath, np.dtype, np.ndarray, np._core.multiarray.scalar,
-    np._core.multiarray._reconstruct, *(type(np.dtype(kind)) for kind in "?bBhHiIlLefdU"),
+    pathlib.PosixPath, pathlib.PurePosixPath, np.dtype, np.ndarray,
+    _numpy.scalar, (_numpy.scalar, "numpy.core.multiarray.scalar"),  # of NumPy 2, and of 1
+    _numpy._reconstruct, (_numpy._reconstruct, "numpy.core.multiarray._reconstruct"),
+    *(type(np.dtype(kind)) for kind in "?bBhHiIlLefdU"),
     dict, list, set, str, int, float, bool,
 ]  # fmt: skip
 

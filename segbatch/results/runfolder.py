@@ -19,6 +19,8 @@ from segbatch.results.log import DeltaLog
 from segbatch.results.runinfo import RunInfo, Status, read_info
 from segbatch.results.table import Table, kind_of
 
+DRIVER_GONE = "its driver is gone; run the same command to resume"
+
 
 def open_folder(uri: str) -> RunFolder:
     """The run at ``uri``. Raises :class:`~segbatch.errors.RunError` if there is none."""
@@ -71,6 +73,7 @@ class RunFolder:
     def summary(self) -> dict[str, Any]:
         """The run's progress, read from storage alone: rows by kind, pace, state of its driver.
 
+        A run whose driver was killed is ``interrupted``, although ``run.json`` says ``running``.
         ``driver`` is ``None`` if no driver holds the run; its ``alive`` is ``None`` if that cannot
         be known. ``rest_s``: seconds for the remaining images at the present pace. ``reason``: why
         the last start ended early.
@@ -82,10 +85,14 @@ class RunFolder:
         info, lease = self.info, read_lease(self.uri)
         remaining = info.manifest.rows - kinds.total()
         pace = info.images_per_second
+        driver = None if lease is None else _driver(lease)
+        status, reason = info.status, info.reason
+        if status == "running" and (driver is None or driver["alive"] is False):
+            status, reason = "interrupted", DRIVER_GONE
         return {
             "run": self.uri,
-            "status": info.status,
-            "reason": info.reason,
+            "status": status,
+            "reason": reason,
             "images": info.manifest.rows,
             "ok": kinds.pop("ok", 0),
             "failed": dict(sorted(kinds.items())),
@@ -95,7 +102,7 @@ class RunFolder:
             "pass": info.starts[-1].passes if info.starts else None,
             "images_per_second": pace,
             "rest_s": round(remaining / pace) if pace and remaining else None,
-            "driver": None if lease is None else _driver(lease),
+            "driver": driver,
             "submission": info.submission,
             "model": info.model.uri,
             "created": info.created,

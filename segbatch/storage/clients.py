@@ -29,6 +29,7 @@ RETRIES = 10
 BACKOFF_S = 0.2
 BACKOFF_FACTOR = 4
 MAX_BACKOFF_S = 20.0
+JITTER = 0.5  # share of a wait by which it varies
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -36,7 +37,16 @@ CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 def retry_waits(retries: int) -> Iterator[float]:
     """Seconds to wait before each retry: exponential backoff with jitter."""
     for number in range(retries):
-        yield min(MAX_BACKOFF_S, BACKOFF_S * BACKOFF_FACTOR**number) * random.uniform(0.5, 1.5)
+        yield _backoff_s(number) * random.uniform(1 - JITTER, 1 + JITTER)
+
+
+def longest_waits_s(retries: int) -> float:
+    """The most that the waits of :func:`retry_waits` take together, in seconds."""
+    return (1 + JITTER) * sum(map(_backoff_s, range(retries)))
+
+
+def _backoff_s(number: int) -> float:
+    return float(min(MAX_BACKOFF_S, BACKOFF_S * BACKOFF_FACTOR**number))
 
 
 def obstore_client(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import os
 import re
 import stat
@@ -24,7 +25,7 @@ import obstore
 from obstore.store import ObjectStore, S3Store
 
 from segbatch.errors import InputError
-from segbatch.storage.clients import filesystem, obstore_client, retry_waits
+from segbatch.storage.clients import filesystem, longest_waits_s, obstore_client, retry_waits
 from segbatch.storage.failures import TooLarge, Unreadable, classify, reading_input
 from segbatch.storage.text import decode_text
 from segbatch.storage.uris import is_local, local_path
@@ -43,6 +44,11 @@ class ReadLimits:
     timeout_s: float = 30.0
     retries: int = 5
     concurrency: int = 32
+
+    def longest_s(self, objects: int) -> float:
+        """How long reading ``objects`` may take at most, if storage answers none of them."""
+        one_s = (self.retries + 1) * self.timeout_s + longest_waits_s(self.retries)
+        return math.ceil(objects / self.concurrency) * one_s
 
 
 # Limits of read_bytes; its retries outlast an outage of one minute.

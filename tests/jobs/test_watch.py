@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from segbatch.errors import Fenced, Incomplete, Interrupted
-from segbatch.jobs.watch import NothingYet, Watch
+from segbatch.jobs.watch import NothingYet, Patience, Watch
 from segbatch.results.lease import Lease
 from segbatch.signals import interruptible
 from tests.drivers import wait_until
@@ -97,3 +97,20 @@ def test_the_grace_after_a_signal_ends(tmp_path: Path) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(Interrupted):
             list(Watch(lease, 60, grace_s=0.3).over(never))
+
+
+def test_patience_is_learnt_from_the_results_of_the_run() -> None:
+    patience = Patience(shortest_s=30, longest_s=600)
+    patience.begin()
+    assert not any(patience.waited(60) for _ in range(20))  # nodes and workers are starting
+    patience.came()
+    assert not patience.waited(20)
+    patience.came()
+    assert patience.limit_s == 200
+    assert [patience.waited(60) for _ in range(4)] == [False, False, False, True]
+    patience.begin()
+    assert not patience.waited(500)
+    patience.came()
+    assert not patience.waited(100)
+    patience.came()
+    assert patience.limit_s == 600

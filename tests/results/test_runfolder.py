@@ -33,7 +33,8 @@ def test_a_summary_has_pass_pace_remaining_time_and_failures_by_kind(run: str) -
     facts = open_run(run).summary()
     expected = {"ok": 12, "failed": {"not_found": 1, "timeout": 1}, "remaining": 6, "starts": 2,
                 "pass": 2, "images_per_second": 0.5, "rest_s": 12, "driver": None,
-                "reason": None}  # fmt: skip
+                "status": "interrupted",
+                "reason": "its driver is gone; run the same command to resume"}  # fmt: skip
     assert {key: facts[key] for key in expected} == expected
 
 
@@ -41,10 +42,13 @@ def test_a_driver_on_this_host_is_alive_while_its_process_runs(run: str) -> None
     with Lease(run, print):
         driver = open_run(run).summary()["driver"]
         assert driver["alive"] is True
+        assert open_run(run).summary()["status"] == "running"
         assert 0 <= driver["heartbeat_age_s"] < 10
         dead = (read_lease(run) or {}) | {"process_start": "before"}
         storage.write_bytes(lease_uri(run), json.dumps(dead).encode())
-        assert open_run(run).summary()["driver"]["alive"] is False
+        facts = open_run(run).summary()
+        assert facts["driver"]["alive"] is False
+        assert (facts["status"], facts["reason"][:18]) == ("interrupted", "its driver is gone")
 
 
 @pytest.mark.parametrize(("age_s", "alive"), [(5, True), (600, False), (-600, None)])
@@ -56,6 +60,8 @@ def test_a_driver_on_another_host_is_alive_while_its_heartbeat_is_recent(
     storage.write_bytes(lease_uri(run), json.dumps(far).encode())
     driver = open_run(run).summary()["driver"]
     assert driver["alive"] is alive
+    status = open_run(run).summary()["status"]
+    assert status == ("interrupted" if alive is False else "running")
     assert driver["heartbeat_age_s"] == pytest.approx(age_s, abs=2)
 
 

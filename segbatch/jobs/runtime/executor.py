@@ -39,7 +39,7 @@ from segbatch.jobs.stages import (
     decoded_sizes,
     run_all_stages,
 )
-from segbatch.jobs.watch import NothingYet, Watch
+from segbatch.jobs.watch import NothingYet, Patience, Watch
 from segbatch.model import device as devices
 from segbatch.model.bundle import Packed, pack
 from segbatch.model.predict import Model
@@ -66,7 +66,9 @@ class RayExecutor:
         stages: Pipeline,
         workers: Workers,
         watch: Watch,
+        patience: Patience,
     ) -> None:
+        self.patience = patience
         self.metrics = Metrics(stages.writing.worker_lease.run_uri)
         self.layout = layout
         self.stages = stages
@@ -81,9 +83,27 @@ class RayExecutor:
         """Run ``images`` through the pipeline in blocks of ``rows``; yields accounts of files."""
         with data_context(self.watch.stall_minutes):
             dataset = self.layout(images, rows, self.stages.in_pass(last_pass))
+            self.patience.begin()
             with in_background(dataset) as tables:
-                for table in self.watch.over(tables):
+                for table in self.watch.over(partial(self._next_table, tables)):
                     yield from self._accounts(table)
+
+    def _next_table(self, tables: Callable[[float], Any], timeout: float) -> Any:
+        """The next result. Raises :class:`ExecutionStopped` for an execution that hangs.
+
+        Ray can lose the wake-up of a task (ray-project/ray#62535, #45822): then a few blocks never
+        come, while everything else waits for them.
+        """
+        try:
+            table = tables(timeout)
+        except NothingYet:
+            if self.patience.waited(timeout):
+                raise ExecutionStopped(
+                    f"no result for {self.patience.limit_s / 60:.1f} minutes: taken for hung"
+                ) from None
+            raise
+        self.patience.came()
+        return table
 
     def alone(self, images: pa.Table, *, last_pass: bool) -> Accounts:
         """Run images one at a time; one that crashes its own process twice is ``crashed``.
