@@ -472,20 +472,17 @@ def to_categories(classes: Classes) -> list[dict[str, Any]]:
 def image_and_annotations(image: SegmentedImage, last: str) -> Mapping[str, Sequence[str]]:
     """The image's entry, and one annotation for each of its regions."""
     height, width = image.label_map.shape
-    names = {c.id + 1: c.name for c in image.classes}
-    annotations = [
-        {"id": image.image_id * IDS_PER_IMAGE + number, "image_id": image.image_id, **region}
-        for number, region in enumerate(_encode_regions(image.label_map), 1)
-    ]
-    shapes = ((names[shape["category_id"]], shape["segmentation"]) for shape in annotations)
     entry = {
         "id": image.image_id,
         "file_name": last,
         "width": width,
         "height": height,
         "uri": image.uri,
-        PROVENANCE_KEY: {DIGEST_KEY: shapes_digest(shapes)},
     }
+    annotations = [
+        {"id": image.image_id * IDS_PER_IMAGE + number, "image_id": image.image_id, **region}
+        for number, region in enumerate(_encode_regions(image.label_map), 1)
+    ]
     return {
         IMAGES.name: [json.dumps(entry, ensure_ascii=False)],
         ANNOTATIONS.name: [json.dumps(annotation) for annotation in annotations],

@@ -26,8 +26,8 @@ from segbatch.masks.classes import CONTROL
 # labelme keeps unknown keys when it saves (`otherData`); a dictionary in `flags` would become a
 # checkbox.
 PROVENANCE_KEY = "segbatch"
-# Labels that segbatch writes are a model's. Their provenance holds a digest under this key, by
-# which the import knows those that nobody has changed since.
+# Suggestions are a model's labels. Their provenance holds a digest under this key, by which the
+# import knows those that nobody has changed since.
 DIGEST_KEY = "unchanged"
 COPIES_LIST = "suggested.csv"
 MAX_URI = 4096

@@ -89,7 +89,7 @@ class AnnotatedImage:
     copy: str | None = None
     """The copy that was labelled and whose bytes count, if it is not the image itself."""
     unchanged: bool = False
-    """Whether its labels are those of a model, as segbatch wrote them."""
+    """Whether its labels are a model's suggestion that nobody has changed."""
 
     @property
     def file(self) -> str:

@@ -359,8 +359,13 @@ def labelme_json(
     shapes: Iterable[Polygon],
     classes: Classes,
     provenance: Mapping[str, Any],
+    *,
+    suggested: bool = False,
 ) -> bytes:
-    """The labelme file of an image of ``size`` (width, height)."""
+    """The labelme file of an image of ``size`` (width, height).
+
+    One that is ``suggested`` holds a digest of itself, see :func:`is_unchanged`.
+    """
     content: dict[str, Any] = {
         "version": WRITTEN_VERSION,
         "flags": {},
@@ -381,8 +386,10 @@ def labelme_json(
         "imageHeight": size[1],
         "imageWidth": size[0],
     }
-    content[PROVENANCE_KEY] = {**provenance, DIGEST_KEY: ""}
+    content[PROVENANCE_KEY] = {**provenance, DIGEST_KEY: ""} if suggested else provenance
     blank = json.dumps(content, ensure_ascii=False, indent=1)
+    if not suggested:
+        return blank.encode()
     digest = hashlib.sha256(blank.encode()).hexdigest()
     head, tail = blank.rsplit(f'"{DIGEST_KEY}": ""', 1)
     return f'{head}"{DIGEST_KEY}": "{digest}"{tail}'.encode()

@@ -50,7 +50,7 @@ from segbatch.masks.classes import Classes
 from segbatch.signals import interruptible
 
 READERS = {name: format.reader for name, format in FORMATS.items() if format.reader is not None}
-NOBODY_CHANGED = "has a model's labels, which nobody has changed"
+NOBODY_CHANGED = "is a suggestion that nobody has changed"
 MOSTLY_VOID = 0.9  # share of the pixels
 CHUNK = 4  # images a task; each has a thread, so that one waits for storage while others draw
 
@@ -86,8 +86,8 @@ def import_labels(
 
     ``append``: images keep their split and class ids never change; an image with the URI or
     content of one in the dataset replaces it. ``add_class``: new names become classes.
-    ``overwrite``: the import replaces the dataset. ``accept_unchanged``: take labels that segbatch
-    wrote for a model and nobody has changed, too.
+    ``overwrite``: the import replaces the dataset. ``accept_unchanged``: take suggestions that
+    nobody has changed, too.
 
     Starts processes for all but a few images: in a script, call this under
     ``if __name__ == "__main__":``. Raises :class:`~segbatch.errors.InputError` for mistakes that
@@ -336,8 +336,8 @@ def _write_images(
 
 def _unchanged(number: int) -> str:
     return (
-        f"{number:,} images still have a model's labels, which nobody has changed, and are left"
-        " out: correct and save them, or import them as they are with --accept-unchanged"
+        f"{number:,} images are suggestions that nobody has changed, and are left out: correct and"
+        " save them, or import them as they are with --accept-unchanged"
     )
 
 

@@ -242,7 +242,7 @@ def test_suggestions_that_nobody_changed_never_replace_what_people_drew(
 ) -> None:
     folder, dataset = tmp_path / "to", str(tmp_path / "labels")
     suggest(run, str(folder), count=3, to=format)
-    with pytest.raises(SourceError, match=r"3 images still have a model.s labels.*--accept-unch"):
+    with pytest.raises(SourceError, match=r"3 images are suggestions that nobody.*--accept-unch"):
         import_labels(str(folder), dataset, format=format)
     path = min(folder.glob("*.json"))
     content = json.loads(path.read_text())
@@ -251,7 +251,7 @@ def test_suggestions_that_nobody_changed_never_replace_what_people_drew(
     path.write_text(json.dumps(content, indent=2))  # labelme saves its own way
     report = import_labels(str(folder), dataset, format=format, classes=NAMES)
     assert sum(report.images.values()) == 1
-    assert any(note.startswith("2 images still have") for note in report.notes)
+    assert any(note.startswith("2 images are suggestions") for note in report.notes)
     accepted = import_labels(
         str(folder), dataset, format=format, append=True, accept_unchanged=True
     )

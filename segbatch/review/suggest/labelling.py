@@ -113,7 +113,12 @@ def write_labelme(folder: str, copies: Sequence[Copy], classes: Classes, earlier
     """Write a labelme file next to each image. Raises ``OSError``."""
     for copy in copies:
         document = labelme_json(
-            copy.suggestion.file, copy.size, copy.shapes, classes, _provenance(copy.suggestion)
+            copy.suggestion.file,
+            copy.size,
+            copy.shapes,
+            classes,
+            _provenance(copy.suggestion),
+            suggested=True,
         )
         name = copy.suggestion.file
         stem = PurePosixPath(name).stem if is_image_name(name) else name
