@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from typer import Argument, Option, Typer
 
-from segbatch.cli.options import Bundle, Format, print_facts
+from segbatch.cli.options import Bundle, Format, print_facts, require_extension
 from segbatch.console import say
 from segbatch.errors import InputError
 
@@ -115,7 +115,9 @@ def model_import(
 def model_export(
     uri: Bundle,
     to: Annotated[Literal["onnx"], Option("--to", help="Format to write.")],
-    output: Annotated[str, Option("--output", "-o", help="Output file (any URI).")] = "model.onnx",
+    output: Annotated[
+        str, Option("--output", "-o", help="Output file, .onnx (any URI).")
+    ] = "model.onnx",
 ) -> None:
     """Export a bundle as one file for other runtimes.
 
@@ -123,6 +125,7 @@ def model_export(
     """
     from segbatch.model.onnx import export_onnx
 
+    require_extension(output, ".onnx")
     parity = export_onnx(uri, output)
     say(
         f"{output}: {to}; on random images logits differ by {parity.difference:.1g} of the"

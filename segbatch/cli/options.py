@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 from typer import Argument, Option
 
+from segbatch.errors import InputError
+
 JobFile = Annotated[str, Argument(metavar="JOB", help="Job file (any URI; - is stdin).")]
 RunUri = Annotated[str, Argument(metavar="RUN", help="The run's folder (any URI).")]
 Bundle = Annotated[str, Argument(metavar="BUNDLE", help="A model bundle or zoo:NAME.")]
@@ -42,6 +44,14 @@ IDENTIFIERS = ("pid", "exit_code")  # printed without a thousands separator
 def kinds_of(only: str | None) -> list[str]:
     """The kinds of error that ``--only`` names."""
     return [kind.strip() for kind in (only or "").split(",") if kind.strip()]
+
+
+def require_extension(output: str, *extensions: str) -> None:
+    """Raises :class:`~segbatch.errors.InputError` unless ``output`` ends in one of ``extensions``,
+    in any case: an output is what its name says.
+    """
+    if not output.lower().endswith(extensions):
+        raise InputError(f"-o {output}: must end in {' or '.join(extensions)}")
 
 
 def print_facts(facts: Any, format: str = "text") -> None:

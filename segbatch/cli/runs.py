@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from typer import Argument, Exit, Option, Typer
 
-from segbatch.cli.options import Format, Prices, RunUri, print_facts
+from segbatch.cli.options import Format, Prices, RunUri, print_facts, require_extension
 from segbatch.console import say
 from segbatch.errors import Incomplete, InputError, JobFailed
 
@@ -117,7 +117,7 @@ def diff(
 def report_command(
     run_uri: RunUri,
     output: Annotated[
-        str, Option("-o", "--output", metavar="FILE", help="The page to write (any URI).")
+        str, Option("-o", "--output", metavar="FILE", help="The page to write, .html (any URI).")
     ] = "report.html",
     by: Annotated[
         str | None, Option(metavar="COLUMN", help="Show coverage by this column.")
@@ -131,6 +131,7 @@ def report_command(
     """
     from segbatch.run import open_run
 
+    require_extension(output, ".html", ".htm")
     run = open_run(run_uri)
     before = None if against is None else open_run(against)
     size = run.report(output, by=by, against=before, prices=prices)

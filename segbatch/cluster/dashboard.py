@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
+from urllib.parse import urlsplit
 
 import requests
 from ray.dashboard.utils import ray_address_to_api_server_url
@@ -58,11 +59,24 @@ class Dashboard(JobSubmissionClient):
                 " RAY_AUTH_TOKEN) to the cluster's token"
             ) from error
         except requests.RequestException as error:
-            raise Unanswered(f"{self._address}: does not answer: {_reason(error)}") from error
+            reason = f"{_reason(error)}{_proxy_hint(self._address)}"
+            raise Unanswered(f"{self._address}: does not answer: {reason}") from error
 
     def _raise_error(self, r: requests.Response) -> NoReturn:
         message = f"{self._address}: {last_line(r.text).removeprefix('ValueError: ')}"
+        if r.status_code >= 500 or r.status_code in (403, 407):
+            message += _proxy_hint(self._address)
         raise InputError(message) if r.status_code < 500 else Unanswered(message)
+
+
+def _proxy_hint(url: str) -> str:
+    """What to do about the proxy that the environment names for ``url``, if there is one."""
+    proxy = requests.utils.select_proxy(url, requests.utils.get_environ_proxies(url))
+    if proxy is None:
+        return ""
+    host = urlsplit(url).hostname
+    shown = urlsplit(proxy)._replace(netloc=urlsplit(proxy).netloc.rpartition("@")[2]).geturl()
+    return f"; it was asked through the proxy {shown}: set NO_PROXY={host} to ask it directly"
 
 
 def connect(address: str | None) -> Dashboard:

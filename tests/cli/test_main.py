@@ -202,3 +202,18 @@ def test_every_public_name_is_a_function_in_any_order_of_imports() -> None:
     assert set(segbatch.__all__) <= set(dir(segbatch))
     with pytest.raises(AttributeError):
         _ = segbatch.no_such_name
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["report", "RUN", "-o", "report.txt"], "-o report.txt: must end in .html or .htm"),
+        (["report", "RUN", "-o", "report"], "-o report: must end in .html or .htm"),
+        (["model", "export", "M", "--to", "onnx", "-o", "m.pt"], "-o m.pt: must end in .onnx"),
+    ],
+)
+def test_an_output_of_another_name_is_refused_before_anything_is_read(
+    words: list[str], told: str
+) -> None:
+    done = cli(*words)
+    assert (done.returncode, done.stderr) == (2, f"segbatch: {told}\n")
