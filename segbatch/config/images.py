@@ -23,7 +23,8 @@ class Prefix(Strict):
     """All images below a folder or prefix."""
 
     prefix: Location
-    """Folder or prefix, at any depth."""
+    """Folder or prefix, at any depth. System files (``._*``, ``__MACOSX/``, ``Thumbs.db``) and
+    hidden files and folders below it are left out."""
     extensions: list[str] = list(IMAGE_EXTENSIONS)
     """File extensions of images, in any case, with or without the dot."""
     exclude: list[str] = []
@@ -40,7 +41,9 @@ class Manifest(Strict):
     """A table with a column of URIs; its other columns are copied to the results."""
 
     manifest: Location
-    """A .parquet, .csv or .jsonl file, a glob of these, or a folder of Parquet files."""
+    """A .parquet, .csv or .jsonl file, a glob of these, or a folder of Parquet files. Values stay
+    as they are: in CSV and JSON lines dates and times are texts, and a CSV column holds numbers only
+    if every value prints back the same. Columns of images are left out."""
     uri_column: str = "uri"
     """The column of the URIs."""
     where: str | None = None
