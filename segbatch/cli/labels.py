@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from shlex import quote
 from typing import Annotated
 
 from typer import Argument, Exit, Option, Typer
@@ -115,7 +116,7 @@ def labels_import(
         print_summary(report, storage.join(report.dataset, SKIPPED))
     for note in report.notes:
         say(note)
-    say(f"look at it with: segbatch labels check {report.dataset} --sheet sheet.png")
+    say(f"look at it with: segbatch labels check {quote(report.dataset)} --sheet sheet.png")
 
 
 @labels_app.command("check")
@@ -210,10 +211,10 @@ def labels_suggest(
     if suggestions.unanswered and not suggestions.images:
         raise Incomplete("storage did not deliver the images; run it again as it is")
     if suggestions.images and to == "labelme" and storage.is_local(suggestions.folder):
-        say(f"correct them with: labelme {suggestions.folder} --nodata --autosave")
+        say(f"correct them with: labelme {quote(suggestions.folder)} --nodata --autosave")
     if suggestions.images:
         say(
-            f"then import them with: segbatch labels import {suggestions.folder} DATASET"
+            f"then import them with: segbatch labels import {quote(suggestions.folder)} DATASET"
             f" --from {to} --append"
         )
 

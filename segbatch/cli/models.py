@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shlex import quote
 from typing import Annotated, Any, Literal
 
 from typer import Argument, Option, Typer
@@ -108,7 +109,7 @@ def model_import(
         output_stride=output_stride,
         long_side=long_side,
     )
-    say(f"{uri}: imported; look at it with: segbatch model info {uri}")
+    say(f"{uri}: imported; look at it with: segbatch model info {quote(uri)}")
 
 
 @model_app.command("export")

@@ -42,8 +42,8 @@ class Manifest(Strict):
 
     manifest: Location
     """A .parquet, .csv or .jsonl file, a glob of these, or a folder of Parquet files. Values stay
-    as they are: in CSV and JSON lines dates and times are texts, and a CSV column holds numbers only
-    if every value prints back the same. Columns of images are left out."""
+    as they are: in CSV and JSON lines dates and times are texts, and a CSV column holds numbers
+    only if every value prints back the same. Columns of images are left out."""
     uri_column: str = "uri"
     """The column of the URIs."""
     where: str | None = None

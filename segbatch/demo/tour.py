@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 import numpy.typing as npt
@@ -258,6 +259,7 @@ def _show(run: Run, scenes: Sequence[Scene], folder: Path) -> None:
 def _say_what_next(folder: Path, miou: float, minutes: float) -> None:
     shown = os.path.relpath(folder)
     shown = shown if not shown.startswith("..") else str(folder)
+    typed = quote(shown)
     program = os.path.relpath(sys.argv[0]) if os.sep in sys.argv[0] else "segbatch"
     glass = (
         "SELECT uri, coverage.window AS glass FROM images"
@@ -273,9 +275,9 @@ mIoU {miou:.2f} in {minutes:.1f} minutes. The output:
   {shown}/segment.yaml  the same job on {shown}/facades, without the S3 server
 
 What to try next:
-  {program} query {shown}/run "{glass}"
-  {program} audit {shown}/run --deep
-  {program} run {shown}/segment.yaml
-  {program} labels check {shown}/labels --sheet {shown}/labels.png
-  {program} predict {shown}/facades/0007.jpg --model {shown}/model -o {shown}/0007.png"""
+  {program} query {typed}/run "{glass}"
+  {program} audit {typed}/run --deep
+  {program} run {typed}/segment.yaml
+  {program} labels check {typed}/labels --sheet {typed}/labels.png
+  {program} predict {typed}/facades/0007.jpg --model {typed}/model -o {typed}/0007.png"""
     )
