@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import socket
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -106,6 +107,7 @@ def connected(say: Callable[[str], None]) -> Iterator[None]:
                     include_dashboard=False,
                     log_to_driver=False,
                     logging_level=logging.ERROR,
+                    _temp_dir=_ray_folder(),
                 )
     except (OSError, ValueError, RuntimeError) as error:
         where = f"RAY_ADDRESS={address}" if address else "Ray on this machine"
@@ -118,6 +120,14 @@ def connected(say: Callable[[str], None]) -> Iterator[None]:
         auto_init_hook.enable_auto_connect = False
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         ray.shutdown()
+
+
+def _ray_folder() -> str | None:
+    """Where a local Ray keeps its sockets and logs; ``None``: in the folder for temporary files.
+
+    Ray takes only ASCII there, and a home folder or ``TMPDIR`` may have other letters.
+    """
+    return None if tempfile.gettempdir().isascii() else "/tmp/ray"
 
 
 def _refuse_silence(address: str) -> None:

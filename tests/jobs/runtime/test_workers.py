@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import tempfile
 import threading
 import time
 from functools import partial
@@ -250,3 +251,12 @@ def test_a_gpu_that_is_not_there_is_refused() -> None:
     assert num_cores() == 2
     with pytest.raises(InputError, match="no node of the Ray cluster has a GPU"):
         choose_device(Resources(device="cuda"))
+
+
+def test_ray_is_given_a_folder_that_it_can_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/home/jürg/tmp")
+    folder = workers._ray_folder()
+    assert folder is not None
+    assert folder.isascii()
+    monkeypatch.setattr(tempfile, "tempdir", "/home/jurg/tmp")
+    assert workers._ray_folder() is None
