@@ -95,7 +95,11 @@ def connect(address: str | None) -> Dashboard:
         raise InputError(str(error)) from error
     except (AssertionError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
         where = f"{given}: not a Ray dashboard" if given else "no address"
-        raise InputError(f"{where}: {one_line(error)}; give it as {EXAMPLE}") from error
+        hint = ""
+        if given and isinstance(error, requests.RequestException | RuntimeError):  # an answer
+            hint = _proxy_hint(given if "://" in given else f"http://{given}")
+        hint = hint or f"; give it as {EXAMPLE}"
+        raise InputError(f"{where}: {one_line(error)}{hint}") from error
 
 
 def _dashboard_at(address: str) -> Dashboard:
