@@ -26,6 +26,7 @@ import signal
 
 MAX_WORD = 250  # characters: file names have up to 255 bytes
 MAX_LINE = 700
+MAX_QUOTED = 60  # characters of a value that a message quotes
 
 
 class SegbatchError(Exception):
@@ -38,24 +39,24 @@ class SegbatchError(Exception):
 
 
 def presentable(message: str) -> str:
-    """``message`` as a terminal can show it, whatever it quotes.
+    """``message`` as a terminal can show it.
 
     Control characters are written out. Of a long value the middle is left out, so that the file,
     the key and the advice around it stay.
     """
     text = re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]", _escaped, message)
-    text = re.sub(rf"\S{{{MAX_WORD + 1},}}", lambda word: _cut(word[0], MAX_WORD), text)
-    return "\n".join(_cut(line, MAX_LINE) for line in text.split("\n"))
+    text = re.sub(rf"\S{{{MAX_WORD + 1},}}", lambda word: shortened(word[0], MAX_WORD), text)
+    return "\n".join(shortened(line, MAX_LINE) for line in text.split("\n"))
+
+
+def shortened(value: object, most: int = MAX_QUOTED) -> str:
+    """``value`` as a text, without its middle if that has more than ``most`` characters."""
+    text, half = str(value), (most - 1) // 2
+    return text if len(text) <= most else f"{text[:half]}…{text[-half:]}"
 
 
 def _escaped(match: re.Match[str]) -> str:
     return match[0].encode("unicode_escape").decode()
-
-
-def _cut(text: str, most: int) -> str:
-    """``text`` without its middle, if it has more than ``most`` characters."""
-    half = (most - 1) // 2
-    return text if len(text) <= most else f"{text[:half]}…{text[-half:]}"
 
 
 class InputError(SegbatchError):

@@ -134,11 +134,12 @@ def labels_check(
     Exit code 0: all can, perhaps with warnings; 1: some cannot.
     """
     from segbatch.labels.check import check_dataset
-    from segbatch.labels.sheet import sheet_format, write_sheet
+    from segbatch.labels.sheet import write_sheet
     from segbatch.labels.summary import print_balance
+    from segbatch.masks import picture_format
 
     if sheet is not None:
-        sheet_format(sheet)
+        picture_format(sheet)
     report = check_dataset(dataset)
     if format == "json":
         print_facts(report.to_json(), format)

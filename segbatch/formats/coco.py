@@ -24,7 +24,7 @@ import posixpath
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cc3d
@@ -33,17 +33,15 @@ import numpy.typing as npt
 from pycocotools import mask as coco_mask  # type: ignore[import-untyped]
 
 from segbatch import storage
-from segbatch.errors import SourceError
+from segbatch.errors import SourceError, shortened
 from segbatch.formats.folder import (
-    DIGEST_KEY,
-    PROVENANCE_KEY,
     ImageFiles,
+    Original,
     folder_of,
     list_uris,
     read_label_file,
 )
 from segbatch.formats.format import (
-    IGNORE,
     AnnotatedImage,
     Annotations,
     Format,
@@ -59,7 +57,7 @@ from segbatch.formats.format import (
 )
 from segbatch.formats.photo import checked_size, read_sample_file
 from segbatch.images.decode import WidthHeight
-from segbatch.masks.classes import IGNORE_INDEX, Classes
+from segbatch.masks.classes import IGNORE, IGNORE_INDEX, Classes
 
 Id = int | float | str | None
 Runs = list[int]
@@ -73,6 +71,7 @@ MAX_DISTANCE = 10  # times the longer side
 
 IMAGES = Slot("images", separator=",\n")
 ANNOTATIONS = Slot("annotations", separator=",\n")
+MAX_COORDINATE = 1e9  # pixels
 IDS_PER_IMAGE = 1_000_000  # annotation ids reserved for each image
 
 
@@ -205,11 +204,18 @@ def _read_document(uri: str, files: ImageFiles) -> Document:
             except ValueError as error:
                 skipped.append(Skipped(where, str(error)))
             else:
-                original = files.originals.get(file)
-                copy = file if original else None
-                unchanged = is_unchanged(entry, detail.shapes)
-                images.append(AnnotatedImage(original or file, uri, split, detail, copy, unchanged))
+                image = AnnotatedImage(file, uri, split, detail)
+                images.append(_of_original(image, files.originals.get(file)))
     return Document(images, skipped, list(names.values()), frozenset(used), frozenset(parents))
+
+
+def _of_original(image: AnnotatedImage, original: Original | None) -> AnnotatedImage:
+    """The labels of a copy as labels of the original; others as they are."""
+    if original is None:
+        return image
+    digest = shapes_digest((shape.name, shape.segmentation) for shape in image.detail.shapes)
+    unchanged = digest == original.shapes
+    return replace(image, uri=original.uri, copy=image.uri, unchanged=unchanged)
 
 
 def _why_not_shapes(content: Any) -> str | None:
@@ -241,8 +247,8 @@ class KnownIds:
 
 
 def _shown(value: Id) -> str:
-    """As JSON, so that ``"7"`` and ``7`` differ; at most 40 characters."""
-    return json.dumps(value, ensure_ascii=False)[:40]
+    """As JSON, so that ``"7"`` and ``7`` differ."""
+    return shortened(json.dumps(value, ensure_ascii=False))
 
 
 def _as_number(value: Id) -> Id:
@@ -452,16 +458,19 @@ def annotations_json(classes: Classes, run: str) -> Mapping[str, Sequence[str | 
 
 
 def shapes_digest(shapes: Iterable[tuple[str, Any]]) -> str:
-    """SHA-256 in hex of the ``(name, segmentation)`` of an image's annotations, in any order."""
-    texts = sorted(json.dumps(shape) for shape in shapes)
+    """SHA-256 in hex of the ``(name, segmentation)`` of an image's annotations, in any order.
+
+    Coordinates count to a tenth of a pixel, because tools round them.
+    """
+    texts = sorted(f"{name}: {_rounded(segmentation)}" for name, segmentation in shapes)
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 
-def is_unchanged(entry: Mapping[str, Any], shapes: Iterable[Shape]) -> bool:
-    """Whether an image has the annotations that segbatch wrote, as its ``entry`` notes."""
-    provenance = entry.get(PROVENANCE_KEY)
-    digest = provenance.get(DIGEST_KEY) if isinstance(provenance, dict) else None
-    return digest == shapes_digest((shape.name, shape.segmentation) for shape in shapes)
+def _rounded(segmentation: Any) -> str:
+    if isinstance(segmentation, list):
+        return f"[{', '.join(map(_rounded, segmentation))}]"
+    is_number = isinstance(segmentation, int | float) and abs(segmentation) < MAX_COORDINATE
+    return f"{segmentation:.1f}" if is_number else json.dumps(segmentation)
 
 
 def to_categories(classes: Classes) -> list[dict[str, Any]]:

@@ -2,8 +2,8 @@
 
 ``segbatch labels suggest`` copies images of a run into a folder to be labelled. Corrected labels go
 back under the URI of the original image, so that it keeps its split and nothing is labelled twice.
-Each labelme file holds that URI under :data:`PROVENANCE_KEY`; for tools that drop keys of others
-(CVAT), the folder has a list of its copies, :data:`COPIES_LIST`.
+Each labelme file holds that URI under :data:`PROVENANCE_KEY`; for COCO, whose tools drop keys of
+others (CVAT), the folder has a list of its copies, :data:`COPIES_LIST`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property, partial
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 from segbatch import storage
 from segbatch.errors import InputError, SourceError
@@ -26,9 +26,6 @@ from segbatch.masks.classes import CONTROL
 # labelme keeps unknown keys when it saves (`otherData`); a dictionary in `flags` would become a
 # checkbox.
 PROVENANCE_KEY = "segbatch"
-# Suggestions are a model's labels. Their provenance holds a digest under this key, by which the
-# import knows those that nobody has changed since.
-DIGEST_KEY = "unchanged"
 COPIES_LIST = "suggested.csv"
 MAX_URI = 4096
 
@@ -117,8 +114,19 @@ def original_uri(content: Mapping[str, Any]) -> str | None:
     return uri if _is_uri(uri) else None
 
 
-def original_uris(copies_list: bytes) -> dict[str, str]:
-    """The URIs of the original images by the file names of their copies, from the bytes of a
+class Original(NamedTuple):
+    """The image of which another one is a copy.
+
+    ``shapes`` is the digest of the shapes that were suggested for the copy
+    (:func:`~segbatch.formats.coco.shapes_digest`); empty in the lists of earlier versions.
+    """
+
+    uri: str
+    shapes: str
+
+
+def read_originals(copies_list: bytes) -> dict[str, Original]:
+    """The original images by the file names of their copies, from the bytes of a
     :data:`COPIES_LIST`. Lines that do not name both are ignored, as are other files.
     """
     try:
@@ -126,7 +134,11 @@ def original_uris(copies_list: bytes) -> dict[str, str]:
     except InputError:
         return {}
     rows = csv.DictReader(io.StringIO(text, newline=""))
-    return {row["file"]: row["uri"] for row in rows if row.get("file") and _is_uri(row.get("uri"))}
+    return {
+        row["file"]: Original(row["uri"], row.get("shapes") or "")
+        for row in rows
+        if row.get("file") and _is_uri(row.get("uri"))
+    }
 
 
 def _is_uri(uri: Any) -> bool:
@@ -190,8 +202,8 @@ class ImageFiles:
         """
         if storage.scheme_of(path):
             return path
-        path = posixpath.normpath(path.replace("\\", "/"))
-        path = LABEL_STUDIO.sub("images/", path)
+        asked = posixpath.normpath(path.replace("\\", "/"))
+        path = LABEL_STUDIO.sub("images/", asked)
         goal = self._follow(path, labels_uri)
         same_name = self._by_name.get(folded(storage.name_of(path)), [])
         if (found := Spellings(same_name).find(goal)) in same_name:
@@ -214,17 +226,16 @@ class ImageFiles:
                 )
             if matches:
                 return matches[0]
-        return goal
+        # The folder of Label Studio's export, which is not there if the images lie elsewhere.
+        return goal if path == asked else self.locate(storage.name_of(path), labels_uri)
 
     @cached_property
-    def originals(self) -> dict[str, str]:
-        """The URIs of the original images of the copies made by ``labels suggest``, by the copies'
-        URIs.
-        """
+    def originals(self) -> dict[str, Original]:
+        """The original images of the copies made by ``labels suggest``, by the copies' URIs."""
         return {
-            storage.join(folder_of(copies_list), name): uri
+            storage.join(folder_of(copies_list), name): original
             for copies_list in self._by_name.get(folded(COPIES_LIST), [])
-            for name, uri in original_uris(read_label_file(copies_list)).items()
+            for name, original in read_originals(read_label_file(copies_list)).items()
         }
 
     def split_of(self, uri: str) -> str | None:

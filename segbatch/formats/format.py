@@ -25,7 +25,6 @@ from segbatch.masks.classes import Classes, Color
 
 LabelMap = npt.NDArray[np.uint8]  # (height, width), class ids
 
-IGNORE = "__ignore__"  # the class name of pixels that are ignored
 JPEG_QUALITY = 95
 
 

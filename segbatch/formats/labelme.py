@@ -33,7 +33,6 @@ from segbatch import storage
 from segbatch.errors import Incomplete, SourceError
 from segbatch.formats import draw
 from segbatch.formats.folder import (
-    DIGEST_KEY,
     PROVENANCE_KEY,
     Spellings,
     folder_of,
@@ -42,7 +41,6 @@ from segbatch.formats.folder import (
     split_of_word,
 )
 from segbatch.formats.format import (
-    IGNORE,
     AnnotatedImage,
     Annotations,
     Format,
@@ -66,7 +64,7 @@ from segbatch.formats.photo import (
 )
 from segbatch.formats.polygons import Polygon, polygons
 from segbatch.images.decode import WidthHeight
-from segbatch.masks.classes import CONTROL, IGNORE_INDEX, Classes, is_name
+from segbatch.masks.classes import CONTROL, IGNORE, IGNORE_INDEX, Classes, is_name
 from segbatch.storage.uris import local_uri
 
 DRAW_SHAPE: Mapping[str, Callable[[LabelMap, draw.Points, int], None]] = {
@@ -88,6 +86,9 @@ MAX_PATH = 4096
 
 CHUNK = 32  # files read at once; with images in them, each has megabytes
 
+# Suggestions are a model's labels. Their provenance holds a digest under this key, by which the
+# import knows those that nobody has changed since.
+DIGEST_KEY = "unchanged"
 WRITTEN_VERSION = "5.5.0"
 
 
@@ -191,6 +192,8 @@ def _parse(data: bytes) -> dict[str, Any]:
 def _label(shape: Any) -> str:
     """The shape's label; empty if it has none or one that no class could have."""
     label = shape.get("label") if isinstance(shape, dict) else None
+    if isinstance(label, float) and label.is_integer():
+        label = int(label)
     if isinstance(label, int) and not isinstance(label, bool):
         label = str(label)
     label = storage.clean_name(label) if isinstance(label, str) else None

@@ -7,7 +7,6 @@ Pillow opens works.
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +16,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from segbatch import storage
-from segbatch.errors import SourceError
+from segbatch.errors import SourceError, shortened
 from segbatch.formats.folder import read_lines
 from segbatch.formats.format import (
-    IGNORE,
     AnnotatedImage,
     LabelledImage,
     LabelMap,
@@ -28,14 +26,12 @@ from segbatch.formats.format import (
     Unusable,
 )
 from segbatch.formats.photo import checked_size, read_sample_file, stored_size
-from segbatch.masks.classes import IGNORE_INDEX, Color, voc_color
+from segbatch.masks.classes import IGNORE, IGNORE_INDEX, Color
+from segbatch.masks.colortable import parse_color
 
 LOSSY = frozenset({"JPEG", "MPO", "JPEG2000", "WEBP", "AVIF"})
 INDEX_MODES = frozenset({"P", "L", "1", "I", "I;16", "I;16B", "I;16L"})
 UNKNOWN = -1
-
-RGB_NAME = re.compile(r"(\d+)[\s,]+(\d+)[\s,]+(\d+)[\s,]+(\S.*)")
-NAME_RGB = re.compile(r"(.+?)\s*:\s*(?:(\d+)\s*,\s*(\d+)\s*,\s*(\d+))?\s*(?::.*)?")  # CVAT's
 
 
 @dataclass(frozen=True)
@@ -222,26 +218,12 @@ def read_color_table(uri: str) -> dict[Color, str]:
     table: dict[Color, str] = {}
     lines = [(n, line) for n, line in enumerate(read_lines(uri), 1) if line and line[0] != "#"]
     for position, (number, line) in enumerate(lines):
-        where = f"{uri}: line {number}: {line}"
-        color, name = _parse_color(line, position, where)
-        if table.setdefault(color, name) != name:
-            raise SourceError(f"{where}: {table[color]!r} has this colour already")
+        try:
+            color, name = parse_color(line, position)
+            if table.setdefault(color, name) != name:
+                raise ValueError(f"{shortened(line)}: {table[color]!r} has this colour already")
+        except ValueError as error:
+            raise SourceError(f"{uri}: line {number}: {error}") from error
     if not table:
         raise SourceError(f"{uri}: no colours: a line must be `R G B name`")
     return table
-
-
-def _parse_color(line: str, position: int, where: str) -> tuple[Color, str]:
-    if match := RGB_NAME.fullmatch(line):
-        *values, name = match.groups()
-    elif match := NAME_RGB.fullmatch(line):
-        name, *values = match.groups()
-    else:
-        raise SourceError(f"{where}: must be `R G B name`, or CVAT's `name:R,G,B:parts:actions`")
-    name = storage.clean_name(name)
-    if values[0] is None:  # CVAT leaves out VOC's colour of the position
-        return voc_color(position), name
-    red, green, blue = (int(value) for value in values)
-    if max(red, green, blue) > 255:
-        raise SourceError(f"{where}: a colour is three numbers from 0 to 255")
-    return (red, green, blue), name

@@ -22,7 +22,6 @@ from segbatch import storage
 from segbatch.errors import SourceError
 from segbatch.formats.folder import list_uris, read_lines, split_of_word, without_extension
 from segbatch.formats.format import (
-    IGNORE,
     Annotations,
     Format,
     Photos,
@@ -44,7 +43,7 @@ from segbatch.formats.maskfiles import (
 )
 from segbatch.formats.photo import read_sample_file
 from segbatch.masks import encode_mask
-from segbatch.masks.classes import IGNORE_INDEX, VOC_NAMES, Classes, Color, voc_color
+from segbatch.masks.classes import IGNORE, IGNORE_INDEX, VOC_NAMES, Classes, Color, voc_color
 
 MASK = re.compile(r"SegmentationClass(?:PNG)?/(?P<id>.+)\.(?i:png)")
 PHOTO = re.compile(r"JPEGImages/(?P<id>.+)\.[^./]+")

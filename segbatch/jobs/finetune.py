@@ -97,6 +97,13 @@ def refuse_empty_classes(job: FinetuneJob, dataset: Dataset) -> None:
             " labels again, and see what was left out"
         )
     empty = [c.name for c in dataset.classes if not pixels[c.id]]
+    present = [c.name for c in dataset.classes if pixels[c.id]]
+    if len(present) == 1:
+        raise SourceError(
+            f"{job.dataset}: train has pixels of {present[0]} alone: nothing can be learnt from one"
+            " class; import the labels again with a second one, for instance of the pixels that no"
+            f" shape covers: --classes background,{present[0]} --unlabelled background"
+        )
     if empty and not job.limits.allow_empty_classes:
         raise SourceError(
             f"{job.dataset}: train has no pixel of {', '.join(empty)}: import labels of"
@@ -140,8 +147,10 @@ def make_training_plan(job: FinetuneJob, dataset: Dataset, training_uri: str) ->
 def check_batch_norm(job: FinetuneJob, device: str) -> None:
     """Raises :class:`~segbatch.errors.InputError` if batch norm would see one image at a time."""
     low, high = job.resources.num_workers
-    synchronised = device == "cuda" and low > 1
-    single = job.train.batch_size == high * job.train.accumulation
+    parts = high * job.train.accumulation
+    in_step = all(parts % workers == 0 for workers in range(low, high + 1))  # as in `Training`
+    synchronised = device == "cuda" and low > 1 and in_step
+    single = job.train.batch_size == parts
     if single and not synchronised and job.train.freeze != "batchnorm":
         raise InputError(
             f"train.batch_size: {job.train.batch_size} leaves one image at a time to each worker,"

@@ -13,7 +13,6 @@ import uuid
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import cached_property, partial
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +29,7 @@ from segbatch.errors import (
     JobFailed,
     RunError,
     SegbatchError,
+    shortened,
 )
 from segbatch.images import manifest
 from segbatch.jobs.preflight import SAMPLE_IMAGES, Prepared, Sizes
@@ -131,8 +131,8 @@ class RunState:
             old = begun.get(key)
             if old != new:
                 raise RunError(
-                    f"{self.uri}: {key} was {_short(old)} and is {_short(new)} now; one run holds"
-                    " one job: choose a new output"
+                    f"{self.uri}: {key} was {shortened(old)} and is {shortened(new)} now; one run"
+                    " holds one job: choose a new output"
                 )
         if self.info.model.sha256 != model_sha256:
             raise RunError(
@@ -149,7 +149,7 @@ class RunState:
     @property
     def bounds(self) -> list[tuple[int, int]]:
         """``(first id, end id)`` of each file of the manifest: the slices of a pass."""
-        return [(f.first_id, f.first_id + f.rows) for f in self.info.manifest.files]
+        return [(f.first_id, f.end_id) for f in self.info.manifest.files]
 
     def images_of(self, ids: npt.NDArray[np.int64]) -> pa.Table:
         """The manifest's rows of ``ids``, at least one, which all lie in one slice."""
@@ -410,8 +410,3 @@ def _manifest_info(frozen: manifest.FrozenManifest) -> ManifestInfo:
         skipped=frozen.skipped,
         files=frozen.files,
     )
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -153,10 +153,12 @@ def _repeated(
 
 
 def _check_balance(dataset: Dataset, balance: Balance) -> Iterator[Finding]:
-    if "train" in balance.splits and not any(
-        balance.images("train", c.id) for c in dataset.classes
-    ):
-        yield Finding("error", "every pixel of train is void: nothing can be learnt")
+    present = [c.name for c in dataset.classes if balance.images("train", c.id)]
+    if "train" in balance.splits and len(present) < 2:
+        what = (
+            f"train has pixels of {present[0]} alone" if present else "every pixel of train is void"
+        )
+        yield Finding("error", f"{what}: nothing can be learnt")
     for split in ("train", "val"):
         if split not in balance.splits:
             yield Finding("warning", f"{split} has no image")

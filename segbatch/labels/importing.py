@@ -10,6 +10,7 @@ same labels give the same dataset.
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -46,7 +47,7 @@ from segbatch.labels.splits import Splits
 from segbatch.labels.summary import ImportReport, to_json_lines
 from segbatch.labels.writer import DatasetWriter
 from segbatch.masks import encode_mask
-from segbatch.masks.classes import Classes
+from segbatch.masks.classes import IGNORE_INDEX, Classes
 from segbatch.signals import interruptible
 
 READERS = {name: format.reader for name, format in FORMATS.items() if format.reader is not None}
@@ -147,15 +148,11 @@ def import_labels(
         untouched = [Skipped(image.labels_uri, NOBODY_CHANGED) for image in unchanged]
         skipped = [*found.skipped, *repeated, *untouched, *result.skipped]
         if not result.images:
-            raise SourceError(
-                f"{source}: no image there can be used; {len(skipped)} things were left out, the"
-                f" first one {skipped[0].where}: {skipped[0].why}"
-            )
+            raise SourceError(f"{source}: no image there can be used; {_first(skipped)}")
         if not result.shapes and skipped:
-            raise SourceError(
-                f"{source}: no shape there could be drawn; {len(skipped):,} things were left out,"
-                f" the first one {skipped[0].where}: {skipped[0].why}"
-            )
+            raise SourceError(f"{source}: no shape there could be drawn; {_first(skipped)}")
+        if not result.has_class:
+            raise SourceError(f"{source}: every pixel is void: there is nothing to learn from")
         this_source = {
             "source": storage.normalize(source),
             "format": format,
@@ -184,7 +181,9 @@ def import_labels(
         notes=[
             *([_unchanged(len(unchanged))] if unchanged else []),
             *_system_files(source),
-            *_warnings(naming.classes, result.balance, reader),
+            *_warnings(
+                naming.classes, result.balance, reader, "--append" if append else "--overwrite"
+            ),
             *_notes(found, annotated, renames, rules, result.balance),
         ],
     )
@@ -291,12 +290,16 @@ def _draw(drawing: Drawing, image: AnnotatedImage) -> DrawnImage | Skipped:
 
 @dataclass
 class WrittenImages:
-    """Counts of the images that were written; ``balance`` is that of the whole dataset."""
+    """Counts of the images that were written; ``balance`` is that of the whole dataset.
+
+    ``has_class``: some of their pixels belong to a class.
+    """
 
     images: Counter[str] = field(default_factory=Counter)
     shapes: int = 0
     replaced: int = 0
     skipped: list[Skipped] = field(default_factory=list)
+    has_class: bool = False
     balance: Balance = field(default_factory=Balance)
 
 
@@ -328,10 +331,19 @@ def _write_images(
         result.images[split] += 1
         result.shapes += drawn.shapes
         result.skipped += drawn.skipped
+        result.has_class |= any(class_id != IGNORE_INDEX for class_id in drawn.pixels)
         result.balance.add(split, drawn.pixels)
     for row in existing.remaining:
         result.balance.add(row.split, row.pixels)
     return result
+
+
+def _first(skipped: Sequence[Skipped]) -> str:
+    """What was left out, in one line."""
+    first = skipped[0]
+    why = first.why.removeprefix(f"{first.where}: ")
+    number = f"{len(skipped):,} things were left out, the first one" if skipped[1:] else "left out:"
+    return f"{number} {first.where}: {why}"
 
 
 def _unchanged(number: int) -> str:
@@ -352,8 +364,11 @@ def _system_files(source: str) -> list[str]:
     return [f"left out {system}"] if system.counts else []
 
 
-def _warnings(classes: Classes, balance: Balance, reader: Reader) -> list[str]:
-    """What makes a dataset useless for training, although every file of it is in order."""
+def _warnings(classes: Classes, balance: Balance, reader: Reader, again: str) -> list[str]:
+    """What makes a dataset useless for training, although every file of it is in order.
+
+    ``again`` is the option with which the same import can be typed again.
+    """
     *of_classes, void = balance.shares(classes)
     absent = [share.name for share in of_classes if not share.pixels]
     warnings = []
@@ -362,22 +377,25 @@ def _warnings(classes: Classes, balance: Balance, reader: Reader) -> list[str]:
             f"warning: no pixel of {', '.join(absent)}: a training would not learn"
             f" {'it' if len(absent) == 1 else 'them'}"
         )
-    if len(absent) == 1 and void.pixels and "colors" in reader.options:
-        others = [c for c in classes if c.name != absent[0]]
-        lines = [f"{c.id} {c.id} {c.id} {c.name}" for c in others] + [f"255 255 255 {absent[0]}"]
+    if absent and void.pixels and "colors" in reader.options:
+        meant = absent[-1]
+        lines = [f"{c.id} {c.id} {c.id} {c.name}" for c in classes if c.name not in absent]
+        lines.append(f"255 255 255 {meant}")
         warnings.append(
-            f"255 is void in masks of ids; if it is {absent[0]} here, put the lines"
-            f" {', '.join(map(repr, lines))} into a file and import with --colors FILE"
+            f"255 is void in masks of ids; if it is {meant} here, put the lines"
+            f" {', '.join(map(repr, lines))} into a file and import with"
+            f" --colors FILE {again}"
         )
     if void.share > MOSTLY_VOID:
-        warnings.append(
-            f"warning: {void.share:.1%} of all pixels are void, from which nothing is learnt"
-            + (
-                ": pixels that no shape covers become a class with --unlabelled CLASS"
-                if "unlabelled" in reader.options
-                else ""
-            )
-        )
+        advice = ""
+        if "unlabelled" in reader.options:
+            rest = absent[0] if absent else "background"
+            names = ",".join(dict.fromkeys([rest, *classes.names]) if not absent else classes.names)
+            add = ["--add-class"] if again == "--append" and not absent else []
+            options = shlex.join(["--classes", names, "--unlabelled", rest, again, *add])
+            advice = f": give the pixels that no shape covers a class, for instance with {options}"
+        void_share = f"{void.share:.1%} of all pixels are void"
+        warnings.append(f"warning: {void_share}, from which nothing is learnt{advice}")
     return warnings
 
 

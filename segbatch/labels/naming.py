@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from segbatch.errors import InputError, SourceError
-from segbatch.formats.format import IGNORE, Annotations
-from segbatch.masks.classes import IGNORE_INDEX, Classes, Color
+from segbatch.formats.format import Annotations
+from segbatch.masks.classes import IGNORE, IGNORE_INDEX, Classes, Color
 from segbatch.masks.classfile import read_classes
 from segbatch.storage import clean_name
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from pathlib import PurePosixPath
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
@@ -16,7 +15,13 @@ from segbatch.images.scaling import downscale
 from segbatch.labels.check import CheckReport
 from segbatch.labels.dataset import Dataset
 from segbatch.labels.rows import DatasetRow
-from segbatch.masks import decode_mask, overlay, with_legend
+from segbatch.masks import (
+    decode_mask,
+    encode_picture,
+    overlay,
+    picture_format,
+    with_legend,
+)
 
 MAX_IMAGES = 24
 COLUMNS = 4
@@ -26,22 +31,11 @@ CAPTION = 22
 ALPHA = 0.6
 
 
-def sheet_format(where: str) -> str:
-    """Pillow's name for the format of the image file ``where``. Raises ``InputError`` for any other
-    extension.
-    """
-    extension = PurePosixPath(where).suffix.lower()
-    formats = Image.registered_extensions()
-    if extension not in formats:
-        raise InputError(f"{where}: not the extension of an image file; use .png or .jpg")
-    return formats[extension]
-
-
 def write_sheet(report: CheckReport, where: str) -> int:
     """Write the sheet to ``where``, any URI, whose extension gives the format; returns the number
     of images on it. Raises :class:`~segbatch.errors.InputError` if it cannot be written.
     """
-    format = sheet_format(where)
+    picture_format(where)
     rows = choose_rows(report.rows, len(report.dataset.classes))
     if not rows:
         raise InputError(f"{report.dataset.uri}: has no image that a sheet could show")
@@ -51,12 +45,8 @@ def write_sheet(report: CheckReport, where: str) -> int:
         report.dataset.classes,
         np.array([share.share for share in shares]),
     )
-    sink = io.BytesIO()
-    picture.save(sink, format)
-    try:
-        storage.write_bytes(where, sink.getvalue())
-    except OSError as error:
-        raise InputError(f"cannot write {error}") from error
+    with storage.translate_errors("cannot write", InputError):
+        storage.write_bytes(where, encode_picture(picture, where))
     return len(rows)
 
 

@@ -1,6 +1,14 @@
 """Classes with their names and colours, and label maps as palette PNGs."""
 
 from segbatch.masks.codec import SIGNATURE, decode_mask, encode_mask
-from segbatch.masks.drawing import overlay, with_legend
+from segbatch.masks.drawing import encode_picture, overlay, picture_format, with_legend
 
-__all__ = ["SIGNATURE", "decode_mask", "encode_mask", "overlay", "with_legend"]
+__all__ = [
+    "SIGNATURE",
+    "decode_mask",
+    "encode_mask",
+    "encode_picture",
+    "overlay",
+    "picture_format",
+    "with_legend",
+]

@@ -23,6 +23,7 @@ from segbatch.storage.text import clean_name
 Color = tuple[int, int, int]  # RGB, 0 to 255 each
 
 IGNORE_INDEX = 255
+IGNORE = "__ignore__"  # the name of the ignore index in annotations and files of class names
 MAX_CLASSES = 255
 MAX_NAME = 200  # characters
 CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")

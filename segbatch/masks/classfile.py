@@ -4,12 +4,14 @@ A file of names looks harmless, and a wrong guess moves every class id by one. S
 read where its form is certain:
 
     classes.json     ``{"classes": [{"id": 0, "name": …, "color": …}, …]}``, or that list
-    *.json           a list of names, or ``{"0": "wall", …}``
+    JSON             a list of names, ``{"0": "wall", …}``, or ``id2label`` of a ``config.json``
     *.yaml, *.yml    the key ``names`` of a YOLO dataset, a list or ``{0: wall, …}``; or a list
-    labels.txt       a name a line (labelme); ``__ignore__`` is void and has no id
-    numbered lines   ``0 wall``, ``1: window``, the ids in order from 0
+    labels.txt       a name a line (labelme)
+    numbered lines   ``0 wall``, ``1: window``, ``2;door``, with or without a line of headings
     _classes.csv     ``Pixel Value, Class`` and ``0, wall`` (Roboflow)
     labelmap.txt     ``wall:222,203,164::`` (CVAT), with its colours
+
+``__ignore__`` is void: it has no id, or the id 255.
 """
 
 from __future__ import annotations
@@ -22,13 +24,13 @@ from typing import Any
 import yaml
 
 from segbatch import storage
-from segbatch.errors import InputError
-from segbatch.masks.classes import PRESETS, Classes, Color, voc_color
+from segbatch.errors import InputError, shortened
+from segbatch.masks.classes import IGNORE, IGNORE_INDEX, PRESETS, Classes
+from segbatch.masks.colortable import NAME_RGB, RGB_NAME, parse_color
 
-VOID_NAME = "__ignore__"
 NUMBERED = re.compile(r"(\d+)\s*[\s:,;=]\s*(\S.*)")
-LABELMAP = re.compile(r"([^:]+?)\s*:\s*(?:(\d+)\s*,\s*(\d+)\s*,\s*(\d+))?\s*(?::.*)?")
-COLORED = re.compile(r"\d+[\s,]+\d+[\s,]+\d+[\s,]+\S.*")
+NUMBER_LAST = re.compile(r".*\S\s*[\s:,;=]\s*(\d+)")
+HEADINGS = re.compile(r"((class|pixel)[ _])?(id|index|value)\s*[\s,;]\s*(class|label)?[ _]?(name)?")
 
 
 def read_classes(text: str) -> Classes:
@@ -40,7 +42,8 @@ def read_classes(text: str) -> Classes:
     if text in PRESETS:
         return PRESETS[text]
     if "," in text and not _is_file(text):
-        return Classes(_names(text.split(",")))
+        names = map(storage.clean_name, text.split(","))
+        return Classes([name for name in names if name not in ("", IGNORE)])
     try:
         content = storage.decode_text(storage.read_bytes(text), f"--classes {text}")
     except OSError as error:
@@ -50,7 +53,7 @@ def read_classes(text: str) -> Classes:
         ) from error
     try:
         return _parse(content, storage.name_of(text).lower())
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
+    except (InputError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(
             f"--classes {text}: not a file of class names: {storage.one_line(error)}"
         ) from error
@@ -63,26 +66,34 @@ def _is_file(text: str) -> bool:
         return False
 
 
-def _names(values: Sequence[Any]) -> list[str]:
-    """The cleaned names without void and empty ones; other values than texts as they are."""
+def _names(values: Sequence[Any]) -> list[Any]:
+    """The cleaned names of a list, which may begin with void; other values than texts as they are.
+
+    Raises ``ValueError`` for void elsewhere: the names after it could count it or not.
+    """
     names = [storage.clean_name(value) if isinstance(value, str) else value for value in values]
-    return [name for name in names if name not in ("", VOID_NAME)]
+    if names[:1] == [IGNORE]:  # as in labelme's list, where its id is -1
+        names = names[1:]
+    if IGNORE in names:
+        raise ValueError(f"{IGNORE} has no id and must be the first name, or be left out")
+    return names
 
 
 def _parse(content: str, file_name: str) -> Classes:
     """The classes in a file. Raises ``ValueError`` with the reason for an unknown form."""
-    if file_name.endswith(".json"):
-        return _from_values(json.loads(content), "JSON")
     if file_name.endswith((".yaml", ".yml")):
         return _from_values(yaml.safe_load(content), "YAML")
+    if file_name.endswith(".json") or content.lstrip().startswith(("[", "{")):
+        return _from_values(json.loads(content), "JSON")
     return _from_lines([storage.clean_name(line) for line in content.split("\n")])
 
 
 def _from_values(values: Any, kind: str) -> Classes:
     if isinstance(values, dict):
-        values = next((values[key] for key in ("classes", "names") if key in values), values)
+        keys = ("classes", "names", "id2label")
+        values = next((values[key] for key in keys if key in values), values)
     if isinstance(values, dict):
-        return Classes(_names(_in_order(values.items())))
+        return Classes(_in_order(values.items()))
     if not isinstance(values, list):
         raise ValueError(f"the {kind} is neither a list of names nor a mapping of ids to names")
     if values and all(isinstance(value, dict) for value in values):
@@ -101,52 +112,66 @@ def _from_lines(lines: Sequence[str]) -> Classes:
     lines = [line for line in lines if line and not line.startswith("#")]
     if any("color_rgb" in comment for comment in comments):
         return _from_labelmap(lines)
-    if lines and re.fullmatch(r"pixel value\s*,\s*class", lines[0].lower()):
-        lines = lines[1:]
-    numbered = [NUMBERED.fullmatch(line) for line in lines]
-    if lines and all(numbered):
-        if all(COLORED.fullmatch(line) for line in lines):
-            raise ValueError("its lines are `R G B name`, a table of colours: say --colors")
-        return Classes(_names(_in_order((m[1], m[2]) for m in numbered if m)))
-    if lines and all(line.count(":") >= 2 and LABELMAP.fullmatch(line) for line in lines):
+    if any(NUMBERED.fullmatch(line) for line in lines):
+        has_headings = HEADINGS.fullmatch(lines[0].lower())
+        return _from_numbered_lines(lines[1:] if has_headings else lines)
+    if lines and all(line.count(":") >= 2 and NAME_RGB.fullmatch(line) for line in lines):
         return _from_labelmap(lines)
-    if commas := [line for line in lines if "," in line]:
-        raise ValueError(f"{_short(commas[0])}: has a comma: write one name a line")
+    if markup := [line for line in lines if line.startswith("<")]:
+        raise ValueError(f"{shortened(markup[0])}: is markup: write one name a line")
+    numbers = [int(match[1]) for line in lines if (match := NUMBER_LAST.fullmatch(line))]
+    if len(lines) > 1 and sorted(numbers) == list(range(len(lines))):
+        raise ValueError(
+            f"{shortened(lines[0])}: write the id first, as in `0 wall`, or one name a line"
+        )
+    if commas := [line for line in lines if "," in line or ";" in line]:
+        raise ValueError(f"{shortened(commas[0])}: has a separator: write one name a line")
     return Classes(_names(lines))
 
 
+def _from_numbered_lines(lines: Sequence[str]) -> Classes:
+    if all(RGB_NAME.fullmatch(line) for line in lines):
+        raise ValueError("its lines are `R G B name`, a table of colours: say --colors")
+    pairs = []
+    for line in lines:
+        match = NUMBERED.fullmatch(line)
+        if match is None:
+            raise ValueError(f"{shortened(line)}: has no id, unlike other lines")
+        pairs.append((match[1], match[2]))
+    return Classes(_in_order(pairs))
+
+
 def _in_order(pairs: Iterable[tuple[Any, Any]]) -> list[Any]:
-    """The names of ``(id, name)`` pairs by id; ``ValueError`` unless the ids are 0, 1, 2 …"""
+    """The names of ``(id, name)`` pairs by id, void at 255 aside.
+
+    Raises ``ValueError`` unless the ids are 0, 1, 2 …
+    """
     by_id: dict[int, Any] = {}
-    for key, name in pairs:
+    for key, value in pairs:
         if not re.fullmatch(r"\d+", str(key)):
-            raise ValueError(f"{_short(key)}: not an id: a mapping must be of ids to names")
+            raise ValueError(f"{shortened(key)}: not an id: a mapping must be of ids to names")
+        name = storage.clean_name(value) if isinstance(value, str) else value
         if by_id.setdefault(int(key), name) != name:
             raise ValueError(f"the id {key} has two names")
+        if name == IGNORE and int(key) != IGNORE_INDEX:
+            raise ValueError(
+                f"the id {key} is {IGNORE}, which has no id but {IGNORE_INDEX}: write the other"
+                " names, one a line, by their ids; for masks in which 0 is void, say"
+                " --reduce-zero-label"
+            )
+    if by_id.get(IGNORE_INDEX) == IGNORE:
+        del by_id[IGNORE_INDEX]
     if sorted(by_id) != list(range(len(by_id))):
         raise ValueError(
-            f"its ids are {_short(', '.join(map(str, sorted(by_id))))}: they must be 0 to"
+            f"its ids are {shortened(', '.join(map(str, sorted(by_id))))}: they must be 0 to"
             f" {len(by_id) - 1} without gaps: write one name a line, in the order of the ids"
         )
     return [by_id[class_id] for class_id in range(len(by_id))]
 
 
 def _from_labelmap(lines: Sequence[str]) -> Classes:
-    """CVAT's ``name:R,G,B:parts:actions``; without a colour, VOC's of the position."""
-    colors: dict[str, Color] = {}
-    for position, line in enumerate(lines):
-        match = LABELMAP.fullmatch(line)
-        if match is None:
-            raise ValueError(f"{_short(line)}: not a line `name:R,G,B:parts:actions`")
-        values = [int(value) for value in match.groups()[1:] if value is not None]
-        if values and max(values) > 255:
-            raise ValueError(f"{_short(line)}: a colour is three numbers from 0 to 255")
-        red, green, blue = values or voc_color(position)
-        colors[storage.clean_name(match[1])] = (red, green, blue)
-    names = _names(list(colors))
-    return Classes(names, [colors[name] for name in names])
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"
+    """CVAT's ``name:R,G,B:parts:actions``, in the order of the lines."""
+    parsed = (parse_color(line, position) for position, line in enumerate(lines))
+    colors = {name: color for color, name in parsed}
+    colors.pop(IGNORE, None)
+    return Classes(list(colors), list(colors.values()))

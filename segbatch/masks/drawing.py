@@ -2,16 +2,57 @@
 
 from __future__ import annotations
 
+import io
+from pathlib import PurePosixPath
+
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from segbatch.errors import InputError
 from segbatch.masks.classes import IGNORE_INDEX, Classes
+
+# Formats that hold a picture of any class colours at its full size, by extension.
+FORMATS = {
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".webp": "WEBP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".bmp": "BMP",
+}
 
 # Of the legend that lies on a picture.
 MIN_FONT = 9  # pixels; smaller text is illegible
 BACKGROUND = (0, 0, 0, 150)  # RGBA: the picture shines through
 MAX_WIDTH_SHARE = 0.5  # of the picture's width
+
+
+def picture_format(where: str) -> str:
+    """Pillow's name for the format of a picture to be written to ``where``, by its extension.
+
+    Raises :class:`~segbatch.errors.InputError`, which lists the extensions, for any other one.
+    """
+    extension = PurePosixPath(where).suffix.lower()
+    if where.endswith("/") or extension not in FORMATS:
+        raise InputError(f"{where}: the extension must be one of {', '.join(FORMATS)}")
+    return FORMATS[extension]
+
+
+def encode_picture(picture: Image.Image, where: str) -> bytes:
+    """The bytes of ``picture`` as a file of the name ``where``.
+
+    Raises :class:`~segbatch.errors.InputError` for another extension than those of
+    :data:`FORMATS`, and for a picture that is too large for its format.
+    """
+    format, sink = picture_format(where), io.BytesIO()
+    try:
+        picture.save(sink, format)
+    except (OSError, ValueError) as error:
+        size = f"{picture.width}×{picture.height}"
+        raise InputError(f"{where}: {format} cannot hold {size} pixels; use .png") from error
+    return sink.getvalue()
 
 
 def overlay(

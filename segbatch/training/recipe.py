@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import numpy.typing as npt
 import torch
+from timm.layers.norm_act import convert_sync_batchnorm
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, AdamW, Optimizer
@@ -76,6 +77,15 @@ def batch_norms(network: nn.Module) -> Iterator[_BatchNorm]:
     return (module for module in network.modules() if isinstance(module, _BatchNorm))
 
 
+def synchronise_norms(network: nn.Module) -> nn.Module:
+    """The network with batch norms whose statistics are those of all workers.
+
+    timm's function: torch's drops the activation that is part of many of timm's norms.
+    """
+    synchronised: nn.Module = convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+    return synchronised
+
+
 def class_pixels(dataset: Dataset) -> npt.NDArray[np.int64]:
     """Pixels of each class in ``train``, ``(classes,)``; reads the masks of a dataset that an
     earlier version imported.
@@ -83,24 +93,25 @@ def class_pixels(dataset: Dataset) -> npt.NDArray[np.int64]:
     num_classes = len(dataset.classes)
     if counts := dataset.pixels.get("train"):
         return np.array([counts.get(class_id, 0) for class_id in range(num_classes)], np.int64)
-    pixels = np.zeros(num_classes, np.int64)
-    for table in dataset.tables("train", ["mask"]):
-        for mask in table["mask"].to_pylist():
-            pixels += np.bincount(decode_mask(mask["bytes"]).ravel(), minlength=256)[:num_classes]
-    return pixels
+    return sum(_mask_counts(dataset), np.zeros(256, np.int64))[:num_classes]
 
 
 def median_frequency_weights(dataset: Dataset) -> list[float]:
     """:func:`median_frequency` over the masks of ``train``."""
     num_classes = len(dataset.classes)
     pixels, image_pixels = np.zeros(num_classes, np.int64), np.zeros(num_classes, np.int64)
+    for all_counts in _mask_counts(dataset):
+        counts = all_counts[:num_classes]
+        pixels += counts
+        image_pixels += np.where(counts > 0, all_counts.sum(), 0)
+    return median_frequency(pixels, image_pixels)
+
+
+def _mask_counts(dataset: Dataset) -> Iterator[npt.NDArray[np.int64]]:
+    """Pixels by id, ``(256,)``, of each mask of ``train``."""
     for table in dataset.tables("train", ["mask"]):
         for mask in table["mask"].to_pylist():
-            label_map = decode_mask(mask["bytes"])
-            counts = np.bincount(label_map.ravel(), minlength=256)[:num_classes]
-            pixels += counts
-            image_pixels += np.where(counts > 0, label_map.size, 0)
-    return median_frequency(pixels, image_pixels)
+            yield np.bincount(decode_mask(mask["bytes"]).ravel(), minlength=256)
 
 
 def median_frequency(

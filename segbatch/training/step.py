@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from segbatch.training.recipe import (
     seed_everything,
     set_learning_rates,
     set_train_mode,
+    synchronise_norms,
 )
 
 
@@ -61,7 +62,7 @@ class Training:
         # Synchronised norms wait for each other, so all workers must do as many micro-batches.
         in_step = sampler.num_micro_batches % self._world_size == 0
         if device.type == "cuda" and self._world_size > 1 and in_step:
-            network_with_loss = nn.SyncBatchNorm.convert_sync_batchnorm(network_with_loss)  # type: ignore[no-untyped-call]
+            network_with_loss = cast(NetworkWithLoss, synchronise_norms(network_with_loss))
         # Channels last: faster on CPUs too.
         self._loss = network_with_loss.to(device).to(memory_format=torch.channels_last)
         self.network = network_with_loss.network

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from segbatch import storage
 from segbatch.config.job import FinetuneJob, load_kind
 from segbatch.demo.facades.facades import render_facade
 from segbatch.errors import InputError, JobFailed, RunError, SourceError
-from segbatch.jobs.finetune import finetune, refuse_empty_classes
+from segbatch.jobs.finetune import check_batch_norm, finetune, refuse_empty_classes
 from segbatch.labels.dataset import Dataset, write_shard
+from segbatch.masks.classes import Classes
 from segbatch.training.journal import read_journal
 from tests.conftest import S3
 from tests.drivers import driver, exit_code, wait_until, workers_named
@@ -225,11 +227,14 @@ def test_classes_without_pixels_are_not_trained_on_by_accident(labels: Dataset) 
     allowing = load_kind(work | {"limits": {"allow_empty_classes": True}}, FinetuneJob)
     classes = labels.classes.names
     void = replace(labels, pixels={"train": {255: 9}})
+    alone = replace(labels, pixels={"train": {0: 9, 255: 9}})
     lacking = replace(labels, pixels={"train": {c.id: 9 for c in labels.classes[1:]}})
     for work in (strict, allowing):
         refuse_empty_classes(work, labels)  # counts the masks, as the dataset has no counts
         with pytest.raises(SourceError, match="every pixel of train is void"):
             refuse_empty_classes(work, void)
+        with pytest.raises(SourceError, match=f"train has pixels of {classes[0]} alone: nothing"):
+            refuse_empty_classes(work, alone)
     with pytest.raises(SourceError, match=f"train has no pixel of {classes[0]}: import labels"):
         refuse_empty_classes(strict, lacking)
     refuse_empty_classes(allowing, lacking)
@@ -249,6 +254,27 @@ def test_what_cannot_be_trained_is_said_before_a_worker_starts(
     with pytest.raises(InputError, match=r"workers of 3 CPUs"):
         finetune(work | {"resources": {"workers": 2, "cpus_per_worker": 3}})
     assert not (tmp_path / "model" / "run.json").exists()  # the output is still free
+
+
+@pytest.mark.parametrize(
+    ("workers", "device", "allowed"),
+    [
+        (2, "cpu", False),
+        (1, "cuda", False),
+        (2, "cuda", True),  # norms are synchronised
+        ([1, 2], "cuda", False),  # the one that is left has one image
+        ([2, 3], "cuda", False),  # two cannot do three parts in step
+        ([2, 4], "cuda", False),  # nor can three do four
+    ],
+)
+def test_batch_norm_never_sees_a_single_image(workers: Any, device: str, allowed: bool) -> None:
+    high = workers if isinstance(workers, int) else workers[1]
+    dataset = Dataset("labels", Classes(["wall", "window"]))
+    work = training(dataset, "model", workers=workers, batch_size=high)
+    with nullcontext() if allowed else pytest.raises(InputError, match="no variance of one"):
+        check_batch_norm(load_kind(work, FinetuneJob), device)
+    frozen = training(dataset, "model", workers=workers, batch_size=high, freeze="batchnorm")
+    check_batch_norm(load_kind(frozen, FinetuneJob), device)
 
 
 @pytest.mark.long

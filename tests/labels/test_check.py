@@ -254,5 +254,5 @@ def test_a_sheet_goes_anywhere_in_the_format_of_its_name(s3: S3, tmp_path: Path)
     write_sheet(report, uri)
     with Image.open(io.BytesIO(storage.read_bytes(uri))) as sheet:
         assert sheet.format == "JPEG"
-    with pytest.raises(InputError, match="not the extension of an image file"):
+    with pytest.raises(InputError, match=r"the extension must be one of \.png, \.jpg"):
         write_sheet(report, str(tmp_path / "sheet.txt"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 import segbatch
 from segbatch import storage
+from segbatch.cli.main import app
 from segbatch.errors import Incomplete, InputError, SourceError
 from segbatch.labels import importing, writer
 from segbatch.labels.dataset import Dataset, open_dataset
@@ -553,7 +556,7 @@ def test_labels_of_which_no_shape_can_be_drawn_make_no_dataset(
         "categories": [{"id": 1, "name": "window"}],
     }
     source = write(tmp_path / "labels", {"a.json": content, "a.jpg": photograph()})
-    with pytest.raises(SourceError, match=f"no shape there could be drawn; 1 things.*{why}"):
+    with pytest.raises(SourceError, match=f"no shape there could be drawn; left out: .*{why}"):
         segbatch.import_labels(source, str(tmp_path / "out"), format="coco")
     assert not (tmp_path / "out" / "classes.json").exists()
 
@@ -567,19 +570,37 @@ def test_a_class_without_pixels_is_said_with_what_mends_it(tmp_path: Path) -> No
     assert report.notes[0] == "warning: no pixel of window: a training would not learn it"
     lines = re.findall("'([^']+)'", report.notes[1])
     (tmp_path / "colors.txt").write_text("\n".join(lines))
+    assert report.notes[1].endswith("import with --colors FILE --overwrite")
+    colors = str(tmp_path / "colors.txt")
     advised = segbatch.import_labels(
-        source, str(tmp_path / "again"), **options, colors=str(tmp_path / "colors.txt")
+        source, str(tmp_path / "again"), **options, colors=colors, overwrite=True
     )
     assert [share.pixels for share in advised.balance.shares(advised.classes)][1:] == [63, 0]
     assert open_dataset(str(tmp_path / "again")).pixels == {"train": {0: 537, 1: 63}}
     assert not any("warning" in note for note in advised.notes)
 
 
-def test_labels_that_are_nearly_all_void_are_said(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [[], ["--append"], ["--classes", "window,wall"]])
+def test_labels_that_are_nearly_all_void_are_said_with_what_mends_it(
+    tmp_path: Path, options: list[str]
+) -> None:
     annotate(tmp_path / "labels", "a", [("window", (1, 1, 5, 5))])
-    report = labelme(tmp_path / "labels", tmp_path / "out")
-    [warning] = [note for note in report.notes if "void" in note]
-    assert warning.endswith("pixels that no shape covers become a class with --unlabelled CLASS")
+    typed = ["labels", "import", str(tmp_path / "labels"), str(tmp_path / "out"), "--from=labelme"]
+    for arguments in [[], options] if "--append" in options else [options]:
+        said = CliRunner().invoke(app, [*typed, *arguments])
+    [advice] = re.findall("of all pixels are void.* for instance with (.*)", said.stderr)
+    said = CliRunner().invoke(app, [*typed, *shlex.split(advice)])
+    assert said.exit_code == 0
+    assert "are void" not in said.stderr
+    assert set(open_dataset(str(tmp_path / "out")).pixels["train"]) == {0, 1}
+
+
+def test_masks_that_are_all_void_make_no_dataset(tmp_path: Path) -> None:
+    files = {"images/a.jpg": photograph(), "masks/a.png": grey(blank() + 255)}
+    source = write(tmp_path / "labels", files)
+    with pytest.raises(SourceError, match="every pixel is void: there is nothing to learn from"):
+        segbatch.import_labels(source, str(tmp_path / "out"), format="pairs", classes="wall,window")
+    assert not (tmp_path / "out" / "classes.json").exists()
 
 
 @pytest.mark.parametrize("format", ["labelme", "coco", "pairs"])

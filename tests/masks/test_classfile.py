@@ -21,6 +21,11 @@ FORMS = {
     "ids.json": json.dumps({"0": "wall", "1": "Tür"}),
     "classes.json": json.dumps({"classes": [{"id": 0, "name": "wall"}, {"id": 1, "name": "Tür"}]}),
     "a,b.txt": "wall\nTür\n",
+    "semicolons.csv": "id;name\n0;wall\n1;Tür\n",
+    "headings.tsv": "class_id\tclass name\n0\twall\n1\tTür\n",
+    "list": json.dumps(["__ignore__", "wall", "Tür"]),
+    "config.json": json.dumps({"model_type": "segformer", "id2label": {"1": "Tür", "0": "wall"}}),
+    "void.txt": "0: wall\n1: Tür\n255: __ignore__\n",
 }
 
 
@@ -41,7 +46,15 @@ def test_the_colours_of_a_labelmap_are_taken(tmp_path: Path) -> None:
     ("name", "text", "told"),
     [
         ("one.txt", "1 wall\n2 door\n", "its ids are 1, 2: they must be 0 to 1 without gaps"),
-        ("table.csv", "id,name\n0,wall\n1,door\n", "id,name: has a comma: write one name a line"),
+        ("table.csv", "wall,door\n", "wall,door: has a separator: write one name a line"),
+        ("void.txt", "0 __ignore__\n1 wall\n", "the id 0 is __ignore__, which has no id but 255"),
+        ("void.json", '{"0": "wall", "1": "__ignore__", "2": "door"}', "the id 1 is __ignore__"),
+        ("void.txt", "wall\n__ignore__\ndoor\n", "__ignore__ has no id and must be the first"),
+        ("blank.json", '["wall", "", "door"]', "class name '': must be a text"),
+        ("blank.json", '{"0": "", "1": "door"}', "class name '': must be a text"),
+        ("heading.txt", "names\n0 wall\n1 door\n", "names: has no id, unlike other lines"),
+        ("last.csv", "wall,0\ndoor,1\n", "wall,0: write the id first"),
+        ("page.txt", "<object>\n<name>wall</name>\n", "<object>: is markup"),
         ("colors.txt", "0 0 0 wall\n0 114 178 door\n", "a table of colours: say --colors"),
         ("data.yaml", "nc: 2\ntrain: a\n", "nc: not an id: a mapping must be of ids to names"),
         ("labels.json", '{"wall": 0, "door": 1}', "wall: not an id"),

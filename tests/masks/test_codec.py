@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from segbatch.errors import SourceError
-from segbatch.masks import decode_mask, encode_mask, overlay, with_legend
+from segbatch.errors import InputError, SourceError
+from segbatch.masks import decode_mask, encode_mask, encode_picture, overlay, with_legend
 from segbatch.masks.classes import Classes, voc_color
 
 CLASSES = Classes(["wall", "window", "traffic light"], [(10, 20, 30), (0, 114, 178), None])
@@ -290,3 +290,10 @@ def test_a_legend_is_never_cut_off_by_a_narrow_picture() -> None:
 def test_a_legend_needs_one_share_per_class() -> None:
     with pytest.raises(ValueError, match="3 classes"):
         with_legend(Image.new("RGB", (20, 20)), CLASSES, np.array([1.0]))
+
+
+def test_a_picture_that_its_format_cannot_hold_is_refused_with_a_way_out() -> None:
+    wide = Image.new("RGB", (20_000, 1))
+    with pytest.raises(InputError, match=r"a\.webp: WEBP cannot hold 20000×1 pixels; use \.png"):
+        encode_picture(wide, "a.webp")
+    assert Image.open(io.BytesIO(encode_picture(wide, "s3://b/A.PNG"))).size == wide.size

@@ -248,6 +248,14 @@ def test_suggestions_that_nobody_changed_never_replace_what_people_drew(
     content = json.loads(path.read_text())
     if format == "coco":  # a person draws another shape in one image of the file
         content["annotations"][0]["segmentation"] = [[0, 0, 9, 0, 9, 9]]
+        content["annotations"].reverse()  # CVAT's way: its own order, numbers and keys
+        for annotation in content["annotations"]:
+            [points] = annotation["segmentation"]
+            annotation["segmentation"] = [[point + 0.004 for point in points]]
+        content["images"] = [
+            {key: value for key, value in image.items() if key != "segbatch"}
+            for image in content["images"]
+        ]
     path.write_text(json.dumps(content, indent=2))  # labelme saves its own way
     report = import_labels(str(folder), dataset, format=format, classes=NAMES)
     assert sum(report.images.values()) == 1

@@ -9,8 +9,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 
 from segbatch.config.training import Loss
+from segbatch.masks.classes import Classes
 from segbatch.model import zoo
+from segbatch.model.config import ModelConfig
+from segbatch.model.predict import Model
 from segbatch.training.loss import LOSSES, NetworkWithLoss
+from segbatch.training.recipe import set_train_mode
 from tests.training.toy import MEAN, STD
 
 NUM_CLASSES = 4
@@ -221,7 +225,25 @@ def test_the_auxiliary_head_of_deeplabv3_learns_too() -> None:
     assert not any(gradient.any() for gradient in none)  # zeros, and not none at all
 
 
-@pytest.mark.parametrize("crop", [33, 65, 100, 321])
+def learns_and_predicts(arch: str, backbone: str, output_stride: int | None, crop: int) -> None:
+    """A step of two images, one of a single image with its norms frozen, and an upright image."""
+    network = zoo.build(arch, backbone, 3, output_stride, auxiliary=True)
+    objective = NetworkWithLoss(network, Loss(), MEAN, STD)
+    for batch, freeze in ((2, None), (1, "batchnorm")):
+        set_train_mode(network, network.get_submodule(network.trunk_key), freeze)
+        network.zero_grad()
+        pixels = torch.randint(0, 256, (batch, crop, crop, 3), dtype=torch.uint8)
+        loss = objective(pixels, torch.randint(0, 3, (batch, crop, crop)))
+        loss.backward()
+        assert torch.isfinite(loss)
+        last = network.get_submodule(network.head_key)
+        assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in last.parameters())
+    config = ModelConfig(arch, backbone, network.output_stride, Classes(["a", "b", "c"]))
+    upright = np.zeros((crop, crop * 2 // 3, 3), np.uint8)
+    assert Model(network, config, "cpu").predict(upright).mask.shape == upright.shape[:2]
+
+
+@pytest.mark.parametrize("crop", [33, 64, 65, 100, 321, pytest.param(513, marks=pytest.mark.long)])
 @pytest.mark.parametrize(
     ("arch", "backbone", "output_stride"),
     [
@@ -231,17 +253,33 @@ def test_the_auxiliary_head_of_deeplabv3_learns_too() -> None:
         ("deeplabv3plus", "tu-mobilenetv3_small_050", 16),
     ],
 )
-def test_every_network_trains_at_any_crop(
+def test_every_network_trains_and_predicts_at_any_crop(
     arch: str, backbone: str, output_stride: int, crop: int
 ) -> None:
-    network = zoo.build(arch, backbone, 3, output_stride=output_stride)
-    objective = NetworkWithLoss(network, Loss(), MEAN, STD).train()
-    pixels = torch.randint(0, 256, (2, crop, crop, 3), dtype=torch.uint8)
-    loss = objective(pixels, torch.randint(0, 3, (2, crop, crop)))
-    loss.backward()
-    assert torch.isfinite(loss)
-    last = network.get_submodule(network.head_key)
-    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in last.parameters())
+    learns_and_predicts(arch, backbone, output_stride, crop)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("output_stride", [None, 8])
+@pytest.mark.parametrize(
+    ("arch", "backbone"),
+    [(arch, backbone) for arch, names in zoo.backbones().items() for backbone in names],
+)
+def test_every_listed_backbone_trains_and_predicts(
+    arch: str, backbone: str, output_stride: int | None
+) -> None:
+    if arch == "deeplabv3" and output_stride not in (None, zoo.TORCHVISION_STRIDES[backbone]):
+        pytest.skip("torchvision's weights allow one stride")
+    learns_and_predicts(arch, backbone, output_stride, crop=33)
+
+
+@pytest.mark.parametrize("arch", ["deeplabv3", "deeplabv3plus"])
+def test_the_smallest_crop_trains_at_the_smallest_scale(arch: str) -> None:
+    backbone = {"deeplabv3": "mobilenet_v3_large", "deeplabv3plus": "mobilenet_v2"}[arch]
+    network = zoo.build(arch, backbone, 3, auxiliary=True)
+    objective = NetworkWithLoss(network, Loss(scales=[0.25, 1.0]), MEAN, STD).train()
+    pixels = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
+    assert torch.isfinite(objective(pixels, torch.randint(0, 3, (2, 32, 32))))
 
 
 def test_padding_a_crop_is_padding_with_the_mean_colour() -> None:

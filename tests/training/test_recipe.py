@@ -17,6 +17,7 @@ from segbatch.training.recipe import (
     seed_everything,
     set_learning_rates,
     set_train_mode,
+    synchronise_norms,
 )
 from tests.training import toy
 
@@ -138,6 +139,17 @@ def test_dropout_stays_on_whatever_is_frozen(network: zoo.Network) -> None:
     assert any(module.training for module in network.modules() if isinstance(module, nn.Dropout))
     set_train_mode(network, trunk, None)
     assert all(norm.training for norm in batch_norms(network))
+
+
+@pytest.mark.parametrize("backbone", ["mobilenet_v2", "tu-mobilenetv3_small_050"])
+def test_norms_that_are_synchronised_compute_what_they_did(backbone: str) -> None:
+    network = zoo.build("deeplabv3plus", backbone, 4).eval()
+    image = torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        expected = network(image)
+        synchronised = synchronise_norms(network)
+        assert all(isinstance(norm, nn.SyncBatchNorm) for norm in batch_norms(synchronised))
+        torch.testing.assert_close(synchronised(image), expected)
 
 
 def test_rare_classes_weigh_more_by_the_median_frequency() -> None:

@@ -25,7 +25,7 @@ import numpy.typing as npt
 from segbatch import storage
 from segbatch.errors import InputError
 from segbatch.formats.coco import shapes_digest, to_categories
-from segbatch.formats.folder import COPIES_LIST, DIGEST_KEY, PROVENANCE_KEY
+from segbatch.formats.folder import COPIES_LIST, PROVENANCE_KEY
 from segbatch.formats.labelme import labelme_json
 from segbatch.formats.polygons import Polygon
 from segbatch.images.video import is_frame
@@ -35,7 +35,9 @@ from segbatch.review.names import cut_query, is_image_name, safe_name
 
 @dataclass(frozen=True)
 class Suggestion:
-    """A line of the list. ``cluster`` counts from 0 in one call; ``sha256`` is the file's."""
+    """A line of the list. ``cluster`` counts from 0 in one call; ``sha256`` is the file's;
+    ``shapes`` is :func:`suggested_shapes`.
+    """
 
     image_id: int
     uri: str
@@ -46,6 +48,7 @@ class Suggestion:
     run: str
     model: str
     sha256: str
+    shapes: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +78,11 @@ def read_list(folder: str) -> list[dict[str, str]]:
 
 
 def write_list(folder: str, earlier: Sequence[dict[str, str]], copies: Sequence[Copy]) -> None:
-    """Write the list again, with a line added for each of ``copies``. Raises ``OSError``."""
+    """Write the list again, with a line added for each of ``copies``.
+
+    Raises :class:`~segbatch.errors.InputError` if the folder cannot be written to, and
+    :class:`~segbatch.errors.Incomplete` if storage does not answer.
+    """
     sink = io.StringIO(newline="")
     own = [field.name for field in fields(Suggestion)]  # users may add others
     columns = list(dict.fromkeys([*own, *(name for line in earlier for name in line)]))
@@ -83,7 +90,8 @@ def write_list(folder: str, earlier: Sequence[dict[str, str]], copies: Sequence[
     writer.writeheader()
     writer.writerows(earlier)
     writer.writerows(asdict(copy.suggestion) for copy in copies)
-    storage.write_bytes(storage.join(folder, COPIES_LIST), sink.getvalue().encode())
+    with storage.translate_errors("cannot write", InputError):
+        storage.write_bytes(storage.join(folder, COPIES_LIST), sink.getvalue().encode())
 
 
 def copy_name(uri: str) -> str:
@@ -100,17 +108,18 @@ def copy_name(uri: str) -> str:
 
 
 def write_missing(folder: str, name: str, data: bytes) -> None:
-    """Write a file unless it exists. Raises ``OSError``."""
+    """Write a file unless it exists. Raises as :func:`write_list`."""
     where = storage.join(folder, name)
-    if not storage.exists(where):
-        storage.write_bytes(where, data)
+    with storage.translate_errors("cannot write", InputError):
+        if not storage.exists(where):
+            storage.write_bytes(where, data)
 
 
 # ------------------------------------------------------------------------------------------ labels
 
 
 def write_labelme(folder: str, copies: Sequence[Copy], classes: Classes, earlier: int) -> None:
-    """Write a labelme file next to each image. Raises ``OSError``."""
+    """Write a labelme file next to each image. Raises as :func:`write_list`."""
     for copy in copies:
         document = labelme_json(
             copy.suggestion.file,
@@ -126,19 +135,17 @@ def write_labelme(folder: str, copies: Sequence[Copy], classes: Classes, earlier
 
 
 def write_coco(folder: str, copies: Sequence[Copy], classes: Classes, earlier: int) -> None:
-    """Write one COCO file for all copies, named by their lines in the list. Raises ``OSError``.
+    """Write one COCO file for all copies, named by their lines in the list. Raises as
+    :func:`write_list`.
 
-    Every polygon is an annotation, larger ones first. Points are shifted by half a pixel: COCO
-    counts from the corner of the first pixel, not from its centre.
+    Every polygon is an annotation, larger ones first.
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number, copy in enumerate(copies, 1):
         width, height = copy.size
-        shapes: list[tuple[str, Any]] = []
         for shape in copy.shapes:
-            points = shape.points.astype(np.float64) + 0.5
-            shapes.append((classes[shape.class_id].name, [points.ravel().tolist()]))
+            points = _coco_points(shape)
             left, top = points.min(0).tolist()
             right, bottom = points.max(0).tolist()
             annotations.append(
@@ -158,10 +165,7 @@ def write_coco(folder: str, copies: Sequence[Copy], classes: Classes, earlier: i
                 "file_name": copy.suggestion.file,
                 "width": width,
                 "height": height,
-                PROVENANCE_KEY: {
-                    **_provenance(copy.suggestion),
-                    DIGEST_KEY: shapes_digest(shapes),
-                },
+                PROVENANCE_KEY: _provenance(copy.suggestion),
             }
         )
     document = {
@@ -171,6 +175,19 @@ def write_coco(folder: str, copies: Sequence[Copy], classes: Classes, earlier: i
     }
     name = f"instances_{earlier + 1}-{earlier + len(copies)}.json"
     write_missing(folder, name, json.dumps(document, ensure_ascii=False, indent=1).encode())
+
+
+def suggested_shapes(shapes: Sequence[Polygon], classes: Classes) -> str:
+    """The digest of an image's shapes, by which the import knows those that nobody has changed."""
+    return shapes_digest(
+        (classes[shape.class_id].name, [_coco_points(shape).ravel().tolist()]) for shape in shapes
+    )
+
+
+def _coco_points(shape: Polygon) -> npt.NDArray[np.float64]:
+    """The points, ``(n, 2)``: COCO counts from the corner of the first pixel, not its centre."""
+    points: npt.NDArray[np.float64] = shape.points.astype(np.float64) + 0.5
+    return points
 
 
 def _area(points: npt.NDArray[np.float64]) -> float:

@@ -41,6 +41,7 @@ from segbatch.review.suggest.labelling import (
     Suggestion,
     copy_name,
     read_list,
+    suggested_shapes,
     write_list,
     write_missing,
 )
@@ -239,6 +240,7 @@ def _copy(
         run=run.uri,
         model=run.info.model.uri,
         sha256=digest,
+        shapes=suggested_shapes(shapes, run.classes),
     )
     return Copy(suggestion, size, shapes)
 
