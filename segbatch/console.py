@@ -10,12 +10,14 @@ import time
 from types import TracebackType
 from typing import Self
 
+from segbatch.errors import presentable
+
 EVERY_S = 10.0  # between two lines
 
 
 def say(message: str) -> None:
-    """Print one line to stderr."""
-    print(message, file=sys.stderr, flush=True)
+    """Print one line to stderr, as :func:`~segbatch.errors.presentable` writes it."""
+    print(presentable(message), file=sys.stderr, flush=True)
 
 
 class Bar:

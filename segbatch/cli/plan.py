@@ -90,6 +90,8 @@ def hours_of(text: str) -> float:
 def print_plan(plan: JobPlan) -> None:
     """Print a plan to stdout, for people."""
     from rich.console import Console
+    from rich.markup import escape
+    from rich.text import Text
 
     console = Console(highlight=False)
     at_least = "at least " if plan.at_least else ""
@@ -97,8 +99,8 @@ def print_plan(plan: JobPlan) -> None:
     skipped = ", ".join(f"{n:,} {end or 'without extension'}" for end, n in plan.skipped.items())
     console.print(
         f"[bold]{at_least}{plan.images:,} images[/bold]{done}"
-        + (f"; skipped {skipped}" if skipped else "")
-        + f" → {plan.output}"
+        + (f"; skipped {escape(skipped)}" if skipped else "")
+        + f" → {escape(plan.output)}"
     )
     for measured in plan.measured:
         console.print()
@@ -111,15 +113,18 @@ def print_plan(plan: JobPlan) -> None:
     console.print()
     console.print(_failures(plan))
     for note in plan.notes:
-        console.print(f"[dim]- {note}[/dim]", soft_wrap=True)
+        console.print(Text(f"- {note}", style="dim"), soft_wrap=True)
 
 
 def _print_measured(console: Console, measured: MeasuredNode, plan: JobPlan) -> None:
+    from rich.markup import escape
+
     from segbatch.cluster.estimate import STAGES
 
     sample, node = measured.sample, measured.sample.node
     console.print(
-        f"[bold]{sample.images} images measured[/bold] on {sample.machine}, {node.cores:g} cores, "
+        f"[bold]{sample.images} images measured[/bold] on {escape(sample.machine)},"
+        f" {node.cores:g} cores, "
         + (sample.device if sample.on_gpu else f"no GPU, {sample.threads} threads a worker")
     )
     table = _table("stage", ">ms an image", ">ms of all cores")
@@ -142,20 +147,22 @@ def _print_measured(console: Console, measured: MeasuredNode, plan: JobPlan) -> 
 
 
 def _nodes(plan: JobPlan) -> Table:
+    from rich.markup import escape
+
     table = _table("nodes", ">images/s", "limit", ">hours", ">spot", ">on demand", "")
     table.title, table.title_justify = "nodes of cluster.yaml", "left"
     for option in plan.options:
         if option.money is None:
-            table.add_row(option.name, "", "", "", "", "", option.reason)
+            table.add_row(escape(option.name), "", "", "", "", "", escape(option.reason or ""))
             continue
         table.add_row(
-            " + ".join(f"{n} × {name}" for name, n in option.nodes.items()),
+            escape(" + ".join(f"{n} × {name}" for name, n in option.nodes.items())),
             f"{option.images_per_second:,.1f}",
             option.limit,
             _hours(option.hours or 0.0),
             _money(option.money["spot"], plan),
             _money(option.money["on_demand"], plan),
-            option.reason or "",
+            escape(option.reason or ""),
         )
     return table
 

@@ -85,7 +85,7 @@ def freeze(
     ):
         batches = _record_hashes(stream.batches, database)
         files = _write_files(batches, stream.schema, folder, [], confirm)
-        rows = sum(file.rows for file in files)
+        rows = _next_id(files)
         return FrozenManifest(
             rows,
             rows - _count_hashes(database),
@@ -119,17 +119,18 @@ def extend(
         stream_images(sources, reserved=reserved, leave_out=leave_out) as stream,
         in_memory_duckdb("1GB") as database,
     ):
-        old_columns = user_columns(read_rows(folder, frozen[0]).schema)
         listing = Path(scratch, "listing.arrow")
         _record_listing(stream, listing, database)
         database.execute("CREATE TABLE frozen (uri VARCHAR)")
+        old_columns: list[pa.Field] = []
         for file in frozen:
-            uris = read_rows(folder, file).select([URI.name])
-            database.from_arrow(uris).insert_into("frozen")
+            table = read_rows(folder, file)
+            old_columns = user_columns(table.schema)  # all files have the same
+            database.from_arrow(table.select([URI.name])).insert_into("frozen")
         schema = pa.schema([URI, *old_columns])
         new = _conformed(_rows_at(listing, _new_positions(database)), schema)
         files = _write_files(new, schema, folder, frozen, confirm)
-        rows = sum(file.rows for file in files)
+        rows = _next_id(files)
         different, gone = database.sql(_COUNT_EXTENDED).fetchall()[0]
         known = {field.name for field in old_columns}
         left_out = [f.name for f in user_columns(stream.schema) if f.name not in known]
@@ -228,16 +229,16 @@ def _conformed(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator
     fit.
     """
     for batch in batches:
+        columns = []
         for field in schema:
-            if field.name in batch.schema.names:
-                try:
-                    conform(batch.select([field.name]), pa.schema([field]))
-                except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-                    raise SourceError(
-                        f"column {field.name} is {batch.schema.field(field.name).type} now, and"
-                        f" {field.type} in the run: {storage.one_line(error)}: choose a new output"
-                    ) from error
-        yield conform(batch, schema)
+            try:
+                columns += conform(batch, pa.schema([field])).columns
+            except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+                raise SourceError(
+                    f"column {field.name} is {batch.schema.field(field.name).type} now, and"
+                    f" {field.type} in the run: {storage.one_line(error)}: choose a new output"
+                ) from error
+        yield pa.record_batch(columns, schema=schema)
 
 
 def _record_hashes(
@@ -268,7 +269,7 @@ def _write_files(
     """
     files = list(frozen)
     try:
-        for data, rows in _encode_files(batches, schema, sum(file.rows for file in frozen)):
+        for data, rows in _encode_files(batches, schema, _next_id(frozen)):
             name = f"{len(files):05d}.parquet"
             confirm()
             storage.write_bytes(storage.join(folder, name), data)
@@ -276,7 +277,7 @@ def _write_files(
                 ManifestFile(
                     name=name,
                     rows=rows,
-                    first_id=sum(file.rows for file in files),
+                    first_id=_next_id(files),
                     sha256=hashlib.sha256(data).hexdigest(),
                     size=len(data),
                 )
@@ -287,6 +288,10 @@ def _write_files(
             storage.delete([storage.join(folder, f.name) for f in files[len(frozen) :]])
         raise
     return files
+
+
+def _next_id(files: Sequence[ManifestFile]) -> int:
+    return files[-1].end_id if files else 0
 
 
 def _delete_others(folder: str, frozen: Sequence[ManifestFile]) -> None:

@@ -15,3 +15,8 @@ class ManifestFile(BaseModel):
     first_id: int
     sha256: str
     size: int
+
+    @property
+    def end_id(self) -> int:
+        """The id after the last one."""
+        return self.first_id + self.rows

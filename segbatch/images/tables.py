@@ -375,8 +375,8 @@ def _csv_test(name: str, type_: str) -> str:
 def _open_json(name: str, files: list[str], base: str) -> TableStream:
     """Reads the files twice: once to find which kinds of JSON values each key has, once for these.
 
-    Strings stay strings, whatever is written in them. A key with values of several kinds, and one
-    with numbers that no double holds, becomes their text.
+    Strings stay strings, also those that look like numbers or dates. A key with values of several
+    kinds, and one with numbers that no double holds, becomes their text.
     """
     options: dict[str, Any] = {"files": files}
     database = _database_for(files[0])

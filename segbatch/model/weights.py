@@ -38,7 +38,7 @@ WRAPPERS = (
 # Prefixes that wrappers of a network give to all keys: DDP, torch.compile, Lightning.
 PREFIXES = ("module.", "_orig_mod.", "model.")
 
-# Types that training scripts put beside the weights; creating one runs no code of the file's.
+# Types that training scripts save with the weights; creating one runs no code of the file's.
 _numpy = import_module("numpy._core.multiarray")
 HARMLESS: list[Any] = [
     argparse.Namespace, collections.Counter, collections.defaultdict, collections.deque,

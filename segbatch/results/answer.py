@@ -55,8 +55,8 @@ def write_answer(
     and CSV have one column for each field of a struct (``coverage_window``), and sizes in place of
     bytes. JSON has bytes in base64, and null for numbers that are not finite.
 
-    Raises :class:`~segbatch.errors.InputError` if the SQL fails on a value, ``Incomplete`` if a
-    file can no longer be read, ``OSError`` if ``out`` cannot be written.
+    Raises :class:`~segbatch.errors.InputError` if the SQL fails on a value or ``out`` cannot be
+    written, ``Incomplete`` if a file can no longer be read or storage does not answer.
     """
     if format == "parquet" and out is None:
         raise InputError("--format parquet is not for a terminal: name a file with -o")
@@ -98,7 +98,8 @@ def _write_file(relation: duckdb.DuckDBPyRelation, format: AnswerFormat, out: st
     }[format]
     target = storage.local_path(out) if out is not None and storage.is_local(out) else None
     if target:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        with storage.translate_errors("cannot write", InputError):
+            target.parent.mkdir(parents=True, exist_ok=True)
     # Next to a local target, so that it can be renamed to the target.
     with tempfile.TemporaryDirectory(
         prefix=".segbatch-", dir=target.parent if target else None
@@ -109,10 +110,9 @@ def _write_file(relation: duckdb.DuckDBPyRelation, format: AnswerFormat, out: st
             "answer", f"COPY ({select}) TO {quoted_text(str(result))} ({options})"
         )
         rows = int(copied.fetchall()[0][0]) if copied is not None else 0
-        if target:
-            result.replace(target)
-        elif out is not None:
-            storage.write_bytes(out, result.read_bytes())
+        if out is not None:
+            with storage.translate_errors("cannot write", InputError):
+                storage.upload(result, out)
         else:
             with result.open(encoding="utf-8", newline="") as text:
                 shutil.copyfileobj(text, sys.stdout)

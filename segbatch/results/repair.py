@@ -179,7 +179,7 @@ def _rebuild_manifest(
     rebuilt = {}
     for file in run.info.manifest.files:
         if file.name in damaged:
-            first, end = file.first_id, file.first_id + file.rows
+            first, end = file.first_id, file.end_id
             images = None if log is None else _images(log, remove, first, end)
             if images is None:
                 raise RunError(

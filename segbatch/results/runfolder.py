@@ -41,20 +41,42 @@ class RunFolder:
         self.classes = Classes.from_json(info.model.classes)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.uri!r}, {self.status})"
+        return f"{type(self).__name__}({self.uri!r}, {self.info.status})"
 
     @property
     def name(self) -> str:
         return storage.name_of(self.uri)
 
+    @cached_property
+    def driver(self) -> dict[str, Any] | None:
+        """The driver that holds the run, by its lease; ``None`` if there is none.
+
+        ``alive`` is ``None`` if that cannot be known. Raises ``OSError``.
+        """
+        lease = read_lease(self.uri)
+        if lease is None:
+            return None
+        age_s = heartbeat_age_s(lease)
+        return {
+            "alive": holder_is_alive(lease),
+            **{key: lease.get(key) for key in ("host", "pid", "since", "heartbeat")},
+            "heartbeat_age_s": None if age_s is None else round(age_s, 1),
+        }
+
     @property
     def status(self) -> Status:
-        return self.info.status
+        """What ``run.json`` says, but ``interrupted`` for a run whose driver was killed."""
+        return "interrupted" if self._is_orphaned else self.info.status
+
+    @property
+    def _is_orphaned(self) -> bool:
+        is_running = self.info.status == "running"
+        return is_running and (self.driver is None or self.driver["alive"] is False)
 
     @property
     def finished(self) -> bool:
         """Whether ``stats/`` holds every row."""
-        return self.status in ("complete", "failed")
+        return self.info.status in ("complete", "failed")
 
     def table(self, name: Literal["rows", "stats"]) -> Table | None:
         """The newest version of one of the run's tables; ``None`` before there is one."""
@@ -73,26 +95,20 @@ class RunFolder:
     def summary(self) -> dict[str, Any]:
         """The run's progress, read from storage alone: rows by kind, pace, state of its driver.
 
-        A run whose driver was killed is ``interrupted``, although ``run.json`` says ``running``.
-        ``driver`` is ``None`` if no driver holds the run; its ``alive`` is ``None`` if that cannot
-        be known. ``rest_s``: seconds for the remaining images at the present pace. ``reason``: why
+        ``rest_s``: seconds for the remaining images at the present pace. ``reason``: why
         the last start ended early.
         """
         table = self.table("rows")
         kinds: Counter[str] = Counter()
         for file in table.files() if table else []:
             kinds[kind_of(file.name)] += file.rows
-        info, lease = self.info, read_lease(self.uri)
+        info = self.info
         remaining = info.manifest.rows - kinds.total()
         pace = info.images_per_second
-        driver = None if lease is None else _driver(lease)
-        status, reason = info.status, info.reason
-        if status == "running" and (driver is None or driver["alive"] is False):
-            status, reason = "interrupted", DRIVER_GONE
         return {
             "run": self.uri,
-            "status": status,
-            "reason": reason,
+            "status": self.status,
+            "reason": DRIVER_GONE if self._is_orphaned else info.reason,
             "images": info.manifest.rows,
             "ok": kinds.pop("ok", 0),
             "failed": dict(sorted(kinds.items())),
@@ -102,18 +118,9 @@ class RunFolder:
             "pass": info.starts[-1].passes if info.starts else None,
             "images_per_second": pace,
             "rest_s": round(remaining / pace) if pace and remaining else None,
-            "driver": driver,
+            "driver": self.driver,
             "submission": info.submission,
             "model": info.model.uri,
             "created": info.created,
             "updated": info.updated,
         }
-
-
-def _driver(lease: dict[str, Any]) -> dict[str, Any]:
-    age_s = heartbeat_age_s(lease)
-    return {
-        "alive": holder_is_alive(lease),
-        **{key: lease.get(key) for key in ("host", "pid", "since", "heartbeat")},
-        "heartbeat_age_s": None if age_s is None else round(age_s, 1),
-    }

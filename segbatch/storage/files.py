@@ -7,7 +7,8 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from obstore.exceptions import InvalidPathError
 from segbatch.console import say
 from segbatch.storage.clients import bucket_client, filesystem, obstore_client
 from segbatch.storage.failures import as_os_error
+from segbatch.storage.systemfiles import system_part
 from segbatch.storage.uris import (
     OBJECT_SCHEMES,
     is_local,
@@ -28,6 +30,7 @@ from segbatch.storage.uris import (
 )
 
 MULTIPART_BYTES = 64 << 20  # a larger object is uploaded in parts, a smaller one in one PUT
+SAID_LINKS = 5  # lines about links that a listing leaves out; a git-annex has thousands
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,8 @@ class StoredFile:
 def list_files(folder: str) -> Iterator[StoredFile]:
     """All files below ``folder``, at any depth, sorted by key; nothing if the folder is missing.
 
-    On disk, links to folders are followed, but not to those that are listed anyway. A name that is
-    not UTF-8 is escaped, in a ``file://`` URI.
+    On disk, links to folders are followed once, and not to those that are listed anyway; links that
+    are left out are said. A name that is not UTF-8 is escaped, in a ``file://`` URI.
 
     Raises ``FileNotFoundError`` for a missing bucket, ``PermissionError`` or ``OSError``.
     """
@@ -70,30 +73,70 @@ def list_files(folder: str) -> Iterator[StoredFile]:
         raise as_os_error(folder, error) from error
 
 
-def _list_local(folder: Path, listed: tuple[str, ...] = ()) -> Iterator[StoredFile]:
-    """``listed`` are the real paths of the folder that is listed and of links that led here."""
+@dataclass
+class _Links:
+    """Links to folders in one listing: the real paths of the folder that is listed and of those
+    that were followed, and what is said of links that are left out.
+    """
+
+    listed: list[str]
+    left_out: list[str] = field(default_factory=list)
+
+    def leads_into_listing(self, target: str) -> bool:
+        """Whether the files of the folder ``target`` are listed without a link to it, or hold the
+        folder that is listed. Hidden and system folders do not count: most callers leave them out.
+        """
+        inside = (target.removeprefix(f"{known.rstrip('/')}/") for known in self.listed)
+        return f"{self.listed[0]}/".startswith(f"{target.rstrip('/')}/") or any(
+            path != target and system_part(f"{path}/") is None for path in inside
+        )
+
+
+def _list_local(folder: Path) -> Iterator[StoredFile]:
+    real = os.path.realpath(folder)
+    links = _Links([real])
+    yield from _walk(folder, real, links)
+    for line in links.left_out[:SAID_LINKS]:
+        _say_once(line)
+    if more := links.left_out[SAID_LINKS:]:
+        _say_once(f"{folder}: {len(more):,} more links are left out")
+
+
+def _walk(folder: Path, real: str, links: _Links) -> Iterator[StoredFile]:
+    """The files below ``folder``, whose real path is ``real``."""
     try:
         entries = list(os.scandir(folder))
     except (FileNotFoundError, NotADirectoryError):
         return
-    listed = listed or (os.path.realpath(folder),)
     # In the order of object storage, where a folder sorts as its files' keys do.
-    for entry in sorted(entries, key=lambda entry: entry.name + "/" * entry.is_dir()):
-        if entry.is_dir():
-            if not entry.is_symlink():
-                yield from _list_local(Path(entry.path), listed)
-                continue
-            target = os.path.realpath(entry.path)
-            if any(f"{target}/".startswith(f"{known}/") for known in listed) or any(
-                f"{known}/".startswith(f"{target}/") for known in listed
-            ):
-                say(
+    for entry in sorted(entries, key=lambda entry: entry.name + "/" * _is_folder(entry)):
+        is_link = entry.is_symlink()
+        target = os.path.realpath(entry.path) if is_link else os.path.join(real, entry.name)
+        if _is_folder(entry):
+            if target in links.listed or (is_link and links.leads_into_listing(target)):
+                links.left_out.append(
                     f"{entry.path}: a link to {target}, whose files are listed without it; left out"
+                    if is_link
+                    else f"{entry.path}: its files are listed already, through a link; left out"
                 )
-            else:
-                yield from _list_local(Path(entry.path), (*listed, target))
-        elif entry.is_file():
+                continue
+            links.listed += [target] * is_link
+            yield from _walk(Path(entry.path), target, links)
+        elif os.path.isfile(entry.path) if is_link else entry.is_file():
             yield StoredFile(local_uri(entry.path), entry.stat().st_size)
+        elif is_link and system_part(entry.name) is None:
+            links.left_out.append(f"{entry.path}: a link to {target}, which is no file; left out")
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    # A link that leads to itself makes entry.is_dir() raise.
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+
+
+@cache
+def _say_once(line: str) -> None:
+    """Several steps of a command list the same folder."""
+    say(line)
 
 
 def exists(uri: str) -> bool:
@@ -185,7 +228,10 @@ def upload(path: Path, uri: str) -> None:
 
 def _make_parent(path: Path) -> None:
     """Create the folder of a file. Raises ``IsADirectoryError`` if ``path`` itself is one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise NotADirectoryError(f"{path}: {path.parent} is not a folder") from error
     if path.is_dir():  # the system's message would name the temporary file
         raise IsADirectoryError(f"{path}: is a folder: name a file in it")
 

@@ -1,6 +1,6 @@
 """Files that operating systems and NAS boxes leave in folders of photographs, and hidden files.
 
-Below a prefix or a folder they are never photographs or labels, whatever their extension: the
+Below a prefix or a folder they are never photographs or labels, of any extension: the
 ``._a.jpg`` of an archive that was made on a Mac holds no picture. A user who names such a file, or
 a folder of them, gets it.
 """

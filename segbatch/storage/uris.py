@@ -69,11 +69,13 @@ def local_uri(path: str) -> str:
 
 
 def path_below(uri: str, folder: str) -> str:
-    """The path of ``uri`` relative to ``folder``, below which a listing found it."""
-    inside = uri
-    if uri.startswith("file://") and not folder.startswith("file://"):
-        inside = unquote(uri.removeprefix("file://"))
-    return inside.removeprefix(folder).lstrip("/")
+    """The path of ``uri`` relative to ``folder``, below which a listing found it; bytes of a name
+    that are not UTF-8 are replaced.
+    """
+    if is_local(folder) and (scheme_of(uri) or not uri.startswith(f"{folder.rstrip('/')}/")):
+        uri, folder = normalize(uri), normalize(folder)
+    below = uri.removeprefix(folder).lstrip("/")
+    return below.encode(errors="surrogateescape").decode(errors="replace")
 
 
 def normalize(uri: str) -> str:

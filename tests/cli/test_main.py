@@ -204,12 +204,18 @@ def test_every_public_name_is_a_function_in_any_order_of_imports() -> None:
         _ = segbatch.no_such_name
 
 
+PICTURES = "the extension must be one of .png, .jpg, .jpeg, .webp, .tif, .tiff, .bmp"
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
         (["report", "RUN", "-o", "report.txt"], "-o report.txt: must end in .html or .htm"),
         (["report", "RUN", "-o", "report"], "-o report: must end in .html or .htm"),
         (["model", "export", "M", "--to", "onnx", "-o", "m.pt"], "-o m.pt: must end in .onnx"),
+        (["labels", "check", "D", "-o", "sheet.psd"], f"sheet.psd: {PICTURES}"),
+        (["predict", __file__, "--model", "M", "-o", "a.psd"], f"a.psd: {PICTURES}"),
+        (["predict", __file__, "--model", "M", "-o", "a"], f"a: {PICTURES}"),
     ],
 )
 def test_an_output_of_another_name_is_refused_before_anything_is_read(

@@ -125,7 +125,7 @@ def test_a_users_column_named_like_one_of_wide_is_still_there(tmp_path: Path) ->
 def test_runs_has_one_row_a_run(run: Run, running: Run) -> None:
     found = sql([run, running], "SELECT run, uri, status, model, images FROM runs ORDER BY run")
     assert found.fetchall() == [
-        ("april", running.uri, "running", "models/facades", 14),
+        ("april", running.uri, "interrupted", "models/facades", 14),
         ("march", run.uri, "complete", "models/facades", 14),
     ]
     [(age,)] = sql([run], "SELECT now() AT TIME ZONE 'UTC' - created FROM runs").fetchall()

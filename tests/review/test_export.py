@@ -186,9 +186,12 @@ def test_fiftyone_gets_grey_masks_in_which_0_is_nothing(run: Run, tmp_path: Path
 
 
 @pytest.mark.parametrize("to", ["csv", "parquet"])
-def test_rows_are_exported_as_the_flat_view(run: Run, tmp_path: Path, to: str) -> None:
+def test_rows_are_exported_as_the_flat_view(
+    run: Run, tmp_path: Path, to: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     exported = run.export(str(tmp_path), to, where="city = 'Bern' OR status = 'failed'", limit=3)
     assert exported.written == 3
+    assert capsys.readouterr().err == f"3 rows → {tmp_path}/wide.{to}\n"
     if to == "parquet":
         rows = pq.read_table(tmp_path / "wide.parquet").to_pylist()
         assert [row["image_id"] for row in rows] == [2, 5, 8]
@@ -224,8 +227,10 @@ def test_what_cannot_be_done_is_said_before_anything_is_written(run: Run, tmp_pa
     assert not folder.exists()
     (tmp_path / "mine.txt").write_text("mine")
     for taken in (tmp_path, tmp_path / "mine.txt"):
-        with pytest.raises(InputError, match="is not empty"):
+        with pytest.raises(InputError, match="; name an empty or a new folder"):
             run.export(str(taken), "png")
+    with pytest.raises(InputError, match=r"mine\.txt is a file; name an empty or a new folder"):
+        run.export(str(tmp_path / "mine.txt" / "x"), "png")
 
 
 def test_a_run_without_masks_and_one_that_is_not_finished_say_what_there_is(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -265,6 +266,25 @@ def test_a_folder_of_photographs_and_videos_becomes_a_folder_of_overlays(
     assert "broken.mov: no video" in capsys.readouterr().err
     assert (tmp_path / "out" / "photo.png").exists()
     assert seen(tmp_path / "out" / "deep" / "clip.mp4").times == [0]
+
+
+def test_overlays_lie_as_the_files_do_however_the_folder_is_written(
+    model_uri: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = [b"a.jpg", b"a.png", b"deep/b.jpg", b"T\xfc.jpg", b"T\xe4.jpg", b"T\xf6.jpg"]
+    for name in [*names, b"._a.jpg"]:
+        path = Path(".cache/in", os.fsdecode(name))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32)).save(path, "PNG")
+    assert predict_files(".cache/in", model_uri, "out") == len(names)
+    made = {str(path.relative_to("out")) for path in Path("out").rglob("*.png")}
+    assert len(made) == len(names)
+    assert made >= {"a.png", "a.png.png", "deep/b.png"}
+    assert capfd.readouterr().err == "left out 1 system file (._*)\n"
 
 
 def test_a_video_is_no_picture(model_uri: str, tmp_path: Path) -> None:

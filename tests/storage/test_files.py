@@ -429,6 +429,60 @@ def test_a_local_listing_follows_links_and_skips_other_than_files(tmp_path: Path
     assert list(storage.list_files(str(folder))) == [StoredFile(f"{folder}/linked/a.jpg", 1)]
 
 
+def test_a_folder_that_two_links_lead_to_is_listed_once(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "folder", tmp_path / "elsewhere"
+    for path in (elsewhere / "a.jpg", elsewhere / "deep/b.jpg", folder / ".data/v2/c.jpg"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    for name, target in {
+        "1-deep": elsewhere / "deep",
+        "2-all": elsewhere,
+        "3-again": elsewhere,
+        "current": Path(".data/v2"),  # as git-sync does; the hidden folder alone would be left out
+        "up": tmp_path,
+    }.items():
+        (folder / name).symlink_to(target)
+    names = [storage.path_below(file.uri, str(folder)) for file in storage.list_files(str(folder))]
+    assert names == [".data/v2/c.jpg", "1-deep/b.jpg", "2-all/a.jpg", "current/c.jpg"]
+
+
+def test_links_that_lead_to_no_file_are_said_and_the_first_few_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    for number in range(9):  # a git-annex whose files have not been fetched
+        (tmp_path / f"{number}.jpg").symlink_to(".git/annex/objects/none")
+    for _ in range(2):  # commands list a folder more than once
+        assert list(storage.list_files(str(tmp_path))) == [StoredFile(f"{tmp_path}/a.jpg", 1)]
+    *lines, last = capsys.readouterr().err.splitlines()
+    assert lines == [
+        f"{tmp_path}/{number}.jpg: a link to {tmp_path}/.git/annex/objects/none, which is no file;"
+        " left out"
+        for number in range(5)
+    ]
+    assert last == f"{tmp_path}: 5 more links are left out"
+
+
+@pytest.mark.parametrize(
+    ("uri", "folder", "path"),
+    [
+        ("/p/x/a.jpg", "/p", "x/a.jpg"),
+        ("/p/x/a.jpg", "file:///p/", "x/a.jpg"),
+        ("file:///p/%40eaDir/T%FCr.jpg", "/p", "@eaDir/T\ufffdr.jpg"),
+        (".cache/p/a.jpg", "./.cache/p/", "a.jpg"),
+        (".cache/p/a.jpg", str(Path(".cache/p").absolute()), "a.jpg"),
+        ("file:///H%E4user/a.jpg", "/H\udce4user", "a.jpg"),
+        ("s3://b/p/x/a.jpg", "s3://b/p/", "x/a.jpg"),
+        ("s3://b/100%25.jpg", "s3://b", "100%25.jpg"),
+    ],
+)
+def test_paths_below_a_folder_do_not_depend_on_how_it_is_written(
+    uri: str, folder: str, path: str
+) -> None:
+    assert storage.path_below(uri, folder) == path
+
+
 @pytest.mark.parametrize("operation", [storage.read_bytes, storage.exists])
 def test_refusals_are_permission_errors(
     faulty: Objects, operation: Callable[[str], object]

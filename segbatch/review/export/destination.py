@@ -39,7 +39,11 @@ class Claim:
         Raises :class:`~segbatch.errors.InputError` if ``folder`` holds anything else; system files
         do not count. Raises what :func:`~segbatch.storage.reading_input` raises.
         """
-        is_file = storage.is_local(folder) and storage.local_path(folder).is_file()
+        if storage.is_local(folder):
+            path = storage.local_path(folder).absolute()
+            in_way = next((p for p in (path, *path.parents) if p.is_file()), None)
+            if in_way is not None:
+                raise InputError(f"{folder}: {in_way} is a file; name an empty or a new folder")
         with storage.reading_input(folder, InputError, "no such bucket"):
             try:
                 found = storage.read_bytes(storage.join(folder, CLAIM_FILE))
@@ -48,7 +52,7 @@ class Claim:
             paths = (storage.path_below(f.uri, folder) for f in storage.list_files(folder))
             files = storage.SystemFiles().left_out(paths, str)
             is_full = found is None and next(files, None) is not None
-        if is_file or is_full:
+        if is_full:
             raise InputError(f"{folder}: is not empty; name an empty or a new folder")
         if found is None:
             return False

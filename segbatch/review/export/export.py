@@ -14,11 +14,9 @@ the entries in shared files are collected on disk.
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from time import monotonic
 from typing import Literal, NamedTuple
 
@@ -134,11 +132,8 @@ def _export_table(run: RunFolder, folder: str, to: Table, rest: str) -> Exported
         f"SELECT * FROM wide WHERE image_id IN (SELECT image_id FROM images{rest})"
         " ORDER BY image_id",
     )
-    with tempfile.TemporaryDirectory(prefix="segbatch-") as temporary:
-        file = Path(temporary, f"wide.{to}")
-        write_answer(rows, to, str(file))
-        [(num_rows,)] = rows.count("*").fetchall()
-        storage.upload(file, storage.join(folder, file.name))
+    write_answer(rows, to, storage.join(folder, f"wide.{to}"))
+    [(num_rows,)] = rows.count("*").fetchall()
     return Exported(num_rows, num_rows)
 
 

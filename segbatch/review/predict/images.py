@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping
 from functools import partial
+from itertools import count
 from pathlib import PurePosixPath
 
 import numpy as np
-from PIL import Image
 
 from segbatch import storage
 from segbatch.config.images import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
@@ -17,7 +16,7 @@ from segbatch.console import say
 from segbatch.errors import InputError, JobFailed, SourceError
 from segbatch.images.decode import decode_image
 from segbatch.images.faults import Undecodable
-from segbatch.masks import with_legend
+from segbatch.masks import encode_picture, picture_format, with_legend
 from segbatch.model.predict import Model, load_model
 from segbatch.review.predict.film import ENCODERS
 from segbatch.review.predict.videos import predict_video
@@ -73,16 +72,17 @@ def _outputs(source: str, output: str) -> Iterator[tuple[str, str]]:
         into_folder = into_folder or output.endswith("/")
         yield source, storage.join(output, name) if into_folder else output
         return
-    root = storage.normalize(source)
     taken: set[str] = set()
     system = storage.SystemFiles()
-    for uri in system.left_out(files, partial(storage.path_below, folder=root)):
-        relative = PurePosixPath(storage.path_below(uri, root))
+    for uri in system.left_out(files, partial(storage.path_below, folder=source)):
+        relative = PurePosixPath(storage.path_below(uri, source))
         if relative.suffix.lower() not in _EXTENSIONS:
             continue
         name = _overlay_name(relative)
-        if name in taken:  # a.jpg and a.png in one folder
-            name = f"{relative}{_extension(name)}"
+        for number in count(1):  # a.jpg and a.png in one folder; names that are not UTF-8
+            if name not in taken:
+                break
+            name = f"{relative}{f'_{number}' if number > 1 else ''}{_extension(name)}"
         taken.add(name)
         yield uri, storage.join(output, name)
     if system.counts:
@@ -107,8 +107,7 @@ def _check_extensions(outputs: Mapping[str, str]) -> None:
             continue
         if _extension(source) in _VIDEOS:
             raise InputError(f"{target}: a video is written as {', '.join(ENCODERS)}")
-        if extension not in Image.registered_extensions():
-            raise InputError(f"{target}: not an image extension; use .png or .jpg")
+        picture_format(target)
 
 
 def _refuse_overwriting(outputs: Mapping[str, str]) -> None:
@@ -131,7 +130,5 @@ def _predict_image(uri: str, model: Model, target: str) -> None:
     prediction = model.predict(image.pixels)
     shares = np.array(list(prediction.coverage.values()))
     picture = with_legend(prediction.overlay(), model.classes, shares)
-    buffer = io.BytesIO()
-    picture.save(buffer, format=Image.registered_extensions()[_extension(target)])
     with storage.translate_errors("cannot write", InputError):
-        storage.write_bytes(target, buffer.getvalue())
+        storage.write_bytes(target, encode_picture(picture, target))
