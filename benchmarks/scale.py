@@ -46,6 +46,7 @@ from segbatch.jobs.progress import Progress  # noqa: E402
 from segbatch.jobs.runstate import RunState, StartRecord  # noqa: E402
 from segbatch.jobs.stages import accounts_of, write_stage  # noqa: E402
 from segbatch.jobs.watch import Watch  # noqa: E402
+from segbatch.model.engine import EngineChoice  # noqa: E402
 from segbatch.results import ledger as ledgers  # noqa: E402
 from segbatch.results.encode import Encoding, encode  # noqa: E402
 from segbatch.results.lease import Lease  # noqa: E402
@@ -197,9 +198,8 @@ def work(
         writing = Writing(lease.worker_lease, ledger.epoch, ledger.table.schema, last_pass=False)
         executor = Instant(rows, writing, tenths)
         with Progress(run, state.num_images, ledger.taken.count()) as progress:
-            state.begin_start(
-                ledger, "cpu", "fp32", workers="none", sizes=Sizes(FILE_ROWS, FILE_ROWS)
-            )
+            choice, sizes = EngineChoice("openvino", "fp32"), Sizes(FILE_ROWS, FILE_ROWS)
+            state.begin_start(ledger, "cpu", choice, workers="none", sizes=sizes)
             record = StartRecord(state, progress, lambda: [])
             bounds = [(first, min(end, until)) for first, end in state.bounds if first < until]
             passes = Passes(

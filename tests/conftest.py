@@ -3,6 +3,7 @@ import json
 import logging
 import os
 import sys
+import tempfile
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,8 @@ os.environ |= {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_metrics_report_interval_ms": "1000",
+    # Graphs are kept here, and not in the home folder of whoever runs the tests.
+    "XDG_CACHE_HOME": tempfile.mkdtemp(prefix="segbatch-tests-"),
     **FEW_CORES,
 }
 

@@ -112,6 +112,22 @@ def model_import(
     say(f"{uri}: imported; look at it with: segbatch model info {quote(uri)}")
 
 
+@model_app.command("quantize")
+def model_quantize(
+    uri: Bundle,
+    output: Annotated[str, Argument(metavar="OUT", help="Folder of the new bundle (any URI).")],
+    images: Annotated[str, Option(help="Images to calibrate with: a folder, glob or manifest.")],
+) -> None:
+    """Make a bundle that computes in int8, several times as fast on CPUs.
+
+    Example: segbatch model quantize models/facades models/facades-int8 --images photos/
+    """
+    from segbatch.model.quantize import quantize_bundle
+
+    quantize_bundle(uri, output, images)
+    say(f"{output}: computes in int8; what that costs in mIoU: evaluate it on labelled images")
+
+
 @model_app.command("export")
 def model_export(
     uri: Bundle,

@@ -72,13 +72,28 @@ class Predict(Strict):
     """``device``: the predict workers decode JPEGs that need neither turning nor downscaling, on a
     GPU with nvJPEG. Use it where CPUs are the limit, as ``segbatch plan`` shows. Pixels differ by
     rounding."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", json_schema_extra=IDENTITY)
-    """``auto``: fp32 on CPUs, bf16 on GPUs that support it, else fp16."""
+    engine: Literal["auto", "torch", "openvino"] = Field("auto", json_schema_extra=IDENTITY)
+    """What runs the network. ``auto``: OpenVINO on CPUs, torch on GPUs."""
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = Field(
+        "auto", json_schema_extra=IDENTITY
+    )
+    """``auto``: bf16 where every device of the job computes it in hardware, else fp16 on GPUs and
+    fp32 on CPUs. ``int8``: quantised for CPUs, calibrated with images of the job."""
     batch_size: Positive = 16
     """Largest number of images, of one padded shape, that the network processes together; on CPUs
     also at most 512×512 pixels of them, or one image."""
     compile: bool = False
     """Compile the network with ``torch.compile``."""
+
+    @model_validator(mode="after")
+    def _engine_fits(self) -> Predict:
+        if self.engine == "openvino" and self.compile:
+            raise ValueError("compile is torch's: set it to false, or engine to torch")
+        if self.engine == "openvino" and self.precision == "fp16":
+            raise ValueError("engine openvino computes fp32, bf16 and int8: choose one of them")
+        if self.precision == "int8" and (self.engine == "torch" or self.compile):
+            raise ValueError("int8 runs with OpenVINO: set engine to auto, and compile to false")
+        return self
 
     @model_validator(mode="after")
     def _tile_or_long_side(self) -> Predict:

@@ -32,12 +32,8 @@ from segbatch.errors import Incomplete, RunError, SegbatchError, SourceError
 from segbatch.images.decode import Decoded, decode_image
 from segbatch.jobs.passes import ExecutionStopped
 from segbatch.jobs.preflight import Prepared, check_output, prepare_model
-from segbatch.jobs.runtime.executor import (
-    data_context,
-    in_background,
-    precision_on_workers,
-    share_model,
-)
+from segbatch.jobs.runtime.engines import engine_on_workers, share_model
+from segbatch.jobs.runtime.executor import data_context, in_background
 from segbatch.jobs.runtime.sharing import ENCODE_CPUS, PARQUET_CPUS, READ_CPUS, worker_cpus
 from segbatch.jobs.runtime.workers import Workers, choose_device, connected, share_out
 from segbatch.jobs.scoring import ClassMapping, Scores, read_stage, score_stage
@@ -133,18 +129,18 @@ def score_images(
     mapping: ClassMapping,
     lease: Lease,
 ) -> tuple[Scores, dict[str, Any]]:
-    """Score every image of the split; returns the device and precision used, too."""
+    """Score every image of the split; returns the device, engine and precision used, too."""
     scores = Scores(mapping.classes)
     watch = Watch(lease, Limits().stall_minutes)
     device = choose_device(job.resources)
-    precision = precision_on_workers(job.predict.precision, device, watch)
+    choice = engine_on_workers(job.predict, prepared.config, device, watch)
     workers = share_out(job.resources, device)
     total = dataset.num_rows(job.split)
     block_rows = _block_rows(dataset, job.split, workers)
-    say(f"{total:,} images to score on {workers} ({device}, {precision}), {block_rows} a block")
+    say(f"{total:,} images to score on {workers} ({device}, {choice}), {block_rows} a block")
     predicting = Predicting(
-        model=share_model(prepared.model),
-        options=prepared.options.model_copy(update={"precision": precision}),
+        model=share_model(prepared.model, choice.engine),
+        options=prepared.options.model_copy(update=choice._asdict()),
         device=device,
         threads=workers.num_cpus,
         original_grid=True,
@@ -171,7 +167,7 @@ def score_images(
                     said = time.monotonic()
                     pace = scores.num_images / (said - began)
                     say(f"images={scores.num_images}/{total} images_per_second={pace:.2f}")
-    return scores, {"device": device, "precision": precision}
+    return scores, {"device": device, **choice._asdict()}
 
 
 def _block_rows(dataset: Dataset, split: str, workers: Workers) -> int:

@@ -22,9 +22,10 @@ from segbatch.errors import Incomplete, JobFileError, RunError, SourceError
 from segbatch.images.faults import HEAD_BYTES, VIDEO_HINT, is_video
 from segbatch.images.fetch import fetch
 from segbatch.jobs.stages import BLOCK_BYTES, Reading
-from segbatch.model.bundle import fingerprint
+from segbatch.model.bundle import fingerprint, load_config
 from segbatch.model.config import ModelConfig
 from segbatch.model.predict import Model, load_model
+from segbatch.model.quantize import require_nncf
 from segbatch.results.formulas import Formula
 from segbatch.results.schema import TRANSIENT_ERRORS
 from segbatch.storage.uris import without_query
@@ -79,7 +80,12 @@ def prepare_model(uri: str, predict: Predict, limits: Limits, *, confidence: boo
 
     Raises :class:`~segbatch.errors.InputError`.
     """
-    model = load_model(uri, device="cpu", options=predict, confidence=confidence)
+    # int8 is made once the workers are there; until then the model predicts as it is.
+    is_int8 = predict.precision == "int8" and not load_config(uri).is_graph
+    options = predict.model_copy(update={"precision": "fp32"}) if is_int8 else predict
+    model = load_model(uri, device="cpu", options=options, confidence=confidence)
+    if is_int8:
+        require_nncf()
     if (
         predict.tile is not None
         and predict.scales != [1.0]

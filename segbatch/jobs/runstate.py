@@ -36,6 +36,9 @@ from segbatch.jobs.preflight import SAMPLE_IMAGES, Prepared, Sizes
 from segbatch.jobs.progress import Progress
 from segbatch.jobs.stamp import software, submission
 from segbatch.masks.classes import Classes
+from segbatch.model.bundle import bundle_sha256
+from segbatch.model.engine import EngineChoice
+from segbatch.model.quantize import drawn
 from segbatch.results.encode import carried, user_fields
 from segbatch.results.finish import sweep, write_stats
 from segbatch.results.lease import WorkerLease
@@ -168,6 +171,14 @@ class RunState:
         end = dict(self.bounds)[first_id]
         return self.images_of(np.arange(first_id, min(first_id + SAMPLE_IMAGES, end)))
 
+    def calibration_uris(self) -> list[str]:
+        """The URIs of images of the run, drawn at random and always the same."""
+        ids = np.array(drawn(self.num_images))
+        parts = [ids[(first <= ids) & (ids < end)] for first, end in self.bounds]
+        return [
+            uri for part in parts if len(part) for uri in self.images_of(part)["uri"].to_pylist()
+        ]
+
     def sample(self) -> pa.Table:
         """Some rows, evenly spaced over the manifest's first slice."""
         end = self.bounds[0][1]
@@ -217,11 +228,15 @@ class RunState:
         return self._ledger
 
     def begin_start(
-        self, ledger: Ledger, device: str, precision: str, *, workers: str, sizes: Sizes
-    ) -> str:
-        """Record a start. Returns the precision of the run, which its first start settled."""
-        self.info.precision = settled = self.info.precision or precision
-        ledger.facts["precision"] = settled
+        self, ledger: Ledger, device: str, choice: EngineChoice, *, workers: str, sizes: Sizes
+    ) -> EngineChoice:
+        """Record a start. Returns the engine and precision of the run, which its first start
+        settled.
+        """
+        if self.info.precision is not None:
+            choice = EngineChoice(self.info.engine or "torch", self.info.precision)
+        self.info.engine, self.info.precision = choice
+        ledger.facts.update(choice._asdict())
         self.info.starts.append(
             Start(
                 at=time.time(),
@@ -233,7 +248,25 @@ class RunState:
         )
         self._began = True
         self.write("running")
-        return settled
+        return choice
+
+    @property
+    def int8_uri(self) -> str:
+        """The folder of the model in int8 that this run made for itself."""
+        return storage.join(self.uri, "int8")
+
+    def keep_quantized(self, ledger: Ledger) -> None:
+        """Record the model in :attr:`int8_uri`, or check that it is the one of earlier starts.
+
+        Raises :class:`~segbatch.errors.RunError` if it is another one.
+        """
+        found = bundle_sha256(self.int8_uri)
+        if self.info.quantized not in (None, found):
+            raise RunError(
+                f"{self.int8_uri}: is not the model that the run began with: choose a new output"
+            )
+        self.info.quantized = ledger.facts["quantized"] = found
+        self.write()
 
     def write(self, status: Status | None = None) -> None:
         """Write ``run.json`` with the committed counts.

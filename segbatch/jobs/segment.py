@@ -7,7 +7,7 @@ manifest has its row.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -30,12 +30,13 @@ from segbatch.jobs.preflight import (
 )
 from segbatch.jobs.progress import Progress
 from segbatch.jobs.runstate import RunState, StartRecord, repair_run
-from segbatch.jobs.runtime.executor import (
-    RayExecutor,
-    precision_on_workers,
-    sample_sizes,
+from segbatch.jobs.runtime.engines import (
+    Calibration,
+    engine_on_workers,
+    quantize_on_worker,
     share_model,
 )
+from segbatch.jobs.runtime.executor import RayExecutor, sample_sizes
 from segbatch.jobs.runtime.nodes import NodeClock
 from segbatch.jobs.runtime.sharing import ENCODE_CPUS, PARQUET_CPUS, READ_CPUS, worker_cpus
 from segbatch.jobs.runtime.workers import Workers, choose_device, connected, share_out
@@ -49,6 +50,8 @@ from segbatch.jobs.stages import (
     write_stage,
 )
 from segbatch.jobs.watch import Patience, Watch
+from segbatch.model.bundle import Packed
+from segbatch.model.predict import load_model
 from segbatch.results.encode import Encoding
 from segbatch.results.lease import Lease
 from segbatch.results.ledger import Ledger
@@ -246,6 +249,26 @@ def say_growth(state: RunState, job: SegmentJob) -> None:
         )
 
 
+def share_quantized(
+    state: RunState,
+    job: SegmentJob,
+    prepared: Prepared,
+    ledger: Ledger,
+    model: Callable[[], Packed],
+    *,
+    workers: Workers,
+    watch: Watch,
+) -> Callable[[], Packed]:
+    """The model in int8, which the run's first start calibrates with images of the run."""
+    if state.info.quantized is None:
+        calibration = Calibration(
+            job.model, state.int8_uri, state.calibration_uris(), prepared.model.options, job.limits
+        )
+        quantize_on_worker(model, calibration, workers, watch)
+    state.keep_quantized(ledger)
+    return share_model(load_model(state.int8_uri, "cpu"), "openvino")
+
+
 def work_through(
     state: RunState, job: SegmentJob, prepared: Prepared, ledger: Ledger, lease: Lease
 ) -> None:
@@ -257,7 +280,9 @@ def work_through(
         prepared.config.classes, schema, prepared.formulas, store_masks=job.masks != "none"
     )
     device = choose_device(job.resources)
-    precision = precision_on_workers(job.predict.precision, device, watch)  # waits for a first node
+    choice = engine_on_workers(
+        job.predict, prepared.config, device, watch
+    )  # waits for a first node
     workers = share_out(job.resources, device)
     clock = NodeClock()  # counts from here on: before, nodes were waited for
     sizes = choose_sizes(
@@ -270,16 +295,19 @@ def work_through(
     )
     slowest_read_s = limits.read_limits().longest_s(sizes.block_rows)
     patience = Patience(max(60 * limits.idle_minutes, slowest_read_s), 60 * limits.stall_minutes)
-    precision = state.begin_start(ledger, device, precision, workers=str(workers), sizes=sizes)
+    choice = state.begin_start(ledger, device, choice, workers=str(workers), sizes=sizes)
     say(
-        f"{ledger.remaining():,} images to do on {workers} ({device}, {precision}),"
+        f"{ledger.remaining():,} images to do on {workers} ({device}, {choice}),"
         f" {sizes.block_rows} a block, {sizes.file_rows} a file"
     )
     if device == "cpu" and job.predict.decode == "device":
         say("predict.decode: device: the device is the CPU, so predict workers decode the images")
+    model = share_model(prepared.model, choice.engine)
+    if choice.precision == "int8" and not prepared.config.is_graph:
+        model = share_quantized(state, job, prepared, ledger, model, workers=workers, watch=watch)
     predicting = Predicting(
-        model=share_model(prepared.model),
-        options=prepared.options.model_copy(update={"precision": precision}),
+        model=model,
+        options=prepared.options.model_copy(update=choice._asdict()),
         device=device,
         threads=workers.num_cpus,
         original_grid=job.masks == "original",

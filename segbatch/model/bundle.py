@@ -1,7 +1,8 @@
 """Model bundles: a folder with everything that prediction needs, and no code that could run.
 
     config.json         architecture, classes, normalisation, metrics, provenance
-    model.safetensors   the weights, under the key names of the architecture's own library
+    model.safetensors   the weights, under the key names of the architecture's own library;
+    model.xml, .bin     or instead of them an OpenVINO graph, which can only predict
     README.md           a model card
 
 ``config.json`` is written last, so a folder without it is incomplete and does not load. Functions
@@ -15,9 +16,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import safetensors.torch
 import torch
@@ -27,14 +29,17 @@ from segbatch import storage
 from segbatch.console import say
 from segbatch.errors import InputError, ModelError
 from segbatch.masks.classes import Classes
+from segbatch.model import graph as graphs
 from segbatch.model import weights, zoo
-from segbatch.model.config import ModelConfig
+from segbatch.model.config import GRAPH, GraphInput, GraphOutput, ModelConfig
+from segbatch.model.graph import Graph
 from segbatch.model.weights import listed
 from segbatch.model.zoo import ZOO_PREFIX, Network
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 CARD = "README.md"
+GRAPH_FILES = (graphs.XML, graphs.WEIGHTS)
 MAX_CONFIG_BYTES = 10_000_000
 
 
@@ -42,9 +47,37 @@ def save_bundle(uri: str, module: torch.nn.Module, config: ModelConfig) -> None:
     """Write a bundle into the folder ``uri``, its ``config.json`` last. Raises ``OSError``."""
     state = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
     storage.write_bytes(storage.join(uri, WEIGHTS), safetensors.torch.save(state))
+    _write_card_and_config(uri, config)
+
+
+def _write_card_and_config(uri: str, config: ModelConfig) -> None:
     storage.write_bytes(storage.join(uri, CARD), card(storage.name_of(uri), uri, config).encode())
     text = json.dumps(config.to_json(), indent=2, ensure_ascii=False)
     storage.write_bytes(storage.join(uri, CONFIG), f"{text}\n".encode())
+
+
+def save_graph_bundle(uri: str, graph: Graph, config: ModelConfig) -> ModelConfig:
+    """Write a bundle of a graph that takes normalised NHWC images and gives coarse logits.
+
+    Returns its configuration, that of the network with a graph's keys. Raises ``OSError``.
+    """
+    config = replace(
+        config,
+        arch=GRAPH,
+        input=GraphInput("images"),
+        output=GraphOutput("logits", stride=None, align_corners=graph.align_corners),
+    )
+    storage.write_bytes(storage.join(uri, graphs.WEIGHTS), graph.weights.tobytes())
+    storage.write_bytes(storage.join(uri, graphs.XML), graph.xml)
+    _write_card_and_config(uri, config)
+    return config
+
+
+def load_graph(uri: str, config: ModelConfig) -> Graph:
+    """The graph of a bundle whose configuration is ``config``."""
+    assert config.output is not None
+    xml, data = (weights.read_file(storage.join(uri, name)) for name in GRAPH_FILES)
+    return Graph(xml, np.frombuffer(data, np.uint8), config.output.align_corners)
 
 
 def load_bundle(uri: str) -> tuple[Network, ModelConfig]:
@@ -52,6 +85,8 @@ def load_bundle(uri: str) -> tuple[Network, ModelConfig]:
     config = load_config(uri)
     if uri.startswith(ZOO_PREFIX):
         return zoo.zoo_model(uri).load().eval(), config
+    if config.is_graph:
+        raise ModelError(f"{uri}: is a graph, which can only predict: name a model with weights")
     where = storage.join(uri, WEIGHTS)
     return _loaded(config, weights.read_file(where), where), config
 
@@ -69,7 +104,9 @@ def load_config(uri: str) -> ModelConfig:
 
 def bundle_sha256(uri: str) -> str:
     """SHA-256 of a bundle's configuration and weights, 64 hex digits."""
-    return _sha256(_config_bytes(uri), weights.read_file(storage.join(uri, WEIGHTS)))
+    text = _config_bytes(uri)
+    names = GRAPH_FILES if _parse(text, uri).is_graph else (WEIGHTS,)
+    return _sha256(text, *(weights.read_file(storage.join(uri, name)) for name in names))
 
 
 def fingerprint(uri: str) -> str:
@@ -140,7 +177,7 @@ def list_bundles(uri: str) -> Iterator[tuple[str, ModelConfig]]:
     """
     for file in _files(uri):
         folder, _, name = file.uri.rpartition("/")
-        if name == WEIGHTS:
+        if name in (WEIGHTS, graphs.XML):
             try:
                 yield folder, load_config(folder)
             except ModelError:
@@ -152,16 +189,20 @@ def describe(uri: str) -> dict[str, Any]:
 
     Loads the weights, so it fails where :func:`load_bundle` would.
     """
+    network: Network | None
     if uri.startswith(ZOO_PREFIX):
         network, config = load_bundle(uri)
         sha256, files = fingerprint(uri), {}
     else:
-        text, where = _config_bytes(uri), storage.join(uri, WEIGHTS)
-        data = weights.read_file(where)
+        text = _config_bytes(uri)
         config = _parse(text, uri)
-        network, sha256 = _loaded(config, data, where), _sha256(text, data)
-        files = {CONFIG: len(text), WEIGHTS: len(data)}
-    parameters = sum(parameter.numel() for parameter in network.parameters())
+        names = GRAPH_FILES if config.is_graph else (WEIGHTS,)
+        data = {name: weights.read_file(storage.join(uri, name)) for name in names}
+        where = storage.join(uri, WEIGHTS)
+        network = None if config.is_graph else _loaded(config, data[WEIGHTS], where)
+        sha256 = _sha256(text, *data.values())
+        files = {CONFIG: len(text), **{name: len(content) for name, content in data.items()}}
+    parameters = network and sum(parameter.numel() for parameter in network.parameters())
     return {
         "uri": uri,
         **config.to_json(),
@@ -173,13 +214,19 @@ def describe(uri: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Packed:
-    """A model to send to other processes: as arrays, which they can share without a copy."""
+    """A model to send to other processes: as arrays, which they can share without a copy.
+
+    It has the ``state`` of its network, or its ``graph`` for an engine that needs no network.
+    """
 
     config: ModelConfig
-    state: dict[str, npt.NDArray[Any]]
+    state: dict[str, npt.NDArray[Any]] | None = None
+    graph: Graph | None = None
 
-    def unpack(self) -> Network:
-        """A copy of the network, in ``eval`` mode on the CPU."""
+    def unpack(self) -> Network | None:
+        """A copy of the network, in ``eval`` mode on the CPU; ``None`` if there is only a graph."""
+        if self.state is None:
+            return None
         network = self.config.build()
         network.load_state_dict({key: torch.tensor(value) for key, value in self.state.items()})
         return network.eval()
@@ -242,7 +289,8 @@ def card(name: str, uri: str, config: ModelConfig) -> str:
         f"# {name}",
         "",
         f"Semantic segmentation: {config.arch} with {config.backbone}, output stride"
-        f" {config.output_stride}, {len(config.classes)} classes.",
+        f" {config.output_stride}, {len(config.classes)} classes"
+        f"{', computed in int8 on CPUs' if config.is_quantized else ''}.",
         "",
         f"- Longer side of images: {_side(config.long_side)}",
         f"- Normalisation: mean {list(config.mean)}, standard deviation {list(config.std)}",

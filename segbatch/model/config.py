@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
 
 from segbatch.errors import InputError
 from segbatch.masks.classes import Classes
@@ -12,6 +14,35 @@ from segbatch.model import zoo
 from segbatch.model.zoo import IMAGENET_MEAN, IMAGENET_STD, Network
 
 RGB = tuple[float, float, float]
+GRAPH = "graph"  # the ``arch`` of models that are no network of the zoo
+
+
+@dataclass(frozen=True)
+class GraphInput:
+    """How a graph takes images: the ``name``, ``layout`` and ``dtype`` of its input.
+
+    Pixels are brought to ``range`` before they are normalised. ``size`` is the height and width
+    that it takes, ``None`` if it takes any.
+    """
+
+    name: str
+    layout: Literal["NCHW", "NHWC"] = "NHWC"
+    dtype: Literal["float32"] = "float32"
+    range: tuple[float, float] = (0.0, 1.0)
+    size: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class GraphOutput:
+    """What a graph gives: logits, at 1/``stride`` of the input's resolution.
+
+    ``align_corners``: as its authors upsample them to the image's size.
+    """
+
+    name: str
+    kind: Literal["logits"] = "logits"
+    stride: int | None = None
+    align_corners: bool = False
 
 
 @dataclass(frozen=True)
@@ -19,7 +50,8 @@ class ModelConfig:
     """The keys of ``config.json``.
 
     ``mean`` and ``std`` normalise RGB from 0 to 1. ``long_side`` is the longer side of images in
-    training, ``None`` where it is unknown. ``metrics`` and ``provenance`` are any JSON.
+    training, ``None`` where it is unknown. ``metrics`` and ``provenance`` are any JSON. A graph,
+    which can only predict, has the ``arch`` ``graph``, an ``input`` and an ``output``.
     """
 
     arch: str
@@ -31,6 +63,17 @@ class ModelConfig:
     long_side: int | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+    input: GraphInput | None = None
+    output: GraphOutput | None = None
+
+    @property
+    def is_graph(self) -> bool:
+        return self.arch == GRAPH
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether it computes in int8."""
+        return self.is_graph and "quantized_from" in self.provenance
 
     @property
     def fill(self) -> tuple[int, int, int]:
@@ -38,8 +81,16 @@ class ModelConfig:
         red, green, blue = (round(255 * value) for value in self.mean)
         return red, green, blue
 
+    @property
+    def architecture(self) -> str:
+        """What :meth:`build` builds, as a text."""
+        return f"{self.arch} {self.backbone} {self.output_stride} {len(self.classes)}"
+
     def to_json(self) -> dict[str, Any]:
         values = {key.name: getattr(self, key.name) for key in fields(self)}
+        for key in ("input", "output"):
+            spec = values.pop(key)
+            values |= {} if spec is None else {key: asdict(spec)}
         return {**values, "classes": self.classes.to_json()}
 
     @classmethod
@@ -52,6 +103,8 @@ class ModelConfig:
         if unknown := values.keys() - {key.name for key in fields(cls)}:
             raise InputError(f"{', '.join(sorted(unknown))}: unknown")
         parsed = {key: _PARSERS[key](key, value) for key, value in values.items()}
+        if parsed["arch"] == GRAPH and not {"input", "output"} <= parsed.keys():
+            raise InputError("a graph needs an input and an output")
         return cls(**parsed)
 
     def build(self, *, auxiliary: bool = False) -> Network:
@@ -105,7 +158,23 @@ def _long_side(key: str, value: Any) -> int | None:
     return value
 
 
+def _spec(kind: type) -> Any:
+    adapter: TypeAdapter[Any] = TypeAdapter(kind)
+
+    def parse(key: str, value: Any) -> Any:
+        try:
+            return adapter.validate_python(value)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, (key, *first["loc"])))
+            raise InputError(f"{where}: {first['msg']}") from error
+
+    return parse
+
+
 _PARSERS: dict[str, Any] = {
+    "input": _spec(GraphInput),
+    "output": _spec(GraphOutput),
     "arch": _typed(str),
     "backbone": _backbone,
     "output_stride": _typed(int),

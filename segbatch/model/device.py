@@ -7,12 +7,12 @@ the next batch to the device, and results back, while the GPU computes.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -40,6 +40,21 @@ def resolve_device(device: str | torch.device) -> torch.device:
     if resolved.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device {device} was asked for, but torch sees no GPU here")
     return resolved
+
+
+def predict_precision(precision: str, device: torch.device) -> str:
+    """The precision of predictions: ``precision``, or for ``auto`` bf16 where the device computes
+    it in hardware, else fp16 on GPUs and fp32 on CPUs.
+    """
+    if precision == "auto" and device.type == "cpu" and computes_bf16():
+        return "bf16"
+    return resolve_precision(precision, device)
+
+
+def computes_bf16() -> bool:
+    """Whether this machine's CPU computes bf16 in hardware (AVX512-BF16 or AMX)."""
+    has: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.13
+    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
@@ -77,9 +92,14 @@ class Lanes:
 
     def __init__(self) -> None:
         self.threads = torch.get_num_threads()
-        self.number = min(self.threads, MAX_LANES)
+        self.number = self.count()
         each = self.threads // self.number  # torch keeps this setting per thread
         self._pool = ThreadPoolExecutor(self.number, "lane", torch.set_num_threads, (each,))
+
+    @staticmethod
+    def count() -> int:
+        """The number of lanes that would be made now."""
+        return min(torch.get_num_threads(), MAX_LANES)
 
     def map(
         self, function: Callable[[Item], Result], items: Iterable[Item]

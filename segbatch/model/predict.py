@@ -1,9 +1,10 @@
 """Prediction: images in, label maps and their statistics out, on one device and without Ray.
 
-:meth:`Model.predict_batch` takes an image through five steps, each in a file of its own:
+:meth:`Model.predict_batch` takes an image through six steps, each in a file of its own:
 
     patches.py     images → patches, in batches of one padded shape
-    predict.py     a batch of patches → normalised → the network → coarse logits of each patch
+    predict.py     a batch of patches → normalised → the engine → coarse logits of each patch
+    engine.py      what runs the network: torch or OpenVINO
     logits.py      the coarse logits of an image's patches → full-size logits, by strips of rows
     reduction.py   full-size logits → label map, counts and confidence, on the device
     device.py      batches to the device and results back, while it computes
@@ -18,30 +19,39 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
+from pydantic import ValidationError
 from torch import Tensor
 
 from segbatch import masks
 from segbatch.config.job import Predict
+from segbatch.console import say
 from segbatch.errors import InputError, JobFailed
 from segbatch.images.scaling import FILTER, downscale
 from segbatch.masks.classes import Classes
-from segbatch.model.bundle import Packed, load_bundle
+from segbatch.model.bundle import Packed, load_bundle, load_config, load_graph
 from segbatch.model.config import ModelConfig
 from segbatch.model.device import (
-    DTYPES,
     HostCopy,
     Lanes,
     Transfer,
     resolve_device,
-    resolve_precision,
 )
+from segbatch.model.engine import (
+    Engine,
+    OpenVinoEngine,
+    TorchEngine,
+    check_graph,
+    model_precision,
+    resolve_engine,
+)
+from segbatch.model.graph import Graph, kept_graph
 from segbatch.model.logits import LazyLogits, combine, logits_of
 from segbatch.model.patches import (
     Patch,
@@ -61,24 +71,63 @@ CPU_BATCH_PIXELS = 512 * 512  # at most, so that layers stay in a core's cache
 def load_model(
     uri: str | Packed,
     device: str | torch.device = "auto",
+    engine: str = "auto",
+    precision: str = "auto",
+    *,
     options: Predict | None = None,
     threads: int | None = None,
-    *,
     confidence: bool = True,
 ) -> Model:
     """The model of a bundle, or ``zoo:NAME``, on a device (``auto``: the GPU, else the CPU).
 
-    ``options`` and ``confidence`` are those of :class:`Model`. A model that another process has
-    packed is unpacked. ``threads`` sets the number of CPU threads that torch takes in this
-    process. Raises :class:`~segbatch.errors.ModelError` if the model cannot be loaded.
+    ``engine`` (``torch``, ``openvino``) and ``precision`` (``fp32``, ``bf16``, ``fp16``) are those
+    of ``options`` where they are ``auto``; ``options`` and ``confidence`` are those of
+    :class:`Model`. A model that another process has packed is unpacked. ``threads`` sets the number
+    of CPU threads that the engine takes. Raises :class:`~segbatch.errors.ModelError` if the model
+    cannot be loaded, and :class:`~segbatch.errors.InputError` for an engine that does not run here.
     """
+    options = _options(options or Predict(), engine, precision)
     if threads is not None:
         torch.set_num_threads(threads)
+    place = resolve_device(device)
+    module: Network | None = None
+    graph: Graph | None = None
     if isinstance(uri, Packed):
-        network, config = uri.unpack(), uri.config
+        module, graph, config = uri.unpack(), uri.graph, uri.config
+    elif (config := load_config(uri)).is_graph:
+        graph = load_graph(uri, config)
+        check_graph(options, config, place)
     else:
-        network, config = load_bundle(uri)
-    return Model(network, config, device, options, confidence=confidence)
+        module, _ = load_bundle(uri)
+    if graph is not None:
+        make_graph, align_corners = partial(_same, graph), graph.align_corners
+    else:
+        assert module is not None
+        if isinstance(uri, Packed) or resolve_engine(options, place, say) == "torch":
+            return Model(module, config, place, options, confidence=confidence)
+        make_graph = partial(kept_graph, module, config.architecture)
+        align_corners = module.align_corners
+        if options.precision == "int8":
+            raise InputError(
+                f"{uri}: computes in int8 once it is quantised: segbatch model quantize {uri} OUT"
+                " --images FOLDER"
+            )
+    precision = model_precision(options.precision, config, place)
+    started = OpenVinoEngine(make_graph, precision, Lanes.count(), align_corners=align_corners)
+    return Model(module, config, place, options, engine=started, confidence=confidence)
+
+
+def _same(graph: Graph) -> Graph:
+    return graph
+
+
+def _options(options: Predict, engine: str, precision: str) -> Predict:
+    given = {"engine": engine, "precision": precision}
+    chosen = {key: value for key, value in given.items() if value != "auto"}
+    try:
+        return Predict.model_validate({**options.model_dump(), **chosen})
+    except ValidationError as error:
+        raise InputError(f"load_model: {error.errors()[0]['msg']}") from error
 
 
 def resolve_long_side(options: Predict, config: ModelConfig) -> int | None:
@@ -94,29 +143,35 @@ def resolve_long_side(options: Predict, config: ModelConfig) -> int | None:
 class Model:
     """A network on a device, ready to predict.
 
-    ``module`` is the network and ``classes`` are its classes. ``options`` say how to predict,
-    ``confidence`` whether to measure confidence and uncertainty. ``device``, ``precision`` and
+    ``module`` is the network, ``None`` in a process that got only its graph; ``classes`` are its
+    classes. ``options`` say how to predict, ``confidence`` whether to measure confidence and
+    uncertainty. ``engine`` runs the network, by default torch. ``device``, ``precision`` and
     ``long_side`` have no ``auto`` left. ``num_batches`` counts batches through the network.
     """
 
     def __init__(
         self,
-        module: Network,
+        module: Network | None,
         config: ModelConfig,
         device: str | torch.device = "auto",
         options: Predict | None = None,
         *,
+        engine: Engine | None = None,
         confidence: bool = True,
     ) -> None:
         self.config = config
         self.options = options or Predict()
         self.confidence = confidence
         self.device = resolve_device(device)
-        self.precision = resolve_precision(self.options.precision, self.device)
+        self.precision = model_precision(self.options.precision, config, self.device)
         self.long_side = resolve_long_side(self.options, config)
-        # Channels last: up to 1.7 times as fast on the CPU, and the layout that tensor cores take.
-        self.module = module.eval().to(self.device).to(memory_format=torch.channels_last)
-        self._coarse = torch.compile(module.coarse) if self.options.compile else module.coarse
+        self.module = module
+        if engine is None:
+            assert module is not None
+            # Channels last: up to 1.7 times as fast on the CPU, and as tensor cores take it.
+            module.eval().to(self.device).to(memory_format=torch.channels_last)
+            engine = TorchEngine(module, self.device, self.precision, compile=self.options.compile)
+        self.engine = engine
         self._lanes = Lanes() if self.device.type == "cpu" else None
         self._transfer = Transfer(self.device)
         self._mean = torch.tensor(config.mean, device=self.device)[:, None, None]
@@ -127,6 +182,14 @@ class Model:
     @property
     def classes(self) -> Classes:
         return self.config.classes
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The network as an OpenVINO graph."""
+        if isinstance(self.engine, OpenVinoEngine):
+            return self.engine.graph
+        assert self.module is not None
+        return kept_graph(self.module, self.config.architecture)
 
     def predict(self, image: Pixels | Image.Image) -> Prediction:
         """Predict one image, RGB HWC uint8 or a Pillow image; EXIF orientation is ignored.
@@ -174,12 +237,17 @@ class Model:
             complete = {}
             for patch, coarse in zip(batch, coarse_logits, strict=True):
                 index, size = patch.image, size_of(images[patch.image])
-                views[index][patch.view] = logits_of(patch, coarse, self.module.align_corners)
+                views[index][patch.view] = logits_of(patch, coarse, self.engine.align_corners)
                 if len(views[index]) == num_patches(size, self.options):
                     complete[index] = combine(
                         size, views.pop(index), self.options, len(self.classes), self.device
                     )
             yield complete
+
+    def network_inputs(self, images: Sequence[Pixels]) -> Iterator[Tensor]:
+        """What the network gets of ``images``, one patch at a time: NHWC float32, normalised."""
+        for batch in patch_batches(images, self.options, lambda _: 1):
+            yield self._normalized(self._pack(batch)).permute(0, 2, 3, 1).contiguous()
 
     def _max_patches(self, padded: Size) -> int:
         """The number of patches of a padded shape that go through the network together."""
@@ -211,7 +279,7 @@ class Model:
         """
         num_images, height, width, _ = pixels.shape
         try:
-            return list(self._run_network(self._normalized(pixels)))
+            return list(self.engine(self._normalized(pixels)))
         except torch.OutOfMemoryError:
             if num_images == 1:
                 raise JobFailed(
@@ -227,17 +295,6 @@ class Model:
     def _normalized(self, pixels: Tensor) -> Tensor:
         """NHWC uint8 as normalised NCHW float32, channels last as the bytes were."""
         return pixels.permute(0, 3, 1, 2).float().div_(255).sub_(self._mean).div_(self._std)
-
-    def _run_network(self, images: Tensor) -> Tensor:
-        """The engine: normalised, padded images in, coarse logits out.
-
-        ``images`` are NCHW float32, channels last; the logits are ``(images, classes, height,
-        width)`` float32, contiguous. Nothing before or after depends on what runs the network.
-        """
-        dtype = DTYPES[self.precision]
-        with torch.autocast(self.device.type, dtype, enabled=self.precision != "fp32"):
-            coarse: Tensor = self._coarse(images)
-        return coarse.float().contiguous()
 
     def _reduce(
         self, logits: LazyLogits, mask_size: Size | None

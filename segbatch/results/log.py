@@ -37,7 +37,7 @@ NOTED = frozenset(
         "sha256",  # of each file that the commit adds
         "log",  # version → SHA-256 of earlier entries: the previous one, and repaired ones
         "run",  # in the first entry: what was frozen, as JSON
-        "precision",  # of the predictions in the files
+        "engine", "precision", "quantized",  # of the predictions in the files
         "rows",  # of stats/: the version of rows/ that it was made from
     }
 )  # fmt: skip

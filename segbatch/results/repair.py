@@ -85,6 +85,8 @@ def recover_info(uri: str) -> RunInfo | None:
     for entry in log.entries.values():
         if "precision" in entry.note:
             info.precision = entry.note["precision"]
+            info.engine = entry.note.get("engine")
+            info.quantized = entry.note.get("quantized")
     return info
 
 

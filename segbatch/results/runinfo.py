@@ -124,8 +124,12 @@ class RunInfo(_Recorded):
     software: dict[str, str | None] = Field(default_factory=dict)
     starts: list[Start] = Field(default_factory=list)
     submission: dict[str, Any] | None = None
+    engine: str | None = None
+    """Settled by the first start, as ``precision``; torch in runs that do not say."""
     precision: str | None = None
     """Settled by the first start, the same for all later ones."""
+    quantized: str | None = None
+    """SHA-256 of the model in int8 that the first start made, in the folder ``int8/``."""
     counts: Counts = Field(default_factory=Counts)
     log: dict[str, dict[str, str]] = Field(default_factory=dict)
     """SHA-256 of the newest entry of each table's log, by table and version."""

@@ -28,7 +28,7 @@ def assert_clean(run: Run) -> None:
     assert audit(open_run(run.uri), deep=True).exit_code == 0
 
 
-@pytest.mark.parametrize("weeks", [2, pytest.param(5, marks=pytest.mark.long)])
+@pytest.mark.parametrize("weeks", [1, pytest.param(5, marks=pytest.mark.long)])
 def test_a_run_extended_every_week_has_each_image_once_under_its_first_id(
     s3: S3, model_uri: str, capsys: pytest.CaptureFixture[str], weeks: int
 ) -> None:

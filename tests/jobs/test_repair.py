@@ -25,6 +25,7 @@ from segbatch.jobs.preflight import Prepared, Sizes, prepare
 from segbatch.jobs.runstate import RunState, repair_run
 from segbatch.jobs.segment import segment
 from segbatch.jobs.stages import AllStages, Pipeline, Predicting, accounts_of
+from segbatch.model.engine import EngineChoice
 from segbatch.results import lease as lease_module
 from segbatch.results.encode import Encoding
 from segbatch.results.lease import Lease
@@ -105,7 +106,8 @@ def opened(
     state = read(uri)
     state.prove_logs()
     ledger = state.open_ledger(state.schema(asked, prepared.config.classes), driver)
-    state.begin_start(ledger, "cpu", "fp32", workers="1", sizes=Sizes(6, 6))
+    choice = EngineChoice("openvino", "fp32")
+    state.begin_start(ledger, "cpu", choice, workers="1", sizes=Sizes(6, 6))
     return state, ledger
 
 

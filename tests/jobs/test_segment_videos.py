@@ -64,6 +64,7 @@ def test_each_frame_has_its_row_and_each_damage_its_reason(run: Run, bucket: str
     assert run.audit(deep=True).exit_code == 0
 
 
+@pytest.mark.long
 def test_a_run_that_is_killed_in_the_middle_of_a_video_goes_on_there(
     model_uri: str, tmp_path: Path, ray_address: str
 ) -> None:

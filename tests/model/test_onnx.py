@@ -25,7 +25,9 @@ from tests.model.conftest import BACKBONES, CLASSES, picture, random_network
 MEAN, STD = (0.45, 0.5, 0.4), (0.2, 0.25, 0.3)  # not the usual ones
 
 
-@pytest.fixture(scope="module", params=list(BACKBONES))
+@pytest.fixture(
+    scope="module", params=["deeplabv3plus", pytest.param("deeplabv3", marks=pytest.mark.long)]
+)
 def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A bundle of each architecture."""
     uri = str(tmp_path_factory.mktemp("models") / request.param)
@@ -114,6 +116,7 @@ def test_the_file_is_valid_and_of_an_opset_that_runtimes_have(exported: str) -> 
 # ------------------------------------------------------------------------------ what is refused
 
 
+@pytest.mark.long
 def test_a_file_that_predicts_something_else_is_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import pyarrow as pa
 import ray
@@ -40,9 +40,6 @@ from segbatch.jobs.stages import (
     run_all_stages,
 )
 from segbatch.jobs.watch import NothingYet, Patience, Watch
-from segbatch.model import device as devices
-from segbatch.model.bundle import Packed, pack
-from segbatch.model.predict import Model
 from segbatch.results.write import Account
 
 SHUTDOWN_S = 10.0
@@ -184,30 +181,6 @@ def wait_for(running: Any, watch: Watch, waiting: str | None = None) -> Any:
             raise NothingYet from None
 
     return next(watch.over(result))
-
-
-def precision_on_workers(asked: str, device: str, watch: Watch) -> str:
-    """Resolve ``precision: auto`` on a node that has the workers' device.
-
-    This waits for a first node of a cluster that is scaled to zero, and says so once a minute.
-    """
-    if device == "cpu" and any(node_cpus()):
-        return _precision(asked, device)  # a task would import torch for seconds
-    task: Any = ray.remote(num_cpus=1, num_gpus=0.01 if device == "cuda" else 0)(_precision)
-    kind = "GPU" if device == "cuda" else "CPU"
-    waiting = f"waiting for a node with a free {kind}"
-    precision: str = wait_for(task.remote(asked, device), watch, waiting)
-    return precision
-
-
-def _precision(asked: str, device: str) -> str:
-    return devices.resolve_precision(asked, devices.resolve_device(device))
-
-
-def share_model(model: Model) -> Callable[[], Packed]:
-    """Put the model into the object store, which each node asks once. Returns what fetches it."""
-    reference: Any = ray.put(pack(model.module, model.config))
-    return cast(Callable[[], Packed], partial(ray.get, reference))
 
 
 def sample_sizes(images: pa.Table, reading: Reading, watch: Watch) -> list[tuple[int, int]]:

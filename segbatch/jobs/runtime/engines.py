@@ -1,0 +1,129 @@
+"""Engines on a cluster: what all nodes of the workers can run, and the model for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import ray
+from ray.exceptions import RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from segbatch.config.job import Limits, Predict
+from segbatch.console import say
+from segbatch.errors import SegbatchError
+from segbatch.jobs.runtime.executor import wait_for
+from segbatch.jobs.runtime.workers import Workers
+from segbatch.jobs.watch import Watch
+from segbatch.model.bundle import Packed, pack
+from segbatch.model.config import ModelConfig
+from segbatch.model.device import resolve_device
+from segbatch.model.engine import EngineChoice, check_graph, model_precision, resolve_engine
+from segbatch.model.predict import Model, load_model
+
+
+def engine_on_workers(
+    asked: Predict, config: ModelConfig, device: str, watch: Watch
+) -> EngineChoice:
+    """What all nodes that have the workers' device can run of what a job ``asked`` for.
+
+    This waits for a first node of a cluster that is scaled to zero, and says so once a minute.
+    Nodes that join later are not asked. Raises :class:`~segbatch.errors.InputError`.
+    """
+    nodes = _cpu_nodes()
+    if device == "cpu" and nodes == [ray.get_runtime_context().get_node_id()]:
+        return _choose(asked, config, device)  # a task would import torch for seconds
+    task: Any = ray.remote(num_cpus=1, num_gpus=0.01 if device == "cuda" else 0)(_choose)
+    kind = "GPU" if device == "cuda" else "CPU"
+    waiting = f"waiting for a node with a free {kind}"
+    choices = {_answer(task.remote(asked, config, device), watch, waiting)}
+    if device == "cpu":
+        asking = [
+            task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True))
+            for node in _cpu_nodes()
+        ]
+        choices |= {_answer(ask.remote(asked, config, device), watch) for ask in asking}
+    [choice, *others] = choices
+    if not others:
+        return cast(EngineChoice, choice)
+    say("the CPUs of the nodes differ in what they compute")
+    precisions = {choice.precision for choice in choices}
+    return EngineChoice(
+        "openvino" if all(choice.engine == "openvino" for choice in choices) else "torch",
+        precisions.pop() if len(precisions) == 1 else "fp32",
+    )
+
+
+def _cpu_nodes() -> list[str]:
+    """The ids of the nodes that have CPUs for Ray."""
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return [node["NodeID"] for node in nodes if node["Alive"] and node["Resources"].get("CPU")]
+
+
+def _choose(asked: Predict, config: ModelConfig, device: str) -> EngineChoice:
+    place = resolve_device(device)
+    if config.is_graph:
+        check_graph(asked, config, place)
+    engine = "openvino" if config.is_graph else resolve_engine(asked, place, say)
+    return EngineChoice(engine, model_precision(asked.precision, config, place))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How a model becomes one in int8.
+
+    ``out`` is the folder of its bundle, ``uris`` are the images to calibrate with; ``options`` say
+    how images are brought to the network.
+    """
+
+    model_uri: str
+    out: str
+    uris: list[str]
+    options: Predict
+    limits: Limits
+
+
+def quantize_on_worker(
+    packed: Callable[[], Packed], calibration: Calibration, workers: Workers, watch: Watch
+) -> None:
+    """Write the int8 bundle of a model, calibrated by one worker.
+
+    Raises :class:`~segbatch.errors.SourceError` if no image can be read.
+    """
+    task: Any = ray.remote(num_cpus=workers.num_cpus, max_retries=1)(_quantize)
+    _answer(task.remote(packed, calibration, workers.num_cpus), watch, "calibrating int8")
+
+
+def _quantize(packed: Callable[[], Packed], calibration: Calibration, threads: int) -> None:
+    from segbatch.model.quantize import save_quantized
+
+    model = load_model(packed(), "cpu", options=calibration.options, threads=threads)
+    save_quantized(
+        model, calibration.model_uri, calibration.out, calibration.uris, calibration.limits
+    )
+
+
+def _answer(running: Any, watch: Watch, waiting: str | None = None) -> Any:
+    """The result of a task; an error that segbatch raised on purpose as it was raised."""
+    try:
+        return wait_for(running, watch, waiting)
+    except RayTaskError as error:
+        if isinstance(error.cause, SegbatchError):
+            raise error.cause from error
+        raise
+
+
+def share_model(model: Model, engine: str) -> Callable[[], Packed]:
+    """Put the model into the object store, which each node asks once. Returns what fetches it.
+
+    For OpenVINO it is the graph, which then is the same for all workers.
+    """
+    if engine == "openvino":
+        packed = Packed(model.config, graph=model.graph)
+    else:
+        assert model.module is not None
+        packed = pack(model.module, model.config)
+    reference: Any = ray.put(packed)
+    return cast(Callable[[], Packed], partial(ray.get, reference))
