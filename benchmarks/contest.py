@@ -43,6 +43,7 @@ CONTENDERS = {  # the module of each, and its name in tables
     "segbatch_job": "segbatch",
     "pytorch_script": "PyTorch script",
     "ray_docs": "Ray Data, as in its guide",
+    "openvino_script": "OpenVINO script",
     "daft_udf": "Daft, class UDF",
 }
 OURS, LIMIT = "segbatch_job", "in_memory"

@@ -10,6 +10,7 @@ and threads, and writes to local disk. The contenders are in benchmarks/peers, e
 - the limit: `predict_batch` alone, on decoded images in memory
 - segbatch: the whole job, statistics and confidence included, which no peer works out
 - a PyTorch script: Dataset over boto3, DataLoader, PNG files
+- an OpenVINO script (on CPUs): the same files through an AsyncInferQueue
 - Ray Data as its documentation has it: read_images, an actor class, Parquet of tensors
 - Daft with a class UDF, which uv installs for it alone
 

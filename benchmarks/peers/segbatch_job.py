@@ -56,7 +56,7 @@ class InstantStage(stages.PredictStage):
 
 
 def instant(model: Model) -> Instant:
-    return Instant(model.module, model.config, "cpu", model.options)
+    return Instant(model.module, model.config, "cpu", model.options, engine=model.engine)
 
 
 def instant_bundle(folder: str) -> str:

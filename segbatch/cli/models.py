@@ -74,8 +74,10 @@ def model_list(
 def model_info(uri: Bundle, format: Format = "text") -> None:
     """Show a bundle's network, classes, sizes, metrics and provenance."""
     from segbatch.model import bundle
+    from segbatch.model.engine import runs_here
 
     facts = bundle.describe(uri)
+    facts["runs_here"] = runs_here(facts["arch"])
     if format == "text":
         facts["classes"] = [entry["name"] for entry in facts["classes"]]
     print_facts(facts, format)

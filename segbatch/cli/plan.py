@@ -124,7 +124,7 @@ def _print_measured(console: Console, measured: MeasuredNode, plan: JobPlan) -> 
     sample, node = measured.sample, measured.sample.node
     console.print(
         f"[bold]{sample.images} images measured[/bold] on {escape(sample.machine)},"
-        f" {node.cores:g} cores, "
+        f" {node.cores:g} cores, {sample.engine}, "
         + (sample.device if sample.on_gpu else f"no GPU, {sample.threads} threads a worker")
     )
     table = _table("stage", ">ms an image", ">ms of all cores")
@@ -138,6 +138,11 @@ def _print_measured(console: Console, measured: MeasuredNode, plan: JobPlan) -> 
         f" {measured.cpus_beside_worker:.1f} more CPUs keep it busy"
         + (f": {measured.cpus_per_gpu:.1f} CPUs per GPU" if measured.cpus_per_gpu else "")
     )
+    for name, times in sample.other_precisions.items():
+        console.print(
+            f"predict.precision: {name} would predict {times:.1f} times as fast; what it costs in"
+            " mIoU: evaluate it"
+        )
     where = "one such node" if plan.on_cluster else "this machine"
     limit = LIMITS.get(measured.pace.limit, measured.pace.limit)
     console.print(

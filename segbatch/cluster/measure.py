@@ -11,19 +11,20 @@ import io
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from segbatch import storage
 from segbatch.cluster.estimate import ImageCost, Node, StageCost
 from segbatch.config.job import SegmentJob
 from segbatch.console import say
-from segbatch.errors import CredentialsRefused
+from segbatch.errors import CredentialsRefused, SourceError
 from segbatch.images.decode import decode
 from segbatch.jobs.preflight import SAMPLE_IMAGES, Prepared, choose_sizes
 from segbatch.jobs.stages import (
@@ -38,12 +39,23 @@ from segbatch.jobs.stages import (
     write_stage,
 )
 from segbatch.machine import cpu_model
-from segbatch.model.device import device_name
+from segbatch.model.bundle import Packed
+from segbatch.model.device import computes_bf16, device_name
+from segbatch.model.patches import Pixels
+from segbatch.model.predict import Model, load_model
+from segbatch.model.quantize import (
+    has_nncf,
+    quantized,
+    read_calibration_images,
+    save_quantized,
+)
 from segbatch.results.encode import Encoding, user_fields
 from segbatch.results.finish import LOW_CARDINALITY
 from segbatch.results.lease import Lease
 from segbatch.results.schema import OK, rows_schema
 from segbatch.results.write import NEVER_WRITTEN, Writing
+
+NUM_COMPARED = 4  # images with which precisions are compared
 
 
 @dataclass(frozen=True)
@@ -63,6 +75,8 @@ class Measurement:
     node: Node
     device: str  # cpu, or the name of the GPU
     threads: int
+    engine: str  # and the precision
+    other_precisions: dict[str, float]  # how many times as fast the network would be
     images: int
     load_s: float  # of the model
     stages: dict[str, StageCost]
@@ -119,10 +133,11 @@ def measure_stages(
         tempfile.TemporaryDirectory(prefix="segbatch-plan-") as folder,
         Lease(folder, say) as lease,
     ):
-        pipeline = TimedPipeline(job, prepared, images.schema, setup, lease)
+        pipeline = TimedPipeline(job, prepared, images, setup, lease)
         warm_up = pipeline.run(images.slice(0, job.predict.batch_size))
         pipeline.write(warm_up, sizes.file_rows)
         pipeline.reset()
+        model = pipeline.predict.model
 
         rows: list[pa.Table] = []
         start, taken = time.monotonic(), 0
@@ -135,6 +150,8 @@ def measure_stages(
             node=setup.node,
             device=device_name(pipeline.predict.model.device),
             threads=setup.threads,
+            engine=f"{model.engine.name} {model.precision}",
+            other_precisions=speed_of_other_precisions(model, job, images["uri"].to_pylist()),
             images=taken,
             load_s=pipeline.load_s,
             stages=pipeline.costs(taken),
@@ -149,6 +166,38 @@ def measure_stages(
         )
 
 
+def speed_of_other_precisions(
+    model: Model, job: SegmentJob, uris: Sequence[str]
+) -> dict[str, float]:
+    """How many times as fast ``model`` would predict on this CPU in bf16 and int8, where it does
+    not do so already and they can be had.
+    """
+    if model.device.type != "cpu" or model.module is None:
+        return {}
+    try:
+        images = read_calibration_images(uris[:NUM_COMPARED], job.limits, model.long_side)
+    except SourceError:
+        return {}
+    others: dict[str, Model] = {}
+    packed = Packed(model.config, graph=model.graph)
+    if has_nncf():
+        packed_int8 = replace(packed, graph=quantized(model, images))
+        others["int8"] = load_model(packed_int8, "cpu", options=model.options)
+    if model.precision == "fp32" and computes_bf16():
+        others["bf16"] = load_model(packed, "cpu", precision="bf16", options=model.options)
+    usual = _seconds(model, images)
+    return {name: usual / _seconds(other, images) for name, other in others.items()}
+
+
+def _seconds(model: Model, images: list[Pixels]) -> float:
+    """Of predicting ``images``, several times over; the first time is not counted."""
+    batch = (images * NUM_COMPARED)[: 2 * NUM_COMPARED]
+    model.predict_batch(batch, [None] * len(batch))
+    start = time.perf_counter()
+    model.predict_batch(batch, [None] * len(batch))
+    return time.perf_counter() - start
+
+
 class TimedPipeline:
     """The stages of a run in this process, with the seconds and bytes that each has taken.
 
@@ -159,7 +208,7 @@ class TimedPipeline:
         self,
         job: SegmentJob,
         prepared: Prepared,
-        images_schema: pa.Schema,
+        images: pa.Table,
         setup: NodeSetup,
         lease: Lease,
     ) -> None:
@@ -168,7 +217,7 @@ class TimedPipeline:
             classes,
             stats=job.stats,
             formulas=list(job.formulas),
-            user_columns=user_fields(images_schema),
+            user_columns=user_fields(images.schema),
         )
         self.worker_lease = lease.worker_lease
         self.reading = prepared.reading
@@ -176,10 +225,15 @@ class TimedPipeline:
             classes, schema, prepared.formulas, store_masks=job.masks != "none"
         )
         self.writing = Writing(lease.worker_lease, 0, schema, last_pass=True)
+        model_uri = job.model
+        if prepared.options.precision == "int8" and not prepared.config.is_graph:
+            model_uri = storage.join(lease.run_uri, "int8")
+            uris = images["uri"].to_pylist()
+            save_quantized(prepared.model, job.model, model_uri, uris, job.limits)
         start = time.perf_counter()
         self.predict = PredictStage(
             Predicting(
-                model=job.model,
+                model=model_uri,
                 options=prepared.options,
                 device=setup.device,
                 threads=setup.threads,

@@ -28,7 +28,7 @@ from segbatch import storage
 from segbatch.config.job import EvaluateJob, Job, Limits, Predict, load_kind
 from segbatch.config.keys import identity_of
 from segbatch.console import EVERY_S, say
-from segbatch.errors import Incomplete, RunError, SegbatchError, SourceError
+from segbatch.errors import Incomplete, InputError, RunError, SegbatchError, SourceError
 from segbatch.images.decode import Decoded, decode_image
 from segbatch.jobs.passes import ExecutionStopped
 from segbatch.jobs.preflight import Prepared, check_output, prepare_model
@@ -74,12 +74,49 @@ def evaluate(job: str | Mapping[str, Any] | Job) -> dict[str, Any]:
         with Lease(uri, say) as lease:
             with connected(say):
                 scores, used = score_images(job, dataset, prepared, mapping, lease)
-            scores.check(dataset.num_rows(job.split))
+                scores.check(dataset.num_rows(job.split))
+                metrics = scores.metrics()
+                cost = cost_of_int8(
+                    job, dataset, prepared, mapping, lease=lease, miou=metrics["miou"]
+                )
             lease.confirm()
-            metrics = scores.metrics() | facts | used
+            metrics |= facts | used | cost
             write(uri, metrics, scores, _worst_images(scores, dataset, prepared.reading, mapping))
     say(f"{storage.join(uri, 'worst.html')} shows the images with the worst predictions")
     return metrics
+
+
+def cost_of_int8(
+    job: EvaluateJob,
+    dataset: Dataset,
+    prepared: Prepared,
+    mapping: ClassMapping,
+    *,
+    lease: Lease,
+    miou: float,
+) -> dict[str, Any]:
+    """What a quantised model has lost in mIoU against the one it was made from, which is scored
+    for that; nothing for other models, and where that model is gone.
+    """
+    if not prepared.config.is_quantized:
+        return {}
+    original = prepared.config.provenance["quantized_from"]
+    options = job.predict.model_copy(update={"precision": "auto"})
+    try:
+        before = prepare_model(original, options, Limits(), confidence=False)
+    except InputError as error:
+        say(f"what int8 costs is unknown: {error}")
+        return {}
+    if before.model_sha256 != prepared.config.provenance["sha256"]:
+        say(f"what int8 costs is unknown: {original} has changed since")
+        return {}
+    say(f"scoring {original}, from which it was quantised")
+    of_original, _ = score_images(
+        job.model_copy(update={"predict": options}), dataset, before, mapping, lease
+    )
+    old = of_original.metrics()["miou"]
+    say(f"int8 costs {old - miou:.4f} mIoU: {miou:.4f} instead of {old:.4f}")
+    return {"quantized_from": {"uri": original, "miou": old, "cost": old - miou}}
 
 
 def _facts(job: EvaluateJob, dataset: Dataset, prepared: Prepared) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from segbatch.config.job import Predict
 from segbatch.errors import InputError
-from segbatch.model.config import ModelConfig
+from segbatch.model.config import GRAPH, ModelConfig
 from segbatch.model.device import DTYPES, computes_bf16, predict_precision
 from segbatch.model.graph import Graph, deserialized, has_openvino, import_openvino
 from segbatch.model.zoo import Network
@@ -136,6 +136,16 @@ class OpenVinoEngine:
             "ENABLE_CPU_PINNING": False,
         }
         return import_openvino().Core().compile_model(deserialized(self.graph), "CPU", settings)
+
+
+def runs_here(arch: str) -> list[str]:
+    """The engines and precisions that this machine computes in hardware for an architecture."""
+    bf16 = ["bf16"] * computes_bf16()
+    openvino = [f"openvino {name}" for name in ("fp32", *bf16, "int8")] if has_openvino() else []
+    if arch == GRAPH:
+        return openvino
+    gpu = ["torch on the GPU"] if torch.cuda.is_available() else []
+    return [*gpu, *openvino, *(f"torch {name}" for name in ("fp32", *bf16))]
 
 
 def model_precision(asked: str, config: ModelConfig, device: torch.device) -> str:

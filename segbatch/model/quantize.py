@@ -36,9 +36,14 @@ MAX_BYTES = 256 << 20  # of the images' pixels
 SEED = 0
 
 
+def has_nncf() -> bool:
+    """Whether NNCF is installed; it is an extra."""
+    return find_spec("nncf") is not None
+
+
 def require_nncf() -> None:
     """Raises :class:`~segbatch.errors.InputError` if NNCF is not installed."""
-    if find_spec("nncf") is None:
+    if not has_nncf():
         raise InputError("int8 needs NNCF: pip install 'segbatch[int8]'")
 
 
@@ -116,6 +121,7 @@ def quantized(model: Model, images: Sequence[Pixels]) -> Graph:
     not all symmetric.
     """
     import_openvino()  # without telemetry, also in NNCF
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # about CUDA
     nncf = import_module("nncf")
     nncf.set_log_level(logging.ERROR)
     batches = [batch.numpy() for batch in model.network_inputs(images)]

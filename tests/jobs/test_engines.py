@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from segbatch import storage
 from segbatch.config.job import Predict, SegmentJob, load_kind
 from segbatch.errors import InputError, RunError
+from segbatch.jobs.evaluate import evaluate
 from segbatch.jobs.preflight import Sizes, prepare
 from segbatch.jobs.runstate import RunState
 from segbatch.jobs.segment import segment
@@ -20,7 +23,9 @@ from segbatch.model.engine import EngineChoice
 from segbatch.model.predict import load_model
 from segbatch.results.lease import Lease
 from segbatch.run import Run
+from tests.collection import jpeg
 from tests.conftest import job
+from tests.jobs.test_evaluate import dataset_of, row, work
 
 FP32 = EngineChoice("openvino", "fp32")
 
@@ -92,6 +97,27 @@ def test_another_engine_needs_another_output(int8_run: Run) -> None:
     work["predict"] = Predict(engine="torch").model_dump(mode="json")
     with pytest.raises(RunError, match=r"predict\.engine was auto and is torch now"):
         segment(work)
+
+
+def test_an_evaluation_in_int8_says_what_it_costs(
+    int8_run: Run, model_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = load_model(model_uri, "cpu")
+    photos = [jpeg(seed) for seed in range(4)]
+    truth = [model.predict(Image.open(io.BytesIO(data))).mask for data in photos]
+    dataset = dataset_of(
+        str(tmp_path / "labels"),
+        [row(i, data, mask) for i, (data, mask) in enumerate(zip(photos, truth, strict=True))],
+        classes=model.classes,
+    )
+    int8 = f"{int8_run.uri}/int8"
+    metrics = evaluate(work(dataset, int8, str(tmp_path / "out")))
+    assert (metrics["engine"], metrics["precision"]) == ("openvino", "int8")
+    assert metrics["quantized_from"]["uri"] == model_uri
+    assert metrics["quantized_from"]["miou"] > 0.99  # the truth is what that model predicts
+    cost = metrics["quantized_from"]["miou"] - metrics["miou"]
+    assert metrics["quantized_from"]["cost"] == pytest.approx(cost)
+    assert f"int8 costs {cost:.4f} mIoU" in capsys.readouterr().err
 
 
 def test_a_job_says_at_once_that_int8_needs_nncf(

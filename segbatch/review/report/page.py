@@ -186,6 +186,7 @@ def _overview(run: RunFolder, prices: Prices) -> dict[str, str]:
         "ended": _time(info.finished) if info.finished else "",
         "took": f"{_duration(seconds)}, {pace:,.3g} images per second" if pace else "",
         **cost.cost_facts(info.starts, prices, cost.object_storage_use(run)),
+        "engine": f"{info.engine or 'torch'} {info.precision}" if info.precision else "",
         "why it ended early": info.reason or "",
     }
     return {name: value for name, value in facts.items() if value}
