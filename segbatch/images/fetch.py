@@ -14,13 +14,16 @@ from segbatch import storage
 from segbatch.images.faults import Undecodable
 from segbatch.images.video import is_frame, read_frames
 
+RAW_BYTES = 256 << 20  # of the frames of a block that are not compressed on their way to decoding
+
 
 def fetch(table: pa.Table, limits: storage.ReadLimits) -> pa.Table:
     """``table`` with the content of each row's ``uri``, or why it could not be read.
 
     Needs a column ``uri`` (string); the others pass through. Adds
 
-    - ``data``, large_binary: the object's bytes, or a frame's as PNG; null if it could not be read
+    - ``data``, large_binary: the object's bytes, or a frame as an image file; null if it could not
+      be read
     - ``error``, string: ``not_found``, ``forbidden``, ``timeout``, ``unavailable`` or
       ``too_large``; ``credentials`` where the storage refuses us and not this object, so that the
       run should stop; ``undecodable`` or ``truncated`` for a frame that its video does not give;
@@ -28,9 +31,9 @@ def fetch(table: pa.Table, limits: storage.ReadLimits) -> pa.Table:
     - ``message``, string: one line; null if it was read
 
     Raises nothing for what storage answers. Holds the bytes of all rows, briefly twice: at worst
-    ``2 × rows × limits.max_bytes``.
+    ``2 × rows × limits.max_bytes``, and ``RAW_BYTES`` of frames.
     """
-    contents = read_images(table["uri"].to_pylist(), limits)
+    contents = read_images(table["uri"].to_pylist(), limits, RAW_BYTES)
     data = [content if isinstance(content, bytes) else None for content in contents]
     reasons = [None if isinstance(content, bytes) else content for content in contents]
     errors = [reason and reason.kind for reason in reasons]
@@ -43,12 +46,13 @@ def fetch(table: pa.Table, limits: storage.ReadLimits) -> pa.Table:
 
 
 def read_images(
-    uris: Sequence[str], limits: storage.ReadLimits
+    uris: Sequence[str], limits: storage.ReadLimits, raw_bytes: int = 0
 ) -> list[bytes | Undecodable | storage.Unreadable]:
-    """The bytes at ``uris`` in their order, those of frames as PNG, or why they could not be read.
+    """The bytes at ``uris`` in their order, or why they could not be read.
 
-    Raises nothing for what storage answers.
+    Frames of videos become image files; ``raw_bytes`` as for
+    :func:`~segbatch.images.video.read_frames`. Raises nothing for what storage answers.
     """
     files = iter(storage.read_many([uri for uri in uris if not is_frame(uri)], limits))
-    frames = iter(read_frames([uri for uri in uris if is_frame(uri)]))
+    frames = iter(read_frames([uri for uri in uris if is_frame(uri)], raw_bytes))
     return [next(frames) if is_frame(uri) else next(files) for uri in uris]

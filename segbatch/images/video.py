@@ -1,8 +1,8 @@
-"""Videos as sources of images: a row for each frame, and the frames as PNG files.
+"""Videos as sources of images: a row for each frame, and the frames as image files.
 
 A row's URI is that of its video followed by ``#t=12.480``, the frame's time in seconds (W3C Media
 Fragments). The fragment alone makes it a frame: every other URI is a file.
-Frames are read as PNG files and take the same way as every other image from there on.
+Frames are read as image files and take the same way as every other image from there on.
 
 PyAV reads any format that it opens, from any storage. A video is read by ranges while it is
 decoded, so its length costs no memory. A file that only lists other files (a playlist) cannot make
@@ -155,16 +155,22 @@ def frame_times(uri: str) -> tuple[list[float], float | None]:
 # ----------------------------------------------------------------------------------- reading frames
 
 
-def read_frames(uris: Sequence[str]) -> list[bytes | Undecodable | storage.Unreadable]:
-    """PNG of each frame, or why there is none, in the order of ``uris``. A video is opened once for
-    all its frames that follow each other in ``uris``. Raises nothing for what storage answers.
+def read_frames(
+    uris: Sequence[str], raw_bytes: int = 0
+) -> list[bytes | Undecodable | storage.Unreadable]:
+    """An image file of each frame, or why there is none, in the order of ``uris``.
+
+    The files are PNG; as many as fit into ``raw_bytes`` are PPM, which is larger and takes no time
+    to write and to read. A video is opened once for all its frames that follow each other in
+    ``uris``. Raises nothing for what storage answers.
     """
+    encode = _FrameEncoder(raw_bytes)
     contents: list[bytes | Undecodable | storage.Unreadable] = []
     parts = [uri.rpartition("#t=") for uri in uris]
     for video, group in groupby(parts, key=itemgetter(0)):
         wanted = [time for _, _, time in group]
         try:
-            found = _read_frames_of(video, wanted)
+            found = _read_frames_of(video, wanted, encode)
             contents += [found.get(time, _NO_FRAME) for time in wanted]
         except (SourceError, Incomplete) as error:
             contents += [_why_unreadable(error)] * len(wanted)
@@ -186,19 +192,21 @@ def _why_unreadable(error: SourceError | Incomplete) -> Undecodable | storage.Un
 Frames = dict[str, bytes | Undecodable]  # by their times, as written in their URIs
 
 
-def _read_frames_of(video: str, wanted: Sequence[str]) -> Frames:
+def _read_frames_of(video: str, wanted: Sequence[str], encode: _FrameEncoder) -> Frames:
     """Frames that can be decoded; :data:`_AFTER_THE_END` for those after the end of the video."""
     first = min(map(float, wanted))
     if first > _SEEK_BEFORE_S:
-        found, begins = _scan(video, wanted, first - _SEEK_BEFORE_S)
+        found, begins = _scan(video, wanted, encode, first - _SEEK_BEFORE_S)
         if begins is not None and begins <= first:
             return found
         # The seek went past the first frame that is wanted: read from the beginning.
-    found, _ = _scan(video, wanted, None)
+    found, _ = _scan(video, wanted, encode, None)
     return found
 
 
-def _scan(video: str, wanted: Sequence[str], start_s: float | None) -> tuple[Frames, float | None]:
+def _scan(
+    video: str, wanted: Sequence[str], encode: _FrameEncoder, start_s: float | None
+) -> tuple[Frames, float | None]:
     """As :func:`_read_frames_of`, from ``start_s`` on; also the time of the first frame seen."""
     found: Frames = {}
     last, num_wanted = max(map(float, wanted)), len(set(wanted))
@@ -208,7 +216,7 @@ def _scan(video: str, wanted: Sequence[str], start_s: float | None) -> tuple[Fra
             begins, ends = (time if begins is None else begins), time
             text = f"{time:.3f}"
             if text in wanted and text not in found and not frame.is_corrupt:
-                found[text] = _as_png(frame)
+                found[text] = encode(frame)
             if time > last or len(found) == num_wanted:
                 break
         else:
@@ -249,13 +257,24 @@ def _decode_frames(
         return  # the file ends there
 
 
-def _as_png(frame: av.VideoFrame) -> bytes:
-    """Encode a frame as PNG, upright."""
-    # PPM would take 2 ms of a CPU where PNG takes 65 (at 960×540), but 4 times the memory for large
-    # frames, whose size nothing bounds here. Browsers and label tools open a PNG.
-    buffer = io.BytesIO()
-    Image.fromarray(upright_pixels(frame)).save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
+class _FrameEncoder:
+    """Writes frames as image files, upright: as PPM as long as there is room, then as PNG.
+
+    PPM takes 2 ms of a CPU where PNG takes 65 (at 960×540), and four times the memory.
+    """
+
+    def __init__(self, raw_bytes: int) -> None:
+        self._room = raw_bytes
+
+    def __call__(self, frame: av.VideoFrame) -> bytes:
+        pixels = upright_pixels(frame)
+        self._room -= pixels.nbytes
+        buffer = io.BytesIO()
+        if self._room >= 0:
+            Image.fromarray(pixels).save(buffer, "PPM")
+        else:  # browsers and label tools open it
+            Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
+        return buffer.getvalue()
 
 
 # ----------------------------------------------------------------------------------- opening videos

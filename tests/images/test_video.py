@@ -255,3 +255,15 @@ def test_a_stream_without_time_stamps_has_all_its_frames(
         assert isinstance(png, bytes)
         pixels = np.asarray(Image.open(io.BytesIO(png))).astype(int)
         assert abs(pixels - picture).max() < 8
+
+
+def test_frames_are_compressed_once_there_is_no_room_for_their_pixels(tmp_path: Path) -> None:
+    [shown, *_] = film(tmp_path / "clip.mp4", STEADY[:4], sound=None)
+    uris = rows(tmp_path, str(tmp_path / "clip.mp4"))["uri"].to_pylist()
+    compressed, mixed = read_frames(uris), read_frames(uris, raw_bytes=2 * shown.size)
+    pictures = []
+    for files in zip(compressed, mixed, strict=True):
+        opened = [Image.open(io.BytesIO(data)) for data in files if isinstance(data, bytes)]
+        assert np.array_equal(*map(np.asarray, opened))
+        pictures.append([picture.format for picture in opened])
+    assert pictures == 2 * [["PNG", "PPM"]] + 2 * [["PNG", "PNG"]]
