@@ -52,6 +52,22 @@ class Manifest(Strict):
     """Columns to rename, old name to new name."""
 
 
+class Table(Strict):
+    """Parquet files that hold the images themselves, one a row; the other columns are copied to the
+    results.
+    """
+
+    table: Location
+    """A .parquet file, a glob of these, or a folder of them."""
+    image_column: str | None = None
+    """The column of the images, binary or ``struct<bytes, path>`` (Hugging Face's ``Image``);
+    ``null``: the only one that holds images."""
+    where: str | None = None
+    """SQL condition on the other columns (DuckDB); only rows that meet it are used."""
+    rename: dict[str, str] = {}
+    """Columns to rename, old name to new name."""
+
+
 class Inventory(Strict):
     """An Amazon S3 Inventory report (CSV or Parquet)."""
 
@@ -106,11 +122,12 @@ def _extension_of(location: str) -> str:
     return PurePosixPath(_path_of(location)).suffix.lstrip(".")
 
 
-Source = Prefix | Glob | Manifest | Inventory | Video
+Source = Prefix | Glob | Manifest | Table | Inventory | Video
 _SOURCES: dict[str, type[Source]] = {
     "prefix": Prefix,
     "glob": Glob,
     "manifest": Manifest,
+    "table": Table,
     "inventory": Inventory,
     "video": Video,
 }

@@ -21,6 +21,9 @@ from typing import Literal
 
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError, features
 
+from segbatch import storage
+from segbatch.errors import Incomplete, SourceError
+
 DecodeErrorKind = Literal["truncated", "undecodable", "unsupported", "too_large"]
 HEAD_BYTES = 1024  # this many bytes of a file are enough to recognise it
 VIDEO_HINT = "its frames are images where it is listed as images: {video: …}"
@@ -75,6 +78,19 @@ class Undecodable:
 
     kind: DecodeErrorKind
     message: str
+
+
+def why_unreadable(error: SourceError | Incomplete) -> Undecodable | storage.Unreadable:
+    """Why an object could not be read as its format wants it, for the rows of its parts."""
+    cause = error.__cause__
+    if isinstance(error, Incomplete):
+        return storage.Unreadable("unavailable", storage.one_line(cause or error))
+    message = storage.one_line(error)
+    if isinstance(cause, FileNotFoundError | IsADirectoryError | NotADirectoryError):
+        return storage.Unreadable("not_found", message)
+    if isinstance(cause, PermissionError):
+        return storage.Unreadable("forbidden", message)
+    return Undecodable("undecodable", message)
 
 
 class RefusedImage(Exception):

@@ -6,13 +6,10 @@ stage is final for the current pass.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pyarrow as pa
 
 from segbatch import storage
-from segbatch.images.faults import Undecodable
-from segbatch.images.video import is_frame, read_frames
+from segbatch.images.parts import read_images
 
 RAW_BYTES = 256 << 20  # of the frames of a block that are not compressed on their way to decoding
 
@@ -43,16 +40,3 @@ def fetch(table: pa.Table, limits: storage.ReadLimits) -> pa.Table:
         .append_column("error", pa.array(errors, pa.string()))
         .append_column("message", pa.array(messages, pa.string()))
     )
-
-
-def read_images(
-    uris: Sequence[str], limits: storage.ReadLimits, raw_bytes: int = 0
-) -> list[bytes | Undecodable | storage.Unreadable]:
-    """The bytes at ``uris`` in their order, or why they could not be read.
-
-    Frames of videos become image files; ``raw_bytes`` as for
-    :func:`~segbatch.images.video.read_frames`. Raises nothing for what storage answers.
-    """
-    files = iter(storage.read_many([uri for uri in uris if not is_frame(uri)], limits))
-    frames = iter(read_frames([uri for uri in uris if is_frame(uri)], raw_bytes))
-    return [next(frames) if is_frame(uri) else next(files) for uri in uris]

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from segbatch.config.images import Inventory, Manifest, Prefix, Source, Video
+from segbatch.config.images import Inventory, Manifest, Prefix, Source, Table, Video
 from segbatch.console import say
 from segbatch.errors import SourceError
 from segbatch.images import columns
@@ -33,6 +33,7 @@ from segbatch.images.listing import (
     one_or_many,
     reading_source,
 )
+from segbatch.images.tablerows import open_image_table
 from segbatch.images.tables import first_lines, in_memory_duckdb, open_table
 from segbatch.images.video import FRAME_COLUMNS, expand_videos
 from segbatch.storage.uris import without_query
@@ -91,6 +92,8 @@ def open_source(
 ) -> _SourceStream:
     if isinstance(source, Manifest):
         return _open_manifest(source, reserved, scratch)
+    if isinstance(source, Table):
+        return _open_image_table(source, reserved)
     if isinstance(source, Prefix):
         return _stream_uris(source.prefix, list_prefix(source, leave_out, skipped))
     if isinstance(source, Inventory):
@@ -117,6 +120,11 @@ def _open_manifest(source: Manifest, reserved: Collection[str], scratch: str) ->
     """
     name = without_query(source.manifest)
     table = open_table(source.manifest, scratch)
+    if table.images and source.uri_column not in [field.name for field in table.fields]:
+        raise SourceError(
+            f"{name}: has no column {source.uri_column}, and holds images itself (column"
+            f" {', '.join(table.images)}): write images: {{table: {source.manifest}}}"
+        )
     if table.images:
         say(f"{name}: left out, because it holds images: column {', '.join(table.images)}")
     old = [field.name for field in table.fields]
@@ -128,14 +136,27 @@ def _open_manifest(source: Manifest, reserved: Collection[str], scratch: str) ->
     schema = pa.schema(columns.without_null_type(table.fields))
     if pa.types.is_binary(schema.field(uri).type):  # as Spark writes texts
         schema = schema.set(uri, schema.field(uri).with_type(pa.string()))
-    find_rows = _every_row if source.where is None else _where_filter(name, source.where, schema)
     names = [URI.name, *(new[index] for index in users)]
-    selected = _select_rows(table.batches, schema, uri, find_rows, source)
+    selected = _select_rows(table.batches, schema, uri, source, name)
     batches = (
         pa.record_batch([batch.column(index) for index in (uri, *users)], names)
         for batch in selected
     )
     fields = [table.fields[index].with_name(new[index]) for index in users]
+    return _SourceStream(name, fields, batches)
+
+
+def _open_image_table(source: Table, reserved: Collection[str]) -> _SourceStream:
+    """A table that holds images. Raises ``SourceError`` as :func:`_open_manifest`."""
+    name = source.table
+    table = open_image_table(name, source.image_column)
+    old = [field.name for field in table.fields]
+    new = columns.renamed(old, source.rename, name)
+    columns.check_names(list(zip(old, new, strict=True)), reserved, source.rename, name)
+    schema = pa.schema([URI, *columns.without_null_type(table.fields)])
+    selected = _select_rows(table.batches, schema, 0, source, name)
+    batches = (batch.rename_columns([URI.name, *new]) for batch in selected)
+    fields = [field.with_name(name) for field, name in zip(table.fields, new, strict=True)]
     return _SourceStream(name, fields, batches)
 
 
@@ -146,15 +167,15 @@ def _select_rows(
     batches: Iterator[pa.RecordBatch],
     schema: pa.Schema,
     uri: int,
-    find_rows: RowFinder,
-    source: Manifest,
+    source: Manifest | Table,
+    name: str,
 ) -> Iterator[pa.RecordBatch]:
-    """The rows of ``batches`` that ``find_rows`` finds, with the columns of ``schema``.
+    """The rows of ``batches`` that ``source`` wants, with the columns of ``schema``.
 
     ``uri`` is the index of the column of URIs. Raises ``SourceError`` for a row without a URI, and
     at the end if there was no row.
     """
-    name = without_query(source.manifest)
+    find_rows = _every_row if source.where is None else _where_filter(name, source.where, schema)
     is_csv = name.lower().endswith((".csv", ".csv.gz"))
     num_read = num_selected = 0
     for given in batches:
@@ -169,7 +190,7 @@ def _select_rows(
         if empty.size:
             value = selected.column(uri)[int(empty[0])].as_py()
             row = num_read + int(found[empty[0]])
-            raise SourceError(_no_uri(source, schema.names[uri], row, value))
+            raise SourceError(_no_uri(source, name, schema.names[uri], row, value))
         num_read += batch.num_rows
         num_selected += selected.num_rows
         yield selected
@@ -179,13 +200,13 @@ def _select_rows(
         )
 
 
-def _no_uri(source: Manifest, column: str, row: int, value: str | None) -> str:
+def _no_uri(source: Manifest | Table, name: str, column: str, row: int, value: str | None) -> str:
     quoted = column if re.fullmatch(r"[A-Za-z_]\w*", column) else f'"{column}"'
     condition = f"{quoted} IS NOT NULL" if value is None else f"{quoted} <> ''"
     if source.where is not None:
         condition = f"({source.where}) AND {condition}"
     return (
-        f"{without_query(source.manifest)}: row {row} (the first is 0) has no URI in column"
+        f"{name}: row {row} (the first is 0) has no URI in column"
         f' {column}: leave such rows out with where: "{condition}"'
     )
 

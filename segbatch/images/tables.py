@@ -92,7 +92,7 @@ def open_table(name: str, scratch: str) -> TableStream:
     ``Incomplete`` if storage does not answer, also while the batches are read.
     """
     with reading_source(name):
-        files, base = _find_files(name)
+        files, base = find_files(name)
     if not files:
         raise SourceError(
             f"{name}: no such file, no folder with .parquet files, and no glob that matches any"
@@ -108,7 +108,7 @@ def open_table(name: str, scratch: str) -> TableStream:
     return _READERS[kind](name, files, base)
 
 
-def _find_files(name: str) -> tuple[list[str], str]:
+def find_files(name: str) -> tuple[list[str], str]:
     """The files of a table in their order, and the folder below which partitions begin.
 
     A folder stands for its Parquet files, except hidden ones (``_…``, ``.…``). Raises
@@ -157,8 +157,38 @@ def _kind_of(file: str) -> str:
 # ------------------------------------------------------------------------------------------ Parquet
 
 
-def _open_parquet(name: str, files: list[str], base: str) -> TableStream:
-    """The columns of all files together; one file, or many with Hive partitions.
+class ParquetTable(NamedTuple):
+    """The files of a table, with the Hive partitions that their paths name.
+
+    ``fields`` are the columns of all files, with types that results can hold, without ``images``;
+    ``keys`` are those of partitions.
+    """
+
+    files: list[tuple[str, Mapping[str, str | None]]]
+    fields: list[pa.Field]
+    keys: list[pa.Field]
+    images: list[str]
+
+    def batches(self) -> Iterator[tuple[str, int, pa.RecordBatch]]:
+        """The rows, to be read once: a file, the number of a row in it, and rows from there on."""
+        for file, values in self.files:
+            first = 0
+            with reading_source(file), open_parquet(file) as table:
+                wanted = [name for name in table.schema_arrow.names if name not in self.images]
+                missing = [key for key in self.keys if key.name not in wanted]
+                for group in range(table.num_row_groups):
+                    for batch in table.iter_batches(
+                        columns.BATCH_ROWS, row_groups=[group], columns=wanted
+                    ):
+                        for key in missing:
+                            value = pa.scalar(values.get(key.name)).cast(key.type)
+                            batch = batch.append_column(key, pa.repeat(value, batch.num_rows))  # noqa: PLW2901
+                        yield file, first, batch
+                        first += batch.num_rows
+
+
+def parquet_table(files: list[str], base: str) -> ParquetTable:
+    """One file, or many with Hive partitions.
 
     Folders named ``key=value`` between ``base`` and a file become columns: integers if every
     value is one and none has a leading zero, else strings.
@@ -168,7 +198,8 @@ def _open_parquet(name: str, files: list[str], base: str) -> TableStream:
     """
     partitions = [_partitions_in(file.removeprefix(base)) for file in files]
     keys = _partition_fields(partitions)
-    images = _image_columns(files[0])
+    with reading_source(files[0]), open_parquet(files[0]) as table:
+        images = image_columns(table)
     with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
         found = pool.map(partial(_parquet_fields, images=images), files)
         fields = columns.union(zip(files, found, strict=True))
@@ -176,18 +207,21 @@ def _open_parquet(name: str, files: list[str], base: str) -> TableStream:
     own = {field.name: field for field in fields}
     keys = [own.get(key.name, key) for key in keys]
     fields = [*fields, *(key for key in keys if key.name not in own)]
-    batches = _parquet_batches(list(zip(files, partitions, strict=True)), keys, images)
-    return TableStream(fields, batches, images)
+    return ParquetTable(list(zip(files, partitions, strict=True)), fields, keys, images)
 
 
-def _image_columns(file: str) -> list[str]:
+def _open_parquet(name: str, files: list[str], base: str) -> TableStream:
+    table = parquet_table(files, base)
+    return TableStream(table.fields, (batch for _, _, batch in table.batches()), table.images)
+
+
+def image_columns(table: pq.ParquetFile) -> list[str]:
     """The columns that hold images: ``struct<bytes, path>`` as Hugging Face writes it, and binary
     columns whose first value is an image.
     """
-    with reading_source(file), _parquet_file(file) as table:
-        schema: pa.Schema = table.schema_arrow
-        binary = [field.name for field in schema if _is_binary(field.type)]
-        first = next(table.iter_batches(1, columns=binary), None) if binary else None
+    schema: pa.Schema = table.schema_arrow
+    binary = [field.name for field in schema if _is_binary(field.type)]
+    first = next(table.iter_batches(1, columns=binary), None) if binary else None
     heads = {name: first.column(name)[0].as_py() for name in binary} if first is not None else {}
     return [
         field.name
@@ -236,7 +270,7 @@ def _partition_fields(partitions: Sequence[Mapping[str, str | None]]) -> list[pa
 
 
 def _parquet_fields(file: str, images: Sequence[str]) -> list[pa.Field]:
-    with reading_source(file), _parquet_file(file) as table:
+    with reading_source(file), open_parquet(file) as table:
         schema: pa.Schema = table.schema_arrow
     schema = pa.schema([field for field in schema if field.name not in images])
     twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
@@ -245,31 +279,18 @@ def _parquet_fields(file: str, images: Sequence[str]) -> list[pa.Field]:
     return columns.result_fields(schema, file)
 
 
-def _parquet_batches(
-    files: Sequence[tuple[str, Mapping[str, str | None]]],
-    keys: list[pa.Field],
-    images: Sequence[str],
-) -> Iterator[pa.RecordBatch]:
-    for file, values in files:
-        with reading_source(file), _parquet_file(file) as table:
-            wanted = [name for name in table.schema_arrow.names if name not in images]
-            missing = [key for key in keys if key.name not in wanted]
-            for group in range(table.num_row_groups):
-                for batch in table.iter_batches(
-                    columns.BATCH_ROWS, row_groups=[group], columns=wanted
-                ):
-                    for key in missing:
-                        value = pa.scalar(values.get(key.name)).cast(key.type)
-                        batch = batch.append_column(key, pa.repeat(value, batch.num_rows))  # noqa: PLW2901
-                    yield batch
-
-
 @contextmanager
-def _parquet_file(file: str) -> Iterator[pq.ParquetFile]:
+def open_parquet(file: str, buffer_bytes: int = 0) -> Iterator[pq.ParquetFile]:
+    """A Parquet file on any storage.
+
+    Columns are fetched as a whole; with ``buffer_bytes`` in pieces of that size, as far as they
+    are read.
+    """
     filesystem, path = storage.arrow_filesystem(file)
+    whole = not buffer_bytes and not storage.is_local(file)
     with (
         filesystem.open_input_file(path) as stream,
-        pq.ParquetFile(stream, pre_buffer=not storage.is_local(file)) as table,
+        pq.ParquetFile(stream, pre_buffer=whole, buffer_size=buffer_bytes) as table,
     ):
         yield table
 

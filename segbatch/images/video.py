@@ -33,7 +33,7 @@ from segbatch import storage
 from segbatch.config.images import is_photograph_name
 from segbatch.errors import Incomplete, SourceError
 from segbatch.images.columns import BATCH_ROWS
-from segbatch.images.faults import Undecodable
+from segbatch.images.faults import Undecodable, why_unreadable
 from segbatch.images.listing import local_copy, reading_source
 from segbatch.storage.uris import without_query
 
@@ -156,7 +156,7 @@ def frame_times(uri: str) -> tuple[list[float], float | None]:
 
 
 def read_frames(
-    uris: Sequence[str], raw_bytes: int = 0
+    uris: Sequence[str], limits: storage.ReadLimits | None = None, raw_bytes: int = 0
 ) -> list[bytes | Undecodable | storage.Unreadable]:
     """An image file of each frame, or why there is none, in the order of ``uris``.
 
@@ -173,20 +173,8 @@ def read_frames(
             found = _read_frames_of(video, wanted, encode)
             contents += [found.get(time, _NO_FRAME) for time in wanted]
         except (SourceError, Incomplete) as error:
-            contents += [_why_unreadable(error)] * len(wanted)
+            contents += [why_unreadable(error)] * len(wanted)
     return contents
-
-
-def _why_unreadable(error: SourceError | Incomplete) -> Undecodable | storage.Unreadable:
-    cause = error.__cause__
-    if isinstance(error, Incomplete):
-        return storage.Unreadable("unavailable", storage.one_line(cause or error))
-    message = storage.one_line(error)
-    if isinstance(cause, FileNotFoundError | IsADirectoryError | NotADirectoryError):
-        return storage.Unreadable("not_found", message)
-    if isinstance(cause, PermissionError):
-        return storage.Unreadable("forbidden", message)
-    return Undecodable("undecodable", message)
 
 
 Frames = dict[str, bytes | Undecodable]  # by their times, as written in their URIs

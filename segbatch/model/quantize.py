@@ -23,7 +23,7 @@ from segbatch.config.job import Limits
 from segbatch.console import say
 from segbatch.errors import InputError, SourceError
 from segbatch.images.decode import Decoded, decode_image
-from segbatch.images.fetch import read_images
+from segbatch.images.parts import read_images
 from segbatch.images.sources import URI, stream_images
 from segbatch.model.bundle import fingerprint, save_graph_bundle
 from segbatch.model.config import ModelConfig

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from segbatch import storage
-from segbatch.images.video import FRAGMENT
+from segbatch.images.parts import FRAGMENT
 from segbatch.results.prices import GB, Prices
 from segbatch.results.query import sql
 from segbatch.results.runfolder import RunFolder
@@ -21,7 +21,7 @@ from segbatch.results.runinfo import Start
 
 LIST_PAGE = 1000  # keys in one answer to a LIST request
 IN_OBJECT_STORAGE = rf"^({'|'.join(sorted(storage.OBJECT_SCHEMES))})://"
-FRAME = rf"{FRAGMENT}$"  # of a video; there is no request for each frame
+PART = FRAGMENT.pattern  # there is no request for each part of an object
 
 
 class Machine(NamedTuple):
@@ -49,7 +49,7 @@ def object_storage_use(run: RunFolder) -> ObjectStorageUse:
     [(images, objects)] = sql(
         [run],
         f"SELECT count(*), count(*) FILTER (regexp_matches(uri, '{IN_OBJECT_STORAGE}')"
-        f" AND NOT regexp_matches(uri, '{FRAME}')) FROM images",
+        f" AND NOT regexp_matches(uri, '{PART}')) FROM images",
     ).fetchall()
     output = run.info.job.get("output", run.uri)
     return ObjectStorageUse(

@@ -15,7 +15,7 @@ from segbatch.config.job import Limits
 from segbatch.errors import SourceError, UnreadableMask
 from segbatch.images.decode import decode_image
 from segbatch.images.faults import Undecodable
-from segbatch.images.fetch import read_images
+from segbatch.images.parts import read_images
 from segbatch.masks import decode_mask
 from segbatch.masks.classes import IGNORE_INDEX
 from segbatch.results.lookup import mask_png

@@ -346,12 +346,12 @@ def test_a_list_keeps_the_columns_that_somebody_added(run: Run, tmp_path: Path) 
 
 
 def test_copies_of_images_of_one_name_are_called_differently() -> None:
-    assert copy_name("https://h/p?file=a/b.jpg&sig=SECRET").startswith("p-")
-    assert copy_name("https://h/d//[x/1.jpg").endswith(".jpg")
-    first, second = (copy_name(f"s3://{bucket}/front view.jpg") for bucket in "ab")
+    assert copy_name("https://h/p?file=a/b.jpg&sig=SECRET", b"").startswith("p-")
+    assert copy_name("https://h/d//[x/1.jpg", b"").endswith(".jpg")
+    first, second = (copy_name(f"s3://{bucket}/front view.jpg", b"") for bucket in "ab")
     assert first != second
     assert first.startswith("front_view-")
     assert first.endswith(".jpg")
-    assert copy_name("https://photos.org/7.JPG?width=200").startswith("7-")
-    assert copy_name("https://photos.org/7.JPG?width=200").endswith(".JPG")
-    assert not copy_name("s3://photos/.jpg").startswith(".")  # hidden files are not listed
+    assert copy_name("https://photos.org/7.JPG?width=200", b"").startswith("7-")
+    assert copy_name("https://photos.org/7.JPG?width=200", b"").endswith(".JPG")
+    assert not copy_name("s3://photos/.jpg", b"").startswith(".")  # hidden files are not listed

@@ -29,8 +29,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from segbatch import storage
 from segbatch.errors import InputError, RunError, SegbatchError
-from segbatch.images.fetch import read_images
-from segbatch.images.video import is_frame
+from segbatch.images.parts import part_extension, read_images
 from segbatch.results.runfolder import open_folder
 from segbatch.review.browse.grid import Grid, GridQuery
 from segbatch.review.browse.layers import LONG_SIDES, LayerCache, Layers, Size
@@ -127,7 +126,7 @@ class RunEndpoints:
         )
         if not isinstance(content, bytes):
             return PlainTextResponse(f"{content.kind}: {content.message}", 404)
-        name = quote(storage.name_of(uri) + ".png" * is_frame(uri), safe="")
+        name = quote(storage.name_of(uri) + part_extension(uri, content), safe="")
         return Response(
             content,
             media_type="application/octet-stream",

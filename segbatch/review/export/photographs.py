@@ -10,7 +10,7 @@ from segbatch.config.job import Limits
 from segbatch.formats.format import Photograph, encode_photo
 from segbatch.images.decode import decode_image
 from segbatch.images.faults import Undecodable
-from segbatch.images.fetch import read_images
+from segbatch.images.parts import read_images
 from segbatch.review.pictures import PictureProblem
 
 _OPENERS = {

@@ -28,7 +28,7 @@ from segbatch.formats.coco import shapes_digest, to_categories
 from segbatch.formats.folder import COPIES_LIST, PROVENANCE_KEY
 from segbatch.formats.labelme import labelme_json
 from segbatch.formats.polygons import Polygon
-from segbatch.images.video import is_frame
+from segbatch.images.parts import part_extension
 from segbatch.masks.classes import Classes
 from segbatch.review.names import cut_query, is_image_name, safe_name
 
@@ -94,16 +94,17 @@ def write_list(folder: str, earlier: Sequence[dict[str, str]], copies: Sequence[
         storage.write_bytes(storage.join(folder, COPIES_LIST), sink.getvalue().encode())
 
 
-def copy_name(uri: str) -> str:
+def copy_name(uri: str, content: bytes) -> str:
     """The file name of an image's copy: its own name, eight digits of a hash, its extension.
 
-    The hash tells images of one name apart. Extensions of other than image formats are dropped.
+    The hash tells images of one name apart. Extensions of other than image formats are dropped;
+    a part of an object gets that of its content.
     """
     is_http = storage.scheme_of(uri) in storage.HTTP_SCHEMES
     path = cut_query(uri) if is_http else uri
     name = safe_name(uri, path[: path.rfind("/") + 1])
     digest = hashlib.sha256(uri.encode()).hexdigest()[:8]
-    extension = PurePosixPath(path).suffix if is_image_name(path) else ".png" * is_frame(uri)
+    extension = PurePosixPath(path).suffix if is_image_name(path) else part_extension(uri, content)
     return f"{name}-{digest}{extension}"
 
 

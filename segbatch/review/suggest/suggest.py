@@ -26,7 +26,7 @@ from segbatch.errors import InputError, SourceError, UnreadableMask
 from segbatch.formats.polygons import TOLERANCE, Polygon, polygons, without_specks
 from segbatch.images.decode import decode_image
 from segbatch.images.faults import Undecodable
-from segbatch.images.fetch import read_images
+from segbatch.images.parts import read_images
 from segbatch.masks.classes import IGNORE_INDEX
 from segbatch.results.lookup import mask_png, unreadable_mask
 from segbatch.results.runfolder import RunFolder
@@ -228,7 +228,7 @@ def _copy(
         shapes = _shapes(run, candidate.image_id, size)
     except UnreadableMask:
         return DAMAGED
-    name = copy_name(candidate.uri)
+    name = copy_name(candidate.uri, content)
     write_missing(folder, name, content)
     suggestion = Suggestion(
         image_id=candidate.image_id,

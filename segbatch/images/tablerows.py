@@ -1,0 +1,180 @@
+"""Tables that hold their images: a row of a Parquet file is an image of a run.
+
+A row's URI is that of its file followed by ``#row=17``, its number in the file from 0, and by
+``&column=photo`` where the file has several columns of images. An image is the value of a binary
+column, or of a ``struct<bytes, path>`` as Hugging Face writes it; one that has only a ``path`` is
+read from there, relative to the file's folder.
+
+Rows are read by row group and column, in pieces, so a large file costs no memory.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Any
+from urllib.parse import quote, unquote
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from segbatch import storage
+from segbatch.errors import Incomplete, SourceError
+from segbatch.images.faults import Undecodable, why_unreadable
+from segbatch.images.listing import reading_source
+from segbatch.images.tables import (
+    TableStream,
+    find_files,
+    image_columns,
+    open_parquet,
+    parquet_table,
+)
+from segbatch.storage.uris import without_query
+
+FRAGMENT = r"#row=\d+(&column=[^#&]+)?"  # at the end of a row's URI
+_ROW_URI = re.compile(r"(.+\.parquet)#row=(\d+)(?:&column=([^#&]+))?", re.S | re.I)
+_BATCH_ROWS = 16  # that are in memory at once
+_BUFFER_BYTES = 4 << 20  # at a time: each is a request to object storage
+
+_NO_IMAGE = storage.Unreadable("not_found", "the row has no image")
+
+
+def is_row(uri: str) -> bool:
+    """Whether ``uri`` is that of a row of a Parquet file."""
+    return _ROW_URI.fullmatch(uri) is not None
+
+
+# ------------------------------------------------------------------------------------ listing rows
+
+
+def open_image_table(name: str, column: str | None) -> TableStream:
+    """The rows of the Parquet files that ``name`` names: a file, a glob or a folder.
+
+    The batches have the URI of each row as their first column, then ``fields``, the columns that
+    hold no images. ``column`` holds the images; ``None``: the only one that holds images. Raises
+    ``SourceError``, and ``Incomplete`` if storage does not answer, also while they are read.
+    """
+    if storage.scheme_of(name) in storage.HTTP_SCHEMES:
+        raise SourceError(
+            f"{without_query(name)}: tables of images are not read over http, row by row: download"
+            " it, or copy it to object storage"
+        )
+    with reading_source(name):
+        files, base = find_files(name)
+        others = [file for file in files if not file.lower().endswith(".parquet")]
+    if not files or others:
+        raise SourceError(f"{name}: no Parquet file, no folder with any, and no glob that matches")
+    table = parquet_table(files, base)
+    chosen = _chosen_column(name, table.images, [field.name for field in table.fields], column)
+    suffix = f"&column={quote(chosen, safe='')}" if table.images != [chosen] else ""
+    if chosen not in table.images:  # its first value is null
+        table = table._replace(images=[*table.images, chosen])
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for file, first, batch in table.batches():
+            uris = [f"{file}#row={first + row}{suffix}" for row in range(batch.num_rows)]
+            names = ["uri", *batch.schema.names]
+            yield pa.RecordBatch.from_arrays([pa.array(uris, pa.string()), *batch.columns], names)
+
+    fields = [field for field in table.fields if field.name != chosen]
+    return TableStream(fields, batches(), table.images)
+
+
+def _chosen_column(name: str, images: list[str], others: list[str], column: str | None) -> str:
+    if column is not None and column not in [*images, *others]:
+        there = ", ".join([*images, *others])
+        raise SourceError(f"{name}: image_column: no column {column}; there are {there}")
+    if column is not None:
+        return column
+    if not images:
+        raise SourceError(
+            f"{name}: no column holds images: write images: {{manifest: …}} if a column has their"
+            " URIs, or name the column with image_column"
+        )
+    if len(images) > 1:
+        raise SourceError(
+            f"{name}: several columns hold images ({', '.join(images)}): name one with image_column"
+        )
+    return images[0]
+
+
+# ------------------------------------------------------------------------------------ reading rows
+
+
+def read_rows(
+    uris: Sequence[str], limits: storage.ReadLimits, raw_bytes: int = 0
+) -> list[bytes | Undecodable | storage.Unreadable]:
+    """The image files in the rows ``uris``, or why there are none, in their order.
+
+    A file is opened once for all its rows that follow each other in ``uris``. Raises nothing for
+    what storage answers.
+    """
+    parts = [_split(uri) for uri in uris]
+    contents: list[Any] = []
+    for (file, column), group in groupby(parts, key=lambda part: (part[0], part[2])):
+        rows = [row for _, row, _ in group]
+        try:
+            found = _read_values(file, column, rows)
+        except (SourceError, Incomplete) as error:
+            contents += [why_unreadable(error)] * len(rows)
+            continue
+        contents += [_content(found[row], file, limits) for row in rows]
+    elsewhere = [index for index, content in enumerate(contents) if isinstance(content, str)]
+    read = storage.read_many([contents[index] for index in elsewhere], limits)
+    for index, content in zip(elsewhere, read, strict=True):
+        contents[index] = content
+    return contents
+
+
+def _split(uri: str) -> tuple[str, int, str | None]:
+    match = _ROW_URI.fullmatch(uri)
+    assert match is not None
+    return match[1], int(match[2]), unquote(match[3]) if match[3] else None
+
+
+def _read_values(file: str, column: str | None, rows: Sequence[int]) -> dict[int, Any]:
+    """The values of an image column by row. Raises ``SourceError``, ``Incomplete``."""
+    found: dict[int, Any] = {}
+    first = 0
+    with reading_source(file), open_parquet(file, _BUFFER_BYTES) as table:
+        column = column or _chosen_column(file, image_columns(table), [], None)
+        for group in range(table.num_row_groups):
+            end = first + table.metadata.row_group(group).num_rows
+            wanted = {row for row in rows if first <= row < end}
+            if wanted:
+                found |= dict(_values_of_group(table, group, column, first, wanted))
+            first = end
+    missing = f"the table has only {first:,} rows now"
+    return {row: found.get(row, Undecodable("truncated", missing)) for row in rows}
+
+
+def _values_of_group(
+    table: pq.ParquetFile, group: int, column: str, first: int, wanted: set[int]
+) -> Iterator[tuple[int, Any]]:
+    """The row numbers and values of ``wanted`` rows of a row group that begins at row ``first``."""
+    last = max(wanted)
+    for batch in table.iter_batches(_BATCH_ROWS, row_groups=[group], columns=[column]):
+        for row in sorted(wanted & set(range(first, first + batch.num_rows))):
+            yield row, batch.column(0)[row - first].as_py()
+        first += batch.num_rows
+        if first > last:
+            return
+
+
+def _content(value: Any, file: str, limits: storage.ReadLimits) -> Any:
+    """The bytes of an image, why there are none, or the URI where they are."""
+    if isinstance(value, Undecodable):
+        return value
+    data = value.get("bytes") if isinstance(value, dict) else value
+    path = value.get("path") if isinstance(value, dict) else None
+    if data is None and path:
+        is_absolute = storage.scheme_of(path) or path.startswith("/")
+        return path if is_absolute else storage.join(file.rpartition("/")[0], path)
+    if not isinstance(data, bytes):
+        return _NO_IMAGE
+    if len(data) > limits.max_bytes:
+        return storage.Unreadable(
+            "too_large", f"{len(data):,} bytes, more than limits.max_bytes ({limits.max_bytes:,})"
+        )
+    return data

@@ -1,0 +1,182 @@
+"""Tables that hold images: a row of a Parquet file is an image of a run."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from segbatch import storage
+from segbatch.config.images import Table, parse_source
+from segbatch.errors import SourceError
+from segbatch.images import manifest
+from segbatch.images.faults import Undecodable
+from segbatch.images.parts import part_extension, read_images
+from segbatch.results.schema import RESERVED_COLUMNS
+from tests.collection import jpeg
+from tests.conftest import S3
+
+LIMITS = storage.ReadLimits()
+STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def table(number: int = 10, first: int = 0, **columns: Any) -> pa.Table:
+    """Photographs as Hugging Face stores them, with a column of the user's."""
+    rows = range(first, first + number)
+    photos = [{"bytes": jpeg(row), "path": f"{row}.jpg"} for row in rows]
+    given = {"image": pa.array(photos, STRUCT), "city": [f"city {row}" for row in rows]}
+    return pa.table(given | columns)
+
+
+def frozen(tmp_path: Path, source: Any, folder: str = "run") -> pa.Table:
+    where = str(tmp_path / folder / "manifest")
+    made = manifest.freeze(
+        [parse_source(source)], where, reserved=RESERVED_COLUMNS, leave_out=str(tmp_path / folder)
+    )
+    return pa.concat_tables(manifest.read_rows(where, file) for file in made.files)
+
+
+@pytest.fixture(params=["disk", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "disk":
+        return str(tmp_path / "data")
+    s3: S3 = request.getfixturevalue("s3")
+    return s3.uri("data")
+
+
+def put(where: str, content: pa.Table, **options: Any) -> None:
+    sink = io.BytesIO()
+    pq.write_table(content, sink, **options)
+    storage.write_bytes(where, sink.getvalue())
+
+
+def test_every_row_is_an_image_with_its_other_columns(root: str, tmp_path: Path) -> None:
+    put(f"{root}/a.parquet", table(10), row_group_size=4)
+    put(f"{root}/b.parquet", table(3, first=10))
+    rows = frozen(tmp_path, {"table": f"{root}/*.parquet"})
+    assert rows.column_names == ["image_id", "uri", "city"]
+    assert rows["city"].to_pylist() == [f"city {row}" for row in range(13)]
+    assert rows["uri"][5].as_py() == f"{root}/a.parquet#row=5"
+    assert rows["uri"][11].as_py() == f"{root}/b.parquet#row=1"
+    assert read_images(rows["uri"].to_pylist(), LIMITS) == [jpeg(row) for row in range(13)]
+    some = rows["uri"].to_pylist()[9:3:-2]
+    assert read_images(some, LIMITS) == [jpeg(row) for row in (9, 7, 5)]
+
+
+def test_binary_columns_hold_images_too(root: str, tmp_path: Path) -> None:
+    photos = [jpeg(0), jpeg(1)]
+    put(f"{root}/a.parquet", pa.table({"photo": photos, "name": ["a", "b"]}))
+    rows = frozen(tmp_path, {"table": f"{root}/a.parquet"})
+    assert read_images(rows["uri"].to_pylist(), LIMITS) == photos
+
+
+def test_one_of_several_columns_is_chosen_by_name(root: str, tmp_path: Path) -> None:
+    masks = pa.array([None, *({"bytes": jpeg(40 + n), "path": None} for n in range(2))], STRUCT)
+    put(f"{root}/a.parquet", table(3, **{"mask & more": masks}))
+    with pytest.raises(SourceError, match=r"several columns hold images \(image, mask & more\)"):
+        frozen(tmp_path, {"table": root}, "refused")
+    rows = frozen(tmp_path, {"table": root, "image_column": "mask & more"})
+    assert rows.column_names == ["image_id", "uri", "city"]
+    assert rows["uri"][1].as_py().endswith("a.parquet#row=1&column=mask%20%26%20more")
+    found = read_images(rows["uri"].to_pylist(), LIMITS)
+    assert found[0] == storage.Unreadable("not_found", "the row has no image")
+    assert found[1:] == [jpeg(40), jpeg(41)]
+
+
+def test_a_path_without_bytes_is_read_from_there(root: str, tmp_path: Path) -> None:
+    storage.write_bytes(f"{root}/photos/7.jpg", jpeg(7))
+    photos = [
+        {"bytes": None, "path": "photos/7.jpg"},
+        {"bytes": None, "path": f"{root}/photos/7.jpg"},
+        {"bytes": None, "path": "photos/8.jpg"},
+        {"bytes": None, "path": None},
+        {"bytes": b"", "path": None},
+    ]
+    put(f"{root}/a.parquet", pa.table({"image": pa.array(photos, STRUCT)}))
+    rows = frozen(tmp_path, {"table": f"{root}/a.parquet"})
+    first, second, *gone, empty = read_images(rows["uri"].to_pylist(), LIMITS)
+    assert first == second == jpeg(7)
+    assert [getattr(reason, "kind", None) for reason in gone] == ["not_found"] * 2
+    assert empty == b""  # an empty file, which decoding names
+
+
+def test_rows_are_chosen_and_columns_renamed(tmp_path: Path) -> None:
+    put(f"{tmp_path}/a.parquet", table(6, image_id=list(range(6))))
+    source = {"table": f"{tmp_path}/a.parquet", "where": "city > 'city 3'"}
+    with pytest.raises(SourceError, match=r"image_id belongs to segbatch.*rename: \{image_id: "):
+        frozen(tmp_path, source, "refused")
+    rows = frozen(tmp_path, {**source, "rename": {"image_id": "number"}})
+    assert rows["number"].to_pylist() == [4, 5]
+    assert [uri.rpartition("#")[2] for uri in rows["uri"].to_pylist()] == ["row=4", "row=5"]
+
+
+def test_partitions_become_columns(tmp_path: Path) -> None:
+    for city in ("bern", "zurich"):
+        put(f"{tmp_path}/data/city={city}/0.parquet", table(2).drop_columns(["city"]))
+    rows = frozen(tmp_path, {"table": f"{tmp_path}/data"})
+    assert rows["city"].to_pylist() == ["bern", "bern", "zurich", "zurich"]
+
+
+@pytest.mark.parametrize(
+    ("content", "source", "message"),
+    [
+        ({"uri": ["a.jpg"]}, {}, "no column holds images: write images: {manifest: "),
+        ({"image": [jpeg(0)]}, {"image_column": "foto"}, "no column foto; there are image"),
+        ({"image": [jpeg(0)]}, {"table": "http://h/a.parquet"}, "not read over http"),
+        ({"image": [jpeg(0)]}, {"table": "DIR/*.csv"}, "no Parquet file"),
+    ],
+)
+def test_what_holds_no_images_is_said(
+    tmp_path: Path, content: dict[str, Any], source: dict[str, str], message: str
+) -> None:
+    put(f"{tmp_path}/a.parquet", pa.table(content))
+    given = {"table": f"{tmp_path}/a.parquet"} | source
+    given["table"] = given["table"].replace("DIR", str(tmp_path))
+    with pytest.raises(SourceError, match=message):
+        frozen(tmp_path, given)
+
+
+def test_a_manifest_that_holds_its_images_says_how_they_are_read(tmp_path: Path) -> None:
+    put(f"{tmp_path}/a.parquet", table(2))
+    with pytest.raises(SourceError, match="no column uri, and holds images itself") as caught:
+        frozen(tmp_path, f"{tmp_path}/a.parquet", "refused")
+    advised = str(caught.value).rpartition("write images: {table: ")[2].removesuffix("}")
+    assert len(frozen(tmp_path, Table(table=advised))) == 2
+
+
+def test_damage_is_the_reason_of_its_rows(root: str, tmp_path: Path) -> None:
+    put(f"{root}/a.parquet", table(8), row_group_size=2, compression="none")
+    rows = frozen(tmp_path, {"table": f"{root}/a.parquet"})["uri"].to_pylist()
+    put(f"{root}/a.parquet", table(5))  # another table has taken its place
+    *there, reason = read_images(rows[:6], LIMITS)
+    assert there == [jpeg(row) for row in range(5)]
+    assert reason == Undecodable("truncated", "the table has only 5 rows now")
+    storage.write_bytes(f"{root}/a.parquet", b"PAR1 and no more")
+    for found in read_images(rows[:2], LIMITS):
+        assert isinstance(found, Undecodable)
+    storage.delete([f"{root}/a.parquet"])
+    for found in read_images(rows[:2], LIMITS):
+        assert isinstance(found, storage.Unreadable)
+        assert found.kind == "not_found"
+
+
+def test_an_image_above_the_limit_is_not_taken(tmp_path: Path) -> None:
+    put(f"{tmp_path}/a.parquet", table(1))
+    rows = frozen(tmp_path, {"table": f"{tmp_path}/a.parquet"})["uri"].to_pylist()
+    [found] = read_images(rows, storage.ReadLimits(max_bytes=10))
+    assert isinstance(found, storage.Unreadable)
+    assert found.kind == "too_large"
+
+
+def test_copies_of_parts_have_the_extension_of_their_content() -> None:
+    sink = io.BytesIO()
+    Image.new("RGB", (2, 2)).save(sink, "PNG")
+    assert part_extension("s3://b/a.parquet#row=1", jpeg(0)) == ".jpg"
+    assert part_extension("s3://b/a.parquet#row=1", sink.getvalue()) == ".png"
+    assert part_extension("s3://b/a.parquet#row=1", b"") == ""
+    assert part_extension("s3://b/photo.jpg", jpeg(0)) == ""
