@@ -280,9 +280,8 @@ def work_through(
         prepared.config.classes, schema, prepared.formulas, store_masks=job.masks != "none"
     )
     device = choose_device(job.resources)
-    choice = engine_on_workers(
-        job.predict, prepared.config, device, watch
-    )  # waits for a first node
+    # Waits for a first node.
+    choice = engine_on_workers(job.predict, prepared.config, device, watch)
     workers = share_out(job.resources, device)
     clock = NodeClock()  # counts from here on: before, nodes were waited for
     sizes = choose_sizes(

@@ -32,19 +32,17 @@ def engine_on_workers(
     This waits for a first node of a cluster that is scaled to zero, and says so once a minute.
     Nodes that join later are not asked. Raises :class:`~segbatch.errors.InputError`.
     """
-    nodes = _cpu_nodes()
-    if device == "cpu" and nodes == [ray.get_runtime_context().get_node_id()]:
+    nodes = _cpu_nodes() if device == "cpu" else []
+    if nodes == [ray.get_runtime_context().get_node_id()]:
         return _choose(asked, config, device)  # a task would import torch for seconds
     task: Any = ray.remote(num_cpus=1, num_gpus=0.01 if device == "cuda" else 0)(_choose)
-    kind = "GPU" if device == "cuda" else "CPU"
-    waiting = f"waiting for a node with a free {kind}"
-    choices = {_answer(task.remote(asked, config, device), watch, waiting)}
-    if device == "cpu":
-        asking = [
-            task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True))
-            for node in _cpu_nodes()
-        ]
-        choices |= {_answer(ask.remote(asked, config, device), watch) for ask in asking}
+    places: list[Any] = [NodeAffinitySchedulingStrategy(node, soft=True) for node in nodes]
+    running = [
+        task.options(scheduling_strategy=place).remote(asked, config, device)
+        for place in places or ["DEFAULT"]
+    ]
+    waiting = f"waiting for a node with a free {'GPU' if device == 'cuda' else 'CPU'}"
+    choices = {_answer(answer, watch, waiting) for answer in running}
     [choice, *others] = choices
     if not others:
         return cast(EngineChoice, choice)
