@@ -335,7 +335,7 @@ def test_the_identity_has_exactly_the_keys_that_results_depend_on() -> None:
     mapping = {"kind": "segment", "images": "a", "model": "b", "output": "c"}
     assert set(load_job(mapping).identity()) == {
         "images", "model", "predict.long_side", "predict.tile", "predict.flip", "predict.scales",
-        "predict.decode", "predict.precision", "masks", "stats", "formulas",
+        "predict.decode", "predict.engine", "predict.precision", "masks", "stats", "formulas",
     }  # fmt: skip
 
 

@@ -265,7 +265,11 @@ def test_tiles_replace_downscaling_unless_it_is_asked_for(networks):
         {"scales": [0.0]},
         {"long_side": 0},
         {"long_side": "x"},
-        {"precision": "int8"},
+        {"precision": "int4"},
+        {"engine": "tensorrt"},
+        {"engine": "openvino", "compile": True},
+        {"engine": "openvino", "precision": "fp16"},
+        {"engine": "torch", "precision": "int8"},
     ],
 )
 def test_options_out_of_range_are_refused(options):
