@@ -151,7 +151,7 @@ def scores_of(models: dict[str, Model], dataset: Dataset) -> dict[str, dict[str,
             confusions[name].update(truth, prediction.mask)
         pixels += truth.size
     return {
-        name: {"mIoU": confusion.miou, "pixels as in the first": equal[name] / pixels}
+        name: {"mIoU": confusion.miou(), "pixels as in the first": equal[name] / pixels}
         for name, confusion in confusions.items()
     }
 
