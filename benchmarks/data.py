@@ -52,6 +52,8 @@ from segbatch.results.write import Writing  # noqa: E402
 
 BLOCK_MEGAPIXELS = 32.0  # of the block that goes through the stages, well below its limit
 GOAL = 1.25
+# The limit and the OpenVINO script have no instant model.
+PEERS = [name for name in CONTENDERS if name not in (LIMIT, "openvino_script")]
 
 
 def main() -> None:
@@ -62,7 +64,7 @@ def main() -> None:
     parser.add_argument("--number", type=int, default=2000, help="images of 0.3 megapixels; else"
                         " as many as have their pixels, 48 at least")  # fmt: skip
     parser.add_argument("--local", action="store_true", help="read from local disk, not from S3")
-    parser.add_argument("--contenders", default=",".join(c for c in CONTENDERS if c != LIMIT))
+    parser.add_argument("--contenders", default=",".join(PEERS))
     parser.add_argument("--rounds", type=int, default=5, help="of the stages")
     parser.add_argument("-o", "--output", type=Path, help="write the figures here, as JSON")
     arguments = parser.parse_args()
