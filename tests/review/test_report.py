@@ -262,7 +262,7 @@ def test_a_run_that_is_not_finished_is_reported_as_far_as_it_is(
     unfinished = write_run(str(tmp_path / "run"), num_ok=num_ok, finished=False)
     unfinished.info.manifest.rows = 1_000_000
     text = browser.visit(report_of(unfinished, tmp_path), lambda page: page.inner_text("body"))
-    assert f"not finished (running): {num_ok + 2} of 1,000,000 images are in it" in text
+    assert f"not finished (interrupted): {num_ok + 2} of 1,000,000 images are in it" in text
     assert ("Least certain" in text) == bool(num_ok)
 
 
