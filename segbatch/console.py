@@ -10,14 +10,14 @@ import time
 from types import TracebackType
 from typing import Self
 
-from segbatch.errors import presentable
+from segbatch.errors import visible
 
 EVERY_S = 10.0  # between two lines
 
 
 def say(message: str) -> None:
-    """Print one line to stderr, as :func:`~segbatch.errors.presentable` writes it."""
-    print(presentable(message), file=sys.stderr, flush=True)
+    """Print one line to stderr, whole: it may hold advice to type."""
+    print(visible(message), file=sys.stderr, flush=True)
 
 
 class Bar:

@@ -44,9 +44,15 @@ def presentable(message: str) -> str:
     Control characters are written out. Of a long value the middle is left out, so that the file,
     the key and the advice around it stay.
     """
-    text = re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]", _escaped, message)
-    text = re.sub(rf"\S{{{MAX_WORD + 1},}}", lambda word: shortened(word[0], MAX_WORD), text)
+    text = re.sub(
+        rf"\S{{{MAX_WORD + 1},}}", lambda word: shortened(word[0], MAX_WORD), visible(message)
+    )
     return "\n".join(shortened(line, MAX_LINE) for line in text.split("\n"))
+
+
+def visible(message: str) -> str:
+    """``message`` with its control characters written out; line ends stay."""
+    return re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]", _escaped, message)
 
 
 def shortened(value: object, most: int = MAX_QUOTED) -> str:

@@ -151,7 +151,9 @@ def measure_stages(
             device=device_name(pipeline.predict.model.device),
             threads=setup.threads,
             engine=f"{model.engine.name} {model.precision}",
-            other_precisions=speed_of_other_precisions(model, job, images["uri"].to_pylist()),
+            other_precisions=speed_of_other_precisions(
+                model, job, images["uri"][:NUM_COMPARED].to_pylist()
+            ),
             images=taken,
             load_s=pipeline.load_s,
             stages=pipeline.costs(taken),
@@ -175,7 +177,7 @@ def speed_of_other_precisions(
     if model.device.type != "cpu" or model.module is None:
         return {}
     try:
-        images = read_calibration_images(uris[:NUM_COMPARED], job.limits, model.long_side)
+        images = read_calibration_images(uris, job.limits, model.long_side)
     except SourceError:
         return {}
     others: dict[str, Model] = {}

@@ -120,7 +120,8 @@ def _open_manifest(source: Manifest, reserved: Collection[str], scratch: str) ->
     """
     name = without_query(source.manifest)
     table = open_table(source.manifest, scratch)
-    if table.images and source.uri_column not in [field.name for field in table.fields]:
+    known = {*(field.name for field in table.fields), *source.rename.values()}
+    if table.images and source.uri_column not in known:
         raise SourceError(
             f"{name}: has no column {source.uri_column}, and holds images itself (column"
             f" {', '.join(table.images)}): write images: {{table: {source.manifest}}}"

@@ -390,8 +390,9 @@ def _warnings(classes: Classes, balance: Balance, reader: Reader, again: str) ->
         advice = ""
         if "unlabelled" in reader.options:
             rest = absent[0] if absent else "background"
-            names = ",".join(dict.fromkeys([rest, *classes.names]) if not absent else classes.names)
-            add = ["--add-class"] if again == "--append" and not absent else []
+            is_new = rest not in classes.names
+            names = ",".join([rest] * is_new + classes.names)
+            add = ["--add-class"] * (is_new and again == "--append")
             options = shlex.join(["--classes", names, "--unlabelled", rest, again, *add])
             advice = f": give the pixels that no shape covers a class, for instance with {options}"
         void_share = f"{void.share:.1%} of all pixels are void"

@@ -83,12 +83,17 @@ def load_graph(uri: str, config: ModelConfig) -> Graph:
 def load_bundle(uri: str) -> tuple[Network, ModelConfig]:
     """The network with its weights, in ``eval`` mode on the CPU, and the configuration."""
     config = load_config(uri)
+    return load_network(uri, config), config
+
+
+def load_network(uri: str, config: ModelConfig) -> Network:
+    """The network of a bundle whose configuration is ``config``; as in :func:`load_bundle`."""
     if uri.startswith(ZOO_PREFIX):
-        return zoo.zoo_model(uri).load().eval(), config
+        return zoo.zoo_model(uri).load().eval()
     if config.is_graph:
         raise ModelError(f"{uri}: is a graph, which can only predict: name a model with weights")
     where = storage.join(uri, WEIGHTS)
-    return _loaded(config, weights.read_file(where), where), config
+    return _loaded(config, weights.read_file(where), where)
 
 
 def load_config(uri: str) -> ModelConfig:

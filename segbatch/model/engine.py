@@ -95,6 +95,7 @@ class OpenVinoEngine:
         self._hint = HINTS[precision]
         self._num_lanes = num_lanes
         self._threads = torch.get_num_threads()
+        self._models: dict[int, Any] = {}  # compiled, by their number of streams
         self._requests = threading.local()
         self._compiling = threading.Lock()
 
@@ -115,17 +116,10 @@ class OpenVinoEngine:
         requests: dict[int, Any] = self._requests.__dict__.setdefault("by_streams", {})
         if num_streams not in requests:
             with self._compiling:
-                compiled = self._lanes_model if num_streams > 1 else self._single_model
-            requests[num_streams] = compiled.create_infer_request()
+                if num_streams not in self._models:
+                    self._models[num_streams] = self._compiled(num_streams)
+            requests[num_streams] = self._models[num_streams].create_infer_request()
         return requests[num_streams]
-
-    @cached_property
-    def _lanes_model(self) -> Any:
-        return self._compiled(self._num_lanes)
-
-    @cached_property
-    def _single_model(self) -> Any:
-        return self._compiled(1)
 
     def _compiled(self, num_streams: int) -> Any:
         settings = {

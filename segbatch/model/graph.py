@@ -49,7 +49,9 @@ class Graph:
     @property
     def sha256(self) -> str:
         """Of both files, 64 hex digits."""
-        return hashlib.sha256(self.xml + b"\0" + self.weights.tobytes()).hexdigest()
+        digest = hashlib.sha256(self.xml + b"\0")
+        digest.update(self.weights.data)
+        return digest.hexdigest()
 
 
 def has_openvino() -> bool:
@@ -141,7 +143,7 @@ def _key(network: Network, what: str) -> str:
     digest = hashlib.sha256(f"{versions} {what}".encode())
     for name, tensor in sorted(network.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(tensor.detach().cpu().numpy().ravel())
     return digest.hexdigest()
 
 

@@ -35,7 +35,7 @@ from segbatch.console import say
 from segbatch.errors import InputError, JobFailed
 from segbatch.images.scaling import FILTER, downscale
 from segbatch.masks.classes import Classes
-from segbatch.model.bundle import Packed, load_bundle, load_config, load_graph
+from segbatch.model.bundle import Packed, load_config, load_graph, load_network
 from segbatch.model.config import ModelConfig
 from segbatch.model.device import (
     HostCopy,
@@ -98,7 +98,7 @@ def load_model(
         graph = load_graph(uri, config)
         check_graph(options, config, place)
     else:
-        module, _ = load_bundle(uri)
+        module = load_network(uri, config)
     if graph is not None:
         make_graph, align_corners = partial(_same, graph), graph.align_corners
     else:

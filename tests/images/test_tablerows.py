@@ -149,6 +149,12 @@ def test_a_manifest_that_holds_its_images_says_how_they_are_read(tmp_path: Path)
     assert len(frozen(tmp_path, Table(table=advised))) == 2
 
 
+def test_a_manifest_may_hold_images_besides_its_renamed_uris(tmp_path: Path) -> None:
+    put(f"{tmp_path}/a.parquet", table(2, s3_path=["s3://b/0.jpg", "s3://b/1.jpg"]))
+    source = {"manifest": f"{tmp_path}/a.parquet", "rename": {"s3_path": "uri"}}
+    assert frozen(tmp_path, source)["uri"].to_pylist() == ["s3://b/0.jpg", "s3://b/1.jpg"]
+
+
 def test_damage_is_the_reason_of_its_rows(root: str, tmp_path: Path) -> None:
     put(f"{root}/a.parquet", table(8), row_group_size=2, compression="none")
     rows = frozen(tmp_path, {"table": f"{root}/a.parquet"})["uri"].to_pylist()
