@@ -565,7 +565,11 @@ def test_a_class_without_pixels_is_said_with_what_mends_it(tmp_path: Path) -> No
     white = blank()
     white[2:9, 3:12] = 255
     source = write(tmp_path / "labels", {"images/a.jpg": photograph(), "masks/a.png": grey(white)})
-    options: dict[str, Any] = {"format": "pairs", "classes": "background,window"}
+    options: dict[str, Any] = {
+        "format": "pairs",
+        "classes": "background,window",
+        "split": "val=0",
+    }
     report = segbatch.import_labels(source, str(tmp_path / "out"), **options)
     assert report.notes[0] == "warning: no pixel of window: a training would not learn it"
     lines = re.findall("'([^']+)'", report.notes[1])
@@ -585,7 +589,8 @@ def test_labels_that_are_nearly_all_void_are_said_with_what_mends_it(
     tmp_path: Path, options: list[str]
 ) -> None:
     annotate(tmp_path / "labels", "a", [("window", (1, 1, 5, 5))])
-    typed = ["labels", "import", str(tmp_path / "labels"), str(tmp_path / "out"), "--from=labelme"]
+    typed = ["labels", "import", str(tmp_path / "labels"), str(tmp_path / "out")]
+    typed += ["--from=labelme", "--split=val=0"]
     for arguments in [[], options] if "--append" in options else [options]:
         said = CliRunner().invoke(app, [*typed, *arguments])
     [advice] = re.findall("of all pixels are void.* for instance with (.*)", said.stderr)

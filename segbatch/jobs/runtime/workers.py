@@ -7,10 +7,11 @@ import math
 import os
 import signal
 import socket
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -112,14 +113,16 @@ def connected(say: Callable[[str], None]) -> Iterator[None]:
     except (OSError, ValueError, RuntimeError) as error:
         where = f"RAY_ADDRESS={address}" if address else "Ray on this machine"
         raise InputError(f"{where}: cannot be used: {one_line(error)}") from error
-    try:
-        yield
-    finally:
-        # A pipeline that was left early may still call Ray, which would start a new one and log
-        # at length.
-        auto_init_hook.enable_auto_connect = False
-        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-        ray.shutdown()
+    # Ray prints the errors of the whole cluster to stdout, which is for results alone.
+    with redirect_stdout(sys.stderr):
+        try:
+            yield
+        finally:
+            # A pipeline that was left early may still call Ray, which would start a new one and
+            # log at length.
+            auto_init_hook.enable_auto_connect = False
+            logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+            ray.shutdown()
 
 
 def _ray_folder() -> str | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -216,6 +218,31 @@ def test_ray_takes_a_pipeline_with_gpus(model_uri: str) -> None:
     gpus = Workers("cuda", (1, None), 1, 0.5)
     with data_context(stall_minutes=1):
         assert "PredictStage" in repr(pipeline(images, 1, stages, file_rows=1, workers=gpus))
+
+
+def test_what_ray_says_goes_to_stderr_since_results_alone_go_to_stdout(ray_address: str) -> None:
+    script = """
+import sys, time, ray
+from ray._private.utils import publish_error_to_driver
+from segbatch.jobs.runtime.workers import connected
+
+with connected(lambda line: None):
+    client = ray._private.worker.global_worker.gcs_client
+    for _ in range(20):  # the listener subscribes a moment later
+        publish_error_to_driver("worker_died", "a worker died", client)
+        time.sleep(0.1)
+print("the result")
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "RAY_ADDRESS": ray_address},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert ended.stdout == "the result\n"
+    assert "a worker died" in ended.stderr
 
 
 @pytest.mark.long
