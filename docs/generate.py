@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from segbatch.config.images import Glob, Inventory, Manifest, Prefix, Table, Video
+from segbatch.config.images import Glob, Inventory, Manifest, Prefix, Shards, Table, Video
 from segbatch.config.job import JOBS
 from segbatch.config.training import FromBackbone, FromBundle
 
@@ -39,7 +39,7 @@ def page() -> str:
     for kind, model in JOBS.items():
         parts.append(f"\n## `kind: {kind}`\n\n{_table(model)}")
     parts.append("\n## Sources of images\n\nThe full forms of an entry of `images:`.\n")
-    for source in (Prefix, Glob, Manifest, Table, Inventory, Video):
+    for source in (Prefix, Glob, Manifest, Table, Shards, Inventory, Video):
         parts.append(
             f"\n**{source.__name__.lower()}**: {_text(source.__doc__)}\n\n{_table(source)}"
         )

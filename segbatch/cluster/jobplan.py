@@ -196,6 +196,9 @@ def _bill(job: SegmentJob, survey: Survey, sample: Measurement, prices: Prices) 
         file_rows=sample.file_rows,
         passing_failures=transient / sample.images,
         tries=job.limits.passes * (1 + job.limits.retries),
+        parts=sample.parts,
+        part_requests=sample.part_requests,
+        headers=survey.headers,
     )
     read_gb = survey.left * sample.read_bytes / GB
     stored_gb = survey.images * (sample.rows_bytes + sample.stats_bytes) / GB

@@ -26,6 +26,7 @@ from segbatch.config.job import SegmentJob
 from segbatch.console import say
 from segbatch.errors import CredentialsRefused, SourceError
 from segbatch.images.decode import decode
+from segbatch.images.place import has_ranges
 from segbatch.jobs.preflight import SAMPLE_IMAGES, Prepared, choose_sizes
 from segbatch.jobs.stages import (
     Predicting,
@@ -49,6 +50,7 @@ from segbatch.model.quantize import (
     read_calibration_images,
     save_quantized,
 )
+from segbatch.results.cost import part_requests
 from segbatch.results.encode import Encoding, user_fields
 from segbatch.results.finish import LOW_CARDINALITY
 from segbatch.results.lease import Lease
@@ -81,6 +83,8 @@ class Measurement:
     load_s: float  # of the model
     stages: dict[str, StageCost]
     read_bytes: float
+    parts: float  # share of images that are parts of objects, 0 to 1
+    part_requests: float  # to storage, for a block of such images
     decoded_bytes: float
     rows_bytes: float  # of the table with masks, as stored
     stats_bytes: float  # of the table without masks
@@ -128,6 +132,7 @@ def measure_stages(
         setup.device,
         num_images=num_images,
         num_workers=max(1, int(setup.node.workers)),
+        in_shards=has_ranges(images),
     )
     with (
         tempfile.TemporaryDirectory(prefix="segbatch-plan-") as folder,
@@ -138,6 +143,7 @@ def measure_stages(
         pipeline.write(warm_up, sizes.file_rows)
         pipeline.reset()
         model = pipeline.predict.model
+        parts, requests = part_requests(images["uri"].to_pylist())
 
         rows: list[pa.Table] = []
         start, taken = time.monotonic(), 0
@@ -158,6 +164,8 @@ def measure_stages(
             load_s=pipeline.load_s,
             stages=pipeline.costs(taken),
             read_bytes=pipeline.counts["read"] / taken,
+            parts=parts,
+            part_requests=requests,
             decoded_bytes=pipeline.counts["decoded"] / taken,
             rows_bytes=pipeline.counts["rows"] / taken,
             stats_bytes=pipeline.counts["stats"] / taken,

@@ -61,6 +61,7 @@ class Census:
     whole: bool
     done: int  # images that have a row in the results already
     listed: int  # keys that were listed to count them; 0 for a manifest
+    headers: int  # requests for headers of shards
     skipped: dict[str, int]  # files that are not images, by extension
     sample: pa.Table
 
@@ -73,6 +74,7 @@ class Survey:
     whole: bool
     done: int
     listed: int
+    headers: int
     skipped: dict[str, int]
     samples: list[Measurement]
     on_cluster: bool
@@ -121,7 +123,14 @@ def survey_job(job: SegmentJob, effort: Effort) -> Survey:
                 )
             ]
     return Survey(
-        census.images, census.whole, census.done, census.listed, census.skipped, samples, on_cluster
+        census.images,
+        census.whole,
+        census.done,
+        census.listed,
+        census.headers,
+        census.skipped,
+        samples,
+        on_cluster,
     )
 
 
@@ -133,16 +142,20 @@ def count_images(job: SegmentJob, size: int, list_s: float) -> Census:
 
     Raises what freezing the manifest raises.
     """
-    start, whole = time.monotonic(), True
+    start = time.monotonic()
     sample = Reservoir(size)
     reserved = RESERVED_COLUMNS | set(job.formulas)
-    with stream_images(job.sources, reserved=reserved, leave_out=job.output) as stream:
+    with stream_images(
+        job.sources, reserved=reserved, leave_out=job.output, limit_s=list_s
+    ) as stream:
+        whole = stream.whole
         for batch in stream.batches:
-            if sample.seen and time.monotonic() - start >= list_s:
+            if whole and sample.seen and time.monotonic() - start >= list_s:
                 whole = False
                 break
             sample.add(batch)
         skipped = dict(sorted(stream.skipped.items()))
+        headers = stream.listing.header_requests
     lists = any(isinstance(source, Prefix | Glob) for source in job.sources)
     rows = sample.rows()
     return Census(
@@ -150,6 +163,7 @@ def count_images(job: SegmentJob, size: int, list_s: float) -> Census:
         whole=whole,
         done=0,
         listed=sample.seen + sum(skipped.values()) if lists else 0,
+        headers=headers,
         skipped=skipped,
         sample=rows.rename_columns([carried(name) for name in rows.column_names]),
     )
@@ -200,6 +214,7 @@ def count_left(state: RunState, size: int) -> Census:
         whole=True,
         done=done,
         listed=0,
+        headers=0,
         skipped={},
         sample=pa.concat_tables(drawn).slice(0, size),
     )

@@ -12,6 +12,7 @@ from segbatch import storage
 from segbatch.config.keys import Location, Strict
 
 MANIFEST_SUFFIXES = (".parquet", ".csv", ".csv.gz", ".jsonl", ".jsonl.gz", ".ndjson")
+SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "jpe", "png", "webp", "tif", "tiff", "bmp", "gif")
 VIDEO_EXTENSIONS = (
     "mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg", "mpeg", "m2v", "ts", "mts", "m2ts", "wmv",
@@ -68,6 +69,21 @@ class Table(Strict):
     """Columns to rename, old name to new name."""
 
 
+class Shards(Strict):
+    """Tar shards (``.tar``, ``.tar.gz``, ``.tgz``) as WebDataset writes them: a row for each image
+    in them, with the columns that the ``.json``, ``.txt`` and ``.cls`` of its sample give.
+    """
+
+    shards: Location
+    """A shard, a glob, a folder, or numbered ones: ``s3://b/shard-{000000..000999}.tar``."""
+    extensions: list[str] = list(IMAGE_EXTENSIONS)
+    """File extensions of images, in any case."""
+    where: str | None = None
+    """SQL condition on the columns (DuckDB); only rows that meet it are used."""
+    rename: dict[str, str] = {}
+    """Columns to rename, old name to new name."""
+
+
 class Inventory(Strict):
     """An Amazon S3 Inventory report (CSV or Parquet)."""
 
@@ -100,6 +116,11 @@ def is_video_name(uri: str) -> bool:
     return _extension_of(uri) in VIDEO_EXTENSIONS
 
 
+def is_shard_name(uri: str) -> bool:
+    """Whether ``uri`` has the extension of a tar archive, compressed or not."""
+    return _path_of(uri).endswith(SHARD_SUFFIXES)
+
+
 def is_photograph_name(uri: str) -> bool:
     """Whether ``uri`` has the extension of a still image."""
     return _extension_of(uri) in IMAGE_EXTENSIONS and _extension_of(uri) != "gif"
@@ -122,12 +143,13 @@ def _extension_of(location: str) -> str:
     return PurePosixPath(_path_of(location)).suffix.lstrip(".")
 
 
-Source = Prefix | Glob | Manifest | Table | Inventory | Video
+Source = Prefix | Glob | Manifest | Table | Shards | Inventory | Video
 _SOURCES: dict[str, type[Source]] = {
     "prefix": Prefix,
     "glob": Glob,
     "manifest": Manifest,
     "table": Table,
+    "shards": Shards,
     "inventory": Inventory,
     "video": Video,
 }
@@ -140,6 +162,8 @@ def parse_source(value: Any) -> Source:
     if isinstance(value, str):
         if _path_of(value).endswith(MANIFEST_SUFFIXES):
             return Manifest(manifest=value)
+        if is_shard_name(value) and not _is_folder(value):
+            return Shards(shards=value)
         if is_video_name(value):
             return Video(video=value)
         is_image = _extension_of(value) in IMAGE_EXTENSIONS

@@ -9,7 +9,8 @@ from __future__ import annotations
 import pyarrow as pa
 
 from segbatch import storage
-from segbatch.images.parts import read_images
+from segbatch.images.parts import read_parts
+from segbatch.images.place import PLACE, parts_of
 
 RAW_BYTES = 256 << 20  # of the frames of a block that are not compressed on their way to decoding
 
@@ -17,7 +18,8 @@ RAW_BYTES = 256 << 20  # of the frames of a block that are not compressed on the
 def fetch(table: pa.Table, limits: storage.ReadLimits) -> pa.Table:
     """``table`` with the content of each row's ``uri``, or why it could not be read.
 
-    Needs a column ``uri`` (string); the others pass through. Adds
+    Needs a column ``uri`` (string); the places of parts are used up, the other columns pass
+    through. Adds
 
     - ``data``, large_binary: the object's bytes, or a frame as an image file; null if it could not
       be read
@@ -30,7 +32,9 @@ def fetch(table: pa.Table, limits: storage.ReadLimits) -> pa.Table:
     Raises nothing for what storage answers. Holds the bytes of all rows, briefly twice: at worst
     ``2 × rows × limits.max_bytes``, and ``RAW_BYTES`` of frames.
     """
-    contents = read_images(table["uri"].to_pylist(), limits, RAW_BYTES)
+    contents = read_parts(parts_of(table), limits, RAW_BYTES)
+    if PLACE.name in table.column_names:
+        table = table.drop_columns(PLACE.name)
     data = [content if isinstance(content, bytes) else None for content in contents]
     reasons = [None if isinstance(content, bytes) else content for content in contents]
     errors = [reason and reason.kind for reason in reasons]

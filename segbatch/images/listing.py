@@ -11,6 +11,7 @@ import fnmatch
 import gzip
 import io
 import json
+import math
 import os
 import posixpath
 import re
@@ -19,6 +20,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import PurePosixPath
 from urllib.parse import unquote_plus
@@ -32,6 +34,12 @@ from segbatch.config.images import MANIFEST_SUFFIXES, Glob, Inventory, Manifest,
 from segbatch.errors import SourceError
 from segbatch.storage.uris import without_query
 
+# Files that are no images and may hold or name some: what they are, and the key of the source.
+_COLLECTIONS = (
+    (".tar", "tar archives", "shards"),
+    (".tgz", "tar archives", "shards"),
+    (".parquet", "Parquet files", "manifest"),
+)
 # Extensions that are counted separately: file names that end in numbers have millions.
 _MAX_EXTENSIONS = 100
 
@@ -50,6 +58,24 @@ def reading_source(uri: str) -> Iterator[None]:
             raise SourceError(f"{uri}: no such file, folder or bucket") from error
         except (pa.ArrowInvalid, UnicodeDecodeError, gzip.BadGzipFile) as error:
             raise SourceError(f"{uri}: cannot be read: {storage.one_line(error)}") from error
+
+
+@dataclass
+class Listing:
+    """What the sources of a job share while they are listed.
+
+    ``leave_out`` is the run's own folder, ``scratch`` a local one that lives as long as the rows.
+    ``skipped`` counts files that are no images, by extension, and ``header_requests`` the requests
+    for headers of shards. Shards that are not listed by
+    ``deadline`` (:func:`time.monotonic`) are left out, and the listing is not ``whole``.
+    """
+
+    leave_out: str
+    scratch: str
+    skipped: Counter[str] = field(default_factory=Counter)
+    header_requests: int = 0
+    deadline: float = math.inf
+    whole: bool = True
 
 
 # ---------------------------------------------------------------------------------------- prefixes
@@ -112,8 +138,9 @@ def _images_among(
 
 
 def _why_no_images(base: str, others: Counter[str], excluded: int) -> str:
-    if others[".parquet"]:
-        return f"{base}: holds Parquet files and no image: write images: {{manifest: {base}}}"
+    for extension, held, key in _COLLECTIONS:
+        if others[extension]:
+            return f"{base}: holds {held} and no image: write images: {{{key}: {base}}}"
     if excluded:
         return f"{base}: all {excluded:,} images are excluded by exclude"
     if others:

@@ -1,7 +1,8 @@
 """The manifest: the list of images, frozen once in the run's folder.
 
 :func:`freeze` reads every source as a stream of record batches and writes Parquet files with
-``image_id`` (the row number over all sources), ``uri`` and the user's own columns;
+``image_id`` (the row number over all sources), ``uri``, the user's own columns and, for parts of
+objects, their places;
 :func:`read_rows` reads one of these files. ``run.json`` lists the files with their SHA-256; a
 folder that no ``run.json`` describes is an interrupted start, and is frozen again. When a source
 has grown, :func:`extend` freezes its new images behind the old ones, which keep their ids.
@@ -32,6 +33,7 @@ from segbatch.config.images import Source, Video
 from segbatch.errors import Damaged, SegbatchError, SourceError
 from segbatch.images.columns import BATCH_ROWS, conform
 from segbatch.images.manifestfile import ManifestFile
+from segbatch.images.place import PLACE
 from segbatch.images.sources import URI, ImageStream, stream_images
 from segbatch.images.tables import in_memory_duckdb
 
@@ -127,7 +129,7 @@ def extend(
             table = read_rows(folder, file)
             old_columns = user_columns(table.schema)  # all files have the same
             database.from_arrow(table.select([URI.name])).insert_into("frozen")
-        schema = pa.schema([URI, *old_columns])
+        schema = pa.schema([URI, *old_columns, *stream.places])
         new = _conformed(_rows_at(listing, _new_positions(database)), schema)
         files = _write_files(new, schema, folder, frozen, confirm)
         rows = _next_id(files)
@@ -162,12 +164,12 @@ def count_images(sources: Sequence[Source], *, leave_out: str, limit_s: float) -
     rows, deadline = 0, time.monotonic() + limit_s
     if any(isinstance(source, Video) for source in sources):
         return ImageCount(0, whole=False)
-    with stream_images(sources, reserved=(), leave_out=leave_out) as stream:
+    with stream_images(sources, reserved=(), leave_out=leave_out, limit_s=limit_s) as stream:
         for batch in stream.batches:
             rows += batch.num_rows
-            if time.monotonic() > deadline:
+            if stream.whole and time.monotonic() > deadline:
                 return ImageCount(rows, whole=False)
-    return ImageCount(rows, whole=True)
+        return ImageCount(rows, whole=stream.whole)
 
 
 # The listed rows by position; a URI that was frozen three times is new from its fourth occurrence.
@@ -365,4 +367,5 @@ def read_rows(
 
 def user_columns(schema: pa.Schema) -> list[pa.Field]:
     """The user's own columns of a manifest file's schema."""
-    return [field for field in schema if field.name not in (IMAGE_ID.name, URI.name)]
+    own = (IMAGE_ID.name, URI.name, PLACE.name)
+    return [field for field in schema if field.name not in own]

@@ -2,8 +2,9 @@
 
 The URI of a part is that of its object with a fragment behind it:
 
-    clip.mp4#t=12.480         a frame of a video (video.py)
-    part-0.parquet#row=17     the image in a row of a table (tablerows.py)
+    clip.mp4#t=12.480              a frame of a video (video.py)
+    shard-0.tar#member=a/1.jpg     a member of a tar shard (shards.py)
+    part-0.parquet#row=17          the image in a row of a table (tablerows.py)
 
 A kind of part says which URIs are its own, and reads several parts at once, so that an object is
 opened once for all of its parts in a block. When the list of images is frozen,
@@ -14,15 +15,15 @@ add a line to :data:`KINDS`.
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from PIL import Image
 
 from segbatch import storage
-from segbatch.images import tablerows, video
+from segbatch.images import shards, tablerows, video
 from segbatch.images.faults import Undecodable
+from segbatch.images.place import Part
 
 Content = bytes | Undecodable | storage.Unreadable
 
@@ -31,22 +32,23 @@ Content = bytes | Undecodable | storage.Unreadable
 class PartKind:
     """A kind of part.
 
-    ``fragment`` is a regular expression for the end of its URIs. ``read(uris, limits, raw_bytes)``
-    returns the bytes of an image file for each of ``uris``, or why there are none, and raises
-    nothing for what storage answers; up to ``raw_bytes`` of them may be uncompressed.
+    ``fragment`` is a regular expression for the end of its URIs. ``read(parts, limits, raw_bytes)``
+    returns the bytes of an image file for each of ``parts``, or why there are none, and raises
+    nothing for what storage answers; up to ``raw_bytes`` of them may be uncompressed. A block of
+    neighbours takes about ``requests`` requests.
     """
 
     fragment: str
     is_part: Callable[[str], bool]
-    read: Callable[[Sequence[str], storage.ReadLimits, int], list[Content]]
+    read: Callable[[Sequence[Part], storage.ReadLimits, int], list[Content]]
+    requests: int
 
 
 KINDS = (
-    PartKind(video.FRAGMENT, video.is_frame, video.read_frames),
-    PartKind(tablerows.FRAGMENT, tablerows.is_row, tablerows.read_rows),
+    PartKind(shards.FRAGMENT, shards.is_member, shards.read_members, requests=2),
+    PartKind(video.FRAGMENT, video.is_frame, video.read_frames, requests=8),
+    PartKind(tablerows.FRAGMENT, tablerows.is_row, tablerows.read_rows, requests=5),
 )
-
-FRAGMENT = re.compile("|".join(f"{kind.fragment}$" for kind in KINDS))
 
 
 def kind_of(uri: str) -> PartKind | None:
@@ -71,19 +73,27 @@ def part_extension(uri: str, content: bytes) -> str:
 def read_images(
     uris: Sequence[str], limits: storage.ReadLimits, raw_bytes: int = 0
 ) -> list[Content]:
-    """The bytes of the images at ``uris`` in their order, objects and parts of objects, or why they
-    could not be read.
+    """:func:`read_parts` for images of which nothing but their URIs is known."""
+    return read_parts([Part(uri) for uri in uris], limits, raw_bytes)
+
+
+def read_parts(
+    parts: Sequence[Part], limits: storage.ReadLimits, raw_bytes: int = 0
+) -> list[Content]:
+    """The bytes of images in their order, objects and parts of objects, or why they could not be
+    read.
 
     Frames of videos become image files; up to ``raw_bytes`` of them are not compressed. Raises
     nothing for what storage answers.
     """
-    kinds = [kind_of(uri) for uri in uris]
-    found: list[Content | None] = [None] * len(uris)
+    kinds = [kind_of(part.uri) for part in parts]
+    found: list[Content | None] = [None] * len(parts)
     for kind in set(kinds):
         rows = [row for row, known in enumerate(kinds) if known is kind]
-        wanted = [uris[row] for row in rows]
+        wanted = [parts[row] for row in rows]
         if kind is None:
-            contents: Sequence[Content] = storage.read_many(wanted, limits)
+            uris = [part.uri for part in wanted]
+            contents: Sequence[Content] = storage.read_many(uris, limits)
         else:
             contents = kind.read(wanted, limits, raw_bytes)
         for row, content in zip(rows, contents, strict=True):

@@ -1,15 +1,17 @@
 """The sources of a job as one stream of rows: the URI of each image and the user's columns.
 
 Prefixes, globs and inventories are listed (:mod:`~segbatch.images.listing`), manifests are read as
-tables (:mod:`~segbatch.images.tables`), videos become a row for each frame
-(:mod:`~segbatch.images.video`). Nothing is held but a batch of each, so memory does not grow with
-the number of rows.
+tables (:mod:`~segbatch.images.tables`); videos, shards and tables of images become a row for each
+of their parts (:mod:`~segbatch.images.parts`). Nothing is held but a batch of each, so memory does
+not grow with the number of rows.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,19 +24,31 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from segbatch.config.images import Inventory, Manifest, Prefix, Source, Table, Video
+from segbatch.config.images import (
+    Glob,
+    Inventory,
+    Manifest,
+    Prefix,
+    Shards,
+    Source,
+    Table,
+    Video,
+)
 from segbatch.console import say
 from segbatch.errors import SourceError
 from segbatch.images import columns
 from segbatch.images.listing import (
+    Listing,
     list_glob,
     list_inventory,
     list_prefix,
     one_or_many,
     reading_source,
 )
+from segbatch.images.place import PART_URI, PLACE
+from segbatch.images.shards import open_shards
 from segbatch.images.tablerows import open_image_table
-from segbatch.images.tables import first_lines, in_memory_duckdb, open_table
+from segbatch.images.tables import TableStream, first_lines, in_memory_duckdb, open_table
 from segbatch.images.video import FRAME_COLUMNS, expand_videos
 from segbatch.storage.uris import without_query
 
@@ -43,7 +57,8 @@ URI = pa.field("uri", pa.string(), nullable=False)
 
 @dataclass(frozen=True)
 class ImageStream:
-    """The rows of all sources in their order, to be read once: ``uri`` and the user's columns.
+    """The rows of all sources in their order, to be read once: ``uri``, the user's columns, and the
+    places of parts if a source has any.
 
     ``skipped`` counts the files below prefixes and in inventories that are no images, by extension
     (lower case, with its dot; ``""`` for none). A source adds to it when its last row was read.
@@ -51,57 +66,84 @@ class ImageStream:
 
     schema: pa.Schema
     batches: Iterator[pa.RecordBatch]
-    skipped: Counter[str]
+    listing: Listing
+
+    @property
+    def skipped(self) -> Counter[str]:
+        return self.listing.skipped
+
+    @property
+    def whole(self) -> bool:
+        """Whether these are all rows; not if ``limit_s`` was over."""
+        return self.listing.whole
+
+    @property
+    def places(self) -> list[pa.Field]:
+        """The column of places, if there is one."""
+        return [field for field in self.schema if field.name == PLACE.name]
 
 
 @dataclass(frozen=True)
 class _SourceStream:
-    """The rows of one source: ``uri`` and ``user_columns``. ``name`` is for messages."""
+    """The rows of one source: ``uri``, ``user_columns`` and, with ``has_places``, their places.
+    ``name`` is for messages.
+    """
 
     name: str
     user_columns: list[pa.Field]
     batches: Iterator[pa.RecordBatch]
+    has_places: bool = False
 
 
 @contextmanager
 def stream_images(
-    sources: Sequence[Source], *, reserved: Collection[str], leave_out: str
+    sources: Sequence[Source],
+    *,
+    reserved: Collection[str],
+    leave_out: str,
+    limit_s: float = math.inf,
 ) -> Iterator[ImageStream]:
     """The images of ``sources``.
 
     ``reserved`` are names that no user's column may have, in upper or lower case; ``leave_out`` is
-    the run's own folder, which may lie inside a prefix. Raises ``SourceError``, and ``Incomplete``
+    the run's own folder, which may lie inside a prefix. Shards that are not listed after
+    ``limit_s`` seconds are left out. Raises ``SourceError``, and ``Incomplete``
     if a source does not answer, also while the stream is read.
     """
     with tempfile.TemporaryDirectory(prefix="segbatch-") as scratch:
-        skipped: Counter[str] = Counter()
-        streams = [open_source(source, reserved, leave_out, skipped, scratch) for source in sources]
+        listing = Listing(leave_out, scratch, deadline=time.monotonic() + limit_s)
+        streams = [open_source(source, reserved, listing) for source in sources]
         found = [(stream.name, stream.user_columns) for stream in streams]
         columns.check_spelling(found)
-        schema = pa.schema([URI, *columns.without_null_type(columns.union(found))])
+        places = [PLACE] if any(stream.has_places for stream in streams) else []
+        users = columns.without_null_type(columns.union(found))
+        schema = pa.schema([URI, *users, *places])
         batches = (columns.conform(batch, schema) for stream in streams for batch in stream.batches)
-        yield ImageStream(schema, batches, skipped)
+        yield ImageStream(schema, batches, listing)
 
 
-def open_source(
-    source: Source,
-    reserved: Collection[str],
-    leave_out: str,
-    skipped: Counter[str],
-    scratch: str,
-) -> _SourceStream:
+def open_source(source: Source, reserved: Collection[str], listing: Listing) -> _SourceStream:
+    """The rows of one source. Raises as :func:`stream_images`."""
     if isinstance(source, Manifest):
-        return _open_manifest(source, reserved, scratch)
+        return _open_manifest(source, reserved, listing.scratch)
     if isinstance(source, Table):
-        return _open_image_table(source, reserved)
+        table = open_image_table(source.table, source.image_column)
+        return _open_parts(source.table, source, table, reserved)
+    if isinstance(source, Shards):
+        return _open_parts(source.shards, source, open_shards(source, listing), reserved)
+    if isinstance(source, Video):
+        videos = open_source(one_or_many(source.videos), reserved, listing)
+        frames = (part for batch in videos.batches for part in expand_videos(batch, source.every))
+        return _SourceStream(videos.name, [*videos.user_columns, *FRAME_COLUMNS], frames)
+    return _open_listing(source, listing)
+
+
+def _open_listing(source: Prefix | Glob | Inventory, listing: Listing) -> _SourceStream:
+    leave_out, skipped = listing.leave_out, listing.skipped
     if isinstance(source, Prefix):
         return _stream_uris(source.prefix, list_prefix(source, leave_out, skipped))
     if isinstance(source, Inventory):
         return _stream_uris(source.inventory, list_inventory(source, leave_out, skipped))
-    if isinstance(source, Video):
-        videos = open_source(one_or_many(source.videos), reserved, leave_out, skipped, scratch)
-        frames = (part for batch in videos.batches for part in expand_videos(batch, source.every))
-        return _SourceStream(videos.name, [*videos.user_columns, *FRAME_COLUMNS], frames)
     return _stream_uris(source.glob, list_glob(source, leave_out))
 
 
@@ -147,18 +189,22 @@ def _open_manifest(source: Manifest, reserved: Collection[str], scratch: str) ->
     return _SourceStream(name, fields, batches)
 
 
-def _open_image_table(source: Table, reserved: Collection[str]) -> _SourceStream:
-    """A table that holds images. Raises ``SourceError`` as :func:`_open_manifest`."""
-    name = source.table
-    table = open_image_table(name, source.image_column)
-    old = [field.name for field in table.fields]
+def _open_parts(
+    name: str, source: Table | Shards, table: TableStream, reserved: Collection[str]
+) -> _SourceStream:
+    """Parts of objects, with their URIs, places and columns. Raises ``SourceError`` as
+    :func:`_open_manifest`.
+    """
+    fields = [field for field in table.fields if field.name not in (PART_URI, PLACE.name)]
+    old = [field.name for field in fields]
     new = columns.renamed(old, source.rename, name)
     columns.check_names(list(zip(old, new, strict=True)), reserved, source.rename, name)
-    schema = pa.schema([URI, *columns.without_null_type(table.fields)])
+    uri = pa.field(PART_URI, pa.string())
+    schema = pa.schema([uri, PLACE, *columns.without_null_type(fields)])
     selected = _select_rows(table.batches, schema, 0, source, name)
-    batches = (batch.rename_columns([URI.name, *new]) for batch in selected)
-    fields = [field.with_name(name) for field, name in zip(table.fields, new, strict=True)]
-    return _SourceStream(name, fields, batches)
+    batches = (batch.rename_columns([URI.name, PLACE.name, *new]) for batch in selected)
+    renamed = [field.with_name(name) for field, name in zip(fields, new, strict=True)]
+    return _SourceStream(name, renamed, batches, has_places=True)
 
 
 RowFinder = Callable[[pa.RecordBatch], npt.NDArray[np.int64]]  # numbers of rows of a batch, sorted
@@ -168,7 +214,7 @@ def _select_rows(
     batches: Iterator[pa.RecordBatch],
     schema: pa.Schema,
     uri: int,
-    source: Manifest | Table,
+    source: Manifest | Table | Shards,
     name: str,
 ) -> Iterator[pa.RecordBatch]:
     """The rows of ``batches`` that ``source`` wants, with the columns of ``schema``.
@@ -201,7 +247,9 @@ def _select_rows(
         )
 
 
-def _no_uri(source: Manifest | Table, name: str, column: str, row: int, value: str | None) -> str:
+def _no_uri(
+    source: Manifest | Table | Shards, name: str, column: str, row: int, value: str | None
+) -> str:
     quoted = column if re.fullmatch(r"[A-Za-z_]\w*", column) else f'"{column}"'
     condition = f"{quoted} IS NOT NULL" if value is None else f"{quoted} <> ''"
     if source.where is not None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from itertools import groupby
+from operator import itemgetter
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -23,6 +24,7 @@ from segbatch import storage
 from segbatch.errors import Incomplete, SourceError
 from segbatch.images.faults import Undecodable, why_unreadable
 from segbatch.images.listing import reading_source
+from segbatch.images.place import PART_URI, PLACE, Part, Place, places
 from segbatch.images.tables import (
     TableStream,
     find_files,
@@ -51,9 +53,10 @@ def is_row(uri: str) -> bool:
 def open_image_table(name: str, column: str | None) -> TableStream:
     """The rows of the Parquet files that ``name`` names: a file, a glob or a folder.
 
-    The batches have the URI of each row as their first column, then ``fields``, the columns that
-    hold no images. ``column`` holds the images; ``None``: the only one that holds images. Raises
-    ``SourceError``, and ``Incomplete`` if storage does not answer, also while they are read.
+    The batches have the URI of each row as their first column and its place as their second, then
+    ``fields``, the columns that hold no images. ``column`` holds the images; ``None``: the only one
+    that does. Raises ``SourceError``, and ``Incomplete`` if storage does not answer, also while
+    they are read.
     """
     if storage.scheme_of(name) in storage.HTTP_SCHEMES:
         raise SourceError(
@@ -72,10 +75,14 @@ def open_image_table(name: str, column: str | None) -> TableStream:
         table = table._replace(images=[*table.images, chosen])
 
     def batches() -> Iterator[pa.RecordBatch]:
-        for file, first, batch in table.batches():
-            uris = [f"{file}#row={first + row}{suffix}" for row in range(batch.num_rows)]
-            names = ["uri", *batch.schema.names]
-            yield pa.RecordBatch.from_arrays([pa.array(uris, pa.string()), *batch.columns], names)
+        for file, rows in groupby(table.batches(), key=itemgetter(0)):
+            with reading_source(file):
+                place = Place(None, None, storage.version_of(file))
+            for _, first, batch in rows:
+                uris = [f"{file}#row={first + row}{suffix}" for row in range(batch.num_rows)]
+                names = [PART_URI, PLACE.name, *batch.schema.names]
+                own = [pa.array(uris, pa.string()), places([place] * batch.num_rows)]
+                yield pa.RecordBatch.from_arrays([*own, *batch.columns], names)
 
     fields = [field for field in table.fields if field.name != chosen]
     return TableStream(fields, batches(), table.images)
@@ -103,21 +110,26 @@ def _chosen_column(name: str, images: list[str], others: list[str], column: str 
 
 
 def read_rows(
-    uris: Sequence[str], limits: storage.ReadLimits, raw_bytes: int = 0
+    parts: Sequence[Part], limits: storage.ReadLimits, raw_bytes: int = 0
 ) -> list[bytes | Undecodable | storage.Unreadable]:
-    """The image files in the rows ``uris``, or why there are none, in their order.
+    """The image files in rows, or why there are none, in the order of ``parts``.
 
-    A file is opened once for all its rows that follow each other in ``uris``. Raises nothing for
+    A file is opened once for all its rows that follow each other in ``parts``. Raises nothing for
     what storage answers.
     """
-    parts = [_split(uri) for uri in uris]
+    wanted = [(*_split(part.uri), part.place and part.place.version) for part in parts]
     contents: list[Any] = []
-    for (file, column), group in groupby(parts, key=lambda part: (part[0], part[2])):
-        rows = [row for _, row, _ in group]
+    for (file, column, version), group in groupby(wanted, key=itemgetter(0, 2, 3)):
+        rows = [row for _, row, *_ in group]
         try:
-            found = _read_values(file, column, rows)
+            with reading_source(file):
+                is_replaced = version not in (None, storage.version_of(file))
+            found = {} if is_replaced else _read_values(file, column, rows)
         except (SourceError, Incomplete) as error:
             contents += [why_unreadable(error)] * len(rows)
+            continue
+        if is_replaced:
+            contents += [storage.REPLACED] * len(rows)
             continue
         contents += [_content(found[row], file, limits) for row in rows]
     elsewhere = [index for index, content in enumerate(contents) if isinstance(content, str)]
@@ -173,8 +185,4 @@ def _content(value: Any, file: str, limits: storage.ReadLimits) -> Any:
         return path if is_absolute else storage.join(file.rpartition("/")[0], path)
     if not isinstance(data, bytes):
         return _NO_IMAGE
-    if len(data) > limits.max_bytes:
-        return storage.Unreadable(
-            "too_large", f"{len(data):,} bytes, more than limits.max_bytes ({limits.max_bytes:,})"
-        )
-    return data
+    return limits.why_too_large(len(data)) or data

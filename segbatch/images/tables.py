@@ -393,8 +393,10 @@ def _csv_test(name: str, type_: str) -> str:
 # --------------------------------------------------------------------------------------- JSON lines
 
 
-def _open_json(name: str, files: list[str], base: str) -> TableStream:
-    """Reads the files twice: once to find which kinds of JSON values each key has, once for these.
+def open_json_lines(name: str, files: list[str], base: str = "") -> TableStream:
+    """Files of JSON objects, one a line, as one table; ``name`` is for messages.
+
+    Reads the files twice: once to find which kinds of JSON values each key has, once for these.
 
     Strings stay strings, also those that look like numbers or dates. A key with values of several
     kinds, and one with numbers that no double holds, becomes their text.
@@ -483,7 +485,7 @@ def _quoted(column: str) -> str:
 _READERS: dict[str, Callable[[str, list[str], str], TableStream]] = {
     "parquet": _open_parquet,
     "csv": _open_csv,
-    "json": _open_json,
+    "json": open_json_lines,
 }
 
 

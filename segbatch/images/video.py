@@ -35,6 +35,7 @@ from segbatch.errors import Incomplete, SourceError
 from segbatch.images.columns import BATCH_ROWS
 from segbatch.images.faults import Undecodable, why_unreadable
 from segbatch.images.listing import local_copy, reading_source
+from segbatch.images.place import Part
 from segbatch.storage.uris import without_query
 
 if TYPE_CHECKING:
@@ -156,18 +157,18 @@ def frame_times(uri: str) -> tuple[list[float], float | None]:
 
 
 def read_frames(
-    uris: Sequence[str], limits: storage.ReadLimits | None = None, raw_bytes: int = 0
+    parts: Sequence[Part], limits: storage.ReadLimits | None = None, raw_bytes: int = 0
 ) -> list[bytes | Undecodable | storage.Unreadable]:
-    """An image file of each frame, or why there is none, in the order of ``uris``.
+    """An image file of each frame, or why there is none, in the order of ``parts``.
 
     The files are PNG; as many as fit into ``raw_bytes`` are PPM, which is larger and takes no time
     to write and to read. A video is opened once for all its frames that follow each other in
-    ``uris``. Raises nothing for what storage answers.
+    ``parts``. Raises nothing for what storage answers.
     """
     encode = _FrameEncoder(raw_bytes)
     contents: list[bytes | Undecodable | storage.Unreadable] = []
-    parts = [uri.rpartition("#t=") for uri in uris]
-    for video, group in groupby(parts, key=itemgetter(0)):
+    frames = [part.uri.rpartition("#t=") for part in parts]
+    for video, group in groupby(frames, key=itemgetter(0)):
         wanted = [time for _, _, time in group]
         try:
             found = _read_frames_of(video, wanted, encode)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from segbatch import storage
-from segbatch.images.parts import FRAGMENT
+from segbatch.images.parts import KINDS, kind_of
 from segbatch.results.prices import GB, Prices
 from segbatch.results.query import sql
 from segbatch.results.runfolder import RunFolder
@@ -21,7 +21,6 @@ from segbatch.results.runinfo import Start
 
 LIST_PAGE = 1000  # keys in one answer to a LIST request
 IN_OBJECT_STORAGE = rf"^({'|'.join(sorted(storage.OBJECT_SCHEMES))})://"
-PART = FRAGMENT.pattern  # there is no request for each part of an object
 
 
 class Machine(NamedTuple):
@@ -35,10 +34,16 @@ class Machine(NamedTuple):
 
 @dataclass(frozen=True)
 class ObjectStorageUse:
-    """What a run has in object storage: the share of ``images`` that are objects, and ``rows``."""
+    """What a run has in object storage: a share of its ``images``, and its ``rows`` or not.
+
+    ``parts``: the share of its images that are parts of objects there. A block of them takes
+    ``part_requests``.
+    """
 
     images: float
     rows: bool
+    parts: float = 0.0
+    part_requests: float = 0.0
 
 
 def object_storage_use(run: RunFolder) -> ObjectStorageUse:
@@ -46,15 +51,25 @@ def object_storage_use(run: RunFolder) -> ObjectStorageUse:
 
     Raises as :func:`~segbatch.results.query.sql`.
     """
-    [(images, objects)] = sql(
-        [run],
-        f"SELECT count(*), count(*) FILTER (regexp_matches(uri, '{IN_OBJECT_STORAGE}')"
-        f" AND NOT regexp_matches(uri, '{PART}')) FROM images",
-    ).fetchall()
+    counts = ["count(*)"]
+    for fragment in ("", *(f"{kind.fragment}$" for kind in KINDS)):
+        there = f"regexp_matches(uri, '{IN_OBJECT_STORAGE}')"
+        counts.append(f"count(*) FILTER ({there} AND regexp_matches(uri, '{fragment}'))")
+    [(images, stored, *parts)] = sql([run], f"SELECT {', '.join(counts)} FROM images").fetchall()
     output = run.info.job.get("output", run.uri)
     return ObjectStorageUse(
-        objects / images if images else 0.0, storage.scheme_of(output) in storage.OBJECT_SCHEMES
+        stored / max(1, images),
+        storage.scheme_of(output) in storage.OBJECT_SCHEMES,
+        sum(parts) / max(1, images),
+        sum(kind.requests * n for kind, n in zip(KINDS, parts, strict=True)) / max(1, images),
     )
+
+
+def part_requests(uris: Sequence[str]) -> tuple[float, float]:
+    """The share of ``uris`` that are parts, and the requests of a block like them."""
+    kinds = [kind for kind in map(kind_of, uris) if kind is not None]
+    number = max(1, len(uris))
+    return len(kinds) / number, sum(kind.requests for kind in kinds) / number
 
 
 def count_requests(
@@ -65,16 +80,22 @@ def count_requests(
     file_rows: int,
     passing_failures: float = 0.0,
     tries: int = 1,
+    parts: float = 0.0,
+    part_requests: float = 0.0,
+    headers: int = 0,
 ) -> dict[str, int]:
     """Requests by kind for reading ``images`` and listing ``listed`` keys.
 
-    GET: one for each image, with ``tries`` of them for the share ``passing_failures``; the lease
-    twice for each block and once for each file. PUT: one for each file of rows. Commits (60 an
-    hour) and heartbeats (360 an hour) are left out.
+    GET: one for each image that is an object, with ``tries`` of them for the share
+    ``passing_failures``; ``part_requests`` for each block where the share ``parts`` of the images
+    are parts of objects; ``headers`` of shards; the lease twice for each block and once for each
+    file. PUT: one for each file of rows. Commits (60 an hour) and heartbeats (360 an hour) are left
+    out.
     """
     blocks, files = math.ceil(images / block_rows), math.ceil(images / file_rows)
+    objects = math.ceil(images * (1 - parts) * (1 + passing_failures * (tries - 1)))
     return {
-        "get": math.ceil(images * (1 + passing_failures * (tries - 1))) + 2 * blocks + files,
+        "get": objects + math.ceil(blocks * part_requests) + headers + 2 * blocks + files,
         "put": files + 3,
         "list": math.ceil(listed / LIST_PAGE),
     }
@@ -145,7 +166,9 @@ def _requests(starts: Sequence[Start], stored: ObjectStorageUse) -> dict[str, in
     for start in starts:
         if start.rows and start.block_rows and start.file_rows:
             rows = round(start.rows)
-            asked.update(get=round(rows * stored.images))
+            objects = round(rows * (stored.images - stored.parts))
+            blocks = math.ceil(rows / start.block_rows)
+            asked.update(get=objects + math.ceil(blocks * stored.part_requests))
             if stored.rows:
                 of_all = count_requests(
                     rows, 0, block_rows=start.block_rows, file_rows=start.file_rows

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from segbatch.images.place import PLACE
 from segbatch.masks import encode_mask
 from segbatch.masks.classes import Classes
 from segbatch.results.formulas import Formula
@@ -21,7 +22,7 @@ USER = "user:"  # prefix of user columns in the stages, so that none is taken fo
 
 def carried(name: str) -> str:
     """The name of a manifest column within the stages."""
-    return name if name in ("image_id", "uri") else f"{USER}{name}"
+    return name if name in ("image_id", "uri", PLACE.name) else f"{USER}{name}"
 
 
 def user_fields(carried_schema: pa.Schema) -> list[pa.Field]:

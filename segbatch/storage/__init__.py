@@ -1,7 +1,13 @@
 """Reads and writes all of segbatch's data: on local disk, in object storage and over HTTP."""
 
 from segbatch.storage.clients import delta_options, filesystem
-from segbatch.storage.failures import Unreadable, one_line, reading_input, translate_errors
+from segbatch.storage.failures import (
+    REPLACED,
+    Unreadable,
+    one_line,
+    reading_input,
+    translate_errors,
+)
 from segbatch.storage.files import (
     StoredFile,
     arrow_filesystem,
@@ -12,7 +18,15 @@ from segbatch.storage.files import (
     write_bytes,
     writes_whole,
 )
-from segbatch.storage.reading import ReadLimits, read_bytes, read_input, read_many, read_text
+from segbatch.storage.reading import (
+    Piece,
+    ReadLimits,
+    read_bytes,
+    read_input,
+    read_many,
+    read_text,
+    version_of,
+)
 from segbatch.storage.systemfiles import SystemFiles
 from segbatch.storage.text import clean_name, composed, decode_text
 from segbatch.storage.uris import (
@@ -33,6 +47,8 @@ __all__ = [
     "DELTA_SCHEMES",
     "HTTP_SCHEMES",
     "OBJECT_SCHEMES",
+    "REPLACED",
+    "Piece",
     "ReadLimits",
     "StoredFile",
     "SystemFiles",
@@ -62,6 +78,7 @@ __all__ = [
     "split_bucket",
     "translate_errors",
     "upload",
+    "version_of",
     "write_bytes",
     "writes_whole",
 ]

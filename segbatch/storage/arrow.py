@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,20 @@ def arrow_filesystem(uri: str) -> tuple[Any, str]:
     scheme = scheme_of(uri)
     handler = ObjectHandler(fs, scheme) if scheme in OBJECT_SCHEMES else FSSpecHandler(fs)
     return PyFileSystem(handler), path
+
+
+def open_binary(uri: str) -> IO[bytes]:
+    """A file on any storage, to be read and sought in; each read is a request to object storage.
+
+    Raises ``FileNotFoundError``, ``PermissionError`` or ``OSError``.
+    """
+    if is_local(uri):
+        return local_path(uri).open("rb")
+    client = obstore_client(uri, retries=0)
+    if client is not None:
+        return cast(IO[bytes], ObjectFile(uri, *client))
+    fs, path = filesystem(uri)
+    return cast(IO[bytes], fs.open(path, "rb"))
 
 
 class ObjectHandler(FSSpecHandler):  # type: ignore[misc]
@@ -100,6 +114,11 @@ class ObjectFile(io.RawIOBase):
         if end <= start:
             return b""
         return self._retry(lambda: self._get(start, end))
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
 
     def _get(self, start: int, end: int) -> bytes:
         data = obstore.get_range(self.store, self.key, start=start, end=end)

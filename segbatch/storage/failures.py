@@ -51,6 +51,10 @@ class TooLarge(Exception):
     """The object has more bytes than the limit."""
 
 
+class Replaced(Exception):
+    """The object is another one than was listed."""
+
+
 @dataclass(frozen=True)
 class Unreadable:
     """Why an object could not be read.
@@ -72,6 +76,12 @@ class Unreadable:
         return OSError(f"{uri}: {self.message}")
 
 
+REPLACED = Unreadable(
+    "not_found",
+    "the file was replaced since the images were listed, and may hold others: choose a new output",
+)
+
+
 def classify(uri: str, error: Exception) -> Unreadable:
     """What kind of failure a storage client's exception is."""
     text, message = str(error), one_line(error)
@@ -82,6 +92,8 @@ def classify(uri: str, error: Exception) -> Unreadable:
     kind: FailureKind = "unavailable"
     if isinstance(error, TooLarge):
         kind = "too_large"
+    elif isinstance(error, Replaced):
+        return REPLACED
     elif (
         isinstance(error, UnauthenticatedError | NoCredentials)
         or code in CREDENTIAL_CODES

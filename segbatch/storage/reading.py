@@ -1,8 +1,8 @@
-"""Reads objects: many at a time, each whole, or with the reason why it could not be read.
+"""Reads objects and pieces of objects: many at a time, or with the reason why not.
 
-:func:`read_many` reads up to ``limits.concurrency`` objects at a time. :func:`_read_object` repeats
-the request of one object until a :class:`Download` has all of it or the retries are used up.
-Retries are counted here and switched off in the clients, so the number is the same for all.
+:func:`read_many` reads up to ``limits.concurrency`` of them at a time. :func:`_read_piece` repeats
+the request of one until a :class:`Download` has all of it or the retries are used up. Retries are
+counted here and switched off in the clients, so the number is the same for all.
 """
 
 from __future__ import annotations
@@ -14,21 +14,31 @@ import os
 import re
 import stat
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import obstore
 from obstore.store import ObjectStore, S3Store
 
 from segbatch.errors import InputError
 from segbatch.storage.clients import filesystem, longest_waits_s, obstore_client, retry_waits
-from segbatch.storage.failures import TooLarge, Unreadable, classify, reading_input
+from segbatch.storage.failures import (
+    Replaced,
+    TooLarge,
+    Unreadable,
+    as_os_error,
+    classify,
+    reading_input,
+)
 from segbatch.storage.text import decode_text
 from segbatch.storage.uris import is_local, local_path
+
+if TYPE_CHECKING:
+    from obstore import ObjectMeta
 
 DISK_THREADS = 8  # for local files, which may be on a network file system
 
@@ -45,29 +55,93 @@ class ReadLimits:
     retries: int = 5
     concurrency: int = 32
 
+    def why_too_large(self, size: int) -> Unreadable | None:
+        """Why an object of ``size`` bytes is not read; ``None`` if it is."""
+        if size <= self.max_bytes:
+            return None
+        message = f"{size:,} bytes; limits.max_bytes is {self.max_bytes:,}"
+        return Unreadable("too_large", message)
+
     def longest_s(self, objects: int) -> float:
         """How long reading ``objects`` may take at most, if storage answers none of them."""
         one_s = (self.retries + 1) * self.timeout_s + longest_waits_s(self.retries)
         return math.ceil(objects / self.concurrency) * one_s
 
 
+@dataclass(frozen=True)
+class Piece:
+    """The bytes from ``start`` to ``end`` of an object; by default all of them.
+
+    With a ``version`` (:func:`version_of`), an object that was replaced since is not read.
+    """
+
+    uri: str
+    start: int = 0
+    end: int | None = None
+    version: str | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        return self.start == 0 and self.end is None
+
+    def check(self, version: str) -> None:
+        """Raise :class:`~segbatch.storage.failures.Replaced` if the object has another version."""
+        if self.version is not None and self.version != version:
+            raise Replaced
+
+
 # Limits of read_bytes; its retries outlast an outage of one minute.
 SINGLE = ReadLimits(max_bytes=1 << 36, timeout_s=60, retries=7)
 
 
-def read_many(uris: Sequence[str], limits: ReadLimits) -> list[bytes | Unreadable]:
-    """The bytes of each object, or why it could not be read, in the order of ``uris``.
+def read_many(wanted: Sequence[str | Piece], limits: ReadLimits) -> list[bytes | Unreadable]:
+    """The bytes of each object or piece, or why it could not be read, in the order of ``wanted``.
 
-    Costs one GET an object and no HEAD, ``limits.concurrency`` at a time. A transient failure is
+    Costs one GET each and no HEAD, ``limits.concurrency`` at a time. A transient failure is
     retried at most ``limits.retries`` times, after waits that grow to twenty seconds. The length is
-    checked before the body is read, and compared with what arrived. Raises no storage errors.
+    checked before the body is read, and compared with what arrived; ``limits.max_bytes`` is for
+    whole objects. A piece that begins or ends behind the end of its object is shorter. Raises no
+    storage errors.
     """
-    if all(map(is_local, uris)):
+    pieces = [Piece(item) if isinstance(item, str) else item for item in wanted]
+    if all(is_local(piece.uri) for piece in pieces):
         with ThreadPoolExecutor(DISK_THREADS) as threads:
-            return list(threads.map(partial(_read_local, limits=limits), uris))
+            return list(threads.map(partial(_read_local, limits=limits), pieces))
     contents: list[bytes | Unreadable] = []
-    asyncio.run(_read_all(uris, limits, contents))
+    asyncio.run(_read_all(pieces, limits, contents))
     return contents
+
+
+def version_of(uri: str) -> str:
+    """A text that changes when the object is replaced: its ETag, or on disk size and time.
+
+    Raises ``FileNotFoundError``, ``PermissionError`` or ``OSError``.
+    """
+    try:
+        if is_local(uri):
+            return _version_of_file(local_path(uri).stat())
+        client = obstore_client(uri)
+        if client is not None:
+            return _version_of_object(obstore.head(*client))
+        fs, path = filesystem(uri)
+        return _version_of_entry(fs.info(path))
+    except Exception as error:  # that of any client behind fsspec
+        raise as_os_error(uri, error) from error
+
+
+def _version_of_file(status: os.stat_result) -> str:
+    return f"{status.st_size}-{status.st_mtime_ns}"
+
+
+def _version_of_object(meta: ObjectMeta) -> str:
+    return str(meta["e_tag"] or meta["size"])
+
+
+def _version_of_entry(info: Mapping[str, Any]) -> str:
+    """The version of a file of fsspec, whose filesystems name things differently."""
+    names = ("ETag", "etag", "blob_id", "mtime", "last_modified", "LastModified")
+    known = (info[name] for name in names if info.get(name))
+    return f"{info.get('size')}-{next(known, '')}"
 
 
 def read_bytes(uri: str) -> bytes:
@@ -90,33 +164,33 @@ def read_text(uri: str, wrong: type[InputError], missing: str = "no such file") 
 
 
 async def _read_all(
-    uris: Sequence[str], limits: ReadLimits, contents: list[bytes | Unreadable]
+    pieces: Sequence[Piece], limits: ReadLimits, contents: list[bytes | Unreadable]
 ) -> None:
-    """Read all objects into ``contents``.
+    """Read all pieces into ``contents``.
 
     Returns nothing because asyncio (Python 3.11) takes the ``repr`` of what its main task returns
     when it restores the handler of SIGINT; for megabytes that takes tenths of a second.
     """
     slots = asyncio.Semaphore(limits.concurrency)
 
-    async def read(uri: str) -> bytes | Unreadable:
+    async def read(piece: Piece) -> bytes | Unreadable:
         async with slots:
-            return await _read_object(uri, limits)
+            return await _read_piece(piece, limits)
 
-    contents += await asyncio.gather(*map(read, uris))
+    contents += await asyncio.gather(*map(read, pieces))
 
 
-async def _read_object(uri: str, limits: ReadLimits) -> bytes | Unreadable:
-    """Read one object, with retries."""
-    if is_local(uri):
-        return await asyncio.to_thread(_read_local, uri, limits)
-    download = Download(uri, limits)
+async def _read_piece(piece: Piece, limits: ReadLimits) -> bytes | Unreadable:
+    """Read one object or a piece of it, with retries."""
+    if is_local(piece.uri):
+        return await asyncio.to_thread(_read_local, piece, limits)
+    download = Download(piece, limits)
     waits = retry_waits(limits.retries)
     while True:
         try:
             return await download.request()
         except Exception as error:
-            failure = classify(uri, error)
+            failure = classify(piece.uri, error)
         wait = next(waits, None) if failure.transient else None
         if wait is None:
             return failure
@@ -124,52 +198,59 @@ async def _read_object(uri: str, limits: ReadLimits) -> bytes | Unreadable:
 
 
 class Download:
-    """One object, requested until all of it has arrived.
+    """One object or a piece of it, requested until all of it has arrived.
 
     After a timeout the next request asks for the rest only, so an object that takes longer than the
     limit arrives in several requests. After any other failure the download starts over.
     """
 
-    def __init__(self, uri: str, limits: ReadLimits) -> None:
-        self.uri = uri
+    def __init__(self, piece: Piece, limits: ReadLimits) -> None:
+        self.piece = piece
         self.limits = limits
         self._parts: list[bytes] = []
         self._etag: str | None = None
 
     async def request(self) -> bytes:
-        """Make one request; returns the object if it is complete with it.
+        """Make one request; returns the bytes if they are complete with it.
 
-        Raises :class:`~segbatch.storage.failures.TooLarge`, ``OSError`` for an incomplete object,
-        and the client's own exceptions.
+        Raises :class:`~segbatch.storage.failures.TooLarge`,
+        :class:`~segbatch.storage.failures.Replaced`, ``OSError`` for an incomplete object, and the
+        client's own exceptions.
         """
-        client = obstore_client(self.uri, self.limits.timeout_s, retries=0)
+        client = obstore_client(self.piece.uri, self.limits.timeout_s, retries=0)
         if client is None:
-            return await asyncio.to_thread(_read_with_fsspec, self.uri, self.limits)
+            return await asyncio.to_thread(_read_with_fsspec, self.piece, self.limits)
         try:
             size = await self._receive(*client)
         except Exception as error:
-            if self._etag is None or classify(self.uri, error).kind != "timeout":
+            if self._etag is None or classify(self.piece.uri, error).kind != "timeout":
                 self._parts = []
             raise
         data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         self._parts = []
         if len(data) != size:
             raise OSError(f"{len(data)} of {size} announced bytes arrived")
-        await self._verify(*client, data)
+        if self.piece.is_whole:
+            await self._verify(*client, data)
         return data
 
     async def _receive(self, store: ObjectStore, key: str) -> int:
-        """Append what arrives to the parts; returns the size of the whole object."""
-        options: Any = None
+        """Append what arrives to the parts; returns the size of all of them."""
+        options: Any = {}
+        start, end = self.piece.start + sum(map(len, self._parts)), self.piece.end
+        if start or end is not None:
+            options["range"] = {"offset": start} if end is None else (start, end)
         if self._parts:
-            options = {"range": {"offset": sum(map(len, self._parts))}, "if_match": self._etag}
-        result = await obstore.get_async(store, key, options=options)
+            options["if_match"] = self._etag
+        result = await obstore.get_async(store, key, options=options or None)
         self._etag = result.meta["e_tag"]
         size: int = result.meta["size"]
-        _check_size(size, self.limits)
+        if self.piece.is_whole:
+            _check_size(size, self.limits)
+        self.piece.check(_version_of_object(result.meta))
         async for part in result.stream(min_chunk_size=1 << 20):
             self._parts.append(bytes(part))
-        return size
+        return min(size, size if end is None else end) - self.piece.start
 
     async def _verify(self, store: ObjectStore, key: str, data: bytes) -> None:
         """Raises ``OSError`` if the announced size was wrong, as from a cache with half an object.
@@ -191,26 +272,35 @@ class Download:
         BUCKETS_WITHOUT_MD5.add(bucket)
 
 
-def _read_with_fsspec(uri: str, limits: ReadLimits) -> bytes:
-    fs, path = filesystem(uri, limits.timeout_s, retries=0)
+def _read_with_fsspec(piece: Piece, limits: ReadLimits) -> bytes:
+    fs, path = filesystem(piece.uri, limits.timeout_s, retries=0)
+    if piece.version is not None:
+        piece.check(_version_of_entry(fs.info(path)))
     with fs.open(path, "rb") as file:
+        if not piece.is_whole:
+            file.seek(piece.start)
+            return bytes(file.read(-1 if piece.end is None else piece.end - piece.start))
         data: bytes = file.read(limits.max_bytes + 1)
     _check_size(len(data), limits)
     return data
 
 
-def _read_local(uri: str, limits: ReadLimits) -> bytes | Unreadable:
+def _read_local(piece: Piece, limits: ReadLimits) -> bytes | Unreadable:
     """Read a local file, without retries: a failure of the disk is not transient."""
     try:
-        path = _existing(local_path(uri))
+        path = _existing(local_path(piece.uri))
         # Before opening it: opening a named pipe or reading a device may block for ever.
         if not stat.S_ISREG(path.stat().st_mode):
             raise FileNotFoundError(path)
         with path.open("rb") as file:
-            _check_size(os.fstat(file.fileno()).st_size, limits)
-            return file.read()
+            status = os.fstat(file.fileno())
+            piece.check(_version_of_file(status))
+            if piece.is_whole:
+                _check_size(status.st_size, limits)
+            file.seek(piece.start)
+            return file.read(-1 if piece.end is None else piece.end - piece.start)
     except Exception as error:
-        return classify(uri, error)
+        return classify(piece.uri, error)
 
 
 def _existing(path: Path) -> Path:
@@ -225,5 +315,5 @@ def _existing(path: Path) -> Path:
 
 def _check_size(size: int, limits: ReadLimits) -> None:
     """Raises :class:`~segbatch.storage.failures.TooLarge`."""
-    if size > limits.max_bytes:
-        raise TooLarge(f"{size:,} bytes; limits.max_bytes is {limits.max_bytes:,}")
+    if why := limits.why_too_large(size):
+        raise TooLarge(why.message)

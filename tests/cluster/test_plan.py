@@ -144,6 +144,10 @@ def test_requests_are_counted() -> None:
     assert asked["get"] == 1000 + 170 + 2 * 10 + 4
     assert asked["put"] == 4 + 3
     assert asked["list"] == 3
+    in_shards = count_requests(
+        1000, 0, block_rows=100, file_rows=300, parts=1.0, part_requests=2.0, headers=7
+    )
+    assert in_shards["get"] == 10 * 2 + 7 + 2 * 10 + 4
 
 
 def test_no_failure_in_a_sample_is_not_none_at_all() -> None:
@@ -176,6 +180,8 @@ SAMPLE = Measurement(
     load_s=4.0,
     stages=dict(COST.stages),
     read_bytes=1_000_000,
+    parts=0.0,
+    part_requests=0.0,
     decoded_bytes=3_000_000,
     rows_bytes=5_000,
     stats_bytes=500,
@@ -192,7 +198,7 @@ JOB = SegmentJob.model_validate(
 def planned(
     sample: Measurement, wish: Wish | None = None, cluster: ClusterFile | None = None
 ) -> JobPlan:
-    found = Survey(1_000_000, True, 0, 1_000_000, {}, [sample], on_cluster=True)
+    found = Survey(1_000_000, True, 0, 1_000_000, 0, {}, [sample], on_cluster=True)
     nodes = cluster or read_cluster_file(str(ROOT / "cluster.yaml"))
     return make_plan(JOB, found, nodes, read_prices(None), wish or Wish())
 
@@ -264,7 +270,7 @@ def test_a_deadline_and_a_budget_settle_the_nodes() -> None:
 
 def test_no_more_workers_are_reckoned_with_than_the_job_file_allows() -> None:
     three = JOB.model_copy(update={"resources": Resources(workers=[1, 3])})
-    found = Survey(1_000_000, True, 0, 1_000_000, {}, [SAMPLE], on_cluster=True)
+    found = Survey(1_000_000, True, 0, 1_000_000, 0, {}, [SAMPLE], on_cluster=True)
     nodes = read_cluster_file(str(ROOT / "cluster.yaml"))
     for wish in (Wish(), Wish(deadline_h=0.5)):
         gpu = option(make_plan(three, found, nodes, read_prices(None), wish), "gpu")
@@ -410,7 +416,7 @@ def test_listing_is_stopped_and_that_is_said(
     assert isinstance(asked, SegmentJob)
     census = count_images(asked, 10, list_s=0)
     assert (census.images, census.whole) == (1, False)
-    found = Survey(1, False, 0, 1, {}, [SAMPLE], on_cluster=False)
+    found = Survey(1, False, 0, 1, 0, {}, [SAMPLE], on_cluster=False)
     print_plan(make_plan(asked, found, ClusterFile(None, [], None), read_prices(None), Wish()))
     shown = capsys.readouterr().out
     assert "at least 1 images" in shown

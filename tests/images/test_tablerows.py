@@ -16,7 +16,8 @@ from segbatch.config.images import Table, parse_source
 from segbatch.errors import SourceError
 from segbatch.images import manifest
 from segbatch.images.faults import Undecodable
-from segbatch.images.parts import part_extension, read_images
+from segbatch.images.parts import part_extension, read_images, read_parts
+from segbatch.images.place import PLACE, parts_of
 from segbatch.results.schema import RESERVED_COLUMNS
 from tests.collection import jpeg
 from tests.conftest import S3
@@ -59,7 +60,7 @@ def test_every_row_is_an_image_with_its_other_columns(root: str, tmp_path: Path)
     put(f"{root}/a.parquet", table(10), row_group_size=4)
     put(f"{root}/b.parquet", table(3, first=10))
     rows = frozen(tmp_path, {"table": f"{root}/*.parquet"})
-    assert rows.column_names == ["image_id", "uri", "city"]
+    assert rows.column_names == ["image_id", "uri", "city", PLACE.name]
     assert rows["city"].to_pylist() == [f"city {row}" for row in range(13)]
     assert rows["uri"][5].as_py() == f"{root}/a.parquet#row=5"
     assert rows["uri"][11].as_py() == f"{root}/b.parquet#row=1"
@@ -81,7 +82,7 @@ def test_one_of_several_columns_is_chosen_by_name(root: str, tmp_path: Path) -> 
     with pytest.raises(SourceError, match=r"several columns hold images \(image, mask & more\)"):
         frozen(tmp_path, {"table": root}, "refused")
     rows = frozen(tmp_path, {"table": root, "image_column": "mask & more"})
-    assert rows.column_names == ["image_id", "uri", "city"]
+    assert rows.column_names == ["image_id", "uri", "city", PLACE.name]
     assert rows["uri"][1].as_py().endswith("a.parquet#row=1&column=mask%20%26%20more")
     found = read_images(rows["uri"].to_pylist(), LIMITS)
     assert found[0] == storage.Unreadable("not_found", "the row has no image")
@@ -169,6 +170,14 @@ def test_damage_is_the_reason_of_its_rows(root: str, tmp_path: Path) -> None:
     for found in read_images(rows[:2], LIMITS):
         assert isinstance(found, storage.Unreadable)
         assert found.kind == "not_found"
+
+
+def test_a_file_that_was_replaced_gives_no_other_images(root: str, tmp_path: Path) -> None:
+    put(f"{root}/a.parquet", table(3))
+    rows = frozen(tmp_path, {"table": f"{root}/a.parquet"})
+    assert read_parts(parts_of(rows), LIMITS) == [jpeg(row) for row in range(3)]
+    put(f"{root}/a.parquet", table(3, first=5))
+    assert read_parts(parts_of(rows), LIMITS) == [storage.REPLACED] * 3
 
 
 def test_an_image_above_the_limit_is_not_taken(tmp_path: Path) -> None:

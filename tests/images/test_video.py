@@ -19,6 +19,7 @@ from segbatch.images import manifest
 from segbatch.images.decode import decode
 from segbatch.images.faults import HEAD_BYTES, is_video
 from segbatch.images.fetch import fetch
+from segbatch.images.place import Part, parts_of
 from segbatch.images.video import frame_times, frame_uri, read_frames
 from segbatch.results.schema import RESERVED_COLUMNS
 from tests.collection import jpeg
@@ -250,8 +251,8 @@ def test_a_stream_without_time_stamps_has_all_its_frames(
     times, ends = frame_times(str(path))
     assert times == [number / 10 for number in range(12)]
     assert ends is None
-    uris = [frame_uri(str(path), time) for time in times][part]
-    for png, picture in zip(read_frames(uris), pictures[part], strict=True):
+    parts = [Part(frame_uri(str(path), time)) for time in times][part]
+    for png, picture in zip(read_frames(parts), pictures[part], strict=True):
         assert isinstance(png, bytes)
         pixels = np.asarray(Image.open(io.BytesIO(png))).astype(int)
         assert abs(pixels - picture).max() < 8
@@ -259,8 +260,8 @@ def test_a_stream_without_time_stamps_has_all_its_frames(
 
 def test_frames_are_compressed_once_there_is_no_room_for_their_pixels(tmp_path: Path) -> None:
     [shown, *_] = film(tmp_path / "clip.mp4", STEADY[:4], sound=None)
-    uris = rows(tmp_path, str(tmp_path / "clip.mp4"))["uri"].to_pylist()
-    compressed, mixed = read_frames(uris), read_frames(uris, raw_bytes=2 * shown.size)
+    parts = parts_of(rows(tmp_path, str(tmp_path / "clip.mp4")))
+    compressed, mixed = read_frames(parts), read_frames(parts, raw_bytes=2 * shown.size)
     pictures = []
     for files in zip(compressed, mixed, strict=True):
         opened = [Image.open(io.BytesIO(data)) for data in files if isinstance(data, bytes)]

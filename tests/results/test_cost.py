@@ -78,7 +78,15 @@ def test_uris_tell_what_is_in_object_storage(tmp_path: Path) -> None:
     run = write_run(str(tmp_path / "run"), num_ok=8, failed=(), finished=False)
     assert object_storage_use(run) == ObjectStorageUse(1.0, False)
     run.info.job["output"] = "s3://runs/it"  # and this is a copy
-    assert object_storage_use(with_uris(run, uris.__getitem__)) == ObjectStorageUse(0.5, True)
+    assert object_storage_use(with_uris(run, uris.__getitem__)) == ObjectStorageUse(
+        0.625, True, parts=0.125, part_requests=1.0
+    )
+
+
+def test_parts_of_objects_are_asked_for_by_block() -> None:
+    stored = ObjectStorageUse(1.0, False, parts=1.0, part_requests=2.0)
+    found = cost_facts([start({**HEAD, "seconds": 3600})], read_prices(None), stored)
+    assert found["requests, about"] == "20,000 GET"
 
 
 @pytest.mark.parametrize("starts", [[], [{"at": 0.0, "device": "cpu"}]])

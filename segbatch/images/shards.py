@@ -1,0 +1,619 @@
+"""Tar shards, as WebDataset and img2dataset write them: every image in them is an image of a run.
+
+An image's URI is that of its shard followed by ``#member=a/0001.jpg``, its name in the archive.
+Members are grouped into samples as WebDataset does: the name up to the first dot of its last part
+is the sample, the rest is the kind. A sample's ``.json`` (its flat keys), ``.txt`` and ``.cls``
+become columns of its images.
+
+When the images are listed, the headers of a shard are read by ranges, and the manifest keeps where
+each image is. A block of images then takes one range of its shard. A compressed shard has no
+ranges: it is unpacked from its beginning each time.
+
+:mod:`tarfile` parses the headers; nothing is ever extracted to a disk.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import re
+import tarfile
+import tempfile
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from itertools import groupby
+from pathlib import PurePosixPath
+from typing import IO, Any, Protocol
+from urllib.parse import quote, unquote
+
+from segbatch import storage
+from segbatch.config.images import Shards, is_shard_name
+from segbatch.console import say
+from segbatch.errors import Incomplete, SourceError
+from segbatch.images.faults import Undecodable, why_unreadable
+from segbatch.images.listing import (
+    Listing,
+    has_wildcard,
+    list_matches,
+    listed_spelling,
+    reading_source,
+)
+from segbatch.images.place import PART_URI, PLACE, Part, Place
+from segbatch.images.tables import TableStream, open_json_lines
+from segbatch.storage.arrow import open_binary
+from segbatch.storage.systemfiles import system_part
+
+FRAGMENT = r"#member=.*"  # at the end of a member's URI
+_MEMBER_URI = re.compile(
+    r"(.+?\.(?:tar|tar\.gz|tgz))#member=([^&]*)(?:&occurrence=(\d+))?", re.S | re.I
+)
+
+_SHARDS_AT_ONCE = 16  # that are listed
+_HEAD_BYTES = 16 << 10  # of the first read at a header, and the least of every read
+_MOST_BYTES = 4 << 20  # of a read while members are small and follow each other
+_SKIPPED_BYTES = 64 << 10  # to the next header: less is read through, more is jumped over
+_UNPACK_BYTES = 8 << 20  # of a compressed shard, read at a time
+_GAP_BYTES = 256 << 10  # between two images that are still read with one request
+_PIECE_BYTES = 128 << 20  # that are read with one request
+_COLUMN_BYTES = 1 << 20  # of a .json, .txt or .cls
+_HEADER_BYTES = 1 << 20  # of a name, and of the extensions of a header
+_BOMB_RATIO, _BOMB_BYTES = 100, 1 << 30  # an archive that unpacks to more than both is refused
+
+# What tarfile and gzip raise for archives that are cut off, damaged or hostile.
+_DAMAGE = (
+    tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, ValueError, RecursionError
+)  # fmt: skip
+
+_NO_MEMBER = storage.Unreadable("not_found", "the archive has no such member")
+
+
+def is_member(uri: str) -> bool:
+    """Whether ``uri`` is that of a member of a tar shard."""
+    return _MEMBER_URI.fullmatch(uri) is not None
+
+
+def member_uri(shard: str, name: str, occurrence: int = 1) -> str:
+    """The URI of a member; ``occurrence`` counts the members of one name, from 1.
+
+    An empty name stands for what follows where an archive breaks off.
+    """
+    plain = re.sub(r"[%&\x00-\x1f\x7f\ud800-\udfff]", _percent_encoded, name)
+    return f"{shard}#member={plain}" + (f"&occurrence={occurrence}" if occurrence > 1 else "")
+
+
+def _percent_encoded(match: re.Match[str]) -> str:
+    return quote(match[0], safe="", errors="surrogateescape")
+
+
+def _split(uri: str) -> tuple[str, str, int]:
+    """The shard, the name and the occurrence."""
+    match = _MEMBER_URI.fullmatch(uri)
+    assert match is not None
+    return match[1], unquote(match[2], errors="surrogateescape"), int(match[3] or 1)
+
+
+# --------------------------------------------------------------------------------- reading headers
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file in a shard: its data are ``size`` bytes from ``offset`` on.
+
+    ``why`` says why it cannot be read; ``content`` are the bytes of a file that describes a sample.
+    The last one has no name if the archive breaks off or is damaged there.
+    """
+
+    name: str
+    occurrence: int
+    offset: int
+    size: int
+    why: Undecodable | None = None
+    content: bytes = b""
+
+    @property
+    def extension(self) -> str:
+        return PurePosixPath(self.name).suffix.lower()
+
+
+class _Reader(Protocol):
+    """What :mod:`tarfile` reads from. ``last`` are the bytes that were read last; ``requests``
+    counts those to storage.
+    """
+
+    last: bytes
+    requests: int
+
+    def read(self, size: int) -> bytes: ...
+    def seek(self, position: int) -> int: ...
+    def tell(self) -> int: ...
+    def end(self) -> int:
+        """What is known to be there, in bytes."""
+
+
+class _RangeReader:
+    """Reads a file by ranges, in which it skips the data of members.
+
+    A read takes what is next, and twice as much each time as long as the headers follow closely.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.last = b""
+        self.requests = 0
+        self._position = self._start = 0
+        self._held = b""
+        self._next_bytes = _HEAD_BYTES
+
+    def read(self, size: int) -> bytes:
+        _refuse_long_header(size)
+        end = self._start + len(self._held)
+        if not self._start <= self._position <= self._position + size <= end:
+            skipped = self._position - end
+            is_close = skipped + size >= 0 and skipped <= _SKIPPED_BYTES
+            self._next_bytes = min(2 * self._next_bytes, _MOST_BYTES) if is_close else _HEAD_BYTES
+            self._start = self._position
+            self.file.seek(self._start)
+            self._held = self.file.read(max(size, self._next_bytes))
+            self.requests += 1
+        first = self._position - self._start
+        self.last = self._held[first : first + size]
+        self._position += len(self.last)
+        return self.last
+
+    def seek(self, position: int) -> int:
+        self._position = position
+        return position
+
+    def tell(self) -> int:
+        return self._position
+
+    def end(self) -> int:
+        return self.file.seek(0, io.SEEK_END)
+
+
+class _UnpackingReader:
+    """Reads a compressed file from its beginning on; what is skipped is unpacked as well."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.last = b""
+        self.requests = 0
+        self._unpacked = gzip.GzipFile(fileobj=io.BufferedReader(file, _UNPACK_BYTES))  # type: ignore[type-var]
+        self._position = 0
+        self._content = b""
+
+    def read(self, size: int) -> bytes:
+        _refuse_long_header(size)
+        self.last = self._take(size)
+        return self.last
+
+    def seek(self, position: int) -> int:
+        while self._position < position and self._take(min(position - self._position, 1 << 20)):
+            pass
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def end(self) -> int:
+        return self._position
+
+    def content(self, start: int, end: int) -> bytes:
+        """The bytes from ``start`` to ``end``; ``start`` is not before that of the last call."""
+        if start < self._position:  # the same image once more
+            return self._content
+        self.seek(start)
+        self._content = self._take(end - start)
+        return self._content
+
+    def _take(self, size: int) -> bytes:
+        data = self._unpacked.read(size)
+        self._position += len(data)
+        self.requests = -(-self.file.tell() // _UNPACK_BYTES)
+        if self._position > max(_BOMB_BYTES, _BOMB_RATIO * self.file.tell()):
+            raise tarfile.ReadError(f"it unpacks to more than {_BOMB_RATIO} times its size")
+        return data
+
+
+def _refuse_long_header(size: int) -> None:
+    if not 0 <= size <= _HEADER_BYTES:
+        raise tarfile.ReadError(f"a header of {size:,} bytes")
+
+
+def _is_compressed(shard: str) -> bool:
+    return not shard.lower().endswith(".tar")
+
+
+def scan(
+    shard: str,
+    wants_content: Callable[[str], bool] = lambda name: False,
+    counts: Counter[str] | None = None,
+) -> Iterator[Member]:
+    """The files in a shard, in their order; ``wants_content`` names those to read as well.
+
+    ``counts["requests"]`` grows by the requests that this takes. Raises ``SourceError`` if it
+    cannot be opened, and ``Incomplete`` if storage does not answer.
+    """
+    occurrences: Counter[str] = Counter()
+    pending: Member | None = None  # until the archive is known to go on behind it
+    with reading_source(shard), open_binary(shard) as file:
+        reader: _Reader = (_UnpackingReader if _is_compressed(shard) else _RangeReader)(file)
+        try:
+            with tarfile.open(
+                fileobj=reader, mode="r:", encoding="utf-8", errors="surrogateescape"
+            ) as archive:
+                while header := archive.next():
+                    archive.members.clear()  # type: ignore[attr-defined]  # else it keeps them all
+                    if header.size < 0:  # tarfile would go back, and never end
+                        raise tarfile.ReadError("a size below zero")
+                    if pending:
+                        yield pending
+                    pending = None
+                    if header.isdir():
+                        continue
+                    name = header.name
+                    occurrences[name] += 1
+                    pending = Member(
+                        name,
+                        occurrences[name],
+                        header.offset_data,
+                        header.size,
+                        _why_not_whole(header),
+                        _content(archive, header) if wants_content(name) else b"",
+                    )
+            why = _why_ended(reader.last)
+        except _DAMAGE as error:
+            why = _damage(error)
+        is_broken = pending is not None and reader.end() < pending.offset + pending.size
+        if counts is not None:
+            counts["requests"] += reader.requests + 1  # for its size
+    if pending and is_broken:
+        pending = replace(pending, why=why)
+    if pending:
+        yield pending
+    if why and not (is_broken and pending and not _describes_sample(pending.name)):
+        yield Member("", 1, 0, 0, why)
+
+
+def _content(archive: tarfile.TarFile, header: tarfile.TarInfo) -> bytes:
+    if not header.isreg() or header.issparse() or header.size > _COLUMN_BYTES:
+        return b""
+    file = archive.extractfile(header)
+    return file.read() if file else b""
+
+
+def _why_not_whole(header: tarfile.TarInfo) -> Undecodable | None:
+    if header.issym() or header.islnk():
+        goal = storage.one_line(ValueError(header.linkname))
+        return Undecodable("unsupported", f"a link to {goal} in its archive")
+    if header.issparse():
+        return Undecodable("unsupported", "a sparse file in its archive: pack it without --sparse")
+    return None if header.isreg() else Undecodable("unsupported", "no file in its archive")
+
+
+def _why_ended(last: bytes) -> Undecodable | None:
+    """What is wrong with the end of an archive, whose ``last`` block should be empty."""
+    if len(last) == tarfile.BLOCKSIZE:
+        is_end = not last.strip(b"\0")
+        return None if is_end else Undecodable("undecodable", "the archive is damaged here")
+    return Undecodable("truncated", "the archive breaks off here")
+
+
+def _damage(error: Exception) -> Undecodable:
+    text = storage.one_line(error)
+    if isinstance(error, EOFError) or re.search("unexpected end|truncated|end of file", text):
+        return Undecodable("truncated", "the archive breaks off here")
+    if "not a gzip" in text.lower() or "not a tar" in text.lower() or "empty file" in text:
+        return Undecodable("undecodable", "no tar archive")
+    return Undecodable("undecodable", f"the archive is damaged here: {text}")
+
+
+# ---------------------------------------------------------------------------------- listing images
+
+
+def open_shards(source: Shards, listing: Listing) -> TableStream:
+    """A row for each image in the shards of ``source``: :data:`PART_URI`, its place, and what
+    its sample says of it.
+
+    The list is written to a local file first, because the types of its columns are known at the
+    end. Raises ``SourceError``, and
+    ``Incomplete`` if storage does not answer.
+    """
+    shards = _find_shards(source, listing.leave_out)
+    say(f"listing the images in {_counted(len(shards), 'shard')}")
+    if compressed := sum(map(_is_compressed, shards)):
+        say(
+            f"{_counted(compressed, 'shard')} of them compressed: such a shard is unpacked from its"
+            " beginning for every block of its images; shards that end in .tar are read by ranges"
+        )
+    wanted = frozenset(f".{extension.lower().lstrip('.')}" for extension in source.extensions)
+    folder = tempfile.mkdtemp(dir=listing.scratch)
+
+    def list_one(numbered: tuple[int, str]) -> _ListedShard:
+        number, shard = numbered
+        listed = _ListedShard(shard, wanted, f"{folder}/{number:07d}.jsonl.gz")
+        if number and time.monotonic() > listing.deadline:
+            listing.whole = False
+            return listed
+        with gzip.open(listed.path, "wb", compresslevel=1) as file:
+            file.writelines(listed.lines())
+        return listed
+
+    with ThreadPoolExecutor(_SHARDS_AT_ONCE) as threads:
+        all_listed = list(threads.map(list_one, enumerate(shards)))
+    left_out: Counter[str] = Counter()
+    for listed in all_listed:
+        listing.skipped.update(listed.skipped)
+        listing.header_requests += listed.counts["requests"]
+        left_out.update(listed.left_out)
+    if not any(listed.images for listed in all_listed):
+        counts = listing.skipped.items()
+        found = ", ".join(f"{number:,} {extension or 'without'}" for extension, number in counts)
+        raise SourceError(f"{source.shards}: no image in the shards: {found or 'they are empty'}")
+    if left_out:
+        reasons = ", ".join(f"{what} ({number:,})" for what, number in left_out.most_common(5))
+        say(f"{source.shards}: left out of the columns: {reasons}")
+    return open_json_lines(source.shards, [shard.path for shard in all_listed if shard.images])
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def _find_shards(source: Shards, leave_out: str) -> list[str]:
+    location = source.shards
+    if storage.scheme_of(location) in storage.HTTP_SCHEMES:
+        raise SourceError(
+            f"{location}: shards are not read over http, by ranges: download them, or copy them to"
+            " object storage"
+        )
+    places = [location]
+    if numbers := re.search(r"\{(\d+)\.\.(\d+)\}", location):  # as WebDataset writes many shards
+        before, after = location[: numbers.start()], location[numbers.end() :]
+        width = len(numbers[1])
+        chosen = range(int(numbers[1]), int(numbers[2]) + 1)
+        places = [f"{before}{number:0{width}d}{after}" for number in chosen]
+    found = [shard for place in places for shard in _shards_at(place, leave_out)]
+    if not found:
+        raise SourceError(f"{location}: no file, folder or glob with .tar, .tar.gz or .tgz files")
+    return found
+
+
+def _shards_at(place: str, leave_out: str) -> list[str]:
+    with reading_source(place):
+        if has_wildcard(place):
+            files = [file.uri for file in list_matches(place, leave_out)]
+        else:
+            base = listed_spelling(place)
+            files = [
+                file.uri
+                for file in storage.list_files(base)
+                if system_part(storage.path_below(file.uri, base)) is None
+            ]
+            if not files and is_shard_name(place):
+                if not storage.exists(base):
+                    raise SourceError(f"{place}: no such file")
+                files = [base]
+    return [file for file in files if is_shard_name(file)]
+
+
+@dataclass
+class _ListedShard:
+    """One shard while it is listed. ``left_out``: what did not become a column."""
+
+    shard: str
+    wanted: frozenset[str]
+    path: str
+    images: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)
+    counts: Counter[str] = field(default_factory=lambda: Counter(requests=1))  # for its version
+
+    def lines(self) -> Iterator[bytes]:
+        """A line with a JSON object for each image."""
+        try:
+            with reading_source(self.shard):
+                version = storage.version_of(self.shard)
+            members = scan(self.shard, _describes_sample, self.counts)
+            shown = (member for member in members if not _is_system_file(member.name))
+            for _, sample in groupby(shown, key=lambda member: _sample_of(member.name)):
+                yield from self._rows_of(list(sample), version)
+        except SourceError:  # a missing shard, a forbidden one: reading the row gives the reason
+            yield self._row(Member("", 1, 0, 0, _NOT_LISTED), {}, None)
+
+    def _rows_of(self, sample: Sequence[Member], version: str) -> Iterator[bytes]:
+        values: dict[str, Any] = {}
+        for member in sample:
+            if member.content:
+                values |= self._columns_of(member)
+        for member in sample:
+            if not member.name or member.extension in self.wanted:
+                yield self._row(member, values, version)
+            elif not _describes_sample(member.name):
+                self.skipped[member.extension] += 1
+
+    def _row(self, member: Member, values: dict[str, Any], version: str | None) -> bytes:
+        self.images += 1
+        place = Place(None, None, version)
+        if member.why is None:
+            place = Place(member.offset, member.size, version)
+        row = {
+            PART_URI: member_uri(self.shard, member.name, member.occurrence),
+            PLACE.name: place._asdict(),
+        }
+        return f"{json.dumps(row | values, ensure_ascii=False)}\n".encode(errors="replace")
+
+    def _columns_of(self, member: Member) -> dict[str, Any]:
+        """The columns that a file of a sample gives."""
+        kind = member.name.rpartition("/")[2].partition(".")[2].lower()
+        text = member.content.decode(errors="replace").strip()
+        if not kind.endswith("json"):
+            is_number = kind.endswith("cls") and re.fullmatch(r"-?\d{1,18}", text)
+            return {kind: int(text) if is_number else text}
+        try:
+            values = json.loads(text, parse_constant=lambda constant: None)
+        except ValueError:
+            self.left_out["a .json that is no JSON"] += 1
+            return {}
+        if not isinstance(values, dict):
+            self.left_out["a .json that is no object"] += 1
+            return {}
+        nested = [key for key, value in values.items() if isinstance(value, dict | list)]
+        self.left_out.update(f"the nested key {key}" for key in nested)
+        kept = values.keys() - set(nested) - {PART_URI, PLACE.name, ""}
+        return {key: values[key] for key in values if key in kept}
+
+
+_NOT_LISTED = Undecodable("undecodable", "the shard could not be listed")
+
+
+def _describes_sample(name: str) -> bool:
+    return PurePosixPath(name.lower()).suffix in (".json", ".txt", ".cls")
+
+
+def _is_system_file(name: str) -> bool:
+    path = "/".join(part for part in name.split("/") if part.strip("."))
+    return system_part(path) is not None
+
+
+def _sample_of(name: str) -> str:
+    """The key of a member's sample: its name up to the first dot of its last part."""
+    folder, slash, last = name.rpartition("/")
+    return f"{folder}{slash}{last.partition('.')[0]}"
+
+
+# ---------------------------------------------------------------------------------- reading images
+
+_Content = bytes | Undecodable | storage.Unreadable
+
+
+def read_members(
+    parts: Sequence[Part], limits: storage.ReadLimits, raw_bytes: int = 0
+) -> list[_Content]:
+    """The image files of members of shards, or why there are none, in the order of ``parts``.
+
+    Members that lie close together come with one request. Raises nothing for what storage answers.
+    """
+    contents: list[_Content | None] = [None] * len(parts)
+    ranges: dict[str, list[_Range]] = {}
+    for number, part in enumerate(parts):
+        try:
+            shard, found = _locate(part)
+        except (SourceError, Incomplete) as error:
+            contents[number] = why_unreadable(error)
+            continue
+        if not isinstance(found, Place):
+            contents[number] = found
+        elif (found.size or 0) > limits.max_bytes:
+            contents[number] = limits.why_too_large(found.size or 0)
+        else:
+            ranges.setdefault(shard, []).append(_Range(number, found))
+    unpacked = {shard for shard in ranges if _is_compressed(shard)}
+    for shard in unpacked:
+        for number, content in _unpack(shard, ranges.pop(shard)):
+            contents[number] = content
+    for number, content in _read_ranges(ranges, limits):
+        contents[number] = content
+    return [_NO_MEMBER if content is None else content for content in contents]
+
+
+@dataclass(frozen=True)
+class _Range:
+    """The bytes of one of the wanted members."""
+
+    number: int
+    place: Place
+
+    @property
+    def start(self) -> int:
+        return self.place.offset or 0
+
+    @property
+    def end(self) -> int:
+        return self.start + (self.place.size or 0)
+
+
+def _locate(part: Part) -> tuple[str, Place | _Content]:
+    """The shard of a part and its place there, or why it has none."""
+    shard, name, occurrence = _split(part.uri)
+    place = part.place
+    if place is not None and place.offset is not None:
+        return shard, place
+    with reading_source(shard):
+        version = storage.version_of(shard)
+    if place is not None and place.version not in (None, version):
+        return shard, storage.REPLACED
+    member = _members_of(shard, version).get((name, occurrence))
+    if member is None:
+        return shard, _NO_MEMBER
+    return shard, member.why or Place(member.offset, member.size, version)
+
+
+@lru_cache(maxsize=4)
+def _members_of(shard: str, version: str) -> dict[tuple[str, int], Member]:
+    """What is in a shard, for images that come without their places."""
+    return {(member.name, member.occurrence): member for member in scan(shard)}
+
+
+def _read_ranges(
+    ranges: dict[str, list[_Range]], limits: storage.ReadLimits
+) -> Iterator[tuple[int, _Content]]:
+    """The numbers of the wanted members and their contents."""
+    groups = [(shard, group) for shard, wanted in ranges.items() for group in _neighbours(wanted)]
+    pieces = [
+        storage.Piece(shard, group[0].start, max(r.end for r in group), group[0].place.version)
+        for shard, group in groups
+    ]
+    for (_, group), piece, data in zip(
+        groups, pieces, storage.read_many(pieces, limits), strict=True
+    ):
+        for wanted in group:
+            if not isinstance(data, bytes):
+                yield wanted.number, data
+                continue
+            content = data[wanted.start - piece.start : wanted.end - piece.start]
+            yield wanted.number, _whole(content, wanted)
+
+
+def _neighbours(wanted: Iterable[_Range]) -> Iterator[list[_Range]]:
+    """The members of one shard in groups that are read with one request each."""
+    group: list[_Range] = []
+    for one in sorted(wanted, key=lambda one: one.start):
+        is_near = group and one.start - group[-1].end <= _GAP_BYTES
+        if group and not (is_near and one.end - group[0].start <= _PIECE_BYTES):
+            yield group
+            group = []
+        group.append(one)
+    if group:
+        yield group
+
+
+def _unpack(shard: str, wanted: Sequence[_Range]) -> Iterator[tuple[int, _Content]]:
+    """As :func:`_read_ranges`, from a compressed shard."""
+    left = sorted(wanted, key=lambda one: one.start)
+    why: _Content = storage.REPLACED
+    try:
+        with reading_source(shard), open_binary(shard) as file:
+            if left[0].place.version in (None, storage.version_of(shard)):
+                reader = _UnpackingReader(file)
+                while left:
+                    content = reader.content(left[0].start, left[0].end)
+                    yield left[0].number, _whole(content, left.pop(0))
+    except (SourceError, Incomplete) as error:
+        why = why_unreadable(error)
+    except _DAMAGE as error:
+        why = _damage(error)
+    for one in left:
+        yield one.number, why
+
+
+def _whole(content: bytes, wanted: _Range) -> bytes | Undecodable:
+    if len(content) == wanted.end - wanted.start:
+        return content
+    return Undecodable("truncated", "the archive breaks off here")
