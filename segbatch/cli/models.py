@@ -130,6 +130,22 @@ def model_quantize(
     say(f"{output}: computes in int8; what that costs in mIoU: evaluate it on labelled images")
 
 
+@model_app.command("push")
+def model_push(
+    uri: Bundle,
+    hub: Annotated[str, Argument(metavar="hf://OWNER/NAME", help="Repository of a model.")],
+) -> None:
+    """Push a bundle to the Hugging Face Hub.
+
+    The repository is made if there is none. The token is HF_TOKEN, or that of `hf auth login`.
+    Example: segbatch model push models/facades hf://our-team/facades
+    """
+    from segbatch.model import bundle
+
+    pushed = bundle.push(uri, hub)
+    say(f"{pushed}: name it as the model of a job, at this commit or without what follows @")
+
+
 @model_app.command("export")
 def model_export(
     uri: Bundle,

@@ -143,6 +143,20 @@ def _extension_of(location: str) -> str:
     return PurePosixPath(_path_of(location)).suffix.lstrip(".")
 
 
+def location_of(source: Source) -> str:
+    """Where a source is: the value of the key that names its kind."""
+    return str(getattr(source, _kind_of(source)))
+
+
+def moved(source: Source, location: str) -> Source:
+    """``source`` at another location."""
+    return source.model_copy(update={_kind_of(source): location})
+
+
+def _kind_of(source: Source) -> str:
+    return next(kind for kind, type_ in _SOURCES.items() if type(source) is type_)
+
+
 Source = Prefix | Glob | Manifest | Table | Shards | Inventory | Video
 _SOURCES: dict[str, type[Source]] = {
     "prefix": Prefix,

@@ -29,13 +29,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from segbatch import storage
-from segbatch.config.images import Source, Video
+from segbatch.config.images import Source, Video, location_of
 from segbatch.errors import Damaged, SegbatchError, SourceError
 from segbatch.images.columns import BATCH_ROWS, conform
 from segbatch.images.manifestfile import ManifestFile
 from segbatch.images.place import PLACE
 from segbatch.images.sources import URI, ImageStream, stream_images
 from segbatch.images.tables import in_memory_duckdb
+from segbatch.storage import hub
 
 ROWS_PER_FILE = 1_000_000  # a file is one slice of the run
 ROWS_PER_GROUP = 65_536
@@ -112,9 +113,14 @@ def extend(
     rows get the columns of the old ones: null where a source has no such column. The result
     describes old and new files; without new rows its files are ``frozen``. Files of an interrupted
     extension are deleted. The other parameters, memory and errors are those of :func:`freeze`;
-    raises ``SourceError`` if a value does not fit the type of its column, and
-    :class:`~segbatch.errors.Damaged` if a frozen file was changed.
+    raises ``SourceError`` if a value does not fit the type of its column, or a source is on the
+    Hugging Face Hub, and :class:`~segbatch.errors.Damaged` if a frozen file was changed.
     """
+    for place in filter(hub.is_on_hub, map(location_of, sources)):
+        raise SourceError(
+            f"{place}: the run has its images as they were at one commit: for those of another one"
+            " choose a new output"
+        )
     _delete_others(folder, frozen)
     with (
         tempfile.TemporaryDirectory(prefix="segbatch-") as scratch,

@@ -24,6 +24,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from segbatch import storage
 from segbatch.config.images import (
     Glob,
     Inventory,
@@ -33,6 +34,9 @@ from segbatch.config.images import (
     Source,
     Table,
     Video,
+    is_shard_name,
+    location_of,
+    moved,
 )
 from segbatch.console import say
 from segbatch.errors import SourceError
@@ -50,6 +54,7 @@ from segbatch.images.shards import open_shards
 from segbatch.images.tablerows import open_image_table
 from segbatch.images.tables import TableStream, first_lines, in_memory_duckdb, open_table
 from segbatch.images.video import FRAME_COLUMNS, expand_videos
+from segbatch.storage import hub
 from segbatch.storage.uris import without_query
 
 URI = pa.field("uri", pa.string(), nullable=False)
@@ -124,6 +129,8 @@ def stream_images(
 
 def open_source(source: Source, reserved: Collection[str], listing: Listing) -> _SourceStream:
     """The rows of one source. Raises as :func:`stream_images`."""
+    if hub.is_on_hub(location_of(source)):
+        source = _as_on_hub(source)
     if isinstance(source, Manifest):
         return _open_manifest(source, reserved, listing.scratch)
     if isinstance(source, Table):
@@ -136,6 +143,25 @@ def open_source(source: Source, reserved: Collection[str], listing: Listing) -> 
         frames = (part for batch in videos.batches for part in expand_videos(batch, source.every))
         return _SourceStream(videos.name, [*videos.user_columns, *FRAME_COLUMNS], frames)
     return _open_listing(source, listing)
+
+
+def _as_on_hub(source: Source) -> Source:
+    """A source on the Hugging Face Hub at the commit that it has now; a repository or a folder of
+    it as what its files are: images, else shards, else tables of images.
+    """
+    with storage.translate_errors("cannot read", SourceError):
+        location = hub.pinned(location_of(source))
+    source = moved(source, location)
+    if not isinstance(source, Prefix):
+        return source
+    with reading_source(location):
+        names = [file.uri.lower() for file in storage.list_files(location)]
+    endings = tuple(f".{extension.lower().lstrip('.')}" for extension in source.extensions)
+    if any(name.endswith(endings) for name in names):
+        return source
+    if any(map(is_shard_name, names)):
+        return Shards(shards=location)
+    return Table(table=location) if any(n.endswith(".parquet") for n in names) else source
 
 
 def _open_listing(source: Prefix | Glob | Inventory, listing: Listing) -> _SourceStream:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import ray.data
 
 from segbatch import signals, storage
+from segbatch.config.images import location_of
 from segbatch.config.job import Job, SegmentJob, load_kind
 from segbatch.console import say
 from segbatch.errors import InputError, SegbatchError
@@ -60,6 +61,7 @@ from segbatch.results.schema import ERRORS, RESERVED_COLUMNS
 from segbatch.results.write import Writing
 from segbatch.run import Run, open_run
 from segbatch.signals import interruptible
+from segbatch.storage import hub
 
 COUNT_S = 60.0  # limit for counting the images of the sources of a finished run
 GRACE_S = 10.0  # after a signal, to finish files; Kubernetes kills after 30 s
@@ -231,6 +233,8 @@ def close(state: RunState, job: SegmentJob) -> Run:
 
 def say_growth(state: RunState, job: SegmentJob) -> None:
     """Say how many images the sources have now, if they have more than the run."""
+    if any(hub.is_on_hub(location_of(source)) for source in job.sources):
+        return  # the run has those of one commit
     try:
         count = manifest.count_images(job.sources, leave_out=state.uri, limit_s=COUNT_S)
     except (SegbatchError, OSError) as error:

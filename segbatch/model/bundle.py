@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,6 +37,7 @@ from segbatch.model.config import GRAPH, GraphInput, GraphOutput, ModelConfig
 from segbatch.model.graph import Graph
 from segbatch.model.weights import listed
 from segbatch.model.zoo import ZOO_PREFIX, Network
+from segbatch.storage import hub
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -162,6 +165,25 @@ def import_weights(
     )
     save_bundle(bundle_uri, network, config)
     return config
+
+
+def push(uri: str, repository: str) -> str:
+    """Push a bundle to a repository on the Hugging Face Hub, and return its URI at that commit.
+
+    Raises :class:`~segbatch.errors.ModelError`, and :class:`~segbatch.errors.Incomplete` if the Hub
+    does not answer.
+    """
+    if not hub.is_on_hub(repository):
+        raise ModelError(f"{repository}: must be hf://owner/name")
+    config = load_config(uri)
+    names = GRAPH_FILES if config.is_graph else (WEIGHTS,)
+    with tempfile.TemporaryDirectory(prefix="segbatch-") as folder:
+        for name in (CONFIG, *names):
+            Path(folder, name).write_bytes(weights.read_file(storage.join(uri, name)))
+        text = card(storage.name_of(repository), repository, config)
+        Path(folder, CARD).write_text(text, encoding="utf-8")
+        with storage.translate_errors("cannot push:", ModelError):
+            return hub.push_folder(Path(folder), repository, "Push a segbatch bundle")
 
 
 def _weights_in(uri: str) -> str:

@@ -26,6 +26,7 @@ from torch import Tensor
 from segbatch import storage
 from segbatch.errors import ModelError
 from segbatch.model.zoo import Network
+from segbatch.storage import hub
 
 State = dict[str, Tensor]
 Found = tuple[str, State]  # the key of a state_dict in its file, and the state_dict
@@ -57,7 +58,10 @@ def read_file(uri: str) -> bytes:
     Raises :class:`~segbatch.errors.ModelError` if it is missing or forbidden, and
     :class:`~segbatch.errors.Incomplete` if storage does not answer.
     """
-    return storage.read_input(uri, ModelError)
+    if not hub.is_on_hub(uri):
+        return storage.read_input(uri, ModelError)
+    with storage.translate_errors("cannot read", ModelError):
+        return hub.cached_file(uri).read_bytes()
 
 
 def decode_state(data: bytes, where: str) -> State:

@@ -19,6 +19,7 @@ from typing import Any
 import fsspec
 from obstore.store import HTTPStore, ObjectStore, from_url
 
+from segbatch.storage import hub
 from segbatch.storage.failures import NoCredentials
 from segbatch.storage.uris import HTTP_SCHEMES, OBJECT_SCHEMES, is_local, scheme_of, split_bucket
 
@@ -31,6 +32,7 @@ BACKOFF_FACTOR = 4
 MAX_BACKOFF_S = 20.0
 JITTER = 0.5  # share of a wait by which it varies
 
+Headers = tuple[tuple[str, str], ...]
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -54,18 +56,33 @@ def obstore_client(
 ) -> tuple[ObjectStore, str] | None:
     """The obstore client of ``uri`` and the key in it; ``None`` where fsspec has to serve it."""
     scheme = scheme_of(uri)
-    root, key = split_bucket(uri)
     if scheme in HTTP_SCHEMES:
-        # obstore percent-encodes the path again. Only a path without special characters survives;
-        # any other URL gets a client of its own, whose root keeps query and escapes as they are.
-        # fsspec is no way out: it asks twice and reports a busy server's 503 as "not found".
-        if re.fullmatch(r"[\w.~/-]+", key, re.ASCII) and "//" not in key:
-            return bucket_client(root, timeout_s, retries), key
-        return _open_store(uri, timeout_s, retries), ""
+        return _web_client(uri, timeout_s, retries)
+    root, key = split_bucket(uri)
     odd_key = not {"", ".", ".."}.isdisjoint(key.split("/")) or CONTROL.search(key)
     if scheme not in OBJECT_SCHEMES or odd_key:
         return None
     return bucket_client(root, timeout_s, retries), key
+
+
+def reading_client(uri: str, timeout_s: float, retries: int) -> tuple[ObjectStore, str] | None:
+    """As :func:`obstore_client`, only to read; also of a file on the Hugging Face Hub."""
+    if not hub.is_on_hub(uri):
+        return obstore_client(uri, timeout_s, retries)
+    headers = tuple(sorted(hub.headers().items()))
+    return _web_client(hub.file_url(uri), timeout_s, retries, headers)
+
+
+def _web_client(
+    url: str, timeout_s: float, retries: int, headers: Headers = ()
+) -> tuple[ObjectStore, str]:
+    # obstore percent-encodes the path again. Only a path without special characters survives; any
+    # other URL gets a client of its own, whose root keeps query and escapes as they are. fsspec is
+    # no way out: it asks twice and reports a busy server's 503 as "not found".
+    root, key = split_bucket(url)
+    if re.fullmatch(r"[\w.~/-]+", key, re.ASCII) and "//" not in key:
+        return _cached_store(root, timeout_s, retries, _endpoint(), headers), key
+    return _open_store(url, timeout_s, retries, headers), ""
 
 
 def bucket_client(root: str, timeout_s: float = TIMEOUT_S, retries: int = RETRIES) -> ObjectStore:
@@ -75,6 +92,8 @@ def bucket_client(root: str, timeout_s: float = TIMEOUT_S, retries: int = RETRIE
 
 def filesystem(uri: str, timeout_s: float = TIMEOUT_S, retries: int = RETRIES) -> tuple[Any, str]:
     """The fsspec filesystem of ``uri`` and the path in it."""
+    if hub.is_on_hub(uri):
+        return fsspec.core.url_to_fs(uri, endpoint=hub.endpoint())  # type: ignore[no-any-return]
     if scheme_of(uri) not in ("s3", "s3a"):
         return fsspec.core.url_to_fs(uri)  # type: ignore[no-any-return]
     config = {
@@ -116,12 +135,15 @@ def _total_timeout_s(timeout_s: float, retries: int) -> float:
 
 
 @cache
-def _cached_store(root: str, timeout_s: float, retries: int, endpoint: str) -> ObjectStore:
-    return _open_store(root, timeout_s, retries)
+def _cached_store(
+    root: str, timeout_s: float, retries: int, endpoint: str, headers: Headers = ()
+) -> ObjectStore:
+    return _open_store(root, timeout_s, retries, headers)
 
 
-def _open_store(root: str, timeout_s: float, retries: int) -> ObjectStore:
+def _open_store(root: str, timeout_s: float, retries: int, headers: Headers = ()) -> ObjectStore:
     kwargs: dict[str, Any] = {}
+    client: dict[str, Any] = {"default_headers": dict(headers)} if headers else {}
     allow_http = root.startswith("http://")
     if scheme_of(root) in ("s3", "s3a"):
         allow_http = _endpoint().startswith("http://")
@@ -129,7 +151,11 @@ def _open_store(root: str, timeout_s: float, retries: int) -> ObjectStore:
     # Not from_url for http: it splits the path and takes https://….amazonaws.com for a bucket.
     return (HTTPStore if scheme_of(root) in HTTP_SCHEMES else from_url)(
         root,
-        client_options={"allow_http": allow_http, "timeout": timedelta(seconds=timeout_s)},
+        client_options={
+            "allow_http": allow_http,
+            "timeout": timedelta(seconds=timeout_s),
+            **client,
+        },
         retry_config={
             "max_retries": retries,
             "retry_timeout": timedelta(seconds=_total_timeout_s(timeout_s, retries)),

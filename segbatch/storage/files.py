@@ -17,6 +17,7 @@ from obstore.exceptions import BaseError as ObstoreError
 from obstore.exceptions import InvalidPathError
 
 from segbatch.console import say
+from segbatch.storage import hub
 from segbatch.storage.clients import bucket_client, filesystem, obstore_client
 from segbatch.storage.failures import as_os_error
 from segbatch.storage.systemfiles import system_part
@@ -70,6 +71,9 @@ def list_files(folder: str) -> Iterator[StoredFile]:
             if uri > last:
                 yield StoredFile(uri, info["size"])
     except (ObstoreError, OSError, ValueError, NotImplementedError) as error:
+        if hub.is_on_hub(folder):
+            with hub.hub_errors(folder):
+                raise
         raise as_os_error(folder, error) from error
 
 

@@ -25,7 +25,14 @@ import obstore
 from obstore.store import ObjectStore, S3Store
 
 from segbatch.errors import InputError
-from segbatch.storage.clients import filesystem, longest_waits_s, obstore_client, retry_waits
+from segbatch.storage import hub
+from segbatch.storage.clients import (
+    filesystem,
+    longest_waits_s,
+    obstore_client,
+    reading_client,
+    retry_waits,
+)
 from segbatch.storage.failures import (
     Replaced,
     TooLarge,
@@ -120,6 +127,8 @@ def version_of(uri: str) -> str:
     try:
         if is_local(uri):
             return _version_of_file(local_path(uri).stat())
+        if hub.is_on_hub(uri):
+            return hub.commit_of(uri)
         client = obstore_client(uri)
         if client is not None:
             return _version_of_object(obstore.head(*client))
@@ -217,7 +226,7 @@ class Download:
         :class:`~segbatch.storage.failures.Replaced`, ``OSError`` for an incomplete object, and the
         client's own exceptions.
         """
-        client = obstore_client(self.piece.uri, self.limits.timeout_s, retries=0)
+        client = reading_client(self.piece.uri, self.limits.timeout_s, retries=0)
         if client is None:
             return await asyncio.to_thread(_read_with_fsspec, self.piece, self.limits)
         try:
