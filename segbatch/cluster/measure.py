@@ -26,6 +26,7 @@ from segbatch.config.job import SegmentJob
 from segbatch.console import say
 from segbatch.errors import CredentialsRefused, SourceError
 from segbatch.images.decode import decode
+from segbatch.images.panorama import views_each
 from segbatch.images.place import has_ranges
 from segbatch.jobs.preflight import SAMPLE_IMAGES, Prepared, choose_sizes
 from segbatch.jobs.stages import (
@@ -133,6 +134,7 @@ def measure_stages(
         num_images=num_images,
         num_workers=max(1, int(setup.node.workers)),
         in_shards=has_ranges(images),
+        together=views_each(job.sources),
     )
     with (
         tempfile.TemporaryDirectory(prefix="segbatch-plan-") as folder,

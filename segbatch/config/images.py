@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from segbatch import storage
 from segbatch.config.keys import Location, Strict
@@ -30,12 +30,16 @@ class Prefix(Strict):
     """File extensions of images, in any case, with or without the dot."""
     exclude: list[str] = []
     """Globs over the part after the prefix; files that match are left out."""
+    exif: bool = False
+    """Adds the columns ``latitude``, ``longitude``, ``captured_at`` and ``compass`` from EXIF."""
 
 
 class Glob(Strict):
     """The files that match a glob (``*``, ``**``, ``?``, ``[…]``), or one file."""
 
     glob: Location
+    exif: bool = False
+    """Adds the columns ``latitude``, ``longitude``, ``captured_at`` and ``compass`` from EXIF."""
 
 
 class Manifest(Strict):
@@ -51,6 +55,8 @@ class Manifest(Strict):
     """SQL condition on the table's columns (DuckDB); only rows that meet it are used."""
     rename: dict[str, str] = {}
     """Columns to rename, old name to new name."""
+    exif: bool = False
+    """Adds the columns ``latitude``, ``longitude``, ``captured_at`` and ``compass`` from EXIF."""
 
 
 class Table(Strict):
@@ -67,6 +73,8 @@ class Table(Strict):
     """SQL condition on the other columns (DuckDB); only rows that meet it are used."""
     rename: dict[str, str] = {}
     """Columns to rename, old name to new name."""
+    exif: bool = False
+    """Adds the columns ``latitude``, ``longitude``, ``captured_at`` and ``compass`` from EXIF."""
 
 
 class Shards(Strict):
@@ -82,6 +90,8 @@ class Shards(Strict):
     """SQL condition on the columns (DuckDB); only rows that meet it are used."""
     rename: dict[str, str] = {}
     """Columns to rename, old name to new name."""
+    exif: bool = False
+    """Adds the columns ``latitude``, ``longitude``, ``captured_at`` and ``compass`` from EXIF."""
 
 
 class Inventory(Strict):
@@ -91,6 +101,8 @@ class Inventory(Strict):
     """The report's ``manifest.json``."""
     extensions: list[str] = list(IMAGE_EXTENSIONS)
     """File extensions of images, in any case."""
+    exif: bool = False
+    """Adds the columns ``latitude``, ``longitude``, ``captured_at`` and ``compass`` from EXIF."""
 
 
 class Video(Strict):
@@ -109,6 +121,33 @@ class Video(Strict):
         if is_video_name(self.video) or any(c in self.video for c in "*?["):
             return Glob(glob=self.video)
         return Prefix(prefix=self.video, extensions=list(VIDEO_EXTENSIONS))
+
+
+class Panorama(Strict):
+    """Perspective views of equirectangular panoramas, one row each, with the columns ``yaw``,
+    ``pitch``, ``fov`` and ``compass``: the direction of the view, where the panorama says its own.
+    """
+
+    panorama: Any
+    """The panoramas: a folder, a glob, a manifest, or any other source."""
+    yaw: list[float] = Field([0.0, 90.0, 180.0, 270.0], min_length=1)
+    """Directions of the views, in degrees right of the panorama's middle."""
+    pitch: float = Field(0.0, ge=-90, le=90)
+    """Degrees up."""
+    fov: float = Field(90.0, gt=0, le=150)
+    """Angle that a view sees, from left to right, in degrees."""
+    size: int = Field(1024, ge=16, le=8192)
+    """Width and height of a view, in pixels."""
+    exif: bool = False
+    """Adds the columns ``latitude``, ``longitude`` and ``captured_at``."""
+
+    @field_validator("panorama")
+    @classmethod
+    def _source(cls, value: Any) -> Any:
+        source = parse_source(value)
+        if isinstance(source, Video | Panorama):
+            raise ValueError("must be a source of photographs")
+        return source
 
 
 def is_video_name(uri: str) -> bool:
@@ -145,6 +184,8 @@ def _extension_of(location: str) -> str:
 
 def location_of(source: Source) -> str:
     """Where a source is: the value of the key that names its kind."""
+    if isinstance(source, Panorama):
+        return location_of(source.panorama)
     return str(getattr(source, _kind_of(source)))
 
 
@@ -157,7 +198,7 @@ def _kind_of(source: Source) -> str:
     return next(kind for kind, type_ in _SOURCES.items() if type(source) is type_)
 
 
-Source = Prefix | Glob | Manifest | Table | Shards | Inventory | Video
+Source = Prefix | Glob | Manifest | Table | Shards | Inventory | Video | Panorama
 _SOURCES: dict[str, type[Source]] = {
     "prefix": Prefix,
     "glob": Glob,
@@ -166,6 +207,7 @@ _SOURCES: dict[str, type[Source]] = {
     "shards": Shards,
     "inventory": Inventory,
     "video": Video,
+    "panorama": Panorama,
 }
 
 

@@ -23,7 +23,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -34,6 +34,8 @@ import pyarrow.compute as pc
 import simplejpeg
 from PIL import ExifTags, Image, JpegImagePlugin
 
+from segbatch.images.exif import Capture, capture_of
+from segbatch.images.exif import columns as exif_columns
 from segbatch.images.faults import (
     MAX_EXIF_BYTES,
     LimitedFile,
@@ -54,6 +56,7 @@ Pixels = npt.NDArray[np.uint8]
 WidthHeight = tuple[int, int]  # width, height
 
 BYTES_PER_PIXEL = 3
+EXIF = "exif:"  # prefix of the columns of what EXIF says
 SIZES = ("width", "height", "model_width", "model_height")  # columns that `decode` adds
 
 # EXIF orientation → what makes the picture upright, as in ImageOps.exif_transpose.
@@ -78,6 +81,7 @@ class Decoded:
     pixels: Pixels
     width: int
     height: int
+    capture: Capture | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,7 @@ class LeftEncoded:
 
     width: int | None = None
     height: int | None = None
+    capture: Capture | None = None
 
 
 class CannotDecode(Exception):
@@ -105,6 +110,7 @@ def decode(
     long_side: int | None,
     budget_bytes: int,
     keep_jpegs: bool = False,
+    exif: bool = False,
 ) -> pa.Table:
     """``table``, as :func:`~segbatch.images.fetch.fetch` makes it, with its images decoded.
 
@@ -119,7 +125,8 @@ def decode(
     ``data`` becomes null once it is decoded or has failed. So that the size of a table is bounded,
     an image that no longer fits into ``budget_bytes`` of pixels keeps its ``data`` and gets nothing
     else: the next stage decodes it alone (:func:`decode_image`). With ``keep_jpegs``, ordinary
-    JPEGs that need neither turning nor downscaling keep their ``data`` and get their sizes.
+    JPEGs that need neither turning nor downscaling keep their ``data`` and get their sizes. With
+    ``exif``, adds a column ``exif:NAME`` for each of :data:`~segbatch.images.exif.FIELDS`.
 
     Holds at worst ``budget_bytes``, and 18 bytes a pixel of the largest image, besides ``table``.
     """
@@ -129,10 +136,15 @@ def decode(
     errors, messages = table["error"].to_pylist(), table["message"].to_pylist()
     sizes: list[tuple[int | None, ...]] = [(None,) * len(SIZES)] * table.num_rows
     keeps_data = [True] * table.num_rows
+    captures: list[Capture | None] = [None] * table.num_rows
     for row, data in enumerate(table["data"]):
         end = ends[-1]
         if data.is_valid and errors[row] is None:
-            image = _decode_into(room[end:], data.as_py(), max_pixels, long_side, keep_jpegs)
+            image = _decode_into(
+                room[end:], data.as_py(), max_pixels, long_side, keep_jpegs=keep_jpegs, exif=exif
+            )
+            if not isinstance(image, Undecodable):
+                captures[row] = image.capture
             if isinstance(image, LeftEncoded):
                 sizes[row] = (image.width, image.height) * 2
             elif isinstance(image, Undecodable):
@@ -152,26 +164,36 @@ def decode(
         "pixels": binary_column(room, ends),
         **{name: pa.array([size[i] for size in sizes], pa.int32()) for i, name in enumerate(SIZES)},
     }
+    if exif:
+        found = exif_columns(captures)
+        columns |= {f"{EXIF}{name}": column for name, column in found.items()}
     given = dict(zip(table.column_names, table.columns, strict=True))
     return pa.table(given | columns)
 
 
 def _decode_into(
-    room: Pixels, data: bytes, max_pixels: int, long_side: int | None, keep_jpegs: bool
+    room: Pixels,
+    data: bytes,
+    max_pixels: int,
+    long_side: int | None,
+    *,
+    keep_jpegs: bool,
+    exif: bool,
 ) -> Decoded | LeftEncoded | Undecodable:
     """As :func:`decode_image`, with the pixels at the beginning of ``room``."""
     try:
         with _identified(data, max_pixels, long_side) as image:
+            capture = capture_of(image) if exif else None
             grid = scaled_size(*image.size, long_side)
             if keep_jpegs and grid == image.size and _is_for_any_decoder(data, image):
-                return LeftEncoded(*image.size)
+                return LeftEncoded(*image.size, capture)
             if math.prod(grid) * BYTES_PER_PIXEL > room.size:
-                return LeftEncoded()
-            decoded = _decoded(data, image, long_side, room)
+                return LeftEncoded(capture=capture)
+            decoded = replace(_decoded(data, image, long_side, room), capture=capture)
     except CannotDecode as error:
         return error.reason
     if decoded.pixels.size > room.size:  # an icon, larger than its header says
-        return LeftEncoded()
+        return LeftEncoded(capture=capture)
     if not np.may_share_memory(decoded.pixels, room):
         room[: decoded.pixels.size] = decoded.pixels.ravel()
     return decoded
@@ -186,6 +208,18 @@ def decode_image(data: bytes, *, max_pixels: int, long_side: int | None) -> Deco
     try:
         with _identified(data, max_pixels, long_side) as image:
             return _decoded(data, image, long_side)
+    except CannotDecode as error:
+        return error.reason
+
+
+def decode_capture(
+    data: bytes, *, max_pixels: int, long_side: int | None
+) -> tuple[Decoded, Capture] | Undecodable:
+    """As :func:`decode_image`, also with what the file says of its capture."""
+    try:
+        with _identified(data, max_pixels, long_side) as image:
+            capture = capture_of(image)
+            return _decoded(data, image, long_side), capture
     except CannotDecode as error:
         return error.reason
 

@@ -5,6 +5,7 @@ The URI of a part is that of its object with a fragment behind it:
     clip.mp4#t=12.480              a frame of a video (video.py)
     shard-0.tar#member=a/1.jpg     a member of a tar shard (shards.py)
     part-0.parquet#row=17          the image in a row of a table (tablerows.py)
+    pano.jpg#yaw=90&pitch=0&…      a view of a panorama (panorama.py)
 
 A kind of part says which URIs are its own, and reads several parts at once, so that an object is
 opened once for all of its parts in a block. When the list of images is frozen,
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from segbatch import storage
-from segbatch.images import shards, tablerows, video
+from segbatch.images import panorama, shards, tablerows, video
 from segbatch.images.faults import Undecodable
 from segbatch.images.place import Part
 
@@ -44,7 +45,12 @@ class PartKind:
     requests: int
 
 
+def _read_views(parts: Sequence[Part], limits: storage.ReadLimits, raw_bytes: int) -> list[Content]:
+    return panorama.read_views(parts, limits, raw_bytes, read_parts)
+
+
 KINDS = (
+    PartKind(panorama.FRAGMENT, panorama.is_view, _read_views, requests=0),
     PartKind(shards.FRAGMENT, shards.is_member, shards.read_members, requests=2),
     PartKind(video.FRAGMENT, video.is_frame, video.read_frames, requests=8),
     PartKind(tablerows.FRAGMENT, tablerows.is_row, tablerows.read_rows, requests=5),

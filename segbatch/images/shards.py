@@ -243,13 +243,13 @@ def scan(
     occurrences: Counter[str] = Counter()
     pending: Member | None = None  # until the archive is known to go on behind it
     with reading_source(shard), open_binary(shard) as file:
-        reader: _Reader = (_UnpackingReader if _is_compressed(shard) else _RangeReader)(file)
+        reader: Any = (_UnpackingReader if _is_compressed(shard) else _RangeReader)(file)
         try:
             with tarfile.open(
                 fileobj=reader, mode="r:", encoding="utf-8", errors="surrogateescape"
             ) as archive:
                 while header := archive.next():
-                    archive.members.clear()  # type: ignore[attr-defined]  # else it keeps them all
+                    archive.members.clear()  # type: ignore[attr-defined]  # it would keep all
                     if header.size < 0:  # tarfile would go back, and never end
                         raise tarfile.ReadError("a size below zero")
                     if pending:

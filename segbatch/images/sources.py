@@ -13,9 +13,9 @@ import re
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import duckdb
@@ -29,6 +29,7 @@ from segbatch.config.images import (
     Glob,
     Inventory,
     Manifest,
+    Panorama,
     Prefix,
     Shards,
     Source,
@@ -40,7 +41,7 @@ from segbatch.config.images import (
 )
 from segbatch.console import say
 from segbatch.errors import SourceError
-from segbatch.images import columns
+from segbatch.images import columns, exif
 from segbatch.images.listing import (
     Listing,
     list_glob,
@@ -49,6 +50,7 @@ from segbatch.images.listing import (
     one_or_many,
     reading_source,
 )
+from segbatch.images.panorama import VIEW_COLUMNS, expand_panoramas
 from segbatch.images.place import PART_URI, PLACE
 from segbatch.images.shards import open_shards
 from segbatch.images.tablerows import open_image_table
@@ -129,6 +131,35 @@ def stream_images(
 
 def open_source(source: Source, reserved: Collection[str], listing: Listing) -> _SourceStream:
     """The rows of one source. Raises as :func:`stream_images`."""
+    if isinstance(source, Video):
+        videos = open_source(one_or_many(source.videos), reserved, listing)
+        frames = (part for batch in videos.batches for part in expand_videos(batch, source.every))
+        return replace(videos, user_columns=[*videos.user_columns, *FRAME_COLUMNS], batches=frames)
+    added = added_columns([source])
+    stream = _open_images(source, {*reserved, *(field.name for field in added)}, listing)
+    batches = (_with_nulls(batch, added) for batch in stream.batches)
+    return replace(stream, user_columns=[*stream.user_columns, *added], batches=batches)
+
+
+def added_columns(sources: Iterable[Source]) -> list[pa.Field]:
+    """The columns that are filled once the images of ``sources`` are decoded."""
+    if any(getattr(source, "exif", False) for source in sources):
+        return exif.FIELDS
+    return [exif.COMPASS] if any(isinstance(source, Panorama) for source in sources) else []
+
+
+def _with_nulls(batch: pa.RecordBatch, fields: Sequence[pa.Field]) -> pa.RecordBatch:
+    for field in fields:
+        batch = batch.append_column(field, pa.nulls(batch.num_rows, field.type))
+    return batch
+
+
+def _open_images(source: Source, reserved: Collection[str], listing: Listing) -> _SourceStream:
+    if isinstance(source, Panorama):
+        names = {*reserved, *(field.name for field in VIEW_COLUMNS)}
+        stream = _open_images(source.panorama, names, listing)
+        views = (part for batch in stream.batches for part in expand_panoramas(batch, source))
+        return replace(stream, user_columns=[*stream.user_columns, *VIEW_COLUMNS], batches=views)
     if hub.is_on_hub(location_of(source)):
         source = _as_on_hub(source)
     if isinstance(source, Manifest):
@@ -138,10 +169,7 @@ def open_source(source: Source, reserved: Collection[str], listing: Listing) -> 
         return _open_parts(source.table, source, table, reserved)
     if isinstance(source, Shards):
         return _open_parts(source.shards, source, open_shards(source, listing), reserved)
-    if isinstance(source, Video):
-        videos = open_source(one_or_many(source.videos), reserved, listing)
-        frames = (part for batch in videos.batches for part in expand_videos(batch, source.every))
-        return _SourceStream(videos.name, [*videos.user_columns, *FRAME_COLUMNS], frames)
+    assert not isinstance(source, Video | Panorama)
     return _open_listing(source, listing)
 
 

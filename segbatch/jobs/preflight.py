@@ -21,6 +21,7 @@ from segbatch.config.job import Limits, Predict, SegmentJob
 from segbatch.errors import Incomplete, JobFileError, RunError, SourceError
 from segbatch.images.faults import HEAD_BYTES, VIDEO_HINT, is_video
 from segbatch.images.fetch import fetch
+from segbatch.images.sources import added_columns
 from segbatch.jobs.stages import BLOCK_BYTES, Reading
 from segbatch.model.bundle import fingerprint, load_config
 from segbatch.model.config import ModelConfig
@@ -73,7 +74,8 @@ def prepare(job: SegmentJob) -> Prepared:
     )
     classes = prepared.model.classes
     formulas = [Formula.parse(name, text, classes) for name, text in job.formulas.items()]
-    return replace(prepared, formulas=formulas)
+    exif = tuple(field.name for field in added_columns(job.sources))
+    return replace(prepared, formulas=formulas, reading=replace(prepared.reading, exif=exif))
 
 
 def prepare_model(uri: str, predict: Predict, limits: Limits, *, confidence: bool) -> Prepared:
@@ -146,12 +148,14 @@ def choose_sizes(
     num_images: int,
     num_workers: int,
     in_shards: bool = False,
+    together: int = 1,
 ) -> Sizes:
     """Rows of a block and of a file.
 
     ``decoded``: (pixels of the mask, bytes as the model takes it) of sample images.
     ``num_images``: images left to do; few of them give small blocks and files, so that every worker
     has work and progress shows. ``in_shards``: neighbours come with one request.
+    ``together``: so many images come from one object, which is decoded once for those in a block.
     """
     most_rows = MAX_SHARD_ROWS if in_shards else MAX_BLOCK_ROWS
     block_rows = min(most_rows, math.ceil(num_images / (4 * num_workers)))
@@ -168,6 +172,7 @@ def choose_sizes(
     block_rows = max(1, min(block_rows, file_rows))
     if block_rows > job.predict.batch_size:
         block_rows -= block_rows % job.predict.batch_size  # no ragged last batch
+    block_rows = max(together, block_rows - block_rows % together)
     return Sizes(block_rows, file_rows // block_rows * block_rows)
 
 

@@ -21,6 +21,7 @@ from segbatch.config.job import Job, SegmentJob, load_kind
 from segbatch.console import say
 from segbatch.errors import InputError, SegbatchError
 from segbatch.images import manifest
+from segbatch.images.panorama import views_each
 from segbatch.images.place import has_ranges
 from segbatch.jobs.passes import Passes
 from segbatch.jobs.preflight import (
@@ -297,6 +298,7 @@ def work_through(
         num_images=ledger.remaining(),
         num_workers=workers.expected,
         in_shards=has_ranges(state.first_images),
+        together=views_each(job.sources),
     )
     slowest_read_s = limits.read_limits().longest_s(sizes.block_rows)
     patience = Patience(max(60 * limits.idle_minutes, slowest_read_s), 60 * limits.stall_minutes)

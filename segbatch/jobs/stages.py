@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -22,9 +22,10 @@ import pyarrow.compute as pc
 from segbatch import storage
 from segbatch.config.job import Predict
 from segbatch.errors import Incomplete, SegbatchError
-from segbatch.images.decode import Decoded, Pixels, decode, decode_image
+from segbatch.images import exif
+from segbatch.images.decode import EXIF, Decoded, Pixels, decode, decode_image
 from segbatch.images.fetch import fetch
-from segbatch.results.encode import Encoding, encode
+from segbatch.results.encode import Encoding, carried, encode
 from segbatch.results.lease import WorkerLease
 from segbatch.results.write import Account, Writing, write_rows
 from segbatch.storage.arrow import Blob, binary_column, binary_views
@@ -62,13 +63,15 @@ NO_LABELS = np.empty(0, np.uint8)
 class Reading:
     """How images are read: limits, and the longer side to which they are scaled down.
 
-    ``jpegs_on_device``: workers decode ordinary JPEGs on the GPU.
+    ``jpegs_on_device``: workers decode ordinary JPEGs on the GPU. ``exif``: columns that are filled
+    from what the files say of their capture.
     """
 
     limits: storage.ReadLimits
     max_pixels: int
     long_side: int | None
     jpegs_on_device: bool = False
+    exif: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -122,8 +125,22 @@ def decode_stage(table: pa.Table, reading: Reading) -> pa.Table:
         long_side=reading.long_side,
         budget_bytes=BLOCK_BYTES,
         keep_jpegs=reading.jpegs_on_device,
+        exif=bool(reading.exif),
     )
+    if reading.exif:
+        decoded = _with_captures(decoded, reading.exif)
     return _timed("decode", start, decoded)
+
+
+def _with_captures(table: pa.Table, names: Sequence[str]) -> pa.Table:
+    """``table`` with the user's columns ``names`` from EXIF."""
+    for field in exif.FIELDS:
+        found = table[f"{EXIF}{field.name}"]
+        table = table.drop_columns(f"{EXIF}{field.name}")
+        index = table.schema.get_field_index(carried(field.name))
+        if field.name in names and index >= 0:
+            table = table.set_column(index, table.schema.field(index), found)
+    return table
 
 
 @dataclass(eq=False)

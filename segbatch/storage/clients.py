@@ -143,19 +143,17 @@ def _cached_store(
 
 def _open_store(root: str, timeout_s: float, retries: int, headers: Headers = ()) -> ObjectStore:
     kwargs: dict[str, Any] = {}
-    client: dict[str, Any] = {"default_headers": dict(headers)} if headers else {}
     allow_http = root.startswith("http://")
     if scheme_of(root) in ("s3", "s3a"):
         allow_http = _endpoint().startswith("http://")
         kwargs = _s3_options()
+    client_options: Any = {"allow_http": allow_http, "timeout": timedelta(seconds=timeout_s)}
+    if headers:
+        client_options["default_headers"] = dict(headers)
     # Not from_url for http: it splits the path and takes https://….amazonaws.com for a bucket.
     return (HTTPStore if scheme_of(root) in HTTP_SCHEMES else from_url)(
         root,
-        client_options={
-            "allow_http": allow_http,
-            "timeout": timedelta(seconds=timeout_s),
-            **client,
-        },
+        client_options=client_options,
         retry_config={
             "max_retries": retries,
             "retry_timeout": timedelta(seconds=_total_timeout_s(timeout_s, retries)),

@@ -59,9 +59,10 @@ def file_url(uri: str) -> str:
 
 def headers() -> dict[str, str]:
     """What a request to the Hub has to carry: the token, if there is one."""
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub import get_token
 
-    return {name: str(value) for name, value in build_hf_headers().items()}
+    token = get_token()
+    return {"authorization": f"Bearer {token}"} if token else {}
 
 
 def cached_file(uri: str) -> Path:
