@@ -171,7 +171,18 @@ def export_command(
     ],
     *,
     to: Annotated[
-        Literal["png", "overlay", "voc", "labelme", "coco", "fiftyone", "csv", "parquet"],
+        Literal[
+            "png",
+            "overlay",
+            "voc",
+            "labelme",
+            "coco",
+            "fiftyone",
+            "csv",
+            "parquet",
+            "geoparquet",
+            "geojson",
+        ],
         Option("--to", help="What to write."),
     ],
     where: Annotated[
@@ -181,7 +192,7 @@ def export_command(
         int | None, Option(min=1, metavar="N", help="Only the first N images.")
     ] = None,
 ) -> None:
-    """Export masks, overlays, annotations for other tools, or rows.
+    """Export masks, overlays, annotations for other tools, rows, or points on a map.
 
     Annotation formats come with the photographs.
     """

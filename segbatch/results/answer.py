@@ -93,7 +93,7 @@ def _write_file(relation: duckdb.DuckDBPyRelation, format: AnswerFormat, out: st
     """Returns the number of rows."""
     columns, options = {
         "csv": (_flat_columns, "FORMAT csv, HEADER"),
-        "json": (_json_columns, "FORMAT json, ARRAY true"),
+        "json": (json_columns, "FORMAT json, ARRAY true"),
         "parquet": (_all_columns, "FORMAT parquet, COMPRESSION zstd"),
     }[format]
     target = storage.local_path(out) if out is not None and storage.is_local(out) else None
@@ -123,11 +123,15 @@ def _all_columns(relation: duckdb.DuckDBPyRelation) -> str:
     return "*"
 
 
-def _json_columns(relation: duckdb.DuckDBPyRelation) -> str:
+def json_columns(relation: duckdb.DuckDBPyRelation, named: str = "AS") -> str:
+    """SQL: the columns as JSON can hold them. With ``named=":="``, as the fields of a struct."""
     replaced = {"blob": "to_base64({0})", "float": FINITE, "double": FINITE}
-    return ", ".join(
-        f"{replaced.get(kind.id, '{0}').format(quoted_name(name))} AS {quoted_name(name)}"
+    columns = [
+        (replaced.get(kind.id, "{0}").format(quoted_name(name)), quoted_name(name))
         for name, kind in zip(relation.columns, relation.types, strict=True)
+    ]
+    return ", ".join(
+        f"{value} AS {name}" if named == "AS" else f"{name} := {value}" for value, name in columns
     )
 
 

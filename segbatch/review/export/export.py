@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import duckdb
 import numpy as np
@@ -29,6 +29,7 @@ from segbatch.console import Bar
 from segbatch.errors import CredentialsRefused, Damaged, InputError, RunError, SourceError
 from segbatch.formats import FORMATS
 from segbatch.formats.format import Photograph, Photos, SegmentedImage, Writer
+from segbatch.results import points
 from segbatch.results.answer import write_answer
 from segbatch.results.database import open_database
 from segbatch.results.log import read_columns
@@ -98,15 +99,17 @@ def export(
 
     ``folder`` is new or empty, or holds the same export, interrupted: then only what is missing is
     written. ``to`` is a key of :data:`WRITERS`, or of :data:`TABLES` for the view ``wide`` as one
-    file, ``wide.csv`` or ``wide.parquet``. ``where`` is an SQL condition over the view ``images``;
-    of the images that match, the first ``limit`` by ``image_id`` are taken. Images without a mask,
+    file, ``wide.csv`` or ``wide.parquet``, or one of :data:`~segbatch.results.points.FILES` for the
+    images as points, with the columns of ``wide``. ``where`` is an SQL condition over the view
+    ``images``; of the images that match, the first ``limit`` by ``image_id`` are taken. Images
+    without a mask or, for points, without coordinates are left out and counted,
     and images whose photograph has disappeared or changed its size, are left out and counted.
 
     Raises :class:`~segbatch.errors.InputError` for a folder, a format or a condition that cannot be
     used, :class:`~segbatch.errors.CredentialsRefused`, ``OSError`` if storage fails.
     """
-    if to not in WRITERS and to not in TABLES:
-        raise InputError(f"--to {to}: one of {', '.join((*WRITERS, *TABLES))}")
+    if to not in (*WRITERS, *TABLES, *points.FILES):
+        raise InputError(f"--to {to}: one of {', '.join((*WRITERS, *TABLES, *points.FILES))}")
     table = run.table("rows")
     claim = Claim(run.uri, to, where, limit, table.version if table else None)
     is_begun = claim.is_begun(folder)
@@ -114,6 +117,8 @@ def export(
     rest = f"{condition} ORDER BY image_id" + (f" LIMIT {limit}" if limit is not None else "")
     if to in TABLES:
         return _export_table(run, folder, TABLES[to], rest)
+    if to in points.FILES:
+        return _export_points(run, folder, cast(points.PointFormat, to), rest)
     chosen = sql([run], f"SELECT image_id, uri, status, width, height FROM images{rest}")
     try:
         exported = _export_images(run, folder, WRITERS[to], chosen, claim, is_begun=is_begun)
@@ -135,6 +140,29 @@ def _export_table(run: RunFolder, folder: str, to: Table, rest: str) -> Exported
     write_answer(rows, to, storage.join(folder, f"wide.{to}"))
     [(num_rows,)] = rows.count("*").fetchall()
     return Exported(num_rows, num_rows)
+
+
+def _export_points(run: RunFolder, folder: str, to: points.PointFormat, rest: str) -> Exported:
+    coordinates = points.coordinates_in(sql([run], "FROM wide LIMIT 0"))
+    if coordinates is None:
+        raise InputError(
+            f"{run.uri}: has no coordinates: segment with images: {{…, exif: true}}, or give the"
+            " images columns latitude and longitude in a manifest"
+        )
+    chosen = f"SELECT image_id FROM images{rest}"
+    [(num_chosen,)] = sql([run], f"SELECT count(*) FROM ({chosen})").fetchall()
+    rows = sql(
+        [run],
+        f"SELECT * FROM wide WHERE image_id IN ({chosen}) AND {coordinates.are_known}"
+        " ORDER BY image_id",
+    )
+    [(num_rows,)] = rows.count("*").fetchall()
+    if not num_rows:
+        raise InputError(f"{run.uri}: none of {num_chosen:,} images has coordinates")
+    points.write_points(rows, coordinates, to, storage.join(folder, points.FILES[to]))
+    missing = num_chosen - num_rows
+    left_out = Counter({"no coordinates": missing} if missing else {})
+    return Exported(num_chosen, num_rows, left_out=left_out)
 
 
 # --------------------------------------------------------------------------------------- images
