@@ -72,15 +72,16 @@ class Run(RunFolder):
         by: str | None = None,
         against: Run | None = None,
         prices: str | None = None,
+        tiles: str | None = None,
     ) -> int:
         """Write one page to look at, to any URI: distributions, failures, images; its bytes.
 
         ``by`` is a column of the user's to group by, ``against`` a run over the same images,
-        ``prices`` a table of prices other than ours.
+        ``prices`` a table of prices other than ours, ``tiles`` an address of tiles for the map.
         """
         from segbatch.review.report.page import write_report
 
-        return write_report(self, path, by=by, against=against, prices=prices)
+        return write_report(self, path, by=by, against=against, prices=prices, tiles=tiles)
 
     def export(
         self, folder: str, to: str, *, where: str | None = None, limit: int | None = None

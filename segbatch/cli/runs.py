@@ -14,6 +14,11 @@ from segbatch.errors import Incomplete, InputError, JobFailed
 
 runs_app = Typer()
 
+Tiles = Annotated[
+    str | None,
+    Option(metavar="URL", help="Tiles for the map, https://…/{z}/{x}/{y}.png; none by default."),
+]
+
 
 @runs_app.command()
 def status(run_uri: RunUri, format: Format = "text") -> None:
@@ -124,6 +129,7 @@ def report_command(
     ] = None,
     against: Annotated[str | None, Option(metavar="RUN", help="Compare with another run.")] = None,
     prices: Prices = None,
+    tiles: Tiles = None,
 ) -> None:
     """Write one HTML page about a run; it needs no network.
 
@@ -134,7 +140,7 @@ def report_command(
     require_extension(output, ".html", ".htm")
     run = open_run(run_uri)
     before = None if against is None else open_run(against)
-    size = run.report(output, by=by, against=before, prices=prices)
+    size = run.report(output, by=by, against=before, prices=prices, tiles=tiles)
     say(f"{output}: {size / 1e6:.1f} MB; open it in a browser")
 
 
@@ -146,6 +152,7 @@ def browse_command(
     host: Annotated[
         str, Option(help="Address to listen on; any but localhost requires a token.")
     ] = "127.0.0.1",
+    tiles: Tiles = None,
 ) -> None:
     """Browse a run's images and masks on a local web page.
 
@@ -153,7 +160,7 @@ def browse_command(
     """
     from segbatch.review.browse.site import Site
 
-    site = Site(run_uri, host, port)
+    site = Site(run_uri, host, port, tiles=tiles)
     print(site.url, flush=True)
     say("open this page in a browser; Ctrl-C ends it")
     site.run()

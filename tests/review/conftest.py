@@ -20,6 +20,7 @@ Seen = TypeVar("Seen")
 
 FLAGS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--enable-unsafe-swiftshader",  # draws maps without a GPU
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
 

@@ -44,9 +44,11 @@ def served(run: Run, host: str = "127.0.0.1") -> Iterator[str]:
     thread = Thread(target=site.run)
     thread.start()
     parts = urlsplit(site.url)
-    yield f"http://127.0.0.1:{parts.port}{parts.path}"
-    site.stop()
-    thread.join()
+    try:
+        yield f"http://127.0.0.1:{parts.port}{parts.path}"
+    finally:
+        site.stop()
+        thread.join()
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import geopandas
 import pytest
@@ -20,7 +22,12 @@ from segbatch.run import Run
 from tests.collection import image
 from tests.conftest import EVERYTHING, job
 from tests.images.test_panorama import room, sphere
+from tests.review.conftest import Visitor
+from tests.review.test_browse import served
 from tests.runs import rows_of
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 PLACES = [
     Capture(47.3769, 8.5417, datetime(2024, 5, 6, 7, 8, 9), 90.0),
@@ -89,6 +96,83 @@ def test_some_images_are_chosen(run: Run, tmp_path: Path) -> None:
 def test_a_run_without_coordinates_says_how_to_get_them(whole_run: Run, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"has no coordinates: .*exif: true"):
         whole_run.export(str(tmp_path), "geoparquet")
+
+
+def test_the_report_has_a_map_that_asks_for_nothing(
+    run: Run, tmp_path: Path, browser: Visitor
+) -> None:
+    run.report(str(tmp_path / "report.html"))
+
+    def look(page: Page) -> tuple[str, str, int]:
+        page.wait_for_selector('#map-place[data-points="4"]')
+        page.locator("#map").scroll_into_view_if_needed()
+        first = page.inner_text("#map-most")
+        page.select_option("#map-class", index=1)
+        page.wait_for_function(
+            "(first) => document.getElementById('map-most').innerText !== first", arg=first
+        )
+        page.wait_for_timeout(300)
+        picture = page.locator("#map-place").screenshot()
+        return first, page.inner_text("#map p.quiet"), len(colors(picture))
+
+    first, said, num_colors = browser.visit((tmp_path / "report.html").as_uri(), look)
+    assert first.startswith("up to ")
+    assert said.startswith("4 images with coordinates")
+    assert num_colors > 5, "nothing is drawn"
+
+
+def colors(picture: bytes) -> set[object]:
+    with Image.open(io.BytesIO(picture)) as opened:
+        return {color for _, color in opened.convert("RGB").getcolors(1 << 20) or ()}
+
+
+def test_without_coordinates_there_is_no_map(whole_run: Run, tmp_path: Path) -> None:
+    whole_run.report(str(tmp_path / "report.html"))
+    page = (tmp_path / "report.html").read_text()
+    assert "maplibre" not in page
+    assert "worker-src" not in page
+
+
+def test_browse_shows_the_images_that_match_on_a_map(run: Run, browser: Visitor) -> None:
+    def look(page: Page) -> tuple[str, str, str]:
+        page.check("#map-on")
+        page.wait_for_selector('#map-place[data-points="4"]')
+        page.select_option("#sort", label="wall (share)")
+        page.locator("#map-note", has_text="wall").wait_for()
+        page.wait_for_timeout(300)
+        place = page.locator("#map-place").bounding_box()
+        assert place is not None
+        x, y = page.evaluate(
+            "(() => { const { x, y } = map.map.project([151.2093, -33.8688]); return [x, y]; })()"
+        )
+        page.mouse.move(place["x"] + x, place["y"] + y)
+        page.locator(".map-told", has_text="jpg").wait_for()
+        told = page.inner_text(".map-told")
+        page.mouse.click(place["x"] + x, place["y"] + y)
+        page.wait_for_selector("#large[open]")
+        title = page.inner_text("#title")
+        page.click("#close")
+        page.uncheck("#map-on")
+        page.wait_for_selector("#grid figure")
+        return told, title, page.inner_text("#hits")
+
+    with served(run) as url:
+        told, title, hits = browser.visit(url, look)
+    assert told.startswith("wall ")
+    assert told.endswith("/1.jpg")
+    assert title == "Image 1"
+    assert hits == "6 images"
+
+
+def test_tiles_come_from_the_address_that_was_named_and_no_other(run: Run, tmp_path: Path) -> None:
+    tiles = "http://127.0.0.1:9/{z}/{x}/{y}.png"
+    run.report(str(tmp_path / "report.html"), tiles=tiles)
+    page = (tmp_path / "report.html").read_text()
+    assert "connect-src http://127.0.0.1:9" in page
+    for wrong in ("tiles/{z}/{x}/{y}.png", "https://host/tiles.png", "http://a b/{z}{x}{y}"):
+        with pytest.raises(InputError, match=r"--tiles .* must be an address"):
+            run.report(str(tmp_path / "none.html"), tiles=wrong)
+    assert not (tmp_path / "none.html").exists()
 
 
 def test_views_are_opened_everywhere(run: Run, tmp_path: Path) -> None:

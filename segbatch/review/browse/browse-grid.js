@@ -13,7 +13,16 @@ async function reload() {
   for (const control of controls) control.write(query);
   const mine = ++generation;
   loading = null;
+  const onMap = $("map-on").checked;
+  $("map-view").hidden = !onMap;
+  $("grid").hidden = $("end").hidden = onMap;
   try {
+    if (onMap) {
+      await showMap(mine);
+      const { count } = await ask("count", query);
+      if (mine === generation) showHits(count);
+      return;
+    }
     const page = await ask("images", query);
     if (mine !== generation) return;
     showError(null);
@@ -24,10 +33,14 @@ async function reload() {
     append(page.images);
     const { count } = await ask("count", query);
     if (mine !== generation) return;
-    $("hits").textContent = `${count.toLocaleString("en")} ${count === 1 ? "image" : "images"}`;
+    showHits(count);
   } catch (error) {
     if (mine === generation) showError(error);
   }
+}
+
+function showHits(count) {
+  $("hits").textContent = `${count.toLocaleString("en")} ${count === 1 ? "image" : "images"}`;
 }
 
 function append(page) {

@@ -67,6 +67,7 @@ function listen() {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) reload();
   });
   $("sort").addEventListener("change", reload);
+  $("map-on").addEventListener("change", reload);
   $("descending").addEventListener("change", reload);
   for (const id of ["opacity", "large-opacity"]) {
     $(id).addEventListener("input", () => setOpacity($(id).value));
@@ -114,6 +115,7 @@ async function begin() {
     const progress = rows < run.images ? ` · ${rows.toLocaleString("en")} of ${run.images.toLocaleString("en")} so far` : "";
     $("facts").textContent = `${run.uri} · ${run.status}${progress} · ${run.model}`;
     makeFilters();
+    $("map-switch").hidden = !run.map;
     await reload();
   } catch (error) {
     showError(error);

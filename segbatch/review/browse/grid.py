@@ -26,6 +26,7 @@ from segbatch.results.database import (
     register_filesystems,
     scan,
 )
+from segbatch.results.points import coordinates_in
 from segbatch.results.query import (
     HIDDEN_COLUMNS,
     RESULT_COLUMNS,
@@ -35,6 +36,7 @@ from segbatch.results.query import (
 )
 from segbatch.results.runfolder import RunFolder
 from segbatch.results.schema import rows_schema
+from segbatch.review.map.sheet import SAMPLE
 
 PAGE_IMAGES = 60
 QUERY_S = 30.0  # limit for one query: a condition can be arbitrarily slow
@@ -117,6 +119,7 @@ class Grid:
         except duckdb.Error as error:
             raise query_failure(error) from error
         self._images = con.table("images")
+        self.coordinates = coordinates_in(self._images)
 
     def _measures(self, schema: pa.Schema) -> Iterator[Measure]:
         """The numbers in the table: of each class, of formulas, and in the user's columns."""
@@ -182,6 +185,33 @@ class Grid:
             )
         names = ("image_id", "uri", "kind", "message", "value")
         return [dict(zip(names, row, strict=True)) for row in rows]
+
+    def points(self, query: GridQuery) -> list[dict[str, Any]]:
+        """The matching images with coordinates, for a map: at most ``MAX_POINTS``, drawn at random.
+
+        Each has ``image_id, uri, kind, message``, ``lon``, ``lat`` and ``value``, the sort key.
+        """
+        if self.coordinates is None:
+            raise InputError("the run has no coordinates")
+        value = "NULL::DOUBLE"
+        if query.sort != "image_id":
+            value = self._measure(query.sort).expression
+        longitude = quoted_name(self.coordinates.longitude)
+        latitude = quoted_name(self.coordinates.latitude)
+        with self._exclusive():
+            chosen = self._matching(query).filter(self.coordinates.are_known)
+            rows = self._select(
+                chosen.project(
+                    f"image_id, uri, {KIND} AS kind, message, {value} AS value,"
+                    f" {longitude}::DOUBLE AS lon, {latitude}::DOUBLE AS lat"
+                ),
+                "*",
+                SAMPLE,
+            )
+        names = ("image_id", "uri", "kind", "message", "value", "lon", "lat")
+        return sorted(
+            (dict(zip(names, row, strict=True)) for row in rows), key=lambda row: row["image_id"]
+        )
 
     def image(self, image_id: int) -> dict[str, Any]:
         """The facts of one image, its ``measures`` by name, and the user's ``columns`` as text.

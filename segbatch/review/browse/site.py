@@ -33,6 +33,7 @@ from segbatch.images.parts import part_extension, read_images
 from segbatch.results.runfolder import open_folder
 from segbatch.review.browse.grid import Grid, GridQuery
 from segbatch.review.browse.layers import LONG_SIDES, LayerCache, Layers, Size
+from segbatch.review.map.sheet import map_file, tiles_origin
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 ALL_ADDRESSES = ("0.0.0.0", "::")  # for listening; no client uses them as a name
@@ -45,13 +46,16 @@ PAGE = {
     "browse-filters.js": "text/javascript",
     "browse-grid.js": "text/javascript",
     "browse-large.js": "text/javascript",
+    "browse-map.js": "text/javascript",
 }
+MAP = {"map.css": "text/css", "map.js": "text/javascript", "maplibre-gl.js": "text/javascript"}
 
 HEADERS = {
     "Cache-Control": "no-store",  # another run may have the same address tomorrow
     "Content-Security-Policy": (
-        "default-src 'none'; img-src 'self' data:; style-src 'self'; script-src 'self';"
-        " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        "default-src 'none'; img-src 'self' data: blob:; style-src 'self'; script-src 'self';"
+        " worker-src blob:; connect-src 'self'; base-uri 'none'; form-action 'none';"
+        " frame-ancestors 'none'"
     ),
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -63,7 +67,8 @@ HEADERS = {
 class RunEndpoints:
     """The HTTP endpoints of one run. The page opens an unfinished run again when it loads."""
 
-    def __init__(self, run_uri: str) -> None:
+    def __init__(self, run_uri: str, tiles: str | None = None) -> None:
+        self.tiles = tiles
         self._open(run_uri)
 
     def _open(self, run_uri: str) -> None:
@@ -93,6 +98,8 @@ class RunEndpoints:
             ],
             "texts": self.grid.texts,
             "kinds": self.grid.kinds(),
+            "map": self.grid.coordinates is not None,
+            "tiles": self.tiles,
         }
 
     async def run(self, _: Request) -> Response:
@@ -101,6 +108,10 @@ class RunEndpoints:
     async def images(self, request: Request) -> Response:
         query = _query_of(request)
         return JSONResponse({"images": await asyncio.to_thread(self.grid.page, query)})
+
+    async def points(self, request: Request) -> Response:
+        query = _query_of(request)
+        return JSONResponse({"points": await asyncio.to_thread(self.grid.points, query)})
 
     async def count(self, request: Request) -> Response:
         query = _query_of(request)
@@ -145,15 +156,25 @@ class RunEndpoints:
 class RequestGuard:
     """Refuses requests from anywhere but the page, and adds the headers to every answer."""
 
-    def __init__(self, app: ASGIApp, hosts: frozenset[str] | None, token: str | None) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        hosts: frozenset[str] | None,
+        token: str | None,
+        tiles_origin: str = "",
+    ) -> None:
         self._app = app
+        policy = HEADERS["Content-Security-Policy"]
+        for part in ("img-src 'self'", "connect-src 'self'") if tiles_origin else ():
+            policy = policy.replace(part, f"{part} {tiles_origin}")
+        self._headers = HEADERS | {"Content-Security-Policy": policy}
         self._hosts = hosts
         self._token = token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(HEADERS)
+                MutableHeaders(scope=message).update(self._headers)
             await send(message)
 
         if scope["type"] != "http":  # there are no web sockets
@@ -185,14 +206,19 @@ class Site:
     """The page of a run at an address; :meth:`run` serves it until Ctrl-C or :meth:`stop`.
 
     Port 0 takes any free one. Raises :class:`~segbatch.errors.InputError` if it cannot listen at
-    the address, and what :func:`~segbatch.results.runfolder.open_folder` raises.
+    the address or ``tiles`` names none, and what
+    :func:`~segbatch.results.runfolder.open_folder` raises.
     """
 
-    def __init__(self, run_uri: str, host: str, port: int) -> None:
+    def __init__(self, run_uri: str, host: str, port: int, *, tiles: str | None = None) -> None:
+        origin = tiles_origin(tiles)
         token = None if _is_loopback(host) else secrets.token_urlsafe(24)
         hosts = frozenset({host.lower(), *(LOOPBACK if token is None else ())})
         app = RequestGuard(
-            _application(RunEndpoints(run_uri)), None if host in ALL_ADDRESSES else hosts, token
+            _application(RunEndpoints(run_uri, tiles)),
+            None if host in ALL_ADDRESSES else hosts,
+            token,
+            origin,
         )
         config = uvicorn.Config(
             app,
@@ -223,7 +249,8 @@ def _application(endpoints: RunEndpoints) -> ASGIApp:
     picture = "pictures/{size}/{image_id:int}"
     routes = [
         Route("/", _static("browse.html")),
-        *(Route(f"/{name}", _static(name)) for name in PAGE),
+        *(Route(f"/{name}", _static(name)) for name in (*PAGE, *MAP)),
+        Route("/points", endpoints.points),
         Route("/run", endpoints.run),
         Route("/images", endpoints.images),
         Route("/count", endpoints.count),
@@ -268,10 +295,14 @@ def _query_of(request: Request) -> GridQuery:
 
 
 def _static(name: str) -> Callable[[Request], Awaitable[Response]]:
-    content = files("segbatch.review.browse").joinpath(name).read_bytes()
+    is_map = name in MAP
+    content = (
+        map_file(name) if is_map else files("segbatch.review.browse").joinpath(name).read_bytes()
+    )
+    media_type = MAP[name] if is_map else PAGE[name]
 
     async def page(_: Request) -> Response:
-        return Response(content, media_type=PAGE[name])
+        return Response(content, media_type=media_type)
 
     return page
 

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 
 import duckdb
 import numpy as np
@@ -118,7 +118,7 @@ def export(
     if to in TABLES:
         return _export_table(run, folder, TABLES[to], rest)
     if to in points.FILES:
-        return _export_points(run, folder, cast(points.PointFormat, to), rest)
+        return _export_points(run, folder, to, rest)
     chosen = sql([run], f"SELECT image_id, uri, status, width, height FROM images{rest}")
     try:
         exported = _export_images(run, folder, WRITERS[to], chosen, claim, is_begun=is_begun)

@@ -7,6 +7,7 @@ The page is one file with its pictures inside; it loads nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from difflib import get_close_matches
@@ -16,14 +17,17 @@ import duckdb
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from segbatch import storage
+from segbatch.config.images import location_of, parse_source
 from segbatch.errors import Damaged, InputError, UnreadableMask
 from segbatch.masks.classes import SegClass
 from segbatch.results import cost
 from segbatch.results.database import quoted_name
+from segbatch.results.points import coordinates_in
 from segbatch.results.prices import Prices, read_prices
 from segbatch.results.query import query_failure, sql
 from segbatch.results.runfolder import RunFolder
 from segbatch.results.schema import FAILED, OK, RESERVED_COLUMNS
+from segbatch.review.map.sheet import SAMPLE, SCRIPTS, STYLE, map_file, tiles_origin
 from segbatch.review.report.gallery import (
     MAX_CLASSES,
     Section,
@@ -42,7 +46,7 @@ from segbatch.review.report.numbers import (
 NUM_EXAMPLES = 3  # for each kind of failure
 NUM_GROUPS = 30
 GROUP_CLASSES = 8  # columns in the table of groups
-SOURCES = ("prefix", "glob", "manifest", "inventory", "video")
+MAP_CLASSES = 20  # to choose from on the map
 
 
 @dataclass(frozen=True)
@@ -84,19 +88,22 @@ def write_report(
     by: str | None = None,
     against: RunFolder | None = None,
     prices: str | None = None,
+    tiles: str | None = None,
 ) -> int:
     """Write the page of a run, finished or not, to ``path``, any URI; returns its size in bytes.
 
     ``by`` is one of the user's columns. ``against`` is a run over the same images; all masks of
-    both are compared. ``prices`` is a price table, any URI, for the cost. The page names images
-    that cannot be fetched any more, and damaged masks.
+    both are compared. ``prices`` is a price table, any URI, for the cost. ``tiles`` is the address
+    of tiles for the map, ``https://…/{z}/{x}/{y}.png``, from which the page then requests them. The
+    page names images that cannot be fetched any more, and damaged masks.
 
     Raises :class:`~segbatch.errors.InputError` for a column that does not exist, what
     :func:`~segbatch.results.diff.diff` raises except for damage, and ``OSError`` if storage fails.
     """
     table = read_prices(prices)
+    origin = tiles_origin(tiles)
     try:
-        page = _page(run, by, against, table).encode()
+        page = _page(run, by, against, table, tiles=tiles, origin=origin).encode()
     except duckdb.Error as error:
         raise query_failure(error) from error
     with storage.translate_errors("cannot write", InputError):
@@ -104,7 +111,15 @@ def write_report(
     return len(page)
 
 
-def _page(run: RunFolder, by: str | None, against: RunFolder | None, prices: Prices) -> str:
+def _page(
+    run: RunFolder,
+    by: str | None,
+    against: RunFolder | None,
+    prices: Prices,
+    *,
+    tiles: str | None,
+    origin: str,
+) -> str:
     images = sql([run], "SELECT * FROM images")
     fields = {
         name: [field for field, _ in kind.children]
@@ -146,6 +161,8 @@ def _page(run: RunFolder, by: str | None, against: RunFolder | None, prices: Pri
             for name in formulas
         ],
         groups=None if column is None else _groups(ask, column, classes, formulas),
+        map=_map(ask, images, classes, tiles),
+        tiles_origin=origin,
         gallery=gallery,
         without_extremes=[facts.seg_class.name for facts in classes[MAX_CLASSES:] if facts.mean],
         against=against,
@@ -193,14 +210,13 @@ def _overview(run: RunFolder, prices: Prices) -> dict[str, str]:
 
 
 def _sources(images: Any) -> list[str]:
-    """The locations under the job's ``images`` key."""
+    """The locations under the job's ``images`` key; those of a job that is no longer valid as they
+    are written.
+    """
     entries = images if isinstance(images, list) else [images]
-    return [
-        next((str(entry[key]) for key in SOURCES if key in entry), "")
-        if isinstance(entry, Mapping)
-        else str(entry)
-        for entry in entries
-    ]
+    with suppress(ValueError):
+        return [location_of(parse_source(entry)) for entry in entries]
+    return [str(entry) for entry in entries]
 
 
 def _time(seconds: float) -> str:
@@ -276,6 +292,39 @@ def _groups(
         num_more=num_groups - len(rows),
         num_more_images=(num_images or 0) - sum(row[1] for row in rows),
     )
+
+
+def _map(
+    ask: Ask,
+    images: duckdb.DuckDBPyRelation,
+    classes: Sequence[ClassFacts],
+    tiles: str | None,
+) -> dict[str, Any] | None:
+    """The points of a map, of at most ``MAX_POINTS`` images, and the classes that colour them;
+    ``None`` where no image has coordinates.
+    """
+    coordinates = coordinates_in(images)
+    if coordinates is None or not classes:
+        return None
+    where = f"WHERE status = '{OK}' AND {coordinates.are_known}"
+    [(total,)] = ask(f"SELECT count(*) FROM answer {where}")
+    shown = [facts.seg_class for facts in classes if facts.mean][:MAP_CLASSES]
+    shares = ", ".join(f"round(coverage.{quoted_name(c.field)}, 4)" for c in shown)
+    longitude, latitude = quoted_name(coordinates.longitude), quoted_name(coordinates.latitude)
+    points = ask(
+        f"FROM (SELECT uri, {longitude}::DOUBLE, {latitude}::DOUBLE, [{shares}]::DOUBLE[]"
+        f" FROM answer {where} ORDER BY image_id) {SAMPLE}"
+    )
+    if not points:
+        return None
+    return {
+        "total": total,
+        "points": points,
+        "classes": [{"name": c.name, "color": _color(c)} for c in shown],
+        "tiles": tiles,
+        "scripts": [map_file(name).decode() for name in SCRIPTS],
+        "style": map_file(STYLE).decode(),
+    }
 
 
 def _thumbnails(
