@@ -16,6 +16,8 @@ function load(script) {
 async function showMap(mine) {
   const { points } = await ask("points", query);
   if (mine !== generation) return;
+  $("grid").replaceChildren(); // its tiles are of other images
+  empty.clear();
   images = points;
   atEnd = true;
   if (!map) {
