@@ -28,12 +28,15 @@ def labels_import(
     dataset: DatasetUri,
     *,
     from_format: Annotated[
-        str, Option("--from", metavar="FORMAT", help="labelme, voc, coco, pairs.")
+        str, Option("--from", metavar="FORMAT", help="labelme, voc, coco, pairs, hf.")
     ],
     images: Annotated[
-        str | None, Option(help="Folder of the images; pairs: 'img_dir/{split}/{id}.jpg'.")
+        str | None,
+        Option(help="Folder of the images; pairs: 'img_dir/{split}/{id}.jpg'; hf: a column."),
     ] = None,
-    masks: Annotated[str | None, Option(help="pairs: 'ann_dir/{split}/{id}.png'.")] = None,
+    masks: Annotated[
+        str | None, Option(help="pairs: 'ann_dir/{split}/{id}.png'; hf: a column.")
+    ] = None,
     colors: Annotated[
         str | None, Option(metavar="FILE", help="Classes of colour masks: lines R G B name.")
     ] = None,
@@ -83,7 +86,8 @@ def labels_import(
 ) -> None:
     """Import annotated images as a labelled dataset.
 
-    Reads labelme, VOC, COCO and pairs of images and masks.
+    Reads labelme, VOC, COCO, pairs of images and masks (also in tar shards), and Hugging Face
+    datasets with columns of both.
     """
     from segbatch import storage
     from segbatch.labels.importing import import_labels

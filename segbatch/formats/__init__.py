@@ -6,6 +6,7 @@ A new format is a file with a :class:`~segbatch.formats.format.Format` and a lin
 from segbatch.formats.coco import COCO
 from segbatch.formats.fiftyone import FIFTYONE
 from segbatch.formats.format import Format
+from segbatch.formats.hf import HF
 from segbatch.formats.labelme import LABELME
 from segbatch.formats.pairs import PAIRS
 from segbatch.formats.png import OVERLAY, PNG
@@ -18,5 +19,6 @@ FORMATS: dict[str, Format] = {
     "voc": VOC,
     "coco": COCO,
     "pairs": PAIRS,
+    "hf": HF,
     "fiftyone": FIFTYONE,
 }

@@ -16,12 +16,13 @@ import numpy.typing as npt
 from PIL import Image
 
 from segbatch import storage
-from segbatch.errors import SourceError, shortened
+from segbatch.errors import InputError, SourceError, shortened
 from segbatch.formats.folder import read_lines
 from segbatch.formats.format import (
     AnnotatedImage,
     LabelledImage,
     LabelMap,
+    ReadOptions,
     Skipped,
     Unusable,
 )
@@ -206,6 +207,26 @@ class ColorKey:
             )
         painted: npt.NDArray[np.uint8] = label_map.astype(np.uint8)
         return painted
+
+
+def mask_key(source: str, options: ReadOptions) -> IndexKey | ColorKey:
+    """What the pixels of masks mean, as the command line says.
+
+    Raises :class:`~segbatch.errors.InputError` for options that do not fit, and
+    :class:`~segbatch.errors.SourceError` if the masks have no names.
+    """
+    if options.colors is not None:
+        if options.reduce_zero_label:
+            raise InputError(
+                "--reduce-zero-label is for masks of ids: leave it out, or leave out --colors"
+            )
+        return ColorKey(read_color_table(options.colors))
+    if options.class_names is None:
+        raise SourceError(
+            f"{source}: masks have no names: give those of the ids 0, 1, 2 … with --classes, or"
+            " those of colours with --colors FILE"
+        )
+    return IndexKey(options.class_names, options.reduce_zero_label)
 
 
 def read_color_table(uri: str) -> dict[Color, str]:

@@ -1,6 +1,8 @@
 """Pairs: photographs and masks of the same names in folders, as mmsegmentation lays them out.
 
-Two patterns locate them: ``img_dir/{split}/{id}.jpg`` and ``ann_dir/{split}/{id}.png``.
+Two patterns locate them: ``img_dir/{split}/{id}.jpg`` and ``ann_dir/{split}/{id}.png``. In tar
+shards they are members: ``{id}.jpg`` and ``{id}.seg.png``, or without patterns the two images of a
+sample.
 """
 
 from __future__ import annotations
@@ -8,17 +10,26 @@ from __future__ import annotations
 import re
 
 from segbatch import storage
+from segbatch.config.images import is_shard_name
 from segbatch.errors import InputError, SourceError
 from segbatch.formats.folder import folder_of, list_uris, split_of_path, split_of_word
-from segbatch.formats.format import Annotations, Format, Reader, ReadOptions
+from segbatch.formats.format import (
+    AnnotatedImage,
+    Annotations,
+    Format,
+    Reader,
+    ReadOptions,
+    Skipped,
+)
 from segbatch.formats.maskfiles import (
     ColorKey,
     IndexKey,
     NamedFile,
+    mask_key,
     pair_by_id,
-    read_color_table,
     read_mask_file,
 )
+from segbatch.images.shards import Member, find_shards, list_images, member_uri, sample_of
 
 IMAGES, MASKS = "images/{id}.*", "masks/{id}.*"
 EXAMPLE = "--images 'img_dir/{split}/{id}.jpg' --masks 'ann_dir/{split}/{id}.png'"
@@ -36,7 +47,9 @@ def find_pairs(source: str, options: ReadOptions) -> Annotations:
     source = storage.normalize(source)
     if (options.images is None) != (options.masks is None):
         raise InputError(f"--from pairs: --images and --masks go together: {EXAMPLE}")
-    key = _key(source, options)
+    key = mask_key(source, options)
+    if is_shard_name(source):
+        return _find_in_shards(source, options, key)
     photo_pattern = Pattern(options.images or IMAGES, source)
     mask_pattern = Pattern(options.masks or MASKS, source)
     by_split = photo_pattern.has_split and mask_pattern.has_split
@@ -52,19 +65,53 @@ def find_pairs(source: str, options: ReadOptions) -> Annotations:
     return Annotations(images, key.names, key.colors, skipped)
 
 
-def _key(source: str, options: ReadOptions) -> IndexKey | ColorKey:
-    if options.colors is not None:
-        if options.reduce_zero_label:
-            raise InputError(
-                "--reduce-zero-label is for masks of ids: leave it out, or leave out --colors"
-            )
-        return ColorKey(read_color_table(options.colors))
-    if options.class_names is None:
+# ------------------------------------------------------------------------------------------ shards
+
+
+def _find_in_shards(source: str, options: ReadOptions, key: IndexKey | ColorKey) -> Annotations:
+    """Pairs of members in each of the shards that ``source`` names: one, a glob, or numbers in
+    braces.
+    """
+    images: list[AnnotatedImage] = []
+    skipped: list[Skipped] = []
+    shards = find_shards(source)
+    for shard in shards:
+        split = split_of_path(storage.name_of(shard))
+        photos: list[NamedFile] = []
+        masks: list[NamedFile] = []
+        for member in list_images(shard):
+            file = member_uri(shard, member.name, member.occurrence)
+            mask_id = _id_in_shard(member, options.masks, is_png=True)
+            id = mask_id or _id_in_shard(member, options.images, is_png=False)
+            if member.why is not None:
+                skipped.append(Skipped(file, member.why.message))
+            elif id is not None:
+                (masks if mask_id else photos).append(NamedFile(file, id, split))
+        paired, left_out = pair_by_id(photos, masks, key)
+        images += paired
+        skipped += left_out
+    if not images:
         raise SourceError(
-            f"{source}: masks have no names: give those of the ids 0, 1, 2 … with --classes, or"
-            " those of colours with --colors FILE"
+            f"{source}: no image in {len(shards)} shards has a mask: samples need a photograph and"
+            " a PNG, or name them with --images '{id}.jpg' --masks '{id}.seg.png'"
         )
-    return IndexKey(options.class_names, options.reduce_zero_label)
+    return Annotations(images, key.names, key.colors, skipped)
+
+
+def _id_in_shard(member: Member, pattern: str | None, *, is_png: bool) -> str | None:
+    """What a member has in common with its counterpart: ``{id}`` of the pattern; or its sample, if
+    it is a PNG, as masks are, or is none.
+    """
+    if pattern is None:
+        return sample_of(member.name) if (member.extension == ".png") is is_png else None
+    before, found, after = pattern.partition("{id}")
+    if not found:
+        raise InputError(f"{pattern}: must have {{id}} once: --images '{{id}}.jpg'")
+    is_match = member.name.startswith(before) and member.name.endswith(after)
+    return member.name[len(before) : len(member.name) - len(after)] if is_match else None
+
+
+# ---------------------------------------------------------------------------------------- patterns
 
 
 class Pattern:

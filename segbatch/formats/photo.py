@@ -12,6 +12,7 @@ from segbatch.errors import Incomplete
 from segbatch.formats.format import Unusable
 from segbatch.images.decode import WidthHeight, check_image, turned_size
 from segbatch.images.faults import Undecodable
+from segbatch.images.parts import read_images
 
 LIMITS = storage.ReadLimits(max_bytes=1 << 30)
 _decoding = threading.Lock()  # images are read by several threads: one is decoded at a time
@@ -22,15 +23,16 @@ ONE_FILE_FAILURES = frozenset({"not_found", "forbidden", "too_large"})
 
 
 def read_sample_file(uri: str) -> bytes:
-    """The bytes of an image or of its label file.
+    """The bytes of an image or of its label file, which may be parts of objects.
 
     Raises :class:`~segbatch.formats.format.Unusable` if this one file cannot be read, and
     :class:`~segbatch.errors.Incomplete` if storage does not answer or refuses access altogether.
     """
-    content = storage.read_many([uri], LIMITS)[0]
+    [content] = read_images([uri], LIMITS)
     if isinstance(content, bytes):
         return content
-    failure = Unusable if content.kind in ONE_FILE_FAILURES else Incomplete
+    is_its_own = isinstance(content, Undecodable) or content.kind in ONE_FILE_FAILURES
+    failure = Unusable if is_its_own else Incomplete
     raise failure(f"{uri}: cannot be read: {content.message}")
 
 

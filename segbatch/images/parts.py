@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from segbatch import storage
+from segbatch.config.images import is_photograph_name
 from segbatch.images import panorama, shards, tablerows, video
 from segbatch.images.faults import Undecodable
 from segbatch.images.place import Part
@@ -63,10 +64,10 @@ def kind_of(uri: str) -> PartKind | None:
 
 
 def part_extension(uri: str, content: bytes) -> str:
-    """The extension for a copy of the part ``uri`` of an object, by its ``content``; empty for an
-    object of its own, whose name has one.
+    """The extension for a copy of the part ``uri`` of an object, by its ``content``; empty where
+    the URI ends in one.
     """
-    if kind_of(uri) is None:
+    if kind_of(uri) is None or is_photograph_name(uri):
         return ""
     try:
         with Image.open(io.BytesIO(content)) as image:

@@ -33,7 +33,7 @@ from typing import IO, Any, Protocol
 from urllib.parse import quote, unquote
 
 from segbatch import storage
-from segbatch.config.images import Shards, is_shard_name
+from segbatch.config.images import IMAGE_EXTENSIONS, Shards, is_shard_name
 from segbatch.console import say
 from segbatch.errors import Incomplete, SourceError
 from segbatch.images.faults import Undecodable, why_unreadable
@@ -325,7 +325,7 @@ def open_shards(source: Shards, listing: Listing) -> TableStream:
     end. Raises ``SourceError``, and
     ``Incomplete`` if storage does not answer.
     """
-    shards = _find_shards(source, listing.leave_out)
+    shards = find_shards(source.shards, listing.leave_out)
     say(f"listing the images in {_counted(len(shards), 'shard')}")
     if compressed := sum(map(_is_compressed, shards)):
         say(
@@ -366,8 +366,11 @@ def _counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
-def _find_shards(source: Shards, leave_out: str) -> list[str]:
-    location = source.shards
+def find_shards(location: str, leave_out: str | None = None) -> list[str]:
+    """The shards at a location: one, a glob, a folder, or numbered ones in braces.
+
+    Raises ``SourceError`` if there is none, and ``Incomplete`` if storage does not answer.
+    """
     if storage.scheme_of(location) in storage.HTTP_SCHEMES:
         raise SourceError(
             f"{location}: shards are not read over http, by ranges: download them, or copy them to"
@@ -385,7 +388,15 @@ def _find_shards(source: Shards, leave_out: str) -> list[str]:
     return found
 
 
-def _shards_at(place: str, leave_out: str) -> list[str]:
+def list_images(shard: str) -> Iterator[Member]:
+    """The images in a shard, and at its end what is wrong with it. Raises as :func:`scan`."""
+    wanted = {f".{extension}" for extension in IMAGE_EXTENSIONS}
+    for member in scan(shard):
+        if not member.name or (member.extension in wanted and not _is_system_file(member.name)):
+            yield member
+
+
+def _shards_at(place: str, leave_out: str | None) -> list[str]:
     with reading_source(place):
         if has_wildcard(place):
             files = [file.uri for file in list_matches(place, leave_out)]
@@ -422,7 +433,7 @@ class _ListedShard:
                 version = storage.version_of(self.shard)
             members = scan(self.shard, _describes_sample, self.counts)
             shown = (member for member in members if not _is_system_file(member.name))
-            for _, sample in groupby(shown, key=lambda member: _sample_of(member.name)):
+            for _, sample in groupby(shown, key=lambda member: sample_of(member.name)):
                 yield from self._rows_of(list(sample), version)
         except SourceError:  # a missing shard, a forbidden one: reading the row gives the reason
             yield self._row(Member("", 1, 0, 0, _NOT_LISTED), {}, None)
@@ -482,7 +493,7 @@ def _is_system_file(name: str) -> bool:
     return system_part(path) is not None
 
 
-def _sample_of(name: str) -> str:
+def sample_of(name: str) -> str:
     """The key of a member's sample: its name up to the first dot of its last part."""
     folder, slash, last = name.rpartition("/")
     return f"{folder}{slash}{last.partition('.')[0]}"

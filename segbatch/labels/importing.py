@@ -37,6 +37,7 @@ from segbatch.formats.format import (
     Skipped,
     Unusable,
 )
+from segbatch.images.parts import part_extension
 from segbatch.labels.balance import Balance, count_pixels
 from segbatch.labels.card import dataset_card
 from segbatch.labels.dataset import SPLITS, Dataset
@@ -267,7 +268,7 @@ def _draw(drawing: Drawing, image: AnnotatedImage) -> DrawnImage | Skipped:
         labelled = drawing.read(image, drawing.ids, drawing.unlabelled)
     except Unusable as error:
         return Skipped(image.uri, str(error))
-    name = storage.name_of(image.uri)
+    name = storage.name_of(image.uri) + part_extension(image.uri, labelled.image)
     mask = encode_mask(labelled.label_map, drawing.palette)
     columns = {
         "uri": image.uri,
