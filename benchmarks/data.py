@@ -1,15 +1,18 @@
 """What the data path costs, with a model that answers at once: scripts/bench data.
 
-    scripts/bench data [--only stages | contest] [--megapixels 0.3,1,12] [--number 2000]
-        [--local] [--rounds 5] [-o RESULT.json]
+    scripts/bench data [--only stages | contest | containers] [--megapixels 0.3,1,12]
+        [--number 2000] [--local] [--rounds 5] [-o RESULT.json]
 
-Two parts, for photographs of each size:
+Three parts, for photographs of each size:
 
 - stages: fetch, decode, encode and write, each alone, in milliseconds of CPU an image on one core,
   against what the libraries under them cost alone (`benchmarks/libraries.py`); the fastest of
   several rounds in which all of them take turns. Masks are flat squares, labelled from pixels.
 - contest: the whole job with that model against a PyTorch script, Ray Data as its documentation
   has it, and Daft; see `scripts/bench job`, whose contenders these are.
+
+- containers: the same photographs loose, in tar shards and in a Parquet table: images/s, requests
+  and bytes of listing and of reading them (`benchmarks/containers.py`); the best of the rounds.
 
 CPU seconds are those of this process with all its threads, so the S3 server's are not among them.
 """
@@ -30,7 +33,7 @@ sys.path.insert(0, str(ROOT))
 
 import pyarrow as pa  # noqa: E402
 
-from benchmarks import libraries, result  # noqa: E402
+from benchmarks import containers, libraries, result  # noqa: E402
 from benchmarks.contest import CONTENDERS, LIMIT, Contest, collection  # noqa: E402
 from benchmarks.peers.segbatch_job import CLASSES, InstantStage, instant_bundle  # noqa: E402
 from benchmarks.peers.task import INSTANT, Task  # noqa: E402
@@ -58,7 +61,7 @@ PEERS = [name for name in CONTENDERS if name not in (LIMIT, "openvino_script")]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=["stages", "contest"])
+    parser.add_argument("--only", choices=["stages", "contest", "containers"])
     parser.add_argument("--megapixels", default="0.3,1,12")
     parser.add_argument("--long-side", type=int, help="of the model, in the stages: decode less")
     parser.add_argument("--number", type=int, default=2000, help="images of 0.3 megapixels; else"
@@ -68,16 +71,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="of the stages")
     parser.add_argument("-o", "--output", type=Path, help="write the figures here, as JSON")
     arguments = parser.parse_args()
-    figures: dict[str, Any] = result.machine() | {"stages": {}, "contest": {}}
+    figures: dict[str, Any] = result.machine() | {"stages": {}, "contest": {}, "containers": {}}
     for size in arguments.megapixels.split(","):
         megapixels = float(size)
         side = side_of(megapixels)
-        if arguments.only != "contest":
+        number = max(min(48, arguments.number), int(arguments.number * 0.3 / megapixels))
+        if arguments.only in (None, "containers"):
+            with collection(None, side, number, local=False) as (prefix, _, _):
+                rows = containers.compare(prefix, arguments.rounds)
+            figures["containers"][size] = rows
+            print(f"\n{number} images of {megapixels:g} megapixels\n\n{result.markdown(rows)}")
+        if arguments.only in (None, "stages"):
             rows = stages(side, arguments)
             figures["stages"][size] = rows
             print(f"\n{megapixels:g} megapixels, {side}×{side}\n\n{result.markdown(rows)}")
-        if arguments.only != "stages":
-            number = max(min(48, arguments.number), int(arguments.number * 0.3 / megapixels))
+        if arguments.only in (None, "contest"):
             contest = held(side, number, arguments)
             figures["contest"][size] = contest.to_json()
             print(f"\n{number} images of {megapixels:g} megapixels\n")

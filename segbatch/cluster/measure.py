@@ -27,7 +27,7 @@ from segbatch.console import say
 from segbatch.errors import CredentialsRefused, SourceError
 from segbatch.images.decode import decode
 from segbatch.images.panorama import views_each
-from segbatch.images.place import has_ranges
+from segbatch.images.place import has_places
 from segbatch.jobs.preflight import SAMPLE_IMAGES, Prepared, choose_sizes
 from segbatch.jobs.stages import (
     Predicting,
@@ -133,7 +133,7 @@ def measure_stages(
         setup.device,
         num_images=num_images,
         num_workers=max(1, int(setup.node.workers)),
-        in_shards=has_ranges(images),
+        in_parts=has_places(images),
         together=views_each(job.sources),
     )
     with (

@@ -49,9 +49,9 @@ def parts_of(table: pa.Table) -> list[Part]:
     return [Part(uri, place and Place(**place)) for uri, place in zip(uris, places, strict=True)]
 
 
-def has_ranges(table: pa.Table) -> bool:
-    """Whether the rows of a manifest are, some of them, ranges of larger objects."""
-    return any(part.place and part.place.offset is not None for part in parts_of(table))
+def has_places(table: pa.Table) -> bool:
+    """Whether the rows of a manifest are, some of them, parts that come with their neighbours."""
+    return any(part.place is not None for part in parts_of(table))
 
 
 def places(rows: Sequence[Place]) -> pa.Array:

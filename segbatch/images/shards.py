@@ -54,7 +54,7 @@ _MEMBER_URI = re.compile(
     r"(.+?\.(?:tar|tar\.gz|tgz))#member=([^&]*)(?:&occurrence=(\d+))?", re.S | re.I
 )
 
-_SHARDS_AT_ONCE = 16  # that are listed
+_SHARDS_AT_ONCE = 32  # that are listed
 _HEAD_BYTES = 16 << 10  # of the first read at a header, and the least of every read
 _MOST_BYTES = 4 << 20  # of a read while members are small and follow each other
 _SKIPPED_BYTES = 64 << 10  # to the next header: less is read through, more is jumped over

@@ -35,7 +35,7 @@ SAMPLE_IMAGES = 16
 # Outcomes of fetching an image that exists; fetching decodes frames of videos.
 READ_OR_BROKEN = frozenset({None, "undecodable", "truncated"})
 MAX_BLOCK_ROWS = 128  # more only makes a lost block more expensive
-MAX_SHARD_ROWS = 500  # and fewer make more requests, where a block reads one range of its shard
+MAX_PART_ROWS = 500  # and fewer make more requests, where a block reads a range of one object
 MIN_FILE_ROWS, MAX_FILE_ROWS = 64, 500
 SECONDS_PER_BLOCK = 15.0
 SECONDS_PER_FILE = 60.0
@@ -147,17 +147,17 @@ def choose_sizes(
     *,
     num_images: int,
     num_workers: int,
-    in_shards: bool = False,
+    in_parts: bool = False,
     together: int = 1,
 ) -> Sizes:
     """Rows of a block and of a file.
 
     ``decoded``: (pixels of the mask, bytes as the model takes it) of sample images.
     ``num_images``: images left to do; few of them give small blocks and files, so that every worker
-    has work and progress shows. ``in_shards``: neighbours come with one request.
+    has work and progress shows. ``in_parts``: neighbours come with one request.
     ``together``: so many images come from one object, which is decoded once for those in a block.
     """
-    most_rows = MAX_SHARD_ROWS if in_shards else MAX_BLOCK_ROWS
+    most_rows = MAX_PART_ROWS if in_parts else MAX_BLOCK_ROWS
     block_rows = min(most_rows, math.ceil(num_images / (4 * num_workers)))
     file_rows = min(MAX_FILE_ROWS, max(MIN_FILE_ROWS, num_images // 8))
     if decoded:

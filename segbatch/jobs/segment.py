@@ -22,7 +22,7 @@ from segbatch.console import say
 from segbatch.errors import InputError, SegbatchError
 from segbatch.images import manifest
 from segbatch.images.panorama import views_each
-from segbatch.images.place import has_ranges
+from segbatch.images.place import has_places
 from segbatch.jobs.passes import Passes
 from segbatch.jobs.preflight import (
     Prepared,
@@ -297,7 +297,7 @@ def work_through(
         device,
         num_images=ledger.remaining(),
         num_workers=workers.expected,
-        in_shards=has_ranges(state.first_images),
+        in_parts=has_places(state.first_images),
         together=views_each(job.sources),
     )
     slowest_read_s = limits.read_limits().longest_s(sizes.block_rows)

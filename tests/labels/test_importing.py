@@ -303,10 +303,10 @@ def test_names_that_are_no_class_are_refused_before_anything_is_written(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"format": "yolo"}, "--from yolo: no such format; there is labelme, voc, coco, pairs"),
-        ({"masks": "masks/{id}.png"}, "--masks goes with --from pairs, not labelme"),
-        ({"colors": "c.txt"}, "--colors goes with --from voc or pairs"),
-        ({"reduce_zero_label": True}, "--reduce-zero-label goes with --from pairs"),
+        ({"format": "yolo"}, "--from yolo: no such format; there is labelme, voc, coco, pairs, hf"),
+        ({"masks": "masks/{id}.png"}, "--masks goes with --from pairs or hf, not labelme"),
+        ({"colors": "c.txt"}, "--colors goes with --from voc or pairs or hf"),
+        ({"reduce_zero_label": True}, "--reduce-zero-label goes with --from pairs or hf"),
         ({"format": "voc", "unlabelled": "wall"}, "--unlabelled goes with --from labelme or coco"),
         ({"add_class": True}, "--add-class goes with --append"),
         ({"append": True, "overwrite": True}, "exclude each other"),
