@@ -256,7 +256,8 @@ class Download:
         size: int = result.meta["size"]
         if self.piece.is_whole:
             _check_size(size, self.limits)
-        self.piece.check(_version_of_object(result.meta))
+        if not hub.is_on_hub(self.piece.uri):  # files of a commit do not change
+            self.piece.check(_version_of_object(result.meta))
         async for part in result.stream(min_chunk_size=1 << 20):
             self._parts.append(bytes(part))
         return min(size, size if end is None else end) - self.piece.start
@@ -283,7 +284,7 @@ class Download:
 
 def _read_with_fsspec(piece: Piece, limits: ReadLimits) -> bytes:
     fs, path = filesystem(piece.uri, limits.timeout_s, retries=0)
-    if piece.version is not None:
+    if piece.version is not None and not hub.is_on_hub(piece.uri):
         piece.check(_version_of_entry(fs.info(path)))
     with fs.open(path, "rb") as file:
         if not piece.is_whole:

@@ -5,13 +5,17 @@ But for those that train, which the tests of training run, labelme's own, and a 
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from segbatch import storage
@@ -19,6 +23,8 @@ from segbatch.labels.dataset import open_dataset
 from tests.collection import jpeg
 from tests.conftest import S3
 from tests.films import film
+from tests.hub import serving
+from tests.images.test_shards import tar
 from tests.labels.files import grey, palette, write
 from tests.pages import commands, run
 from tests.written_run import NAMES, label_map, write_run
@@ -45,7 +51,7 @@ def reader(s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def annotated(reader: Path) -> Path:
+def annotated(reader: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Labels of all formats, those of the run's masks, in the folders that labels.md names."""
     for folder, format_ in (("annotations", "labelme"), ("export/train", "coco")):
         run(["segbatch", "export", "runs/2026-11", folder, "--to", format_])
@@ -60,7 +66,26 @@ def annotated(reader: Path) -> Path:
             f"VOC2012/SegmentationClass/{image_id}.png": palette(ids),
         }
         write(reader, files)
-    return reader
+        members = [(f"{image_id}.jpg", photo), (f"{image_id}.seg.png", grey(ids))]
+        storage.write_bytes(f"s3://bucket/labelled/{split}-{image_id}.tar", tar(members))
+    with serving() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        rows = {
+            name: [{"bytes": make(n), "path": None} for n in range(3)]
+            for name, make in (
+                ("image", lambda n: jpeg(n, 20, 30)),
+                ("annotation", lambda n: grey(label_map(n))),
+            )
+        }
+        hub.commit("datasets/owner/facades", {"train-0.parquet": parquet(rows)})
+        yield reader
+
+
+def parquet(images: dict[str, list[dict[str, bytes | None]]]) -> bytes:
+    type_ = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    sink = io.BytesIO()
+    pq.write_table(pa.table({name: pa.array(v, type_) for name, v in images.items()}), sink)
+    return sink.getvalue()
 
 
 def test_labels_are_imported_and_checked(annotated: Path) -> None:
@@ -76,7 +101,7 @@ def test_labels_are_imported_and_checked(annotated: Path) -> None:
             assert (annotated / "sheet.png").stat().st_size > 1000
         else:
             assert words == ["segbatch", "run", "jobs/finetune.yaml"]
-    assert imported == 5
+    assert imported == 7
 
 
 def test_the_images_to_label_next_come_back(annotated: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from segbatch.model.bundle import bundle_sha256, load_bundle, push
 from segbatch.results.schema import RESERVED_COLUMNS
 from tests.collection import jpeg
 from tests.hub import Hub, serving
+from tests.images.test_shards import tar
 
 LIMITS = storage.ReadLimits(retries=2)
 
@@ -76,6 +78,15 @@ def test_a_dataset_of_files_is_a_folder_of_images(hub: Hub, tmp_path: Path) -> N
     hub.requests.clear()
     assert read_parts(parts_of(rows), LIMITS) == [jpeg(row) for row in range(4)]
     assert sum(hub.requests.values()) == 4, "one request an image"
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
+def test_a_dataset_of_shards_is_read_by_ranges(hub: Hub, tmp_path: Path, suffix: str) -> None:
+    pack = gzip.compress if suffix == ".tar.gz" else bytes
+    shard = pack(tar([(f"{row}.jpg", jpeg(row)) for row in range(40)]))
+    hub.commit("datasets/zurich/shards", {f"train-0{suffix}": shard})
+    rows = frozen(tmp_path, "hf://datasets/zurich/shards")
+    assert read_parts(parts_of(rows), LIMITS) == [jpeg(row) for row in range(40)]
 
 
 def test_a_private_dataset_is_read_with_the_token(
