@@ -17,7 +17,7 @@ predict_app = Typer()
 
 @predict_app.command()
 def predict(
-    source: Annotated[str, Argument(help="Image, video, folder of them (any URI), or camera:0.")],
+    source: Annotated[str, Argument(help="Image, video, folder, shard (any URI), or camera:0.")],
     model: Annotated[str, Option("--model", "-m", help="A model bundle or zoo:NAME.")],
     output: Annotated[
         str | None,

@@ -1,7 +1,12 @@
-"""``segbatch predict`` on an image, a video, or a folder of them: overlays, without Ray."""
+"""``segbatch predict`` on an image, a video, or a folder of them: overlays, without Ray.
+
+An image may be a part of an object, by its URI; a tar shard or a Parquet file stands for the images
+in it.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import count
@@ -10,14 +15,23 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from segbatch import storage
-from segbatch.config.images import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
+from segbatch.config.images import (
+    IMAGE_EXTENSIONS,
+    VIDEO_EXTENSIONS,
+    Shards,
+    Table,
+    is_shard_name,
+)
 from segbatch.config.job import Limits
 from segbatch.console import say
 from segbatch.errors import InputError, JobFailed, SourceError
 from segbatch.images.decode import decode_image
 from segbatch.images.faults import Undecodable
+from segbatch.images.parts import kind_of, read_images
+from segbatch.images.sources import stream_images
 from segbatch.masks import encode_picture, picture_format, with_legend
 from segbatch.model.predict import Model, load_model
+from segbatch.review.names import safe_name
 from segbatch.review.predict.film import ENCODERS
 from segbatch.review.predict.videos import predict_video
 from segbatch.storage.uris import without_query
@@ -61,15 +75,22 @@ def predict_files(source: str, model_uri: str, output: str) -> int:
 
 def _outputs(source: str, output: str) -> Iterator[tuple[str, str]]:
     """Each image and video of the source, and the URI of its overlay."""
+    if kind_of(source) is not None:
+        name = f"{safe_name(source, source.rpartition('/')[0])}.png"
+        into_folder = output.endswith("/") or _is_folder(output)
+        yield source, storage.join(output, name) if into_folder else output
+        return
+    if is_shard_name(source) or source.lower().endswith(".parquet"):
+        yield from _outputs_of_parts(source, output)
+        return
     try:
         files = [file.uri for file in storage.list_files(source)]
-        into_folder = storage.is_local(output) and storage.local_path(output).is_dir()
         is_file = files == [source] or (not files and storage.exists(source))
     except OSError as error:
         raise SourceError(f"cannot read {error}") from error
     if is_file:
         name = _overlay_name(PurePosixPath(storage.name_of(source)))
-        into_folder = into_folder or output.endswith("/")
+        into_folder = output.endswith("/") or _is_folder(output)
         yield source, storage.join(output, name) if into_folder else output
         return
     taken: set[str] = set()
@@ -87,6 +108,24 @@ def _outputs(source: str, output: str) -> Iterator[tuple[str, str]]:
         yield uri, storage.join(output, name)
     if system.counts:
         say(f"left out {system}")
+
+
+def _outputs_of_parts(source: str, output: str) -> Iterator[tuple[str, str]]:
+    """Each image in shards or in tables, and the URI of its overlay."""
+    parts = Shards(shards=source) if is_shard_name(source) else Table(table=source)
+    folder = source.rpartition("/")[0]
+    taken: Counter[str] = Counter()
+    with stream_images([parts], reserved=(), leave_out=output) as stream:
+        for batch in stream.batches:
+            for uri in batch.column("uri").to_pylist():
+                name = safe_name(uri, folder)
+                taken[name] += 1
+                name += f"@{taken[name]}" if taken[name] > 1 else ""
+                yield uri, storage.join(output, f"{name}.png")
+
+
+def _is_folder(output: str) -> bool:
+    return storage.is_local(output) and storage.local_path(output).is_dir()
 
 
 def _overlay_name(source: PurePosixPath) -> str:
@@ -121,8 +160,8 @@ def _refuse_overwriting(outputs: Mapping[str, str]) -> None:
 def _predict_image(uri: str, model: Model, target: str) -> None:
     """Write the overlay of one image. Raises ``SourceError`` if the image cannot be read."""
     limits = Limits()
-    [data] = storage.read_many([uri], limits.read_limits())
-    if isinstance(data, storage.Unreadable):
+    [data] = read_images([uri], limits.read_limits())
+    if not isinstance(data, bytes):
         raise SourceError(f"{without_query(uri)}: {data.kind}: {data.message}")
     image = decode_image(data, max_pixels=limits.max_pixels, long_side=None)
     if isinstance(image, Undecodable):
