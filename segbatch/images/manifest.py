@@ -14,9 +14,11 @@ import hashlib
 import re
 import tempfile
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -33,9 +35,10 @@ from segbatch.config.images import Source, Video, location_of
 from segbatch.errors import Damaged, SegbatchError, SourceError
 from segbatch.images.columns import BATCH_ROWS, conform
 from segbatch.images.manifestfile import ManifestFile
-from segbatch.images.place import PLACE
+from segbatch.images.parts import kind_of
+from segbatch.images.place import PLACE, Part, Place
 from segbatch.images.sources import URI, ImageStream, stream_images
-from segbatch.images.tables import in_memory_duckdb
+from segbatch.images.tables import in_memory_duckdb, open_parquet
 from segbatch.storage import hub
 
 ROWS_PER_FILE = 1_000_000  # a file is one slice of the run
@@ -369,6 +372,35 @@ def read_rows(
     if image_ids is None:
         return table
     return table.take(pc.subtract(pa.array(image_ids, pa.int64()), file.first_id))
+
+
+def find_parts(
+    folder: str, files: Sequence[ManifestFile], images: Sequence[tuple[int, str]]
+) -> list[Part]:
+    """The images of a run, given as ``(image_id, uri)``, with the places of those that are parts.
+
+    Reads nothing if none of them is one. Raises ``OSError``.
+    """
+    starts = [file.first_id for file in files]
+    parts = []
+    for image_id, uri in images:
+        place = None
+        if kind_of(uri) is not None and files:
+            file = files[bisect_right(starts, image_id) - 1]
+            row = image_id - file.first_id
+            places = _places_in(storage.join(folder, file.name), row // ROWS_PER_GROUP)
+            place = places[row % ROWS_PER_GROUP].as_py() if places is not None else None
+        parts.append(Part(uri, place and Place(**place)))
+    return parts
+
+
+@lru_cache(maxsize=8)
+def _places_in(uri: str, row_group: int) -> pa.Array | None:
+    """The places in a row group of a file of a manifest; ``None`` if it has none."""
+    with open_parquet(uri) as table:
+        if PLACE.name not in table.schema_arrow.names:
+            return None
+        return table.read_row_group(row_group, [PLACE.name]).column(0).combine_chunks()
 
 
 def user_columns(schema: pa.Schema) -> list[pa.Field]:

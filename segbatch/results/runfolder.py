@@ -8,11 +8,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Literal
 
 from segbatch import storage
 from segbatch.errors import RunError
+from segbatch.images.place import Part
 from segbatch.masks.classes import Classes
 from segbatch.results.lease import heartbeat_age_s, holder_is_alive, read_lease
 from segbatch.results.log import DeltaLog
@@ -77,6 +79,16 @@ class RunFolder:
     def finished(self) -> bool:
         """Whether ``stats/`` holds every row."""
         return self.info.status in ("complete", "failed")
+
+    def parts(self, images: Sequence[tuple[int, str]]) -> list[Part]:
+        """Images, given as ``(image_id, uri)``, with their places if they are parts of objects.
+
+        Raises ``OSError``.
+        """
+        from segbatch.images.manifest import find_parts  # imports PyAV and OpenCV: that takes time
+
+        folder = storage.join(self.uri, "manifest")
+        return find_parts(folder, self.info.manifest.files, images)
 
     def table(self, name: Literal["rows", "stats"]) -> Table | None:
         """The newest version of one of the run's tables; ``None`` before there is one."""

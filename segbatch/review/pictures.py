@@ -15,7 +15,8 @@ from segbatch.config.job import Limits
 from segbatch.errors import SourceError, UnreadableMask
 from segbatch.images.decode import decode_image
 from segbatch.images.faults import Undecodable
-from segbatch.images.parts import read_images
+from segbatch.images.parts import read_parts
+from segbatch.images.place import Part
 from segbatch.masks import decode_mask
 from segbatch.masks.classes import IGNORE_INDEX
 from segbatch.results.lookup import mask_png
@@ -65,7 +66,7 @@ def read_run_pictures(
     with ThreadPoolExecutor(THREADS) as pool:
         masks = list(pool.map(mask, images))
     pngs = [None if isinstance(mask, Unmasked) else mask for mask in masks]
-    pictures = read_pictures([uri for _, uri in images], pngs, long_side, limits_of(run))
+    pictures = read_pictures(run.parts(images), pngs, long_side, limits_of(run))
     return [
         mask if isinstance(mask, Unmasked) else picture
         for mask, picture in zip(masks, pictures, strict=True)
@@ -78,13 +79,13 @@ def limits_of(run: RunFolder) -> Limits:
 
 
 def read_pictures(
-    uris: Sequence[str], masks: Sequence[bytes | None], long_side: int | None, limits: Limits
+    parts: Sequence[Part], masks: Sequence[bytes | None], long_side: int | None, limits: Limits
 ) -> list[Picture | PictureProblem]:
-    """The images at ``uris``, downscaled to ``long_side``, with ``masks`` as they are stored.
+    """The images ``parts``, downscaled to ``long_side``, with ``masks`` as they are stored.
 
     A mask of another size is resized to its photograph's by nearest neighbour.
     """
-    contents = read_images(uris, limits.read_limits())
+    contents = read_parts(parts, limits.read_limits())
 
     def picture(content: bytes | PictureProblem, png: bytes | None) -> Picture | PictureProblem:
         if not isinstance(content, bytes):

@@ -83,7 +83,7 @@ def test_images_in_shards_and_tables_give_the_rows_of_loose_ones(run: Run, whole
 
 
 def test_everything_that_opens_an_image_opens_one_in_a_shard_or_table(
-    run: Run, files: list[Path], tmp_path: Path
+    run: Run, files: list[Path], tmp_path: Path, s3: S3
 ) -> None:
     contents = {path.read_bytes() for path in files}
     suggested = suggest(run, str(tmp_path / "to-label"), count=3)
@@ -91,7 +91,9 @@ def test_everything_that_opens_an_image_opens_one_in_a_shard_or_table(
         copy = tmp_path / "to-label" / entry.file
         assert copy.read_bytes() in contents
         assert copy.suffix in (".jpg", ".jpeg", ".JPG", ".png", ".webp", ".tif", ".bmp", ".gif")
+    s3.break_down()
     run.report(str(tmp_path / "report.html"))
+    assert not s3.requests("HEAD", ".tar"), "the manifest knows where images are in their shards"
     assert "/part-0." in (tmp_path / "report.html").read_text()
     run.export(str(tmp_path / "overlays"), "overlay", limit=3)
     overlays = [

@@ -92,7 +92,9 @@ class LayerCache:
     def _make(self, image_id: int, size: Size, uri: str) -> Layers:
         try:
             png = mask_png(self._run, image_id)
-            [seen] = read_pictures([uri], [png], LONG_SIDES[size], self.limits)
+            [seen] = read_pictures(
+                self._run.parts([(image_id, uri)]), [png], LONG_SIDES[size], self.limits
+            )
         except UnreadableMask as error:
             return _placeholder(f"damaged mask: {error.why}")
         except (SegbatchError, OSError, ValueError) as error:

@@ -29,7 +29,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from segbatch import storage
 from segbatch.errors import InputError, RunError, SegbatchError
-from segbatch.images.parts import part_extension, read_images
+from segbatch.images.parts import part_extension, read_parts
 from segbatch.results.runfolder import open_folder
 from segbatch.review.browse.grid import Grid, GridQuery
 from segbatch.review.browse.layers import LONG_SIDES, LayerCache, Layers, Size
@@ -131,9 +131,11 @@ class RunEndpoints:
 
     async def original(self, request: Request) -> Response:
         """The original file, as a download: it may hold anything, and is never shown."""
-        uri = await asyncio.to_thread(self.grid.uri, request.path_params["image_id"])
+        image_id = request.path_params["image_id"]
+        uri = await asyncio.to_thread(self.grid.uri, image_id)
+        parts = await asyncio.to_thread(self.grid.run.parts, [(image_id, uri)])
         [content] = await asyncio.to_thread(
-            read_images, [uri], self.layer_cache.limits.read_limits()
+            read_parts, parts, self.layer_cache.limits.read_limits()
         )
         if not isinstance(content, bytes):
             return PlainTextResponse(f"{content.kind}: {content.message}", 404)

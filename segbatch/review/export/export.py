@@ -359,7 +359,8 @@ class _Converter:
         )
 
     def _photograph(self, row: _NamedImage) -> Photograph | _LeftOut:
-        read = read_photograph(row.uri, self.limits, jpeg=self.writer.photos is Photos.JPEG_FILES)
+        [part] = self.run.parts([(row.image_id, row.uri)])
+        read = read_photograph(part, self.limits, jpeg=self.writer.photos is Photos.JPEG_FILES)
         if isinstance(read, storage.Unreadable) and read.kind == "credentials":
             raise CredentialsRefused(f"{without_query(row.uri)}: {read.message}")
         if not isinstance(read, Photograph):

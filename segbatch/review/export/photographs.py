@@ -10,7 +10,8 @@ from segbatch.config.job import Limits
 from segbatch.formats.format import Photograph, encode_photo
 from segbatch.images.decode import decode_image
 from segbatch.images.faults import Undecodable
-from segbatch.images.parts import read_images
+from segbatch.images.parts import read_parts
+from segbatch.images.place import Part
 from segbatch.review.pictures import PictureProblem
 
 _OPENERS = {
@@ -19,12 +20,12 @@ _OPENERS = {
 }
 
 
-def read_photograph(uri: str, limits: Limits, *, jpeg: bool) -> Photograph | PictureProblem:
-    """The photograph at ``uri`` as a JPEG or PNG file; ``jpeg``: always as JPEG.
+def read_photograph(part: Part, limits: Limits, *, jpeg: bool) -> Photograph | PictureProblem:
+    """The photograph ``part`` as a JPEG or PNG file; ``jpeg``: always as JPEG.
 
     The bytes stay as they are unless EXIF rotates the image or its format has to change.
     """
-    [data] = read_images([uri], limits.read_limits())
+    [data] = read_parts([part], limits.read_limits())
     if not isinstance(data, bytes):
         return data
     image = decode_image(data, max_pixels=limits.max_pixels, long_side=None)

@@ -26,7 +26,7 @@ from segbatch.errors import InputError, SourceError, UnreadableMask
 from segbatch.formats.polygons import TOLERANCE, Polygon, polygons, without_specks
 from segbatch.images.decode import decode_image
 from segbatch.images.faults import Undecodable
-from segbatch.images.parts import read_images
+from segbatch.images.parts import read_parts
 from segbatch.masks.classes import IGNORE_INDEX
 from segbatch.results.lookup import mask_png, unreadable_mask
 from segbatch.results.runfolder import RunFolder
@@ -136,15 +136,15 @@ def suggest(
     candidates, left_out = find_candidates(
         run, by=by, count=count, against=against, among=images, without=without
     )
-    readable, photos, unreadable = _read_thumbnails(candidates, limits)
+    readable, photos, unreadable = _read_thumbnails(run, candidates, limits)
     left_out += unreadable
     known = dict.fromkeys(labelled.sha256s, LABELLED)
     known |= {row["sha256"]: SUGGESTED for row in earlier}
     copies: list[Copy] = []
     ordered = iter(_diverse_order(run, readable, photos, count))
     while batch := list(islice(ordered, min(BATCH_IMAGES, count - len(copies)))):
-        uris = [candidate.uri for candidate, _ in batch]
-        contents = read_images(uris, limits.read_limits())
+        parts = run.parts([(candidate.image_id, candidate.uri) for candidate, _ in batch])
+        contents = read_parts(parts, limits.read_limits())
         for (candidate, cluster), content in zip(batch, contents, strict=True):
             copy = (
                 _copy(run, folder, candidate, cluster, content, limits=limits, known=known)
@@ -164,7 +164,7 @@ def suggest(
 
 
 def _read_thumbnails(
-    candidates: Sequence[Candidate], limits: Limits
+    run: RunFolder, candidates: Sequence[Candidate], limits: Limits
 ) -> tuple[list[Candidate], list[npt.NDArray[np.uint8]], Counter[str]]:
     """The candidates that can be read, their small photographs, and the others by reason."""
     readable, photos = [], []
@@ -172,8 +172,8 @@ def _read_thumbnails(
     with Bar("look", len(candidates)) as bar:
         for start in range(0, len(candidates), BATCH_IMAGES):
             batch = candidates[start : start + BATCH_IMAGES]
-            uris = [candidate.uri for candidate in batch]
-            pictures = read_pictures(uris, [None] * len(batch), LONG_SIDE, limits)
+            parts = run.parts([(candidate.image_id, candidate.uri) for candidate in batch])
+            pictures = read_pictures(parts, [None] * len(batch), LONG_SIDE, limits)
             for candidate, picture in zip(batch, pictures, strict=True):
                 if isinstance(picture, Picture):
                     readable.append(candidate)
