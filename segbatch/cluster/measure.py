@@ -30,6 +30,7 @@ from segbatch.images.panorama import views_each
 from segbatch.images.place import has_places
 from segbatch.jobs.preflight import SAMPLE_IMAGES, Prepared, choose_sizes
 from segbatch.jobs.stages import (
+    COUNTED,
     Predicting,
     PredictStage,
     Reading,
@@ -165,7 +166,8 @@ def measure_stages(
             images=taken,
             load_s=pipeline.load_s,
             stages=pipeline.costs(taken),
-            read_bytes=pipeline.counts["read"] / taken,
+            # The sample has single views of panoramas; a run reads one for all of its views.
+            read_bytes=pipeline.counts["read"] / taken / views_each(job.sources),
             parts=parts,
             part_requests=requests,
             decoded_bytes=pipeline.counts["decoded"] / taken,
@@ -280,7 +282,7 @@ class TimedPipeline:
         with self._timed("fetch"):
             table = fetch_stage(images, self.reading, self.worker_lease)
         _check_credentials(table)
-        self.counts["read"] += _num_bytes(table["data"])
+        self.counts["read"] += pc.sum(table[f"{COUNTED}read_bytes"]).as_py() or 0
         self.counts["plain"] += _num_plain_jpegs(table, self.reading)
         with self._timed("decode"):
             table = decode_stage(table, self.reading)

@@ -22,7 +22,7 @@ from segbatch.errors import Incomplete, JobFileError, RunError, SourceError
 from segbatch.images.faults import HEAD_BYTES, VIDEO_HINT, is_video
 from segbatch.images.fetch import fetch
 from segbatch.images.sources import added_columns
-from segbatch.jobs.stages import BLOCK_BYTES, Reading
+from segbatch.jobs.stages import BLOCK_BYTES, ImageSize, Reading
 from segbatch.model.bundle import fingerprint, load_config
 from segbatch.model.config import ModelConfig
 from segbatch.model.predict import Model, load_model
@@ -36,6 +36,7 @@ SAMPLE_IMAGES = 16
 READ_OR_BROKEN = frozenset({None, "undecodable", "truncated"})
 MAX_BLOCK_ROWS = 128  # more only makes a lost block more expensive
 MAX_PART_ROWS = 500  # and fewer make more requests, where a block reads a range of one object
+PART_BYTES = 64_000_000  # of the files of such a block, unless it has no more rows than others
 MIN_FILE_ROWS, MAX_FILE_ROWS = 64, 500
 SECONDS_PER_BLOCK = 15.0
 SECONDS_PER_FILE = 60.0
@@ -142,7 +143,7 @@ def check_first_images(images: pa.Table, prepared: Prepared) -> None:
 def choose_sizes(
     job: SegmentJob,
     prepared: Prepared,
-    decoded: list[tuple[int, int]],
+    sizes: list[ImageSize],
     device: str,
     *,
     num_images: int,
@@ -152,16 +153,19 @@ def choose_sizes(
 ) -> Sizes:
     """Rows of a block and of a file.
 
-    ``decoded``: (pixels of the mask, bytes as the model takes it) of sample images.
+    ``sizes``: of sample images.
     ``num_images``: images left to do; few of them give small blocks and files, so that every worker
     has work and progress shows. ``in_parts``: neighbours come with one request.
     ``together``: so many images come from one object, which is decoded once for those in a block.
     """
-    most_rows = MAX_PART_ROWS if in_parts else MAX_BLOCK_ROWS
+    most_rows = MAX_BLOCK_ROWS
+    if in_parts and sizes:
+        files = float(np.mean([size.file_bytes for size in sizes]))
+        most_rows = min(MAX_PART_ROWS, max(MAX_BLOCK_ROWS, int(PART_BYTES / files)))
     block_rows = min(most_rows, math.ceil(num_images / (4 * num_workers)))
     file_rows = min(MAX_FILE_ROWS, max(MIN_FILE_ROWS, num_images // 8))
-    if decoded:
-        label_map, pixels = np.mean(decoded, axis=0)
+    if sizes:
+        label_map, pixels, _ = np.mean(sizes, axis=0)
         block_rows = min(block_rows, int(BLOCK_BYTES / max(pixels, label_map)))
         if device == "cpu":
             seconds = _seconds_per_byte(prepared.model) * pixels

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +29,7 @@ from segbatch.results.encode import Encoding, carried, encode
 from segbatch.results.lease import WorkerLease
 from segbatch.results.write import Account, Writing, write_rows
 from segbatch.storage.arrow import Blob, binary_column, binary_views
+from segbatch.storage.traffic import traffic
 
 if TYPE_CHECKING:
     from segbatch.model.bundle import Packed
@@ -111,9 +112,17 @@ def fetch_stage(table: pa.Table, reading: Reading, worker_lease: WorkerLease) ->
     start = time.perf_counter()
     if worker_lease.should_stop():
         table = table.slice(0, 0)
+    before = traffic()
     fetched = fetch(table, reading.limits)
-    num_bytes = pc.fill_null(pc.binary_length(fetched["data"]), 0)
-    return _timed("fetch", start, fetched.append_column(f"{COUNTED}read_bytes", num_bytes))
+    asked = traffic()
+    # Frames and views are made here, so their files are larger than what was read. Local files
+    # make no traffic.
+    files = pc.sum(pc.binary_length(fetched["data"])).as_py() or 0
+    counts = {
+        f"{COUNTED}read_bytes": asked.num_bytes - before.num_bytes or files,
+        f"{COUNTED}requests": asked.requests - before.requests,
+    }
+    return _timed("fetch", start, _divided(fetched, counts))
 
 
 def decode_stage(table: pa.Table, reading: Reading) -> pa.Table:
@@ -383,7 +392,7 @@ def _divided(table: pa.Table, totals: dict[str, float]) -> pa.Table:
     """``table`` with a column for each total, divided equally among its rows."""
     num_rows = table.num_rows
     for name, total in totals.items():
-        share = np.full(num_rows, total / max(1, num_rows), np.float32)
+        share = np.full(num_rows, total / max(1, num_rows))
         table = table.append_column(name, pa.array(share))
     return table
 
@@ -422,15 +431,28 @@ def run_all_stages(table: pa.Table, stages: Pipeline) -> pa.Table:
     return AllStages(stages).run(table)
 
 
-def decoded_sizes(table: pa.Table, reading: Reading) -> list[tuple[int, int]]:
-    """For each image that can be decoded: its pixels, and its bytes at the model's size."""
+class ImageSize(NamedTuple):
+    """Pixels of an image, its bytes at the model's size, and those of its file."""
+
+    pixels: int
+    decoded_bytes: int
+    file_bytes: int
+
+
+def decoded_sizes(table: pa.Table, reading: Reading) -> list[ImageSize]:
+    """The size of each image that can be decoded."""
     fetched = fetch(table, reading.limits)
     decoded = (
         decode_image(data.as_py(), max_pixels=reading.max_pixels, long_side=reading.long_side)
         for data in fetched["data"]
         if data.is_valid
     )
-    return [(i.width * i.height, i.pixels.nbytes) for i in decoded if isinstance(i, Decoded)]
+    sizes = pc.binary_length(fetched["data"].filter(fetched["data"].is_valid())).to_pylist()
+    return [
+        ImageSize(i.width * i.height, i.pixels.nbytes, encoded)
+        for i, encoded in zip(decoded, sizes, strict=True)
+        if isinstance(i, Decoded)
+    ]
 
 
 def crashed_row(image: pa.Table, message: str, stages: Pipeline) -> pa.Table:

@@ -166,15 +166,23 @@ def _requests(starts: Sequence[Start], stored: ObjectStorageUse) -> dict[str, in
     for start in starts:
         if start.rows and start.block_rows and start.file_rows:
             rows = round(start.rows)
-            objects = round(rows * (stored.images - stored.parts))
-            blocks = math.ceil(rows / start.block_rows)
-            asked.update(get=objects + math.ceil(blocks * stored.part_requests))
+            if start.requests and stored.images:
+                asked.update(get=round(start.requests))
+            else:
+                asked.update(get=_estimated_gets(start, stored))
             if stored.rows:
                 of_all = count_requests(
                     rows, 0, block_rows=start.block_rows, file_rows=start.file_rows
                 )
                 asked.update(get=of_all["get"] - rows, put=of_all["put"])
     return asked
+
+
+def _estimated_gets(start: Start, stored: ObjectStorageUse) -> int:
+    """Requests for the images of a start that did not count them."""
+    objects = round(start.rows * (stored.images - stored.parts))
+    blocks = math.ceil(start.rows / (start.block_rows or 1))
+    return objects + math.ceil(blocks * stored.part_requests)
 
 
 def _money(

@@ -93,6 +93,8 @@ class Start(_Recorded):
     stage_s: dict[str, float] = Field(default_factory=dict)
     """Seconds of all workers by stage."""
     read_bytes: float = 0
+    requests: float = 0
+    """To read images from remote storage; 0 in runs that did not count them."""
     written_bytes: float = 0
     batches: float = 0
     rows: float = 0

@@ -22,6 +22,7 @@ from pyarrow.fs import FileInfo, FileType, FSSpecHandler, LocalFileSystem, PyFil
 
 from segbatch.storage.clients import RETRIES, filesystem, obstore_client, retry_waits
 from segbatch.storage.failures import as_os_error, classify
+from segbatch.storage.traffic import count_bytes, count_request
 from segbatch.storage.uris import OBJECT_SCHEMES, is_local, local_path, scheme_of
 
 Blob = npt.NDArray[np.uint8]
@@ -124,11 +125,13 @@ class ObjectFile(io.RawIOBase):
         data = obstore.get_range(self.store, self.key, start=start, end=end)
         if len(data) != end - start:
             raise OSError(f"{len(data)} of {end - start} bytes arrived")
+        count_bytes(len(data))
         return bytes(data)
 
     def _retry(self, request: Callable[[], T]) -> T:
         waits = retry_waits(RETRIES)
         while True:
+            count_request()
             try:
                 return request()
             except (ObstoreError, OSError, ValueError) as error:

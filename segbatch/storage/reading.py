@@ -42,6 +42,7 @@ from segbatch.storage.failures import (
     reading_input,
 )
 from segbatch.storage.text import decode_text
+from segbatch.storage.traffic import count_bytes, count_request
 from segbatch.storage.uris import is_local, local_path
 
 if TYPE_CHECKING:
@@ -130,6 +131,7 @@ def version_of(uri: str) -> str:
         if hub.is_on_hub(uri):
             return hub.commit_of(uri)
         client = obstore_client(uri)
+        count_request()
         if client is not None:
             return _version_of_object(obstore.head(*client))
         fs, path = filesystem(uri)
@@ -251,6 +253,7 @@ class Download:
             options["range"] = {"offset": start} if end is None else (start, end)
         if self._parts:
             options["if_match"] = self._etag
+        count_request()
         result = await obstore.get_async(store, key, options=options or None)
         self._etag = result.meta["e_tag"]
         size: int = result.meta["size"]
@@ -259,6 +262,7 @@ class Download:
         if not hub.is_on_hub(self.piece.uri):  # files of a commit do not change
             self.piece.check(_version_of_object(result.meta))
         async for part in result.stream(min_chunk_size=1 << 20):
+            count_bytes(len(part))
             self._parts.append(bytes(part))
         return min(size, size if end is None else end) - self.piece.start
 
@@ -276,6 +280,7 @@ class Download:
             return
         if hashlib.md5(data, usedforsecurity=False).hexdigest() == etag:
             return
+        count_request()
         size = (await obstore.head_async(store, key))["size"]
         if size != len(data):
             raise OSError(f"{len(data)} of {size} bytes arrived")
@@ -284,13 +289,17 @@ class Download:
 
 def _read_with_fsspec(piece: Piece, limits: ReadLimits) -> bytes:
     fs, path = filesystem(piece.uri, limits.timeout_s, retries=0)
+    count_request()
     if piece.version is not None and not hub.is_on_hub(piece.uri):
         piece.check(_version_of_entry(fs.info(path)))
     with fs.open(path, "rb") as file:
         if not piece.is_whole:
             file.seek(piece.start)
-            return bytes(file.read(-1 if piece.end is None else piece.end - piece.start))
+            part = bytes(file.read(-1 if piece.end is None else piece.end - piece.start))
+            count_bytes(len(part))
+            return part
         data: bytes = file.read(limits.max_bytes + 1)
+    count_bytes(len(data))
     _check_size(len(data), limits)
     return data
 

@@ -193,6 +193,7 @@ def test_an_image_goes_the_whole_way_in_one_process(tmp_path: Path, model_uri: s
     assert accounts[0].counted == {
         "rows": 4,
         "read_bytes": sum(map(len, files.values())),
+        "requests": 0,  # they are on disk
         "batches": pytest.approx(2),  # of the padded shapes 64×128 (b) and 128×128
     }
     rows = written(accounts, tmp_path)

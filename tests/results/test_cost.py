@@ -89,6 +89,12 @@ def test_parts_of_objects_are_asked_for_by_block() -> None:
     assert found["requests, about"] == "20,000 GET"
 
 
+def test_requests_that_were_counted_count() -> None:
+    counted = start({**HEAD, "seconds": 3600}, requests=1234.0)
+    for stored, said in ((ObjectStorageUse(1.0, False, 1.0, 2.0), "1,234 GET"), (NOTHING, "")):
+        assert cost_facts([counted], read_prices(None), stored)["requests, about"] == said
+
+
 @pytest.mark.parametrize("starts", [[], [{"at": 0.0, "device": "cpu"}]])
 def test_facts_that_an_early_run_does_not_have_are_left_out(starts: list[dict[str, Any]]) -> None:
     assert not any(

@@ -32,6 +32,7 @@ from segbatch.jobs.runtime.metrics import Metrics
 from segbatch.jobs.runtime.workers import Workers, cluster_resources, node_cpus
 from segbatch.jobs.stages import (
     AllStages,
+    ImageSize,
     Pipeline,
     Reading,
     accounts_of,
@@ -183,14 +184,14 @@ def wait_for(running: Any, watch: Watch, waiting: str | None = None) -> Any:
     return next(watch.over(result))
 
 
-def sample_sizes(images: pa.Table, reading: Reading, watch: Watch) -> list[tuple[int, int]]:
+def sample_sizes(images: pa.Table, reading: Reading, watch: Watch) -> list[ImageSize]:
     """:func:`~segbatch.jobs.stages.decoded_sizes` with a task for each image.
 
     An image that crashes its task is left out; in the driver it would end the job.
     """
     task: Any = ray.remote(num_cpus=1, max_retries=0)(decoded_sizes)
     running = [task.remote(images.slice(row, 1), reading) for row in range(len(images))]
-    sizes: list[tuple[int, int]] = []
+    sizes: list[ImageSize] = []
     for result in running:
         with contextlib.suppress(RayError):
             sizes += wait_for(result, watch)
