@@ -56,7 +56,7 @@ def reading_source(uri: str) -> Iterator[None]:
             yield
         except FileNotFoundError as error:
             raise SourceError(f"{uri}: no such file, folder or bucket") from error
-        except (pa.ArrowInvalid, UnicodeDecodeError, gzip.BadGzipFile) as error:
+        except (pa.ArrowException, UnicodeDecodeError, gzip.BadGzipFile) as error:
             raise SourceError(f"{uri}: cannot be read: {storage.one_line(error)}") from error
 
 

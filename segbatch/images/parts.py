@@ -77,6 +77,24 @@ def part_extension(uri: str, content: bytes) -> str:
         return ""
 
 
+def _or_files(
+    parts: Sequence[Part], contents: Sequence[Content], limits: storage.ReadLimits
+) -> list[Content]:
+    """``contents``, where a part that is not there is read as a file: its name may look like a
+    part's. Parts that come with their places are parts.
+    """
+    found = list(contents)
+    missing = [
+        row
+        for row, (part, content) in enumerate(zip(parts, contents, strict=True))
+        if part.place is None and getattr(content, "kind", None) == "not_found"
+    ]
+    files = storage.read_many([parts[row].uri for row in missing], limits)
+    for row, file in zip(missing, files, strict=True):
+        found[row] = file if isinstance(file, bytes) else found[row]
+    return found
+
+
 def read_images(
     uris: Sequence[str], limits: storage.ReadLimits, raw_bytes: int = 0
 ) -> list[Content]:
@@ -102,7 +120,7 @@ def read_parts(
             uris = [part.uri for part in wanted]
             contents: Sequence[Content] = storage.read_many(uris, limits)
         else:
-            contents = kind.read(wanted, limits, raw_bytes)
+            contents = _or_files(wanted, kind.read(wanted, limits, raw_bytes), limits)
         for row, content in zip(rows, contents, strict=True):
             found[row] = content
     return [content for content in found if content is not None]

@@ -39,6 +39,8 @@ _ROW_URI = re.compile(r"(.+\.parquet)#row=(\d+)(?:&column=([^#&]+))?", re.S | re
 _BATCH_ROWS = 16  # that are in memory at once
 _BUFFER_BYTES = 4 << 20  # at a time: each is a request to object storage
 
+# A table from elsewhere must not make us read files of this machine.
+_ELSEWHERE = storage.Unreadable("not_found", "its path is on the machine that wrote the table")
 _NO_IMAGE = storage.Unreadable("not_found", "the row has no image")
 
 
@@ -150,7 +152,11 @@ def _read_values(file: str, column: str | None, rows: Sequence[int]) -> dict[int
     found: dict[int, Any] = {}
     first = 0
     with reading_source(file), open_parquet(file, _BUFFER_BYTES) as table:
-        column = column or _chosen_column(file, image_columns(table), [], None)
+        names: list[str] = table.schema_arrow.names
+        if column is None:
+            column = _chosen_column(file, image_columns(table), names, None)
+        elif column not in names:
+            raise SourceError(f"{file}: no column {column}; there are {', '.join(names)}")
         for group in range(table.num_row_groups):
             end = first + table.metadata.row_group(group).num_rows
             wanted = {row for row in rows if first <= row < end}
@@ -175,13 +181,18 @@ def _values_of_group(
 
 
 def _content(value: Any, file: str, limits: storage.ReadLimits) -> Any:
-    """The bytes of an image, why there are none, or the URI where they are."""
+    """The bytes of an image, why there are none, or the URI where they are.
+
+    A path is relative to the folder of ``file``.
+    """
     if isinstance(value, Undecodable):
         return value
     data = value.get("bytes") if isinstance(value, dict) else value
     path = value.get("path") if isinstance(value, dict) else None
     if data is None and path:
         is_absolute = storage.scheme_of(path) or path.startswith("/")
+        if is_absolute and storage.is_local(path) and not storage.is_local(file):
+            return _ELSEWHERE
         return path if is_absolute else storage.join(file.rpartition("/")[0], path)
     if not isinstance(data, bytes):
         return _NO_IMAGE

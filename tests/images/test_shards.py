@@ -404,6 +404,13 @@ def test_what_holds_no_images_is_said(
         frozen(tmp_path, given)
 
 
+def test_a_file_that_is_called_like_a_member_stays_a_file(root: str, tmp_path: Path) -> None:
+    for name in ("a.tar#member=b.jpg", "a.parquet#row=1.jpg", "a#yaw=1&pitch=0&fov=90&size=64.jpg"):
+        storage.write_bytes(f"{root}/{name}", jpeg(1))
+    rows = frozen(tmp_path, {"prefix": f"{root}/"})
+    assert contents(rows) == [jpeg(1)] * 3
+
+
 def test_a_string_that_ends_in_tar_names_shards() -> None:
     for text in ("s3://b/*.tar", "a/b.tar.gz", "s3://b/{000..123}.tgz"):
         assert parse_source(text) == Shards(shards=text)

@@ -95,13 +95,17 @@ def test_a_path_without_bytes_is_read_from_there(root: str, tmp_path: Path) -> N
         {"bytes": None, "path": "photos/7.jpg"},
         {"bytes": None, "path": f"{root}/photos/7.jpg"},
         {"bytes": None, "path": "photos/8.jpg"},
+        {"bytes": None, "path": "/etc/hostname"},
         {"bytes": None, "path": None},
         {"bytes": b"", "path": None},
     ]
     put(f"{root}/a.parquet", pa.table({"image": pa.array(photos, STRUCT)}))
     rows = frozen(tmp_path, {"table": f"{root}/a.parquet"})
-    first, second, *gone, empty = read_images(rows["uri"].to_pylist(), LIMITS)
+    first, second, missing, local, *gone, empty = read_images(rows["uri"].to_pylist(), LIMITS)
     assert first == second == jpeg(7)
+    gone.append(missing)
+    if not storage.is_local(root):
+        assert "on the machine that wrote the table" in getattr(local, "message", "")
     assert [getattr(reason, "kind", None) for reason in gone] == ["not_found"] * 2
     assert empty == b""  # an empty file, which decoding names
 
@@ -178,6 +182,18 @@ def test_a_file_that_was_replaced_gives_no_other_images(root: str, tmp_path: Pat
     assert read_parts(parts_of(rows), LIMITS) == [jpeg(row) for row in range(3)]
     put(f"{root}/a.parquet", table(3, first=5))
     assert read_parts(parts_of(rows), LIMITS) == [storage.REPLACED] * 3
+
+
+def test_a_column_that_is_not_there_and_values_that_are_no_images_are_reasons(
+    root: str, tmp_path: Path
+) -> None:
+    put(f"{root}/a.parquet", table(2, note=["a", "b"]))
+    missing, text = read_images(
+        [f"{root}/a.parquet#row=0&column=photo", f"{root}/a.parquet#row=0&column=note"], LIMITS
+    )
+    assert getattr(missing, "kind", None) == "undecodable"
+    assert "no column photo" in getattr(missing, "message", "")
+    assert not isinstance(text, bytes)
 
 
 def test_an_image_above_the_limit_is_not_taken(tmp_path: Path) -> None:
