@@ -37,6 +37,7 @@ _VIEW_URI = re.compile(
 )
 MAX_PIXELS = 200_000_000  # of a panorama
 _RATIO_TOLERANCE = 0.01  # of 2:1
+_MAX_WIDTH = 32_000  # that OpenCV samples
 _OVERSAMPLING = 2  # a finer panorama is downscaled
 
 Content = bytes | Undecodable | storage.Unreadable
@@ -130,7 +131,7 @@ def _panorama(pair: tuple[Part, View]) -> Part:
 
 def _views_of(data: bytes, views: Sequence[View], raw_bytes: int) -> Iterator[Content]:
     finest = max(view.focal_length for view in views)
-    width = math.ceil(_OVERSAMPLING * 2 * math.pi * finest)
+    width = min(_MAX_WIDTH, math.ceil(_OVERSAMPLING * 2 * math.pi * finest))
     decoded = decode_capture(data, max_pixels=MAX_PIXELS, long_side=width)
     if isinstance(decoded, Undecodable):
         yield from [decoded] * len(views)

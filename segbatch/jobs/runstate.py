@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from segbatch import storage
+from segbatch.config.images import parse_sources
 from segbatch.config.job import Predict, SegmentJob
 from segbatch.config.keys import identity_of
 from segbatch.console import say
@@ -129,7 +130,11 @@ class RunState:
 
     def refuse_changes(self, job: SegmentJob, model_sha256: str) -> None:
         """Raises :class:`~segbatch.errors.RunError` that names the identity key that changed."""
-        begun = identity_of(Predict(), "predict.") | self.info.identity  # keys may be younger
+        # Keys may be younger than the run, also those of its sources.
+        begun = identity_of(Predict(), "predict.") | self.info.identity
+        with contextlib.suppress(ValueError):
+            sources = parse_sources(begun.get("images"))
+            begun["images"] = [source.model_dump(mode="json") for source in sources]
         for key, new in job.identity().items():
             old = begun.get(key)
             if old != new:

@@ -67,6 +67,10 @@ def test_where_and_when_are_columns_of_the_results(run: Run) -> None:
     assert run.audit(deep=True).exit_code == 0
 
 
+def test_the_job_that_the_run_notes_is_the_same_job(run: Run) -> None:
+    assert segment(run.info.job).info.counts == run.info.counts
+
+
 def test_points_are_read_by_geopandas(run: Run, tmp_path: Path) -> None:
     for to, file in (("geoparquet", "images.parquet"), ("geojson", "images.geojson")):
         done = CliRunner().invoke(app, ["export", run.uri, str(tmp_path / to), "--to", to])
