@@ -28,6 +28,7 @@ from segbatch.cluster.measure import Measurement
 from segbatch.cluster.nodeoptions import NodeOption, Terms, Wish, node_options
 from segbatch.cluster.survey import Effort, Survey, survey_job
 from segbatch.config.job import Job, SegmentJob, load_kind
+from segbatch.images.panorama import views_each
 from segbatch.jobs.runtime.nodes import ClusterFile, read_cluster_file
 from segbatch.results.cost import count_requests
 from segbatch.results.prices import GB, Prices, read_prices
@@ -199,6 +200,7 @@ def _bill(job: SegmentJob, survey: Survey, sample: Measurement, prices: Prices) 
         parts=sample.parts,
         part_requests=sample.part_requests,
         headers=survey.headers,
+        views=views_each(job.sources),
     )
     read_gb = survey.left * sample.read_bytes / GB
     stored_gb = survey.images * (sample.rows_bytes + sample.stats_bytes) / GB

@@ -37,7 +37,7 @@ class PartKind:
     ``fragment`` is a regular expression for the end of its URIs. ``read(parts, limits, raw_bytes)``
     returns the bytes of an image file for each of ``parts``, or why there are none, and raises
     nothing for what storage answers; up to ``raw_bytes`` of them may be uncompressed. A block of
-    neighbours takes about ``requests`` requests.
+    neighbours takes about ``requests`` requests; 0: one for each object.
     """
 
     fragment: str

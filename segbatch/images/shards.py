@@ -322,8 +322,7 @@ def open_shards(source: Shards, listing: Listing) -> TableStream:
     its sample says of it.
 
     The list is written to a local file first, because the types of its columns are known at the
-    end. Raises ``SourceError``, and
-    ``Incomplete`` if storage does not answer.
+    end. Raises ``SourceError``, and ``Incomplete`` if storage does not answer.
     """
     shards = find_shards(source.shards, listing.leave_out)
     say(f"listing the images in {_counted(len(shards), 'shard')}")
@@ -376,16 +375,26 @@ def find_shards(location: str, leave_out: str | None = None) -> list[str]:
             f"{location}: shards are not read over http, by ranges: download them, or copy them to"
             " object storage"
         )
-    places = [location]
-    if numbers := re.search(r"\{(\d+)\.\.(\d+)\}", location):  # as WebDataset writes many shards
-        before, after = location[: numbers.start()], location[numbers.end() :]
-        width = len(numbers[1])
-        chosen = range(int(numbers[1]), int(numbers[2]) + 1)
-        places = [f"{before}{number:0{width}d}{after}" for number in chosen]
-    found = [shard for place in places for shard in _shards_at(place, leave_out)]
+    numbers = re.search(r"\{(\d+)\.\.(\d+)\}", location)  # as WebDataset writes many shards
+    found = _numbered(location, numbers) if numbers else _shards_at(location, leave_out)
     if not found:
         raise SourceError(f"{location}: no file, folder or glob with .tar, .tar.gz or .tgz files")
     return found
+
+
+def _numbered(location: str, numbers: re.Match[str]) -> list[str]:
+    """The shards of a location with ``{000..999}``, which is listed once."""
+    before, after = location[: numbers.start()], location[numbers.end() :]
+    width = len(numbers[1])
+    chosen = range(int(numbers[1]), int(numbers[2]) + 1)
+    with reading_source(location):
+        there = {file.uri for file in list_matches(f"{before}*{after}")}
+    shards = [storage.normalize(f"{before}{number:0{width}d}{after}") for number in chosen]
+    missing = [shard for shard in shards if shard not in there]
+    if missing:
+        more = f", nor {len(missing) - 1:,} others" if missing[1:] else ""
+        raise SourceError(f"{missing[0]}: no such file{more}")
+    return shards
 
 
 def list_images(shard: str) -> Iterator[Member]:

@@ -66,8 +66,10 @@ def object_storage_use(run: RunFolder) -> ObjectStorageUse:
 
 
 def part_requests(uris: Sequence[str]) -> tuple[float, float]:
-    """The share of ``uris`` that are parts, and the requests of a block like them."""
-    kinds = [kind for kind in map(kind_of, uris) if kind is not None]
+    """The share of ``uris`` that are parts of objects with others in one request, and the requests
+    of a block like them.
+    """
+    kinds = [kind for kind in map(kind_of, uris) if kind is not None and kind.requests]
     number = max(1, len(uris))
     return len(kinds) / number, sum(kind.requests for kind in kinds) / number
 
@@ -83,17 +85,18 @@ def count_requests(
     parts: float = 0.0,
     part_requests: float = 0.0,
     headers: int = 0,
+    views: int = 1,
 ) -> dict[str, int]:
     """Requests by kind for reading ``images`` and listing ``listed`` keys.
 
     GET: one for each image that is an object, with ``tries`` of them for the share
     ``passing_failures``; ``part_requests`` for each block where the share ``parts`` of the images
-    are parts of objects; ``headers`` of shards; the lease twice for each block and once for each
+    are parts of objects; ``headers`` of shards; an object has ``views`` images; the lease twice for each block and once for each
     file. PUT: one for each file of rows. Commits (60 an hour) and heartbeats (360 an hour) are left
     out.
     """
     blocks, files = math.ceil(images / block_rows), math.ceil(images / file_rows)
-    objects = math.ceil(images * (1 - parts) * (1 + passing_failures * (tries - 1)))
+    objects = math.ceil(images / views * (1 - parts) * (1 + passing_failures * (tries - 1)))
     return {
         "get": objects + math.ceil(blocks * part_requests) + headers + 2 * blocks + files,
         "put": files + 3,

@@ -144,6 +144,7 @@ def test_requests_are_counted() -> None:
     assert asked["get"] == 1000 + 170 + 2 * 10 + 4
     assert asked["put"] == 4 + 3
     assert asked["list"] == 3
+    assert count_requests(1000, 0, block_rows=100, file_rows=300, views=4)["get"] == 250 + 24
     in_shards = count_requests(
         1000, 0, block_rows=100, file_rows=300, parts=1.0, part_requests=2.0, headers=7
     )
