@@ -89,11 +89,11 @@ def count_requests(
 ) -> dict[str, int]:
     """Requests by kind for reading ``images`` and listing ``listed`` keys.
 
-    GET: one for each image that is an object, with ``tries`` of them for the share
-    ``passing_failures``; ``part_requests`` for each block where the share ``parts`` of the images
-    are parts of objects; ``headers`` of shards; an object has ``views`` images; the lease twice for each block and once for each
-    file. PUT: one for each file of rows. Commits (60 an hour) and heartbeats (360 an hour) are left
-    out.
+    GET: one for each object that is an image or has ``views`` of them, with ``tries`` of them for
+    the share ``passing_failures``; ``part_requests`` for each block where the share ``parts`` of
+    the images are parts of objects; ``headers`` of shards; the lease twice for each block and once
+    for each file. PUT: one for each file of rows. Commits (60 an hour) and heartbeats (360 an hour)
+    are left out.
     """
     blocks, files = math.ceil(images / block_rows), math.ceil(images / file_rows)
     objects = math.ceil(images / views * (1 - parts) * (1 + passing_failures * (tries - 1)))
