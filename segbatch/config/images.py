@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -148,6 +148,11 @@ class Panorama(Strict):
         if isinstance(source, Video | Panorama):
             raise ValueError("must be a source of photographs")
         return source
+
+
+def dotted(extensions: Iterable[str]) -> frozenset[str]:
+    """File extensions in lower case, with their dots."""
+    return frozenset(f".{extension.lower().lstrip('.')}" for extension in extensions)
 
 
 def is_video_name(uri: str) -> bool:

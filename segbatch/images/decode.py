@@ -75,7 +75,8 @@ SIDEWAYS = frozenset({5, 6, 7, 8})  # orientations that swap width and height
 @dataclass(frozen=True, eq=False)
 class Decoded:
     """One image. ``pixels``: ``(height, width, 3)`` uint8 RGB, contiguous, read-only, upright, at
-    the size after downscaling; ``width`` and ``height``: upright, before downscaling.
+    the size after downscaling; ``width`` and ``height``: upright, before downscaling; ``capture``:
+    what EXIF says, if it was asked for.
     """
 
     pixels: Pixels
@@ -199,27 +200,19 @@ def _decode_into(
     return decoded
 
 
-def decode_image(data: bytes, *, max_pixels: int, long_side: int | None) -> Decoded | Undecodable:
+def decode_image(
+    data: bytes, *, max_pixels: int, long_side: int | None, exif: bool = False
+) -> Decoded | Undecodable:
     """The image in ``data``, downscaled to ``long_side``, or why there is none. Never raises.
 
     An image with more than ``max_pixels`` by its header is ``too_large`` and is not decoded. A
     JPEG that is more than four times as long as ``long_side`` is decoded at a fraction of its size.
+    With ``exif``, the result has what the file says of its capture.
     """
     try:
         with _identified(data, max_pixels, long_side) as image:
-            return _decoded(data, image, long_side)
-    except CannotDecode as error:
-        return error.reason
-
-
-def decode_capture(
-    data: bytes, *, max_pixels: int, long_side: int | None
-) -> tuple[Decoded, Capture] | Undecodable:
-    """As :func:`decode_image`, also with what the file says of its capture."""
-    try:
-        with _identified(data, max_pixels, long_side) as image:
-            capture = capture_of(image)
-            return _decoded(data, image, long_side), capture
+            capture = capture_of(image) if exif else None
+            return replace(_decoded(data, image, long_side), capture=capture)
     except CannotDecode as error:
         return error.reason
 

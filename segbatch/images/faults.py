@@ -80,6 +80,10 @@ class Undecodable:
     message: str
 
 
+# What reading an image gives: the bytes of its file, or why there are none.
+Content = bytes | Undecodable | storage.Unreadable
+
+
 def why_unreadable(error: SourceError | Incomplete) -> Undecodable | storage.Unreadable:
     """Why an object could not be read as its format wants it, for the rows of its parts."""
     cause = error.__cause__

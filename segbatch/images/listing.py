@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 from fsspec.utils import glob_translate
 
 from segbatch import storage
-from segbatch.config.images import MANIFEST_SUFFIXES, Glob, Inventory, Manifest, Prefix
+from segbatch.config.images import MANIFEST_SUFFIXES, Glob, Inventory, Manifest, Prefix, dotted
 from segbatch.errors import SourceError
 from segbatch.storage.uris import without_query
 
@@ -66,8 +66,8 @@ class Listing:
 
     ``leave_out`` is the run's own folder, ``scratch`` a local one that lives as long as the rows.
     ``skipped`` counts files that are no images, by extension, and ``header_requests`` the requests
-    for headers of shards. Shards that are not listed by
-    ``deadline`` (:func:`time.monotonic`) are left out, and the listing is not ``whole``.
+    for headers of shards. Shards that are not listed by ``deadline`` (:func:`time.monotonic`) are
+    left out, and the listing is not ``whole``.
     """
 
     leave_out: str
@@ -128,7 +128,7 @@ def _images_among(
     files: Iterable[storage.StoredFile], extensions: list[str], others: Counter[str]
 ) -> Iterator[str]:
     """URIs of the files with one of ``extensions``; ``others`` counts those of all other files."""
-    wanted = {f".{extension.lower().lstrip('.')}" for extension in extensions}
+    wanted = dotted(extensions)
     for file in files:
         extension = posixpath.splitext(file.uri)[1].lower()
         if extension in wanted:

@@ -26,8 +26,8 @@ from PIL import Image
 from segbatch import storage
 from segbatch.config.images import Panorama, Source
 from segbatch.images import exif
-from segbatch.images.decode import Pixels, decode_capture
-from segbatch.images.faults import Undecodable
+from segbatch.images.decode import Pixels, decode_image
+from segbatch.images.faults import Content, Undecodable
 from segbatch.images.place import Part
 
 FRAGMENT = r"#yaw=[-.\d]+&pitch=[-.\d]+&fov=[.\d]+&size=\d+"  # at the end of a view's URI
@@ -39,8 +39,6 @@ MAX_PIXELS = 200_000_000  # of a panorama
 _RATIO_TOLERANCE = 0.01  # of 2:1
 _MAX_WIDTH = 32_000  # that OpenCV samples
 _OVERSAMPLING = 2  # a finer panorama is downscaled
-
-Content = bytes | Undecodable | storage.Unreadable
 
 
 class View(NamedTuple):
@@ -132,11 +130,11 @@ def _panorama(pair: tuple[Part, View]) -> Part:
 def _views_of(data: bytes, views: Sequence[View], raw_bytes: int) -> Iterator[Content]:
     finest = max(view.focal_length for view in views)
     width = min(_MAX_WIDTH, math.ceil(_OVERSAMPLING * 2 * math.pi * finest))
-    decoded = decode_capture(data, max_pixels=MAX_PIXELS, long_side=width)
-    if isinstance(decoded, Undecodable):
-        yield from [decoded] * len(views)
+    image = decode_image(data, max_pixels=MAX_PIXELS, long_side=width, exif=True)
+    if isinstance(image, Undecodable):
+        yield from [image] * len(views)
         return
-    image, capture = decoded
+    capture = image.capture or exif.Capture()
     if abs(image.width - 2 * image.height) > _RATIO_TOLERANCE * image.width:
         message = f"{image.width}×{image.height}: no panorama, which is twice as wide as high"
         yield from [Undecodable("unsupported", message)] * len(views)

@@ -24,10 +24,8 @@ from PIL import Image
 from segbatch import storage
 from segbatch.config.images import is_photograph_name
 from segbatch.images import panorama, shards, tablerows, video
-from segbatch.images.faults import Undecodable
+from segbatch.images.faults import Content
 from segbatch.images.place import Part
-
-Content = bytes | Undecodable | storage.Unreadable
 
 
 @dataclass(frozen=True)

@@ -33,10 +33,10 @@ from typing import IO, Any, Protocol
 from urllib.parse import quote, unquote
 
 from segbatch import storage
-from segbatch.config.images import IMAGE_EXTENSIONS, Shards, is_shard_name
+from segbatch.config.images import IMAGE_EXTENSIONS, Shards, dotted, is_shard_name
 from segbatch.console import say
 from segbatch.errors import Incomplete, SourceError
-from segbatch.images.faults import Undecodable, why_unreadable
+from segbatch.images.faults import Content, Undecodable, why_unreadable
 from segbatch.images.listing import (
     Listing,
     has_wildcard,
@@ -48,6 +48,7 @@ from segbatch.images.place import PART_URI, PLACE, Part, Place
 from segbatch.images.tables import TableStream, open_json_lines
 from segbatch.storage.arrow import open_binary
 from segbatch.storage.systemfiles import system_part
+from segbatch.storage.traffic import traffic
 
 FRAGMENT = r"#member=.*"  # at the end of a member's URI
 _MEMBER_URI = re.compile(
@@ -122,12 +123,9 @@ class Member:
 
 
 class _Reader(Protocol):
-    """What :mod:`tarfile` reads from. ``last`` are the bytes that were read last; ``requests``
-    counts those to storage.
-    """
+    """What :mod:`tarfile` reads from. ``last`` are the bytes that were read last."""
 
     last: bytes
-    requests: int
 
     def read(self, size: int) -> bytes: ...
     def seek(self, position: int) -> int: ...
@@ -145,7 +143,6 @@ class _RangeReader:
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file
         self.last = b""
-        self.requests = 0
         self._position = self._start = 0
         self._held = b""
         self._next_bytes = _HEAD_BYTES
@@ -160,7 +157,6 @@ class _RangeReader:
             self._start = self._position
             self.file.seek(self._start)
             self._held = self.file.read(max(size, self._next_bytes))
-            self.requests += 1
         first = self._position - self._start
         self.last = self._held[first : first + size]
         self._position += len(self.last)
@@ -183,7 +179,6 @@ class _UnpackingReader:
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file
         self.last = b""
-        self.requests = 0
         self._unpacked = gzip.GzipFile(fileobj=io.BufferedReader(file, _UNPACK_BYTES))  # type: ignore[type-var]
         self._position = 0
         self._content = b""
@@ -215,7 +210,6 @@ class _UnpackingReader:
     def _take(self, size: int) -> bytes:
         data = self._unpacked.read(size)
         self._position += len(data)
-        self.requests = -(-self.file.tell() // _UNPACK_BYTES)
         if self._position > max(_BOMB_BYTES, _BOMB_RATIO * self.file.tell()):
             raise tarfile.ReadError(f"it unpacks to more than {_BOMB_RATIO} times its size")
         return data
@@ -230,15 +224,10 @@ def _is_compressed(shard: str) -> bool:
     return not shard.lower().endswith(".tar")
 
 
-def scan(
-    shard: str,
-    wants_content: Callable[[str], bool] = lambda name: False,
-    counts: Counter[str] | None = None,
-) -> Iterator[Member]:
+def scan(shard: str, wants_content: Callable[[str], bool] = lambda name: False) -> Iterator[Member]:
     """The files in a shard, in their order; ``wants_content`` names those to read as well.
 
-    ``counts["requests"]`` grows by the requests that this takes. Raises ``SourceError`` if it
-    cannot be opened, and ``Incomplete`` if storage does not answer.
+    Raises ``SourceError`` if it cannot be opened, and ``Incomplete`` if storage does not answer.
     """
     occurrences: Counter[str] = Counter()
     pending: Member | None = None  # until the archive is known to go on behind it
@@ -271,8 +260,6 @@ def scan(
         except _DAMAGE as error:
             why = _damage(error)
         is_broken = pending is not None and reader.end() < pending.offset + pending.size
-        if counts is not None:
-            counts["requests"] += reader.requests + 1  # for its size
     if pending and is_broken:
         pending = replace(pending, why=why)
     if pending:
@@ -331,7 +318,7 @@ def open_shards(source: Shards, listing: Listing) -> TableStream:
             f"{_counted(compressed, 'shard')} of them compressed: such a shard is unpacked from its"
             " beginning for every block of its images; shards that end in .tar are read by ranges"
         )
-    wanted = frozenset(f".{extension.lower().lstrip('.')}" for extension in source.extensions)
+    wanted = dotted(source.extensions)
     folder = tempfile.mkdtemp(dir=listing.scratch)
 
     def list_one(numbered: tuple[int, str]) -> _ListedShard:
@@ -344,12 +331,13 @@ def open_shards(source: Shards, listing: Listing) -> TableStream:
             file.writelines(listed.lines())
         return listed
 
+    before = traffic()
     with ThreadPoolExecutor(_SHARDS_AT_ONCE) as threads:
         all_listed = list(threads.map(list_one, enumerate(shards)))
+    listing.header_requests += traffic().requests - before.requests
     left_out: Counter[str] = Counter()
     for listed in all_listed:
         listing.skipped.update(listed.skipped)
-        listing.header_requests += listed.counts["requests"]
         left_out.update(listed.left_out)
     if not any(listed.images for listed in all_listed):
         counts = listing.skipped.items()
@@ -399,7 +387,7 @@ def _numbered(location: str, numbers: re.Match[str]) -> list[str]:
 
 def list_images(shard: str) -> Iterator[Member]:
     """The images in a shard, and at its end what is wrong with it. Raises as :func:`scan`."""
-    wanted = {f".{extension}" for extension in IMAGE_EXTENSIONS}
+    wanted = dotted(IMAGE_EXTENSIONS)
     for member in scan(shard):
         if not member.name or (member.extension in wanted and not _is_system_file(member.name)):
             yield member
@@ -433,14 +421,13 @@ class _ListedShard:
     images: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
-    counts: Counter[str] = field(default_factory=lambda: Counter(requests=1))  # for its version
 
     def lines(self) -> Iterator[bytes]:
         """A line with a JSON object for each image."""
         try:
             with reading_source(self.shard):
                 version = storage.version_of(self.shard)
-            members = scan(self.shard, _describes_sample, self.counts)
+            members = scan(self.shard, _describes_sample)
             shown = (member for member in members if not _is_system_file(member.name))
             for _, sample in groupby(shown, key=lambda member: sample_of(member.name)):
                 yield from self._rows_of(list(sample), version)
@@ -510,17 +497,15 @@ def sample_of(name: str) -> str:
 
 # ---------------------------------------------------------------------------------- reading images
 
-_Content = bytes | Undecodable | storage.Unreadable
-
 
 def read_members(
     parts: Sequence[Part], limits: storage.ReadLimits, raw_bytes: int = 0
-) -> list[_Content]:
+) -> list[Content]:
     """The image files of members of shards, or why there are none, in the order of ``parts``.
 
     Members that lie close together come with one request. Raises nothing for what storage answers.
     """
-    contents: list[_Content | None] = [None] * len(parts)
+    contents: list[Content | None] = [None] * len(parts)
     ranges: dict[str, list[_Range]] = {}
     for number, part in enumerate(parts):
         try:
@@ -530,8 +515,8 @@ def read_members(
             continue
         if not isinstance(found, Place):
             contents[number] = found
-        elif (found.size or 0) > limits.max_bytes:
-            contents[number] = limits.why_too_large(found.size or 0)
+        elif why := limits.why_too_large(found.size or 0):
+            contents[number] = why
         else:
             ranges.setdefault(shard, []).append(_Range(number, found))
     unpacked = {shard for shard in ranges if _is_compressed(shard)}
@@ -559,7 +544,7 @@ class _Range:
         return self.start + (self.place.size or 0)
 
 
-def _locate(part: Part) -> tuple[str, Place | _Content]:
+def _locate(part: Part) -> tuple[str, Place | Content]:
     """The shard of a part and its place there, or why it has none."""
     shard, name, occurrence = _split(part.uri)
     place = part.place
@@ -583,7 +568,7 @@ def _members_of(shard: str, version: str) -> dict[tuple[str, int], Member]:
 
 def _read_ranges(
     ranges: dict[str, list[_Range]], limits: storage.ReadLimits
-) -> Iterator[tuple[int, _Content]]:
+) -> Iterator[tuple[int, Content]]:
     """The numbers of the wanted members and their contents."""
     groups = [(shard, group) for shard, wanted in ranges.items() for group in _neighbours(wanted)]
     pieces = [
@@ -614,10 +599,10 @@ def _neighbours(wanted: Iterable[_Range]) -> Iterator[list[_Range]]:
         yield group
 
 
-def _unpack(shard: str, wanted: Sequence[_Range]) -> Iterator[tuple[int, _Content]]:
+def _unpack(shard: str, wanted: Sequence[_Range]) -> Iterator[tuple[int, Content]]:
     """As :func:`_read_ranges`, from a compressed shard."""
     left = sorted(wanted, key=lambda one: one.start)
-    why: _Content = storage.REPLACED
+    why: Content = storage.REPLACED
     try:
         with reading_source(shard), open_binary(shard) as file:
             if left[0].place.version in (None, storage.version_of(shard)):

@@ -35,6 +35,7 @@ from segbatch.config.images import (
     Source,
     Table,
     Video,
+    dotted,
     is_shard_name,
     location_of,
     moved,
@@ -114,8 +115,8 @@ def stream_images(
 
     ``reserved`` are names that no user's column may have, in upper or lower case; ``leave_out`` is
     the run's own folder, which may lie inside a prefix. Shards that are not listed after
-    ``limit_s`` seconds are left out. Raises ``SourceError``, and ``Incomplete``
-    if a source does not answer, also while the stream is read.
+    ``limit_s`` seconds are left out. Raises ``SourceError``, and ``Incomplete`` if a source does
+    not answer, also while the stream is read.
     """
     with tempfile.TemporaryDirectory(prefix="segbatch-") as scratch:
         listing = Listing(leave_out, scratch, deadline=time.monotonic() + limit_s)
@@ -184,7 +185,7 @@ def _as_on_hub(source: Source) -> Source:
         return source
     with reading_source(location):
         names = [file.uri.lower() for file in storage.list_files(location)]
-    endings = tuple(f".{extension.lower().lstrip('.')}" for extension in source.extensions)
+    endings = tuple(dotted(source.extensions))
     if any(name.endswith(endings) for name in names):
         return source
     if any(map(is_shard_name, names)):

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from segbatch import storage
 from segbatch.errors import Incomplete, SourceError
-from segbatch.images.faults import Undecodable, why_unreadable
+from segbatch.images.faults import Content, Undecodable, why_unreadable
 from segbatch.images.listing import reading_source
 from segbatch.images.place import PART_URI, PLACE, Part, Place, places
 from segbatch.images.tables import (
@@ -113,7 +113,7 @@ def _chosen_column(name: str, images: list[str], others: list[str], column: str 
 
 def read_rows(
     parts: Sequence[Part], limits: storage.ReadLimits, raw_bytes: int = 0
-) -> list[bytes | Undecodable | storage.Unreadable]:
+) -> list[Content]:
     """The image files in rows, or why there are none, in the order of ``parts``.
 
     A file is opened once for all its rows that follow each other in ``parts``. Raises nothing for

@@ -33,7 +33,7 @@ from segbatch import storage
 from segbatch.config.images import is_photograph_name
 from segbatch.errors import Incomplete, SourceError
 from segbatch.images.columns import BATCH_ROWS
-from segbatch.images.faults import Undecodable, why_unreadable
+from segbatch.images.faults import Content, Undecodable, why_unreadable
 from segbatch.images.listing import local_copy, reading_source
 from segbatch.images.place import Part
 from segbatch.storage.uris import without_query
@@ -158,7 +158,7 @@ def frame_times(uri: str) -> tuple[list[float], float | None]:
 
 def read_frames(
     parts: Sequence[Part], limits: storage.ReadLimits | None = None, raw_bytes: int = 0
-) -> list[bytes | Undecodable | storage.Unreadable]:
+) -> list[Content]:
     """An image file of each frame, or why there is none, in the order of ``parts``.
 
     The files are PNG; as many as fit into ``raw_bytes`` are PPM, which is larger and takes no time
@@ -166,7 +166,7 @@ def read_frames(
     ``parts``. Raises nothing for what storage answers.
     """
     encode = _FrameEncoder(raw_bytes)
-    contents: list[bytes | Undecodable | storage.Unreadable] = []
+    contents: list[Content] = []
     frames = [part.uri.rpartition("#t=") for part in parts]
     for video, group in groupby(frames, key=itemgetter(0)):
         wanted = [time for _, _, time in group]

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, TiffImagePlugin
 
-from segbatch.images.decode import decode_capture
+from segbatch.images.decode import decode_image
 from segbatch.images.exif import Capture, capture_of, exif_of
 from segbatch.images.faults import Undecodable
 
@@ -78,6 +78,6 @@ def test_what_is_written_is_read(
 def test_damaged_exif_raises_nothing(data: bytes) -> None:
     sink = io.BytesIO()
     Image.new("RGB", (8, 8)).save(sink, "JPEG", exif=b"Exif\0\0II*\0" + data)
-    decoded = decode_capture(sink.getvalue(), max_pixels=10_000, long_side=None)
+    decoded = decode_image(sink.getvalue(), max_pixels=10_000, long_side=None, exif=True)
     assert not isinstance(decoded, Undecodable)
-    assert isinstance(decoded[1], Capture)
+    assert isinstance(decoded.capture, Capture)

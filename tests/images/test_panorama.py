@@ -135,9 +135,9 @@ def test_a_panorama_is_fetched_and_decoded_once_for_its_views(
         storage.write_bytes(f"{root}/{number}.jpg", encoded(Image.fromarray(room())))
     rows = frozen(tmp_path, {"panorama": f"{root}/", "size": 32})
     decoded = []
-    plain = panorama.decode_capture
+    plain = panorama.decode_image
     monkeypatch.setattr(
-        panorama, "decode_capture", lambda *a, **k: decoded.append(1) or plain(*a, **k)
+        panorama, "decode_image", lambda *a, **k: decoded.append(1) or plain(*a, **k)
     )
     s3.break_down()
     assert len(read_parts(parts_of(rows), LIMITS)) == 12
