@@ -29,7 +29,8 @@ from segbatch.formats.maskfiles import (
     pair_by_id,
     read_mask_file,
 )
-from segbatch.images.shards import Member, find_shards, list_images, member_uri, sample_of
+from segbatch.images.archive import Member
+from segbatch.images.shards import find_shards, list_images, member_uri, sample_of
 
 IMAGES, MASKS = "images/{id}.*", "masks/{id}.*"
 EXAMPLE = "--images 'img_dir/{split}/{id}.jpg' --masks 'ann_dir/{split}/{id}.png'"

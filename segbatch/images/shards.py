@@ -7,35 +7,31 @@ become columns of its images.
 
 When the images are listed, the headers of a shard are read by ranges, and the manifest keeps where
 each image is. A block of images then takes one range of its shard. A compressed shard has no
-ranges: it is unpacked from its beginning each time.
-
-:mod:`tarfile` parses the headers; nothing is ever extracted to a disk.
+ranges: it is unpacked from its beginning each time. :mod:`~segbatch.images.archive` reads headers.
 """
 
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import re
-import tarfile
 import tempfile
 import time
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import groupby
 from pathlib import PurePosixPath
-from typing import IO, Any, Protocol
+from typing import Any
 from urllib.parse import quote, unquote
 
 from segbatch import storage
 from segbatch.config.images import IMAGE_EXTENSIONS, Shards, dotted, is_shard_name
 from segbatch.console import say
 from segbatch.errors import Incomplete, SourceError
+from segbatch.images.archive import DAMAGE, Member, UnpackingReader, damage, is_compressed, scan
 from segbatch.images.faults import Content, Undecodable, why_unreadable
 from segbatch.images.listing import (
     Listing,
@@ -56,20 +52,8 @@ _MEMBER_URI = re.compile(
 )
 
 _SHARDS_AT_ONCE = 32  # that are listed
-_HEAD_BYTES = 16 << 10  # of the first read at a header, and the least of every read
-_MOST_BYTES = 4 << 20  # of a read while members are small and follow each other
-_SKIPPED_BYTES = 64 << 10  # to the next header: less is read through, more is jumped over
-_UNPACK_BYTES = 8 << 20  # of a compressed shard, read at a time
 _GAP_BYTES = 256 << 10  # between two images that are still read with one request
 _PIECE_BYTES = 128 << 20  # that are read with one request
-_COLUMN_BYTES = 1 << 20  # of a .json, .txt or .cls
-_HEADER_BYTES = 1 << 20  # of a name, and of the extensions of a header
-_BOMB_RATIO, _BOMB_BYTES = 100, 1 << 30  # an archive that unpacks to more than both is refused
-
-# What tarfile and gzip raise for archives that are cut off, damaged or hostile.
-_DAMAGE = (
-    tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, ValueError, RecursionError
-)  # fmt: skip
 
 _NO_MEMBER = storage.Unreadable("not_found", "the archive has no such member")
 
@@ -99,208 +83,6 @@ def _split(uri: str) -> tuple[str, str, int]:
     return match[1], unquote(match[2], errors="surrogateescape"), int(match[3] or 1)
 
 
-# --------------------------------------------------------------------------------- reading headers
-
-
-@dataclass(frozen=True)
-class Member:
-    """A file in a shard: its data are ``size`` bytes from ``offset`` on.
-
-    ``why`` says why it cannot be read; ``content`` are the bytes of a file that describes a sample.
-    The last one has no name if the archive breaks off or is damaged there.
-    """
-
-    name: str
-    occurrence: int
-    offset: int
-    size: int
-    why: Undecodable | None = None
-    content: bytes = b""
-
-    @property
-    def extension(self) -> str:
-        return PurePosixPath(self.name).suffix.lower()
-
-
-class _Reader(Protocol):
-    """What :mod:`tarfile` reads from. ``last`` are the bytes that were read last."""
-
-    last: bytes
-
-    def read(self, size: int) -> bytes: ...
-    def seek(self, position: int) -> int: ...
-    def tell(self) -> int: ...
-    def end(self) -> int:
-        """What is known to be there, in bytes."""
-
-
-class _RangeReader:
-    """Reads a file by ranges, in which it skips the data of members.
-
-    A read takes what is next, and twice as much each time as long as the headers follow closely.
-    """
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file = file
-        self.last = b""
-        self._position = self._start = 0
-        self._held = b""
-        self._next_bytes = _HEAD_BYTES
-
-    def read(self, size: int) -> bytes:
-        _refuse_long_header(size)
-        end = self._start + len(self._held)
-        if not self._start <= self._position <= self._position + size <= end:
-            skipped = self._position - end
-            is_close = skipped + size >= 0 and skipped <= _SKIPPED_BYTES
-            self._next_bytes = min(2 * self._next_bytes, _MOST_BYTES) if is_close else _HEAD_BYTES
-            self._start = self._position
-            self.file.seek(self._start)
-            self._held = self.file.read(max(size, self._next_bytes))
-        first = self._position - self._start
-        self.last = self._held[first : first + size]
-        self._position += len(self.last)
-        return self.last
-
-    def seek(self, position: int) -> int:
-        self._position = position
-        return position
-
-    def tell(self) -> int:
-        return self._position
-
-    def end(self) -> int:
-        return self.file.seek(0, io.SEEK_END)
-
-
-class _UnpackingReader:
-    """Reads a compressed file from its beginning on; what is skipped is unpacked as well."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file = file
-        self.last = b""
-        self._unpacked = gzip.GzipFile(fileobj=io.BufferedReader(file, _UNPACK_BYTES))  # type: ignore[type-var]
-        self._position = 0
-        self._content = b""
-
-    def read(self, size: int) -> bytes:
-        _refuse_long_header(size)
-        self.last = self._take(size)
-        return self.last
-
-    def seek(self, position: int) -> int:
-        while self._position < position and self._take(min(position - self._position, 1 << 20)):
-            pass
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def end(self) -> int:
-        return self._position
-
-    def content(self, start: int, end: int) -> bytes:
-        """The bytes from ``start`` to ``end``; ``start`` is not before that of the last call."""
-        if start < self._position:  # the same image once more
-            return self._content
-        self.seek(start)
-        self._content = self._take(end - start)
-        return self._content
-
-    def _take(self, size: int) -> bytes:
-        data = self._unpacked.read(size)
-        self._position += len(data)
-        if self._position > max(_BOMB_BYTES, _BOMB_RATIO * self.file.tell()):
-            raise tarfile.ReadError(f"it unpacks to more than {_BOMB_RATIO} times its size")
-        return data
-
-
-def _refuse_long_header(size: int) -> None:
-    if not 0 <= size <= _HEADER_BYTES:
-        raise tarfile.ReadError(f"a header of {size:,} bytes")
-
-
-def _is_compressed(shard: str) -> bool:
-    return not shard.lower().endswith(".tar")
-
-
-def scan(shard: str, wants_content: Callable[[str], bool] = lambda name: False) -> Iterator[Member]:
-    """The files in a shard, in their order; ``wants_content`` names those to read as well.
-
-    Raises ``SourceError`` if it cannot be opened, and ``Incomplete`` if storage does not answer.
-    """
-    occurrences: Counter[str] = Counter()
-    pending: Member | None = None  # until the archive is known to go on behind it
-    with reading_source(shard), open_binary(shard) as file:
-        reader: Any = (_UnpackingReader if _is_compressed(shard) else _RangeReader)(file)
-        try:
-            with tarfile.open(
-                fileobj=reader, mode="r:", encoding="utf-8", errors="surrogateescape"
-            ) as archive:
-                while header := archive.next():
-                    archive.members.clear()  # type: ignore[attr-defined]  # it would keep all
-                    if header.size < 0:  # tarfile would go back, and never end
-                        raise tarfile.ReadError("a size below zero")
-                    if pending:
-                        yield pending
-                    pending = None
-                    if header.isdir():
-                        continue
-                    name = header.name
-                    occurrences[name] += 1
-                    pending = Member(
-                        name,
-                        occurrences[name],
-                        header.offset_data,
-                        header.size,
-                        _why_not_whole(header),
-                        _content(archive, header) if wants_content(name) else b"",
-                    )
-            why = _why_ended(reader.last)
-        except _DAMAGE as error:
-            why = _damage(error)
-        is_broken = pending is not None and reader.end() < pending.offset + pending.size
-    if pending and is_broken:
-        pending = replace(pending, why=why)
-    if pending:
-        yield pending
-    if why and not (is_broken and pending and not _describes_sample(pending.name)):
-        yield Member("", 1, 0, 0, why)
-
-
-def _content(archive: tarfile.TarFile, header: tarfile.TarInfo) -> bytes:
-    if not header.isreg() or header.issparse() or header.size > _COLUMN_BYTES:
-        return b""
-    file = archive.extractfile(header)
-    return file.read() if file else b""
-
-
-def _why_not_whole(header: tarfile.TarInfo) -> Undecodable | None:
-    if header.issym() or header.islnk():
-        goal = storage.one_line(ValueError(header.linkname))
-        return Undecodable("unsupported", f"a link to {goal} in its archive")
-    if header.issparse():
-        return Undecodable("unsupported", "a sparse file in its archive: pack it without --sparse")
-    return None if header.isreg() else Undecodable("unsupported", "no file in its archive")
-
-
-def _why_ended(last: bytes) -> Undecodable | None:
-    """What is wrong with the end of an archive, whose ``last`` block should be empty."""
-    if len(last) == tarfile.BLOCKSIZE:
-        is_end = not last.strip(b"\0")
-        return None if is_end else Undecodable("undecodable", "the archive is damaged here")
-    return Undecodable("truncated", "the archive breaks off here")
-
-
-def _damage(error: Exception) -> Undecodable:
-    text = storage.one_line(error)
-    if isinstance(error, EOFError) or re.search("unexpected end|truncated|end of file", text):
-        return Undecodable("truncated", "the archive breaks off here")
-    if "not a gzip" in text.lower() or "not a tar" in text.lower() or "empty file" in text:
-        return Undecodable("undecodable", "no tar archive")
-    return Undecodable("undecodable", f"the archive is damaged here: {text}")
-
-
 # ---------------------------------------------------------------------------------- listing images
 
 
@@ -313,7 +95,7 @@ def open_shards(source: Shards, listing: Listing) -> TableStream:
     """
     shards = find_shards(source.shards, listing.leave_out)
     say(f"listing the images in {_counted(len(shards), 'shard')}")
-    if compressed := sum(map(_is_compressed, shards)):
+    if compressed := sum(map(is_compressed, shards)):
         say(
             f"{_counted(compressed, 'shard')} of them compressed: such a shard is unpacked from its"
             " beginning for every block of its images; shards that end in .tar are read by ranges"
@@ -388,9 +170,18 @@ def _numbered(location: str, numbers: re.Match[str]) -> list[str]:
 def list_images(shard: str) -> Iterator[Member]:
     """The images in a shard, and at its end what is wrong with it. Raises as :func:`scan`."""
     wanted = dotted(IMAGE_EXTENSIONS)
-    for member in scan(shard):
+    for member in _said_once(scan(shard), wanted):
         if not member.name or (member.extension in wanted and not _is_system_file(member.name)):
             yield member
+
+
+def _said_once(members: Iterable[Member], wanted: frozenset[str]) -> Iterator[Member]:
+    """``members`` without the nameless last one where an image before it says the same."""
+    why: Undecodable | None = None
+    for member in members:
+        if member.name or member.why is not why:
+            yield member
+        why = member.why if member.extension in wanted else None
 
 
 def _shards_at(place: str, leave_out: str | None) -> list[str]:
@@ -427,7 +218,7 @@ class _ListedShard:
         try:
             with reading_source(self.shard):
                 version = storage.version_of(self.shard)
-            members = scan(self.shard, _describes_sample)
+            members = _said_once(scan(self.shard, _describes_sample), self.wanted)
             shown = (member for member in members if not _is_system_file(member.name))
             for _, sample in groupby(shown, key=lambda member: sample_of(member.name)):
                 yield from self._rows_of(list(sample), version)
@@ -519,7 +310,7 @@ def read_members(
             contents[number] = why
         else:
             ranges.setdefault(shard, []).append(_Range(number, found))
-    unpacked = {shard for shard in ranges if _is_compressed(shard)}
+    unpacked = {shard for shard in ranges if is_compressed(shard)}
     for shard in unpacked:
         for number, content in _unpack(shard, ranges.pop(shard)):
             contents[number] = content
@@ -606,14 +397,14 @@ def _unpack(shard: str, wanted: Sequence[_Range]) -> Iterator[tuple[int, Content
     try:
         with reading_source(shard), open_binary(shard) as file:
             if left[0].place.version in (None, storage.version_of(shard)):
-                reader = _UnpackingReader(file)
+                reader = UnpackingReader(file)
                 while left:
                     content = reader.content(left[0].start, left[0].end)
                     yield left[0].number, _whole(content, left.pop(0))
     except (SourceError, Incomplete) as error:
         why = why_unreadable(error)
-    except _DAMAGE as error:
-        why = _damage(error)
+    except DAMAGE as error:
+        why = damage(error)
     for one in left:
         yield one.number, why
 

@@ -18,7 +18,7 @@ import yaml
 from segbatch import storage
 from segbatch.config.images import Shards, parse_source
 from segbatch.errors import SourceError
-from segbatch.images import manifest, shards
+from segbatch.images import archive, manifest, shards
 from segbatch.images.parts import Content, read_images, read_parts
 from segbatch.images.place import PLACE, parts_of
 from segbatch.results.schema import RESERVED_COLUMNS
@@ -211,7 +211,7 @@ def test_large_members_are_not_read_to_list_them(tmp_path: Path, s3: S3) -> None
     storage.write_bytes(f"{root}/0.tar", tar(files))
     read: list[int] = []
 
-    class Counting(shards._RangeReader):
+    class Counting(archive.RangeReader):
         def read(self, size: int) -> bytes:
             before = self._held
             data = super().read(size)
@@ -219,7 +219,7 @@ def test_large_members_are_not_read_to_list_them(tmp_path: Path, s3: S3) -> None
             return data
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards, "_RangeReader", Counting)
+        patch.setattr(archive, "RangeReader", Counting)
         rows = frozen(tmp_path, f"{root}/0.tar")
     assert rows.num_rows == 20
     assert sum(read) < 500_000
@@ -261,6 +261,18 @@ def test_a_shard_that_is_cut_gives_what_is_there_and_one_reason(root: str, tmp_p
     assert read
     assert read == [jpeg(row) for row in range(len(read))]
     assert getattr(last, "kind", None) == "truncated"
+
+
+@pytest.mark.parametrize("name", ["c.npy", "c.json", "c.jpg"])
+def test_whatever_a_shard_breaks_off_in_one_row_says_so(tmp_path: Path, name: str) -> None:
+    whole = tar([("a.jpg", jpeg(0)), (name, bytes(3000))])
+    with tarfile.open(fileobj=io.BytesIO(whole)) as archive_:
+        inside = archive_.getmembers()[1].offset_data + 1000
+    storage.write_bytes(f"{tmp_path}/data/0.tar", whole[:inside])
+    rows = frozen(tmp_path, {"shards": f"{tmp_path}/data/0.tar"})
+    found, reason = contents(rows)
+    assert found == jpeg(0)
+    assert getattr(reason, "kind", None) == "truncated"
 
 
 def test_a_damaged_header_ends_the_shard_with_a_reason(root: str, tmp_path: Path) -> None:
@@ -367,7 +379,7 @@ def test_hostile_archives_end_with_a_reason(tmp_path: Path, kind: str, data: byt
 def test_an_archive_that_unpacks_without_end_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards, "_BOMB_BYTES", 1 << 20)
+    monkeypatch.setattr(archive, "_BOMB_BYTES", 1 << 20)
     files = [*photographs(1), ("b.jpg", bytes(20 << 20)), *photographs(1, first=1)]
     storage.write_bytes(f"{tmp_path}/0.tar.gz", gzip.compress(tar(files)))
     found, reason = contents(frozen(tmp_path, f"{tmp_path}/0.tar.gz"))
