@@ -1,4 +1,4 @@
-"""Labelled datasets of rendered facades, for tests that train."""
+"""Labelled datasets: rendered facades for tests that train, and what a dataset holds."""
 
 import io
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 from PIL import Image
 
 from segbatch.demo.facades.facades import CLASSES, render_facade
-from segbatch.labels.dataset import Dataset, write_shard
-from segbatch.masks import encode_mask
+from segbatch.labels.dataset import Dataset, open_dataset, write_shard
+from segbatch.masks import decode_mask, encode_mask
 
 
 def labelled_dataset(uri: str, *, train: int, val: int, long_side: int) -> Dataset:
@@ -38,3 +38,17 @@ def _row(image_id: int, long_side: int) -> dict[str, Any]:
         "height": height,
         "group": None,
     }
+
+
+def rows(dataset: object) -> list[dict[str, Any]]:
+    """All rows by id, with their label maps."""
+    opened = open_dataset(str(dataset))
+    found = [
+        row
+        for split in opened.splits
+        for table in opened.tables(split)
+        for row in table.to_pylist()
+    ]
+    for row in found:
+        row["label_map"] = decode_mask(row["mask"]["bytes"])
+    return sorted(found, key=lambda row: row["image_id"])

@@ -16,10 +16,10 @@ from PIL import Image
 import segbatch
 from segbatch import storage
 from segbatch.errors import InputError, SourceError
-from segbatch.labels.dataset import open_dataset
 from tests.collection import encoded, image, jpeg
 from tests.hub import Hub, serving
 from tests.images.test_shards import tar
+from tests.labelled import rows
 
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 CLASSES = "background,wall,window"
@@ -42,15 +42,8 @@ def table(first: int = 0, number: int = 3, **names: str) -> bytes:
     return sink.getvalue()
 
 
-def rows(dataset: Path) -> list[dict[str, Any]]:
-    opened = open_dataset(str(dataset))
-    found = [
-        row
-        for split in opened.splits
-        for table in opened.tables(split)
-        for row in table.to_pylist()
-    ]
-    return sorted(found, key=lambda row: row["uri"])
+def by_uri(dataset: Path) -> list[dict[str, Any]]:
+    return sorted(rows(dataset), key=lambda row: str(row["uri"]))
 
 
 def label_map(data: bytes) -> Any:
@@ -74,12 +67,12 @@ def test_a_dataset_of_the_hub_becomes_one_of_ours(hub: Hub, tmp_path: Path) -> N
         f"hf://{name}", str(tmp_path / "out"), format="hf", classes=CLASSES, split="folder"
     )
     assert report.images == {"train": 3, "test": 2}
-    found = rows(tmp_path / "out")
+    found = by_uri(tmp_path / "out")
     assert found[0]["uri"] == f"hf://{name}@{commit}/data/test-0.parquet#row=0&column=image"
     for row, seed in zip(found, (3, 4, 0, 1, 2), strict=True):
         assert row["image"]["bytes"] == jpeg(seed)
         assert row["image"]["path"].endswith(".jpg")
-        np.testing.assert_array_equal(label_map(row["mask"]["bytes"]), label_map(mask(seed)))
+        np.testing.assert_array_equal(row["label_map"], label_map(mask(seed)))
 
 
 def test_columns_of_other_names_are_named(tmp_path: Path) -> None:
@@ -137,9 +130,9 @@ def test_pairs_in_shards_become_a_dataset(
     )
     assert report.images == {"train": 3, "val": 2}
     assert not report.skipped
-    for seed, row in enumerate(rows(tmp_path / "out")):
+    for seed, row in enumerate(by_uri(tmp_path / "out")):
         assert row["uri"].endswith(f"#member={seed}.{photo}")
-        np.testing.assert_array_equal(label_map(row["mask"]["bytes"]), label_map(mask(seed)))
+        np.testing.assert_array_equal(row["label_map"], label_map(mask(seed)))
 
 
 def test_what_has_no_counterpart_and_what_is_cut_is_said(tmp_path: Path) -> None:

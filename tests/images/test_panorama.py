@@ -18,15 +18,15 @@ from PIL import ExifTags, Image
 from segbatch import storage
 from segbatch.config.images import parse_source
 from segbatch.errors import JobFileError
-from segbatch.images import manifest, panorama
+from segbatch.images import panorama
 from segbatch.images.decode import decode
 from segbatch.images.exif import Capture
 from segbatch.images.panorama import View, sample_view
 from segbatch.images.parts import read_images, read_parts
 from segbatch.images.place import parts_of
-from segbatch.results.schema import RESERVED_COLUMNS
 from tests.collection import encoded
 from tests.conftest import S3
+from tests.images.frozen import frozen
 from tests.images.test_shards import tar
 
 LIMITS = storage.ReadLimits()
@@ -54,14 +54,6 @@ def smooth(width: int = 400) -> Pixels:
     waves = [np.sin(2 * np.pi * columns / width * n) for n in (1, 2, 3)]
     shade = np.cos(np.pi * (rows / (width // 2) - 0.5))
     return np.stack([127 + 100 * wave * shade for wave in waves], axis=-1).astype(np.uint8)
-
-
-def frozen(tmp_path: Path, source: Any, folder: str = "run") -> pa.Table:
-    where = str(tmp_path / folder / "manifest")
-    made = manifest.freeze(
-        [parse_source(source)], where, reserved=RESERVED_COLUMNS, leave_out=str(tmp_path / folder)
-    )
-    return pa.concat_tables(manifest.read_rows(where, file) for file in made.files)
 
 
 def pixels_of(content: object) -> Pixels:

@@ -18,12 +18,12 @@ import yaml
 from segbatch import storage
 from segbatch.config.images import Shards, parse_source
 from segbatch.errors import SourceError
-from segbatch.images import archive, manifest, shards
+from segbatch.images import archive, shards
 from segbatch.images.parts import Content, read_images, read_parts
 from segbatch.images.place import PLACE, parts_of
-from segbatch.results.schema import RESERVED_COLUMNS
 from tests.collection import jpeg
 from tests.conftest import S3
+from tests.images.frozen import frozen
 
 LIMITS = storage.ReadLimits()
 Files = Sequence[tuple[str, bytes]]
@@ -43,14 +43,6 @@ def photographs(number: int, first: int = 0) -> list[tuple[str, bytes]]:
     return [(f"a/{row:04d}.jpg", jpeg(row)) for row in range(first, first + number)]
 
 
-def frozen(tmp_path: Path, source: Any, folder: str = "run") -> pa.Table:
-    where = str(tmp_path / folder / "manifest")
-    made = manifest.freeze(
-        [parse_source(source)], where, reserved=RESERVED_COLUMNS, leave_out=str(tmp_path / folder)
-    )
-    return pa.concat_tables(manifest.read_rows(where, file) for file in made.files)
-
-
 def contents(rows: pa.Table, limits: storage.ReadLimits = LIMITS) -> list[Content]:
     """What is read of the rows of a manifest; their URIs alone must give the same."""
     found = read_parts(parts_of(rows), limits)
@@ -60,14 +52,6 @@ def contents(rows: pa.Table, limits: storage.ReadLimits = LIMITS) -> list[Conten
 
 def names(rows: pa.Table) -> list[str]:
     return [uri.partition("#member=")[2] for uri in rows["uri"].to_pylist()]
-
-
-@pytest.fixture(params=["disk", "s3"])
-def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "disk":
-        return str(tmp_path / "data")
-    s3: S3 = request.getfixturevalue("s3")
-    return s3.uri("data")
 
 
 # ---------------------------------------------------------------------------------- what is listed

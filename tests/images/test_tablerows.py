@@ -12,15 +12,13 @@ import pytest
 from PIL import Image
 
 from segbatch import storage
-from segbatch.config.images import Table, parse_source
+from segbatch.config.images import Table
 from segbatch.errors import SourceError
-from segbatch.images import manifest
 from segbatch.images.faults import Undecodable
 from segbatch.images.parts import part_extension, read_images, read_parts
 from segbatch.images.place import PLACE, parts_of
-from segbatch.results.schema import RESERVED_COLUMNS
 from tests.collection import jpeg
-from tests.conftest import S3
+from tests.images.frozen import frozen
 
 LIMITS = storage.ReadLimits()
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -32,22 +30,6 @@ def table(number: int = 10, first: int = 0, **columns: Any) -> pa.Table:
     photos = [{"bytes": jpeg(row), "path": f"{row}.jpg"} for row in rows]
     given = {"image": pa.array(photos, STRUCT), "city": [f"city {row}" for row in rows]}
     return pa.table(given | columns)
-
-
-def frozen(tmp_path: Path, source: Any, folder: str = "run") -> pa.Table:
-    where = str(tmp_path / folder / "manifest")
-    made = manifest.freeze(
-        [parse_source(source)], where, reserved=RESERVED_COLUMNS, leave_out=str(tmp_path / folder)
-    )
-    return pa.concat_tables(manifest.read_rows(where, file) for file in made.files)
-
-
-@pytest.fixture(params=["disk", "s3"])
-def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "disk":
-        return str(tmp_path / "data")
-    s3: S3 = request.getfixturevalue("s3")
-    return s3.uri("data")
 
 
 def put(where: str, content: pa.Table, **options: Any) -> None:

@@ -7,6 +7,7 @@ import signal
 import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -121,6 +122,14 @@ def identities(run: Run) -> dict[int, str]:
     return {row["image_id"]: row["uri"] for row in rows_of(run).to_pylist()}
 
 
+def kill_after_a_commit(work: dict[str, Any], folder: Path, ray_address: str) -> None:
+    """Begin the run, and kill its driver once it has committed rows."""
+    with driver(work, folder, ray_address) as process:
+        wait_until(lambda: "commit" in (folder / "stderr.txt").read_text(), process)
+        process.kill()
+        assert exit_code(process) == -signal.SIGKILL
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_that_is_killed_and_damaged_under_faults_ends_whole(
@@ -136,14 +145,8 @@ def test_a_run_that_is_killed_and_damaged_under_faults_ends_whole(
             {"part": part, "rate": 0.2, "kind": "reset_body"},
             {"part": part, "rate": 0.2, "status": 503, "code": "SlowDown"},
         )
-        with driver(work, tmp_path, ray_address) as process:
-            wait_until(lambda: "commit" in (tmp_path / "stderr.txt").read_text(), process)
-            process.kill()
-            assert exit_code(process) == -signal.SIGKILL
-        before = {
-            row["image_id"]: row["uri"]
-            for row in rows_of(open_run(str(tmp_path / "run"))).to_pylist()
-        }
+        kill_after_a_commit(work, tmp_path, ray_address)
+        before = identities(open_run(str(tmp_path / "run")))
         resumed = segment(work)
     finally:
         s3.break_down()
@@ -170,9 +173,7 @@ def test_what_is_replaced_during_the_run_fails_with_a_reason(
     work = job(source, model_uri, str(tmp_path / "run"), limits={"max_failed_fraction": 0.9})
     work["rows_per_file"] = 2
     suffix = "parquet" if kind == "table" else "tar"
-    with driver(work, tmp_path, ray_address) as process:
-        wait_until(lambda: "commit" in (tmp_path / "stderr.txt").read_text(), process)
-        process.kill()
+    kill_after_a_commit(work, tmp_path, ray_address)
     s3.put(f"{root}/data/part-1.{suffix}", pack(kind, contents[:8]))  # other images
     rows = rows_of(segment(work)).to_pylist()
     assert len(rows) == 16

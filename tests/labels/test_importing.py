@@ -22,30 +22,17 @@ from segbatch.errors import Incomplete, InputError, SourceError
 from segbatch.labels import importing, writer
 from segbatch.labels.dataset import Dataset, open_dataset
 from segbatch.labels.summary import ImportReport
-from segbatch.masks import decode_mask, encode_mask
+from segbatch.masks import encode_mask
 from segbatch.masks.classes import Classes
 from tests.collection import encoded, jpeg
 from tests.conftest import S3
+from tests.labelled import rows
 from tests.labels.annotated_images import FRONT, HEIGHT, WIDTH, annotate
 from tests.labels.files import blank, grey, photograph, write
 
 
 def labelme(source: Path, dataset: object, **options: Any) -> ImportReport:
     return segbatch.import_labels(str(source), str(dataset), format="labelme", **options)
-
-
-def rows(dataset: object) -> list[dict[str, Any]]:
-    """All rows by id, with their label maps."""
-    opened = open_dataset(str(dataset))
-    found = [
-        row
-        for split in opened.splits
-        for table in opened.tables(split)
-        for row in table.to_pylist()
-    ]
-    for row in found:
-        row["label_map"] = decode_mask(row["mask"]["bytes"])
-    return sorted(found, key=lambda row: row["image_id"])
 
 
 def splits(dataset: object) -> dict[str, str]:

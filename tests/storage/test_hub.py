@@ -6,7 +6,6 @@ import gzip
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,6 +23,7 @@ from segbatch.model.bundle import bundle_sha256, load_bundle, push
 from segbatch.results.schema import RESERVED_COLUMNS
 from tests.collection import jpeg
 from tests.hub import Hub, serving
+from tests.images.frozen import frozen
 from tests.images.test_shards import tar
 
 LIMITS = storage.ReadLimits(retries=2)
@@ -38,14 +38,6 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
         yield hub
-
-
-def frozen(tmp_path: Path, source: Any, folder: str = "run") -> pa.Table:
-    where = str(tmp_path / folder / "manifest")
-    made = manifest.freeze(
-        [parse_source(source)], where, reserved=RESERVED_COLUMNS, leave_out=str(tmp_path / folder)
-    )
-    return pa.concat_tables(manifest.read_rows(where, file) for file in made.files)
 
 
 def table(first: int) -> bytes:
