@@ -41,10 +41,10 @@ from segbatch.model.bundle import Packed, load_bundle  # noqa: E402
 from segbatch.model.config import ModelConfig  # noqa: E402
 from segbatch.model.device import computes_bf16  # noqa: E402
 from segbatch.model.graph import kept_graph  # noqa: E402
+from segbatch.model.networks import Network  # noqa: E402
 from segbatch.model.patches import Pixels  # noqa: E402
 from segbatch.model.predict import Model, load_model  # noqa: E402
 from segbatch.model.quantize import NUM_IMAGES, quantized  # noqa: E402
-from segbatch.model.zoo import Network  # noqa: E402
 from segbatch.training.confusion import ConfusionMatrix  # noqa: E402
 
 NETWORKS = ["mobilenet_v2", "resnet50"]  # of DeepLabV3+

@@ -31,7 +31,7 @@ from segbatch.labels.dataset import Dataset, open_dataset, write_shard
 from segbatch.labels.samples import Samples, copy_split
 from segbatch.machine import num_cores
 from segbatch.masks import encode_mask
-from segbatch.model import zoo
+from segbatch.model import networks, zoo
 from segbatch.training.examples import training_example
 from segbatch.training.loader import BATCHES_AHEAD, Batch, Loader, Sampler
 from segbatch.training.loss import NetworkWithLoss
@@ -92,7 +92,7 @@ def measure(
     sampler = Sampler(len(images), train.batch_size, 1, 1000, 0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = "bf16" if device.type == "cuda" else "fp32"
-    network = zoo.build(arguments.arch, arguments.backbone, len(dataset.classes))
+    network = networks.build(arguments.arch, arguments.backbone, len(dataset.classes))
     training = Training(
         NetworkWithLoss(network, train.loss, zoo.IMAGENET_MEAN, zoo.IMAGENET_STD),
         network.get_submodule(network.trunk_key),

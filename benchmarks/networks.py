@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 
 from segbatch.demo.facades.facades import CLASSES
-from segbatch.model import zoo
+from segbatch.model import networks, zoo
 from segbatch.model.bundle import save_bundle
 from segbatch.model.config import ModelConfig
-from segbatch.model.zoo import Network
+from segbatch.model.networks import Network
 
 
 def random_network(arch: str, backbone: str, pictures: Sequence[Image.Image] = ()) -> Network:
@@ -22,7 +22,7 @@ def random_network(arch: str, backbone: str, pictures: Sequence[Image.Image] = (
     where only its seconds count.
     """
     torch.manual_seed(7)
-    network = zoo.build(arch, backbone, len(CLASSES))
+    network = networks.build(arch, backbone, len(CLASSES))
     if pictures:
         pixels = torch.from_numpy(np.stack([np.asarray(p) for p in pictures]))
         mean, std = (torch.tensor(v)[:, None, None] for v in (zoo.IMAGENET_MEAN, zoo.IMAGENET_STD))

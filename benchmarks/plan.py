@@ -42,7 +42,7 @@ from segbatch.cluster.estimate import COMMAND_S  # noqa: E402
 from segbatch.demo.facades.facades import render_facade  # noqa: E402
 from segbatch.machine import cpu_model, num_cores  # noqa: E402
 from segbatch.masks.classes import Classes  # noqa: E402
-from segbatch.model import zoo  # noqa: E402
+from segbatch.model import networks  # noqa: E402
 from segbatch.model.bundle import save_bundle  # noqa: E402
 from segbatch.model.config import ModelConfig  # noqa: E402
 
@@ -104,7 +104,7 @@ def prepare(folder: Path, what: dict[str, Any], num_images: int, photographs: Pa
         Image.fromarray(grained).save(uris[-1], quality=90)
     table = pa.table({"uri": [uris[n % len(uris)] for n in range(num_images)]})
     pq.write_table(table, folder / "images.parquet")
-    network = zoo.build("deeplabv3plus", what["backbone"], len(CLASSES))
+    network = networks.build("deeplabv3plus", what["backbone"], len(CLASSES))
     config = ModelConfig(
         "deeplabv3plus",
         what["backbone"],

@@ -60,11 +60,11 @@ from segbatch.model import reduction  # noqa: E402
 from segbatch.model.config import ModelConfig  # noqa: E402
 from segbatch.model.device import DTYPES, resolve_device  # noqa: E402
 from segbatch.model.logits import Upsampled  # noqa: E402
+from segbatch.model.networks import Network  # noqa: E402
 from segbatch.model.patches import Size  # noqa: E402
 from segbatch.model.predict import Model  # noqa: E402
 from segbatch.model.reduction import fused_on, reduce  # noqa: E402
 from segbatch.model.strips import STRIP_BYTES, reduce_in_strips, strips  # noqa: E402
-from segbatch.model.zoo import Network  # noqa: E402
 
 NETWORKS = [
     ("deeplabv3", "resnet50"),

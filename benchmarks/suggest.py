@@ -38,7 +38,6 @@ from segbatch.labels.samples import Samples, copy_split  # noqa: E402
 from segbatch.machine import num_cores  # noqa: E402
 from segbatch.model.bundle import load_bundle, save_bundle  # noqa: E402
 from segbatch.model.predict import Model  # noqa: E402
-from segbatch.model.zoo import without_auxiliary  # noqa: E402
 from segbatch.review.suggest.candidates import RANKINGS  # noqa: E402
 from segbatch.review.suggest.suggest import suggest  # noqa: E402
 from segbatch.training.confusion import by_class  # noqa: E402
@@ -191,7 +190,7 @@ class Recipe:
         for parts in loader.steps(0):
             training.run_step(parts)
         trained = config.build()
-        trained.load_state_dict(without_auxiliary(training.network.state_dict()))
+        trained.load_state_dict(training.network.without_auxiliary(training.network.state_dict()))
         uri = f"{self.folder}/models/{shard.sha256[:16]}-{seed}"
         save_bundle(uri, trained, config)
         return uri

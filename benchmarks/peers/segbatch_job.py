@@ -18,7 +18,7 @@ import segbatch
 from benchmarks.peers.task import CELL, INSTANT, Pixels, Task, instant_cells
 from segbatch.jobs import preflight, stages
 from segbatch.masks.classes import Classes
-from segbatch.model import predict, zoo
+from segbatch.model import networks, predict
 from segbatch.model.bundle import save_bundle
 from segbatch.model.config import ModelConfig
 from segbatch.model.predict import Model, Prediction
@@ -61,7 +61,7 @@ def instant(model: Model) -> Instant:
 
 def instant_bundle(folder: str) -> str:
     """A bundle to put in the job; its network is loaded and never asked."""
-    network = zoo.build("deeplabv3plus", "mobilenet_v2", len(CLASSES))
+    network = networks.build("deeplabv3plus", "mobilenet_v2", len(CLASSES))
     config = ModelConfig("deeplabv3plus", "mobilenet_v2", network.output_stride, CLASSES)
     save_bundle(folder, network, config)
     return folder

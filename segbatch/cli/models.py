@@ -48,13 +48,13 @@ def model_list(
     format: Format = "text",
 ) -> None:
     """List what a job can name as its model, or the bundles below URI."""
-    from segbatch.model import bundle, zoo
+    from segbatch.model import bundle, networks, zoo
 
     if uri is None:
         facts: Any = {
-            "architectures": list(zoo.ARCHITECTURES),
+            "architectures": list(networks.ARCHITECTURES),
             "published weights": [f"{zoo.ZOO_PREFIX}{name}" for name in zoo.ZOO],
-            "backbones": zoo.backbones(),
+            "backbones": networks.backbones(),
         }
     else:
         facts = [
@@ -85,33 +85,67 @@ def model_info(uri: Bundle, format: Format = "text") -> None:
 
 @model_app.command("import")
 def model_import(
-    weights: Annotated[str, Argument(help="A state_dict: .pth, .pt or .safetensors.")],
+    source: Annotated[
+        str, Argument(metavar="SOURCE", help="A file of weights or a graph, or a folder (any URI).")
+    ],
     uri: Annotated[str, Argument(metavar="BUNDLE", help="Output folder of the bundle (any URI).")],
-    arch: Annotated[str, Option(help="deeplabv3 or deeplabv3plus.")],
-    backbone: Annotated[str, Option(help="resnet50, mobilenet_v2, …")],
-    classes: Annotated[str, Option(help="Names by id: a,b,c; or a file, one a line.")],
-    output_stride: Annotated[int | None, Option(help="8 or 16 (deeplabv3plus).")] = None,
+    classes: Annotated[
+        str | None, Option(help="Names by id: a,b,c; a preset; or a file, one a line.")
+    ] = None,
+    arch: Annotated[str | None, Option(help="Architecture, if it is not recognised.")] = None,
+    backbone: Annotated[str | None, Option(help="Backbone, if it is not recognised.")] = None,
+    output_stride: Annotated[int | None, Option(help="8 or 16, if no file says it.")] = None,
     long_side: Annotated[
         int | None, Option(help="Longer side in pixels that the model was trained at.")
     ] = None,
+    mean: Annotated[str | None, Option(help="Mean of red,green,blue; 0 to 1, or to 255.")] = None,
+    std: Annotated[str | None, Option(help="Standard deviation of red,green,blue.")] = None,
+    input_range: Annotated[
+        str | None, Option(help="Black,white as a graph takes them: 0,1 or =-1,1 or 0,255.")
+    ] = None,
+    output: Annotated[
+        str | None, Option(help="A graph's output: logits, probabilities, labels, or its NAME.")
+    ] = None,
 ) -> None:
-    """Import weights as a bundle.
+    """Import weights or a graph as a bundle.
 
-    They come from torchvision or segmentation-models-pytorch.
+    Weights: MMSegmentation (DeepLabV3, DeepLabV3+), Hugging Face transformers (SegFormer,
+    MobileNetV2), segmentation_models_pytorch, VainF, torchvision, and whatever wraps them. Graphs:
+    ONNX, TensorFlow, TensorFlow Lite, Paddle, OpenVINO.
+    Example: segbatch model import hf://nvidia/segformer-b0-finetuned-ade-512-512 models/segformer
     """
     from segbatch.masks.classfile import read_classes
-    from segbatch.model import bundle
+    from segbatch.model.checkpoints import Known, import_model
 
-    bundle.import_weights(
-        weights,
-        uri,
+    known = Known(
         arch=arch,
         backbone=backbone,
-        classes=read_classes(classes),
+        classes=None if classes is None else read_classes(classes),
         output_stride=output_stride,
+        mean=_numbers("--mean", mean, 3),
+        std=_numbers("--std", std, 3),
         long_side=long_side,
+        input_range=_numbers("--input-range", input_range, 2),
+        output=output,
     )
+    import_model(source, uri, known)
     say(f"{uri}: imported; look at it with: segbatch model info {quote(uri)}")
+
+
+def _numbers(option: str, text: str | None, number: int) -> Any:
+    """The numbers of an option, ``None`` if it is not given."""
+    if text is None:
+        return None
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if len(values) != number or (number == 2 and values[0] >= values[1]):
+        example = "0.485,0.456,0.406" if number == 3 else "0,255"
+        raise InputError(f"{option} {text}: must be {number} numbers, such as {example}")
+    if option == "--std" and min(values) <= 0:
+        raise InputError(f"{option} {text}: must be above 0")
+    return values
 
 
 @model_app.command("quantize")

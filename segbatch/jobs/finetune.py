@@ -26,7 +26,7 @@ from segbatch.jobs.runtime.trainer import TrainResult, run_workers
 from segbatch.jobs.runtime.workers import choose_device, connected, share_out_training
 from segbatch.jobs.trainstate import TrainState
 from segbatch.labels.dataset import Dataset, open_dataset
-from segbatch.model import bundle, zoo
+from segbatch.model import bundle
 from segbatch.results.lease import Lease
 from segbatch.signals import interruptible
 from segbatch.training.checkpoint import load_checkpoint
@@ -176,7 +176,7 @@ def save_model(
     with result.best_checkpoint() as folder:
         checkpoint = load_checkpoint(folder)
     network = plan.config.build()
-    network.load_state_dict(zoo.without_auxiliary(checkpoint.network))
+    network.load_state_dict(network.without_auxiliary(checkpoint.network))
     metrics = checkpoint.metrics
     config = replace(plan.config, metrics=metrics, provenance=provenance(job, plan, state))
     picture = learning_curves(read_journal(state.training_uri))

@@ -3,6 +3,7 @@
     config.json         architecture, classes, normalisation, metrics, provenance
     model.safetensors   the weights, under the key names of the architecture's own library;
     model.xml, .bin     or instead of them an OpenVINO graph, which can only predict
+    model.onnx          or one in ONNX
     README.md           a model card
 
 ``config.json`` is written last, so a folder without it is incomplete and does not load. Functions
@@ -28,15 +29,13 @@ import torch
 import yaml
 
 from segbatch import storage
-from segbatch.console import say
 from segbatch.errors import InputError, ModelError
-from segbatch.masks.classes import Classes
 from segbatch.model import graph as graphs
 from segbatch.model import weights, zoo
-from segbatch.model.config import GRAPH, GraphInput, GraphOutput, ModelConfig
+from segbatch.model.config import GRAPH, ModelConfig
 from segbatch.model.graph import Graph
-from segbatch.model.weights import listed
-from segbatch.model.zoo import ZOO_PREFIX, Network
+from segbatch.model.networks import Network
+from segbatch.model.zoo import ZOO_PREFIX
 from segbatch.storage import hub
 
 CONFIG = "config.json"
@@ -60,27 +59,37 @@ def _write_card_and_config(uri: str, config: ModelConfig) -> None:
 
 
 def save_graph_bundle(uri: str, graph: Graph, config: ModelConfig) -> ModelConfig:
-    """Write a bundle of a graph that takes normalised NHWC images and gives coarse logits.
+    """Write a bundle of a graph.
 
     Returns its configuration, that of the network with a graph's keys. Raises ``OSError``.
     """
     config = replace(
-        config,
-        arch=GRAPH,
-        input=GraphInput("images"),
-        output=GraphOutput("logits", stride=None, align_corners=graph.align_corners),
+        config, arch=GRAPH, library=None, options={}, input=graph.input, output=graph.output
     )
-    storage.write_bytes(storage.join(uri, graphs.WEIGHTS), graph.weights.tobytes())
-    storage.write_bytes(storage.join(uri, graphs.XML), graph.xml)
+    if graph.is_onnx:
+        storage.write_bytes(storage.join(uri, graphs.ONNX), graph.model)
+    else:
+        storage.write_bytes(storage.join(uri, graphs.WEIGHTS), graph.weights.tobytes())
+        storage.write_bytes(storage.join(uri, graphs.XML), graph.model)
     _write_card_and_config(uri, config)
     return config
 
 
 def load_graph(uri: str, config: ModelConfig) -> Graph:
     """The graph of a bundle whose configuration is ``config``."""
+    assert config.input is not None
     assert config.output is not None
-    xml, data = (weights.read_file(storage.join(uri, name)) for name in GRAPH_FILES)
-    return Graph(xml, np.frombuffer(data, np.uint8), config.output.align_corners)
+    model, *data = (weights.read_file(storage.join(uri, name)) for name in files_of(config))
+    constants = np.frombuffer(data[0] if data else b"", np.uint8)
+    return Graph(model, constants, config.input, config.output)
+
+
+def files_of(config: ModelConfig) -> tuple[str, ...]:
+    """The names of a bundle's files of weights."""
+    if not config.is_graph:
+        return (WEIGHTS,)
+    is_onnx = config.backbone == graphs.ONNX_BACKBONE and not config.is_quantized
+    return (graphs.ONNX,) if is_onnx else GRAPH_FILES
 
 
 def load_bundle(uri: str) -> tuple[Network, ModelConfig]:
@@ -113,7 +122,7 @@ def load_config(uri: str) -> ModelConfig:
 def bundle_sha256(uri: str) -> str:
     """SHA-256 of a bundle's configuration and weights, 64 hex digits."""
     text = _config_bytes(uri)
-    names = GRAPH_FILES if _parse(text, uri).is_graph else (WEIGHTS,)
+    names = files_of(_parse(text, uri))
     return _sha256(text, *(weights.read_file(storage.join(uri, name)) for name in names))
 
 
@@ -129,44 +138,6 @@ def file_sha256(uri: str) -> str:
     return _sha256(weights.read_file(uri))
 
 
-def import_weights(
-    weights_uri: str,
-    bundle_uri: str,
-    arch: str,
-    backbone: str,
-    classes: Classes,
-    *,
-    long_side: int | None = None,
-    output_stride: int | None = None,
-) -> ModelConfig:
-    """Write a bundle from the state_dict of a network that was trained elsewhere.
-
-    ``weights_uri`` is a ``.safetensors`` file, one of ``torch.save``, or a folder of
-    ``save_pretrained``; an auxiliary head, and tensors next to the network's own, are dropped.
-    Raises :class:`~segbatch.errors.ModelError` for a file that cannot be read safely, or weights
-    of another architecture or number of classes.
-    """
-    network = zoo.build(arch, backbone, len(classes), output_stride)
-    weights_uri = _weights_in(weights_uri)
-    data = weights.read_file(weights_uri)
-    state = weights.decode_state(data, weights_uri)
-    state, left_out = weights.unwrapped(state, network.state_dict().keys())
-    state = zoo.without_auxiliary(state)
-    if left_out:
-        say(f"{weights_uri}: left out, because they are not the network's: {listed(left_out)}")
-    weights.fit(network, state, f"{arch} with {backbone}", weights_uri)
-    config = ModelConfig(
-        arch,
-        backbone,
-        network.output_stride,
-        classes,
-        long_side=long_side,
-        provenance={"imported_from": weights_uri, "sha256": _sha256(data)},
-    )
-    save_bundle(bundle_uri, network, config)
-    return config
-
-
 def push(uri: str, repository: str) -> str:
     """Push a bundle to a repository on the Hugging Face Hub, and return its URI at that commit.
 
@@ -176,7 +147,7 @@ def push(uri: str, repository: str) -> str:
     if not hub.is_on_hub(repository):
         raise ModelError(f"{repository}: must be hf://owner/name")
     config = load_config(uri)
-    names = GRAPH_FILES if config.is_graph else (WEIGHTS,)
+    names = files_of(config)
     with tempfile.TemporaryDirectory(prefix="segbatch-") as folder:
         for name in (CONFIG, *names):
             Path(folder, name).write_bytes(weights.read_file(storage.join(uri, name)))
@@ -186,17 +157,6 @@ def push(uri: str, repository: str) -> str:
             return hub.push_folder(Path(folder), repository, "Push a segbatch bundle")
 
 
-def _weights_in(uri: str) -> str:
-    """The file of weights in a folder of ``save_pretrained``; ``uri`` itself if it is a file."""
-    with storage.translate_errors("cannot read", ModelError):
-        for name in (WEIGHTS, "pytorch_model.bin"):
-            if storage.exists(storage.join(uri, name)):
-                return storage.join(uri, name)
-    if storage.is_local(uri) and storage.local_path(uri).is_dir():
-        raise ModelError(f"{uri}: is a folder without {WEIGHTS}: name the file of weights in it")
-    return uri
-
-
 def list_bundles(uri: str) -> Iterator[tuple[str, ModelConfig]]:
     """The URI and configuration of each bundle in or below the folder ``uri``, ordered by URI.
 
@@ -204,7 +164,7 @@ def list_bundles(uri: str) -> Iterator[tuple[str, ModelConfig]]:
     """
     for file in _files(uri):
         folder, _, name = file.uri.rpartition("/")
-        if name in (WEIGHTS, graphs.XML):
+        if name in (WEIGHTS, graphs.XML, graphs.ONNX):
             try:
                 yield folder, load_config(folder)
             except ModelError:
@@ -223,7 +183,7 @@ def describe(uri: str) -> dict[str, Any]:
     else:
         text = _config_bytes(uri)
         config = _parse(text, uri)
-        names = GRAPH_FILES if config.is_graph else (WEIGHTS,)
+        names = files_of(config)
         data = {name: weights.read_file(storage.join(uri, name)) for name in names}
         where = storage.join(uri, WEIGHTS)
         network = None if config.is_graph else _loaded(config, data[WEIGHTS], where)
@@ -315,8 +275,7 @@ def card(name: str, uri: str, config: ModelConfig) -> str:
         "---",
         f"# {name}",
         "",
-        f"Semantic segmentation: {config.arch} with {config.backbone}, output stride"
-        f" {config.output_stride}, {len(config.classes)} classes"
+        f"Semantic segmentation: {config.description}, {len(config.classes)} classes"
         f"{', computed in int8 on CPUs' if config.is_quantized else ''}.",
         "",
         f"- Longer side of images: {_side(config.long_side)}",

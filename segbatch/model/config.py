@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import TypeAdapter, ValidationError
 
 from segbatch.errors import InputError
 from segbatch.masks.classes import Classes
-from segbatch.model import zoo
-from segbatch.model.zoo import IMAGENET_MEAN, IMAGENET_STD, Network
+from segbatch.model import networks
+from segbatch.model.networks import Network
+from segbatch.model.zoo import IMAGENET_MEAN, IMAGENET_STD
 
 RGB = tuple[float, float, float]
-GRAPH = "graph"  # the ``arch`` of models that are no network of the zoo
+GRAPH = "graph"  # the ``arch`` of models that are no network, which can only predict
+FORMAT = 2  # of ``config.json``; 1 had no ``format``, ``library`` and ``options``
 
 
 @dataclass(frozen=True)
@@ -27,20 +30,21 @@ class GraphInput:
 
     name: str
     layout: Literal["NCHW", "NHWC"] = "NHWC"
-    dtype: Literal["float32"] = "float32"
+    dtype: Literal["float32", "uint8"] = "float32"
     range: tuple[float, float] = (0.0, 1.0)
     size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
 class GraphOutput:
-    """What a graph gives: logits, at 1/``stride`` of the input's resolution.
+    """What a graph gives: logits, probabilities, or a label map, at 1/``stride`` of the input's
+    resolution.
 
     ``align_corners``: as its authors upsample them to the image's size.
     """
 
     name: str
-    kind: Literal["logits"] = "logits"
+    kind: Literal["logits", "probabilities", "labels"] = "logits"
     stride: int | None = None
     align_corners: bool = False
 
@@ -49,9 +53,11 @@ class GraphOutput:
 class ModelConfig:
     """The keys of ``config.json``.
 
-    ``mean`` and ``std`` normalise RGB from 0 to 1. ``long_side`` is the longer side of images in
-    training, ``None`` where it is unknown. ``metrics`` and ``provenance`` are any JSON. A graph,
-    which can only predict, has the ``arch`` ``graph``, an ``input`` and an ``output``.
+    ``library`` is the one whose network ``arch`` and ``backbone`` name, ``options`` those of its
+    constructor. ``mean`` and ``std`` normalise RGB from 0 to 1, that of a graph in the ``range`` of
+    its input. ``long_side`` is the longer side of images in training, ``None`` where it is unknown.
+    ``metrics`` and ``provenance`` are any JSON. A graph, which can only predict, has the ``arch``
+    ``graph``, an ``input`` and an ``output``.
     """
 
     arch: str
@@ -65,6 +71,8 @@ class ModelConfig:
     provenance: dict[str, Any] = field(default_factory=dict)
     input: GraphInput | None = None
     output: GraphOutput | None = None
+    library: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def is_graph(self) -> bool:
@@ -78,20 +86,42 @@ class ModelConfig:
     @property
     def fill(self) -> tuple[int, int, int]:
         """The mean colour, RGB from 0 to 255, with which images are padded."""
-        red, green, blue = (round(255 * value) for value in self.mean)
+        low, high = self.range
+        red, green, blue = (
+            min(255, max(0, round(255 * (value - low) / (high - low)))) for value in self.mean
+        )
         return red, green, blue
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """Black and white, before they are normalised."""
+        return (0.0, 1.0) if self.input is None else self.input.range
+
+    @property
+    def gives_labels(self) -> bool:
+        """Whether the model gives class ids alone, without confidence."""
+        return self.output is not None and self.output.kind == "labels"
 
     @property
     def architecture(self) -> str:
         """What :meth:`build` builds, as a text."""
-        return f"{self.arch} {self.backbone} {self.output_stride} {len(self.classes)}"
+        of_library = f" {self.library} {json.dumps(self.options)}" if self.library else ""
+        return f"{self.arch} {self.backbone} {self.output_stride} {len(self.classes)}{of_library}"
+
+    @property
+    def description(self) -> str:
+        """The network in words."""
+        if self.is_graph:
+            return self.backbone
+        library = f", as in {self.library}" if self.library else ""
+        return f"{self.arch} with {self.backbone}{library}, output stride {self.output_stride}"
 
     def to_json(self) -> dict[str, Any]:
         values = {key.name: getattr(self, key.name) for key in fields(self)}
         for key in ("input", "output"):
             spec = values.pop(key)
             values |= {} if spec is None else {key: asdict(spec)}
-        return {**values, "classes": self.classes.to_json()}
+        return {"format": FORMAT, **values, "classes": self.classes.to_json()}
 
     @classmethod
     def from_json(cls, values: Any) -> ModelConfig:
@@ -100,17 +130,30 @@ class ModelConfig:
             raise InputError("not a JSON object")
         if missing := {"arch", "backbone", "output_stride", "classes"} - values.keys():
             raise InputError(f"{', '.join(sorted(missing))}: missing")
+        if (written := values.get("format", 1)) not in range(1, FORMAT + 1):
+            raise InputError(
+                f"format: {written!r} is of a newer segbatch: pip install --upgrade segbatch"
+            )
+        values = {key: value for key, value in values.items() if key != "format"}
         if unknown := values.keys() - {key.name for key in fields(cls)}:
             raise InputError(f"{', '.join(sorted(unknown))}: unknown")
         parsed = {key: _PARSERS[key](key, value) for key, value in values.items()}
         if parsed["arch"] == GRAPH and not {"input", "output"} <= parsed.keys():
             raise InputError("a graph needs an input and an output")
+        if parsed["arch"] != GRAPH and not all(0 <= value <= 1 for value in parsed.get("mean", ())):
+            raise InputError(f"mean: {parsed['mean']!r} must be from 0 to 1")
         return cls(**parsed)
 
     def build(self, *, auxiliary: bool = False) -> Network:
-        """The network with random weights; ``auxiliary`` as in :func:`segbatch.model.zoo.build`."""
-        return zoo.build(
-            self.arch, self.backbone, len(self.classes), self.output_stride, auxiliary=auxiliary
+        """The network with random weights; ``auxiliary`` adds the head that only training uses."""
+        return networks.build(
+            self.arch,
+            self.backbone,
+            len(self.classes),
+            self.output_stride,
+            library=self.library,
+            options=self.options,
+            auxiliary=auxiliary,
         )
 
 
@@ -129,6 +172,25 @@ def _backbone(key: str, value: Any) -> str:
     return value
 
 
+def _library(key: str, value: Any) -> str | None:
+    if value is not None and value not in networks.LIBRARIES:
+        raise InputError(f"{key}: {value!r} is none of {', '.join(networks.LIBRARIES)}")
+    return cast(str | None, value)
+
+
+def _options(key: str, value: Any) -> dict[str, Any]:
+    """Numbers, names and lists of them, so that no option can name what is loaded or run."""
+    if not isinstance(value, dict):
+        raise InputError(f"{key}: {value!r} is no dict")
+    for name, option in value.items():
+        for item in option if isinstance(option, list | tuple) else [option]:
+            if not isinstance(item, int | float | str | None):
+                raise InputError(f"{key}.{name}: {option!r} is neither a number nor a name")
+            if isinstance(item, str):
+                _backbone(f"{key}.{name}", item)
+    return value
+
+
 def _rgb(key: str, value: Any) -> RGB:
     if not isinstance(value, list | tuple) or len(value) != 3:
         raise InputError(f"{key}: {value!r} is not three numbers")
@@ -136,13 +198,6 @@ def _rgb(key: str, value: Any) -> RGB:
         raise InputError(f"{key}: {value!r} is not three numbers")
     red, green, blue = (float(number) for number in value)
     return red, green, blue
-
-
-def _mean(key: str, value: Any) -> RGB:
-    mean = _rgb(key, value)
-    if not all(0 <= number <= 1 for number in mean):
-        raise InputError(f"{key}: {value!r} must be from 0 to 1")
-    return mean
 
 
 def _std(key: str, value: Any) -> RGB:
@@ -179,9 +234,11 @@ _PARSERS: dict[str, Any] = {
     "backbone": _backbone,
     "output_stride": _typed(int),
     "classes": lambda key, value: Classes.from_json(value),
-    "mean": _mean,
+    "mean": _rgb,
     "std": _std,
     "long_side": _long_side,
     "metrics": _typed(dict),
     "provenance": _typed(dict),
+    "library": _library,
+    "options": _options,
 }

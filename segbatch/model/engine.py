@@ -1,8 +1,9 @@
 """Engines: what runs a network, from normalised images to coarse logits.
 
 torch runs every network on every device. On CPUs, OpenVINO runs the same network about twice as
-fast (``benchmarks/README.md``), and in bf16 and int8 where the CPU computes them in hardware.
-Nothing before and after depends on which of them it is.
+fast (``benchmarks/README.md``), and in bf16 and int8 where the CPU computes them in hardware; it
+also runs graphs, and ONNX Runtime those in ONNX on GPUs. Nothing before and after depends on which
+of them it is.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from functools import cached_property
+from importlib.util import find_spec
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -17,12 +19,21 @@ from torch import Tensor
 
 from segbatch.config.job import Predict
 from segbatch.errors import InputError
-from segbatch.model.config import GRAPH, ModelConfig
+from segbatch.model.config import GRAPH, GraphInput, GraphOutput, ModelConfig
 from segbatch.model.device import DTYPES, computes_bf16, predict_precision
-from segbatch.model.graph import Graph, deserialized, has_openvino, import_openvino
-from segbatch.model.zoo import Network
+from segbatch.model.graph import (
+    ONNX_BACKBONE,
+    Graph,
+    as_input,
+    as_logits,
+    deserialized,
+    has_openvino,
+    import_openvino,
+)
+from segbatch.model.networks import Network
 
 # int8: the layers that were not quantised.
+ONNX_ON_GPU = "CUDAExecutionProvider"
 HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 
 
@@ -39,8 +50,8 @@ class EngineChoice(NamedTuple):
 class Engine(Protocol):
     """Runs a network on batches of images; several threads may call it.
 
-    ``name`` is ``torch`` or ``openvino``. ``align_corners``: as the network upsamples its logits
-    to the image's size.
+    ``name`` is ``torch``, ``openvino`` or ``onnxruntime``. ``align_corners``: as the network
+    upsamples its logits to the image's size.
     """
 
     name: str
@@ -48,7 +59,8 @@ class Engine(Protocol):
 
     def __call__(self, images: Tensor) -> Tensor:
         """Coarse logits, ``(n, classes, h, w)`` float32 and contiguous, of ``images``, normalised,
-        NCHW float32, channels last, padded to multiples of 64.
+        NCHW float32, channels last, padded to multiples of 64 or the size that the model takes. A
+        graph that gives labels: class ids, ``(n, 1, h, w)`` float32.
         """
         ...
 
@@ -87,10 +99,13 @@ class OpenVinoEngine:
         make_graph: Callable[[], Graph],
         precision: str,
         num_lanes: int,
+        num_classes: int,
         *,
-        align_corners: bool,
+        input: GraphInput,
+        output: GraphOutput,
     ) -> None:
-        self.align_corners = align_corners
+        self.align_corners = output.align_corners
+        self._input, self._output, self._num_classes = input, output, num_classes
         self._make_graph = make_graph
         self._hint = HINTS[precision]
         self._num_lanes = num_lanes
@@ -102,9 +117,24 @@ class OpenVinoEngine:
     def __call__(self, images: Tensor) -> Tensor:
         is_alone = torch.get_num_threads() == self._threads
         request = self._request(1 if is_alone else self._num_lanes)
-        pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
-        logits = request.infer({0: pixels}, share_inputs=True, share_outputs=True)[0]
-        return torch.from_numpy(logits.copy())  # the next call writes into the request's memory
+        pixels = as_input(images, self._input)
+        shape = request.model_inputs[0].partial_shape
+        step = len(pixels) if shape[0].is_dynamic else shape[0].get_length()
+        logits = []
+        for start in range(0, len(pixels), step):
+            given = request.infer(
+                {0: pixels[start : start + step]}, share_inputs=True, share_outputs=True
+            )
+            logits.append(as_logits(given[self._place], self._output, self._num_classes))
+        return logits[0] if len(logits) == 1 else torch.cat(logits)
+
+    @cached_property
+    def _place(self) -> int:
+        """The position of the output among the graph's; a network's graph has one."""
+        names = [output.names for output in deserialized(self.graph).outputs]
+        by_name = (i for i, known in enumerate(names) if self._output.name in known)
+        # An output without a name is called by its position.
+        return next(by_name, int(self._output.name) if self._output.name.isdigit() else 0)
 
     @cached_property
     def graph(self) -> Graph:
@@ -132,6 +162,44 @@ class OpenVinoEngine:
         return import_openvino().Core().compile_model(deserialized(self.graph), "CPU", settings)
 
 
+class OnnxRuntimeEngine:
+    """ONNX Runtime on a GPU, for graphs in ONNX."""
+
+    name = "onnxruntime"
+
+    def __init__(self, graph: Graph, device: torch.device, num_classes: int) -> None:
+        import onnxruntime
+
+        self.align_corners = graph.output.align_corners
+        self._graph, self._device, self._num_classes = graph, device, num_classes
+        provider: Any = "CPUExecutionProvider"
+        if device.type == "cuda":
+            provider = (ONNX_ON_GPU, {"device_id": device.index or 0})
+        self._session = onnxruntime.InferenceSession(graph.model, providers=[provider])
+
+    def __call__(self, images: Tensor) -> Tensor:
+        pixels = as_input(images, self._graph.input)
+        batch = self._session.get_inputs()[0].shape[0]
+        step = batch if isinstance(batch, int) else len(pixels)
+        logits = []
+        for start in range(0, len(pixels), step):
+            [given] = self._session.run(
+                [self._graph.output.name],
+                {self._graph.input.name: pixels[start : start + step]},
+            )
+            logits.append(as_logits(given, self._graph.output, self._num_classes))
+        return torch.cat(logits).to(self._device)
+
+
+def has_onnxruntime_on_gpu() -> bool:
+    """Whether ONNX Runtime is installed with its CUDA provider."""
+    if find_spec("onnxruntime") is None:
+        return False
+    import onnxruntime
+
+    return ONNX_ON_GPU in onnxruntime.get_available_providers()
+
+
 def runs_here(arch: str) -> list[str]:
     """The engines and precisions that this machine computes in hardware for an architecture."""
     bf16 = ["bf16"] * computes_bf16()
@@ -143,9 +211,11 @@ def runs_here(arch: str) -> list[str]:
 
 
 def model_precision(asked: str, config: ModelConfig, device: torch.device) -> str:
-    """The precision of a model's predictions: int8 for one that was quantised, else
-    :func:`~segbatch.model.device.predict_precision`.
+    """The precision of a model's predictions: int8 for one that was quantised, fp32 for a graph on
+    a GPU, else :func:`~segbatch.model.device.predict_precision`.
     """
+    if config.is_graph and device.type != "cpu":
+        return "fp32"
     return "int8" if config.is_quantized else predict_precision(asked, device)
 
 
@@ -153,8 +223,23 @@ def check_graph(options: Predict, config: ModelConfig, device: torch.device) -> 
     """Raises :class:`~segbatch.errors.InputError` for options that a graph does not take."""
     if options.engine == "torch" or options.compile:
         raise InputError("predict.engine: the model is a graph, which runs with OpenVINO: set auto")
+    if config.input is not None and config.input.size and options.scales != [1.0]:
+        height, width = config.input.size
+        raise InputError(
+            f"predict.scales: the model takes images of {width}×{height} alone: set it to [1.0]"
+        )
     if device.type != "cpu":
-        raise InputError(f"the model is a graph, which runs on CPUs, not on {device}")
+        if config.backbone != ONNX_BACKBONE or config.is_quantized:
+            raise InputError(
+                f"the model is a graph of OpenVINO, which runs on CPUs, not on {device}: set"
+                " resources.device to cpu, or import the network as ONNX"
+            )
+        if not has_onnxruntime_on_gpu():
+            raise InputError(
+                f"the model is a graph in ONNX, which needs ONNX Runtime on {device}: pip install"
+                " onnxruntime-gpu, or set resources.device to cpu"
+            )
+        return
     if config.is_quantized and options.precision not in ("auto", "int8"):
         raise InputError(
             f"predict.precision: the model computes in int8, not in {options.precision}: set auto"

@@ -1,8 +1,11 @@
-"""A network as an OpenVINO graph: converted from torch, kept on this machine, and read again.
+"""A network as a graph for OpenVINO: converted from torch, kept on this machine, and read again.
 
-A graph takes normalised images, ``(n, height, width, 3)`` float32 of any size, and gives their
-coarse logits, ``(n, classes, h, w)`` float32. Converting a network takes seconds, so converted
-graphs are kept in the user's cache folder, by the SHA-256 of what they were made from.
+The graph of a network takes normalised images, ``(n, height, width, 3)`` float32 of any size, and
+gives their coarse logits, ``(n, classes, h, w)`` float32. Converting a network takes seconds, so
+converted graphs are kept in the user's cache folder, by the SHA-256 of what they were made from.
+
+Graphs that other tools made take and give other tensors, as their ``input`` and ``output`` say;
+:func:`as_input` and :func:`as_logits` translate.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import shutil
 import sys
 import tempfile
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -25,31 +29,40 @@ import platformdirs
 import torch
 from torch import Tensor, nn
 
-from segbatch.errors import InputError
-from segbatch.model.zoo import Network
+from segbatch.errors import InputError, JobFailed
+from segbatch.model.config import GraphInput, GraphOutput
+from segbatch.model.networks import Network
 
 XML, WEIGHTS = "model.xml", "model.bin"
+ONNX = "model.onnx"
+ONNX_BACKBONE = "onnx"  # the ``backbone`` of a bundle whose graph is in ONNX
 DIGEST = "sha256"  # of both, next to a kept graph
 KEPT = 8  # graphs on a machine; those that were not used for longest are deleted
+SMALLEST_PROBABILITY = 1e-12  # below it, a logarithm tells nothing
 EXAMPLE_SIDE = 64  # pixels of the image with which a network is traced
 
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """A network in OpenVINO's intermediate representation; it holds no code.
+    """A network in OpenVINO's intermediate representation, or in ONNX; it holds no code.
 
-    ``weights`` are the bytes of its constants, uint8. ``align_corners``: as the network upsamples
-    its logits to the image's size.
+    ``model`` is the XML of the one or all of the other, ``weights`` the bytes of the constants,
+    uint8, of which ONNX has none. ``input`` and ``output`` say what it takes and gives.
     """
 
-    xml: bytes
+    model: bytes
     weights: npt.NDArray[np.uint8]
-    align_corners: bool
+    input: GraphInput
+    output: GraphOutput
+
+    @property
+    def is_onnx(self) -> bool:
+        return not self.weights.size
 
     @property
     def sha256(self) -> str:
         """Of both files, 64 hex digits."""
-        digest = hashlib.sha256(self.xml + b"\0")
+        digest = hashlib.sha256(self.model + b"\0")
         digest.update(self.weights.data)
         return digest.hexdigest()
 
@@ -97,21 +110,74 @@ def convert(network: Network) -> Graph:
     steps = ov.preprocess.PrePostProcessor(model)
     steps.input().tensor().set_layout(ov.Layout("NHWC"))  # as images lie in memory
     steps.input().model().set_layout(ov.Layout("NCHW"))
-    return serialized(steps.build(), network.align_corners)
+    return serialized(steps.build(), *of_network(network))
 
 
-def serialized(model: Any, align_corners: bool) -> Graph:
+def of_network(network: Network) -> tuple[GraphInput, GraphOutput]:
+    """What the graph of a network takes and gives."""
+    return GraphInput("images"), GraphOutput("logits", align_corners=network.align_corners)
+
+
+def serialized(model: Any, input: GraphInput, output: GraphOutput) -> Graph:
     """An ``openvino.Model`` as a graph."""
     with tempfile.TemporaryDirectory(prefix="segbatch-") as folder:
         # By default, weights would be rounded to half precision.
         import_openvino().save_model(model, Path(folder, XML), compress_to_fp16=False)
-        return _read(Path(folder), align_corners)
+        return _read(Path(folder), input, output)
 
 
 def deserialized(graph: Graph) -> Any:
     """A graph as an ``openvino.Model``."""
     ov = import_openvino()
-    return ov.Core().read_model(model=graph.xml, weights=ov.Tensor(graph.weights))
+    if graph.is_onnx:
+        return ov.Core().read_model(model=graph.model)
+    return ov.Core().read_model(model=graph.model, weights=ov.Tensor(graph.weights))
+
+
+def as_input(images: Tensor, input: GraphInput) -> npt.NDArray[Any]:
+    """Normalised images, NCHW float32, in the layout and type that a graph takes."""
+    pixels = images.permute(0, 2, 3, 1) if input.layout == "NHWC" else images
+    array: npt.NDArray[Any] = pixels.contiguous().cpu().numpy()
+    if input.dtype == "float32":
+        return array
+    whole: npt.NDArray[Any] = np.rint(array)  # as they were, up to rounding
+    return whole.astype(input.dtype)
+
+
+def as_logits(given: npt.NDArray[Any], output: GraphOutput, num_classes: int) -> Tensor:
+    """What a graph gives, as logits, ``(n, classes, h, w)`` float32 and contiguous; labels as class
+    ids, ``(n, 1, h, w)`` float32.
+
+    Raises :class:`~segbatch.errors.JobFailed` for class ids that are none.
+    """
+    if output.kind == "labels":
+        ids = given.reshape(given.shape[0], 1, *_sides_of_labels(given.shape))
+        if ids.size and not 0 <= ids.min() <= ids.max() < num_classes:
+            raise JobFailed(
+                f"the graph gives class ids from {ids.min():g} to {ids.max():g}, and the model has"
+                f" {num_classes} classes: import it again with all its --classes"
+            )
+        return torch.from_numpy(ids.astype(np.float32))
+    if given.shape[class_axis(given.shape, num_classes)] != num_classes:
+        raise JobFailed(f"the graph gives {given.shape}, which are not {num_classes} classes")
+    if class_axis(given.shape, num_classes) == 3:
+        given = given.transpose(0, 3, 1, 2)
+    if output.kind == "probabilities":
+        given = np.log(np.maximum(given, SMALLEST_PROBABILITY))
+    # A copy: the next call writes into the request's memory.
+    return torch.from_numpy(np.array(given, np.float32, order="C"))
+
+
+def class_axis(shape: Sequence[int], num_classes: int) -> int:
+    """The axis of the classes in logits or probabilities: 1, or 3 where only that fits."""
+    return 3 if shape[1] != num_classes and shape[3] == num_classes else 1
+
+
+def _sides_of_labels(shape: Sequence[int]) -> tuple[int, int]:
+    """Height and width of label maps ``(n, h, w)``, ``(n, 1, h, w)`` or ``(n, h, w, 1)``."""
+    if len(shape) == 4:
+        return (shape[2], shape[3]) if shape[1] == 1 else (shape[1], shape[2])
+    return shape[1], shape[2]
 
 
 def kept_graph(network: Network, what: str) -> Graph:
@@ -123,7 +189,7 @@ def kept_graph(network: Network, what: str) -> Graph:
     folder = platformdirs.user_cache_path("segbatch") / "graphs"
     kept = folder / _key(network, what)
     try:
-        graph = _read(kept, network.align_corners)
+        graph = _read(kept, *of_network(network))
         if graph.sha256 == (kept / DIGEST).read_text():  # else the disk was full, or power failed
             kept.touch()
             return graph
@@ -147,9 +213,9 @@ def _key(network: Network, what: str) -> str:
     return digest.hexdigest()
 
 
-def _read(folder: Path, align_corners: bool) -> Graph:
+def _read(folder: Path, input: GraphInput, output: GraphOutput) -> Graph:
     weights = np.fromfile(folder / WEIGHTS, np.uint8)
-    return Graph((folder / XML).read_bytes(), weights, align_corners)
+    return Graph((folder / XML).read_bytes(), weights, input, output)
 
 
 def _keep(graph: Graph, kept: Path) -> None:
@@ -158,7 +224,7 @@ def _keep(graph: Graph, kept: Path) -> None:
     with tempfile.TemporaryDirectory(prefix=".", dir=kept.parent) as folder:
         written = Path(folder, kept.name)
         written.mkdir()
-        (written / XML).write_bytes(graph.xml)
+        (written / XML).write_bytes(graph.model)
         graph.weights.tofile(written / WEIGHTS)
         (written / DIGEST).write_text(graph.sha256)
         written.rename(kept)  # fails where another process was faster

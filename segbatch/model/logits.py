@@ -5,6 +5,7 @@ to 1/256 of that. So only the coarse ones are kept, and :class:`LazyLogits` comp
 ones of a strip of rows on request. :func:`combine` says how, from the inside out:
 
     Upsampled   the logits of one patch: coarse logits brought to the padded size, then cropped
+    OneHot      the same, of a model that gives class ids instead of logits
     Resized     a patch at another scale, brought to the size of its tile
     Mean        the mean over scales and mirror images of a tile
     Blended     tiles joined to the image, with weights that fade towards their edges
@@ -41,13 +42,20 @@ class LazyLogits(Protocol):
         ...
 
 
-def logits_of(patch: Patch, coarse: Tensor, align_corners: bool) -> LazyLogits:
+def logits_of(
+    patch: Patch, coarse: Tensor, align_corners: bool, num_labels: int | None = None
+) -> LazyLogits:
     """The logits of a patch on the grid of its tile.
 
-    ``coarse`` is ``(classes, height, width)`` float32, as the network gave it for this patch.
+    ``coarse`` is ``(classes, height, width)`` float32, as the network gave it for this patch; where
+    it gives class ids, ``(1, height, width)``, ``num_labels`` is the number of classes.
     """
     seen = size_of(patch.pixels)
-    upsampled = Upsampled(coarse, patch.padded, seen, align_corners, patch.mirrored)
+    upsampled: LazyLogits
+    if num_labels is not None:
+        upsampled = OneHot(coarse, patch.padded, seen, num_labels, patch.mirrored)
+    else:
+        upsampled = Upsampled(coarse, patch.padded, seen, align_corners, patch.mirrored)
     return upsampled if seen == patch.size else Resized(upsampled, patch.size)
 
 
@@ -90,6 +98,29 @@ class Upsampled:
         )
         strip = taps.blend(self.coarse, top, bottom)
         strip = to_width(strip, self.padded[1], self.align_corners)[..., : self.size[1]]
+        return strip.flip(-1) if self.mirrored else strip
+
+
+@dataclass(frozen=True)
+class OneHot:
+    """Class ids of a padded image as logits: 1 for the class of a pixel, 0 for the others.
+
+    ``ids`` is ``(1, height, width)`` float32; the other fields are those of :class:`Upsampled`.
+    """
+
+    ids: Tensor
+    padded: Size
+    size: Size
+    num_classes: int
+    mirrored: bool = False
+
+    def rows(self, top: int, bottom: int) -> Tensor:
+        taps = row_taps(self.ids.shape[1], self.padded[0], False, self.ids.device)
+        first, last = taps.span(top, bottom)
+        ids = torch.arange(self.num_classes, device=self.ids.device)[:, None, None]
+        votes = (self.ids[:, first:last] == ids).float()
+        strip = to_width(taps.blend(votes, top, bottom, first), self.padded[1], False)
+        strip = strip[..., : self.size[1]]
         return strip.flip(-1) if self.mirrored else strip
 
 

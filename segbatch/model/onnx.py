@@ -25,8 +25,8 @@ from segbatch import storage
 from segbatch.errors import InputError, JobFailed
 from segbatch.model.bundle import fingerprint, load_bundle
 from segbatch.model.config import ModelConfig
+from segbatch.model.networks import Network
 from segbatch.model.patches import PADDING_MULTIPLE
-from segbatch.model.zoo import Network
 
 REQUIRED = ("onnx", "onnxruntime", "onnxscript")
 OPSET = 18
@@ -81,7 +81,8 @@ def export_onnx(uri: str, output: str) -> Parity:
         raise InputError(f"{', '.join(missing)}: not installed; pip install 'segbatch[onnx]'")
     network, config = load_bundle(uri)
     module = RawImageNetwork(network, config).eval()
-    content = _exported(module, _metadata(uri, config))
+    exportable = RawImageNetwork(network.exportable(), config).eval()
+    content = _exported(exportable, _metadata(uri, config))
     parity = _compared(module, content)
     if parity.difference > MAX_DIFFERENCE or parity.equal < MIN_EQUAL:
         raise JobFailed(
@@ -143,7 +144,9 @@ def _metadata(uri: str, config: ModelConfig) -> dict[str, str]:
 def _compared(module: RawImageNetwork, content: bytes) -> Parity:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what fails is raised
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     generator = torch.Generator().manual_seed(0)
     difference, equal = 0.0, 1.0
     for num_images, height, width in CHECKED_SIZES:

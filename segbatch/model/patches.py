@@ -32,7 +32,8 @@ class Patch:
     """One input of the network.
 
     ``image`` is the position of its image in the call, ``view`` the position of the patch in its
-    image. ``size`` is that of its tile in the image, to which its logits are brought.
+    image. ``size`` is that of its tile in the image, to which its logits are brought. ``canvas``
+    is the size to which it is padded, ``None`` for the next multiples of 64.
     """
 
     image: int
@@ -40,10 +41,11 @@ class Patch:
     pixels: Pixels
     size: Size
     mirrored: bool
+    canvas: Size | None = None
 
     @property
     def padded(self) -> Size:
-        return padded_size(size_of(self.pixels))
+        return self.canvas or padded_size(size_of(self.pixels))
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,12 @@ class TileBox:
 
 
 def patch_batches(
-    images: Sequence[Pixels], options: Predict, max_patches: Callable[[Size], int]
+    images: Sequence[Pixels],
+    options: Predict,
+    max_patches: Callable[[Size], int],
+    canvas: Size | None = None,
 ) -> Iterator[list[Patch]]:
-    """All patches of all images, in batches of one padded shape.
+    """All patches of all images, in batches of one padded shape; ``canvas`` as in a patch.
 
     ``max_patches`` gives the size of a batch for a padded shape, and is called for each batch. The
     images are taken a few at a time, ``batch_size`` of them or one that is cut into tiles, so only
@@ -71,7 +76,7 @@ def patch_batches(
             patches = [
                 patch
                 for index in indices[start : start + together]
-                for patch in patches_of(index, images[index], options)
+                for patch in patches_of(index, images[index], options, canvas)
             ]
             for same_shape in _grouped(patches, lambda patch: patch.padded):
                 while same_shape:
@@ -80,17 +85,22 @@ def patch_batches(
                     del same_shape[:number]
 
 
-def patches_of(index: int, image: Pixels, options: Predict) -> Iterator[Patch]:
-    """The patches of image ``index``: for each tile, for each scale, the patch and its mirror."""
+def patches_of(
+    index: int, image: Pixels, options: Predict, canvas: Size | None = None
+) -> Iterator[Patch]:
+    """The patches of image ``index``: for each tile, for each scale, the patch and its mirror.
+
+    What is larger than ``canvas`` is downscaled to fit it.
+    """
     view = 0
     for box in boxes_of(size_of(image), options):
         rows = slice(box.top, box.top + box.height)
         tile = image[rows, box.left : box.left + box.width]
         for scale in options.scales:
-            scaled = _scaled(tile, scale)
+            scaled = _scaled(tile, scale if canvas is None else _fitting(size_of(tile), canvas))
             for mirrored in (False, True) if options.flip else (False,):
                 pixels = scaled[:, ::-1] if mirrored else scaled
-                yield Patch(index, view, pixels, size_of(tile), mirrored)
+                yield Patch(index, view, pixels, size_of(tile), mirrored, canvas)
                 view += 1
 
 
@@ -121,6 +131,11 @@ def tile_boxes(size: Size, side: int, overlap: int) -> list[TileBox]:
 def _starts(length: int, side: int, overlap: int) -> list[int]:
     last = max(0, length - side)
     return [*range(0, last, side - overlap), last]
+
+
+def _fitting(size: Size, canvas: Size) -> float:
+    """The scale at which an image fits a canvas; at most 1."""
+    return min(1.0, canvas[0] / size[0], canvas[1] / size[1])
 
 
 def _scaled(pixels: Pixels, scale: float) -> Pixels:

@@ -45,14 +45,16 @@ from segbatch.model.device import (
 )
 from segbatch.model.engine import (
     Engine,
+    OnnxRuntimeEngine,
     OpenVinoEngine,
     TorchEngine,
     check_graph,
     model_precision,
     resolve_engine,
 )
-from segbatch.model.graph import Graph, kept_graph
+from segbatch.model.graph import Graph, as_input, kept_graph, of_network
 from segbatch.model.logits import LazyLogits, combine, logits_of
+from segbatch.model.networks import Network
 from segbatch.model.patches import (
     Patch,
     Pixels,
@@ -63,7 +65,6 @@ from segbatch.model.patches import (
     stack,
 )
 from segbatch.model.reduction import reduce
-from segbatch.model.zoo import Network
 
 CPU_BATCH_PIXELS = 512 * 512  # at most, so that layers stay in a core's cache
 
@@ -95,25 +96,30 @@ def load_model(
     if isinstance(uri, Packed):
         module, graph, config = uri.unpack(), uri.graph, uri.config
     elif (config := load_config(uri)).is_graph:
-        graph = load_graph(uri, config)
         check_graph(options, config, place)
+        graph = load_graph(uri, config)
     else:
         module = load_network(uri, config)
     if graph is not None:
-        make_graph, align_corners = partial(_same, graph), graph.align_corners
+        if place.type != "cpu":
+            on_gpu = OnnxRuntimeEngine(graph, place, len(config.classes))
+            return Model(None, config, place, options, engine=on_gpu, confidence=confidence)
+        make_graph, takes, gives = partial(_same, graph), graph.input, graph.output
     else:
         assert module is not None
         if isinstance(uri, Packed) or resolve_engine(options, place, say) == "torch":
             return Model(module, config, place, options, confidence=confidence)
         make_graph = partial(kept_graph, module, config.architecture)
-        align_corners = module.align_corners
+        takes, gives = of_network(module)
         if options.precision == "int8":
             raise InputError(
                 f"{uri}: computes in int8 once it is quantised: segbatch model quantize {uri} OUT"
                 " --images FOLDER"
             )
     precision = model_precision(options.precision, config, place)
-    started = OpenVinoEngine(make_graph, precision, Lanes.count(), align_corners=align_corners)
+    started = OpenVinoEngine(
+        make_graph, precision, Lanes.count(), len(config.classes), input=takes, output=gives
+    )
     return Model(module, config, place, options, engine=started, confidence=confidence)
 
 
@@ -161,7 +167,7 @@ class Model:
     ) -> None:
         self.config = config
         self.options = options or Predict()
-        self.confidence = confidence
+        self.confidence = confidence and not config.gives_labels
         self.device = resolve_device(device)
         self.precision = model_precision(self.options.precision, config, self.device)
         self.long_side = resolve_long_side(self.options, config)
@@ -231,23 +237,31 @@ class Model:
     def _complete_images(self, images: Sequence[Pixels]) -> Iterator[dict[int, LazyLogits]]:
         """After each batch, the full-size logits of the images whose last patch was in it."""
         views: defaultdict[int, dict[int, LazyLogits]] = defaultdict(dict)
-        batches = patch_batches(images, self.options, self._max_patches)
+        num_labels = len(self.classes) if self.config.gives_labels else None
+        batches = patch_batches(images, self.options, self._max_patches, self._canvas)
         for batch, coarse_logits in self._through_network(batches):
             self.num_batches += 1
             complete = {}
             for patch, coarse in zip(batch, coarse_logits, strict=True):
                 index, size = patch.image, size_of(images[patch.image])
-                views[index][patch.view] = logits_of(patch, coarse, self.engine.align_corners)
+                views[index][patch.view] = logits_of(
+                    patch, coarse, self.engine.align_corners, num_labels
+                )
                 if len(views[index]) == num_patches(size, self.options):
                     complete[index] = combine(
                         size, views.pop(index), self.options, len(self.classes), self.device
                     )
             yield complete
 
-    def network_inputs(self, images: Sequence[Pixels]) -> Iterator[Tensor]:
-        """What the network gets of ``images``, one patch at a time: NHWC float32, normalised."""
-        for batch in patch_batches(images, self.options, lambda _: 1):
-            yield self._normalized(self._pack(batch)).permute(0, 2, 3, 1).contiguous()
+    @property
+    def _canvas(self) -> Size | None:
+        """The size of image that the model takes, ``None`` if it takes any."""
+        return None if self.config.input is None else self.config.input.size
+
+    def graph_inputs(self, images: Sequence[Pixels]) -> Iterator[npt.NDArray[Any]]:
+        """What the graph gets of ``images``, one patch at a time."""
+        for batch in patch_batches(images, self.options, lambda _: 1, self._canvas):
+            yield as_input(self._normalized(self._pack(batch)), self.graph.input)
 
     def _max_patches(self, padded: Size) -> int:
         """The number of patches of a padded shape that go through the network together."""
@@ -294,7 +308,11 @@ class Model:
 
     def _normalized(self, pixels: Tensor) -> Tensor:
         """NHWC uint8 as normalised NCHW float32, channels last as the bytes were."""
-        return pixels.permute(0, 3, 1, 2).float().div_(255).sub_(self._mean).div_(self._std)
+        values = pixels.permute(0, 3, 1, 2).float().div_(255)
+        low, high = self.config.range
+        if (low, high) != (0.0, 1.0):
+            values.mul_(high - low).add_(low)
+        return values.sub_(self._mean).div_(self._std)
 
     def _reduce(
         self, logits: LazyLogits, mask_size: Size | None

@@ -55,6 +55,8 @@ def quantize_bundle(uri: str, out: str, images: str) -> ModelConfig:
     """
     require_nncf()
     model = load_model(uri, device="cpu", engine="openvino", precision="fp32")
+    if model.config.is_quantized or model.graph.input.dtype != "float32":
+        raise InputError(f"{uri}: computes in int8 already")
     source = parse_source(images)
     uris: list[str] = []
     with stream_images([source], reserved=(), leave_out=out) as stream:
@@ -124,10 +126,11 @@ def quantized(model: Model, images: Sequence[Pixels]) -> Graph:
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # about CUDA
     nncf = import_module("nncf")
     nncf.set_log_level(logging.ERROR)
-    batches = [batch.numpy() for batch in model.network_inputs(images)]
+    graph = model.graph
+    batches = list(model.graph_inputs(images))
     with contextlib.redirect_stdout(io.StringIO()), torch.inference_mode(False):  # its bars
         network: Any = nncf.quantize(
-            deserialized(model.graph),
+            deserialized(graph),
             nncf.Dataset(batches),
             preset=nncf.QuantizationPreset.MIXED,
             subset_size=len(batches),
@@ -137,4 +140,4 @@ def quantized(model: Model, images: Sequence[Pixels]) -> Graph:
                 overflow_fix=nncf.OverflowFix.ENABLE
             ),
         )
-    return serialized(network, model.engine.align_corners)
+    return serialized(network, graph.input, graph.output)

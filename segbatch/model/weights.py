@@ -25,7 +25,7 @@ from torch import Tensor
 
 from segbatch import storage
 from segbatch.errors import ModelError
-from segbatch.model.zoo import Network
+from segbatch.model.networks import Network
 from segbatch.storage import hub
 
 State = dict[str, Tensor]
@@ -39,6 +39,15 @@ WRAPPERS = (
 # Prefixes that wrappers of a network give to all keys: DDP, torch.compile, Lightning.
 PREFIXES = ("module.", "_orig_mod.", "model.")
 
+
+class _Unread:
+    """Stands for an object that is not read."""
+
+
+def _no_attribute(*_: Any) -> None:
+    """Stands for ``getattr``, which would reach anything."""
+
+
 # Types that training scripts save with the weights; creating one runs no code of the file's.
 _numpy = import_module("numpy._core.multiarray")
 HARMLESS: list[Any] = [
@@ -49,6 +58,8 @@ HARMLESS: list[Any] = [
     _numpy._reconstruct, (_numpy._reconstruct, "numpy.core.multiarray._reconstruct"),
     *(type(np.dtype(kind)) for kind in "?bBhHiIlLefdU"),
     dict, list, set, str, int, float, bool,
+    # The curves of MMEngine, whose buffers name their methods.
+    (_Unread, "mmengine.logging.history_buffer.HistoryBuffer"), (_no_attribute, "builtins.getattr"),
 ]  # fmt: skip
 
 
@@ -65,14 +76,20 @@ def read_file(uri: str) -> bytes:
 
 
 def decode_state(data: bytes, where: str) -> State:
-    """The state_dict in a safetensors file, or in a file of ``torch.save``, which is not unpickled.
+    """The state_dict in a file; as :func:`decode_checkpoint`."""
+    return decode_checkpoint(data, where)[1]
 
-    A file of ``torch.save`` may have it in mappings, and its keys may have :data:`PREFIXES`, which
-    are removed. Raises :class:`~segbatch.errors.ModelError`, naming the file ``where``, for
-    anything else.
+
+def decode_checkpoint(data: bytes, where: str) -> tuple[dict[str, Any], State]:
+    """What a file holds, and the state_dict in it.
+
+    The file is one of safetensors, or of ``torch.save``, which is not unpickled. The latter may
+    have the state_dict in mappings, and its keys may have :data:`PREFIXES`, which are removed.
+    Raises :class:`~segbatch.errors.ModelError`, naming the file ``where``, for anything else.
     """
     if where.lower().endswith(".safetensors") and not data.startswith(b"PK"):
-        return decode_safetensors(data, where)
+        state = decode_safetensors(data, where)
+        return dict(state), state
     if _is_torchscript(data):
         name = json.dumps(storage.name_of(where))
         code = f'import torch; torch.save(torch.jit.load({name}).state_dict(), "weights.pth")'
@@ -90,7 +107,8 @@ def decode_state(data: bytes, where: str) -> State:
         raise ModelError(
             f"{where}: damaged, or not a file of torch.save: {storage.one_line(error)}"
         ) from error
-    return _plain(saved, where)
+    state = _plain(saved, where)
+    return saved, state
 
 
 def _is_torchscript(data: bytes) -> bool:
@@ -142,6 +160,11 @@ def fit(network: Network, state: State, what: str, where: str) -> None:
             f"{where}: these weights know {len(state[head])} classes, but"
             f" {len(expected[head])} were given"
         )
+    # Counters that only a momentum of None uses; old torch and transformers do not save them.
+    counters = {
+        key: value for key, value in expected.items() if key.endswith("num_batches_tracked")
+    }
+    state = counters | state
     missing = [key for key in expected if key not in state]
     unknown = [key for key in state if key not in expected]
     if missing or unknown:

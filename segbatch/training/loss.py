@@ -22,7 +22,8 @@ class NetworkWithLoss(nn.Module):
     """A network and its loss as one module, so that DDP exchanges the gradients of both.
 
     Takes images, uint8 NHWC RGB, and label maps, int64 NHW; gives the loss as a scalar. ``network``
-    is a :class:`segbatch.model.zoo.Network`; ``mean`` and ``std`` normalise pixels from 0 to 1.
+    is a :class:`~segbatch.model.networks.Network`; ``mean`` and ``std`` normalise pixels from 0 to
+    1.
     """
 
     mean: Tensor

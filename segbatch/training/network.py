@@ -12,9 +12,9 @@ from torch import Tensor
 from segbatch.config.training import FromBackbone, FromBundle
 from segbatch.errors import ModelError
 from segbatch.masks.classes import Classes
-from segbatch.model import bundle, weights, zoo
+from segbatch.model import bundle, networks, weights
 from segbatch.model.config import ModelConfig
-from segbatch.model.zoo import Network
+from segbatch.model.networks import Network
 
 
 def build_network(
@@ -28,7 +28,7 @@ def build_network(
     """
     if isinstance(keys, FromBundle):
         return _from_bundle(keys.bundle, classes, say)
-    network = zoo.build(
+    network = networks.build(
         keys.arch,
         keys.backbone,
         len(classes),
@@ -86,7 +86,7 @@ def _from_bundle(
     uri: str, classes: Classes, say: Callable[[str], None]
 ) -> tuple[Network, ModelConfig]:
     old, config = bundle.load_bundle(uri)
-    network = zoo.build(
+    network = networks.build(
         config.arch, config.backbone, len(classes), config.output_stride, auxiliary=True
     )
     state = old.state_dict()

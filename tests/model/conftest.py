@@ -12,8 +12,8 @@ from torch.nn import functional
 from segbatch.masks.classes import Classes
 from segbatch.model import zoo
 from segbatch.model.config import ModelConfig
+from segbatch.model.networks import Network, build
 from segbatch.model.patches import Pixels
-from segbatch.model.zoo import Network
 
 CLASSES = Classes(["background", "wall", "window", "door", "roof"])
 
@@ -23,7 +23,7 @@ BACKBONES = {"deeplabv3": "mobilenet_v3_large", "deeplabv3plus": "mobilenet_v2"}
 def random_network(arch: str, num_classes: int = len(CLASSES)) -> Network:
     """A network that tells its classes apart: statistics and head fit the pictures of the tests."""
     torch.manual_seed(7)
-    network = zoo.build(arch, BACKBONES[arch], num_classes)
+    network = build(arch, BACKBONES[arch], num_classes)
     pictures = torch.stack([normalized(picture(128, 128, seed)) for seed in range(4)])
     network.train()
     with torch.no_grad():
@@ -68,6 +68,12 @@ def config_of(network: Network, arch: str, classes: Classes = CLASSES) -> ModelC
 def one_thread() -> None:
     """Inputs are tiny: waiting for a second thread takes longer than the work."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """References compute in fp32, and ``precision: auto`` would be bf16 on some CPUs."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
 
 
 @pytest.fixture(scope="session")

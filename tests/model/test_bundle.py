@@ -16,6 +16,7 @@ import torchvision
 from segbatch.errors import ModelError
 from segbatch.masks.classes import Classes
 from segbatch.model import bundle
+from segbatch.model.checkpoints import Known, import_model
 from segbatch.model.config import ModelConfig
 from segbatch.model.predict import load_model
 from tests.model.conftest import CLASSES, config_of
@@ -218,9 +219,8 @@ def torchvision_state(num_classes: int = 5) -> dict[str, torch.Tensor]:
 
 
 def import_torchvision(weights: Path, target: Path, classes: Classes = CLASSES) -> ModelConfig:
-    return bundle.import_weights(
-        str(weights), str(target), "deeplabv3", "mobilenet_v3_large", classes, long_side=512
-    )
+    known = Known("deeplabv3", "mobilenet_v3_large", classes, long_side=512)
+    return import_model(str(weights), str(target), known)
 
 
 WRAPPINGS = {
@@ -249,14 +249,8 @@ def test_a_state_dict_of_torchvision_becomes_a_bundle(tmp_path, wrapping):
 def test_a_state_dict_of_smp_in_safetensors_becomes_a_bundle(tmp_path):
     network = smp.DeepLabV3Plus("mobilenet_v2", encoder_weights=None, classes=5)
     safetensors.torch.save_file(network.state_dict(), tmp_path / "w.safetensors")
-    bundle.import_weights(
-        str(tmp_path / "w.safetensors"),
-        str(tmp_path / "m"),
-        "deeplabv3plus",
-        "mobilenet_v2",
-        CLASSES,
-        output_stride=8,
-    )
+    known = Known("deeplabv3plus", "mobilenet_v2", CLASSES, output_stride=8)
+    import_model(str(tmp_path / "w.safetensors"), str(tmp_path / "m"), known)
     module, config = bundle.load_bundle(str(tmp_path / "m"))
     assert config.output_stride == module.output_stride == 8
     assert torch.equal(

@@ -15,18 +15,18 @@ from PIL import Image
 
 from segbatch.config.job import Predict, Tile
 from segbatch.errors import InputError, ModelError
-from segbatch.model import bundle, engine, graph, zoo
+from segbatch.model import bundle, engine, graph, networks
 from segbatch.model.bundle import Packed, save_bundle
-from segbatch.model.config import ModelConfig
+from segbatch.model.config import GraphInput, GraphOutput, ModelConfig
 from segbatch.model.engine import EngineChoice, resolve_engine
 from segbatch.model.graph import kept_graph
+from segbatch.model.networks import Network
 from segbatch.model.onnx import export_onnx
 from segbatch.model.patches import Pixels
 from segbatch.model.predict import Model, load_model
 from segbatch.model.quantize import quantize_bundle
-from segbatch.model.zoo import Network
 from tests.collection import encoded
-from tests.model.conftest import BACKBONES, CLASSES, config_of, picture
+from tests.model.conftest import BACKBONES, CLASSES, config_of, normalized, picture
 
 CPU = torch.device("cpu")
 TIES = 5e-4  # as in test_predict.py
@@ -83,13 +83,13 @@ def test_both_engines_give_the_same_label_maps(model_uri: str, options: Predict)
 )
 def test_every_kind_of_network_is_converted(arch: str, backbone: str, stride: int | None) -> None:
     torch.manual_seed(0)
-    network = zoo.build(arch, backbone, 5, stride).eval()
+    network = networks.build(arch, backbone, 5, stride).eval()
     config = ModelConfig(arch, backbone, network.output_stride, CLASSES)
     whole = Model(network, config, "cpu")
     converted = graph.convert(network)
     found = load_model(Packed(config, graph=converted), "cpu")
     for size in SIZES:
-        inputs = next(whole.network_inputs([picture(*size)])).permute(0, 3, 1, 2)
+        inputs = normalized(picture(*size))[None]
         with torch.inference_mode():
             expected = whole.engine(inputs)
         error = (found.engine(inputs) - expected).abs().max() / expected.abs().max()
@@ -210,7 +210,7 @@ def test_a_graph_is_converted_once_and_again_if_its_file_is_torn(
 def test_only_the_newest_graphs_are_kept_and_none_where_nothing_can_be_written(
     networks: dict[str, Network], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = graph.Graph(b"<xml/>", np.zeros(9, np.uint8), align_corners=True)
+    one = graph.Graph(b"<xml/>", np.zeros(9, np.uint8), GraphInput("images"), GraphOutput("logits"))
     monkeypatch.setattr(graph, "convert", lambda _: one)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for number in range(graph.KEPT + 3):

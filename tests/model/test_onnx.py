@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from segbatch.errors import InputError, JobFailed, ModelError
+from segbatch.model import networks
 from segbatch.model import onnx as exporter
-from segbatch.model import zoo
 from segbatch.model.bundle import bundle_sha256, load_bundle, save_bundle
 from segbatch.model.config import ModelConfig
 from segbatch.model.onnx import RawImageNetwork, export_onnx
@@ -121,7 +121,7 @@ def test_a_file_that_predicts_something_else_is_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
-    network = zoo.build("deeplabv3plus", "tu-test_resnet", len(CLASSES), 8)
+    network = networks.build("deeplabv3plus", "tu-test_resnet", len(CLASSES), 8)
     config = ModelConfig("deeplabv3plus", "tu-test_resnet", 8, CLASSES)
     save_bundle(str(tmp_path / "small"), network, config)
     monkeypatch.setattr(exporter, "MAX_DIFFERENCE", 0.0)  # what rounding alone exceeds

@@ -16,11 +16,11 @@ from segbatch.errors import InputError, JobFailed
 from segbatch.masks.classes import Classes
 from segbatch.model.bundle import save_bundle
 from segbatch.model.device import resolve_device, resolve_precision
+from segbatch.model.networks import Network
 from segbatch.model.predict import (
     Model,
     load_model,
 )
-from segbatch.model.zoo import Network
 from tests.model.conftest import (
     BACKBONES,
     CLASSES,

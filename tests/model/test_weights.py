@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from segbatch.errors import ModelError
 from segbatch.masks.classes import Classes
-from segbatch.model.bundle import import_weights, load_bundle
-from segbatch.model.zoo import Network
+from segbatch.model.bundle import load_bundle
+from segbatch.model.checkpoints import Known, import_model
+from segbatch.model.networks import Network
 from tests.model.conftest import BACKBONES, CLASSES, random_network
 
 ARCH = "deeplabv3plus"
@@ -72,7 +73,7 @@ CHECKPOINTS: dict[str, Callable[[nn.Module], Any]] = {
 
 
 def imported(uri: str, tmp_path: Path) -> State:
-    import_weights(uri, str(tmp_path / "out"), ARCH, BACKBONES[ARCH], CLASSES)
+    import_model(uri, str(tmp_path / "out"), Known(ARCH, BACKBONES[ARCH], CLASSES))
     return load_bundle(str(tmp_path / "out"))[0].state_dict()
 
 
@@ -146,7 +147,6 @@ def test_weights_of_another_network_inside_a_wrapper_are_refused_by_their_own_na
     torch.save(state, tmp_path / "b.pth")
     with pytest.raises(ModelError, match=r"they have extra\.weight, which the network does not"):
         imported(str(tmp_path / "b.pth"), tmp_path)
+    known = Known(ARCH, BACKBONES[ARCH], Classes(["a", "b"]))
     with pytest.raises(ModelError, match="know 5 classes, but 2 were given"):
-        import_weights(
-            str(tmp_path / "b.pth"), str(tmp_path / "c"), ARCH, BACKBONES[ARCH], Classes(["a", "b"])
-        )
+        import_model(str(tmp_path / "b.pth"), str(tmp_path / "c"), known)

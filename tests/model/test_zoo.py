@@ -12,7 +12,7 @@ import torchvision
 
 from segbatch.errors import ModelError
 from segbatch.masks.classes import PRESETS
-from segbatch.model import zoo
+from segbatch.model import networks, zoo
 from segbatch.model.bundle import fingerprint, load_bundle, load_config
 
 
@@ -26,7 +26,7 @@ def test_deeplabv3_is_torchvisions(image):
     theirs = torchvision.models.get_model(
         "deeplabv3_mobilenet_v3_large", weights=None, weights_backbone=None, num_classes=4
     ).eval()
-    ours = zoo.build("deeplabv3", "mobilenet_v3_large", 4).eval()
+    ours = networks.build("deeplabv3", "mobilenet_v3_large", 4).eval()
     ours.load_state_dict(theirs.state_dict())
     torch.testing.assert_close(ours(image), theirs(image)["out"])
     assert ours.coarse(image).shape == (1, 4, 8, 12)
@@ -38,7 +38,7 @@ def test_deeplabv3plus_is_that_of_smp(image, output_stride):
     theirs = smp.DeepLabV3Plus(
         "mobilenet_v2", encoder_weights=None, encoder_output_stride=output_stride, classes=4
     ).eval()
-    ours = zoo.build("deeplabv3plus", "mobilenet_v2", 4, output_stride).eval()
+    ours = networks.build("deeplabv3plus", "mobilenet_v2", 4, output_stride).eval()
     ours.load_state_dict(theirs.state_dict())
     torch.testing.assert_close(ours(image), theirs(image))
     assert ours.coarse(image).shape == (1, 4, 32, 48)
@@ -49,7 +49,7 @@ def test_deeplabv3plus_is_that_of_smp(image, output_stride):
     [("deeplabv3", "mobilenet_v3_large"), ("deeplabv3plus", "tu-resnet18")],
 )
 def test_trunk_and_head_are_found_by_their_keys(arch, backbone):
-    network = zoo.build(arch, backbone, 4)
+    network = networks.build(arch, backbone, 4)
     assert network.get_submodule(network.head_key).out_channels == 4
     assert sum(1 for _ in network.get_submodule(network.trunk_key).parameters()) > 10
 
@@ -70,7 +70,7 @@ def test_trunk_and_head_are_found_by_their_keys(arch, backbone):
 )
 def test_what_cannot_be_built_is_refused_in_one_line(arguments, message):
     with pytest.raises(ModelError, match=message) as error:
-        zoo.build(*arguments)
+        networks.build(*arguments)
     assert "\n" not in str(error.value)
 
 
@@ -115,7 +115,7 @@ def test_backbone_weights_without_a_network_say_what_to_set():
     with pytest.raises(
         ModelError, match=r"ImageNet weights of mobilenet_v3_large.*backbone_weights"
     ):
-        zoo.build("deeplabv3", "mobilenet_v3_large", 3, pretrained=True)
+        networks.build("deeplabv3", "mobilenet_v3_large", 3, pretrained=True)
 
 
 def test_published_weights_are_loaded_without_their_auxiliary_head(monkeypatch):

@@ -10,8 +10,9 @@ from torch.nn.functional import cross_entropy, interpolate
 
 from segbatch.config.training import Loss
 from segbatch.masks.classes import Classes
-from segbatch.model import zoo
+from segbatch.model import networks, zoo
 from segbatch.model.config import ModelConfig
+from segbatch.model.networks import torchvision
 from segbatch.model.predict import Model
 from segbatch.training.loss import LOSSES, NetworkWithLoss
 from segbatch.training.recipe import set_train_mode
@@ -207,7 +208,7 @@ def test_the_auxiliary_head_counts_by_its_weight() -> None:
 
 def test_the_auxiliary_head_of_deeplabv3_learns_too() -> None:
     torch.manual_seed(0)
-    network = zoo.build("deeplabv3", "mobilenet_v3_large", NUM_CLASSES, auxiliary=True).train()
+    network = networks.build("deeplabv3", "mobilenet_v3_large", NUM_CLASSES, auxiliary=True).train()
     pixels = torch.randint(256, (2, 64, 64, 3), dtype=torch.uint8)
     truth = truth_of((64, 64))
 
@@ -227,7 +228,7 @@ def test_the_auxiliary_head_of_deeplabv3_learns_too() -> None:
 
 def learns_and_predicts(arch: str, backbone: str, output_stride: int | None, crop: int) -> None:
     """A step of two images, one of a single image with its norms frozen, and an upright image."""
-    network = zoo.build(arch, backbone, 3, output_stride, auxiliary=True)
+    network = networks.build(arch, backbone, 3, output_stride, auxiliary=True)
     objective = NetworkWithLoss(network, Loss(), MEAN, STD)
     for batch, freeze in ((2, None), (1, "batchnorm")):
         set_train_mode(network, network.get_submodule(network.trunk_key), freeze)
@@ -263,12 +264,12 @@ def test_every_network_trains_and_predicts_at_any_crop(
 @pytest.mark.parametrize("output_stride", [None, 8])
 @pytest.mark.parametrize(
     ("arch", "backbone"),
-    [(arch, backbone) for arch, names in zoo.backbones().items() for backbone in names],
+    [(arch, backbone) for arch, names in networks.backbones().items() for backbone in names],
 )
 def test_every_listed_backbone_trains_and_predicts(
     arch: str, backbone: str, output_stride: int | None
 ) -> None:
-    if arch == "deeplabv3" and output_stride not in (None, zoo.TORCHVISION_STRIDES[backbone]):
+    if arch == "deeplabv3" and output_stride not in (None, torchvision.STRIDES[backbone]):
         pytest.skip("torchvision's weights allow one stride")
     learns_and_predicts(arch, backbone, output_stride, crop=33)
 
@@ -276,14 +277,14 @@ def test_every_listed_backbone_trains_and_predicts(
 @pytest.mark.parametrize("arch", ["deeplabv3", "deeplabv3plus"])
 def test_the_smallest_crop_trains_at_the_smallest_scale(arch: str) -> None:
     backbone = {"deeplabv3": "mobilenet_v3_large", "deeplabv3plus": "mobilenet_v2"}[arch]
-    network = zoo.build(arch, backbone, 3, auxiliary=True)
+    network = networks.build(arch, backbone, 3, auxiliary=True)
     objective = NetworkWithLoss(network, Loss(scales=[0.25, 1.0]), MEAN, STD).train()
     pixels = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
     assert torch.isfinite(objective(pixels, torch.randint(0, 3, (2, 32, 32))))
 
 
 def test_padding_a_crop_is_padding_with_the_mean_colour() -> None:
-    network = zoo.build("deeplabv3plus", "mobilenet_v2", 3, output_stride=16).eval()
+    network = networks.build("deeplabv3plus", "mobilenet_v2", 3, output_stride=16).eval()
     objective = NetworkWithLoss(network, Loss(), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)).eval()
     pixels = torch.randint(0, 256, (1, 40, 40, 3), dtype=torch.uint8)
     truth = torch.randint(0, 3, (1, 40, 40))

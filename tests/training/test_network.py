@@ -13,10 +13,10 @@ from torch import Tensor
 from segbatch.config.training import FromBackbone, FromBundle
 from segbatch.errors import ModelError
 from segbatch.masks.classes import Classes
-from segbatch.model import zoo
+from segbatch.model import networks
 from segbatch.model.bundle import load_bundle, save_bundle
 from segbatch.model.config import ModelConfig
-from segbatch.model.zoo import Network
+from segbatch.model.networks import Network
 from segbatch.training.network import build_network
 
 CLASSES = Classes(["wall", "window", "door"])
@@ -150,7 +150,7 @@ def test_without_weights_all_is_new_and_follows_from_torchs_seed() -> None:
 def bundle_of(folder: Path, names: list[str], arch: str, backbone: str) -> str:
     """A model of random weights whose head tells which row belongs to which class."""
     torch.manual_seed(5)
-    network = zoo.build(arch, backbone, len(names))
+    network = networks.build(arch, backbone, len(names))
     head = network.get_submodule(network.head_key)
     with torch.no_grad():
         for number in range(len(names)):
@@ -236,7 +236,7 @@ def test_an_auxiliary_head_is_new_and_does_not_get_into_the_model(tmp_path: Path
 
     # As the job makes a bundle of a checkpoint.
     trained = config.build()
-    trained.load_state_dict(zoo.without_auxiliary(network.state_dict()))
+    trained.load_state_dict(network.without_auxiliary(network.state_dict()))
     save_bundle(str(tmp_path / "next"), trained, config)
     loaded, _ = load_bundle(str(tmp_path / "next"))
     assert not any(key.startswith("aux_classifier.") for key in loaded.state_dict())

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW
 
 from segbatch.config.training import Schedule
-from segbatch.model import zoo
+from segbatch.model import networks
 from segbatch.training.recipe import (
     batch_norms,
     make_optimizer,
@@ -23,11 +23,11 @@ from tests.training import toy
 
 
 @pytest.fixture(scope="module")
-def network() -> zoo.Network:
-    return zoo.build("deeplabv3plus", "tu-test_resnet", 4, 8)
+def network() -> networks.Network:
+    return networks.build("deeplabv3plus", "tu-test_resnet", 4, 8)
 
 
-def optimizer_of(network: zoo.Network, **keys: Any) -> torch.optim.Optimizer:
+def optimizer_of(network: networks.Network, **keys: Any) -> torch.optim.Optimizer:
     return make_optimizer(network, network.get_submodule("encoder"), toy.recipe(optimizer=keys))
 
 
@@ -37,7 +37,7 @@ def settings(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, 
     return {name: groups[id(p)] for name, p in network.named_parameters()}
 
 
-def test_the_head_learns_ten_times_as_fast_as_the_backbone(network: zoo.Network) -> None:
+def test_the_head_learns_ten_times_as_fast_as_the_backbone(network: networks.Network) -> None:
     optimizer = optimizer_of(network, lr=0.02)
     assert isinstance(optimizer, SGD)
     set_learning_rates(optimizer, Schedule(), 0, 100)
@@ -52,7 +52,7 @@ def test_the_head_learns_ten_times_as_fast_as_the_backbone(network: zoo.Network)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
-def test_weights_decay_and_biases_and_norms_do_not(network: zoo.Network, name: str) -> None:
+def test_weights_decay_and_biases_and_norms_do_not(network: networks.Network, name: str) -> None:
     optimizer = optimizer_of(network, name=name, weight_decay=0.03)
     of_norms = {
         f"{prefix}.{name}"
@@ -67,7 +67,7 @@ def test_weights_decay_and_biases_and_norms_do_not(network: zoo.Network, name: s
         assert group["weight_decay"] == (0.0 if spared else 0.03), key
 
 
-def test_adamw_takes_the_momentum_as_its_first_beta(network: zoo.Network) -> None:
+def test_adamw_takes_the_momentum_as_its_first_beta(network: networks.Network) -> None:
     optimizer = optimizer_of(network, name="adamw", lr=0.001, momentum=0.8)
     assert isinstance(optimizer, AdamW)
     assert {group["betas"] for group in optimizer.param_groups} == {(0.8, 0.999)}
@@ -132,7 +132,7 @@ def test_what_is_frozen_stays_and_everything_else_learns(freeze: str | None) -> 
     assert changed(training.network, before) == expected[freeze]
 
 
-def test_dropout_stays_on_whatever_is_frozen(network: zoo.Network) -> None:
+def test_dropout_stays_on_whatever_is_frozen(network: networks.Network) -> None:
     trunk = network.get_submodule("encoder")
     set_train_mode(network, trunk, "batchnorm")
     assert not any(norm.training for norm in batch_norms(network))
@@ -143,7 +143,7 @@ def test_dropout_stays_on_whatever_is_frozen(network: zoo.Network) -> None:
 
 @pytest.mark.parametrize("backbone", ["mobilenet_v2", "tu-mobilenetv3_small_050"])
 def test_norms_that_are_synchronised_compute_what_they_did(backbone: str) -> None:
-    network = zoo.build("deeplabv3plus", backbone, 4).eval()
+    network = networks.build("deeplabv3plus", backbone, 4).eval()
     image = torch.rand(1, 3, 64, 64)
     with torch.inference_mode():
         expected = network(image)

@@ -64,7 +64,9 @@ def _choose(asked: Predict, config: ModelConfig, device: str) -> EngineChoice:
     place = resolve_device(device)
     if config.is_graph:
         check_graph(asked, config, place)
-    engine = "openvino" if config.is_graph else resolve_engine(asked, place, say)
+        engine = "openvino" if place.type == "cpu" else "onnxruntime"
+    else:
+        engine = resolve_engine(asked, place, say)
     return EngineChoice(engine, model_precision(asked.precision, config, place))
 
 
@@ -116,9 +118,9 @@ def _answer(running: Any, watch: Watch, waiting: str | None = None) -> Any:
 def share_model(model: Model, engine: str) -> Callable[[], Packed]:
     """Put the model into the object store, which each node asks once. Returns what fetches it.
 
-    For OpenVINO it is the graph, which then is the same for all workers.
+    For OpenVINO and ONNX Runtime it is the graph, which then is the same for all workers.
     """
-    if engine == "openvino":
+    if engine != "torch":
         packed = Packed(model.config, graph=model.graph)
     else:
         assert model.module is not None

@@ -1,0 +1,171 @@
+"""``segbatch model import``: makes a bundle of what people have.
+
+Weights of a network are recognised by the names of their keys, whatever wrapped them, one library a
+file; graphs, which can only predict, by their files (:mod:`segbatch.model.checkpoints.graphs`).
+Nothing is unpickled and no code of a file is run.
+
+To add a library, write a function ``recognise`` and add a line to ``LIBRARIES``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+
+from segbatch import storage
+from segbatch.console import say
+from segbatch.errors import ModelError
+from segbatch.masks.classes import Classes
+from segbatch.model import networks, weights
+from segbatch.model.bundle import CONFIG, save_bundle
+from segbatch.model.checkpoints import (
+    graphs,
+    mmsegmentation,
+    smp,
+    torchvision,
+    transformers,
+    vainf,
+)
+from segbatch.model.checkpoints.checkpoint import (
+    WEIGHT_FILES,
+    Candidate,
+    Checkpoint,
+    Known,
+    exists,
+)
+from segbatch.model.config import ModelConfig
+from segbatch.model.networks import Network
+from segbatch.model.weights import listed
+from segbatch.model.zoo import IMAGENET_MEAN, IMAGENET_STD
+
+__all__ = ["Known", "import_model"]
+
+# The order matters: the keys of VainF end in those of torchvision.
+LIBRARIES: dict[str, Callable[[Checkpoint, Known], Candidate | None]] = {
+    "MMSegmentation": mmsegmentation.recognise,
+    "Hugging Face transformers": transformers.recognise,
+    "segmentation_models_pytorch": smp.recognise,
+    "VainF/DeepLabV3Plus-Pytorch": vainf.recognise,
+    "torchvision": torchvision.recognise,
+}
+
+
+def import_model(source: str, bundle_uri: str, known: Known) -> ModelConfig:
+    """Write a bundle from weights or a graph that were made elsewhere, and say what they are.
+
+    ``source`` is a file or a folder, at any URI. Raises :class:`~segbatch.errors.ModelError` for
+    what is not recognised, cannot be read safely, or needs more of ``known``.
+    """
+    if graphs.is_graph(source):
+        return graphs.import_graph(source, bundle_uri, known)
+    checkpoint = _open(source)
+    candidate = _recognised(checkpoint, known)
+    classes = _classes(candidate, known, checkpoint.uri)
+    network = networks.build(
+        candidate.arch,
+        candidate.backbone,
+        len(classes),
+        candidate.output_stride,
+        library=candidate.library,
+        options=candidate.options,
+    )
+    state, left_out = weights.unwrapped(candidate.state, network.state_dict().keys())
+    state = network.without_auxiliary(state)
+    weights.fit(network, state, f"{candidate.arch} with {candidate.backbone}", checkpoint.uri)
+    config = _config(candidate, network, classes, known)
+    say(f"{checkpoint.uri}: {candidate.what}, {len(classes)} classes")
+    for note in candidate.notes:
+        say(note)
+    if left_out:
+        say(f"{checkpoint.uri}: left out, because they are not the network's: {listed(left_out)}")
+    if config.backbone.startswith("mit_") and transformers.LICENCE not in candidate.notes:
+        say(transformers.LICENCE)
+    provenance = {
+        "imported_from": source,
+        "sha256": checkpoint.sha256,
+        "recognised_as": candidate.what,
+    }
+    config = replace(config, provenance=provenance)
+    save_bundle(bundle_uri, network, config)
+    return config
+
+
+def _open(source: str) -> Checkpoint:
+    """The weights of a file, or of the folder of a library."""
+    uri, folder = source, source.rpartition("/")[0] or "."
+    for name in WEIGHT_FILES:
+        if exists(storage.join(source, name)):
+            uri, folder = storage.join(source, name), source
+            break
+    if storage.is_local(uri) and storage.local_path(uri).is_dir():
+        raise ModelError(
+            f"{source}: is a folder without {WEIGHT_FILES[0]}: name the file of weights in it"
+        )
+    data = weights.read_file(uri)
+    saved, state = weights.decode_checkpoint(data, uri)
+    checkpoint = Checkpoint(uri, folder, state, saved, hashlib.sha256(data).hexdigest())
+    if uri != source and {"arch", "provenance"} <= (checkpoint.beside(CONFIG) or {}).keys():
+        raise ModelError(f"{source}: is a bundle already: name it as the model of a job")
+    return checkpoint
+
+
+def _recognised(checkpoint: Checkpoint, known: Known) -> Candidate:
+    """What the weights are; what the user says, if that is another architecture."""
+    for recognise in LIBRARIES.values():
+        candidate = recognise(checkpoint, known)
+        if candidate is None:
+            continue
+        if known.arch in (None, candidate.arch):
+            if known.backbone not in (None, candidate.backbone):
+                raise ModelError(
+                    f"{checkpoint.uri}: {candidate.what}, not on {known.backbone}: leave --backbone"
+                    " out"
+                )
+            return candidate
+        if known.backbone is None:
+            raise ModelError(
+                f"{checkpoint.uri}: {candidate.what}, not {known.arch}: leave --arch out"
+            )
+        break
+    if known.arch is None or known.backbone is None:
+        raise ModelError(
+            f"{checkpoint.uri}: weights of a network that is none of {', '.join(LIBRARIES)} that"
+            f" segbatch has; they have {listed(list(checkpoint.state))}: name their --arch and"
+            " --backbone, or export the network to ONNX and import that"
+        )
+    library = networks.library_of(known.arch, known.backbone)
+    return Candidate(
+        f"{known.arch} on {known.backbone}",
+        library,
+        known.arch,
+        known.backbone,
+        checkpoint.state,
+        known.output_stride,
+    )
+
+
+def _classes(candidate: Candidate, known: Known, uri: str) -> Classes:
+    if known.classes is not None:
+        return known.classes
+    if candidate.names is not None:
+        return Classes(candidate.names, candidate.colors)
+    raise ModelError(
+        f"{uri}: {candidate.what}; its files do not name its classes: name them in the order of"
+        " their ids with --classes a,b,c or --classes FILE"
+    )
+
+
+def _config(candidate: Candidate, network: Network, classes: Classes, known: Known) -> ModelConfig:
+    default = networks.library_of(candidate.arch, candidate.backbone)
+    return ModelConfig(
+        candidate.arch,
+        candidate.backbone,
+        network.output_stride,
+        classes,
+        mean=known.from_0_to_1(known.mean) or candidate.mean or IMAGENET_MEAN,
+        std=known.from_0_to_1(known.std) or candidate.std or IMAGENET_STD,
+        long_side=known.long_side or candidate.long_side,
+        library=None if candidate.library == default else candidate.library,
+        options=candidate.options,
+    )

@@ -1,0 +1,146 @@
+"""What ``segbatch model import`` works on: a file or folder as found, and what was made of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from segbatch import storage
+from segbatch.errors import ModelError
+from segbatch.masks.classes import Classes
+from segbatch.model import weights
+from segbatch.model.config import RGB
+from segbatch.model.weights import State
+from segbatch.storage import hub
+
+# A folder's file of weights, the likeliest first.
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the user says of a model; ``None`` where its files know it, or a default is right.
+
+    ``mean`` and ``std`` are in the range of the input, 0 to 1 or 0 to 255.
+    """
+
+    arch: str | None = None
+    backbone: str | None = None
+    classes: Classes | None = None
+    output_stride: int | None = None
+    mean: RGB | None = None
+    std: RGB | None = None
+    long_side: int | None = None
+    input_range: tuple[float, float] | None = None
+    output: str | None = None
+
+    def from_0_to_1(self, values: RGB | None) -> RGB | None:
+        """``mean`` or ``std`` for pixels from 0 to 1; a mean above 1 is of pixels up to 255."""
+        if values is None or self.mean is None or max(self.mean) <= 1:
+            return values
+        red, green, blue = (round(value / 255, 6) for value in values)
+        return red, green, blue
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights of a network in a file, with what lies next to them.
+
+    ``state`` is the state_dict as the file has it, ``saved`` all of what ``torch.save`` saved,
+    ``folder`` the URI of the folder of the file, ``sha256`` that of the file.
+    """
+
+    uri: str
+    folder: str
+    state: State
+    saved: Mapping[str, Any]
+    sha256: str
+
+    def beside(self, name: str) -> dict[str, Any] | None:
+        """The JSON object in a file of the folder, ``None`` if there is no such file.
+
+        Raises :class:`~segbatch.errors.ModelError` for a file that is no JSON object.
+        """
+        uri = storage.join(self.folder, name)
+        text = read_text(uri)
+        if text is None:
+            return None
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ModelError(f"{uri}: not JSON: {storage.one_line(error)}") from error
+        if not isinstance(value, dict):
+            raise ModelError(f"{uri}: not a JSON object")
+        return value
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A network that a checkpoint was recognised as.
+
+    ``what`` names it in words, ``state`` has its weights under the keys of ``library``. ``names``
+    and ``colors`` are those of its classes, ``notes`` lines to say. ``None`` where the files do not
+    know.
+    """
+
+    what: str
+    library: str
+    arch: str
+    backbone: str
+    state: State
+    output_stride: int | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    names: list[str] | None = None
+    colors: list[tuple[int, int, int]] | None = None
+    mean: RGB | None = None
+    std: RGB | None = None
+    long_side: int | None = None
+    notes: tuple[str, ...] = ()
+
+
+def read_text(uri: str) -> str | None:
+    """The text of a small file; ``None`` if it is not there.
+
+    Raises :class:`~segbatch.errors.ModelError` if it cannot be read or is no text.
+    """
+    if not exists(uri):
+        return None
+    try:
+        return weights.read_file(uri).decode()
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{uri}: not a text in UTF-8") from error
+
+
+def exists(uri: str) -> bool:
+    """Whether there is a file at a URI, also one of the Hub."""
+    with storage.translate_errors("cannot read", ModelError):
+        if not hub.is_on_hub(uri):
+            return storage.exists(uri)
+        try:
+            hub.cached_file(uri)
+        except FileNotFoundError:
+            return False
+        return True
+
+
+def inner_state(state: State, signature: str, *, needs: str = "") -> State | None:
+    """The part of a state_dict whose keys have the prefix of the key that ends in ``signature``.
+
+    The prefix is what wrappers add. Returns it without the prefix, or ``None`` if no key ends so,
+    or none begins with the prefix and ``needs``.
+    """
+    for key in state:
+        if key == signature or key.endswith(f".{signature}"):
+            prefix = key.removesuffix(signature)
+            inner = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            if any(k.startswith(needs) for k in inner):
+                return inner
+    return None
+
+
+def num_blocks(keys: Collection[str], prefix: str) -> int:
+    """How many numbers follow ``prefix`` in ``keys``: the blocks of a stage."""
+    starts = {key.removeprefix(prefix).partition(".")[0] for key in keys if key.startswith(prefix)}
+    return sum(start.isdigit() for start in starts)

@@ -1,0 +1,252 @@
+"""What a graph takes and gives, found out by its shapes and by running it on a picture."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Literal, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from segbatch import storage
+from segbatch.console import say
+from segbatch.errors import JobFailed, ModelError
+from segbatch.model.checkpoints.checkpoint import Known
+from segbatch.model.config import RGB, GraphInput, GraphOutput
+from segbatch.model.graph import as_logits, import_openvino
+from segbatch.model.zoo import IMAGENET_MEAN, IMAGENET_STD
+
+Kind = Literal["logits", "probabilities", "labels"]
+
+ZERO, ONE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+DTYPES = {"f32": "float32", "u8": "uint8", "i8": "int8"}
+LAYERS = ("Convolution", "GroupConvolution", "MatMul")
+EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
+SMALLEST_SPAN, LARGEST_SPAN = 0.5, 8  # between black and white, once they are normalised
+PICTURE = (256, 320)  # height and width, for graphs that take any size
+SUM_TOLERANCE = 1e-2  # of probabilities, of quantised graphs too
+
+
+def with_plain_types(model: Any) -> tuple[Any, bool]:
+    """The graph with an input of float32 or bytes, and whether that changed it."""
+    ov = import_openvino()
+    [taken, *_] = model.inputs
+    if str(taken.element_type.to_string()) in DTYPES:
+        return model, False
+    steps = ov.preprocess.PrePostProcessor(model)
+    steps.input(0).tensor().set_element_type(ov.Type.f32)
+    return steps.build(), True
+
+
+def input_of(source: str, model: Any, known: Known) -> tuple[GraphInput, RGB, RGB]:
+    """What the graph takes, and the mean and deviation by which its caller normalises."""
+    if len(model.inputs) != 1:
+        names = ", ".join(_name(one, i) for i, one in enumerate(model.inputs))
+        raise ModelError(f"{source}: takes {len(model.inputs)} inputs ({names}), not one image")
+    [taken] = model.inputs
+    shape = taken.partial_shape
+    if shape.rank.is_dynamic or len(shape) != 4:
+        raise ModelError(f"{source}: takes {shape}, not a batch of images (4 dimensions)")
+    sides = [None if one.is_dynamic else one.get_length() for one in shape]
+    if 3 not in (sides[1], sides[3]):
+        raise ModelError(f"{source}: takes {shape}, which is neither NCHW nor NHWC of RGB")
+    layout: Literal["NCHW", "NHWC"] = "NCHW" if sides[1] == 3 else "NHWC"
+    height, width = (sides[2], sides[3]) if layout == "NCHW" else (sides[1], sides[2])
+    size = None if height is None or width is None else (height, width)
+    dtype = cast(Any, DTYPES[str(taken.element_type.to_string())])
+    limits, mean, std = _range(source, model, dtype, known)
+    return GraphInput(_name(taken, 0), layout, dtype, limits, size), mean, std
+
+
+def _range(
+    source: str, model: Any, dtype: str, known: Known
+) -> tuple[tuple[float, float], RGB, RGB]:
+    """Black and white, and the mean and deviation by which the caller normalises them."""
+    if known.mean is not None or known.std is not None:
+        mean, std = known.mean or ZERO, known.std or ONE
+        default = (0.0, 255.0) if max(mean) > 1 or max(std) > 1.5 else (0.0, 1.0)
+        return known.input_range or default, mean, std
+    if known.input_range is not None:
+        return known.input_range, ZERO, ONE
+    if dtype != "float32":
+        return ((0.0, 255.0) if dtype == "uint8" else (-128.0, 127.0)), ZERO, ONE
+    if (found := _own_range(model)) is not None:
+        say(f"{source}: normalises by itself, pixels from {found[0]:g} to {found[1]:g}")
+        return found, ZERO, ONE
+    mean_text, std_text = (",".join(map(str, values)) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    raise ModelError(
+        f"{source}: takes float32 and does not normalise, so it cannot be seen how it was trained:"
+        f" --input-range=-1,1 (TensorFlow and Keras, usually), --input-range=0,1, or --mean"
+        f" {mean_text} --std {std_text} (PyTorch, usually)"
+    )
+
+
+def _own_range(model: Any) -> tuple[float, float] | None:
+    """The range of pixels that the arithmetic before the first layer brings to about -1 to 1.
+
+    ``None`` if there is none, or it fits neither 0 to 1 nor 0 to 255.
+    """
+    ov = import_openvino()
+    node = model.inputs[0].get_node()
+    while node.get_type_name() not in LAYERS:
+        users = list(node.output(0).get_target_inputs())
+        if len(users) != 1:
+            return None
+        node = users[0].get_node()
+    before = ov.Model([node.input_value(0)], model.get_parameters())
+    compiled = ov.Core().compile_model(before, "CPU", EXACT)
+    shape = [1 if side.is_dynamic else side.get_length() for side in model.inputs[0].partial_shape]
+    shape = [64 if index in (1, 2, 3) and side == 1 else side for index, side in enumerate(shape)]
+    for white in (1.0, 255.0):
+        black_out, white_out = (
+            float(compiled(np.full(shape, value, np.float32))[0].mean()) for value in (0.0, white)
+        )
+        span, middle = abs(white_out - black_out), (white_out + black_out) / 2
+        is_plain = black_out == 0 and white_out == white
+        if not is_plain and SMALLEST_SPAN <= span <= LARGEST_SPAN and abs(middle) <= span:
+            return 0.0, white
+    return None
+
+
+def num_labels(model: Any, name: str) -> int | None:
+    """The number of classes among which a graph's label map chooses; ``None`` if it is not seen."""
+    [output] = [one for i, one in enumerate(model.outputs) if _name(one, i) == name]
+    node = output.get_node()
+    while node.get_type_name() != "TopK":
+        if node.get_input_size() == 0:
+            return None
+        node = node.input_value(0).get_node()
+    side = node.input_value(0).partial_shape[node.get_axis()]
+    return None if side.is_dynamic else int(side.get_length())
+
+
+def run(source: str, model: Any, takes: GraphInput) -> dict[str, npt.NDArray[Any]]:
+    """What the graph gives for a picture, by the names of its outputs."""
+    height, width = takes.size or PICTURE
+    low, high = takes.range
+    pixels = _picture(height, width) * (high - low) + low
+    if takes.layout == "NCHW":
+        pixels = pixels.transpose(2, 0, 1)
+    given = np.rint(pixels) if takes.dtype != "float32" else pixels
+    given = np.ascontiguousarray(given[None], takes.dtype)
+    try:
+        compiled = (
+            import_openvino()
+            .Core()
+            .compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        )
+        answer = compiled.create_infer_request().infer({0: given})
+    except Exception as error:  # its kernels raise anything
+        raise ModelError(
+            f"{source}: OpenVINO reads it and cannot run it: {storage.one_line(error)}"
+        ) from error
+    return {_name(one, i): np.array(answer[i]) for i, one in enumerate(compiled.outputs)}
+
+
+def _picture(height: int, width: int) -> npt.NDArray[np.float64]:
+    """A smooth picture, HWC from 0 to 1: blobs of colour, and a little noise."""
+    random = np.random.default_rng(0)
+    rows, columns = np.mgrid[0:height, 0:width] / max(height, width) * 6
+    channels = [
+        0.5 + 0.4 * np.sin(rows * a + b) * np.cos(columns * c + d)
+        for a, b, c, d in random.uniform(0.5, 2.5, (3, 4))
+    ]
+    noise = random.uniform(-0.05, 0.05, (height, width, 3))
+    return cast(npt.NDArray[np.float64], np.clip(np.stack(channels, axis=2) + noise, 0, 1))
+
+
+def output_of(
+    source: str, answers: dict[str, npt.NDArray[Any]], known: Known
+) -> tuple[GraphOutput, npt.NDArray[Any]]:
+    """The output to use and what it is: logits before probabilities before labels.
+
+    ``known.output`` is a kind, the name of an output, or ``NAME=KIND``.
+    """
+    name, kind = _asked_output(source, answers, known.output)
+    if name is not None:
+        answers = {name: answers[name]}
+    found = [
+        (GraphOutput(key, _kind(value)), value) for key, value in answers.items() if _fits(value)
+    ]
+    if kind is not None:
+        found = [(replace(one, kind=kind), value) for one, value in found]
+    if not found:
+        shapes = ", ".join(f"{key} {value.shape}" for key, value in answers.items())
+        raise ModelError(
+            f"{source}: gives {shapes}, which is neither a label map nor values for each class at"
+            " each pixel; segbatch takes semantic segmentation of two classes or more"
+        )
+    order = ("logits", "probabilities", "labels")
+    chosen = min(found, key=lambda pair: order.index(pair[0].kind))
+    if len(found) > 1:
+        others = ", ".join(one.name for one, _ in found if one.name != chosen[0].name)
+        say(f"{source}: taken is {chosen[0].name}, not {others}; --output names another")
+    return chosen
+
+
+def _asked_output(
+    source: str, answers: dict[str, Any], asked: str | None
+) -> tuple[str | None, Kind | None]:
+    kinds = ("logits", "probabilities", "labels")
+    if asked is None:
+        return None, None
+    if asked in kinds:
+        return None, cast(Kind, asked)
+    name, _, kind = asked.rpartition("=") if asked.rpartition("=")[2] in kinds else (asked, "", "")
+    if name not in answers:
+        raise ModelError(
+            f"{source}: --output {asked}: must be {', '.join(kinds)}, NAME, or NAME=KIND; its"
+            f" outputs are {', '.join(answers)}"
+        )
+    return name, cast(Kind, kind) if kind else None
+
+
+def _fits(value: npt.NDArray[Any]) -> bool:
+    """Whether an output has the rank of a label map, or of values for several classes."""
+    if value.ndim == 3:
+        return min(value.shape[1:]) > 1 and _is_whole(value)
+    if value.ndim != 4:
+        return False
+    return _is_whole(value) if 1 in (value.shape[1], value.shape[3]) else True
+
+
+def _is_whole(value: npt.NDArray[Any]) -> bool:
+    return bool(value.dtype.kind in "iu" or (value == np.rint(value)).all())
+
+
+def _kind(value: npt.NDArray[Any]) -> Kind:
+    if value.ndim == 3 or 1 in (value.shape[1], value.shape[3]):
+        return "labels"
+    if value.dtype.kind == "f" and value.min() >= 0:
+        for axis in (1, 3):
+            if np.allclose(value.sum(axis), 1, atol=SUM_TOLERANCE):
+                return "probabilities"
+    return "logits"
+
+
+def num_classes(answer: npt.NDArray[Any], takes: GraphInput, known: Known) -> int:
+    """The number of classes of logits or probabilities, on the axis where the input has colours, or
+    on the one that has as many as the user names.
+    """
+    number = answer.shape[1 if takes.layout == "NCHW" else 3]
+    if known.classes is not None and len(known.classes) in (answer.shape[1], answer.shape[3]):
+        number = len(known.classes)
+    return int(number)
+
+
+def stride_of(gives: GraphOutput, answer: npt.NDArray[Any], num: int, takes: GraphInput) -> int:
+    """The side of the input divided by that of the output, rounded; ``num`` is that of classes.
+
+    Raises :class:`~segbatch.errors.ModelError` for class ids that are none.
+    """
+    try:
+        coarse = as_logits(answer, gives, num)
+    except JobFailed as error:
+        raise ModelError(str(error)) from error
+    return max(1, round((takes.size or PICTURE)[0] / coarse.shape[2]))
+
+
+def _name(port: Any, index: int) -> str:
+    """The name of an input or output; its position where it has none."""
+    names = sorted(port.names, key=len)
+    return str(names[0]) if names else str(index)

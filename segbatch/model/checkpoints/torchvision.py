@@ -1,0 +1,36 @@
+"""A state_dict of torchvision's DeepLabV3."""
+
+from __future__ import annotations
+
+from segbatch.model.checkpoints.checkpoint import (
+    Candidate,
+    Checkpoint,
+    Known,
+    inner_state,
+    num_blocks,
+)
+
+SIGNATURE = "classifier.4.weight"
+RESNETS = {6: "resnet50", 23: "resnet101"}  # by the blocks of their third stage
+
+
+def recognise(checkpoint: Checkpoint, known: Known) -> Candidate | None:
+    """A DeepLabV3 of torchvision; ``None`` for anything that has another kind of keys."""
+    state = inner_state(checkpoint.state, SIGNATURE, needs="backbone.")
+    if state is None or "classifier.0.convs.0.0.weight" not in state:
+        return None
+    is_mobile = "backbone.0.0.weight" in state
+    found = (
+        "mobilenet_v3_large" if is_mobile else RESNETS.get(num_blocks(state, "backbone.layer3."))
+    )
+    backbone = known.backbone or found
+    if backbone is None:
+        return None
+    return Candidate(
+        what=f"DeepLabV3 of torchvision on {backbone}",
+        library="torchvision",
+        arch="deeplabv3",
+        backbone=backbone,
+        state=checkpoint.state,
+        output_stride=known.output_stride,
+    )

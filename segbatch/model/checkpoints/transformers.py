@@ -1,0 +1,188 @@
+"""Folders of Hugging Face transformers: SegFormer, and MobileNetV2 with DeepLabV3+.
+
+SegFormer is translated to the key names of segmentation_models_pytorch, which has the same network;
+transformers need not be installed for it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from segbatch.errors import ModelError
+from segbatch.model.checkpoints.checkpoint import Candidate, Checkpoint, Known, inner_state
+from segbatch.model.checkpoints.smp import mix_transformer
+from segbatch.model.config import RGB
+from segbatch.model.networks.transformers import OPTIONS
+from segbatch.model.weights import State
+
+SEGFORMER = ("decode_head.linear_c.0.proj.weight", "decode_head.linear_projections.0.proj.weight")
+MOBILENET = "segmentation_head.classifier.convolution.weight"
+LICENCE = (
+    "NVIDIA's own SegFormer weights are for research and evaluation, not for commercial use: see"
+    " the licence of the weights that these were trained from"
+)
+
+# What the parts of a block are called, up to transformers 4 and since 5, and in smp.
+PARTS = {
+    "layer_norm_1": "norm1", "layernorm_before": "norm1",
+    "layer_norm_2": "norm2", "layernorm_after": "norm2",
+    "attention.self.query": "attn.q", "attention.q_proj": "attn.q",
+    "attention.self.key": "attn.key", "attention.k_proj": "attn.key",
+    "attention.self.value": "attn.value", "attention.v_proj": "attn.value",
+    "attention.output.dense": "attn.proj", "attention.o_proj": "attn.proj",
+    "attention.self.sr": "attn.sr",
+    "attention.sequence_reduction.sequence_reduction": "attn.sr",
+    "attention.self.layer_norm": "attn.norm",
+    "attention.sequence_reduction.layer_norm": "attn.norm",
+    "mlp.dense1": "mlp.fc1", "mlp.fc1": "mlp.fc1",
+    "mlp.dense2": "mlp.fc2", "mlp.fc2": "mlp.fc2",
+    "mlp.dwconv.dwconv": "mlp.dwconv.dwconv",
+}  # fmt: skip
+BLOCK = re.compile(r"(?:block|stages)\.(\d+)\.(?:blocks\.)?(\d+)\.(.+)\.(weight|bias)")
+PATCHES = re.compile(
+    r"(?:stages\.(\d+)\.patch_embeddings|patch_embeddings\.(\d+))\.(proj|layer_norm)\.(weight|bias)"
+)
+NORM = re.compile(r"(?:stages\.(\d+)\.layer_norm|layer_norm\.(\d+))\.(weight|bias)")
+
+
+def recognise(checkpoint: Checkpoint, known: Known) -> Candidate | None:
+    """A SegFormer or MobileNetV2 of transformers; ``None`` for anything with another kind of keys.
+
+    Raises :class:`~segbatch.errors.ModelError` for a folder of another of its networks, or of
+    another SegFormer than b0 to b5.
+    """
+    for signature in SEGFORMER:
+        if (state := inner_state(checkpoint.state, signature, needs="segformer.")) is not None:
+            return _segformer(checkpoint, state)
+    if (state := inner_state(checkpoint.state, MOBILENET, needs="mobilenet_v2.")) is not None:
+        return _mobilenet(checkpoint, state)
+    config = checkpoint.beside("config.json") or {}
+    if "transformers_version" in config:
+        what = ", ".join(map(str, config.get("architectures") or ["?"]))
+        raise ModelError(
+            f"{checkpoint.folder}: {what} of transformers; segbatch takes"
+            " SegformerForSemanticSegmentation and MobileNetV2ForSemanticSegmentation, and any"
+            " network as ONNX: optimum-cli export onnx"
+        )
+    return None
+
+
+def _segformer(checkpoint: Checkpoint, state: State) -> Candidate:
+    config = checkpoint.beside("config.json") or {}
+    translated = to_smp(state)
+    backbone = mix_transformer(translated)
+    if backbone is None:
+        raise ModelError(f"{checkpoint.uri}: a SegFormer of other sizes than b0 to b5")
+    hidden = len(translated["decoder.fuse_stage.0.weight"])
+    return Candidate(
+        what=f"SegFormer of transformers on {backbone}",
+        library="smp",
+        arch="segformer",
+        backbone=backbone,
+        state=translated,
+        options={"align_corners": False, "decoder_segmentation_channels": hidden},
+        notes=(LICENCE,),
+        **_facts(checkpoint, config),
+    )
+
+
+def _mobilenet(checkpoint: Checkpoint, state: State) -> Candidate:
+    config = checkpoint.beside("config.json")
+    if config is None:
+        raise ModelError(
+            f"{checkpoint.uri}: a MobileNetV2 of transformers without its config.json, which has"
+            " its widths: import the folder of save_pretrained"
+        )
+    options = {key: config[key] for key in OPTIONS if key in config}
+    return Candidate(
+        what="DeepLabV3+ of transformers on mobilenet_v2",
+        library="transformers",
+        arch="deeplabv3plus",
+        backbone="mobilenet_v2",
+        state=state,
+        output_stride=options.get("output_stride", 32),
+        options=options,
+        **_facts(checkpoint, config),
+    )
+
+
+def to_smp(state: State) -> State:
+    """The weights of a SegFormer of transformers, of any version, under the keys of smp."""
+    renamed = {smp_key(key): value for key, value in state.items()}
+    for key in [key for key in renamed if ".attn.key." in key]:
+        other = key.replace(".attn.key.", ".attn.value.")
+        both = renamed.pop(key), renamed.pop(other)
+        renamed[key.replace(".attn.key.", ".attn.kv.")] = torch.cat(both)
+    return renamed
+
+
+def smp_key(key: str) -> str:
+    """A key of transformers as smp's, which counts stages from 1, and those of the decoder from the
+    last one; keys and values of an attention, which smp has in one tensor, stay apart.
+    """
+    if not key.startswith("segformer."):
+        if match := re.match(r"decode_head\.(?:linear_c|linear_projections)\.(\d)\.proj\.", key):
+            return f"decoder.mlp_stage.{3 - int(match[1])}.linear.{key[match.end() :]}"
+        for old, new in DECODER.items():
+            key = key.replace(old, new)
+        return key
+    name = key.removeprefix("segformer.").removeprefix("encoder.")
+    if (match := BLOCK.fullmatch(name)) and match[3] in PARTS:
+        stage, block, part, kind = match.groups()
+        return f"encoder.block{int(stage) + 1}.{block}.{PARTS[part]}.{kind}"
+    if match := PATCHES.fullmatch(name):
+        part = {"proj": "proj", "layer_norm": "norm"}[match[3]]
+        return f"encoder.patch_embed{int(match[1] or match[2]) + 1}.{part}.{match[4]}"
+    if match := NORM.fullmatch(name):
+        return f"encoder.norm{int(match[1] or match[2]) + 1}.{match[3]}"
+    return key
+
+
+DECODER = {
+    "decode_head.linear_fuse.": "decoder.fuse_stage.0.",
+    "decode_head.batch_norm.": "decoder.fuse_stage.1.",
+    "decode_head.classifier.": "segmentation_head.0.",
+}
+
+
+def _facts(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Names of classes, normalisation and size, as ``config.json`` and the processor have them."""
+    processor = checkpoint.beside("preprocessor_config.json") or {}
+    return {
+        "names": _names(config.get("id2label")),
+        "mean": _rgb(processor.get("image_mean")),
+        "std": _rgb(processor.get("image_std")),
+        "long_side": _long_side(processor),
+    }
+
+
+def _names(id2label: Any) -> list[str] | None:
+    """Class names by id; ``None`` where they are those that transformers makes up."""
+    if not isinstance(id2label, dict):
+        return None
+    names = [id2label.get(str(index)) for index in range(len(id2label))]
+    if not all(isinstance(name, str) for name in names):
+        return None
+    if all(re.fullmatch(r"LABEL_\d+", str(name)) for name in names):
+        return None
+    return [str(name) for name in names]
+
+
+def _rgb(values: Any) -> RGB | None:
+    if not isinstance(values, list) or len(values) != 3:
+        return None
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue
+
+
+def _long_side(processor: Mapping[str, Any]) -> int | None:
+    """The side to which its processor brings images; it squeezes them to a square."""
+    if not processor.get("do_resize", True):
+        return None
+    size = processor.get("size")
+    sides = list(size.values()) if isinstance(size, dict) else [size]
+    return max((side for side in sides if isinstance(side, int)), default=None)
