@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from shlex import quote
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from rich.console import Console
+from rich.table import Table
 from typer import Argument, Option, Typer
 
 from segbatch.cli.options import Bundle, Format, print_facts, require_extension
 from segbatch.console import say
 from segbatch.errors import InputError
+
+if TYPE_CHECKING:
+    from segbatch.model.networks.sizes import Size
 
 model_app = Typer(help="Model bundles: list, inspect, import, export.", no_args_is_help=True)
 predict_app = Typer()
@@ -45,19 +50,19 @@ def predict(
 @model_app.command("list")
 def model_list(
     uri: Annotated[str | None, Argument(metavar="URI", help="Folder to list bundles of.")] = None,
+    arch: Annotated[
+        str | None, Option(help="List all backbones of this architecture, by cost.")
+    ] = None,
     format: Format = "text",
 ) -> None:
-    """List what a job can name as its model, or the bundles below URI."""
-    from segbatch.model import bundle, networks, zoo
+    """List what a job can name as its model, or the bundles below URI.
 
-    if uri is None:
-        facts: Any = {
-            "architectures": list(networks.ARCHITECTURES),
-            "published weights": [f"{zoo.ZOO_PREFIX}{name}" for name in zoo.ZOO],
-            "backbones": networks.backbones(),
-        }
-    else:
-        facts = [
+    GMAC: 10^9 multiply-adds for an image of 512×512.
+    """
+    if uri is not None:
+        from segbatch.model import bundle
+
+        found = [
             {
                 "uri": where,
                 "arch": config.arch,
@@ -67,7 +72,43 @@ def model_list(
             }
             for where, config in bundle.list_bundles(uri)
         ]
-    print_facts(facts, format)
+        print_facts(found, format)
+        return
+    from segbatch.model import zoo
+    from segbatch.model.networks import ARCHITECTURES, unknown_name
+    from segbatch.model.networks.sizes import known_sizes
+
+    if arch is not None and arch not in ARCHITECTURES:
+        raise unknown_name("arch", arch, ARCHITECTURES)
+    sizes = [size for size in known_sizes() if arch in (None, size.arch)]
+    if format == "json":
+        networks = [{**size._asdict(), "licence": size.licence} for size in sizes]
+        names = [f"{zoo.ZOO_PREFIX}{name}" for name in zoo.ZOO]
+        print_facts({"networks": networks, "published weights": names}, format)
+        return
+    shown = sizes if arch else [size for size in sizes if size.backbone in USUAL_BACKBONES]
+    _print_networks(sorted(shown, key=lambda size: size.gmac) if arch else shown)
+    if arch is None:
+        print(
+            f"\n{len(sizes) - len(shown)} more: segbatch model list --arch ARCH; timm's as tu-NAME"
+        )
+        print(f"published weights: {', '.join(f'{zoo.ZOO_PREFIX}{name}' for name in zoo.ZOO)}")
+
+
+USUAL_BACKBONES = ("mobilenet_v2", "efficientnet-b0", "resnet50", "resnet101", "mit_b0", "mit_b2")
+
+
+def _print_networks(sizes: list[Size]) -> None:
+    table = Table(box=None, pad_edge=False)
+    for heading in ("arch", "backbone"):
+        table.add_column(heading)
+    for heading in ("parameters", "GMAC"):
+        table.add_column(heading, justify="right")
+    table.add_column("licence of ImageNet weights")
+    for size in sizes:
+        millions = f"{size.parameters / 1e6:.1f} M"
+        table.add_row(size.arch, size.backbone, millions, f"{size.gmac:.1f}", size.licence)
+    Console(soft_wrap=True).print(table)
 
 
 @model_app.command("info")

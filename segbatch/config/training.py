@@ -17,14 +17,24 @@ AtLeast0 = Annotated[float, Field(ge=0)]
 class FromBackbone(Strict):
     """A new network that starts from the weights of its backbone."""
 
-    arch: Literal["deeplabv3plus", "deeplabv3"] = "deeplabv3plus"
-    """``deeplabv3plus`` or ``deeplabv3``."""
+    arch: Literal["deeplabv3plus", "deeplabv3", "segformer", "upernet", "fpn", "unet", "pspnet"] = (
+        "deeplabv3plus"
+    )
+    """``deeplabv3plus``, ``deeplabv3``, ``segformer``, ``upernet``, ``fpn``, ``unet`` or
+    ``pspnet``."""
     backbone: str = "resnet50"
-    """See ``segbatch model list``."""
+    """See ``segbatch model list``; for ``segformer``, the default is ``mit_b0``."""
     output_stride: Literal[8, 16] | None = None
     """``null``: the architecture's default, 16 for ``deeplabv3plus``."""
     backbone_weights: Location | None = "imagenet"
     """``imagenet`` (the library's, downloaded), a file of classification weights, or ``null``."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_backbone(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("arch") == "segformer":
+            return {"backbone": "mit_b0", **values}
+        return values
 
 
 class FromBundle(Strict):
@@ -135,6 +145,32 @@ class Train(Strict):
     """Training ends after this many epochs without a better mIoU."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of order, augmentation, dropout and new weights."""
+
+
+# Keys of `train` whose default is another one for some networks. Source: Xie et al., "SegFormer:
+# Simple and Efficient Design for Semantic Segmentation with Transformers", 2021, section 4.1.
+TRANSFORMER_RECIPE: dict[str, dict[str, Any]] = {
+    "optimizer": {"name": "adamw", "lr": 6e-5, "weight_decay": 0.01, "head_lr_factor": 10.0},
+    "schedule": {"name": "poly", "power": 1.0},
+}
+
+
+def with_recipe(train: Train, arch: str, backbone: str) -> Train:
+    """``train`` with the defaults of a network in the keys that the user left out.
+
+    SegFormer, and other heads on its backbones, are trained with AdamW. An optimizer or schedule
+    that the user names keeps its own defaults.
+    """
+    if arch != "segformer" and not backbone.startswith("mit_"):
+        return train
+    changes: dict[str, Any] = {}
+    for group, defaults in TRANSFORMER_RECIPE.items():
+        keys: Optimizer | Schedule = getattr(train, group)
+        if "name" in keys.model_fields_set and keys.name != defaults["name"]:
+            continue
+        left_out = {k: v for k, v in defaults.items() if k not in keys.model_fields_set}
+        changes[group] = keys.model_copy(update=left_out)
+    return train.model_copy(update=changes)
 
 
 def _checked_workers(value: Any) -> Any:

@@ -16,7 +16,7 @@ import safetensors.torch
 
 from segbatch import storage
 from segbatch.config.job import FinetuneJob, Job, load_kind
-from segbatch.config.training import FromBackbone, FromBundle
+from segbatch.config.training import FromBackbone, FromBundle, with_recipe
 from segbatch.console import say
 from segbatch.errors import InputError, JobFailed, SourceError
 from segbatch.jobs.epochs import TrainingPlan, train_worker
@@ -43,7 +43,7 @@ def finetune(job: str | Mapping[str, Any] | Job) -> dict[str, Any]:
     wrong with the job, :class:`~segbatch.errors.JobFailed` if the training fails, and
     :class:`~segbatch.errors.Incomplete` if it should be run again.
     """
-    job = load_kind(job, FinetuneJob)
+    job = with_recipe_of_network(load_kind(job, FinetuneJob))
     check_trackers(job.track)
     uri = storage.normalize(job.output)
     dataset = open_labels(job)
@@ -75,6 +75,25 @@ def finetune(job: str | Mapping[str, Any] | Job) -> dict[str, Any]:
                 state.note_start(workers, began)
                 save_model(job, plan, state, result)
     return state.summary()
+
+
+def with_recipe_of_network(job: FinetuneJob) -> FinetuneJob:
+    """The job with the recipe of its network in the keys of ``train`` that it leaves out."""
+    keys = job.model
+    if isinstance(keys, FromBundle):
+        config = bundle.load_config(keys.bundle)
+        arch, backbone = config.arch, config.backbone
+    else:
+        arch, backbone = keys.arch, keys.backbone
+    train = with_recipe(job.train, arch, backbone)
+    if train == job.train:
+        return job
+    optimizer = train.optimizer
+    say(
+        f"the recipe of {arch}: {optimizer.name}, lr {optimizer.lr:g}, head × "
+        f"{optimizer.head_lr_factor:g}, {train.schedule.name}"
+    )
+    return job.model_copy(update={"train": train})
 
 
 def open_labels(job: FinetuneJob) -> Dataset:

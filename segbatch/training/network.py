@@ -86,9 +86,7 @@ def _from_bundle(
     uri: str, classes: Classes, say: Callable[[str], None]
 ) -> tuple[Network, ModelConfig]:
     old, config = bundle.load_bundle(uri)
-    network = networks.build(
-        config.arch, config.backbone, len(classes), config.output_stride, auxiliary=True
-    )
+    network = replace(config, classes=classes).build(auxiliary=True)
     state = old.state_dict()
     if config.classes.names != classes.names:
         new_state = network.state_dict()
@@ -98,7 +96,8 @@ def _from_bundle(
         new = [name for name in classes.names if name not in kept]
         names = [", ".join(part) or "none" for part in (kept, new)]
         say(f"{uri}: head rebuilt; classes kept: {names[0]}; new: {names[1]}")
-    auxiliary = {k: v for k, v in network.state_dict().items() if k.startswith("aux_classifier.")}
+    own = network.without_auxiliary(network.state_dict())
+    auxiliary = {key: value for key, value in network.state_dict().items() if key not in own}
     network.load_state_dict(state | auxiliary)
     return network, replace(config, classes=classes, metrics={}, provenance={"started_from": uri})
 

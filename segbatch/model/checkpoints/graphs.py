@@ -19,7 +19,7 @@ import numpy as np
 
 from segbatch import storage
 from segbatch.console import say
-from segbatch.errors import InputError, ModelError
+from segbatch.errors import InputError, ModelError, shortened
 from segbatch.masks.classes import PRESETS, Classes
 from segbatch.model.bundle import save_graph_bundle
 from segbatch.model.checkpoints import inspection
@@ -40,6 +40,8 @@ FILES = {".onnx": "onnx", ".tflite": "tflite", ".pb": "tensorflow", ".pdmodel": 
 FOLDERS = {"saved_model.pb": "tensorflow", "inference.pdmodel": "paddle", "model.onnx": "onnx"}
 NAMES = {"onnx": "ONNX", "tflite": "TensorFlow Lite", "tensorflow": "TensorFlow",
          "paddle": "Paddle", "openvino": "OpenVINO"}  # fmt: skip
+
+MAX_REASON = 200  # characters of an error of OpenVINO
 
 # What people have instead, and how they get a graph of it.
 ELSEWHERE = {
@@ -95,8 +97,10 @@ def import_graph(source: str, bundle_uri: str, known: Known) -> ModelConfig:
         try:
             model = ov.Core().read_model(path) if kind == "openvino" else ov.convert_model(path)
         except Exception as error:  # its readers raise anything
+            reason = shortened(storage.one_line(error).rpartition("Check '")[2], MAX_REASON)
             raise ModelError(
-                f"{source}: {NAMES[kind]} that OpenVINO cannot read: {storage.one_line(error)}"
+                f"{source}: {NAMES[kind]} that OpenVINO cannot read: {reason}; export it for one"
+                " size of image"
             ) from error
         facts = _metadata(path) if kind == "onnx" else {}
         content = path.read_bytes() if path.is_file() else b""

@@ -1,0 +1,1 @@
+"""Programs that run the original projects, for `scripts/bench parity`; nothing of segbatch."""
