@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import segmentation_models_pytorch as smp
+import timm
 import torch
 
 from segbatch.errors import ModelError
@@ -45,7 +45,7 @@ def recognise(checkpoint: Checkpoint, known: Known) -> Candidate | None:
         return None
     config = checkpoint.beside("config.json") or {}
     config = config if "encoder_name" in config else {}
-    arch = known.arch or _arch(state, config, checkpoint.uri)
+    arch = _arch(state, config, checkpoint.uri)
     backbone = known.backbone or config.get("encoder_name") or _backbone(state)
     if backbone is None:
         raise ModelError(
@@ -60,7 +60,7 @@ def recognise(checkpoint: Checkpoint, known: Known) -> Candidate | None:
         backbone=backbone,
         state=weights,
         output_stride=known.output_stride or _stride(arch, config),
-        options=_options(arch, config, checkpoint.folder),
+        options=_options(arch, config, checkpoint.folder) or _widths(arch, state),
         **_normalisation(backbone),
     )
 
@@ -96,6 +96,20 @@ def _options(arch: str, config: Mapping[str, Any], where: str) -> dict[str, Any]
     }
 
 
+def _widths(arch: str, state: State) -> dict[str, Any]:
+    """The width of a decoder as its weights have it, where it is not the constructor's default."""
+    keys = {
+        "deeplabv3plus": ("decoder_channels", DECODERS["deeplabv3plus"]),
+        "deeplabv3": ("decoder_channels", DECODERS["deeplabv3"]),
+        "segformer": ("decoder_segmentation_channels", "decoder.fuse_stage.0.weight"),
+    }
+    if arch not in keys:
+        return {}
+    option, key = keys[arch]
+    width = len(state[key]) if key in state else None
+    return {} if width in (None, _defaults(arch)[option]) else {option: width}
+
+
 def _defaults(arch: str) -> dict[str, Any]:
     parameters = inspect.signature(CLASSES[arch].__init__).parameters
     return {key: parameters[key].default for key in options_of(arch) if key in parameters}
@@ -106,11 +120,13 @@ def _plain(value: Any) -> Any:
 
 
 def _normalisation(backbone: str) -> dict[str, Any]:
-    """Mean and deviation that its published weights were trained with."""
-    with contextlib.suppress(Exception):  # it asks timm, which knows its own models only
-        found = smp.encoders.get_preprocessing_params(backbone, pretrained="imagenet")
-        return {"mean": tuple(found["mean"]), "std": tuple(found["std"])}
-    return {}
+    """Mean and deviation that its published weights were trained with; asks no network."""
+    if backbone.startswith(UNIVERSAL):
+        found = timm.get_pretrained_cfg(backbone.removeprefix(UNIVERSAL))
+        return {} if found is None else {"mean": tuple(found.mean), "std": tuple(found.std)}
+    settings = smp.encoders.encoders.get(backbone, {}).get("pretrained_settings") or {}
+    of_imagenet = settings.get("imagenet", {})
+    return {key: tuple(of_imagenet[key]) for key in ("mean", "std") if key in of_imagenet}
 
 
 def _backbone(state: State) -> str | None:

@@ -1,0 +1,378 @@
+"""Weights as people have them: each library's files are recognised, and become bundles."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import segmentation_models_pytorch as smp
+import torch
+import torchvision.models
+
+from benchmarks.originals.fill import fill, picture
+from segbatch.errors import ModelError
+from segbatch.masks.classes import Classes
+from segbatch.model import networks
+from segbatch.model.bundle import load_bundle
+from segbatch.model.checkpoints import Known, import_model
+from segbatch.model.checkpoints.mmsegmentation import parse_config
+from segbatch.model.config import ModelConfig
+from segbatch.model.networks import Network
+
+pytestmark = pytest.mark.unit
+
+NAMES = ["wall", "window", "door"]
+NOTHING, NAMED = Known(), Known(classes=Classes(NAMES))
+PALETTE = [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
+
+MMSEG_CONFIG = """
+norm_cfg = dict(requires_grad=True, type='SyncBN')
+data_preprocessor = dict(
+    mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], type='SegDataPreProcessor')
+model = dict(
+    backbone=dict(type='MobileNetV2', strides=(1, 2, 2, 2, 1, 1, 1), norm_cfg=norm_cfg),
+    data_preprocessor=data_preprocessor,
+    decode_head=dict(align_corners=True, dilations=(1, 6, 12, 18)))
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(keep_ratio=True, scale=(2048, 1024), type='Resize')]
+"""
+
+
+def mmsegmentation_network() -> Network:
+    network = networks.build(
+        "deeplabv3plus",
+        "mobilenet_v2",
+        3,
+        16,
+        library="mmsegmentation",
+        options={"align_corners": True},
+        auxiliary=True,
+    )
+    fill(network)
+    return network.eval()
+
+
+def imported(source: Path, tmp_path: Path, known: Known = NOTHING) -> tuple[Network, ModelConfig]:
+    import_model(str(source), str(tmp_path / "bundle"), known)
+    return load_bundle(str(tmp_path / "bundle"))
+
+
+@pytest.fixture
+def history_buffer(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A class under the name of MMEngine's, which names its methods as that does."""
+    module = types.ModuleType("mmengine.logging.history_buffer")
+
+    class HistoryBuffer:
+        def __init__(self) -> None:
+            self.methods = {"mean": self.mean}
+
+        @classmethod
+        def mean(cls) -> float:
+            return 0.0
+
+    HistoryBuffer.__module__, HistoryBuffer.__qualname__ = module.__name__, "HistoryBuffer"
+    module.HistoryBuffer = HistoryBuffer
+    for name in ("mmengine", "mmengine.logging"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    return HistoryBuffer()
+
+
+def test_a_checkpoint_of_mmsegmentation_brings_its_classes_and_configuration(
+    tmp_path: Path, history_buffer: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = mmsegmentation_network()
+    saved = {
+        "meta": {"cfg": MMSEG_CONFIG, "dataset_meta": {"classes": NAMES, "palette": PALETTE}},
+        "state_dict": network.state_dict(),
+        "message_hub": {"log_scalars": {"train/loss": history_buffer}},
+    }
+    torch.save(saved, tmp_path / "iter_10.pth")
+    found, config = imported(tmp_path / "iter_10.pth", tmp_path)
+    assert "DeepLabV3+ of MMSegmentation on mobilenet_v2, 3 classes" in capsys.readouterr().err
+    assert (config.arch, config.backbone, config.library) == (
+        "deeplabv3plus",
+        "mobilenet_v2",
+        "mmsegmentation",
+    )
+    assert (config.output_stride, config.long_side) == (16, 2048)
+    assert config.classes.names == NAMES
+    assert [c.color for c in config.classes] == [tuple(color) for color in PALETTE]
+    assert config.mean == pytest.approx((0.485, 0.456, 0.406))
+    assert config.std == pytest.approx((0.229, 0.224, 0.225))
+    assert found.align_corners
+    with torch.inference_mode():
+        expected = network.coarse(picture(65, 97))
+        assert torch.equal(found.coarse(picture(65, 97)), expected)
+    assert not any(key.startswith("auxiliary_head") for key in found.state_dict())
+
+
+def test_an_old_checkpoint_of_mmsegmentation_takes_the_configuration_beside_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = {f"module.{k}": v for k, v in mmsegmentation_network().state_dict().items()}
+    torch.save({"meta": {"CLASSES": tuple(NAMES)}, "state_dict": state}, tmp_path / "old.pth")
+    found, config = imported(tmp_path / "old.pth", tmp_path)
+    assert not found.align_corners
+    assert config.output_stride == 8
+    assert "no configuration with it" in capsys.readouterr().err
+    (tmp_path / "old.py").write_text(MMSEG_CONFIG)
+    found, config = imported(tmp_path / "old.pth", tmp_path)
+    assert found.align_corners
+    assert config.output_stride == 16
+    (tmp_path / "old.py").write_text("_base_ = '../a.py'\n")
+    with pytest.raises(ModelError, match=r"has no `model = dict\(…\)` of literals.*work_dir"):
+        imported(tmp_path / "old.pth", tmp_path)
+
+
+def test_another_network_of_mmsegmentation_is_named(tmp_path: Path) -> None:
+    state = mmsegmentation_network().state_dict()
+    no_aspp = {k: v for k, v in state.items() if "aspp" not in k}
+    torch.save({"state_dict": no_aspp}, tmp_path / "fcn.pth")
+    with pytest.raises(ModelError, match=r"another head than segbatch has.*MMDeploy"):
+        imported(tmp_path / "fcn.pth", tmp_path)
+
+
+def test_a_configuration_is_read_and_not_run(tmp_path: Path) -> None:
+    text = (
+        f"import os\nmark = os.mkdir({str(tmp_path / 'ran')!r})\n"
+        "base = dict(a=(1, 2))\nmodel = dict(base=base, b=[1.5, -2], c={'d': None})\nx = f(1)\n"
+    )
+    assert parse_config(text) == {
+        "base": {"a": (1, 2)},
+        "model": {"base": {"a": (1, 2)}, "b": [1.5, -2], "c": {"d": None}},
+    }
+    assert not (tmp_path / "ran").exists()
+    assert parse_config("not python (") == {}
+
+
+class Reached:
+    """Reaches an attribute of a module when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return getattr, (Reached, "found")
+
+    found = "reached"
+
+
+def test_getattr_in_a_checkpoint_reaches_nothing(tmp_path: Path) -> None:
+    torch.save({"state_dict": {"a": torch.ones(1)}, "x": getattr}, tmp_path / "a.pth")
+    from segbatch.model.weights import decode_checkpoint
+
+    saved, _ = decode_checkpoint((tmp_path / "a.pth").read_bytes(), "a.pth")
+    assert saved["x"](torch, "save") is None
+    torch.save({"state_dict": {"a": torch.ones(1)}, "x": Reached()}, tmp_path / "b.pth")
+    with pytest.raises(ModelError, match="could run code"):
+        decode_checkpoint((tmp_path / "b.pth").read_bytes(), "b.pth")
+    assert pickle.loads(pickle.dumps(Reached())) == "reached"
+
+
+def segformer(**keys: Any) -> Any:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.SegformerConfig(
+        id2label=dict(enumerate(NAMES)), label2id={n: i for i, n in enumerate(NAMES)}, **keys
+    )
+    network = transformers.SegformerForSemanticSegmentation(config).eval()
+    fill(network)
+    return network
+
+
+@torch.inference_mode()
+def test_a_segformer_of_transformers_gives_what_it_gave(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = segformer()
+    theirs.save_pretrained(tmp_path / "hf")
+    (tmp_path / "hf" / "preprocessor_config.json").write_text(
+        json.dumps(
+            {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.1], "size": {"height": 640}}
+        )
+    )
+    capsys.readouterr()
+    ours, config = imported(tmp_path / "hf", tmp_path)
+    told = capsys.readouterr().err
+    assert "SegFormer of transformers on mit_b0, 3 classes" in told
+    assert "not for commercial use" in told
+    assert config.classes.names == NAMES
+    assert (config.mean, config.long_side) == ((0.5, 0.4, 0.3), 640)
+    for size in ((64, 96), (128, 32)):
+        expected = theirs(picture(*size)).logits
+        torch.testing.assert_close(ours.coarse(picture(*size)), expected, rtol=1e-4, atol=1e-4)
+    full = torch.nn.functional.interpolate(expected, (128, 32), mode="bilinear")
+    torch.testing.assert_close(ours(picture(128, 32)), full, rtol=1e-4, atol=1e-4)
+    # The same network in memory has the names of transformers 5, in files those of before.
+    torch.save({"model": theirs.state_dict()}, tmp_path / "sf.pth")
+    again, _ = imported(tmp_path / "sf.pth", tmp_path, NAMED)
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in ours.state_dict().items())
+
+
+def test_a_segformer_of_other_sizes_is_refused(tmp_path: Path) -> None:
+    segformer(depths=[1, 1, 1, 1]).save_pretrained(tmp_path / "hf")
+    with pytest.raises(ModelError, match="other sizes than b0 to b5"):
+        imported(tmp_path / "hf", tmp_path)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("stride", "padding"), [(16, True), (32, False)])
+def test_a_mobilenet_of_transformers_gives_what_it_gave(
+    tmp_path: Path, stride: int, padding: bool
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.MobileNetV2Config(
+        num_labels=3, output_stride=stride, tf_padding=padding, depth_multiplier=0.5
+    )
+    theirs = transformers.MobileNetV2ForSemanticSegmentation(config).eval()
+    fill(theirs)
+    theirs.save_pretrained(tmp_path / "hf")
+    ours, found = imported(tmp_path / "hf", tmp_path, NAMED)
+    assert (found.library, found.output_stride) == ("transformers", stride)
+    for size in ((97, 129), (64, 96)):
+        torch.testing.assert_close(ours.coarse(picture(*size)), theirs(picture(*size)).logits)
+
+
+def test_another_network_of_transformers_is_named(tmp_path: Path) -> None:
+    segformer().save_pretrained(tmp_path / "hf")
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    config["architectures"] = ["UperNetForSemanticSegmentation"]
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
+    from safetensors.torch import save_file
+
+    save_file({"a.weight": torch.ones(1)}, tmp_path / "hf" / "model.safetensors")
+    with pytest.raises(ModelError, match=r"UperNetForSemanticSegmentation of transformers; .*ONNX"):
+        imported(tmp_path / "hf", tmp_path)
+
+
+@torch.inference_mode()
+def test_a_folder_of_smp_brings_its_options(tmp_path: Path) -> None:
+    theirs = smp.FPN(
+        "resnet18", encoder_weights=None, classes=3, decoder_segmentation_channels=64
+    ).eval()
+    fill(theirs)
+    theirs.save_pretrained(tmp_path / "hub")
+    ours, config = imported(tmp_path / "hub", tmp_path, NAMED)
+    assert config.options == {"decoder_segmentation_channels": 64}
+    torch.testing.assert_close(ours(picture(64, 96)), theirs(picture(64, 96)))
+
+
+WRAPPINGS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "bare": lambda state: state,
+    "lightning, compiled": lambda state: {
+        "state_dict": {f"model._orig_mod.{k}": v for k, v in state.items()},
+        "epoch": 3,
+    },
+    "ddp, ema": lambda state: {"model_ema": {f"module.{k}": v for k, v in state.items()}},
+}
+
+
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
+@pytest.mark.parametrize(
+    ("arch", "make", "backbone"),
+    [
+        ("unet", smp.Unet, "resnet18"),
+        ("pspnet", smp.PSPNet, "efficientnet-b0"),
+        ("segformer", smp.Segformer, "mit_b0"),
+    ],
+)
+def test_a_network_of_smp_is_recognised_by_its_keys(
+    tmp_path: Path, arch: str, make: Any, backbone: str, wrapping: str
+) -> None:
+    theirs = make(backbone, encoder_weights=None, classes=3, aux_params={"classes": 2})
+    torch.save(WRAPPINGS[wrapping](theirs.state_dict()), tmp_path / "a.ckpt")
+    ours, config = imported(tmp_path / "a.ckpt", tmp_path, NAMED)
+    assert (config.arch, config.backbone, config.library) == (arch, backbone, None)
+    key = "segmentation_head.0.weight"
+    assert torch.equal(ours.state_dict()[key], theirs.state_dict()[key])
+
+
+def test_a_deeplab_of_smp_with_a_narrow_decoder_is_recognised(tmp_path: Path) -> None:
+    theirs = smp.DeepLabV3Plus("mobilenet_v2", encoder_weights=None, classes=3, decoder_channels=64)
+    torch.save(theirs.state_dict(), tmp_path / "a.pth")
+    _, config = imported(tmp_path / "a.pth", tmp_path, NAMED)
+    assert config.options == {"decoder_channels": 64}
+
+
+def test_a_deeplab_of_torchvision_is_recognised_by_its_keys(tmp_path: Path) -> None:
+    theirs = torchvision.models.get_model(
+        "deeplabv3_mobilenet_v3_large", weights=None, weights_backbone=None, num_classes=3,
+        aux_loss=True,
+    )  # fmt: skip
+    torch.save({"model": theirs.state_dict()}, tmp_path / "a.pth")
+    _, config = imported(tmp_path / "a.pth", tmp_path, NAMED)
+    assert (config.arch, config.backbone, config.library) == (
+        "deeplabv3",
+        "mobilenet_v3_large",
+        None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arch", "backbone"), [("deeplabv3plus", "mobilenet_v2"), ("deeplabv3", "resnet50")]
+)
+def test_a_checkpoint_of_vainf_is_recognised_by_its_keys(
+    tmp_path: Path, arch: str, backbone: str
+) -> None:
+    theirs = networks.build(arch, backbone, 3, 8, library="vainf").eval()
+    fill(theirs)
+    saved = {"cur_itrs": 30000, "model_state": theirs.state_dict(), "best_score": 0.7}
+    torch.save(saved, tmp_path / "best.pth")
+    known = Known(classes=Classes(NAMES), output_stride=8)
+    ours, config = imported(tmp_path / "best.pth", tmp_path, known)
+    assert (config.arch, config.backbone, config.library) == (arch, backbone, "vainf")
+    with torch.inference_mode():
+        assert torch.equal(ours.coarse(picture(65, 97)), theirs.coarse(picture(65, 97)))
+
+
+def test_what_the_user_knows_better_is_taken(tmp_path: Path) -> None:
+    theirs = smp.Unet("resnet18", encoder_weights=None, classes=3)
+    torch.save(theirs.state_dict(), tmp_path / "a.pth")
+    known = Known(
+        classes=Classes(NAMES), mean=(127.5, 127.5, 127.5), std=(51.0, 51.0, 51.0), long_side=700
+    )
+    _, config = imported(tmp_path / "a.pth", tmp_path, known)
+    assert (config.mean, config.std, config.long_side) == ((0.5,) * 3, (0.2,) * 3, 700)
+
+
+@pytest.mark.parametrize(
+    ("state", "known", "message"),
+    [
+        (lambda: smp.Unet("resnet18", encoder_weights=None, classes=3).state_dict(), Known(),
+         "Unet of segmentation_models_pytorch on resnet18; its files do not name its classes"),
+        (lambda: smp.Unet("tu-test_resnet", encoder_weights=None, classes=3).state_dict(), NAMED,
+         "on a backbone that its weights do not tell: name it with --backbone"),
+        (lambda: smp.Linknet("resnet18", encoder_weights=None, classes=3).state_dict(), NAMED,
+         "a network of segmentation_models_pytorch that segbatch does not have"),
+        (lambda: {"layer.weight": torch.ones(2)}, NAMED,
+         r"none of MMSegmentation, .*they have layer\.weight: name their --arch and --backbone"),
+        (lambda: smp.Unet("resnet18", encoder_weights=None, classes=3).state_dict(),
+         Known(arch="deeplabv3plus", classes=Classes(NAMES)), "Unet.*, not deeplabv3plus: leave"),
+        (lambda: smp.Unet("resnet18", encoder_weights=None, classes=3).state_dict(),
+         Known(arch="deeplabv3plus", backbone="resnet18", classes=Classes(NAMES)),
+         "not weights of deeplabv3plus with resnet18"),
+        (lambda: smp.Unet("resnet18", encoder_weights=None, classes=4).state_dict(), NAMED,
+         "these weights know 4 classes, but 3 were given"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_told_is_asked_for(
+    tmp_path: Path, state: Callable[[], Any], known: Known, message: str
+) -> None:
+    torch.save(state(), tmp_path / "a.pth")
+    with pytest.raises(ModelError, match=message) as refused:
+        imported(tmp_path / "a.pth", tmp_path, known)
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_bundle_is_not_imported_again(tmp_path: Path) -> None:
+    torch.save(smp.Unet("resnet18", encoder_weights=None, classes=3).state_dict(), tmp_path / "a")
+    imported(tmp_path / "a", tmp_path, NAMED)
+    shutil.copytree(tmp_path / "bundle", tmp_path / "b")
+    with pytest.raises(ModelError, match="is a bundle already: name it as the model of a job"):
+        imported(tmp_path / "b", tmp_path, NAMED)
