@@ -344,7 +344,9 @@ class PredictStage:
             "mask_height": [None if m is None else m.shape[0] for m in masks],
             "class_pixels": [p and p.pixels for p in predictions],
             "class_confidence": [p and p.confidences for p in predictions],
-            "uncertainty": [p and p.uncertainty for p in predictions],
+            "uncertainty": [
+                None if p is None or np.isnan(p.uncertainty) else p.uncertainty for p in predictions
+            ],
         }
         columns = {name: table[name] for name in table.column_names}
         for name in (*DECODED, *PIXELS):

@@ -85,7 +85,11 @@ class ModelConfig:
 
     @property
     def fill(self) -> tuple[int, int, int]:
-        """The mean colour, RGB from 0 to 255, with which images are padded."""
+        """The mean colour, RGB from 0 to 255, with which images are padded; grey for a graph that
+        normalises by itself.
+        """
+        if self.is_graph and not any(self.mean) and set(self.std) == {1.0}:
+            return 128, 128, 128
         low, high = self.range
         red, green, blue = (
             min(255, max(0, round(255 * (value - low) / (high - low)))) for value in self.mean

@@ -25,7 +25,7 @@ from segbatch.errors import InputError, SourceError
 from segbatch.images.decode import Decoded, decode_image
 from segbatch.images.parts import read_images
 from segbatch.images.sources import URI, stream_images
-from segbatch.model.bundle import fingerprint, save_graph_bundle
+from segbatch.model.bundle import fingerprint, load_config, save_graph_bundle
 from segbatch.model.config import ModelConfig
 from segbatch.model.graph import Graph, deserialized, import_openvino, serialized
 from segbatch.model.patches import Pixels
@@ -54,9 +54,10 @@ def quantize_bundle(uri: str, out: str, images: str) -> ModelConfig:
     Raises :class:`~segbatch.errors.InputError` if there are no images that can be read.
     """
     require_nncf()
-    model = load_model(uri, device="cpu", engine="openvino", precision="fp32")
-    if model.config.is_quantized or model.graph.input.dtype != "float32":
+    config = load_config(uri)
+    if config.is_quantized or (config.input is not None and config.input.dtype != "float32"):
         raise InputError(f"{uri}: computes in int8 already")
+    model = load_model(uri, device="cpu", engine="openvino", precision="fp32")
     source = parse_source(images)
     uris: list[str] = []
     with stream_images([source], reserved=(), leave_out=out) as stream:

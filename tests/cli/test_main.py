@@ -17,6 +17,8 @@ from tests.collection import jpeg
 from tests.conftest import S3, job
 from tests.drivers import cli
 
+ORIGINALS = Path(__file__).parents[1] / "model" / "originals"
+
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -223,3 +225,44 @@ def test_an_output_of_another_name_is_refused_before_anything_is_read(
 ) -> None:
     done = cli(*words)
     assert (done.returncode, done.stderr) == (2, f"segbatch: {told}\n")
+
+
+# ----------------------------------------------------------------------------------------- models
+
+
+def test_networks_are_listed_with_what_they_cost() -> None:
+    listed = cli("model", "list")
+    assert listed.returncode == 0
+    for part in ("deeplabv3plus", "mit_b0", "GMAC", "non-commercial (NVIDIA)", "zoo:"):
+        assert part in listed.stdout
+    assert cli("model", "list", "--arch", "segformer3").returncode == 2
+
+
+def test_a_graph_is_imported_looked_at_and_predicts(tmp_path: Path, images: Path) -> None:
+    source = ORIGINALS / "frozen.pb"
+    bundle = str(tmp_path / "model")
+    asked = cli("model", "import", str(source), bundle)
+    assert asked.returncode == 2
+    assert "--classes a,b,c" in asked.stderr.splitlines()[-1]
+    made = cli("model", "import", str(source), bundle, "--classes", "a,b,c,d,e")
+    assert made.returncode == 0, made.stderr
+    assert "it gives labels at 1/1" in made.stderr
+    assert "graph" in cli("model", "info", bundle).stdout
+    overlay = tmp_path / "overlay.png"
+    shown = cli("predict", str(images / "0.jpg"), "--model", bundle, "-o", str(overlay))
+    assert shown.returncode == 0, shown.stderr
+    assert overlay.stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "why"),
+    [
+        ("--mean", "0.5", "must be 3 numbers, such as 0.485,0.456,0.406"),
+        ("--std", "1,1,0", "must be above 0"),
+        ("--input-range", "255,0", "must be 2 numbers, such as 0,255"),
+    ],
+)
+def test_wrong_numbers_are_refused(option: str, value: str, why: str) -> None:
+    result = cli("model", "import", "missing.onnx", "model", option, value)
+    assert result.returncode == 2
+    assert why in result.stderr

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from segbatch.config.images import Glob, Manifest, Prefix
 from segbatch.config.job import SegmentJob, load_job
+from segbatch.config.training import FromBackbone, Train, with_recipe
 from segbatch.errors import JobFileError
 from tests.conftest import ROOT
 
@@ -349,3 +350,35 @@ def test_a_path_object_names_a_file(tmp_path: Path) -> None:
     file.write_text(yaml.safe_dump({"kind": "segment"}))
     with pytest.raises(JobFileError, match="images"):
         load_job(file)  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------------------- recipes of networks
+
+
+@pytest.mark.parametrize(
+    ("arch", "backbone"), [("segformer", "mit_b2"), ("segformer", "resnet18"), ("unet", "mit_b0")]
+)
+def test_transformers_are_trained_with_their_own_recipe(arch: str, backbone: str) -> None:
+    train = with_recipe(Train(), arch, backbone)
+    optimizer = train.optimizer
+    assert (optimizer.name, optimizer.lr, optimizer.head_lr_factor) == ("adamw", 6e-5, 10)
+    assert (optimizer.weight_decay, train.schedule.name, train.schedule.power) == (0.01, "poly", 1)
+
+
+def test_what_the_user_names_stays() -> None:
+    given = Train.model_validate({"optimizer": {"lr": 1e-3}, "schedule": {"warmup": 100}})
+    train = with_recipe(given, "segformer", "mit_b0")
+    assert (train.optimizer.name, train.optimizer.lr) == ("adamw", 1e-3)
+    assert (train.schedule.warmup, train.schedule.power) == (100, 1.0)
+    sgd = Train.model_validate({"optimizer": {"name": "sgd"}, "schedule": {"name": "cosine"}})
+    assert with_recipe(sgd, "segformer", "mit_b0") == sgd
+
+
+def test_other_networks_keep_the_defaults() -> None:
+    assert with_recipe(Train(), "deeplabv3plus", "resnet50") == Train()
+    assert with_recipe(Train(), "upernet", "resnet50") == Train()
+
+
+def test_a_segformer_has_a_backbone_of_its_own() -> None:
+    assert FromBackbone.model_validate({"arch": "segformer"}).backbone == "mit_b0"
+    assert FromBackbone.model_validate({"arch": "unet"}).backbone == "resnet50"

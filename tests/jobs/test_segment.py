@@ -15,13 +15,25 @@ from PIL import Image, ImageOps
 
 import segbatch
 from segbatch import storage
-from segbatch.errors import CredentialsRefused, Incomplete, JobFailed, RunError, SourceError
+from segbatch.errors import (
+    CredentialsRefused,
+    Incomplete,
+    InputError,
+    JobFailed,
+    RunError,
+    SourceError,
+)
 from segbatch.jobs import passes
 from segbatch.jobs.segment import segment
 from segbatch.masks import decode_mask
+from segbatch.masks.classes import Classes
+from segbatch.model.checkpoints import Known, import_model
+from segbatch.model.predict import load_model
+from segbatch.review.suggest.suggest import suggest
 from segbatch.run import Run
 from tests.collection import broken, jpeg, various
 from tests.conftest import EVERYTHING, S3, job
+from tests.model.test_graphs import graph_file
 from tests.runs import FEW, rows_of, share_that_differs, stats_of
 
 pytestmark = pytest.mark.usefixtures("ray_address")
@@ -385,3 +397,28 @@ def test_none_of_the_first_images_readable_is_wrong_input(
     work = job(f"{twenty}/", model_uri, f"{twenty}/run", limits={"retries": 0})
     with pytest.raises(SourceError, match=r"none of the first 16 images.*InvalidAccessKeyId"):
         segment(work)
+
+
+# ------------------------------------------------------------------------------ models of elsewhere
+
+
+def test_a_graph_that_gives_class_ids_has_no_confidence(collection: Path, tmp_path: Path) -> None:
+    labels = tmp_path / "labels.onnx"
+    graph_file(labels, kinds=("labels",), size=(64, 96), batch=1, stride=1)
+    known = Known(classes=Classes(["a", "b", "c", "d", "e"]), input_range=(0.0, 1.0))
+    import_model(str(labels), str(tmp_path / "model"), known)
+    run = segment(job(f"{collection}/", str(tmp_path / "model"), str(tmp_path / "run")))
+    model = load_model(str(tmp_path / "model"), "cpu")
+    rows = [row for row in rows_of(run).to_pylist() if row["status"] == "ok"]
+    assert rows
+    for row in rows:
+        assert row["uncertainty"] is None
+        assert set(row["confidence"].values()) == {None}
+        assert sum(row["coverage"].values()) == pytest.approx(1)
+    with Image.open(rows[0]["uri"]) as image:
+        upright = ImageOps.exif_transpose(image).convert("RGB")
+    mask = run.mask(rows[0]["image_id"])
+    assert np.mean(mask != model.predict(upright).mask) < FEW
+    assert run.report(str(tmp_path / "report.html")) > 1000
+    with pytest.raises(InputError, match="its model gives class ids alone"):
+        suggest(run, str(tmp_path / "suggested"), count=2)

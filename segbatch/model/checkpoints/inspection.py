@@ -23,6 +23,7 @@ DTYPES = {"f32": "float32", "u8": "uint8", "i8": "int8"}
 LAYERS = ("Convolution", "GroupConvolution", "MatMul")
 EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
 SMALLEST_SPAN, LARGEST_SPAN = 0.5, 8  # between black and white, once they are normalised
+OFF_CENTRE = 0.35  # how far the middle of both may be from 0, as a share of that
 PICTURE = (256, 320)  # height and width, for graphs that take any size
 SUM_TOLERANCE = 1e-2  # of probabilities, of quantised graphs too
 
@@ -103,7 +104,10 @@ def _own_range(model: Any) -> tuple[float, float] | None:
         )
         span, middle = abs(white_out - black_out), (white_out + black_out) / 2
         is_plain = black_out == 0 and white_out == white
-        if not is_plain and SMALLEST_SPAN <= span <= LARGEST_SPAN and abs(middle) <= span:
+        is_scaled = SMALLEST_SPAN <= span <= LARGEST_SPAN and abs(middle) <= span
+        # OpenVINO moves a factor into the weights of the layer, and leaves the shift.
+        is_centred = black_out != 0 and abs(middle) <= OFF_CENTRE * span
+        if not is_plain and (is_scaled or is_centred):
             return 0.0, white
     return None
 

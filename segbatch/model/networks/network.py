@@ -77,7 +77,8 @@ class Network(nn.Module):
         for module in list(network.modules()):
             for name, child in module.named_children():
                 if isinstance(child, nn.AdaptiveAvgPool2d) and child.output_size not in (1, (1, 1)):
-                    setattr(module, name, AveragePool(child.output_size))
+                    size: Any = child.output_size
+                    setattr(module, name, AveragePool(size))
         return network
 
     def without_auxiliary(self, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """What networks cost: parameters, and multiplications for an image of 512×512.
 
-They are measured once and kept in ``sizes.csv``: building hundreds of networks takes minutes, and
-listing them should need no torch. Write it again with: python -m segbatch.model.networks.sizes
+They are measured once and kept in ``sizes.csv``, because building hundreds of networks takes
+minutes. Write it again with: python -m segbatch.model.networks.sizes
 """
 
 from __future__ import annotations

@@ -48,25 +48,27 @@ class MobileNetV2DeepLab(Network):
     def exportable(self) -> Network:
         network = super().exportable()
         for layer in network.modules():
-            if type(layer).__name__ == "MobileNetV2ConvLayer" and layer.config.tf_padding:
-                # The padding that SAME gives to sides that stride divides.
-                convolution: Any = layer.convolution
-                both = [
-                    (kernel - stride) * dilation if stride < kernel else 0
-                    for kernel, stride, dilation in zip(
-                        convolution.kernel_size,
-                        convolution.stride,
-                        convolution.dilation,
-                        strict=True,
-                    )
-                ]
-                sides = [
-                    part for total in reversed(both) for part in (total // 2, total - total // 2)
-                ]
-                layer.convolution = nn.Sequential(nn.ZeroPad2d(sides), convolution)
-                layer.config = copy.copy(layer.config)
-                layer.config.tf_padding = False
+            if type(layer).__name__ == "MobileNetV2ConvLayer":
+                _pad_statically(layer)
         return network
+
+
+def _pad_statically(layer: Any) -> None:
+    """Give a layer the padding that SAME gives to sides that its stride divides."""
+    if not layer.config.tf_padding:
+        return
+    convolution = layer.convolution
+    shapes = zip(convolution.kernel_size, convolution.stride, convolution.dilation, strict=True)
+    rows, columns = ((max(kernel - stride, 0), dilation) for kernel, stride, dilation in shapes)
+    sides = [
+        part * dilation
+        for total, dilation in (columns, rows)
+        for part in (total // 2, total - total // 2)
+    ]
+    left, right, top, bottom = sides
+    layer.convolution = nn.Sequential(nn.ZeroPad2d((left, right, top, bottom)), convolution)
+    layer.config = copy.copy(layer.config)
+    layer.config.tf_padding = False
 
 
 def deeplabv3plus(spec: Spec) -> Network:

@@ -140,6 +140,12 @@ def _by_uncertainty(run: RunFolder, scope: str, _: RunFolder | None, __: int) ->
             f"{run.uri}: has no uncertainty; run the job with stats: [confidence], or choose"
             " --by diverse"
         )
+    [(num,)] = sql([run], "SELECT count(uncertainty) FROM images").fetchall()
+    if not num:
+        raise InputError(
+            f"{run.uri}: has no uncertainty, because its model gives class ids alone: choose --by"
+            " diverse"
+        )
     which = f"uncertainty IS NOT NULL AND {scope}"
     select = f"SELECT *, uncertainty AS score FROM images WHERE {which}"
     return Ranking(select, "uncertainty {:.3f}")

@@ -1,0 +1,415 @@
+"""Graphs of other tools: what they take and give is found out, and they predict as they did."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from segbatch.config.job import Predict
+from segbatch.errors import InputError, JobFailed, ModelError
+from segbatch.masks.classes import PRESETS, Classes
+from segbatch.model import engine
+from segbatch.model.bundle import describe, fingerprint, list_bundles, load_config
+from segbatch.model.checkpoints import Known, import_model
+from segbatch.model.config import ModelConfig
+from segbatch.model.engine import OnnxRuntimeEngine
+from segbatch.model.onnx import export_onnx
+from segbatch.model.predict import Model, load_model
+from segbatch.model.quantize import quantize_bundle
+from tests.model.conftest import picture
+
+pytestmark = pytest.mark.unit
+
+ORIGINALS = Path(__file__).with_name("originals")  # of benchmarks/originals/keras_deeplab.py
+CLASSES = Classes(["a", "b", "c", "d", "e"])
+FROM_0_TO_1 = Known(classes=CLASSES, input_range=(0.0, 1.0))
+
+
+def graph_file(
+    path: Path,
+    *,
+    layout: str = "NCHW",
+    dtype: int = TensorProto.FLOAT,
+    size: tuple[int | str, int | str] = ("h", "w"),
+    batch: int | str = "n",
+    stride: int = 2,
+    before: tuple[tuple[str, float], ...] = (),
+    kinds: tuple[str, ...] = ("logits",),
+    channels: int = 3,
+) -> Path:
+    """A network of one convolution in ONNX, with what people have around it."""
+    random = np.random.default_rng(1)
+    weights = random.normal(0, 1, (5, channels, 3, 3)).astype(np.float32)
+    nodes: list[Any] = []
+    constants = [numpy_helper.from_array(weights, "weights")]
+    last = "image"
+
+    def then(kind: str, *more: str, **attributes: Any) -> None:
+        nonlocal last
+        result = f"{kind}{len(nodes)}"
+        nodes.append(helper.make_node(kind, [last, *more], [result], **attributes))
+        last = result
+
+    if dtype != TensorProto.FLOAT:
+        then("Cast", to=TensorProto.FLOAT)
+    if layout == "NHWC":
+        then("Transpose", perm=[0, 3, 1, 2])
+    for kind, value in before:
+        name = f"constant{len(constants)}"
+        constants.append(numpy_helper.from_array(np.float32(value), name))
+        then(kind, name)
+    then("Conv", "weights", strides=[stride] * 2, pads=[1] * 4)
+    logits, outputs = last, []
+    for kind in kinds:
+        last, shape, of = logits, ["n", 5, "y", "x"], TensorProto.FLOAT
+        if kind == "probabilities":
+            then("Softmax", axis=1)
+        if layout == "NHWC" and kind != "labels":
+            then("Transpose", perm=[0, 2, 3, 1])
+            shape = ["n", "y", "x", 5]
+        if kind == "labels":
+            then("ArgMax", axis=1, keepdims=0)
+            shape, of = ["n", "y", "x"], TensorProto.INT64
+        nodes.append(helper.make_node("Identity", [last], [kind]))
+        outputs.append(helper.make_tensor_value_info(kind, of, shape))
+    sides = [batch, channels, *size] if layout == "NCHW" else [batch, *size, channels]
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("image", dtype, sides)], outputs, constants
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path
+    )
+    return path
+
+
+def imported(path: Path, tmp_path: Path, known: Known = FROM_0_TO_1) -> ModelConfig:
+    return import_model(str(path), str(tmp_path / "m"), known)
+
+
+def runs(path: Path, image: np.ndarray, output: str) -> np.ndarray:
+    """What ONNX Runtime gives for an image as the graph takes it."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    [given] = session.run([output], {"image": image})
+    return np.asarray(given)
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("kind", ["logits", "probabilities", "labels"])
+def test_layout_and_kind_are_found_and_the_label_map_is_the_graphs(
+    tmp_path: Path, layout: str, kind: str
+) -> None:
+    path = graph_file(tmp_path / "g.onnx", layout=layout, kinds=(kind,), stride=1)
+    config = imported(path, tmp_path)
+    assert config.input is not None
+    assert config.output is not None
+    assert (config.input.layout, config.output.kind) == (layout, kind)
+    assert (config.input.size, config.output.stride) == (None, 1)
+    image = picture(64, 128)
+    prediction = load_model(str(tmp_path / "m"), "cpu", precision="fp32").predict(image)
+    scaled = image.astype(np.float32)[None] / 255
+    given = runs(path, scaled if layout == "NHWC" else scaled.transpose(0, 3, 1, 2), kind)
+    if kind != "labels":
+        given = given.argmax(1 if layout == "NCHW" else 3)
+    assert len(np.unique(prediction.mask)) > 2
+    assert np.array_equal(prediction.mask, given[0])
+    assert np.isnan(prediction.uncertainty) == (kind == "labels")
+
+
+def test_probabilities_stay_what_they_are(tmp_path: Path) -> None:
+    imported(graph_file(tmp_path / "g.onnx", stride=1), tmp_path)
+    of_logits = load_model(str(tmp_path / "m"), "cpu", precision="fp32").predict(picture(64, 64))
+    path = graph_file(tmp_path / "p.onnx", kinds=("probabilities",), stride=1)
+    imported(path, tmp_path)
+    found = load_model(str(tmp_path / "m"), "cpu", precision="fp32").predict(picture(64, 64))
+    np.testing.assert_allclose(found.confidences, of_logits.confidences, atol=1e-4)
+    assert found.uncertainty == pytest.approx(of_logits.uncertainty, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("keys", "limits"),
+    [
+        ({"dtype": TensorProto.UINT8}, (0, 255)),
+        ({"before": (("Div", 127.5), ("Sub", 1.0))}, (0, 255)),
+        ({"before": (("Mul", 2 / 255), ("Add", -1.0))}, (0, 255)),
+        ({"before": (("Sub", 127.5), ("Div", 60.0))}, (0, 255)),
+        ({"before": (("Sub", 0.45), ("Div", 0.225))}, (0, 1)),
+        ({"dtype": TensorProto.UINT8, "layout": "NHWC", "before": (("Div", 255.0),)}, (0, 255)),
+    ],
+)
+def test_the_range_of_a_graph_that_normalises_is_found(
+    tmp_path: Path, keys: dict[str, Any], limits: tuple[float, float]
+) -> None:
+    path = graph_file(tmp_path / "g.onnx", **keys, stride=1)
+    config = imported(path, tmp_path, Known(classes=CLASSES))
+    assert config.range == limits
+    image = picture(64, 64)
+    prediction = load_model(str(tmp_path / "m"), "cpu", precision="fp32").predict(image)
+    given = image[None] if keys.get("layout") == "NHWC" else image[None].transpose(0, 3, 1, 2)
+    if keys.get("dtype") != TensorProto.UINT8:
+        given = given.astype(np.float32) * np.float32(limits[1] / 255)
+    logits = runs(path, np.ascontiguousarray(given), "logits")
+    expected = logits.argmax(3 if keys.get("layout") == "NHWC" else 1)[0]
+    assert np.mean(prediction.mask != expected) < 1e-3
+
+
+def test_a_range_that_cannot_be_seen_is_asked_for(tmp_path: Path) -> None:
+    path = graph_file(tmp_path / "g.onnx")
+    with pytest.raises(ModelError, match=r"--input-range=-1,1 .*or --mean 0\.485.* --std 0\.229"):
+        imported(path, tmp_path, Known(classes=CLASSES))
+    known = Known(classes=CLASSES, mean=(123.7, 116.3, 103.5), std=(58.4, 57.1, 57.4))
+    assert imported(path, tmp_path, known).range == (0, 255)
+    assert load_config(str(tmp_path / "m")).fill == (124, 116, 104)
+    half = Known(classes=CLASSES, input_range=(-1.0, 1.0))
+    assert imported(path, tmp_path, half).fill == (128, 128, 128)
+
+
+@pytest.mark.parametrize("size", [(40, 64), (64, 64), (300, 80), (97, 331)])
+def test_images_are_brought_to_the_one_size_that_a_graph_takes(
+    tmp_path: Path, size: tuple[int, int]
+) -> None:
+    path = graph_file(tmp_path / "g.onnx", size=(96, 128), batch=1, kinds=("labels",), stride=1)
+    config = imported(path, tmp_path)
+    assert config.input is not None
+    assert (config.input.size, config.long_side) == ((96, 128), 128)
+    model = load_model(str(tmp_path / "m"), "cpu", precision="fp32")
+    first, second = model.predict_batch([picture(*size), picture(*size, 1)], [None, None])
+    assert first.mask.shape == size
+    assert np.array_equal(second.mask, model.predict_batch([picture(*size, 1)], [None])[0].mask)
+    if size[0] <= 96 and size[1] <= 128:  # it fits as it is
+        canvas = np.full((1, 96, 128, 3), 128 / 255, np.float32)
+        canvas[0, : size[0], : size[1]] = picture(*size) / np.float32(255)
+        expected = runs(path, canvas.transpose(0, 3, 1, 2), "labels")[0, : size[0], : size[1]]
+        assert np.array_equal(first.mask, expected)
+    with pytest.raises(InputError, match="takes images of 128×96 alone"):
+        load_model(str(tmp_path / "m"), "cpu", options=Predict(scales=[0.5, 1.0]))
+
+
+def test_of_several_outputs_logits_are_taken_or_the_one_that_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = graph_file(tmp_path / "g.onnx", kinds=("labels", "logits"))
+    config = imported(path, tmp_path)
+    assert config.output is not None
+    assert config.output.name == "logits"
+    assert "taken is logits, not labels; --output names another" in capsys.readouterr().err
+    for asked in ("labels", "labels=labels"):
+        known = Known(classes=CLASSES, input_range=(0.0, 1.0), output=asked)
+        named = imported(path, tmp_path, known)
+        assert named.output is not None
+        assert (named.output.name, named.output.kind) == ("labels", "labels")
+    with pytest.raises(ModelError, match="its outputs are labels, logits"):
+        imported(path, tmp_path, Known(classes=CLASSES, input_range=(0.0, 1.0), output="scores"))
+
+
+@pytest.mark.parametrize(
+    ("keys", "known", "message"),
+    [
+        ({}, Known(input_range=(0.0, 1.0)), "gives 5 classes without their names.*--classes"),
+        ({"kinds": ("labels",)}, Known(input_range=(0.0, 1.0)), "gives 5 classes without"),
+        ({}, Known(classes=Classes(["a", "b"]), input_range=(0.0, 1.0)), "5 classes, but 2 were"),
+        ({"channels": 4}, FROM_0_TO_1, "neither NCHW nor NHWC of RGB"),
+    ],
+)
+def test_what_cannot_be_told_is_asked_for(
+    tmp_path: Path, keys: dict[str, Any], known: Known, message: str
+) -> None:
+    with pytest.raises(ModelError, match=message) as refused:
+        imported(graph_file(tmp_path / "g.onnx", **keys), tmp_path, known)
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("model.h5", r"keras\.saving\.load_model"),
+        ("model.keras", r"\.export\('FOLDER'\)"),
+        ("model.ckpt-30000.index", r"export_model\.py"),
+        ("model.pdparams", r"tools/export\.py"),
+        ("model.engine", "import the ONNX"),
+    ],
+)
+def test_what_is_no_graph_yet_is_refused_with_the_way_to_one(
+    tmp_path: Path, name: str, advice: str
+) -> None:
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(ModelError, match=advice):
+        imported(tmp_path / name, tmp_path)
+
+
+def test_a_broken_graph_and_a_missing_one_are_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "g.onnx").write_bytes(b"not a graph")
+    with pytest.raises(ModelError, match="ONNX that OpenVINO cannot read") as refused:
+        imported(tmp_path / "g.onnx", tmp_path)
+    assert len(str(refused.value)) < 500
+    with pytest.raises(ModelError, match="no such file"):
+        imported(tmp_path / "missing.onnx", tmp_path)
+
+
+def test_a_graph_is_a_bundle_like_others(tmp_path: Path) -> None:
+    imported(graph_file(tmp_path / "g.onnx"), tmp_path)
+    facts = describe(str(tmp_path / "m"))
+    assert set(facts["files"]) == {"config.json", "model.onnx"}
+    assert [uri for uri, _ in list_bundles(str(tmp_path))] == [str(tmp_path / "m")]
+    before = fingerprint(str(tmp_path / "m"))
+    imported(graph_file(tmp_path / "g.onnx", kinds=("labels",)), tmp_path)
+    assert fingerprint(str(tmp_path / "m")) != before
+    config = load_config(str(tmp_path / "m"))
+    assert ModelConfig.from_json(config.to_json()) == config
+
+
+def test_onnx_with_its_weights_in_a_second_file_is_kept_whole(tmp_path: Path) -> None:
+    model = onnx.load(graph_file(tmp_path / "whole.onnx"))
+    onnx.save(
+        model,
+        tmp_path / "g.onnx",
+        save_as_external_data=True,
+        location="g.onnx.data",
+        size_threshold=0,
+    )
+    whole = tmp_path / "of_whole"
+    import_model(str(tmp_path / "whole.onnx"), str(whole), FROM_0_TO_1)
+    imported(tmp_path / "g.onnx", tmp_path)
+    (tmp_path / "g.onnx.data").unlink()
+    masks = [
+        load_model(str(m), "cpu").predict(picture(64, 64)).mask for m in (whole, tmp_path / "m")
+    ]
+    assert np.array_equal(*masks)
+
+
+def test_what_model_export_writes_comes_back_with_its_classes(
+    tmp_path: Path, networks: dict[str, Any]
+) -> None:
+    from segbatch.model.bundle import save_bundle
+    from tests.model.conftest import config_of
+
+    network = networks["deeplabv3plus"]
+    config = config_of(network, "deeplabv3plus")
+    save_bundle(str(tmp_path / "net"), network, config)
+    export_onnx(str(tmp_path / "net"), str(tmp_path / "net.onnx"))
+    found = imported(tmp_path / "net.onnx", tmp_path, Known())
+    assert found.classes == config.classes
+    expected = load_model(str(tmp_path / "net"), "cpu", precision="fp32").predict(picture(64, 128))
+    mask = load_model(str(tmp_path / "m"), "cpu", precision="fp32").predict(picture(64, 128)).mask
+    assert np.mean(mask != expected.mask) < 1e-3
+
+
+def test_onnx_runtime_gives_what_openvino_gives(tmp_path: Path) -> None:
+    for keys in ({}, {"layout": "NHWC", "dtype": TensorProto.UINT8}, {"batch": 1}):
+        imported(graph_file(tmp_path / "g.onnx", **keys), tmp_path)
+        model = load_model(str(tmp_path / "m"), "cpu", precision="fp32")
+        other = OnnxRuntimeEngine(model.graph, torch.device("cpu"), len(CLASSES))
+        beside = Model(None, model.config, "cpu", model.options, engine=other)
+        images = [picture(64, 64), picture(64, 64, 1)]
+        pairs = zip(
+            model.predict_batch(images, [None] * 2),
+            beside.predict_batch(images, [None] * 2),
+            strict=True,
+        )
+        for one, two in pairs:
+            assert np.mean(one.mask != two.mask) < 1e-3
+
+
+def test_graphs_on_a_gpu_need_onnx_and_its_runtime(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = torch.device("cuda")
+    config = imported(graph_file(tmp_path / "g.onnx"), tmp_path)
+    with pytest.raises(InputError, match="pip install onnxruntime-gpu"):
+        engine.check_graph(Predict(), config, gpu)
+    monkeypatch.setattr(engine, "has_onnxruntime_on_gpu", lambda: True)
+    engine.check_graph(Predict(), config, gpu)
+    assert engine.model_precision("auto", config, gpu) == "fp32"
+    shutil.copy(ORIGINALS / "frozen.pb", tmp_path)
+    config = imported(tmp_path / "frozen.pb", tmp_path)
+    with pytest.raises(InputError, match="runs on CPUs, not on cuda"):
+        engine.check_graph(Predict(), config, gpu)
+
+
+def test_class_ids_that_are_none_end_the_job(tmp_path: Path) -> None:
+    path = graph_file(tmp_path / "g.onnx", kinds=("labels",), stride=1)
+    config = imported(path, tmp_path)
+    fewer = Model(
+        None,
+        ModelConfig.from_json({**config.to_json(), "classes": Classes(["a", "b"]).to_json()}),
+        "cpu",
+        engine=load_model(str(tmp_path / "m"), "cpu").engine,
+    )
+    fewer.engine._num_classes = 2  # type: ignore[attr-defined]
+    with pytest.raises(JobFailed, match="the model has 2 classes: import it again"):
+        fewer.predict(picture(64, 64))
+
+
+def test_a_graph_is_quantised(tmp_path: Path) -> None:
+    pytest.importorskip("nncf")
+    from PIL import Image
+
+    imported(graph_file(tmp_path / "g.onnx", stride=1), tmp_path)
+    (tmp_path / "images").mkdir()
+    for seed in range(3):
+        Image.fromarray(picture(64, 64, seed)).save(tmp_path / "images" / f"{seed}.png")
+    config = quantize_bundle(str(tmp_path / "m"), str(tmp_path / "q"), str(tmp_path / "images"))
+    assert config.is_quantized
+    masks = [
+        load_model(str(tmp_path / name), "cpu").predict(picture(64, 64)).mask for name in ("m", "q")
+    ]
+    assert np.mean(masks[0] != masks[1]) < 0.1
+    with pytest.raises(InputError, match="computes in int8 already"):
+        quantize_bundle(str(tmp_path / "q"), str(tmp_path / "q2"), str(tmp_path / "images"))
+
+
+# ------------------------------------------------------------------------- TensorFlow's own graphs
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "limits", "change"),
+    [
+        ("softmax.onnx", "softmax0", (-1.0, 1.0), torch.exp),
+        ("float.tflite", "logits0", None, torch.clone),
+        ("frozen.pb", "labels0", None, torch.clone),
+        ("frozen.pb", "labels1", None, torch.clone),
+    ],
+)
+def test_graphs_of_keras_give_what_tensorflow_gave(
+    tmp_path: Path,
+    name: str,
+    key: str,
+    limits: tuple[float, float] | None,
+    change: Callable[[torch.Tensor], torch.Tensor],
+) -> None:
+    imported(ORIGINALS / name, tmp_path, Known(classes=CLASSES, input_range=limits))
+    arrays = np.load(ORIGINALS / "expected.npz")
+    model = load_model(str(tmp_path / "m"), "cpu", precision="fp32")
+    pixels = torch.from_numpy(arrays[f"pixels{key[-1]}"])
+    found = change(model.engine(model._normalized(pixels)))
+    expected = torch.from_numpy(arrays[key])
+    if expected.ndim == 3:
+        assert torch.equal(found[:, 0], expected.float())
+        prediction = model.predict(arrays["pixels0"][0])
+        assert prediction.mask.shape == arrays["pixels0"].shape[1:3]
+        return
+    expected = expected.permute(0, 3, 1, 2)
+    assert (found - expected).abs().max() / expected.abs().max() < 1e-4
+    assert torch.equal(found.argmax(1), expected.argmax(1))
+
+
+def test_a_preset_with_as_many_classes_is_named(tmp_path: Path) -> None:
+    assert len(PRESETS["voc"]) == 21
+    model = onnx.load(graph_file(tmp_path / "g.onnx"))
+    [weights] = model.graph.initializer
+    more = np.zeros((21, 3, 3, 3), np.float32)
+    weights.CopyFrom(numpy_helper.from_array(more, "weights"))
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 21
+    onnx.save(model, tmp_path / "voc.onnx")
+    with pytest.raises(ModelError, match="or --classes voc"):
+        imported(tmp_path / "voc.onnx", tmp_path, Known(input_range=(0.0, 1.0)))
