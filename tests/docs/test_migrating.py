@@ -41,6 +41,10 @@ LAYOUTS = [
         )
         for split in ("training", "validation")
     ),
+    *(
+        (f"data/own/img_dir/{split}/{{}}.jpg", f"data/own/ann_dir/{split}/{{}}.png", 4)
+        for split in ("train", "val")
+    ),
     ("Training/Images/{}.jpg", "Training/Category_ids/{}.png", 20),
     ("VOC2012/JPEGImages/{}.jpg", "VOC2012/SegmentationClassAug/{}.png", 21),
     ("dataset1/images_prepped_train/{}.png", "dataset1/annotations_prepped_train/{}.png", 3),
