@@ -20,7 +20,7 @@ from segbatch.labels.dataset import open_dataset
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "migrating.md").read_text()
-IMPORTS = re.findall(r"`(segbatch labels import [^`]+)`", PAGE)
+IMPORTS = re.findall(r"`(segbatch labels import (?!hf:)[^`]+)`", PAGE)
 
 # Images, masks, number of classes: paths as the projects lay them out, {} is a name.
 LAYOUTS = [
@@ -70,7 +70,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lists.mkdir(parents=True)
     (lists / "train.txt").write_text("0a\n")
     (lists / "val.txt").write_text("0b\n")
-    (folder / "splits.txt").write_text("JPEGImages/6a.jpg train\nJPEGImages/6b.jpg val\n")
+    (folder / "splits.txt").write_text("JPEGImages/8a.jpg train\nJPEGImages/8b.jpg val\n")
     (folder / "colors.txt").write_text("0 0 0 sky\n1 1 1 wall\n2 2 2 window\n")
     return folder
 
@@ -98,7 +98,7 @@ def test_imports_read_what_the_others_read(
 
 
 def test_all_imports_of_the_page_were_found() -> None:
-    assert len(IMPORTS) == 6
+    assert len(IMPORTS) == 7
 
 
 @pytest.mark.parametrize("text", re.findall(r"^```yaml\n(.*?)^```", PAGE, re.M | re.S))
