@@ -75,6 +75,15 @@ def test_a_packed_model_crosses_to_another_process_as_it_was(saved):
     assert not torch.equal(next(packed.unpack().parameters()), next(unpacked.module.parameters()))
 
 
+def test_a_bundle_of_an_earlier_version_loads_unchanged(saved):
+    config = json.loads((saved / "config.json").read_text())
+    before = bundle.load_config(str(saved))
+    for key in ("format", "library", "options"):
+        del config[key]
+    (saved / "config.json").write_text(json.dumps(config))
+    assert bundle.load_config(str(saved)) == before
+
+
 def test_config_json_is_written_last(networks, tmp_path, monkeypatch):
     written = []
     monkeypatch.setattr("segbatch.storage.write_bytes", lambda uri, _data: written.append(uri))
@@ -131,6 +140,11 @@ def test_a_pickle_named_safetensors_is_refused(saved, tmp_path):
         (lambda text: text.replace(": 16", f": {'9' * 5000}"), "Exceeds the limit"),
         (lambda text: text.replace("mobilenet_v2", "tu-hf-hub:evil/model"), "backbone: .*no name"),
         (lambda text: text.replace("mobilenet_v2", "../../x"), "backbone: .*no name"),
+        (lambda text: text.replace('"format": 2', '"format": 3'), "newer segbatch: pip install"),
+        (lambda text: text.replace('"library": null', '"library": "my"'), "library: 'my' is none"),
+        (lambda text: text.replace('"options": {}', '"options": {"depth": 3}'), "unknown options"),
+        (lambda text: text.replace('"options": {}', '"options": {"a": {"b": 1}}'), "options.a"),
+        (lambda text: text.replace('"options": {}', '"options": {"a": "../x"}'), "no name"),
         (lambda text: "[" * 100_000, "recursion"),
         (lambda text: " " * 10_000_001 + text, "too large for a model's configuration"),
         (

@@ -25,6 +25,7 @@ from tests.collection import jpeg
 from tests.hub import Hub, serving
 from tests.images.frozen import frozen
 from tests.images.test_shards import tar
+from tests.model.test_checkpoints import NAMES, segformer
 
 LIMITS = storage.ReadLimits(retries=2)
 
@@ -138,6 +139,19 @@ def test_a_run_over_the_hub_is_not_extended(hub: Hub, tmp_path: Path) -> None:
             reserved=RESERVED_COLUMNS,
             leave_out="",
         )
+
+
+def test_a_segformer_of_the_hub_becomes_a_bundle(hub: Hub, tmp_path: Path) -> None:
+    folder = tmp_path / "hf"
+    segformer().save_pretrained(folder)
+    hub.commit("models/zurich/segformer", {f.name: f.read_bytes() for f in folder.iterdir()})
+    out = str(tmp_path / "model")
+    done = CliRunner().invoke(app, ["model", "import", "hf://zurich/segformer", out])
+    assert done.exit_code == 0, done.output
+    config = load_bundle(out)[1]
+    assert (config.arch, config.backbone, config.classes.names) == ("segformer", "mit_b0", NAMES)
+    missing = CliRunner().invoke(app, ["model", "import", "hf://zurich/nothing", out])
+    assert missing.exit_code != 0
 
 
 def test_a_bundle_is_pushed_and_loaded(hub: Hub, model_uri: str, tmp_path: Path) -> None:
