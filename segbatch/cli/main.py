@@ -108,11 +108,14 @@ def run(
 @app.command()
 def demo(
     folder: Annotated[Path, Argument(metavar="DIR", help="Folder for everything it makes.")],
+    photos: Annotated[
+        str | None, Option("--photos", help="Photographs of your own, to segment first (any URI).")
+    ] = None,
 ) -> None:
     """Take a tour: an S3 server, rendered facades, a model, a run, SQL."""
     from segbatch.demo.tour import tour
 
-    tour(folder)
+    tour(folder, photos)
 
 
 for commands in (runs_app, predict_app, plan_app, jobs_app):

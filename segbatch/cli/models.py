@@ -83,8 +83,8 @@ def model_list(
     sizes = [size for size in known_sizes() if arch in (None, size.arch)]
     if format == "json":
         networks = [{**size._asdict(), "licence": size.licence} for size in sizes]
-        names = [f"{zoo.ZOO_PREFIX}{name}" for name in zoo.ZOO]
-        print_facts({"networks": networks, "published weights": names}, format)
+        names = [f"{zoo.ZOO_PREFIX}{name}" for name in (*zoo.SHIPPED, *zoo.ZOO)]
+        print_facts({"networks": networks, "models": names}, format)
         return
     shown = sizes if arch else [size for size in sizes if size.backbone in USUAL_BACKBONES]
     _print_networks(sorted(shown, key=lambda size: size.gmac) if arch else shown)
@@ -92,7 +92,8 @@ def model_list(
         print(
             f"\n{len(sizes) - len(shown)} more: segbatch model list --arch ARCH; timm's as tu-NAME"
         )
-        print(f"published weights: {', '.join(f'{zoo.ZOO_PREFIX}{name}' for name in zoo.ZOO)}")
+        for what, names in (("comes with segbatch", zoo.SHIPPED), ("published weights", zoo.ZOO)):
+            print(f"{what}: {', '.join(f'{zoo.ZOO_PREFIX}{name}' for name in names)}")
 
 
 USUAL_BACKBONES = ("mobilenet_v2", "efficientnet-b0", "resnet50", "resnet101", "mit_b0", "mit_b2")
@@ -120,6 +121,11 @@ def model_info(uri: Bundle, format: Format = "text") -> None:
     facts = bundle.describe(uri)
     facts["runs_here"] = runs_here(facts["arch"])
     if format == "text":
+        facts |= {
+            term: facts["provenance"].pop(term)
+            for term in bundle.TERMS
+            if term in facts["provenance"]
+        }
         facts["classes"] = [entry["name"] for entry in facts["classes"]]
     print_facts(facts, format)
 

@@ -3,7 +3,8 @@
 Some facades are labelled images: the tour imports them, and two workers fine-tune a small
 DeepLabV3+ on them. The others go into a real S3 server; the segment job predicts them with that
 model, SQL asks for coverage, and the rendered truth tells how good the masks are. Only the training
-is much shorter than a real one.
+is much shorter than a real one. Photographs of the user's own are segmented first, with the model
+of facades that comes with segbatch.
 """
 
 from __future__ import annotations
@@ -70,6 +71,16 @@ train:
 resources: {{workers: 2}}
 """
 
+PHOTOS = """\
+# Your photographs, with the model that comes with segbatch: segbatch run {folder}/photos.yaml
+kind: segment
+images: {images}
+model: zoo:facades
+output: {folder}/photos
+formulas:
+  window_to_wall: window / (window + facade + shop + balcony_fence)
+"""
+
 SEGMENT = """\
 # The same job as in the demo, on this machine's own files: segbatch run {folder}/segment.yaml
 kind: segment
@@ -81,15 +92,19 @@ formulas:
 """
 
 
-def tour(folder: Path) -> float:
+def tour(folder: Path, photos: str | None = None) -> float:
     """Run the whole tour, with its output in ``folder``; returns the mIoU against the truth.
 
-    Raises :class:`~segbatch.errors.InputError` for a folder that holds anything else.
+    ``photos`` is a folder of the user's own photographs, any URI. Raises
+    :class:`~segbatch.errors.InputError` for an output folder that holds anything else, or photos of
+    which none can be read.
     """
     began = time.monotonic()
     folder = folder.absolute()
     require_server()
     _make_room(folder)
+    if photos is not None:
+        _segment_photos(photos, folder)
     say(f"rendering {NUM_TRAIN + NUM_SEGMENT} facades")
     scenes = _render(NUM_TRAIN + NUM_SEGMENT)
     train, rest = scenes[:NUM_TRAIN], scenes[NUM_TRAIN:]
@@ -105,7 +120,7 @@ def tour(folder: Path) -> float:
         run.report(str(folder / "report.html"), by="city")  # while its photographs can be fetched
     _show(run, rest, folder)
     minutes = (time.monotonic() - began) / 60
-    _say_what_next(folder, miou, minutes)
+    _say_what_next(folder, miou, minutes, has_photos=photos is not None)
     return miou
 
 
@@ -117,6 +132,15 @@ def _make_room(folder: Path) -> None:
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MARKER).write_text(json.dumps({"made by": "segbatch demo"}))
+
+
+def _segment_photos(photos: str, folder: Path) -> None:
+    """Segment the user's photographs, and write a report of them."""
+    images = photos if storage.name_of(photos).count(".") else photos.rstrip("/") + "/"
+    (folder / "photos.yaml").write_text(PHOTOS.format(folder=folder, images=json.dumps(images)))
+    run = segment(load_job(str(folder / "photos.yaml")))
+    run.report(str(folder / "photos.html"))
+    say(f"your photographs: open {folder / 'photos.html'} in a browser")
 
 
 def _render(number: int) -> list[Scene]:
@@ -256,7 +280,7 @@ def _show(run: Run, scenes: Sequence[Scene], folder: Path) -> None:
         with_legend(picture, CLASSES, shares).save(folder / "overlays" / f"{image_id:04d}.png")
 
 
-def _say_what_next(folder: Path, miou: float, minutes: float) -> None:
+def _say_what_next(folder: Path, miou: float, minutes: float, *, has_photos: bool) -> None:
     shown = os.path.relpath(folder)
     shown = shown if not shown.startswith("..") else str(folder)
     typed = quote(shown)
@@ -265,6 +289,12 @@ def _say_what_next(folder: Path, miou: float, minutes: float) -> None:
         "SELECT uri, coverage.window AS glass FROM images"
         " WHERE coverage.window > 0.25 ORDER BY glass DESC"
     )
+    if has_photos:
+        print(
+            f"\nYour photographs, as the model that comes with segbatch sees them:\n"
+            f"  {shown}/photos.html   a page for a browser\n"
+            f"  {shown}/photos        the results; {shown}/photos.yaml, the job"
+        )
     print(
         f"""
 mIoU {miou:.2f} in {minutes:.1f} minutes. The output:

@@ -7,7 +7,7 @@
     README.md           a model card
 
 ``config.json`` is written last, so a folder without it is incomplete and does not load. Functions
-that read a bundle also take ``zoo:NAME``, weights that torchvision publishes. They raise
+that read a bundle also take ``zoo:NAME`` (:mod:`segbatch.model.zoo`). They raise
 :class:`~segbatch.errors.ModelError` for a folder that is no bundle or a damaged one, and
 :class:`~segbatch.errors.Incomplete` if storage does not answer.
 """
@@ -42,6 +42,7 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 CARD = "README.md"
 GRAPH_FILES = (graphs.XML, graphs.WEIGHTS)
+TERMS = ("licence", "attribution")  # keys of ``provenance`` that the card says first
 MAX_CONFIG_BYTES = 10_000_000
 
 
@@ -100,6 +101,7 @@ def load_bundle(uri: str) -> tuple[Network, ModelConfig]:
 
 def load_network(uri: str, config: ModelConfig) -> Network:
     """The network of a bundle whose configuration is ``config``; as in :func:`load_bundle`."""
+    uri = zoo.shipped_bundle(uri) or uri
     if uri.startswith(ZOO_PREFIX):
         return zoo.zoo_model(uri).load().eval()
     if config.is_graph:
@@ -110,6 +112,7 @@ def load_network(uri: str, config: ModelConfig) -> Network:
 
 def load_config(uri: str) -> ModelConfig:
     """The configuration of a bundle; that of a zoo model without downloading anything."""
+    uri = zoo.shipped_bundle(uri) or uri
     if uri.startswith(ZOO_PREFIX):
         model = zoo.zoo_model(uri)
         provenance = {"source": model.url}
@@ -128,6 +131,7 @@ def bundle_sha256(uri: str) -> str:
 
 def fingerprint(uri: str) -> str:
     """64 hex digits that change with the model: :func:`bundle_sha256`, or that of the zoo."""
+    uri = zoo.shipped_bundle(uri) or uri
     if uri.startswith(ZOO_PREFIX):
         return zoo.zoo_model(uri).fingerprint
     return bundle_sha256(uri)
@@ -148,6 +152,7 @@ def push(uri: str, repository: str) -> str:
         raise ModelError(f"{repository}: must be hf://owner/name")
     config = load_config(uri)
     names = files_of(config)
+    uri = zoo.shipped_bundle(uri) or uri
     with tempfile.TemporaryDirectory(prefix="segbatch-") as folder:
         for name in (CONFIG, *names):
             Path(folder, name).write_bytes(weights.read_file(storage.join(uri, name)))
@@ -177,15 +182,16 @@ def describe(uri: str) -> dict[str, Any]:
     Loads the weights, so it fails where :func:`load_bundle` would.
     """
     network: Network | None
-    if uri.startswith(ZOO_PREFIX):
+    folder = zoo.shipped_bundle(uri) or uri
+    if folder.startswith(ZOO_PREFIX):
         network, config = load_bundle(uri)
         sha256, files = fingerprint(uri), {}
     else:
-        text = _config_bytes(uri)
-        config = _parse(text, uri)
+        text = _config_bytes(folder)
+        config = _parse(text, folder)
         names = files_of(config)
-        data = {name: weights.read_file(storage.join(uri, name)) for name in names}
-        where = storage.join(uri, WEIGHTS)
+        data = {name: weights.read_file(storage.join(folder, name)) for name in names}
+        where = storage.join(folder, WEIGHTS)
         network = None if config.is_graph else _loaded(config, data[WEIGHTS], where)
         sha256 = _sha256(text, *data.values())
         files = {CONFIG: len(text), **{name: len(content) for name, content in data.items()}}
@@ -266,6 +272,7 @@ def card(name: str, uri: str, config: ModelConfig) -> str:
     """The model card: front matter for model hubs, then the network, its scores, its classes with
     the IoU of each, and its provenance, in Markdown.
     """
+    facts = config.provenance
     scores = {key: value for key, value in config.metrics.items() if isinstance(value, int | float)}
     iou = config.metrics.get("iou", {})
     lines = [
@@ -278,6 +285,7 @@ def card(name: str, uri: str, config: ModelConfig) -> str:
         f"Semantic segmentation: {config.description}, {len(config.classes)} classes"
         f"{', computed in int8 on CPUs' if config.is_quantized else ''}.",
         "",
+        *(f"- {word.capitalize()}: {facts[word]}" for word in TERMS if word in facts),
         f"- Longer side of images: {_side(config.long_side)}",
         f"- Normalisation: mean {list(config.mean)}, standard deviation {list(config.std)}",
         *(f"- {key}: {value:.4g}" for key, value in scores.items()),

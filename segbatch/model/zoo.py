@@ -1,9 +1,14 @@
-"""The zoo: weights that torchvision publishes for its networks, named ``zoo:NAME``."""
+"""The zoo, models named ``zoo:NAME``: those that come with segbatch, and torchvision's.
+
+``zoo:facades`` is a bundle inside the package, and needs no network. The others are weights that
+torchvision publishes for its networks, downloaded when they are first used.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import Any
 
 import torch
@@ -72,9 +77,21 @@ ZOO: dict[str, ZooModel] = {
 }
 
 
+# Bundles that come with segbatch, as folders of this package.
+SHIPPED = ("facades",)
+
+
+def shipped_bundle(uri: str) -> str | None:
+    """The folder of the bundle that ``zoo:NAME`` is, if it comes with segbatch."""
+    name = uri.removeprefix(ZOO_PREFIX)
+    if not uri.startswith(ZOO_PREFIX) or name not in SHIPPED:
+        return None
+    return str(files(__package__) / name)
+
+
 def zoo_model(uri: str) -> ZooModel:
     """The model for ``zoo:NAME``; raises ``ModelError`` for an unknown name."""
     name = uri.removeprefix(ZOO_PREFIX)
     if name not in ZOO:
-        raise networks.unknown_name("model of the zoo", name, ZOO)
+        raise networks.unknown_name("model of the zoo", name, [*SHIPPED, *ZOO])
     return ZOO[name]

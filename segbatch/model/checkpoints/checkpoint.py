@@ -140,7 +140,11 @@ def inner_state(state: State, signature: str, *, needs: str = "") -> State | Non
     return None
 
 
-def num_blocks(keys: Collection[str], prefix: str) -> int:
-    """How many numbers follow ``prefix`` in ``keys``: the blocks of a stage."""
-    starts = {key.removeprefix(prefix).partition(".")[0] for key in keys if key.startswith(prefix)}
-    return sum(start.isdigit() for start in starts)
+def resnet_of(keys: Collection[str], stage: str) -> str | None:
+    """Which ResNet of bottlenecks a network has, by the blocks of its third stage; ``None`` if it
+    is another one. ``stage`` is the prefix of that stage's keys.
+    """
+    starts = {key.removeprefix(stage).partition(".")[0] for key in keys if key.startswith(stage)}
+    number = sum(start.isdigit() for start in starts)
+    is_bottleneck = f"{stage}0.conv3.weight" in keys
+    return {6: "resnet50", 23: "resnet101"}.get(number) if is_bottleneck else None

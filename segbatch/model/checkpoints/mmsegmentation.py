@@ -19,15 +19,14 @@ from segbatch.model.checkpoints.checkpoint import (
     Checkpoint,
     Known,
     inner_state,
-    num_blocks,
     read_text,
+    resnet_of,
 )
 from segbatch.model.config import RGB
 from segbatch.model.networks.mmsegmentation import ASPP_DILATIONS
 from segbatch.model.weights import State
 
 SIGNATURE = "decode_head.conv_seg.weight"
-RESNETS = {6: "resnet50", 23: "resnet101"}  # by the blocks of their third stage
 
 
 def recognise(checkpoint: Checkpoint, known: Known) -> Candidate | None:
@@ -84,8 +83,8 @@ _NAMES = {"deeplabv3": "DeepLabV3", "deeplabv3plus": "DeepLabV3+"}
 def _backbone(state: State, uri: str) -> str:
     if "backbone.conv1.conv.weight" in state and "backbone.layer7.0.conv.0.conv.weight" in state:
         return "mobilenet_v2"
-    name = RESNETS.get(num_blocks(state, "backbone.layer3."))
-    if name is None or "backbone.layer1.0.conv3.weight" not in state:
+    name = resnet_of(state, "backbone.layer3.")
+    if name is None:
         raise _other(uri, "backbone")
     return f"{name}_v1c" if "backbone.stem.0.weight" in state else name
 

@@ -7,11 +7,10 @@ from segbatch.model.checkpoints.checkpoint import (
     Checkpoint,
     Known,
     inner_state,
-    num_blocks,
+    resnet_of,
 )
 
 SIGNATURE = "classifier.4.weight"
-RESNETS = {6: "resnet50", 23: "resnet101"}  # by the blocks of their third stage
 
 
 def recognise(checkpoint: Checkpoint, known: Known) -> Candidate | None:
@@ -20,9 +19,7 @@ def recognise(checkpoint: Checkpoint, known: Known) -> Candidate | None:
     if state is None or "classifier.0.convs.0.0.weight" not in state:
         return None
     is_mobile = "backbone.0.0.weight" in state
-    found = (
-        "mobilenet_v3_large" if is_mobile else RESNETS.get(num_blocks(state, "backbone.layer3."))
-    )
+    found = "mobilenet_v3_large" if is_mobile else resnet_of(state, "backbone.layer3.")
     backbone = known.backbone or found
     if backbone is None:
         return None

@@ -8,13 +8,12 @@ from segbatch.model.checkpoints.checkpoint import (
     Checkpoint,
     Known,
     inner_state,
-    num_blocks,
+    resnet_of,
 )
 
 # The last layer of DeepLabV3+, and of DeepLabV3.
 SIGNATURES = {"deeplabv3plus": "classifier.classifier.3.weight",
               "deeplabv3": "classifier.classifier.4.weight"}  # fmt: skip
-RESNETS = {6: "resnet50", 23: "resnet101"}  # by the blocks of their third stage
 
 
 def recognise(checkpoint: Checkpoint, known: Known) -> Candidate | None:
@@ -27,9 +26,7 @@ def recognise(checkpoint: Checkpoint, known: Known) -> Candidate | None:
         if state is None:
             continue
         is_mobile = "backbone.high_level_features.4.conv.0.0.weight" in state
-        backbone = (
-            "mobilenet_v2" if is_mobile else RESNETS.get(num_blocks(state, "backbone.layer3."))
-        )
+        backbone = "mobilenet_v2" if is_mobile else resnet_of(state, "backbone.layer3.")
         if backbone is None:
             raise ModelError(
                 f"{checkpoint.uri}: {arch} of VainF on a backbone that segbatch does not have (it"
