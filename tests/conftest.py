@@ -11,6 +11,7 @@ from typing import Any
 
 import boto3
 import pytest
+import torch
 
 from segbatch import storage
 from segbatch.demo.s3server import s3_server
@@ -76,6 +77,17 @@ class S3:
         with urllib.request.urlopen(self.url + REQUESTS) as answer:
             counts = json.load(answer)
         return {path: num for asked, path, num in counts if asked == method and part in path}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def fp32() -> Iterator[None]:
+    """``precision: auto`` is fp32 in the tests' own process, on every CPU.
+
+    Where a CPU computes bf16 in hardware it would be bf16, and references compute in fp32.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cpu, "get_capabilities", dict)
+        yield
 
 
 @pytest.fixture(scope="session")

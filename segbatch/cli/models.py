@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -92,8 +93,12 @@ def model_list(
         print(
             f"\n{len(sizes) - len(shown)} more: segbatch model list --arch ARCH; timm's as tu-NAME"
         )
-        for what, names in (("comes with segbatch", zoo.SHIPPED), ("published weights", zoo.ZOO)):
-            print(f"{what}: {', '.join(f'{zoo.ZOO_PREFIX}{name}' for name in names)}")
+        kinds: dict[str, Iterable[str]] = {
+            "comes with segbatch": zoo.SHIPPED,
+            "published weights": zoo.ZOO,
+        }
+        for kind, models in kinds.items():
+            print(f"{kind}: {', '.join(f'{zoo.ZOO_PREFIX}{name}' for name in models)}")
 
 
 USUAL_BACKBONES = ("mobilenet_v2", "efficientnet-b0", "resnet50", "resnet101", "mit_b0", "mit_b2")

@@ -70,12 +70,6 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture(autouse=True)
-def fp32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """References compute in fp32, and ``precision: auto`` would be bf16 on some CPUs."""
-    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
-
-
 @pytest.fixture(scope="session")
 def networks() -> dict[str, Network]:
     return {arch: random_network(arch) for arch in BACKBONES}
