@@ -266,6 +266,8 @@ def test_a_graph_is_a_bundle_like_others(tmp_path: Path) -> None:
     assert fingerprint(str(tmp_path / "m")) != before
     config = load_config(str(tmp_path / "m"))
     assert ModelConfig.from_json(config.to_json()) == config
+    with pytest.raises(ModelError, match="is a bundle already"):
+        imported(tmp_path / "m", tmp_path)
 
 
 def test_onnx_with_its_weights_in_a_second_file_is_kept_whole(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from segbatch.model.checkpoints.checkpoint import (
     Checkpoint,
     Known,
     exists,
+    read_json,
 )
 from segbatch.model.config import ModelConfig
 from segbatch.model.networks import Network
@@ -57,6 +58,8 @@ def import_model(source: str, bundle_uri: str, known: Known) -> ModelConfig:
     ``source`` is a file or a folder, at any URI. Raises :class:`~segbatch.errors.ModelError` for
     what is not recognised, cannot be read safely, or needs more of ``known``.
     """
+    if {"arch", "provenance"} <= (read_json(storage.join(source, CONFIG)) or {}).keys():
+        raise ModelError(f"{source}: is a bundle already: name it as the model of a job")
     if graphs.is_graph(source):
         return graphs.import_graph(source, bundle_uri, known)
     checkpoint = _open(source)
@@ -104,10 +107,7 @@ def _open(source: str) -> Checkpoint:
         )
     data = weights.read_file(uri)
     saved, state = weights.decode_checkpoint(data, uri)
-    checkpoint = Checkpoint(uri, folder, state, saved, hashlib.sha256(data).hexdigest())
-    if uri != source and {"arch", "provenance"} <= (checkpoint.beside(CONFIG) or {}).keys():
-        raise ModelError(f"{source}: is a bundle already: name it as the model of a job")
-    return checkpoint
+    return Checkpoint(uri, folder, state, saved, hashlib.sha256(data).hexdigest())
 
 
 def _recognised(checkpoint: Checkpoint, known: Known) -> Candidate:

@@ -63,17 +63,7 @@ class Checkpoint:
 
         Raises :class:`~segbatch.errors.ModelError` for a file that is no JSON object.
         """
-        uri = storage.join(self.folder, name)
-        text = read_text(uri)
-        if text is None:
-            return None
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise ModelError(f"{uri}: not JSON: {storage.one_line(error)}") from error
-        if not isinstance(value, dict):
-            raise ModelError(f"{uri}: not a JSON object")
-        return value
+        return read_json(storage.join(self.folder, name))
 
 
 @dataclass(frozen=True)
@@ -111,6 +101,20 @@ def read_text(uri: str) -> str | None:
         return weights.read_file(uri).decode()
     except UnicodeDecodeError as error:
         raise ModelError(f"{uri}: not a text in UTF-8") from error
+
+
+def read_json(uri: str) -> dict[str, Any] | None:
+    """The JSON object in a small file, ``None`` if there is no such file; raises ``ModelError``."""
+    text = read_text(uri)
+    if text is None:
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{uri}: not JSON: {storage.one_line(error)}") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{uri}: not a JSON object")
+    return value
 
 
 def exists(uri: str) -> bool:

@@ -37,7 +37,8 @@ from segbatch.storage import hub
 # By the extension of a file, and by a file in a folder.
 FILES = {".onnx": "onnx", ".tflite": "tflite", ".pb": "tensorflow", ".pdmodel": "paddle",
          ".xml": "openvino"}  # fmt: skip
-FOLDERS = {"saved_model.pb": "tensorflow", "inference.pdmodel": "paddle", "model.onnx": "onnx"}
+SAVED_MODEL = "saved_model.pb"
+FOLDERS = {SAVED_MODEL: "tensorflow", "inference.pdmodel": "paddle", "model.onnx": "onnx"}
 NAMES = {"onnx": "ONNX", "tflite": "TensorFlow Lite", "tensorflow": "TensorFlow",
          "paddle": "Paddle", "openvino": "OpenVINO"}  # fmt: skip
 
@@ -93,6 +94,8 @@ def import_graph(source: str, bundle_uri: str, known: Known) -> ModelConfig:
     segmentation of RGB images, or whose input and output cannot be told without ``known``.
     """
     ov = import_openvino()
+    if storage.name_of(source) == SAVED_MODEL:
+        source = source.rpartition("/")[0] or "."
     with _local(source) as (path, kind):
         try:
             model = ov.Core().read_model(path) if kind == "openvino" else ov.convert_model(path)
@@ -167,7 +170,7 @@ def _local(source: str) -> Iterator[tuple[Path, str]]:
         if not path.exists():
             raise ModelError(f"{source}: no such file")
         # Of a SavedModel the readers want the folder, of the others the file in it.
-        yield (path if inside in (None, "saved_model.pb") else path / inside), kind
+        yield (path if inside in (None, SAVED_MODEL) else path / inside), kind
         return
     with tempfile.TemporaryDirectory(prefix="segbatch-") as folder:
         if inside is None:
@@ -177,7 +180,7 @@ def _local(source: str) -> Iterator[tuple[Path, str]]:
             yield path, kind
             return
         _copy_folder(source, Path(folder))
-        yield (Path(folder) if inside == "saved_model.pb" else Path(folder, inside)), kind
+        yield (Path(folder) if inside == SAVED_MODEL else Path(folder, inside)), kind
 
 
 def _copy_companion(source: str, path: Path) -> None:
