@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ import pyarrow.parquet as pq
 import ray.data
 from ray.exceptions import WorkerCrashedError
 
-from segbatch import storage
+from segbatch import errors, storage
 from segbatch.config.job import EvaluateJob, Job, Limits, Predict, load_kind
 from segbatch.config.keys import identity_of
 from segbatch.console import EVERY_S, say
@@ -231,7 +232,20 @@ def _errors_of_stages() -> Iterator[None]:
             if isinstance(error, WorkerCrashedError):
                 why = "a worker's process died twice over the same images"
             error = getattr(error, "cause", None) or error.__cause__
-        raise Incomplete(f"{why}; run again") from stopped
+        raise _named_in(str(stopped.__cause__)) or Incomplete(f"{why}; run again") from stopped
+
+
+def _named_in(text: str) -> SegbatchError | None:
+    """The error of ours that a text of Ray names, if it names one.
+
+    Ray Data raises an error of its own from that of a stage, and pickling it loses its cause.
+    """
+    found = re.findall(rf"^{errors.__name__}\.(\w+): (.+)$", text, re.MULTILINE)
+    for name, message in reversed(found):
+        kind = getattr(errors, name, None)
+        if isinstance(kind, type) and issubclass(kind, SegbatchError):
+            return kind(message)
+    return None
 
 
 def pipeline(

@@ -409,12 +409,13 @@ def test_images_that_cannot_be_scored_are_named_and_nothing_is_written(
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.parametrize("number", [0, 1])
 def test_a_damaged_file_of_the_dataset_is_named(
-    tmp_path: Path, labelled: list[tuple[bytes, Ids]], model_uri: str
+    number: int, tmp_path: Path, labelled: list[tuple[bytes, Ids]], model_uri: str
 ) -> None:
     shards = [[row(i, *labelled[i])] for i in range(2)]
     uri = dataset_of(str(tmp_path / "labels"), *shards)
-    victim = sorted(Path(uri, "val").iterdir())[0]
+    victim = sorted(Path(uri, "val").iterdir())[number]
     data = bytearray(victim.read_bytes())
     data[100] ^= 1
     victim.write_bytes(data)
