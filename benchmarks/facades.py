@@ -31,7 +31,7 @@ from segbatch.labels.dataset import open_dataset  # noqa: E402
 from segbatch.labels.importing import import_labels  # noqa: E402
 from segbatch.labels.samples import Samples, copy_split  # noqa: E402
 from segbatch.masks import with_legend  # noqa: E402
-from segbatch.model.bundle import load_bundle, save_bundle  # noqa: E402
+from segbatch.model.bundle import CARD, card, load_bundle, save_bundle  # noqa: E402
 from segbatch.model.predict import Prediction, load_model  # noqa: E402
 from segbatch.model.zoo import shipped_bundle  # noqa: E402
 from segbatch.training.confusion import ConfusionMatrix  # noqa: E402
@@ -97,7 +97,10 @@ def ship(trained: Path) -> None:
     }
     folder = shipped_bundle("zoo:facades")
     assert folder is not None
-    save_bundle(folder, network.half(), replace(config, provenance=provenance))
+    config = replace(config, provenance=provenance)
+    save_bundle(folder, network.half(), config)
+    # By the name that users have for it, instead of its folder here.
+    Path(folder, CARD).write_text(card("facades", "zoo:facades", config), encoding="utf-8")
 
 
 def measure(labels: Path) -> dict[str, Any]:
