@@ -79,11 +79,12 @@ class S3:
         return {path: num for asked, path, num in counts if asked == method and part in path}
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(scope="module")
 def fp32() -> Iterator[None]:
     """``precision: auto`` is fp32 in the tests' own process, on every CPU.
 
-    Where a CPU computes bf16 in hardware it would be bf16, and references compute in fp32.
+    Where a CPU computes bf16 in hardware it would be bf16, and references compute in fp32. Commands
+    in processes of their own need ``predict.precision: fp32`` beside it.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cpu, "get_capabilities", dict)

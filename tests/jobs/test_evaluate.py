@@ -38,7 +38,7 @@ from tests.conftest import S3, job
 from tests.drivers import cli
 from tests.model.conftest import CLASSES
 
-pytestmark = pytest.mark.usefixtures("ray_address")
+pytestmark = pytest.mark.usefixtures("fp32", "ray_address")
 
 NUM_VAL = 14
 ORDER = [3, 1, 4, 0, 2]  # of the dataset's classes: the model's, shuffled
@@ -106,7 +106,7 @@ def work(dataset: str, model: str, output: str, **keys: Any) -> dict[str, Any]:
     return {"kind": "evaluate", "dataset": dataset, "model": model, "output": output, **keys}
 
 
-PREDICT: dict[str, Any] = {"long_side": 96, "flip": True, "batch_size": 3}
+PREDICT: dict[str, Any] = {"long_side": 96, "flip": True, "batch_size": 3, "precision": "fp32"}
 
 
 @pytest.fixture(scope="module")

@@ -70,6 +70,11 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def in_fp32(fp32: None) -> None:
+    """All references here compute in fp32."""
+
+
 @pytest.fixture(scope="session")
 def networks() -> dict[str, Network]:
     return {arch: random_network(arch) for arch in BACKBONES}

@@ -70,7 +70,7 @@ def test_an_interrupted_run_resumes_and_equals_the_finished_one(
 
 
 def test_a_model_loads_and_predicts_what_the_run_holds(released: str, tmp_path: Path) -> None:
-    model = segbatch.load_model(f"{released}/model")
+    model = segbatch.load_model(f"{released}/model", precision="fp32")
     run = segbatch.open_run(f"{released}/finished")
     photo = tmp_path / "photo.jpg"
     photo.write_bytes(storage.read_bytes(f"{released}/photos/00.jpg"))
