@@ -106,7 +106,7 @@ def test_a_model_says_what_it_is_and_predicts_as_it_was_measured(
     from segbatch.labels.samples import Sample
     from segbatch.training.examples import measure
 
-    model = segbatch.load_model(trained, precision="fp32")  # as trainings measure on CPUs
+    model = segbatch.load_model(trained)
     assert model.long_side == 160
     assert model.classes == labels.classes
     samples = (
@@ -115,7 +115,9 @@ def test_a_model_says_what_it_is_and_predicts_as_it_was_measured(
         for row in table.to_pylist()
     )
     confusion = measure(model, samples)
-    assert confusion.miou() == pytest.approx(model.config.metrics["miou"], abs=1e-4)
+    # bf16, where the CPU has it, rounds an image otherwise among other images.
+    tolerance = 1e-4 if model.precision == "fp32" else 1e-3
+    assert confusion.miou() == pytest.approx(model.config.metrics["miou"], abs=tolerance)
     card = storage.read_bytes(storage.join(trained, "README.md")).decode()
     assert labels.fingerprint in card
     assert "head_lr_factor" in card
