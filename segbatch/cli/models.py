@@ -162,7 +162,7 @@ def model_import(
     """Import weights or a graph as a bundle.
 
     Weights: MMSegmentation (DeepLabV3, DeepLabV3+), Hugging Face transformers (SegFormer,
-    MobileNetV2), segmentation_models_pytorch, VainF, torchvision, and whatever wraps them. Graphs:
+    MobileNetV2), segmentation_models_pytorch, VainF, torchvision, also in wrappers. Graphs:
     ONNX, TensorFlow, TensorFlow Lite, Paddle, OpenVINO.
     Example: segbatch model import hf://nvidia/segformer-b0-finetuned-ade-512-512 models/segformer
     """

@@ -9,7 +9,7 @@ of them it is.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from importlib.util import find_spec
 from typing import Any, NamedTuple, Protocol
@@ -125,14 +125,13 @@ class OpenVinoEngine:
             given = request.infer(
                 {0: pixels[start : start + step]}, share_inputs=True, share_outputs=True
             )
-            logits.append(as_logits(given[self._place], self._output, self._num_classes))
+            place = self._place(request.model_outputs)
+            logits.append(as_logits(given[place], self._output, self._num_classes))
         return logits[0] if len(logits) == 1 else torch.cat(logits)
 
-    @cached_property
-    def _place(self) -> int:
+    def _place(self, outputs: Sequence[Any]) -> int:
         """The position of the output among the graph's; a network's graph has one."""
-        names = [output.names for output in deserialized(self.graph).outputs]
-        by_name = (i for i, known in enumerate(names) if self._output.name in known)
+        by_name = (i for i, one in enumerate(outputs) if self._output.name in one.names)
         # An output without a name is called by its position.
         return next(by_name, int(self._output.name) if self._output.name.isdigit() else 0)
 

@@ -1,6 +1,6 @@
 """``segbatch model import``: makes a bundle of what people have.
 
-Weights of a network are recognised by the names of their keys, whatever wrapped them, one library a
+Weights of a network are recognised by the names of their keys, under any prefix, one library a
 file; graphs, which can only predict, by their files (:mod:`segbatch.model.checkpoints.graphs`).
 Nothing is unpickled and no code of a file is run.
 
@@ -51,6 +51,11 @@ LIBRARIES: dict[str, Callable[[Checkpoint, Known], Candidate | None]] = {
     "torchvision": torchvision.recognise,
 }
 
+LICENCE = (
+    "NVIDIA's own SegFormer weights are for research and evaluation, not for commercial use: see"
+    " the licence of the weights that these were trained from"
+)
+
 
 def import_model(source: str, bundle_uri: str, known: Known) -> ModelConfig:
     """Write a bundle from weights or a graph that were made elsewhere, and say what they are.
@@ -82,8 +87,8 @@ def import_model(source: str, bundle_uri: str, known: Known) -> ModelConfig:
         say(note)
     if left_out:
         say(f"{checkpoint.uri}: left out, because they are not the network's: {listed(left_out)}")
-    if config.backbone.startswith("mit_") and transformers.LICENCE not in candidate.notes:
-        say(transformers.LICENCE)
+    if config.backbone.startswith("mit_"):
+        say(LICENCE)
     provenance = {
         "imported_from": source,
         "sha256": checkpoint.sha256,

@@ -58,7 +58,7 @@ class Checkpoint:
     saved: Mapping[str, Any]
     sha256: str
 
-    def beside(self, name: str) -> dict[str, Any] | None:
+    def read_json(self, name: str) -> dict[str, Any] | None:
         """The JSON object in a file of the folder, ``None`` if there is no such file.
 
         Raises :class:`~segbatch.errors.ModelError` for a file that is no JSON object.

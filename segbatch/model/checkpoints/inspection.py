@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from segbatch.model.graph import as_logits, import_openvino
 from segbatch.model.zoo import IMAGENET_MEAN, IMAGENET_STD
 
 Kind = Literal["logits", "probabilities", "labels"]
+KINDS: tuple[Kind, ...] = get_args(Kind)  # in the order in which outputs are preferred
 
 ZERO, ONE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 DTYPES = {"f32": "float32", "u8": "uint8", "i8": "int8"}
@@ -134,11 +135,7 @@ def run(source: str, model: Any, takes: GraphInput) -> dict[str, npt.NDArray[Any
     given = np.rint(pixels) if takes.dtype != "float32" else pixels
     given = np.ascontiguousarray(given[None], takes.dtype)
     try:
-        compiled = (
-            import_openvino()
-            .Core()
-            .compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-        )
+        compiled = import_openvino().Core().compile_model(model, "CPU", EXACT)
         answer = compiled.create_infer_request().infer({0: given})
     except Exception as error:  # its kernels raise anything
         raise ModelError(
@@ -180,8 +177,7 @@ def output_of(
             f"{source}: gives {shapes}, which is neither a label map nor values for each class at"
             " each pixel; segbatch takes semantic segmentation of two classes or more"
         )
-    order = ("logits", "probabilities", "labels")
-    chosen = min(found, key=lambda pair: order.index(pair[0].kind))
+    chosen = min(found, key=lambda pair: KINDS.index(pair[0].kind))
     if len(found) > 1:
         others = ", ".join(one.name for one, _ in found if one.name != chosen[0].name)
         say(f"{source}: taken is {chosen[0].name}, not {others}; --output names another")
@@ -191,15 +187,16 @@ def output_of(
 def _asked_output(
     source: str, answers: dict[str, Any], asked: str | None
 ) -> tuple[str | None, Kind | None]:
-    kinds = ("logits", "probabilities", "labels")
     if asked is None:
         return None, None
-    if asked in kinds:
-        return None, cast(Kind, asked)
-    name, _, kind = asked.rpartition("=") if asked.rpartition("=")[2] in kinds else (asked, "", "")
+    if asked in KINDS:
+        return None, asked
+    name, _, kind = asked.rpartition("=")
+    if kind not in KINDS:
+        name, kind = asked, ""
     if name not in answers:
         raise ModelError(
-            f"{source}: --output {asked}: must be {', '.join(kinds)}, NAME, or NAME=KIND; its"
+            f"{source}: --output {asked}: must be {', '.join(KINDS)}, NAME, or NAME=KIND; its"
             f" outputs are {', '.join(answers)}"
         )
     return name, cast(Kind, kind) if kind else None

@@ -57,7 +57,7 @@ def recognise(checkpoint: Checkpoint, known: Known) -> Candidate | None:
         if config_uri
         else [
             f"no configuration with it: output stride {stride}, align_corners false and the"
-            " normalisation of ImageNet are assumed; lay its .py beside it to have them read"
+            " normalisation of ImageNet are assumed; put its .py next to it to have them read"
         ]
     )
     return Candidate(
@@ -130,7 +130,7 @@ def _classes(
 
 
 def _configuration(checkpoint: Checkpoint) -> tuple[dict[str, Any], str | None]:
-    """The configuration, and where it was found: in the file, or a ``.py`` beside it."""
+    """The configuration, and where it was found: in the file, or a ``.py`` next to it."""
     meta = _dict(checkpoint.saved, "meta")
     for key in ("cfg", "config"):
         if isinstance(text := meta.get(key), str) and (found := parse_config(text)):
@@ -143,7 +143,7 @@ def _configuration(checkpoint: Checkpoint) -> tuple[dict[str, Any], str | None]:
             if not found.get("model"):
                 raise ModelError(
                     f"{uri}: has no `model = dict(…)` of literals; MMSegmentation writes one that"
-                    " has into the work_dir of a training: lay that one beside the weights"
+                    " has into the work_dir of a training: put that one next to the weights"
                 )
             return found, uri
     return {}, None

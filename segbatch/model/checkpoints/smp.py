@@ -43,7 +43,7 @@ def recognise(checkpoint: Checkpoint, known: Known) -> Candidate | None:
     state = inner_state(checkpoint.state, SIGNATURE, needs="encoder.")
     if state is None:
         return None
-    config = checkpoint.beside("config.json") or {}
+    config = checkpoint.read_json("config.json") or {}
     config = config if "encoder_name" in config else {}
     arch = _arch(state, config, checkpoint.uri)
     backbone = known.backbone or config.get("encoder_name") or _backbone(state)

@@ -21,10 +21,6 @@ from segbatch.model.weights import State
 
 SEGFORMER = ("decode_head.linear_c.0.proj.weight", "decode_head.linear_projections.0.proj.weight")
 MOBILENET = "segmentation_head.classifier.convolution.weight"
-LICENCE = (
-    "NVIDIA's own SegFormer weights are for research and evaluation, not for commercial use: see"
-    " the licence of the weights that these were trained from"
-)
 
 # What the parts of a block are called, up to transformers 4 and since 5, and in smp.
 PARTS = {
@@ -60,7 +56,7 @@ def recognise(checkpoint: Checkpoint, known: Known) -> Candidate | None:
             return _segformer(checkpoint, state)
     if (state := inner_state(checkpoint.state, MOBILENET, needs="mobilenet_v2.")) is not None:
         return _mobilenet(checkpoint, state)
-    config = checkpoint.beside("config.json") or {}
+    config = checkpoint.read_json("config.json") or {}
     if "transformers_version" in config:
         what = ", ".join(map(str, config.get("architectures") or ["?"]))
         raise ModelError(
@@ -72,7 +68,7 @@ def recognise(checkpoint: Checkpoint, known: Known) -> Candidate | None:
 
 
 def _segformer(checkpoint: Checkpoint, state: State) -> Candidate:
-    config = checkpoint.beside("config.json") or {}
+    config = checkpoint.read_json("config.json") or {}
     translated = to_smp(state)
     backbone = mix_transformer(translated)
     if backbone is None:
@@ -85,13 +81,12 @@ def _segformer(checkpoint: Checkpoint, state: State) -> Candidate:
         backbone=backbone,
         state=translated,
         options={"align_corners": False, "decoder_segmentation_channels": hidden},
-        notes=(LICENCE,),
         **_facts(checkpoint, config),
     )
 
 
 def _mobilenet(checkpoint: Checkpoint, state: State) -> Candidate:
-    config = checkpoint.beside("config.json")
+    config = checkpoint.read_json("config.json")
     if config is None:
         raise ModelError(
             f"{checkpoint.uri}: a MobileNetV2 of transformers without its config.json, which has"
@@ -151,7 +146,7 @@ DECODER = {
 
 def _facts(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Any]:
     """Names of classes, normalisation and size, as ``config.json`` and the processor have them."""
-    processor = checkpoint.beside("preprocessor_config.json") or {}
+    processor = checkpoint.read_json("preprocessor_config.json") or {}
     return {
         "names": _names(config.get("id2label")),
         "mean": _rgb(processor.get("image_mean")),
