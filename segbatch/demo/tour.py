@@ -79,6 +79,7 @@ model: zoo:facades
 output: {folder}/photos
 formulas:
   window_to_wall: window / (window + facade + shop + balcony_fence)
+limits: {{max_failed_fraction: 1}}   # a broken photograph is a failed row, and no reason to stop
 """
 
 SEGMENT = """\
