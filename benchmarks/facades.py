@@ -6,7 +6,8 @@ DATA is `swiss-facades`: `images/`, `train.coco.json` and `val.coco.json`. Its l
 to build/facades/, the job benchmarks/recipes/facades.yaml runs (again: it resumes), the best epoch
 is written to segbatch/model/facades/ in half precision, with its licence and attribution. On `val`,
 which no training saw, the shipped bundle itself is measured: IoU, precision and mean confidence of
-each class, and the pictures of docs/facade-model.md, the best and the worst photographs by mIoU.
+each class, and the pictures of docs/facade-model.md: the worst photographs by mIoU, and the best
+among those with five classes or more.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ ATTRIBUTION = (
     " of EfficientNet-Lite0 (Apache-2.0)"
 )
 NUM_PICTURES = 5
+CLASSES_OF_GOOD = 5  # labelled in a photograph that is shown as a good one: few classes are easy
 
 
 def main() -> None:
@@ -110,6 +112,7 @@ def measure(labels: Path) -> dict[str, Any]:
     confusion = ConfusionMatrix(len(classes))
     confidence, predicted = np.zeros(len(classes)), np.zeros(len(classes))
     seen: list[tuple[float, int, Prediction]] = []
+    many: set[int] = set()  # photographs with many classes
     dataset = open_dataset(str(labels))
     copy_split(dataset, "val", BUILD / "val")
     for number, sample in enumerate(Samples(dataset, "val", BUILD / "val")):
@@ -122,7 +125,12 @@ def measure(labels: Path) -> dict[str, Any]:
         own = ConfusionMatrix(len(classes))
         own.update(truth, prediction.mask)
         seen.append((own.miou(), number, prediction))
-    draw([prediction for _, _, prediction in sorted(seen, key=lambda entry: entry[:2])])
+        if (own.truth > 0).sum() >= CLASSES_OF_GOOD:
+            many.add(number)
+    ranked = sorted(seen, key=lambda entry: entry[:2])
+    worst = [prediction for _, _, prediction in ranked[:NUM_PICTURES]]
+    best = [prediction for _, number, prediction in ranked[::-1] if number in many]
+    draw({"worst": worst, "best": best[:NUM_PICTURES]})
     precision = confusion.hits / np.maximum(confusion.prediction, 1)
     iou = confusion.iou()
     rows = [
@@ -138,10 +146,9 @@ def measure(labels: Path) -> dict[str, Any]:
     return {**scores, "images": len(seen), "classes": rows}
 
 
-def draw(ranked: list[Prediction]) -> None:
-    """Photograph and overlay side by side, of the worst and the best of ``ranked``."""
+def draw(chosen: dict[str, list[Prediction]]) -> None:
+    """Photograph and overlay of each prediction side by side, in files by name and number."""
     PICTURES.mkdir(parents=True, exist_ok=True)
-    chosen = {"worst": ranked[:NUM_PICTURES], "best": ranked[::-1][:NUM_PICTURES]}
     for name, predictions in chosen.items():
         for position, prediction in enumerate(predictions):
             coverage = prediction.pixels / prediction.mask.size

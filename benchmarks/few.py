@@ -1,0 +1,156 @@
+"""What a few labels of one's own give: scripts/bench few DATASET --weights FILE.
+
+    segbatch labels import swiss-facades labels --from coco --split folder \
+        --map non-building-infrastructure=infrastructure --map traffic-infrastructure=infrastructure
+    scripts/bench few labels --weights tf_efficientnet_lite0-imagenet.pth
+
+`swiss-facades` comes from two cameras, whose photographs differ: IMG_* are bright, the others dark.
+A model of facades is trained on the first camera's, as zoo:facades is on both. The other camera's
+are somebody's own: in the order in which they were taken, the first hundred can be labelled, the
+last 79 are measured with, so that no building is in both. From the model and from ImageNet,
+networks are trained on 20, 50 and 100 of the hundred, all for as many steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import result  # noqa: E402
+from benchmarks.training import Row, in_parallel, rows_of, scores, train_network  # noqa: E402
+from segbatch.config.training import FromBackbone, FromBundle, Train  # noqa: E402
+from segbatch.labels.dataset import open_dataset  # noqa: E402
+from segbatch.machine import num_cores  # noqa: E402
+
+RECIPE = ROOT / "benchmarks" / "recipes" / "facades.yaml"
+OTHERS = "IMG_"
+POOL = 100
+NUMBERS = (20, 50, 100)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("dataset", help="swiss-facades, imported")
+    parser.add_argument(
+        "--weights", required=True, help="ImageNet weights of the recipe's backbone"
+    )
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=60, help="of the model of the other camera")
+    parser.add_argument("--crop", type=int, default=320)
+    parser.add_argument("--steps", type=int, default=500, help="of each training on a few")
+    parser.add_argument("--processes", type=int, default=1, help="trainings at a time, on one GPU")
+    parser.add_argument("-o", "--output", type=Path, help="write the figures here, as JSON")
+    arguments = parser.parse_args()
+    options = vars(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        trainings = [train_source(folder, options)]
+        tasks = [
+            {"number": number, "start": start, "seed": seed, "source": folder, "options": options}
+            for number in NUMBERS
+            for start in ("model", "ImageNet")
+            for seed in range(arguments.seeds)
+        ]
+        trainings += in_parallel(tasks, train_few, arguments.processes)
+    rows = summary(trainings)
+    print(result.markdown(rows))
+    figures = {
+        "options": {key: str(value) for key, value in options.items()},
+        "summary": rows,
+        "trainings": trainings,
+    }
+    print(result.save("few", {**result.machine(), **figures}, arguments.output))
+
+
+def dealt(dataset: str) -> tuple[list[Row], list[Row], list[Row]]:
+    """The other camera's rows of ``train``, the hundred that can be labelled, and the test's."""
+    opened = open_dataset(dataset)
+    train, val = rows_of(opened, "train"), rows_of(opened, "val")
+    others = [row for row in train if Path(row["uri"]).name.startswith(OTHERS)]
+    own = [row for row in [*train, *val] if not Path(row["uri"]).name.startswith(OTHERS)]
+    own.sort(key=lambda row: Path(row["uri"]).name)  # begins with date and time
+    return others, own[:POOL], own[POOL:]
+
+
+def recipe(options: Mapping[str, Any], **changes: Any) -> Train:
+    keys = yaml.safe_load(RECIPE.read_text())["train"]
+    return Train.model_validate({**keys, "crop": options["crop"], **changes})
+
+
+def backbone(options: Mapping[str, Any]) -> FromBackbone:
+    keys = yaml.safe_load(RECIPE.read_text())["model"]
+    return FromBackbone.model_validate({**keys, "backbone_weights": options["weights"]})
+
+
+def train_source(folder: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Train the model of the other camera into ``folder``; its scores without any own label."""
+    torch.set_num_threads(num_cores())
+    others, _, test = dealt(options["dataset"])
+    opened = open_dataset(options["dataset"])
+    train = recipe(options, epochs=options["epochs"])
+    trained = train_network(
+        others, opened, backbone(options), train, threads=num_cores(), average=True
+    )
+    trained.save(folder)
+    return {
+        "start": "model", "number": 0, "seed": 0, **scores(trained.final, trained.config, test)
+    }  # fmt: skip
+
+
+def train_few(
+    number: int, start: str, seed: int, source: str, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Train on ``number`` own photographs, drawn by ``seed``; the scores on the test's."""
+    threads = max(1, num_cores() // options["processes"])
+    torch.set_num_threads(threads)
+    _, pool, test = dealt(options["dataset"])
+    drawn = np.random.default_rng(seed).choice(len(pool), number, replace=False)
+    from_model = start == "model"
+    changes: dict[str, Any] = {"seed": seed, "epochs": round(options["steps"] * 8 / number)}
+    if from_model:
+        changes["optimizer"] = {
+            "name": "adamw", "lr": 1e-4, "weight_decay": 0.01, "head_lr_factor": 3
+        }  # fmt: skip
+    trained = train_network(
+        [pool[index] for index in drawn],
+        open_dataset(options["dataset"]),
+        FromBundle(**{"from": source}) if from_model else backbone(options),
+        recipe(options, **changes),
+        threads=threads,
+        average=True,
+    )
+    return {
+        "start": start,
+        "number": number,
+        "seed": seed,
+        "seconds": round(trained.seconds, 1),
+        **scores(trained.final, trained.config, test),
+    }
+
+
+def summary(trainings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each number of photographs: mean and standard deviation over the seeds."""
+    rows = []
+    for number in sorted({training["number"] for training in trainings}):
+        row: dict[str, Any] = {"own photographs": number}
+        for start in ("model", "ImageNet"):
+            values = [t["miou"] for t in trainings if (t["number"], t["start"]) == (number, start)]
+            spread = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
+            row[f"from {start}"] = f"{mean(values):.3f}{spread}" if values else None
+        rows.append(row)
+    return rows
+
+
+if __name__ == "__main__":
+    main()
