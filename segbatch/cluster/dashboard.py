@@ -15,11 +15,11 @@ from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 import requests
-from ray.dashboard.utils import ray_address_to_api_server_url
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
 from segbatch.errors import Incomplete, InputError, SegbatchError
+from segbatch.jobs.runtime.compat import api_server_url
 from segbatch.storage import one_line
 
 ADDRESS = "RAY_API_SERVER_ADDRESS"
@@ -43,6 +43,9 @@ class Unanswered(Incomplete):
 
 class Dashboard(JobSubmissionClient):
     """Ray's Jobs client with time-outs, which Ray's own does not set, and one-line errors.
+
+    Two methods that it overrides are private. In a Ray that no longer calls them, requests have no
+    time-out and errors are Ray's.
 
     Every method raises :class:`~segbatch.errors.InputError` for a missing or wrong token and for
     requests that the server refuses, and :class:`Unanswered` where the server does not answer.
@@ -89,7 +92,7 @@ def connect(address: str | None) -> Dashboard:
     given = address or os.environ.get(ADDRESS) or os.environ.get("RAY_ADDRESS")
     try:
         if given in (None, "auto", "local"):
-            return _dashboard(ray_address_to_api_server_url(None))
+            return _dashboard(api_server_url(None))
         return _dashboard_at(given.rstrip("/"))
     except SegbatchError as error:
         raise InputError(str(error)) from error
@@ -115,7 +118,7 @@ def _dashboard_at(address: str) -> Dashboard:
         if isinstance(error.__cause__, requests.Timeout) or "refused" in str(error):
             raise
         # Something listens that does not speak HTTP: the GCS, which knows the dashboard's URL.
-        return _dashboard(ray_address_to_api_server_url(address))
+        return _dashboard(api_server_url(address))
 
 
 def _dashboard(url: str) -> Dashboard:

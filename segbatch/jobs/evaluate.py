@@ -33,6 +33,7 @@ from segbatch.errors import Incomplete, InputError, RunError, SegbatchError, Sou
 from segbatch.images.decode import Decoded, decode_image
 from segbatch.jobs.passes import ExecutionStopped
 from segbatch.jobs.preflight import Prepared, check_output, prepare_model
+from segbatch.jobs.runtime.compat import map_blocks
 from segbatch.jobs.runtime.engines import engine_on_workers, share_model
 from segbatch.jobs.runtime.executor import data_context, in_background
 from segbatch.jobs.runtime.sharing import ENCODE_CPUS, PARQUET_CPUS, READ_CPUS, worker_cpus
@@ -260,25 +261,20 @@ def pipeline(
 ) -> ray.data.Dataset:
     """Files of the dataset in, a row of scores for each labelled image out."""
     shards = pa.Table.from_pylist([asdict(shard) for shard in dataset.shards_of(split)])
-    task: dict[str, Any] = {"max_retries": 1}
-    actor: dict[str, Any] = {"max_restarts": -1, "max_task_retries": 1}
-    tables: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": None}
-    return (
-        ray.data.from_arrow([shards.slice(row, 1) for row in range(len(shards))])
-        .map_batches(partial(read_stage, dataset=dataset), num_cpus=PARQUET_CPUS, **tables, **task)
-        .repartition(target_num_rows_per_block=block_rows)
-        .map_batches(partial(decode_stage, reading=reading), num_cpus=READ_CPUS, **tables, **task)
-        .map_batches(
-            PredictStage,
-            fn_constructor_args=(predicting, reading),
-            compute=workers.pool(),
-            num_cpus=worker_cpus(workers.num_cpus),
-            num_gpus=workers.num_gpus,
-            **tables | {"batch_size": block_rows},  # a block; with GPUs Ray wants a number
-            **actor,
-        )
-        .map_batches(partial(score_stage, mapping=mapping), num_cpus=ENCODE_CPUS, **tables, **task)
+    files = ray.data.from_arrow([shards.slice(row, 1) for row in range(len(shards))])
+    read = map_blocks(files, partial(read_stage, dataset=dataset), num_cpus=PARQUET_CPUS)
+    blocks = read.repartition(target_num_rows_per_block=block_rows)
+    decoded = map_blocks(blocks, partial(decode_stage, reading=reading), num_cpus=READ_CPUS)
+    predicted = map_blocks(
+        decoded,
+        PredictStage,
+        fn_constructor_args=(predicting, reading),
+        compute=workers.pool(),
+        num_cpus=worker_cpus(workers.num_cpus),
+        num_gpus=workers.num_gpus,
+        batch_size=block_rows,  # a block; Ray requires a number with GPUs
     )
+    return map_blocks(predicted, partial(score_stage, mapping=mapping), num_cpus=ENCODE_CPUS)
 
 
 def write(

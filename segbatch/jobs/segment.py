@@ -33,6 +33,7 @@ from segbatch.jobs.preflight import (
 )
 from segbatch.jobs.progress import Progress
 from segbatch.jobs.runstate import RunState, StartRecord, repair_run
+from segbatch.jobs.runtime.compat import map_blocks
 from segbatch.jobs.runtime.engines import (
     Calibration,
     engine_on_workers,
@@ -78,40 +79,24 @@ def pipeline(
     the same CPUs; the others run apart, so that each keeps its own bound of memory.
     """
     blocks = [images.slice(start, block_rows) for start in range(0, len(images), block_rows)]
-    task: dict[str, Any] = {"max_retries": 1}  # the default retries crashes without end
-    actor: dict[str, Any] = {"max_restarts": -1, "max_task_retries": 1}
     worker_lease = stages.writing.worker_lease
-    tables: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": None}
-    return (
-        ray.data.from_arrow(blocks)
-        .map_batches(
-            partial(fetch_stage, reading=stages.reading, worker_lease=worker_lease),
-            num_cpus=READ_CPUS,
-            **tables,
-            **task,
-        )
-        .map_batches(
-            partial(decode_stage, reading=stages.reading), num_cpus=READ_CPUS, **tables, **task
-        )
-        .map_batches(
-            PredictStage,
-            fn_constructor_args=(stages.predicting, stages.reading, worker_lease),
-            compute=workers.pool(),
-            num_cpus=worker_cpus(workers.num_cpus),
-            num_gpus=workers.num_gpus,
-            **tables | {"batch_size": block_rows},  # a block; Ray requires a number with GPUs
-            **actor,
-        )
-        .map_batches(
-            partial(encode_stage, encoding=stages.encoding), num_cpus=ENCODE_CPUS, **tables, **task
-        )
-        .map_batches(
-            partial(write_stage, writing=stages.writing),
-            num_cpus=PARQUET_CPUS,
-            **tables | {"batch_size": file_rows},
-            **task,
-        )
+    fetching = partial(fetch_stage, reading=stages.reading, worker_lease=worker_lease)
+    fetched = map_blocks(ray.data.from_arrow(blocks), fetching, num_cpus=READ_CPUS)
+    decoding = partial(decode_stage, reading=stages.reading)
+    decoded = map_blocks(fetched, decoding, num_cpus=READ_CPUS)
+    predicted = map_blocks(
+        decoded,
+        PredictStage,
+        fn_constructor_args=(stages.predicting, stages.reading, worker_lease),
+        compute=workers.pool(),
+        num_cpus=worker_cpus(workers.num_cpus),
+        num_gpus=workers.num_gpus,
+        batch_size=block_rows,  # a block; Ray requires a number with GPUs
     )
+    encoding = partial(encode_stage, encoding=stages.encoding)
+    encoded = map_blocks(predicted, encoding, num_cpus=ENCODE_CPUS)
+    writing = partial(write_stage, writing=stages.writing)
+    return map_blocks(encoded, writing, num_cpus=PARQUET_CPUS, batch_size=file_rows)
 
 
 def segment(

@@ -15,6 +15,7 @@ import pytest
 
 import segbatch
 from segbatch.errors import Incomplete
+from segbatch.jobs.runtime import compat
 from segbatch.jobs.segment import segment
 from segbatch.results import lease
 from segbatch.run import Run
@@ -206,9 +207,11 @@ def log_of(run: Path) -> str:
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("given", [True, False], ids=["Ray counts", "segbatch counts"])
 def test_an_image_that_kills_its_process_is_found_and_its_neighbours_are_done(
-    model_uri: str, tmp_path: Path
+    model_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, given: bool
 ) -> None:
+    monkeypatch.setattr(compat, "takes_retries", lambda: given)
     images = tmp_path / "images"
     images.mkdir()
     for number in range(22):

@@ -15,7 +15,6 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.data
-from ray.data._internal.execution.streaming_executor import StreamingExecutor
 from ray.exceptions import (
     GetTimeoutError,
     OutOfMemoryError,
@@ -28,6 +27,7 @@ from segbatch import storage
 from segbatch.console import say
 from segbatch.errors import Incomplete, InputError
 from segbatch.jobs.passes import Accounts, ExecutionStopped
+from segbatch.jobs.runtime import compat
 from segbatch.jobs.runtime.metrics import Metrics
 from segbatch.jobs.runtime.workers import Workers, cluster_resources, node_cpus
 from segbatch.jobs.stages import (
@@ -226,7 +226,7 @@ class _LostBlocks(logging.Filter):
         return error is None
 
 
-_RAY_DATA_LOG = logging.getLogger("ray.data._internal.execution.streaming_executor_state")
+_RAY_DATA_LOG = logging.getLogger(compat.BLOCK_ERRORS_LOG)
 
 
 @contextlib.contextmanager
@@ -245,7 +245,7 @@ def data_context(stall_minutes: float) -> Iterator[None]:
     _RAY_DATA_LOG.addFilter(lost_blocks)
     try:
         with ray.data.DataContext.current(context), warnings.catch_warnings():
-            # Retries after a crash have no named parameter in Ray 2.60.
+            # Retries after a crash have no named parameter: see compat.takes_retries.
             warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
             yield
     finally:
@@ -262,11 +262,14 @@ def in_background(dataset: ray.data.Dataset) -> Iterator[Callable[[float], Any]]
     """
     tables: queue.Queue[Any] = queue.Queue()
     end = object()
+    left = threading.Event()
     others = set(threading.enumerate())
 
     def run() -> None:
         try:
             for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+                if left.is_set():
+                    return
                 tables.put(batch)
             tables.put(end)
         except Exception as error:
@@ -290,7 +293,6 @@ def in_background(dataset: ray.data.Dataset) -> Iterator[Callable[[float], Any]]
         yield next_table
     finally:
         if pipeline.is_alive():
-            for thread in set(threading.enumerate()) - others:
-                if isinstance(thread, StreamingExecutor):
-                    thread.shutdown(force=True)
+            left.set()
+            compat.shut_down(others)
             pipeline.join(timeout=SHUTDOWN_S)

@@ -14,18 +14,12 @@ from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import ray.train
 from ray.exceptions import RayActorError, RayTaskError
 from ray.train import Checkpoint
 from ray.train.torch import TorchConfig, get_device
-
-# Where these are defined: for type checkers, `ray.train` still names those of Train V1.
-from ray.train.v2.api.config import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
-from ray.train.v2.api.result import Result
-from ray.train.v2.torch.torch_trainer import TorchTrainer
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -33,6 +27,24 @@ from segbatch import signals, storage
 from segbatch.errors import Incomplete, JobFailed, SegbatchError
 from segbatch.jobs.runtime.workers import Workers
 from segbatch.storage import one_line
+
+if TYPE_CHECKING:
+    # Where these are defined: for type checkers, `ray.train` still names those of Train V1.
+    from ray.train.v2.api.config import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+    from ray.train.v2.api.result import Result
+    from ray.train.v2.torch.torch_trainer import TorchTrainer
+else:
+    from ray.train import (
+        CheckpointConfig,
+        FailureConfig,
+        Result,
+        RunConfig,
+        ScalingConfig,
+        TrainingFailedError,
+        WorkerGroupError,
+    )
+    from ray.train.torch import TorchTrainer
 
 POLL_S = 0.5
 

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray._private import auto_init_hook
 
 from segbatch.config.job import Resources
 from segbatch.config.training import TrainResources
 from segbatch.errors import InputError
+from segbatch.jobs.runtime import compat
 from segbatch.jobs.runtime.nodes import node_types
 from segbatch.jobs.runtime.sharing import FEW_CORES, OTHER_CPUS, READ_CPUS, worker_cpus
 from segbatch.machine import num_cores
@@ -100,7 +100,7 @@ def connected(say: Callable[[str], None]) -> Iterator[None]:
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
             else:
                 say("starting Ray on this machine")
-                for name, value in FEW_CORES.items():
+                for name, value in (FEW_CORES | temporary_folder()).items():
                     os.environ.setdefault(name, value)
                 ray.init(
                     address="local",
@@ -108,7 +108,6 @@ def connected(say: Callable[[str], None]) -> Iterator[None]:
                     include_dashboard=False,
                     log_to_driver=False,
                     logging_level=logging.ERROR,
-                    _temp_dir=_ray_folder(),
                 )
     except (OSError, ValueError, RuntimeError) as error:
         where = f"RAY_ADDRESS={address}" if address else "Ray on this machine"
@@ -118,19 +117,17 @@ def connected(say: Callable[[str], None]) -> Iterator[None]:
         try:
             yield
         finally:
-            # A pipeline that was left early may still call Ray, which would start a new one and
-            # log at length.
-            auto_init_hook.enable_auto_connect = False
             logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-            ray.shutdown()
+            compat.disconnect()
 
 
-def _ray_folder() -> str | None:
-    """Where a local Ray keeps its sockets and logs; ``None``: in the folder for temporary files.
+def temporary_folder() -> dict[str, str]:
+    """The variable of the folder in which a local Ray keeps its sockets and logs, where the one for
+    temporary files does not do.
 
-    Ray takes only ASCII there, and a home folder or ``TMPDIR`` may have other letters.
+    Ray cannot use a path with letters outside of ASCII.
     """
-    return None if tempfile.gettempdir().isascii() else "/tmp/ray"
+    return {} if tempfile.gettempdir().isascii() else {"RAY_TMPDIR": "/tmp"}
 
 
 def _refuse_silence(address: str) -> None:

@@ -282,8 +282,6 @@ def test_a_gpu_that_is_not_there_is_refused() -> None:
 
 def test_ray_is_given_a_folder_that_it_can_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", "/home/jürg/tmp")
-    folder = workers._ray_folder()
-    assert folder is not None
-    assert folder.isascii()
+    assert workers.temporary_folder() == {"RAY_TMPDIR": "/tmp"}
     monkeypatch.setattr(tempfile, "tempdir", "/home/jurg/tmp")
-    assert workers._ray_folder() is None
+    assert workers.temporary_folder() == {}
