@@ -1,11 +1,14 @@
 """What faults cost, and that they lose nothing: scripts/bench reliability.
 
     scripts/bench reliability [--only storage] [--endpoint NAME] [-o RESULT.json]
+    scripts/bench reliability --peers [-o RESULT.json]
 
 Each part breaks a real job in its ways and yields a row of the table a fault; one that is new is a
 module in benchmarks/faults and a line in PARTS. The S3 server is moto; with `--endpoint`, the one
 of the AWS_* variables, called NAME in the table. The rows go to `-o` as JSON, beside those of parts
-and servers that are there already, and all of them to benchmarks/reliability.md.
+and servers that are there already, and all of them to benchmarks/reliability.md. With `--peers`,
+segbatch, Ray Data and Daft with their checkpoints and a plain script that skips what exists go
+through the same faults (benchmarks/faults/peers.py); the table stands in the same file.
 """
 
 from __future__ import annotations
@@ -28,8 +31,9 @@ import ray
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.faults import processes, storage  # noqa: E402
+from benchmarks.faults import peers, processes, storage  # noqa: E402
 from benchmarks.faults.bench import Bench, Row, small_model  # noqa: E402
+from benchmarks.result import RESULTS, machine  # noqa: E402
 from segbatch.demo.s3server import s3_server  # noqa: E402
 from tests.proxy import proxy  # noqa: E402
 
@@ -46,25 +50,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=PARTS, help="one part; all by default")
     parser.add_argument("--endpoint", help="what to call the AWS_* variables' server")
+    parser.add_argument("--peers", action="store_true", help="the others, too, by the same faults")
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument(
         "-o",
         "--output",
         type=Path,
-        default=ROOT / f"benchmarks/results/{date.today()}-reliability.json",
+        help="by default among the results",
     )
     arguments = parser.parse_args()
+    name = "reliability-peers" if arguments.peers else "reliability"
+    output = arguments.output or RESULTS / f"{date.today()}-{name}.json"
     rows: list[Row] = []
     with contextlib.ExitStack() as stack:
         if not arguments.endpoint:
             os.environ |= stack.enter_context(s3_server())
         url = stack.enter_context(proxy(os.environ["AWS_ENDPOINT_URL"]))
         os.environ["AWS_ENDPOINT_URL"] = url  # of Ray's workers, too
+        os.environ["PYTHONPATH"] = str(ROOT)  # of the workers: tests.poison is here
+        if arguments.peers:
+            compare(stack, url, arguments.images, output)
+            return
         os.environ |= {
             "RAY_memory_usage_threshold": f"{threshold():.3f}",
             "RAY_task_oom_retries": "1",
         }
-        os.environ["PYTHONPATH"] = str(ROOT)  # of the workers: tests.poison is here
         ray.init(
             "local",
             num_cpus=4,
@@ -79,7 +89,20 @@ def main() -> None:
             for row in PARTS[part](bench):
                 print(*asdict(row).values(), flush=True)
                 rows.append(row)
-                save(arguments.output, rows)
+                save(output, rows)
+
+
+def compare(stack: contextlib.ExitStack, url: str, num_images: int, output: Path) -> None:
+    """The same faults for everybody; each program starts a Ray of its own where it needs one."""
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    bench = Bench("moto", url, small_model(str(folder)), num_images, warm=False)
+    entries: list[peers.PeerRow] = []
+    for entry in peers.rows(bench, folder):
+        print(*asdict(entry).values(), sep=" | ", flush=True)
+        entries.append(entry)
+        figures = {**machine(), "rows": [asdict(e) for e in entries]}
+        output.write_text(json.dumps(figures, indent=1) + "\n")
+    write_page()
 
 
 def threshold() -> float:
@@ -95,17 +118,34 @@ def save(path: Path, rows: list[Row]) -> None:
     new = {row.part for row in rows}
     every = [row for row in before if row.part not in new] + rows
     path.write_text(json.dumps([asdict(row) for row in every], indent=1) + "\n")
+    write_page()
+
+
+def write_page() -> None:
+    """Write benchmarks/reliability.md from the newest results."""
+    ours, others = (
+        max(RESULTS.glob(f"*-{name}.json")) for name in ("reliability", "reliability-peers")
+    )
+    rows = json.loads(ours.read_text())
     names = [field.name for field in fields(Row)]
-    lines = [" | ".join(str(value) for value in asdict(row).values()) for row in every]
+    lines = [" | ".join(str(value) for value in row.values()) for row in rows]
     table = [" | ".join(names).replace("_", " "), " | ".join("---" for _ in names), *lines]
     text = (
-        f"# Reliability\n\n{path.stem.removesuffix('-reliability')}, written by"
+        f"# Reliability\n\n{ours.stem.removesuffix('-reliability')}, written by"
         " `scripts/bench reliability`. `extra s` is the time added compared with an undisturbed run"
         " of the same session; the rows of no fault show the total seconds of those runs. `starts`"
         " counts runs of the same job; it is above one if a run ended with exit 3. `requests per"
         " image` covers the whole job.\n\n"
     )
     text += "\n".join(f"| {line} |" for line in table) + "\n"
+    compared = json.loads(others.read_text())
+    text += (
+        "\n## The others, through the same faults\n\n"
+        f"{compared['date']}, {compared['cores']} cores, by `scripts/bench reliability --peers`."
+        f" {peers.ABOUT}\n\n"
+        + peers.table([peers.PeerRow(**row) for row in compared["rows"]])
+        + "\n"
+    )
     (ROOT / "benchmarks/reliability.md").write_text(text)
 
 

@@ -43,9 +43,14 @@ class Row:
 
 
 class Bench:
-    """``proxy`` is the URL that the AWS_* variables name; ``name`` says which server is behind."""
+    """``proxy`` is the URL that the AWS_* variables name; ``name`` says which server is behind.
 
-    def __init__(self, name: str, proxy: str, model: str, num_images: int) -> None:
+    With ``warm`` the job is run twice on Ray, for the time that it takes undisturbed.
+    """
+
+    def __init__(
+        self, name: str, proxy: str, model: str, num_images: int, *, warm: bool = True
+    ) -> None:
         self.name, self.proxy, self.model, self.num_images = name, proxy, model, num_images
         self.root = f"s3://bench-reliability-{int(time.time())}"
         self.numbers = itertools.count()
@@ -53,6 +58,8 @@ class Bench:
         for number in range(num_images):
             storage.write_bytes(f"{self.root}/images/{number:04d}.jpg", jpeg(number, 192, 256))
         self.undisturbed_s = 0.0
+        if not warm:
+            return
         self.row("", "none", "", [])  # what is done once, such as starting workers, is not counted
         self.undisturbed = self.row("", "none", "", [])
         self.undisturbed_s = self.undisturbed.extra_s
@@ -68,7 +75,7 @@ class Bench:
     ) -> Row:
         """Run the job through ``faults``, again and again while it says so; audit what came out."""
         job = self._job(images or f"{self.root}/images/")
-        self._set(faults)
+        self.set_faults(faults)
         start = time.perf_counter()
         for starts in itertools.count(1):
             try:
@@ -95,7 +102,7 @@ class Bench:
         """The same, in drivers of their own on the Ray at ``address``, while ``damage`` is done."""
         job = self._job(f"{self.root}/images/")
         job["resources"] = {"workers": 2, "cpus_per_worker": 1}
-        self._set([])
+        self.set_faults([])
         start = time.perf_counter()
         with TemporaryDirectory() as folder:
             starts, done = 0, False
@@ -123,7 +130,7 @@ class Bench:
     def _row(self, what: tuple[str, str, str], job: dict[str, Any], starts: int, s: float) -> Row:
         with urllib.request.urlopen(self.proxy + REQUESTS) as answer:
             counts = [num for method, path, num in json.load(answer) if path.endswith(".jpg")]
-        self._set([])
+        self.set_faults([])
         run = segbatch.open_run(job["output"])
         audit = run.audit(deep=True)
         # A failed row is as good as lost here, but for the image that is a fault itself.
@@ -132,7 +139,8 @@ class Bench:
         requests = round(sum(counts) / self.num_images, 2)
         return Row(*what, self.num_images, lost, audit.twice, starts, round(s, 1), requests)
 
-    def _set(self, faults: list[dict[str, Any]]) -> None:
+    def set_faults(self, faults: list[dict[str, Any]]) -> None:
+        """What the proxy does from now on; its counts of requests begin again."""
         body = json.dumps(faults).encode()
         urllib.request.urlopen(
             urllib.request.Request(self.proxy + CONTROL, body, method="PUT")

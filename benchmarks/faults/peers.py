@@ -1,0 +1,284 @@
+"""The same faults for segbatch and for others: Ray Data, Daft, a plain script, each as it resumes.
+
+Each is a program in benchmarks/peers, written by its own documentation, and is started again by the
+same command until it ends well. What it wrote is then read back by its own reader.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.faults.bench import Bench
+from benchmarks.faults.storage import BURST_S, EVERYWHERE
+from benchmarks.peers import daft_udf
+from benchmarks.peers.task import Task
+from segbatch import storage
+from tests import poison
+from tests.collection import jpeg
+from tests.proxy import REQUESTS
+
+ROOT = Path(__file__).parents[2]
+PEERS = {
+    "segbatch_again": "segbatch",
+    "ray_checkpoint": "Ray Data, CheckpointConfig",
+    "daft_checkpoint": "Daft, CheckpointStore",
+    "pytorch_skip": "PyTorch, skip what exists",
+}
+ABOUT = (
+    "Each program is in [peers/](peers), written by its own documentation, and is started again by"
+    " the same command until it ends well, five times at most. `lost` images have no result,"
+    " `twice` have several, `wrong` have a mask that is not the undisturbed run's, or none that can"
+    " be read. `read again` counts reads of images beyond those of the undisturbed run. `extra s`"
+    " is against the undisturbed run of the same program, whose row shows its seconds."
+)
+MAX_STARTS = 5
+KILLS = 3
+LIMIT_S = 300.0  # of one start; then it is taken for hung
+SAME = 0.999  # share of a mask's pixels; convolutions round differently in other batches
+
+Process = subprocess.Popen[bytes]
+Damage = Callable[[Process], None]
+
+
+@dataclass(frozen=True)
+class PeerRow:
+    """One line of the table. ``extra_s`` is against the undisturbed run of the same program."""
+
+    peer: str
+    fault: str
+    images: int
+    lost: int
+    twice: int
+    wrong: int
+    read_again: int
+    extra_s: float
+    by_hand: str
+
+
+class Contender:
+    """One of the programs, which is broken over and over."""
+
+    def __init__(self, bench: Bench, name: str, folder: Path) -> None:
+        self.bench, self.name, self.folder = bench, name, folder
+        self.count = 0
+        self.undisturbed_s = 0.0
+        self.read = 0
+        self.expected: dict[str, Any] = {}
+
+    def rows(self) -> Iterator[PeerRow]:
+        yield self.undisturbed()
+        yield self.row("driver killed -9, 3 times", [], _Kill(self.undisturbed_s, KILLS))
+        yield self.row("a worker killed -9", [], _KillWorker(self.undisturbed_s))
+        burst = EVERYWHERE["503 SlowDown"] | {"between": BURST_S}
+        yield self.row("S3 answers 503 for a minute", [burst], _nothing)
+        yield self.row(
+            "20 % of requests are reset", [EVERYWHERE["connection reset"] | {"rate": 0.2}], _nothing
+        )
+        yield self.row("an image that kills its process", [], _nothing, prefix="poison")
+        yield self.two_at_once()
+
+    def undisturbed(self) -> PeerRow:
+        row = self.row("none", [], _nothing)
+        self.undisturbed_s, self.read = row.extra_s, row.read_again + self.bench.num_images
+        output = self.folder / f"{self.name}-{self.count}"
+        self.expected = dict(self.module.masks(str(output)))
+        return row
+
+    @property
+    def module(self) -> Any:
+        return import_module(f"benchmarks.peers.{self.name}")
+
+    def row(
+        self, fault: str, faults: list[dict[str, Any]], damage: Damage, *, prefix: str = "images"
+    ) -> PeerRow:
+        """Start the program, damage it, and start it again until it ends well."""
+        task = self.task(prefix)
+        self.bench.set_faults(faults)
+        began = time.perf_counter()
+        starts, ended, said = 0, -1, ""
+        while ended != 0 and starts < MAX_STARTS:
+            starts += 1
+            process = self.start(task)
+            damage(process)
+            ended = _wait(process)
+            if ended != 0:
+                said = _last_line(Path(f"{task.output}.log"))
+                print(f"{self.name}, {fault}: start {starts} ends with {ended}: {said}", flush=True)
+        by_hand = "nothing" if starts == 1 else f"start it again, {starts - 1} times"
+        if ended != 0:
+            by_hand = f"does not end well: {said[:120]}"
+        return self.judged(fault, task, time.perf_counter() - began, by_hand)
+
+    def two_at_once(self) -> PeerRow:
+        task = self.task("images")
+        self.bench.set_faults([])
+        began = time.perf_counter()
+        codes = [_wait(process) for process in [self.start(task), self.start(task)]]
+        by_hand = "nothing" if codes == [0, 0] else f"one ends with {max(codes, key=abs)}"
+        if 0 not in codes and _wait(self.start(task)) == 0:
+            by_hand = "both fail: start it again"
+        return self.judged("two drivers at once", task, time.perf_counter() - began, by_hand)
+
+    def task(self, prefix: str) -> Task:
+        self.count += 1
+        output = self.folder / f"{self.name}-{self.count}"
+        return Task(
+            images=f"{self.bench.root}/{prefix}/",
+            num_images=self.bench.num_images,
+            output=str(output),
+            progress=f"{output}.progress",
+            model=self.bench.model,
+            device="cpu",
+            precision="fp32",
+            workers=1,
+            threads=2,
+            batch_size=8,
+            rows_per_file=32,
+        )
+
+    def start(self, task: Task) -> Process:
+        file = Path(f"{task.output}.json")
+        task.save(file)
+        with Path(f"{task.output}.log").open("ab") as log:
+            return subprocess.Popen(
+                [*_python(self.name), "-m", f"benchmarks.peers.{self.name}", str(file)],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=ROOT,
+                # A Ray of its own, whatever else runs on this machine.
+                env={**os.environ, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": "local"},
+                start_new_session=True,
+            )
+
+    def judged(self, fault: str, task: Task, seconds: float, by_hand: str) -> PeerRow:
+        with urllib.request.urlopen(self.bench.proxy + REQUESTS) as answer:
+            read = sum(
+                n
+                for method, path, n in json.load(answer)
+                if path.endswith(".jpg") and method == "GET"
+            )
+        self.bench.set_faults([])
+        seen: Counter[str] = Counter()
+        wrong = 0
+        try:
+            for name, mask in self.module.masks(task.output):
+                seen[name] += 1
+                expected = self.expected.get(name)
+                if expected is not None and (
+                    expected.shape != mask.shape or (expected == mask).mean() < SAME
+                ):
+                    wrong += 1
+        except (OSError, ValueError, SyntaxError) as error:  # half a file, which its reader refuses
+            by_hand += f"; its output cannot be read: {type(error).__name__}"
+            wrong += 1
+        images = (
+            len(storage.list_files(task.images))
+            if fault.startswith("an image")
+            else self.bench.num_images
+        )
+        again = read - (self.read or self.bench.num_images)
+        return PeerRow(
+            PEERS[self.name], fault, images, images - len(seen), sum(seen.values()) - len(seen),
+            wrong, max(0, again), round(seconds - self.undisturbed_s, 1), by_hand,
+        )  # fmt: skip
+
+
+def rows(bench: Bench, folder: Path) -> Iterator[PeerRow]:
+    """All faults for all programs; what they write goes into ``folder``."""
+    for number in range(bench.num_images):
+        harm = poison.KILL if number == bench.num_images // 2 else b""
+        data = jpeg(number, 192, 256, harm)
+        storage.write_bytes(f"{bench.root}/poison/{number:04d}.jpg", data)
+    for name in PEERS:
+        yield from Contender(bench, name, folder).rows()
+
+
+def _python(name: str) -> list[str]:
+    if not name.startswith("daft"):
+        return [sys.executable]
+    uv = str(Path(sys.executable).with_name("uv"))
+    return [uv, "run", "--quiet", "--no-project", "--python", sys.executable,
+            "--with", f"daft=={daft_udf.VERSION}", "python"]  # fmt: skip
+
+
+def _wait(process: Process) -> int:
+    """The exit code of a process, which is killed after ``LIMIT_S``."""
+    try:
+        return process.wait(LIMIT_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        return process.wait()
+
+
+def _nothing(process: Process) -> None:
+    pass
+
+
+class _Kill:
+    """Kills the driver in the middle of its work, as often as it may."""
+
+    def __init__(self, seconds: float, times: int) -> None:
+        self.seconds, self.times = seconds * 0.7, times
+
+    def __call__(self, process: Process) -> None:
+        if self.times:
+            self.times -= 1
+            try:
+                process.wait(self.seconds)
+            except subprocess.TimeoutExpired:
+                for child in _descendants(process):  # uv has started Python as a child
+                    if child.name().startswith("python") and child.ppid() == process.pid:
+                        child.kill()
+                process.kill()
+
+
+class _KillWorker:
+    """Kills the process that computes most, other than the driver, once."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds * 0.7
+
+    def __call__(self, process: Process) -> None:
+        time.sleep(self.seconds)
+        workers = [
+            child
+            for child in _descendants(process)
+            if child.cmdline() and child.cmdline()[0].startswith("ray::")
+        ] or [child for child in _descendants(process) if "python" in child.name()]
+        if workers:
+            max(workers, key=lambda child: child.cpu_times().user).kill()
+
+
+def _descendants(process: Process) -> list[psutil.Process]:
+    try:
+        return [c for c in psutil.Process(process.pid).children(recursive=True) if c.is_running()]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _last_line(log: Path) -> str:
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else ""
+
+
+def table(entries: list[PeerRow]) -> str:
+    """The rows as Markdown."""
+    names = [name.replace("_", " ") for name in asdict(entries[0])]
+    lines = [" | ".join(str(value) for value in asdict(entry).values()) for entry in entries]
+    return "\n".join(
+        f"| {line} |" for line in [" | ".join(names), " | ".join("---" for _ in names), *lines]
+    )
