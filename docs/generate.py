@@ -1,4 +1,6 @@
-"""Writes docs/job-file.md from the types and docstrings of segbatch/config/: scripts/docs."""
+"""Writes docs/job-file.md from the types and docstrings of segbatch/config/, and the job files in
+jobs/ from those that `segbatch init` prints: scripts/docs.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,11 @@ from pydantic_core import PydanticUndefined
 
 from segbatch.config.images import Glob, Inventory, Manifest, Prefix, Shards, Table, Video
 from segbatch.config.job import JOBS
+from segbatch.config.templates import template
 from segbatch.config.training import FromBackbone, FromBundle
 
 PAGE = Path(__file__).with_name("job-file.md")
+JOB_FILES = Path(__file__).parents[1] / "jobs"
 
 INTRODUCTION = """\
 # Job files
@@ -105,3 +109,5 @@ def _text(text: str | None) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(page())
+    for job in JOBS:
+        (JOB_FILES / f"{job}.yaml").write_text(template(job))

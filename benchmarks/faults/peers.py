@@ -15,7 +15,8 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ class Contender:
         self.undisturbed_s, self.read = row.extra_s, row.read_again + self.bench.num_images
         output = self.folder / f"{self.name}-{self.count}"
         self.expected = dict(self.module.masks(str(output)))
-        return row
+        return replace(row, read_again=0)
 
     @property
     def module(self) -> Any:
@@ -186,7 +187,7 @@ class Contender:
             by_hand += f"; its output cannot be read: {type(error).__name__}"
             wrong += 1
         images = (
-            len(storage.list_files(task.images))
+            sum(1 for _ in storage.list_files(task.images))
             if fault.startswith("an image")
             else self.bench.num_images
         )
@@ -240,8 +241,8 @@ class _Kill:
             try:
                 process.wait(self.seconds)
             except subprocess.TimeoutExpired:
-                for child in _descendants(process):  # uv has started Python as a child
-                    if child.name().startswith("python") and child.ppid() == process.pid:
+                if Path(process.args[0]).name == "uv":  # type: ignore[index,arg-type]
+                    for child in psutil.Process(process.pid).children():  # the program itself
                         child.kill()
                 process.kill()
 
@@ -254,12 +255,13 @@ class _KillWorker:
 
     def __call__(self, process: Process) -> None:
         time.sleep(self.seconds)
-        workers = [
-            child
-            for child in _descendants(process)
-            if child.cmdline() and child.cmdline()[0].startswith("ray::")
-        ] or [child for child in _descendants(process) if "python" in child.name()]
-        if workers:
+        names: dict[psutil.Process, str] = {}
+        for child in _descendants(process):
+            with suppress(psutil.Error):
+                names[child] = child.cmdline()[0] if child.cmdline() else child.name()
+        workers = [child for child, name in names.items() if name.startswith("ray::")]
+        workers = workers or [child for child, name in names.items() if "python" in name]
+        with suppress(psutil.Error, ValueError):
             max(workers, key=lambda child: child.cpu_times().user).kill()
 
 

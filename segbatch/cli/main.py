@@ -7,6 +7,7 @@ that ``--help`` and ``query`` load neither torch nor Ray.
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,7 @@ from segbatch.cli.labels import labels_app
 from segbatch.cli.models import model_app, predict_app
 from segbatch.cli.options import (
     Extend,
+    Format,
     JobFile,
     Only,
     Overrides,
@@ -28,6 +30,7 @@ from segbatch.cli.options import (
 )
 from segbatch.cli.plan import plan_app
 from segbatch.cli.runs import runs_app
+from segbatch.config.templates import template
 from segbatch.errors import Incomplete, SegbatchError
 
 app = Typer(
@@ -35,10 +38,17 @@ app = Typer(
     name="segbatch",
     help="Batch semantic segmentation of image collections in object storage, on Ray.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+class Kind(StrEnum):
+    """The kinds of jobs."""
+
+    segment = "segment"
+    finetune = "finetune"
+    evaluate = "evaluate"
 
 
 def main() -> None:
@@ -103,6 +113,33 @@ def run(
         from segbatch.jobs.scoring import as_text
 
         print(as_text(evaluate(loaded)))
+
+
+@app.command()
+def init(
+    kind: Annotated[Kind, Argument(metavar="segment|finetune|evaluate", help="The kind of job.")],
+) -> None:
+    """Print a job file to start from: segbatch init segment > job.yaml"""
+    print(template(kind.value), end="")
+
+
+@app.command()
+def doctor(
+    uri: Annotated[
+        str | None, Argument(metavar="URI", help="A folder to list, write to and read from.")
+    ] = None,
+    format: Format = "text",
+) -> None:
+    """Show what this machine can run, and whether it reaches storage.
+
+    Exit code 1 if the folder cannot be listed, written to or read from.
+    """
+    from segbatch.jobs.doctor import examine
+
+    facts = examine(uri)
+    print_facts(facts, format)
+    if any(isinstance(value, str) and value.startswith("no:") for value in facts.values()):
+        raise Exit(1)
 
 
 @app.command()

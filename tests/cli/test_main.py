@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 import subprocess
@@ -13,6 +14,8 @@ import pytest
 import yaml
 
 import segbatch
+from segbatch import storage
+from segbatch.config.job import load_job
 from tests.collection import jpeg
 from tests.conftest import S3, job
 from tests.drivers import cli
@@ -266,3 +269,36 @@ def test_wrong_numbers_are_refused(option: str, value: str, why: str) -> None:
     result = cli("model", "import", "missing.onnx", "model", option, value)
     assert result.returncode == 2
     assert why in result.stderr
+
+
+@pytest.mark.parametrize("kind", ["segment", "finetune", "evaluate"])
+def test_init_prints_a_job_file_that_can_be_run(kind: str, tmp_path: Path) -> None:
+    printed = cli("init", kind)
+    assert printed.returncode == 0
+    (tmp_path / "job.yaml").write_text(printed.stdout)
+    loaded = load_job(str(tmp_path / "job.yaml"), environment={"BUCKET": "bucket"})
+    assert loaded.kind == kind
+    assert printed.stdout.startswith("# ")
+
+
+def test_the_doctor_tries_storage_and_says_what_does_not_work(s3: S3, tmp_path: Path) -> None:
+    folder = s3.uri("photos")
+    s3.put(f"{folder}/a.jpg", b"a photograph")
+    facts = json.loads(cli("doctor", folder, "--format", "json").stdout)
+    assert facts["uri"] == folder
+    assert (facts["list"], facts["write"]) == ("yes", "yes")
+    assert facts["read"] == "yes, the same bytes"
+    assert facts["aws_credentials"] == "found (env)"
+    assert "torch fp32" in facts["runs"]
+    assert [file.uri for file in storage.list_files(folder)] == [f"{folder}/a.jpg"]
+
+    missing = cli("doctor", "s3://no-such-bucket-at-all/photos", "--format", "json")
+    assert missing.returncode == 1
+    facts = json.loads(missing.stdout)
+    assert facts["list"].startswith("no: s3://no-such-bucket-at-all/photos")
+    assert facts["write"].startswith("no: s3://no-such-bucket-at-all/photos")
+    assert "read" not in facts
+
+    (tmp_path / "file").write_bytes(b"")
+    assert cli("doctor", str(tmp_path / "file" / "below")).returncode == 1
+    assert cli("doctor").returncode == 0

@@ -20,6 +20,9 @@ def test_the_page_of_job_files_is_generated_from_the_code() -> None:
     generate = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(generate)
     assert (ROOT / "docs" / "job-file.md").read_text() == generate.page(), "run scripts/docs"
+    for kind in generate.JOBS:
+        shipped = (ROOT / "jobs" / f"{kind}.yaml").read_text()
+        assert shipped == generate.template(kind), "run scripts/docs"
 
 
 @pytest.mark.parametrize("job", sorted((ROOT / "jobs").glob("*.yaml")), ids=lambda p: p.name)

@@ -1,0 +1,98 @@
+"""What this machine has, what it can compute, and whether it reaches storage: segbatch doctor."""
+
+from __future__ import annotations
+
+import os
+import platform
+import uuid
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from segbatch import storage
+from segbatch.__version__ import __version__
+from segbatch.errors import SegbatchError
+from segbatch.machine import cpu_model, num_cores
+from segbatch.storage import hub, one_line
+
+LIBRARIES = ("ray", "torch", "torchvision", "openvino", "pyarrow", "deltalake", "duckdb")
+# A module's package for each extra of pyproject.toml.
+EXTRAS = {
+    "gcs": "gcsfs", "azure": "adlfs", "demo": "moto", "int8": "nncf", "onnx": "onnx",
+    "transformers": "transformers", "mlflow": "mlflow-skinny", "wandb": "wandb",
+}  # fmt: skip
+PROBE = b"written by segbatch doctor; it can be deleted"
+
+
+def examine(uri: str | None = None) -> dict[str, Any]:
+    """Facts about this machine, by name; with ``uri``, a folder, also whether it can be listed,
+    written to and read from.
+
+    What goes wrong with storage is a fact that begins with ``no:``, and not an error.
+    """
+    from segbatch.model.device import device_here, device_name, resolve_device
+    from segbatch.model.engine import runs_here
+
+    facts = {
+        "segbatch": __version__,
+        "python": platform.python_version(),
+        "libraries": {name: _version(name) or "missing" for name in LIBRARIES},
+        "extras": [extra for extra, package in EXTRAS.items() if _version(package)],
+        "cpu": f"{cpu_model()}, {num_cores()} cores",
+        "device": device_name(resolve_device(device_here("auto"))),
+        "runs": runs_here("deeplabv3plus"),
+        "ray": os.environ.get("RAY_ADDRESS") or "starts on this machine",
+        "aws_credentials": _aws(),
+        "s3_endpoint": os.environ.get("AWS_ENDPOINT_URL_S3")
+        or os.environ.get("AWS_ENDPOINT_URL")
+        or "AWS",
+        "hugging_face": "a token" if hub.headers() else "no token: public repositories only",
+    }
+    return facts if uri is None else facts | _storage(storage.normalize(uri))
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _aws() -> str:
+    """Where the credentials for S3 come from."""
+    from botocore.session import Session
+
+    if os.environ.get("AWS_SKIP_SIGNATURE", "").lower() in ("1", "true"):
+        return "none asked for (AWS_SKIP_SIGNATURE)"
+    credentials = Session().get_credentials()
+    return "none found" if credentials is None else f"found ({credentials.method})"
+
+
+def _storage(uri: str) -> dict[str, str]:
+    """Whether a folder can be listed, written to and read from."""
+    facts = {"uri": uri}
+    probe = storage.join(uri, f"doctor-{uuid.uuid4().hex}")
+
+    def attempt(name: str, does: Callable[[], str]) -> bool:
+        try:
+            facts[name] = does()
+        except (SegbatchError, OSError) as error:
+            facts[name] = f"no: {one_line(error).replace(probe, uri)}"
+        return not facts[name].startswith("no:")
+
+    def write() -> str:
+        storage.write_bytes(probe, PROBE)
+        return "yes"
+
+    def read() -> str:
+        same = storage.read_bytes(probe) == PROBE
+        storage.delete([probe])
+        return "yes, the same bytes" if same else "no: other bytes than were written"
+
+    def list_it() -> str:
+        return "yes" if next(iter(storage.list_files(uri)), None) else "yes; there are no files"
+
+    attempt("list", list_it)
+    if attempt("write", write):
+        attempt("read", read)
+    return facts
