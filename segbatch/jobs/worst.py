@@ -17,7 +17,6 @@ from segbatch.masks import overlay
 from segbatch.masks.classes import Classes
 
 PICTURE_SIDE = 480  # pixels of a picture's longer side
-OPACITY = 0.6
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +60,7 @@ def _pictures(image: WorstImage, classes: Classes) -> dict[str, str]:
     pictures = {"photograph": photo}
     for name, label_map in (("truth", image.truth), ("prediction", image.prediction)):
         ids = Image.fromarray(label_map).resize(photo.size, Image.Resampling.NEAREST)
-        pictures[name] = overlay(image.photo, np.asarray(ids), classes, OPACITY)
+        pictures[name] = overlay(image.photo, np.asarray(ids), classes)
     return {name: _data_uri(picture) for name, picture in pictures.items()}
 
 

@@ -28,7 +28,6 @@ COLUMNS = 4
 SIDE = 224  # pixels of the square into which a picture is fitted
 GAP = 12
 CAPTION = 22
-ALPHA = 0.6
 
 
 def write_sheet(report: CheckReport, where: str) -> int:
@@ -116,4 +115,4 @@ def _pair(dataset: Dataset, image: bytes, mask: bytes) -> tuple[Image.Image, Ima
         photo = downscale(ImageOps.exif_transpose(opened).convert("RGB"), SIDE)
     # Nearest neighbour, because class ids cannot be averaged.
     small = Image.fromarray(decode_mask(mask)).resize(photo.size, Image.Resampling.NEAREST)
-    return photo, overlay(np.asarray(photo), np.asarray(small), dataset.classes, ALPHA)
+    return photo, overlay(np.asarray(photo), np.asarray(small), dataset.classes)

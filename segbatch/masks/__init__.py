@@ -1,9 +1,10 @@
 """Classes with their names and colours, and label maps as palette PNGs."""
 
 from segbatch.masks.codec import SIGNATURE, decode_mask, encode_mask
-from segbatch.masks.drawing import encode_picture, overlay, picture_format, with_legend
+from segbatch.masks.drawing import FILL, encode_picture, overlay, picture_format, with_legend
 
 __all__ = [
+    "FILL",
     "SIGNATURE",
     "decode_mask",
     "encode_mask",

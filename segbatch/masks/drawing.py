@@ -23,6 +23,10 @@ FORMATS = {
     ".bmp": "BMP",
 }
 
+FILL = 0.35  # opacity of the class colours: what they cover is still seen
+OUTLINE = 700  # longer side of a picture, in pixels, for each pixel of an outline's width
+DARKEST = 110  # brightness of an outline, 0 to 255: black on a night's photograph vanishes
+
 # Of the legend that lies on a picture.
 MIN_FONT = 9  # pixels; smaller text is illegible
 BACKGROUND = (0, 0, 0, 150)  # RGBA: the picture shines through
@@ -59,14 +63,16 @@ def overlay(
     image: npt.NDArray[np.uint8],
     label_map: npt.NDArray[np.uint8],
     classes: Classes,
-    alpha: float = 0.5,
+    alpha: float = FILL,
+    *,
+    outline: bool = True,
 ) -> Image.Image:
-    """The photograph with the class colours over it; ignored pixels are left as they are.
+    """The photograph with the class colours over it, and an outline around what each class covers.
 
     ``image`` is ``(height, width, 3)`` uint8 RGB, ``label_map`` ``(height, width)`` uint8, and
-    ``alpha`` the opacity of the colours, 0 (photograph only) to 1 (colours only). Returns an RGB
-    picture of the same size. Raises ``ValueError`` if the shapes differ or ``alpha`` is out of
-    range.
+    ``alpha`` the opacity of the colours, 0 (with ``outline``, outlines only) to 1 (colours only).
+    Ignored pixels are left as they are. Returns an RGB picture of the same size. Raises
+    ``ValueError`` if the shapes differ or ``alpha`` is out of range.
     """
     if image.shape != (*label_map.shape, 3):
         raise ValueError(
@@ -79,7 +85,31 @@ def overlay(
     opacity = (label_map != IGNORE_INDEX) * np.uint8(round(alpha * 255))
     picture = Image.fromarray(image)
     picture.paste(colors.convert("RGB"), mask=Image.fromarray(opacity))
+    if outline:
+        colors.putpalette(_brightened(classes.palette).tobytes())
+        width = max(1, round(max(label_map.shape) / OUTLINE))
+        border = _borders(label_map, width) & (label_map != IGNORE_INDEX)
+        picture.paste(colors.convert("RGB"), mask=Image.fromarray(border))
     return picture
+
+
+def _borders(label_map: npt.NDArray[np.uint8], width: int) -> npt.NDArray[np.bool_]:
+    """Pixels that are at most ``width`` from one of another id, to the side, above or below."""
+    border = np.zeros(label_map.shape, bool)
+    for ids, marked in ((label_map, border), (label_map.T, border.T)):
+        for distance in range(1, width + 1):
+            differs = ids[distance:] != ids[:-distance]
+            marked[distance:] |= differs
+            marked[:-distance] |= differs
+    return border
+
+
+def _brightened(palette: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """The palette, ``(256, 3)``, with dark colours mixed with white until they are seen."""
+    colors = palette.astype(np.float32)
+    brightness = colors @ np.array([0.299, 0.587, 0.114], np.float32)
+    share = np.clip((DARKEST - brightness) / (255 - brightness + 1e-6), 0, 1)[:, None]
+    return np.asarray(np.rint(colors + (255 - colors) * share), np.uint8)
 
 
 def with_legend(
@@ -94,7 +124,7 @@ def with_legend(
     if len(coverage) != len(classes):
         raise ValueError(f"{len(coverage)} shares for {len(classes)} classes")
     present = [classes[i] for i in np.argsort(-coverage, kind="stable") if coverage[i] > 0]
-    texts = [f"{c.name}  {coverage[c.id]:.1%}" for c in present]
+    texts = [f"{c.name}  {_share(coverage[c.id])}" for c in present]
 
     size = max(12, picture.width // 60)  # of the font; all other lengths derive from it
     font = ImageFont.load_default(size)
@@ -116,6 +146,11 @@ def with_legend(
         draw.rectangle((x, y, x + size, y + size), fill=seg_class.color, outline="black")
         draw.text((x + size * 3 // 2, y + size // 2), text, fill="black", font=font, anchor="lm")
     return sheet
+
+
+def _share(value: float) -> str:
+    """A share as a percentage; what rounds to nothing is not nothing."""
+    return f"{value:.1%}" if value >= 0.0005 else "<0.1%"
 
 
 def legend(classes: Classes, size: tuple[int, int]) -> Image.Image | None:

@@ -375,8 +375,10 @@ class Prediction:
         values = [None if np.isnan(value) else float(value) for value in self.confidences]
         return dict(zip(self.classes.names, values, strict=True))
 
-    def overlay(self, alpha: float = 0.5) -> Image.Image:
-        """The image under the colours of its classes, in the size of the mask."""
+    def overlay(self, alpha: float = masks.FILL) -> Image.Image:
+        """The image under the colours of its classes, in the size of the mask; see
+        :func:`segbatch.masks.overlay`.
+        """
         image = self.image
         if size_of(image) != self.mask.shape:
             height, width = self.mask.shape

@@ -218,7 +218,7 @@ def test_a_palette_has_256_colours_in_bytes(palette: np.ndarray) -> None:
 def test_an_overlay_mixes_the_colour_of_the_class_with_the_photo() -> None:
     image = np.full((2, 2, 3), 100, np.uint8)
     label_map = np.array([[0, 1], [2, 255]], np.uint8)
-    picture = overlay(image, label_map, CLASSES, alpha=0.25)
+    picture = overlay(image, label_map, CLASSES, alpha=0.25, outline=False)
     assert picture.mode == "RGB"
     expected = 0.75 * 100 + 0.25 * PALETTE[label_map].astype(float)
     expected[1, 1] = 100  # ignored: as it was
@@ -232,6 +232,32 @@ def test_an_overlay_can_be_the_photo_or_the_colours_alone(alpha: float) -> None:
     label_map = np.ones((5, 7), np.uint8)
     expected = image if alpha == 0 else np.broadcast_to(PALETTE[1], image.shape)
     np.testing.assert_array_equal(np.array(overlay(image, label_map, CLASSES, alpha)), expected)
+
+
+@pytest.mark.parametrize(("side", "width"), [(30, 1), (1400, 2)])
+def test_an_overlay_has_an_outline_around_what_each_class_covers(side: int, width: int) -> None:
+    label_map = np.ones((12, side), np.uint8)
+    label_map[:, side // 2 :] = 2
+    label_map[:2] = 255
+    image = np.full((12, side, 3), 100, np.uint8)
+    bright = Classes(["sky", "wall", "window"], [(0, 0, 0), (222, 203, 164), (230, 120, 20)])
+    drawn = np.array(overlay(image, label_map, bright, alpha=0.0))
+    assert (drawn[:2] == 100).all()  # ignored: no outline either
+    half = side // 2
+    below = drawn[2 + width :]
+    assert (below[:, half - width : half] == bright[1].color).all()
+    assert (below[:, half : half + width] == bright[2].color).all()
+    assert (below[:, : half - width] == 100).all()
+    assert (below[:, half + width :] == 100).all()
+    assert (np.array(overlay(image, label_map, bright, 0.0, outline=False)) == image).all()
+
+
+def test_the_outline_of_a_dark_class_is_seen_at_night() -> None:
+    dark = Classes(["wall", "fence"], [(200, 180, 150), (0, 0, 0)])
+    label_map = np.array([[0, 0, 1, 1]], np.uint8)
+    drawn = np.array(overlay(np.zeros((1, 4, 3), np.uint8), label_map, dark, alpha=0.0))
+    assert drawn[0, 1].tolist() == [200, 180, 150]
+    assert drawn[0, 2].tolist() == [110, 110, 110]
 
 
 @pytest.mark.parametrize("shape", [(4, 5, 3), (5, 4), (5, 4, 4)])

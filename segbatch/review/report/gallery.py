@@ -22,7 +22,6 @@ from segbatch.review.pictures import Picture, read_run_pictures
 from segbatch.review.report.numbers import Ask
 
 LONG_SIDE = 320  # pixels of a thumbnail
-OPACITY = 0.55
 QUALITY = 72
 BATCH_IMAGES = 8  # photographs in memory
 
@@ -141,7 +140,7 @@ def _data_uris(picture: Picture, run: RunFolder) -> dict[str, str]:
     if (picture.label_map == IGNORE_INDEX).all():
         return photo
     mask = encode_mask(np.ascontiguousarray(picture.label_map), run.classes.palette)
-    over = overlay(picture.photo, picture.label_map, run.classes, OPACITY)
+    over = overlay(picture.photo, picture.label_map, run.classes)
     return photo | {"mask": _data_uri("png", mask), "overlay": _jpeg(over)}
 
 
