@@ -259,7 +259,12 @@ class _KillWorker:
         for child in _descendants(process):
             with suppress(psutil.Error):
                 names[child] = child.cmdline()[0] if child.cmdline() else child.name()
-        workers = [child for child, name in names.items() if name.startswith("ray::")]
+        # Not the agents of a node: it dies with them.
+        workers = [
+            child
+            for child, name in names.items()
+            if name.startswith("ray::") and "Agent" not in name and "IDLE" not in name
+        ]
         workers = workers or [child for child, name in names.items() if "python" in name]
         with suppress(psutil.Error, ValueError):
             max(workers, key=lambda child: child.cpu_times().user).kill()

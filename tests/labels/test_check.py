@@ -16,7 +16,7 @@ from segbatch.labels.check import CheckReport, check_dataset
 from segbatch.labels.dataset import Dataset, write_shard
 from segbatch.labels.rows import DatasetRow
 from segbatch.labels.sheet import MAX_IMAGES, choose_rows, write_sheet
-from segbatch.masks import encode_mask
+from segbatch.masks import FILL, encode_mask
 from segbatch.masks.classes import Classes
 from tests.collection import encoded, image, jpeg
 from tests.conftest import S3
@@ -242,7 +242,7 @@ def test_a_sheet_has_photographs_beside_their_classes(tmp_path: Path) -> None:
         photo, covered = (sheet.convert("RGB").getpixel((x, 12)) for x in (12, 12 + 224))
     assert photo == (128, 128, 128)
     blue = CLASSES[1].color
-    assert covered == tuple(round(0.4 * 128 + 0.6 * value) for value in blue)
+    assert covered == tuple(round((1 - FILL) * 128 + FILL * value) for value in blue)
 
 
 def test_a_sheet_goes_anywhere_in_the_format_of_its_name(s3: S3, tmp_path: Path) -> None:

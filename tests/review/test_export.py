@@ -24,6 +24,7 @@ from segbatch.formats.coco import COCO
 from segbatch.formats.format import Format, ReadOptions
 from segbatch.formats.labelme import LABELME
 from segbatch.formats.voc import VOC, distinct_colors
+from segbatch.masks import FILL
 from segbatch.masks.classes import IGNORE_INDEX, Classes
 from segbatch.masks.classfile import read_classes
 from segbatch.review.export.destination import CLAIM_FILE
@@ -104,7 +105,8 @@ def test_overlays_have_the_photographs_size_and_a_legend_below(run: Run, tmp_pat
     run.export(str(tmp_path), "overlay", where=WHOLE, limit=1)
     [file] = tmp_path.iterdir()
     picture = np.asarray(Image.open(file).convert("RGB")).astype(int)
-    wall = np.asarray(photograph(0)).astype(int)[30, 40] / 2 + np.array(run.classes[1].color) / 2
+    photo = np.asarray(photograph(0)).astype(int)[30, 40]
+    wall = (1 - FILL) * photo + FILL * np.array(run.classes[1].color)
     assert np.abs(picture[30, 40] - wall).max() < 12
     assert len(picture) > SIZE[1]
     assert (picture[SIZE[1] :] > 240).any()
