@@ -234,7 +234,7 @@ def test_a_sheet_leaves_out_what_cannot_be_shown() -> None:
 
 def test_a_sheet_has_photographs_beside_their_classes(tmp_path: Path) -> None:
     grey = encoded(Image.new("RGB", (WIDTH, HEIGHT), (128, 128, 128)), "PNG")
-    columns = {"image": grey, "mask": mask(*[1] * WIDTH, *[255] * WIDTH)}
+    columns = {"image": grey, "mask": mask(*[1] * (3 * WIDTH), *[255] * WIDTH)}
     write(tmp_path / "labels", train=[row(0, **columns)], val=[row(1)])
     report = check_dataset(str(tmp_path / "labels"))
     assert write_sheet(report, str(tmp_path / "sheet.png")) == 2
