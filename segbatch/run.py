@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from html import escape
 from typing import TYPE_CHECKING
 
 from segbatch import storage
 from segbatch.errors import RunError
+from segbatch.masks.html import table_html
 from segbatch.results.runfolder import RunFolder, open_folder
 
 if TYPE_CHECKING:
@@ -27,6 +29,15 @@ if TYPE_CHECKING:
 
 class Run(RunFolder):
     """A run as it was when it was opened; open it again to see its progress."""
+
+    def _repr_html_(self) -> str:
+        """For notebooks: how far the run is, and why images failed."""
+        facts = self.summary()
+        rows = [("images", facts["images"]), ("ok", facts["ok"])]
+        rows += [(f"failed: {kind}", number) for kind, number in facts["failed"].items()]
+        rows += [("remaining", facts["remaining"]), ("model", facts["model"])]
+        table = table_html([(escape(name), escape(str(value))) for name, value in rows])
+        return f"<p><b>{escape(self.uri)}</b> {escape(self.status)}</p>{table}"
 
     def sql(self, query: str) -> duckdb.DuckDBPyRelation:
         """A DuckDB relation over the views ``images``, ``masks``, ``wide``, ``classes``,

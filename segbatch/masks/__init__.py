@@ -1,7 +1,7 @@
 """Classes with their names and colours, and label maps as palette PNGs."""
 
 from segbatch.masks.codec import SIGNATURE, decode_mask, encode_mask
-from segbatch.masks.drawing import FILL, encode_picture, overlay, picture_format, with_legend
+from segbatch.masks.drawing import FILL, encode_picture, overlay, picture_format, share, with_legend
 
 __all__ = [
     "FILL",
@@ -11,5 +11,6 @@ __all__ = [
     "encode_picture",
     "overlay",
     "picture_format",
+    "share",
     "with_legend",
 ]

@@ -124,7 +124,7 @@ def with_legend(
     if len(coverage) != len(classes):
         raise ValueError(f"{len(coverage)} shares for {len(classes)} classes")
     present = [classes[i] for i in np.argsort(-coverage, kind="stable") if coverage[i] > 0]
-    texts = [f"{c.name}  {_share(coverage[c.id])}" for c in present]
+    texts = [f"{c.name}  {share(coverage[c.id])}" for c in present]
 
     size = max(12, picture.width // 60)  # of the font; all other lengths derive from it
     font = ImageFont.load_default(size)
@@ -148,9 +148,9 @@ def with_legend(
     return sheet
 
 
-def _share(value: float) -> str:
+def share(value: float) -> str:
     """A share as a percentage; what rounds to nothing is not nothing."""
-    return f"{value:.1%}" if value >= 0.0005 else "<0.1%"
+    return f"{value:.1%}" if value >= 0.0005 or not value else "<0.1%"
 
 
 def legend(classes: Classes, size: tuple[int, int]) -> Image.Image | None:

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ from segbatch.console import say
 from segbatch.errors import InputError, JobFailed
 from segbatch.images.scaling import FILTER, downscale
 from segbatch.masks.classes import Classes
+from segbatch.masks.html import picture_html, swatch, table_html
 from segbatch.model.bundle import Packed, load_config, load_graph, load_network
 from segbatch.model.config import ModelConfig
 from segbatch.model.device import (
@@ -184,6 +186,22 @@ class Model:
         self._std = torch.tensor(config.std, device=self.device)[:, None, None]
         self._fitting: dict[Size, int] = {}  # patches a batch, where `batch_size` did not fit
         self.num_batches = 0
+
+    def __repr__(self) -> str:
+        config = self.config
+        return (
+            f"Model({config.arch} {config.backbone}, {len(config.classes)} classes, {self.device},"
+            f" {self.engine.name} {self.precision})"
+        )
+
+    def _repr_html_(self) -> str:
+        """For notebooks: what the model is, and its classes with their IoU."""
+        iou = self.config.metrics.get("iou", {})
+        rows = [
+            (swatch(self.classes, c.name), "–" if iou.get(c.name) is None else f"{iou[c.name]:.3f}")
+            for c in self.classes
+        ]
+        return f"<p>{escape(repr(self))}</p>{table_html(rows, ('class', 'IoU'))}"
 
     @property
     def classes(self) -> Classes:
@@ -345,7 +363,7 @@ class Model:
         )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Prediction:
     """What the model sees in one image.
 
@@ -362,6 +380,21 @@ class Prediction:
     pixels: npt.NDArray[np.int64]
     confidences: npt.NDArray[np.float32]
     uncertainty: float
+
+    def __repr__(self) -> str:
+        height, width = self.mask.shape
+        shares = ", ".join(f"{name} {masks.share(value)}" for name, value in self._seen())
+        return f"Prediction({width}×{height}: {shares or 'nothing'})"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the overlay beside the share of each class."""
+        rows = [(name, masks.share(value)) for name, value in self._seen()]
+        return picture_html(self.overlay(), rows, self.classes)
+
+    def _seen(self) -> list[tuple[str, float]]:
+        """The classes with pixels and their shares, the largest first."""
+        shares = sorted(self.coverage.items(), key=lambda entry: -entry[1])
+        return [(name, value) for name, value in shares if value]
 
     @property
     def coverage(self) -> dict[str, float]:

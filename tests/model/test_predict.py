@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -154,6 +157,23 @@ def test_predict_downscales_and_gives_a_mask_of_the_images_own_size(networks, ph
     expected = plain_mask(plain_logits(network, small), (120, 200))
     assert share_that_differs(prediction.mask, expected) < TIES
     assert prediction.overlay().size == (200, 120)
+
+
+def test_a_notebook_shows_what_was_seen_and_not_the_pixels(networks, photo):
+    model = model_of(networks)
+    prediction = model.predict(photo(64, 96))
+    largest = max(prediction.coverage, key=prediction.coverage.get)
+    assert repr(prediction).startswith(f"Prediction(96×64: {largest} ")
+    assert len(repr(prediction)) < 300
+    page = prediction._repr_html_()
+    data = re.search(r'src="data:image/jpeg;base64,([^"]+)"', page)
+    assert data is not None
+    with Image.open(io.BytesIO(base64.b64decode(data[1]))) as shown:
+        assert shown.size == (96, 64)
+    present = {name for name, value in prediction.coverage.items() if value}
+    assert all((f"</span> {name}</td>" in page) == (name in present) for name in CLASSES.names)
+    assert repr(model).startswith("Model(deeplabv3plus mobilenet_v2, 5 classes, cpu, torch ")
+    assert all(name in model._repr_html_() for name in CLASSES.names)
 
 
 def test_pillow_images_of_any_mode_are_taken(networks, photo):

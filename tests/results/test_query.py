@@ -1,5 +1,6 @@
 import io
 import json
+import re
 import subprocess
 import sys
 import uuid
@@ -654,3 +655,13 @@ def test_a_file_is_what_its_name_says_and_has_every_row(run: Run, tmp_path: Path
         assert done.returncode == 2
         assert len(done.stderr.strip().splitlines()) == 1
         assert wrong[0] in done.stderr
+
+
+def test_a_notebook_shows_how_far_a_run_is_and_why_images_failed(run: Run) -> None:
+    page = run._repr_html_()
+    assert f"<b>{run.uri}</b> complete" in page
+    facts = run.summary()
+    assert facts["failed"]
+    for name, number in {"ok": facts["ok"], **facts["failed"]}.items():
+        shown = name if name == "ok" else f"failed: {name}"
+        assert re.search(rf">{shown}</td><td[^>]*>{number}</td>", page)
