@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from segbatch import storage
 from segbatch.errors import RunError
+from segbatch.masks import FILL
 from segbatch.masks.html import table_html
 from segbatch.results.runfolder import RunFolder, open_folder
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     import pandas as pd
+    from PIL.Image import Image
 
     from segbatch.results.audit import Audit
     from segbatch.results.diff import Diff
@@ -55,12 +57,33 @@ class Run(RunFolder):
     def mask(self, image_id: int) -> npt.NDArray[np.uint8] | None:
         """The label map of one image, ``(mask_height, mask_width)`` uint8 class ids.
 
-        ``None`` where the image failed or no masks are stored. Raises
+        ``None`` where the image failed or no masks are stored; :meth:`overlay` says which. Raises
         :class:`~segbatch.errors.RunError` for an id that has no row, and for a damaged mask.
         """
         from segbatch.results.lookup import label_map
 
         return label_map(self, image_id)
+
+    def image(self, image_id: int) -> Image:
+        """The photograph of one image, upright, from where the run read it.
+
+        Raises :class:`~segbatch.errors.RunError` for an id that has no row, and
+        :class:`~segbatch.errors.SourceError` where the photograph cannot be read.
+        """
+        from segbatch.review.pictures import read_photograph
+
+        return read_photograph(self, image_id)
+
+    def overlay(self, image_id: int, alpha: float = FILL) -> Image:
+        """The photograph of one image under the colours of its classes; see
+        :func:`segbatch.masks.overlay`.
+
+        Raises what :meth:`image` does, and :class:`~segbatch.errors.RunError` with the reason where
+        the image has no mask.
+        """
+        from segbatch.review.pictures import read_overlay
+
+        return read_overlay(self, image_id, alpha)
 
     def audit(self, *, deep: bool = False) -> Audit:
         """Count the rows against the manifest; ``deep`` compares every file's SHA-256 too."""

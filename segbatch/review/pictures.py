@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,15 +13,17 @@ from PIL import Image
 
 from segbatch import storage
 from segbatch.config.job import Limits
-from segbatch.errors import SourceError, UnreadableMask
+from segbatch.errors import RunError, SourceError, UnreadableMask
 from segbatch.images.decode import decode_image
 from segbatch.images.faults import Undecodable
 from segbatch.images.parts import read_parts
 from segbatch.images.place import Part
-from segbatch.masks import decode_mask
+from segbatch.masks import decode_mask, overlay
 from segbatch.masks.classes import IGNORE_INDEX
 from segbatch.results.lookup import mask_png
+from segbatch.results.query import sql
 from segbatch.results.runfolder import RunFolder
+from segbatch.results.schema import FAILED
 
 THREADS = 8
 
@@ -100,6 +103,48 @@ def read_pictures(
 
     with ThreadPoolExecutor(THREADS) as pool:
         return list(pool.map(picture, contents, masks))
+
+
+def read_photograph(run: RunFolder, image_id: int) -> Image.Image:
+    """The photograph of one image, upright, at its own size.
+
+    Raises :class:`~segbatch.errors.RunError` for an id without a row, and
+    :class:`~segbatch.errors.SourceError` for a photograph that cannot be read.
+    """
+    return Image.fromarray(_picture(run, image_id, _row(run, image_id)["uri"], None).photo)
+
+
+def read_overlay(run: RunFolder, image_id: int, alpha: float) -> Image.Image:
+    """The photograph of one image under the colours of its classes.
+
+    Raises what :func:`read_photograph` does, :class:`~segbatch.errors.RunError` where there is no
+    mask, with the reason, and :class:`~segbatch.errors.UnreadableMask` where it is damaged.
+    """
+    row = _row(run, image_id)
+    png = mask_png(run, image_id)
+    if png is None:
+        failed = row["status"] == FAILED
+        why = f"it failed: {row['error']}: {row['message']}" if failed else "the run stores none"
+        raise RunError(f"{run.uri}: image {image_id} has no mask: {why}")
+    picture = _picture(run, image_id, row["uri"], png)
+    return overlay(picture.photo, picture.label_map, run.classes, alpha)
+
+
+def _row(run: RunFolder, image_id: int) -> dict[str, Any]:
+    found = sql(
+        [run], f"SELECT uri, status, error, message FROM images WHERE image_id = {int(image_id)}"
+    )
+    rows = found.fetchall()
+    if not rows:
+        raise RunError(f"{run.uri}: has no row of image {image_id}")
+    return dict(zip(found.columns, rows[0], strict=True))
+
+
+def _picture(run: RunFolder, image_id: int, uri: str, png: bytes | None) -> Picture:
+    [picture] = read_pictures(run.parts([(image_id, uri)]), [png], None, limits_of(run))
+    if not isinstance(picture, Picture):
+        raise SourceError(f"{uri}: {picture.kind}: {picture.message}")
+    return picture
 
 
 def label_map_at(png: bytes | None, size: tuple[int, int]) -> npt.NDArray[np.uint8]:

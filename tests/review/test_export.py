@@ -19,12 +19,12 @@ from typer.testing import CliRunner
 
 from segbatch import storage
 from segbatch.cli.main import app
-from segbatch.errors import InputError
+from segbatch.errors import InputError, RunError, SourceError
 from segbatch.formats.coco import COCO
 from segbatch.formats.format import Format, ReadOptions
 from segbatch.formats.labelme import LABELME
 from segbatch.formats.voc import VOC, distinct_colors
-from segbatch.masks import FILL
+from segbatch.masks import FILL, overlay
 from segbatch.masks.classes import IGNORE_INDEX, Classes
 from segbatch.masks.classfile import read_classes
 from segbatch.review.export.destination import CLAIM_FILE
@@ -89,6 +89,22 @@ def read_back(folder: str, format: Format) -> dict[str, npt.NDArray[np.uint8]]:
         assert not labelled.skipped
         maps[Path(image.uri).stem] = labelled.label_map
     return maps
+
+
+def test_one_image_of_a_run_is_looked_at(run: Run) -> None:
+    np.testing.assert_array_equal(run.image(AS_PNG), photograph(AS_PNG))
+    assert run.image(TURNED).size == SIZE
+    expected = overlay(
+        np.asarray(photograph(AS_PNG)), mask_at_photo(AS_PNG), run.classes, alpha=0.5
+    )
+    np.testing.assert_array_equal(run.overlay(AS_PNG, alpha=0.5), expected)
+    with pytest.raises(SourceError, match=r"s3://to-export/0007\.jpg: not_found"):
+        run.image(GONE)
+    [(failed, error)] = run.sql("SELECT image_id, error FROM failures LIMIT 1").fetchall()
+    with pytest.raises(RunError, match=f"image {failed} has no mask: it failed: {error}: "):
+        run.overlay(failed)
+    with pytest.raises(RunError, match="has no row of image 77"):
+        run.image(77)
 
 
 def test_masks_are_exported_as_they_are_stored_with_their_classes(run: Run, tmp_path: Path) -> None:
