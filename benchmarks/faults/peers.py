@@ -46,6 +46,7 @@ ABOUT = (
     " be read. `read again` counts reads of images beyond those of the undisturbed run. `extra s`"
     " is against the undisturbed run of the same program, whose row shows its seconds."
 )
+POISON = "an image that kills its process"
 MAX_STARTS = 5
 KILLS = 3
 LIMIT_S = 300.0  # of one start; then it is taken for hung
@@ -89,7 +90,7 @@ class Contender:
         yield self.row(
             "20 % of requests are reset", [EVERYWHERE["connection reset"] | {"rate": 0.2}], _nothing
         )
-        yield self.row("an image that kills its process", [], _nothing, prefix="poison")
+        yield self.row(POISON, [], _nothing, prefix="poison")
         yield self.two_at_once()
 
     def undisturbed(self) -> PeerRow:
@@ -186,14 +187,13 @@ class Contender:
         except (OSError, ValueError, SyntaxError) as error:  # half a file, which its reader refuses
             by_hand += f"; its output cannot be read: {type(error).__name__}"
             wrong += 1
-        images = (
-            sum(1 for _ in storage.list_files(task.images))
-            if fault.startswith("an image")
-            else self.bench.num_images
-        )
+        images = self.bench.num_images
+        lost = images - len(seen)
+        if fault == POISON and f"{self.bench.num_images // 2:04d}.jpg" not in seen:
+            lost -= 1  # the image itself, of which nobody can have a mask
         again = read - (self.read or self.bench.num_images)
         return PeerRow(
-            PEERS[self.name], fault, images, images - len(seen), sum(seen.values()) - len(seen),
+            PEERS[self.name], fault, images, lost, sum(seen.values()) - len(seen),
             wrong, max(0, again), round(seconds - self.undisturbed_s, 1), by_hand,
         )  # fmt: skip
 

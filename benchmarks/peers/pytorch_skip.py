@@ -10,9 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from torch.utils.data import DataLoader
 
-from benchmarks.peers import pytorch_script
 from benchmarks.peers.pytorch_script import Photographs, save
 from benchmarks.peers.task import Pixels, Segmenter, Task
 from segbatch.machine import num_cores
@@ -52,7 +53,11 @@ def main() -> None:
 
 
 def masks(output: str) -> Iterator[tuple[str, Pixels]]:
-    return pytorch_script.masks(output)
+    for path in sorted(Path(output).iterdir()):
+        try:
+            yield path.stem, np.array(Image.open(path))
+        except (OSError, SyntaxError):  # half a file, which exists all the same
+            yield path.stem, np.empty((0, 0), np.uint8)
 
 
 if __name__ == "__main__":
