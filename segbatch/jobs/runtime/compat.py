@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import inspect
 import os
+import sys
+import tempfile
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 ATTEMPTS = 2  # at one block, if its process dies
 
 # Logs an error of eighty lines for a lost block. In a Ray that calls it otherwise, they are shown.
+LOG_LEVEL_LINE = b"Set ray log level from environment variable"
 BLOCK_ERRORS_LOG = "ray.data._internal.execution.streaming_executor_state"
 
 
@@ -145,6 +149,36 @@ def shut_down(before: Collection[threading.Thread]) -> None:
         stop = getattr(thread, "shutdown", None)
         if callable(stop) and type(thread).__module__.startswith("ray.data."):
             stop(force=True)
+
+
+@contextmanager
+def quiet_start() -> Iterator[None]:
+    """Keep from stderr the line in which Ray's backend says at its start how much it will log.
+
+    It writes the line itself, past Python, and has no setting for it. Everything else that is
+    written meanwhile comes when the start is over.
+    """
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as held:
+        try:
+            with _stderr_into(held.fileno()):
+                yield
+                sys.stderr.flush()
+        finally:
+            held.seek(0)
+            os.write(2, b"".join(line for line in held if LOG_LEVEL_LINE not in line))
+
+
+@contextmanager
+def _stderr_into(file: int) -> Iterator[None]:
+    """Let file descriptor 2 be another file."""
+    before = os.dup(2)
+    os.dup2(file, 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
 
 
 def disconnect() -> None:

@@ -97,18 +97,20 @@ def connected(say: Callable[[str], None]) -> Iterator[None]:
             if address:
                 say(f"connecting to Ray at {address}")
                 _refuse_silence(address)
-                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+                with compat.quiet_start():
+                    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
             else:
                 say("starting Ray on this machine")
                 for name, value in (FEW_CORES | temporary_folder()).items():
                     os.environ.setdefault(name, value)
-                ray.init(
-                    address="local",
-                    num_cpus=max(MIN_LOGICAL_CPUS, num_cores()),
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                )
+                with compat.quiet_start():
+                    ray.init(
+                        address="local",
+                        num_cpus=max(MIN_LOGICAL_CPUS, num_cores()),
+                        include_dashboard=False,
+                        log_to_driver=False,
+                        logging_level=logging.ERROR,
+                    )
     except (OSError, ValueError, RuntimeError) as error:
         where = f"RAY_ADDRESS={address}" if address else "Ray on this machine"
         raise InputError(f"{where}: cannot be used: {one_line(error)}") from error

@@ -147,3 +147,14 @@ def test_the_jobs_server_is_found_without_the_private_function(
     with pytest.raises(ConnectionError) as raised:
         compat.api_server_url("http://127.0.0.1:1")
     assert "127.0.0.1:1" in one_line(raised.value)
+
+
+def test_only_the_line_about_the_log_level_is_kept_from_stderr(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(ValueError, match="the start failed"), compat.quiet_start():  # noqa: PT012
+        os.write(2, b"[now] logging.cc:303: Set ray log level from environment variable X to 3\n")
+        os.write(2, b"something that matters\n")
+        raise ValueError("the start failed")
+    os.write(2, b"afterwards\n")
+    assert capfd.readouterr().err == "something that matters\nafterwards\n"

@@ -243,6 +243,7 @@ print("the result")
     )
     assert ended.stdout == "the result\n"
     assert "a worker died" in ended.stderr
+    assert "ray log level" not in ended.stderr
 
 
 @pytest.mark.long
