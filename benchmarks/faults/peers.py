@@ -48,8 +48,9 @@ ABOUT = (
 )
 POISON = "an image that kills its process"
 MAX_STARTS = 5
+ENDLESS = -1000  # instead of the exit code of a program that was stopped
 KILLS = 3
-LIMIT_S = 300.0  # of one start; then it is taken for hung
+LIMIT_S = 120.0  # of one start, several times what one takes; then it is taken for endless
 SAME = 0.999  # share of a mask's pixels; convolutions round differently in other batches
 
 Process = subprocess.Popen[bytes]
@@ -117,6 +118,9 @@ class Contender:
             process = self.start(task)
             damage(process)
             ended = _wait(process)
+            if ended == ENDLESS:
+                by_hand = f"it does not end: stopped after {LIMIT_S:.0f} s"
+                return self.judged(fault, task, time.perf_counter() - began, by_hand)
             if ended != 0:
                 said = _last_line(Path(f"{task.output}.log"))
                 print(f"{self.name}, {fault}: start {starts} ends with {ended}: {said}", flush=True)
@@ -217,12 +221,13 @@ def _python(name: str) -> list[str]:
 
 
 def _wait(process: Process) -> int:
-    """The exit code of a process, which is killed after ``LIMIT_S``."""
+    """The exit code of a process; ``ENDLESS`` if it was killed after ``LIMIT_S``."""
     try:
         return process.wait(LIMIT_S)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
-        return process.wait()
+        process.wait()
+        return ENDLESS
 
 
 def _nothing(process: Process) -> None:
