@@ -95,6 +95,7 @@ class Contender:
         yield self.two_at_once()
 
     def undisturbed(self) -> PeerRow:
+        self.row("none", [], _nothing)  # what is done once, such as installing, is not counted
         row = self.row("none", [], _nothing)
         self.undisturbed_s, self.read = row.extra_s, row.read_again + self.bench.num_images
         output = self.folder / f"{self.name}-{self.count}"
