@@ -16,6 +16,7 @@ import pyarrow as pa
 import pytest
 import ray
 import ray.data
+from ray.exceptions import RayActorError
 
 from segbatch.jobs.runtime import compat
 from segbatch.jobs.runtime.executor import data_context, in_background
@@ -137,6 +138,9 @@ def test_a_stage_goes_on_where_nobody_counts_its_attempts() -> None:
     other = pa.table({"number": [2], "pixels": pa.array([b"1"], pa.large_binary())})
     assert compat.name_of(other) != compat.name_of(block)
     ray.kill(attempts)
+    with pytest.raises(RayActorError):  # a moment later
+        while True:
+            ray.get(attempts.begin.remote("none", "none"))
     assert compat.limited(block, pa.Table.to_pylist, attempts) == block.to_pylist()
 
 
