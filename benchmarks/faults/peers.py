@@ -258,8 +258,12 @@ class _KillWorker:
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds * 0.7
+        self.done = False
 
     def __call__(self, process: Process) -> None:
+        if self.done:
+            return
+        self.done = True
         time.sleep(self.seconds)
         names: dict[psutil.Process, str] = {}
         for child in _descendants(process):
