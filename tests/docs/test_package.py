@@ -23,7 +23,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     # From a copy: setuptools leaves its own files beside what it builds.
     tree = tmp_path_factory.mktemp("tree")
-    for name in tracked():
+    for name in sources():
         target = tree / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes((ROOT / name).read_bytes())
@@ -33,18 +33,19 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def tracked() -> list[str]:
-    """What the package is built from: all files that belong to the repository."""
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "segbatch",
-         "pyproject.toml", "README.md", "LICENSE"],
-        cwd=ROOT, check=True, capture_output=True, text=True,
-    )  # fmt: skip
-    return [name for name in listed.stdout.splitlines() if (ROOT / name).exists()]
+def sources() -> list[str]:
+    """What the package is built from, relative to the checkout."""
+    package = [
+        path
+        for path in sorted((ROOT / "segbatch").rglob("*"))
+        if path.is_file() and "__pycache__" not in path.parts
+    ]
+    files = [ROOT / name for name in ("pyproject.toml", "README.md", "LICENSE")]
+    return [str(path.relative_to(ROOT)) for path in [*files, *package]]
 
 
 def test_the_wheel_and_the_sdist_hold_every_file_of_the_package(built: Path) -> None:
-    expected = {name for name in tracked() if name.startswith("segbatch/")}
+    expected = {name for name in sources() if name.startswith("segbatch/")}
     with zipfile.ZipFile(next(built.glob("*.whl"))) as wheel:
         assert expected <= set(wheel.namelist())
     with tarfile.open(next(built.glob("*.tar.gz"))) as sdist:
