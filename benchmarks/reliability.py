@@ -142,7 +142,7 @@ def write_page() -> None:
     text += (
         "\n## The others, through the same faults\n\n"
         f"{compared['date']}, {compared['cores']} cores, by `scripts/bench reliability --peers`."
-        f" {peers.ABOUT}\n\n"
+        f" {compared.get('note', '')} {peers.ABOUT}\n\n"
         + peers.table([peers.PeerRow(**row) for row in compared["rows"]])
         + "\n"
     )
