@@ -16,7 +16,7 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import torch
@@ -26,10 +26,16 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import result  # noqa: E402
-from benchmarks.training import Row, in_parallel, rows_of, scores, train_network  # noqa: E402
+from benchmarks.training import (  # noqa: E402
+    Row,
+    in_parallel,
+    rows_of,
+    scores,
+    threads_each,
+    train_network,
+)
 from segbatch.config.training import FromBackbone, Train  # noqa: E402
 from segbatch.labels.dataset import open_dataset  # noqa: E402
-from segbatch.machine import num_cores  # noqa: E402
 from segbatch.masks import decode_mask  # noqa: E402
 
 RECIPE = ROOT / "benchmarks" / "recipes" / "facades.yaml"
@@ -79,7 +85,7 @@ def main() -> None:
             "dataset": arguments.dataset,
             "weights": str(arguments.weights),
             "epochs": arguments.epochs,
-            "threads": max(1, num_cores() // arguments.processes),
+            "threads": threads_each(arguments.processes),
         }
         for seed in range(arguments.seeds)
         for change in arguments.only
@@ -143,11 +149,6 @@ def with_copies(rows: Sequence[Row], rare: Sequence[int], copies: int) -> list[R
 
 def summary(trainings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """A row for each change: mean and standard deviation over the seeds."""
-
-    def of(values: Sequence[float]) -> str:
-        spread = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
-        return f"{mean(values):.3f}{spread}"
-
     rows = []
     for change in dict.fromkeys(training["change"] for training in trainings):
         own = [training for training in trainings if training["change"] == change]
@@ -155,8 +156,10 @@ def summary(trainings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             {
                 "change": change,
                 "seeds": len(own),
-                "mIoU": of([training["miou"] for training in own]),
-                "mIoU of the average": of([training["average"]["miou"] for training in own]),
+                "mIoU": result.mean_and_deviation([training["miou"] for training in own]),
+                "mIoU of the average": result.mean_and_deviation(
+                    [training["average"]["miou"] for training in own]
+                ),
                 "seconds": round(mean(training["seconds"] for training in own)),
             }
         )

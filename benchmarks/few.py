@@ -18,7 +18,6 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,14 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import result  # noqa: E402
-from benchmarks.training import Row, in_parallel, rows_of, scores, train_network  # noqa: E402
+from benchmarks.training import (  # noqa: E402
+    Row,
+    in_parallel,
+    rows_of,
+    scores,
+    threads_each,
+    train_network,
+)
 from segbatch.config.training import FromBackbone, FromBundle, Train  # noqa: E402
 from segbatch.labels.dataset import open_dataset  # noqa: E402
 from segbatch.machine import num_cores  # noqa: E402
@@ -112,7 +118,7 @@ def train_few(
     number: int, start: str, seed: int, source: str, options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Train on ``number`` own photographs, drawn by ``seed``; the scores on the test's."""
-    threads = max(1, num_cores() // options["processes"])
+    threads = threads_each(options["processes"])
     torch.set_num_threads(threads)
     _, pool, test = dealt(options["dataset"])
     drawn = np.random.default_rng(seed).choice(len(pool), number, replace=False)
@@ -146,8 +152,7 @@ def summary(trainings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"own photographs": number}
         for start in ("model", "ImageNet"):
             values = [t["miou"] for t in trainings if (t["number"], t["start"]) == (number, start)]
-            spread = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
-            row[f"from {start}"] = f"{mean(values):.3f}{spread}" if values else None
+            row[f"from {start}"] = result.mean_and_deviation(values) if values else None
         rows.append(row)
     return rows
 

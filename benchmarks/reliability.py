@@ -102,7 +102,7 @@ def compare(stack: contextlib.ExitStack, url: str, num_images: int, output: Path
         entries.append(entry)
         figures = {**machine(), "rows": [asdict(e) for e in entries]}
         output.write_text(json.dumps(figures, indent=1) + "\n")
-    write_page()
+    write_page(newest("reliability"), output)
 
 
 def threshold() -> float:
@@ -118,14 +118,16 @@ def save(path: Path, rows: list[Row]) -> None:
     new = {row.part for row in rows}
     every = [row for row in before if row.part not in new] + rows
     path.write_text(json.dumps([asdict(row) for row in every], indent=1) + "\n")
-    write_page()
+    write_page(path, newest("reliability-peers"))
 
 
-def write_page() -> None:
-    """Write benchmarks/reliability.md from the newest results."""
-    ours, others = (
-        max(RESULTS.glob(f"*-{name}.json")) for name in ("reliability", "reliability-peers")
-    )
+def newest(name: str) -> Path:
+    """The last result of a benchmark that is kept."""
+    return max(RESULTS.glob(f"*-{name}.json"))
+
+
+def write_page(ours: Path, others: Path) -> None:
+    """Write benchmarks/reliability.md from two results."""
     rows = json.loads(ours.read_text())
     names = [field.name for field in fields(Row)]
     lines = [" | ".join(str(value) for value in row.values()) for row in rows]

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import torch
@@ -37,6 +38,12 @@ def markdown(rows: Sequence[Mapping[str, Any]], left: int = 1) -> str:
     lines = [columns, [":--" if n < left else "--:" for n in range(len(columns))]]
     lines += [[_shown(row.get(column)) for column in columns] for row in rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def mean_and_deviation(values: Sequence[float]) -> str:
+    """The mean with three digits and, of several values, the standard deviation."""
+    spread = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{mean(values):.3f}{spread}"
 
 
 def save(name: str, figures: Mapping[str, Any], path: Path | None = None) -> Path:

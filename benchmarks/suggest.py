@@ -40,6 +40,7 @@ from benchmarks.training import (  # noqa: E402
     rows_of,
     sample_of,
     scores,
+    threads_each,
     train_network,
 )
 from segbatch.config.training import (  # noqa: E402
@@ -52,7 +53,6 @@ from segbatch.config.training import (  # noqa: E402
     Train,
 )
 from segbatch.labels.dataset import Dataset, open_dataset  # noqa: E402
-from segbatch.machine import num_cores  # noqa: E402
 from segbatch.masks.classes import IGNORE_INDEX  # noqa: E402
 from segbatch.model.predict import Model  # noqa: E402
 from segbatch.review.suggest.candidates import FACTOR, MIN_FACTOR, ROWS_PER_CANDIDATE  # noqa: E402
@@ -116,7 +116,7 @@ class Seen:
 
 def one_round(seed: int, options: Mapping[str, Any]) -> list[dict[str, Any]]:
     """All trainings of one seed, with their scores."""
-    torch.set_num_threads(max(1, num_cores() // options["processes"]))
+    torch.set_num_threads(threads_each(options["processes"]))
     recipe = Recipe(options, open_dataset(options["dataset"]), seed)
     few, rest = recipe.dealt()
     backbone = FromBackbone(
@@ -179,7 +179,7 @@ class Recipe:
             augment=Augment(scale_range=(0.6, 1.6), color_jitter=0.3),
             seed=self.seed,
         )
-        threads = max(1, num_cores() // self.options["processes"])
+        threads = threads_each(self.options["processes"])
         # The averaged weights: less noise between trainings that are compared.
         return train_network(rows, self.dataset, start, train, threads=threads, average=True)
 

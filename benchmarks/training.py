@@ -1,7 +1,7 @@
 """Trains a network in this process, for benchmarks that compare trainings.
 
 The steps, batches and scores are those of the fine-tune job. Without Ray and checkpoints a short
-training stays short, and many share a large GPU.
+training stays short, and several share a large GPU.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from functools import lru_cache
 from multiprocessing import get_context
 from typing import Any
 
-import numpy as np
 import torch
 from timm.utils import ModelEmaV3
 
 from segbatch.config.training import FromBackbone, FromBundle, Train
 from segbatch.labels.dataset import Dataset
 from segbatch.labels.samples import Sample
+from segbatch.machine import num_cores
 from segbatch.model.bundle import save_bundle
 from segbatch.model.config import ModelConfig
 from segbatch.model.device import resolve_precision
@@ -32,7 +32,7 @@ from segbatch.training.examples import measure, training_example
 from segbatch.training.loader import Loader, Sampler
 from segbatch.training.loss import NetworkWithLoss
 from segbatch.training.network import build_network
-from segbatch.training.recipe import median_frequency, seed_everything
+from segbatch.training.recipe import count_ids, seed_everything, weights_of_counts
 from segbatch.training.step import Training
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -91,7 +91,8 @@ def train_network(
     config = replace(config, long_side=train.long_side)
     weights = train.loss.class_weights
     if weights == "median_frequency":
-        weights = weights_of(rows, len(dataset.classes))
+        counts = (count_ids(row["mask"]["bytes"]) for row in rows)
+        weights = weights_of_counts(counts, len(dataset.classes))
     sampler = Sampler(len(rows), train.batch_size, 1, train.epochs, train.seed)
     training = Training(
         NetworkWithLoss(network, train.loss, config.mean, config.std, weights),
@@ -139,23 +140,15 @@ def scores(network: Network, config: ModelConfig, rows: Sequence[Row]) -> dict[s
     }
 
 
-def weights_of(rows: Sequence[Row], num_classes: int) -> list[float]:
-    """Class weights of these rows by median frequency balancing."""
-    counts = [
-        np.bincount(training_example(sample_of(row), None)[1].ravel(), minlength=256)
-        for row in rows
-    ]
-    pixels, image_pixels = np.zeros(num_classes, np.int64), np.zeros(num_classes, np.int64)
-    for count in counts:
-        pixels += count[:num_classes]
-        image_pixels += np.where(count[:num_classes] > 0, count.sum(), 0)
-    return median_frequency(pixels, image_pixels)
-
-
 def _without_auxiliary(config: ModelConfig, trained: Any) -> Network:
     network = config.build()
     network.load_state_dict(network.without_auxiliary(trained.state_dict()))
     return network
+
+
+def threads_each(processes: int) -> int:
+    """CPU threads of one of so many processes on this machine."""
+    return max(1, num_cores() // processes)
 
 
 def in_parallel(

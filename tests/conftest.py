@@ -84,7 +84,7 @@ def fp32() -> Iterator[None]:
     """``precision: auto`` is fp32 in the tests' own process, on every CPU.
 
     Where a CPU computes bf16 in hardware it would be bf16, and references compute in fp32. Commands
-    in processes of their own need ``predict.precision: fp32`` beside it.
+    in processes of their own need ``predict.precision: fp32`` as well.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cpu, "get_capabilities", dict)

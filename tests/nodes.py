@@ -25,7 +25,7 @@ def another_node(address: str, num_cpus: int) -> Iterator[int]:
             [Path(sys.executable).with_name("ray"), "start", f"--address={address}",
              f"--num-cpus={num_cpus}", "--object-store-memory=100000000", "--block"],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-            env={"PYTHONPATH": str(ROOT), **os.environ},
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
         )  # fmt: skip
 
     node = start()

@@ -166,7 +166,7 @@ class Contender:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=ROOT,
-                # A Ray of its own, whatever else runs on this machine.
+                # A Ray of its own, even if another one runs on this machine.
                 env={**os.environ, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": "local"},
                 start_new_session=True,
             )

@@ -19,9 +19,27 @@ VERSION = "0.7.26"
 
 def main() -> None:
     import daft
-    from daft.io import IOConfig, S3Config
 
     task = Task.given()
+    source = {"io_config": s3_config()} if task.images.startswith("s3://") else {}
+    frame = daft.from_glob_path(f"{task.images}*", **source)
+    frame = frame.with_column("image", frame["path"].download(**source).decode_image(mode="RGB"))
+    frame = frame.with_column("mask", predictor(task).predict(frame["image"]))
+    frame.select("path", "mask").write_parquet(task.output)
+
+
+def s3_config() -> Any:
+    """Daft's settings for the server of the AWS_* variables."""
+    from daft.io import IOConfig, S3Config
+
+    endpoint = os.environ.get("AWS_ENDPOINT_URL")
+    secure = not str(endpoint).startswith("http://")
+    return IOConfig(s3=S3Config(endpoint_url=endpoint, use_ssl=secure))
+
+
+def predictor(task: Task) -> Any:
+    """The class UDF, whose method ``predict`` makes masks of a column of images."""
+    import daft
 
     @daft.cls(max_concurrency=task.workers, gpus=1 if task.device == "cuda" else 0)
     class Predictor:
@@ -37,16 +55,7 @@ def main() -> None:
             self.task.note(len(masks))
             return masks
 
-    source: dict[str, Any] = {}
-    if task.images.startswith("s3://"):
-        endpoint = os.environ.get("AWS_ENDPOINT_URL")
-        secure = not str(endpoint).startswith("http://")
-        source["io_config"] = IOConfig(s3=S3Config(endpoint_url=endpoint, use_ssl=secure))
-    predictor = Predictor(task)
-    frame = daft.from_glob_path(f"{task.images}*", **source)
-    frame = frame.with_column("image", frame["path"].download(**source).decode_image(mode="RGB"))
-    frame = frame.with_column("mask", predictor.predict(frame["image"]))
-    frame.select("path", "mask").write_parquet(task.output)
+    return Predictor(task)
 
 
 def masks(output: str) -> Iterator[tuple[str, Pixels]]:

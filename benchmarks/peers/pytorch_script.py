@@ -7,7 +7,7 @@ channels-last memory and inference mode, and PNG files written by a few threads 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -60,16 +60,27 @@ class Photographs(Dataset[tuple[str, Tensor]]):
 
 def main() -> None:
     task = Task.given()
+    folder = Path(task.output)
+    folder.mkdir(parents=True)
+    segment_all(task, Photographs(task.images), folder)
+
+
+def segment_all(
+    task: Task,
+    photographs: Photographs,
+    folder: Path,
+    worker_init_fn: Callable[[int], None] | None = None,
+) -> None:
+    """Write a PNG for each photograph; ``worker_init_fn`` is called in each loading process."""
     segment = Segmenter(task)
     loader = DataLoader(
-        Photographs(task.images),
+        photographs,
         batch_size=task.batch_size,
         num_workers=num_cores(),
         collate_fn=list,  # images may differ in size
         pin_memory=task.device == "cuda",
+        worker_init_fn=worker_init_fn,
     )
-    folder = Path(task.output)
-    folder.mkdir(parents=True)
     with ThreadPoolExecutor(4) as pool:
         written: Any = []
         for batch in loader:

@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from benchmarks.peers import ray_docs
-from benchmarks.peers.task import Pixels, Task
-from segbatch.jobs.runtime.workers import MIN_LOGICAL_CPUS
+from benchmarks.peers.task import Pixels, Task, start_ray
 
 
 def main() -> None:
@@ -22,8 +21,7 @@ def main() -> None:
     from ray.data.checkpoint import CheckpointConfig
 
     task = Task.given()
-    hook = {"worker_process_setup_hook": "tests.poison.install"}
-    ray.init(num_cpus=MIN_LOGICAL_CPUS, log_to_driver=False, runtime_env=hook)
+    start_ray()
     context = ray.data.DataContext.get_current()
     context.checkpoint_config = CheckpointConfig(
         id_column="path",

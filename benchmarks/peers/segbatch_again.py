@@ -7,17 +7,14 @@ minute, so that a short run has several commits.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 
 import pyarrow.parquet as pq
-import ray
 
 import segbatch
 from benchmarks.peers import segbatch_job
-from benchmarks.peers.task import Pixels, Task
+from benchmarks.peers.task import Pixels, Task, start_ray
 from segbatch.errors import SegbatchError
-from segbatch.jobs.runtime.workers import MIN_LOGICAL_CPUS
 from segbatch.results import ledger
 
 ledger.COMMIT_EVERY_S = 5.0
@@ -25,8 +22,7 @@ ledger.COMMIT_EVERY_S = 5.0
 
 def main() -> None:
     task = Task.given()
-    hook = {"worker_process_setup_hook": "tests.poison.install"}
-    ray.init(num_cpus=MIN_LOGICAL_CPUS, log_to_driver=False, runtime_env=hook)
+    start_ray()
     job = {
         "kind": "segment",
         "images": task.images,
@@ -55,4 +51,4 @@ def masks(output: str) -> Iterator[tuple[str, Pixels]]:
 
 
 if __name__ == "__main__":
-    import_module("benchmarks.peers.segbatch_again").main()
+    main()

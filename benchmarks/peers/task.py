@@ -57,6 +57,16 @@ class Task:
             file.write(f"{time.time():.4f} {num_images}\n")
 
 
+def start_ray() -> None:
+    """A Ray of its own for a program that is broken: images may kill its workers."""
+    import ray
+
+    from segbatch.jobs.runtime.workers import MIN_LOGICAL_CPUS
+
+    hook = {"worker_process_setup_hook": "tests.poison.install"}
+    ray.init(num_cpus=MIN_LOGICAL_CPUS, log_to_driver=False, runtime_env=hook)
+
+
 class Segmenter:
     """The network as a plain script runs it: pixels in, label maps of their size out."""
 

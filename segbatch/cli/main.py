@@ -7,9 +7,8 @@ that ``--help`` and ``query`` load neither torch nor Ray.
 from __future__ import annotations
 
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from typer import Argument, Exit, Option, Typer
 
@@ -41,14 +40,6 @@ app = Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-class Kind(StrEnum):
-    """The kinds of jobs."""
-
-    segment = "segment"
-    finetune = "finetune"
-    evaluate = "evaluate"
 
 
 def main() -> None:
@@ -117,10 +108,13 @@ def run(
 
 @app.command()
 def init(
-    kind: Annotated[Kind, Argument(metavar="segment|finetune|evaluate", help="The kind of job.")],
+    kind: Annotated[
+        Literal["segment", "finetune", "evaluate"],
+        Argument(metavar="segment|finetune|evaluate", help="The kind of job."),
+    ],
 ) -> None:
     """Print a job file to start from: segbatch init segment > job.yaml"""
-    print(template(kind.value), end="")
+    print(template(kind), end="")
 
 
 @app.command()

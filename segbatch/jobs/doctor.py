@@ -14,9 +14,10 @@ from segbatch.__version__ import __version__
 from segbatch.errors import SegbatchError
 from segbatch.machine import cpu_model, num_cores
 from segbatch.storage import hub, one_line
+from segbatch.storage.clients import is_unsigned, s3_endpoint
 
 LIBRARIES = ("ray", "torch", "torchvision", "openvino", "pyarrow", "deltalake", "duckdb")
-# A module's package for each extra of pyproject.toml.
+# A package of each extra of pyproject.toml.
 EXTRAS = {
     "gcs": "gcsfs", "azure": "adlfs", "demo": "moto", "int8": "nncf", "onnx": "onnx",
     "transformers": "transformers", "mlflow": "mlflow-skinny", "wandb": "wandb",
@@ -43,9 +44,7 @@ def examine(uri: str | None = None) -> dict[str, Any]:
         "runs": runs_here("deeplabv3plus"),
         "ray": os.environ.get("RAY_ADDRESS") or "starts on this machine",
         "aws_credentials": _aws(),
-        "s3_endpoint": os.environ.get("AWS_ENDPOINT_URL_S3")
-        or os.environ.get("AWS_ENDPOINT_URL")
-        or "AWS",
+        "s3_endpoint": s3_endpoint() or "AWS",
         "hugging_face": "a token" if hub.headers() else "no token: public repositories only",
     }
     return facts if uri is None else facts | _storage(storage.normalize(uri))
@@ -62,7 +61,7 @@ def _aws() -> str:
     """Where the credentials for S3 come from."""
     from botocore.session import Session
 
-    if os.environ.get("AWS_SKIP_SIGNATURE", "").lower() in ("1", "true"):
+    if is_unsigned():
         return "none asked for (AWS_SKIP_SIGNATURE)"
     credentials = Session().get_credentials()
     return "none found" if credentials is None else f"found ({credentials.method})"
@@ -85,8 +84,10 @@ def _storage(uri: str) -> dict[str, str]:
         return "yes"
 
     def read() -> str:
-        same = storage.read_bytes(probe) == PROBE
-        storage.delete([probe])
+        try:
+            same = storage.read_bytes(probe) == PROBE
+        finally:
+            storage.delete([probe])
         return "yes, the same bytes" if same else "no: other bytes than were written"
 
     def list_it() -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +13,10 @@ from PIL import Image
 
 from segbatch.masks import overlay
 from segbatch.masks.classes import Classes
+from segbatch.masks.html import jpeg_uri
 
 PICTURE_SIDE = 480  # pixels of a picture's longer side
+QUALITY = 80
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,13 +61,7 @@ def _pictures(image: WorstImage, classes: Classes) -> dict[str, str]:
     for name, label_map in (("truth", image.truth), ("prediction", image.prediction)):
         ids = Image.fromarray(label_map).resize(photo.size, Image.Resampling.NEAREST)
         pictures[name] = overlay(image.photo, np.asarray(ids), classes)
-    return {name: _data_uri(picture) for name, picture in pictures.items()}
-
-
-def _data_uri(picture: Image.Image) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=80, optimize=True)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return {name: jpeg_uri(picture, QUALITY) for name, picture in pictures.items()}
 
 
 def _classes_in(image: WorstImage, classes: Classes) -> list[Any]:

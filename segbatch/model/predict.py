@@ -35,7 +35,7 @@ from segbatch.config.job import Predict
 from segbatch.console import say
 from segbatch.errors import InputError, JobFailed
 from segbatch.images.scaling import FILTER, downscale
-from segbatch.masks.classes import Classes
+from segbatch.masks.classes import Classes, SegClass
 from segbatch.masks.html import picture_html, swatch, table_html
 from segbatch.model.bundle import Packed, load_config, load_graph, load_network
 from segbatch.model.config import ModelConfig
@@ -198,7 +198,7 @@ class Model:
         """For notebooks: what the model is, and its classes with their IoU."""
         iou = self.config.metrics.get("iou", {})
         rows = [
-            (swatch(self.classes, c.name), "–" if iou.get(c.name) is None else f"{iou[c.name]:.3f}")
+            (swatch(c), "–" if iou.get(c.name) is None else f"{iou[c.name]:.3f}")
             for c in self.classes
         ]
         return f"<p>{escape(repr(self))}</p>{table_html(rows, ('class', 'IoU'))}"
@@ -383,18 +383,18 @@ class Prediction:
 
     def __repr__(self) -> str:
         height, width = self.mask.shape
-        shares = ", ".join(f"{name} {masks.share(value)}" for name, value in self._seen())
+        shares = ", ".join(f"{c.name} {share}" for c, share in self._shares())
         return f"Prediction({width}×{height}: {shares or 'nothing'})"
 
     def _repr_html_(self) -> str:
-        """For notebooks: the overlay beside the share of each class."""
-        rows = [(name, masks.share(value)) for name, value in self._seen()]
-        return picture_html(self.overlay(), rows, self.classes)
+        """For notebooks: the overlay, and the share of each class."""
+        return picture_html(self.overlay(), self._shares())
 
-    def _seen(self) -> list[tuple[str, float]]:
-        """The classes with pixels and their shares, the largest first."""
-        shares = sorted(self.coverage.items(), key=lambda entry: -entry[1])
-        return [(name, value) for name, value in shares if value]
+    def _shares(self) -> list[tuple[SegClass, str]]:
+        """The classes with pixels and their shares as texts, the largest first."""
+        largest = np.argsort(-self.pixels, kind="stable")
+        shares = self.pixels / self.mask.size
+        return [(self.classes[i], masks.share(shares[i])) for i in largest.tolist() if shares[i]]
 
     @property
     def coverage(self) -> dict[str, float]:

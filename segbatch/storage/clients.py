@@ -81,13 +81,13 @@ def _web_client(
     # no way out: it asks twice and reports a busy server's 503 as "not found".
     root, key = split_bucket(url)
     if re.fullmatch(r"[\w.~/-]+", key, re.ASCII) and "//" not in key:
-        return _cached_store(root, timeout_s, retries, _endpoint(), headers), key
+        return _cached_store(root, timeout_s, retries, s3_endpoint(), headers), key
     return _open_store(url, timeout_s, retries, headers), ""
 
 
 def bucket_client(root: str, timeout_s: float = TIMEOUT_S, retries: int = RETRIES) -> ObjectStore:
     """The obstore client of one bucket, ``scheme://bucket``; cached, as it holds connections."""
-    return _cached_store(root, timeout_s, retries, _endpoint())
+    return _cached_store(root, timeout_s, retries, s3_endpoint())
 
 
 def filesystem(uri: str, timeout_s: float = TIMEOUT_S, retries: int = RETRIES) -> tuple[Any, str]:
@@ -103,9 +103,9 @@ def filesystem(uri: str, timeout_s: float = TIMEOUT_S, retries: int = RETRIES) -
     }
     fs, path = fsspec.core.url_to_fs(
         uri,
-        endpoint_url=_endpoint() or None,  # explicit, as fsspec caches filesystems by arguments
+        endpoint_url=s3_endpoint() or None,  # explicit, as fsspec caches filesystems by arguments
         use_listings_cache=False,
-        anon=_unsigned(),
+        anon=is_unsigned(),
         config_kwargs=config,
     )
     fs.retries = 1  # otherwise s3fs retries what botocore has retried: 25 requests instead of 5
@@ -124,7 +124,7 @@ def delta_options(uri: str) -> dict[str, str]:
         "backoff_config.max_backoff": f"{MAX_BACKOFF_S:.0f}s",
         "backoff_config.base": str(BACKOFF_FACTOR),
     }
-    if scheme_of(uri) in ("s3", "s3a") and _endpoint().startswith("http://"):
+    if scheme_of(uri) in ("s3", "s3a") and s3_endpoint().startswith("http://"):
         options["AWS_ALLOW_HTTP"] = "true"
     return options
 
@@ -145,7 +145,7 @@ def _open_store(root: str, timeout_s: float, retries: int, headers: Headers = ()
     kwargs: dict[str, Any] = {}
     allow_http = root.startswith("http://")
     if scheme_of(root) in ("s3", "s3a"):
-        allow_http = _endpoint().startswith("http://")
+        allow_http = s3_endpoint().startswith("http://")
         kwargs = _s3_options()
     client_options: Any = {"allow_http": allow_http, "timeout": timedelta(seconds=timeout_s)}
     if headers:
@@ -167,11 +167,13 @@ def _open_store(root: str, timeout_s: float, retries: int, headers: Headers = ()
     )
 
 
-def _endpoint() -> str:
+def s3_endpoint() -> str:
+    """The URL that S3 is reached at; empty for AWS's own."""
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
 
 
-def _unsigned() -> bool:
+def is_unsigned() -> bool:
+    """Whether requests to S3 are sent without credentials."""
     return os.environ.get("AWS_SKIP_SIGNATURE", "").lower() in ("1", "true")
 
 
@@ -184,9 +186,9 @@ def _s3_options() -> dict[str, Any]:
     region = session.get_config_variable("region")
     if region:
         options["region"] = region
-    if _endpoint():
-        options["endpoint"] = _endpoint()
-    if _unsigned():
+    if s3_endpoint():
+        options["endpoint"] = s3_endpoint()
+    if is_unsigned():
         options["skip_signature"] = True
     elif "AWS_ACCESS_KEY_ID" not in os.environ:
         credentials = session.get_credentials()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -98,9 +98,15 @@ def class_pixels(dataset: Dataset) -> npt.NDArray[np.int64]:
 
 def median_frequency_weights(dataset: Dataset) -> list[float]:
     """:func:`median_frequency` over the masks of ``train``."""
-    num_classes = len(dataset.classes)
+    return weights_of_counts(_mask_counts(dataset), len(dataset.classes))
+
+
+def weights_of_counts(
+    mask_counts: Iterable[npt.NDArray[np.int64]], num_classes: int
+) -> list[float]:
+    """:func:`median_frequency` over masks, given as pixels by id, ``(256,)`` each."""
     pixels, image_pixels = np.zeros(num_classes, np.int64), np.zeros(num_classes, np.int64)
-    for all_counts in _mask_counts(dataset):
+    for all_counts in mask_counts:
         counts = all_counts[:num_classes]
         pixels += counts
         image_pixels += np.where(counts > 0, all_counts.sum(), 0)
@@ -111,7 +117,12 @@ def _mask_counts(dataset: Dataset) -> Iterator[npt.NDArray[np.int64]]:
     """Pixels by id, ``(256,)``, of each mask of ``train``."""
     for table in dataset.tables("train", ["mask"]):
         for mask in table["mask"].to_pylist():
-            yield np.bincount(decode_mask(mask["bytes"]).ravel(), minlength=256)
+            yield count_ids(mask["bytes"])
+
+
+def count_ids(mask: bytes) -> npt.NDArray[np.int64]:
+    """Pixels by id, ``(256,)``, of a mask as it is stored."""
+    return np.bincount(decode_mask(mask).ravel(), minlength=256)
 
 
 def median_frequency(

@@ -21,7 +21,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "import sys; from setuptools import build_meta as b; folder = sys.argv[1];"
         " b.build_sdist(folder); b.build_wheel(folder)"
     )
-    # From a copy: setuptools leaves its own files beside what it builds.
+    # From a copy: setuptools leaves files of its own in the folder that it builds.
     tree = tmp_path_factory.mktemp("tree")
     for name in sources():
         target = tree / name

@@ -5,8 +5,6 @@ SQL chooses them by their statistics; only the chosen photographs and masks are 
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +13,7 @@ from PIL import Image
 
 from segbatch.masks import encode_mask, overlay
 from segbatch.masks.classes import IGNORE_INDEX, SegClass
+from segbatch.masks.html import data_uri, jpeg_uri
 from segbatch.results.database import quoted_name
 from segbatch.results.runfolder import RunFolder
 from segbatch.results.schema import OK
@@ -136,19 +135,9 @@ def draw_thumbnails(run: RunFolder, images: Mapping[int, str]) -> dict[int, Thum
 
 def _data_uris(picture: Picture, run: RunFolder) -> dict[str, str]:
     """Photo, mask and overlay of a picture; only the photo if there is no mask."""
-    photo = {"photo": _jpeg(Image.fromarray(picture.photo))}
+    photo = {"photo": jpeg_uri(Image.fromarray(picture.photo), QUALITY)}
     if (picture.label_map == IGNORE_INDEX).all():
         return photo
     mask = encode_mask(np.ascontiguousarray(picture.label_map), run.classes.palette)
     over = overlay(picture.photo, picture.label_map, run.classes)
-    return photo | {"mask": _data_uri("png", mask), "overlay": _jpeg(over)}
-
-
-def _jpeg(picture: Image.Image) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=QUALITY, optimize=True)
-    return _data_uri("jpeg", buffer.getvalue())
-
-
-def _data_uri(kind: str, content: bytes) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    return photo | {"mask": data_uri("png", mask), "overlay": jpeg_uri(over, QUALITY)}

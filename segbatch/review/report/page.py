@@ -16,7 +16,7 @@ from typing import Any, cast
 import duckdb
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from segbatch import storage
+from segbatch import masks, storage
 from segbatch.config.images import location_of, parse_source
 from segbatch.errors import Damaged, InputError, UnreadableMask
 from segbatch.masks.classes import SegClass
@@ -362,7 +362,7 @@ def _percent(share: float | None) -> str:
         return "–"
     if share in (0, 1):
         return f"{share:.0%}"
-    return "<0.1%" if share < 0.0005 else f"{share:.1%}"
+    return masks.share(share)
 
 
 def _points(change: float | None) -> str:
