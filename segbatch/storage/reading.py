@@ -8,11 +8,15 @@ counted here and switched off in the clients, so the number is the same for all.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import hashlib
 import math
 import os
 import re
 import stat
+import sys
+import threading
+import time
 import unicodedata
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -49,6 +53,7 @@ if TYPE_CHECKING:
     from obstore import ObjectMeta
 
 DISK_THREADS = 8  # for local files, which may be on a network file system
+LAST_CALLS_S = 1.0  # how long the end of a process waits for calls of obstore's threads
 
 # Buckets whose ETags look like an MD5 of the content and are not: SSE-KMS, SSE-C.
 BUCKETS_WITHOUT_MD5: set[str] = set()
@@ -172,6 +177,24 @@ def read_input(uri: str, wrong: type[InputError], missing: str = "no such file")
 def read_text(uri: str, wrong: type[InputError], missing: str = "no such file") -> str:
     """:func:`read_input` for a text file; see :func:`~segbatch.storage.text.decode_text`."""
     return decode_text(read_input(uri, wrong, missing), uri, wrong)
+
+
+def _wait_for_last_calls() -> None:
+    """Let obstore's threads return from Python before the interpreter ends.
+
+    A thread of obstore hands over a result by a call of Python, and may still be inside it when the
+    result has been read and the process ends. Before Python 3.14 such a thread aborts the process
+    (python/cpython#87135): the exit code is that of SIGABRT, whatever the program returned.
+    """
+    deadline = time.monotonic() + LAST_CALLS_S
+    while time.monotonic() < deadline:
+        threads_of_python = {thread.ident for thread in threading.enumerate()}
+        if sys._current_frames().keys() <= threads_of_python:
+            return
+        time.sleep(0.001)
+
+
+atexit.register(_wait_for_last_calls)
 
 
 async def _read_all(

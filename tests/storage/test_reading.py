@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -102,6 +104,30 @@ def test_a_key_that_only_fsspec_accepts_is_retried_too(s3: S3, fault: dict[str, 
     assert isinstance(content, Unreadable)
     # aiohttp itself repeats a request that was reset on a reused connection.
     assert sum(s3.requests("GET", "odd/").values()) <= 2 * 4
+
+
+def test_a_process_that_ends_right_after_reading_keeps_its_exit_code(s3: S3) -> None:
+    """obstore's threads, which hand over the bytes by a call of Python, are slow to return."""
+    uri = s3.uri("last") + "/object.bin"
+    storage.write_bytes(uri, b"content")
+    program = f"""
+import sys, time
+from asyncio.selector_events import BaseSelectorEventLoop
+from segbatch import storage
+
+wake_up = BaseSelectorEventLoop._write_to_self
+
+def wake_up_slowly(loop):
+    wake_up(loop)
+    for _ in range(200):
+        time.sleep(0.001)  # the GIL is let go and taken again
+
+BaseSelectorEventLoop._write_to_self = wake_up_slowly
+assert storage.read_bytes({uri!r}) == b"content"
+sys.exit(3)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (3, b"")
 
 
 def test_an_object_that_takes_longer_than_the_limit_arrives_in_several_requests(s3: S3) -> None:
