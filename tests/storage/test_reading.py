@@ -126,7 +126,9 @@ BaseSelectorEventLoop._write_to_self = wake_up_slowly
 assert storage.read_bytes({uri!r}) == b"content"
 sys.exit(3)
 """
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60)
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, timeout=60, check=False
+    )
     assert (ended.returncode, ended.stderr) == (3, b"")
 
 
