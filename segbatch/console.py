@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
@@ -18,6 +19,16 @@ EVERY_S = 10.0  # between two lines
 def say(message: str) -> None:
     """Print one line to stderr, whole: it may hold advice to type."""
     print(visible(message), file=sys.stderr, flush=True)
+
+
+def in_pairs(facts: Mapping[str, object]) -> str:
+    """Facts for a log: ``images=12 failed=1``."""
+    return " ".join(f"{key}={value}" for key, value in facts.items())
+
+
+def in_words(facts: Mapping[str, object]) -> str:
+    """Facts for a terminal: ``images 12, failed 1``."""
+    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in facts.items())
 
 
 class Bar:
@@ -33,13 +44,18 @@ class Bar:
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[pace]}"),
+            TextColumn("{task.fields[state]}"),
             TimeRemainingColumn(),
             console=Console(stderr=True),
             disable=not sys.stderr.isatty(),
         )
-        self._task = self._bar.add_task(what, total=total, completed=done, pace="")
+        self._task = self._bar.add_task(what, total=total, completed=done, state="")
         self.started = self._last_line = time.monotonic()
+
+    @property
+    def shown(self) -> bool:
+        """Whether there is a bar, because stderr is a terminal."""
+        return not self._bar.disable
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -53,20 +69,23 @@ class Bar:
     ) -> None:
         self._bar.stop()
 
-    def move(self, done: int, pace: str) -> bool:
-        """Update the bar; returns whether a line is due because there is no bar."""
-        self._bar.update(self._task, completed=done, pace=pace)
-        due = self._bar.disable and time.monotonic() - self._last_line >= EVERY_S
+    def move(self, done: int, state: str) -> bool:
+        """Update the bar, with ``state`` as the text behind it.
+
+        Returns whether a line is due because there is no bar.
+        """
+        self._bar.update(self._task, completed=done, state=state)
+        due = not self.shown and time.monotonic() - self._last_line >= EVERY_S
         if due:
             self._last_line = time.monotonic()
         return due
 
     def line(self, text: str, prefix: str) -> None:
         """Print ``text`` above the bar, or after ``prefix`` where there is no bar."""
-        if self._bar.disable:
-            say(f"{prefix}{text}")
-        else:
+        if self.shown:
             self._bar.console.print(text, highlight=False, markup=False)
+        else:
+            say(f"{prefix}{text}")
 
 
 class ImageBar(Bar):

@@ -4,6 +4,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from segbatch.console import Bar
+from segbatch.jobs.progress import Progress as RunProgress
 
 
 def test_a_line_above_the_bar_is_shown_as_it_is_whatever_a_user_calls_things() -> None:
@@ -13,3 +14,21 @@ def test_a_line_above_the_bar_is_shown_as_it_is_whatever_a_user_calls_things() -
     line = "run=s3://b/runs [/old] event=lost reason=[red]no such[/] class [/b]"
     bar.line(line, "time=now ")
     assert line in shown.getvalue()
+
+
+def test_a_terminal_sees_what_is_committed_and_only_events_that_are_no_routine() -> None:
+    shown = io.StringIO()
+    progress = RunProgress("s3://bucket/runs/first", 100, 20)
+    console = Console(file=shown, force_terminal=True, width=200)
+    progress._bar.live.console = console
+    progress._bar.disable = False
+    with progress:
+        progress.event("pass", remaining=80)
+        progress.commit(30, version=4)
+        progress.event("crashed", image_ids=[7], reason="killed by SIGSEGV")
+        progress._bar.refresh()
+    text = shown.getvalue()
+    assert "50 committed" in text
+    assert "crashed: image ids [7], reason killed by SIGSEGV" in text
+    assert "pass" not in text
+    assert "version" not in text

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument, Exit, Option, Typer
 
+from segbatch.cli.groups import CLUSTER, example
 from segbatch.cli.options import (
     Extend,
     Format,
@@ -40,7 +41,9 @@ COLUMNS = ("id", "status", "kind", "output", "model", "started", "took")
 LEFT = 130  # exit code of a command that stopped following a job
 
 
-@jobs_app.command()
+@jobs_app.command(
+    rich_help_panel=CLUSTER, epilog=example("segbatch submit job.yaml --address http://head:8265")
+)
 def submit(
     job: JobFile,
     *,
@@ -98,7 +101,9 @@ def submit(
     raise Exit(_follow(JobLog(submission, _write)))
 
 
-@jobs_app.command()
+@jobs_app.command(
+    rich_help_panel=CLUSTER, epilog=example("segbatch jobs --address http://head:8265")
+)
 def jobs(address: Address = None, format: Format = "text") -> None:
     """List the jobs of a cluster, the oldest first."""
     from segbatch.cluster.dashboard import connect
@@ -111,7 +116,9 @@ def jobs(address: Address = None, format: Format = "text") -> None:
         _print_table(rows)
 
 
-@jobs_app.command()
+@jobs_app.command(
+    rich_help_panel=CLUSTER, epilog=example("segbatch logs s3://bucket/runs/first --follow")
+)
 def logs(
     job: JobOrOutput,
     address: Address = None,
@@ -130,7 +137,7 @@ def logs(
     log.write_available()
 
 
-@jobs_app.command()
+@jobs_app.command(rich_help_panel=CLUSTER, epilog=example("segbatch stop s3://bucket/runs/first"))
 def stop(job: JobOrOutput, address: Address = None) -> None:
     """Stop a job cleanly, so that it can be resumed.
 

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from typer import Argument, Exit, Option, Typer
 
+from segbatch.cli.groups import example
 from segbatch.cli.options import Format, RunUri, print_facts
 from segbatch.console import say
 from segbatch.errors import Incomplete, InputError
@@ -22,7 +23,9 @@ DatasetUri = Annotated[
 ]
 
 
-@labels_app.command("import")
+@labels_app.command(
+    "import", epilog=example("segbatch labels import annotations/ labels/facades --from labelme")
+)
 def labels_import(
     source: Annotated[str, Argument(metavar="SOURCE", help="Folder of the labels (any URI).")],
     dataset: DatasetUri,
@@ -123,7 +126,9 @@ def labels_import(
     say(f"look at it with: segbatch labels check {quote(report.dataset)} --sheet sheet.png")
 
 
-@labels_app.command("check")
+@labels_app.command(
+    "check", epilog=example("segbatch labels check labels/facades --sheet sheet.png")
+)
 def labels_check(
     dataset: DatasetUri,
     *,
@@ -163,7 +168,10 @@ def labels_check(
     raise Exit(report.exit_code)
 
 
-@labels_app.command("suggest")
+@labels_app.command(
+    "suggest",
+    epilog=example("segbatch labels suggest RUN to-label/ --count 50 --exclude labels"),
+)
 def labels_suggest(
     run: RunUri,
     folder: Annotated[str, Argument(metavar="DIR", help="Output folder (any URI).")],

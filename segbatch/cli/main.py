@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from typer import Argument, Exit, Option, Typer
 
 from segbatch.__version__ import __version__
+from segbatch.cli.groups import FIRST, MODELS, SEGMENT, CommandsByTask, example
 from segbatch.cli.jobs import jobs_app
 from segbatch.cli.labels import labels_app
 from segbatch.cli.models import model_app, predict_app
@@ -26,13 +27,15 @@ from segbatch.cli.options import (
     RetryFailed,
     kinds_of,
     print_facts,
+    print_status,
 )
 from segbatch.cli.plan import plan_app
 from segbatch.cli.runs import runs_app
 from segbatch.config.templates import template
-from segbatch.errors import Incomplete, SegbatchError
+from segbatch.errors import Incomplete, JobFailed, SegbatchError
 
 app = Typer(
+    cls=CommandsByTask,
     rich_markup_mode=None,  # Rich would take half of the time of --help
     name="segbatch",
     help="Batch semantic segmentation of image collections in object storage, on Ray.",
@@ -47,7 +50,7 @@ def main() -> None:
     try:
         app()
     except SegbatchError as error:
-        print(f"segbatch: {error}", file=sys.stderr)
+        print(f"segbatch: {error}", *getattr(error, "__notes__", ()), sep="\n  ", file=sys.stderr)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         sys.exit(0)  # `segbatch query … | head`
@@ -70,7 +73,9 @@ def _root(
 ) -> None: ...
 
 
-@app.command()
+@app.command(
+    rich_help_panel=SEGMENT, epilog=example("segbatch run job.yaml --set predict.batch_size=16")
+)
 def run(
     job: JobFile,
     overrides: Overrides = None,
@@ -89,12 +94,18 @@ def run(
     kinds = kinds_of(only)
     check_options(loaded, retry_failed=retry_failed, only=kinds, repair=repair, extend=extend)
     if loaded.kind == "segment":
+        from segbatch.cli.nextsteps import after_failure, say_what_next
         from segbatch.jobs.segment import segment
 
-        finished = segment(
-            loaded, retry_failed=retry_failed, only=kinds, repair=repair, extend=extend
-        )
-        print_facts(finished.summary())
+        try:
+            finished = segment(
+                loaded, retry_failed=retry_failed, only=kinds, repair=repair, extend=extend
+            )
+        except JobFailed as failure:
+            after_failure(failure, loaded.output, job, overrides or ())
+            raise
+        print_status(finished.summary())
+        say_what_next(loaded.output)
     elif loaded.kind == "finetune":
         from segbatch.jobs.finetune import finetune
 
@@ -106,7 +117,7 @@ def run(
         print(as_text(evaluate(loaded)))
 
 
-@app.command()
+@app.command(rich_help_panel=FIRST, epilog=example("segbatch init segment > job.yaml"))
 def init(
     kind: Annotated[
         Literal["segment", "finetune", "evaluate"],
@@ -117,7 +128,7 @@ def init(
     print(template(kind), end="")
 
 
-@app.command()
+@app.command(rich_help_panel=FIRST, epilog=example("segbatch doctor s3://bucket/runs/"))
 def doctor(
     uri: Annotated[
         str | None, Argument(metavar="URI", help="A folder to list, write to and read from.")
@@ -136,7 +147,7 @@ def doctor(
         raise Exit(1)
 
 
-@app.command()
+@app.command(rich_help_panel=FIRST, epilog=example("segbatch demo tour --photos photos/"))
 def demo(
     folder: Annotated[Path, Argument(metavar="DIR", help="Folder for everything it makes.")],
     photos: Annotated[
@@ -149,7 +160,7 @@ def demo(
     tour(folder, photos)
 
 
-for commands in (runs_app, predict_app, plan_app, jobs_app):
+for commands in (plan_app, predict_app, runs_app, jobs_app):
     app.add_typer(commands)  # without a name, so that their commands are on the top level
-app.add_typer(model_app, name="model")
-app.add_typer(labels_app, name="labels")
+app.add_typer(model_app, name="model", rich_help_panel=MODELS)
+app.add_typer(labels_app, name="labels", rich_help_panel=MODELS)

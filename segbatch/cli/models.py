@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from typer import Argument, Option, Typer
 
+from segbatch.cli.groups import SEGMENT, example
 from segbatch.cli.options import Bundle, Format, print_facts, require_extension
 from segbatch.console import say
 from segbatch.errors import InputError
@@ -21,7 +22,10 @@ model_app = Typer(help="Model bundles: list, inspect, import, export.", no_args_
 predict_app = Typer()
 
 
-@predict_app.command()
+@predict_app.command(
+    rich_help_panel=SEGMENT,
+    epilog=example("segbatch predict photos/ --model zoo:facades -o overlays/"),
+)
 def predict(
     source: Annotated[str, Argument(help="Image, video, folder, shard (any URI), or camera:0.")],
     model: Annotated[str, Option("--model", "-m", help="A model bundle or zoo:NAME.")],
@@ -48,7 +52,7 @@ def predict(
     say(f"{written} overlay{'s' if written != 1 else ''} in {output}")
 
 
-@model_app.command("list")
+@model_app.command("list", epilog=example("segbatch model list --arch deeplabv3plus"))
 def model_list(
     uri: Annotated[str | None, Argument(metavar="URI", help="Folder to list bundles of.")] = None,
     arch: Annotated[
@@ -117,25 +121,24 @@ def _print_networks(sizes: list[Size]) -> None:
     Console(soft_wrap=True).print(table)
 
 
-@model_app.command("info")
+@model_app.command("info", epilog=example("segbatch model info zoo:facades"))
 def model_info(uri: Bundle, format: Format = "text") -> None:
     """Show a bundle's network, classes, sizes, metrics and provenance."""
+    from segbatch.cli.modelinfo import print_model
     from segbatch.model import bundle
     from segbatch.model.engine import runs_here
 
     facts = bundle.describe(uri)
     facts["runs_here"] = runs_here(facts["arch"])
-    if format == "text":
-        facts |= {
-            term: facts["provenance"].pop(term)
-            for term in bundle.TERMS
-            if term in facts["provenance"]
-        }
-        facts["classes"] = [entry["name"] for entry in facts["classes"]]
-    print_facts(facts, format)
+    if format == "json":
+        print_facts(facts, format)
+    else:
+        print_model(facts, bundle.TERMS)
 
 
-@model_app.command("import")
+@model_app.command(
+    "import", epilog=example("segbatch model import hf://OWNER/NAME models/segformer")
+)
 def model_import(
     source: Annotated[
         str, Argument(metavar="SOURCE", help="A file of weights or a graph, or a folder (any URI).")
@@ -164,7 +167,6 @@ def model_import(
     Weights: MMSegmentation (DeepLabV3, DeepLabV3+), Hugging Face transformers (SegFormer,
     MobileNetV2), segmentation_models_pytorch, VainF, torchvision, also in wrappers. Graphs:
     ONNX, TensorFlow, TensorFlow Lite, Paddle, OpenVINO.
-    Example: segbatch model import hf://nvidia/segformer-b0-finetuned-ade-512-512 models/segformer
     """
     from segbatch.masks.classfile import read_classes
     from segbatch.model.checkpoints import Known, import_model
@@ -200,23 +202,25 @@ def _numbers(option: str, text: str | None, number: int) -> Any:
     return values
 
 
-@model_app.command("quantize")
+@model_app.command(
+    "quantize",
+    epilog=example("segbatch model quantize models/facades models/int8 --images photos/"),
+)
 def model_quantize(
     uri: Bundle,
     output: Annotated[str, Argument(metavar="OUT", help="Folder of the new bundle (any URI).")],
     images: Annotated[str, Option(help="Images to calibrate with: a folder, glob or manifest.")],
 ) -> None:
-    """Make a bundle that computes in int8, several times as fast on CPUs.
-
-    Example: segbatch model quantize models/facades models/facades-int8 --images photos/
-    """
+    """Make a bundle that computes in int8, much faster on CPUs."""
     from segbatch.model.quantize import quantize_bundle
 
     quantize_bundle(uri, output, images)
     say(f"{output}: computes in int8; what that costs in mIoU: evaluate it on labelled images")
 
 
-@model_app.command("push")
+@model_app.command(
+    "push", epilog=example("segbatch model push models/facades hf://our-team/facades")
+)
 def model_push(
     uri: Bundle,
     hub: Annotated[str, Argument(metavar="hf://OWNER/NAME", help="Repository of a model.")],
@@ -224,7 +228,6 @@ def model_push(
     """Push a bundle to the Hugging Face Hub.
 
     The repository is made if there is none. The token is HF_TOKEN, or that of `hf auth login`.
-    Example: segbatch model push models/facades hf://our-team/facades
     """
     from segbatch.model import bundle
 
@@ -232,7 +235,9 @@ def model_push(
     say(f"{pushed}: name it as the model of a job, at this commit or without what follows @")
 
 
-@model_app.command("export")
+@model_app.command(
+    "export", epilog=example("segbatch model export zoo:facades --to onnx -o facades.onnx")
+)
 def model_export(
     uri: Bundle,
     to: Annotated[Literal["onnx"], Option("--to", help="Format to write.")],

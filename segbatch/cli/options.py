@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
-from typer import Argument, Option
+from typer import Argument, Option, style
 
 from segbatch.errors import InputError
 
@@ -65,6 +67,39 @@ def print_facts(facts: Any, format: str = "text") -> None:
         width = max(len(LABELS.get(key, key)) for key in entry)
         for key, value in entry.items():
             print(f"{LABELS.get(key, key):{width}}  {_as_text(key, value)}")
+
+
+# Facts of a run, those that belong together in one block.
+STATUS_BLOCKS = (
+    ("run", "status"),
+    ("images", "ok", "failed", "remaining", "duplicates"),
+    ("images_per_second", "rest_s", "starts", "pass", "driver", "submission"),
+    ("model", "created", "updated"),
+)
+STATUS_COLOURS = {"complete": "green", "failed": "red"}  # all others are yellow
+
+
+def print_status(summary: Mapping[str, Any], format: str = "text") -> None:
+    """Print the summary of a run to stdout: as JSON, or in blocks, without what is empty."""
+    if format == "json":
+        print_facts(summary, format)
+        return
+    status = str(summary["status"])
+    coloured = style(status, fg=STATUS_COLOURS.get(status, "yellow"))
+    reason = f" ({summary['reason']})" if summary["reason"] else ""
+    facts = {**summary, "status": f"{coloured if sys.stdout.isatty() else status}{reason}"}
+    if not facts["duplicates"]:
+        facts["duplicates"] = None
+    width = max(len(LABELS.get(key, key)) for key in facts)
+    blocks = (
+        "\n".join(
+            f"{LABELS.get(key, key):{width}}  {_as_text(key, facts[key])}"
+            for key in block
+            if facts[key] not in (None, {}, [])
+        )
+        for block in STATUS_BLOCKS
+    )
+    print("\n\n".join(filter(None, blocks)))
 
 
 def _as_text(key: str, value: Any) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Option, Typer
 
+from segbatch.cli.groups import SEGMENT, example
 from segbatch.cli.options import Format, JobFile, Overrides, Prices, Variables, print_facts
 from segbatch.errors import InputError
 
@@ -27,7 +28,9 @@ LIMITS = {
 }
 
 
-@plan_app.command("plan")
+@plan_app.command(
+    "plan", rich_help_panel=SEGMENT, epilog=example("segbatch plan job.yaml --deadline 8h")
+)
 def plan_command(
     job: JobFile,
     overrides: Overrides = None,

@@ -8,7 +8,15 @@ from typing import Annotated, Literal
 
 from typer import Argument, Exit, Option, Typer
 
-from segbatch.cli.options import Format, Prices, RunUri, print_facts, require_extension
+from segbatch.cli.groups import RESULTS, SEGMENT, example
+from segbatch.cli.options import (
+    Format,
+    Prices,
+    RunUri,
+    print_facts,
+    print_status,
+    require_extension,
+)
 from segbatch.console import say
 from segbatch.errors import Incomplete, InputError, JobFailed
 
@@ -20,15 +28,17 @@ Tiles = Annotated[
 ]
 
 
-@runs_app.command()
+@runs_app.command(rich_help_panel=SEGMENT, epilog=example("segbatch status s3://bucket/runs/first"))
 def status(run_uri: RunUri, format: Format = "text") -> None:
     """Show the progress of a run, read from storage alone."""
     from segbatch.run import open_run
 
-    print_facts(open_run(run_uri).summary(), format)
+    print_status(open_run(run_uri).summary(), format)
 
 
-@runs_app.command()
+@runs_app.command(
+    rich_help_panel=SEGMENT, epilog=example("segbatch audit s3://bucket/runs/first --deep")
+)
 def audit(
     run_uri: RunUri,
     deep: Annotated[bool, Option(help="Compare every file's SHA-256.")] = False,
@@ -45,7 +55,10 @@ def audit(
     raise Exit(result.exit_code)
 
 
-@runs_app.command()
+@runs_app.command(
+    rich_help_panel=RESULTS,
+    epilog=example('segbatch query RUN "SELECT avg(coverage.window) AS glass FROM images"'),
+)
 def query(
     arguments: Annotated[
         list[str], Argument(metavar="RUN... [SQL]", help="Runs or globs, one SELECT.")
@@ -89,7 +102,10 @@ def _read_sql(file: Path) -> str:
     return storage.read_text(str(file), InputError)
 
 
-@runs_app.command()
+@runs_app.command(
+    rich_help_panel=RESULTS,
+    epilog=example("segbatch diff s3://bucket/runs/first s3://bucket/runs/second"),
+)
 def diff(
     run_a: Annotated[str, Argument(metavar="RUN_A", help="The first run (any URI).")],
     run_b: Annotated[str, Argument(metavar="RUN_B", help="The run to compare it with.")],
@@ -118,7 +134,11 @@ def diff(
         write_answer(rows, shown_rows=max(limit, SHOWN_ROWS))
 
 
-@runs_app.command("report")
+@runs_app.command(
+    "report",
+    rich_help_panel=RESULTS,
+    epilog=example("segbatch report s3://bucket/runs/first -o report.html"),
+)
 def report_command(
     run_uri: RunUri,
     output: Annotated[
@@ -144,7 +164,9 @@ def report_command(
     say(f"{output}: {size / 1e6:.1f} MB; open it in a browser")
 
 
-@runs_app.command("browse")
+@runs_app.command(
+    "browse", rich_help_panel=RESULTS, epilog=example("segbatch browse s3://bucket/runs/first")
+)
 def browse_command(
     run_uri: RunUri,
     *,
@@ -166,7 +188,11 @@ def browse_command(
     site.run()
 
 
-@runs_app.command("export")
+@runs_app.command(
+    "export",
+    rich_help_panel=RESULTS,
+    epilog=example('segbatch export RUN masks/ --to png --where "coverage.window > 0.4"'),
+)
 def export_command(
     run_uri: RunUri,
     folder: Annotated[
@@ -199,7 +225,7 @@ def export_command(
         int | None, Option(min=1, metavar="N", help="Only the first N images.")
     ] = None,
 ) -> None:
-    """Export masks, overlays, annotations for other tools, rows, or points on a map.
+    """Export masks, overlays, annotations, rows, or points on a map.
 
     Annotation formats come with the photographs.
     """

@@ -269,5 +269,5 @@ class Passes:
 
     def _commit(self) -> None:
         if images := self.ledger.commit():
-            self.progress.event("commit", version=self.ledger.table.version, committed=images)
+            self.progress.commit(images, self.ledger.table.version)
         self.on_commit()

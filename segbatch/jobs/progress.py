@@ -9,31 +9,42 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from segbatch.console import Bar
+from segbatch.console import Bar, in_pairs, in_words
+from segbatch.storage import name_of
 
 if TYPE_CHECKING:
     from segbatch.results.write import Account
+
+
+# Events that a terminal does not show, because its bar does.
+ROUTINE = ("pass", "pass_end", "commit", "progress")
 
 
 class Progress(Bar):
     """Progress of a run. ``done`` images were committed before this start."""
 
     def __init__(self, run: str, total: int, done: int) -> None:
-        super().__init__(run, total, done)
+        super().__init__(name_of(run), total, done)
         self.run = run
         self.total = total
-        self.done = done
+        self.done = self.committed = done
         self.passes = 0
         self.kinds: Counter[str] = Counter()
         self.seconds: Counter[str] = Counter()
         self.counted: Counter[str] = Counter()
 
     def event(self, name: str, **facts: object) -> None:
-        """Print one line at once, with the state of the run and ``facts``."""
+        """Print one line at once, with the state of the run and ``facts``.
+
+        A terminal, whose bar shows the state, gets the facts of events that are no routine.
+        """
+        if self.shown:
+            if name not in ROUTINE:
+                self.line(f"{name.replace('_', ' ')}: {in_words(facts)}", "")
+            return
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         everywhere = {"pass": self.passes, **self.facts()}
-        text = " ".join(f"{key}={value}" for key, value in (everywhere | facts).items())
-        self.line(f"{name} {text}", f"time={now} run={self.run} event=")
+        self.line(f"{name} {in_pairs(everywhere | facts)}", f"time={now} run={self.run} event=")
 
     def add(self, account: Account) -> None:
         """Count the images of an account; images that will be tried again are not counted yet."""
@@ -42,8 +53,23 @@ class Progress(Bar):
         if account.file is not None:
             self.kinds[account.kind] += len(account.image_ids)
             self.counted["written_bytes"] += account.file.size
-        if self.move(self.done + self.finished, f"{self.images_per_second:.1f} images/s"):
+        if self._move():
             self.event("progress")
+
+    def commit(self, images: int, version: int) -> None:
+        """Count ``images`` as committed: they are kept if the driver stops now."""
+        self.committed += images
+        self._move()
+        self.event("commit", version=version, committed=images)
+
+    def _move(self) -> bool:
+        failed = f"{self.failed:,} failed · " if self.failed else ""
+        state = f"{self.committed:,} committed · {failed}{self.images_per_second:.1f} images/s"
+        return self.move(self.done + self.finished, state)
+
+    @property
+    def failed(self) -> int:
+        return self.finished - self.kinds["ok"]
 
     @property
     def finished(self) -> int:
@@ -54,11 +80,10 @@ class Progress(Bar):
         return self.finished / max(1e-9, time.monotonic() - self.started)
 
     def facts(self) -> dict[str, object]:
-        failed = self.finished - self.kinds["ok"]
         return {
             "images": f"{self.done + self.finished}/{self.total}",
             "ok": self.kinds["ok"],
-            "failed": failed,
+            "failed": self.failed,
             "images_per_second": f"{self.images_per_second:.2f}",
         }
 
@@ -72,9 +97,7 @@ class TrainProgress(Bar):
 
     def show(self, facts: dict[str, Any]) -> None:
         """Show the facts of a step, or of an epoch, which is printed at once."""
-        text = " ".join(
-            f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
-            for key, value in facts.items()
-        )
         if "step" not in facts or self.move(facts["step"], f"loss {facts['loss']:.3f}"):
+            rounded = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in facts.items()}
+            text = in_words(rounded) if self.shown else in_pairs(rounded)
             self.line(text, f"training={self.uri} ")
