@@ -43,7 +43,8 @@ class Run(RunFolder):
 
     def sql(self, query: str) -> duckdb.DuckDBPyRelation:
         """A DuckDB relation over the views ``images``, ``masks``, ``wide``, ``classes``,
-        ``failures`` and ``runs``. Raises :class:`~segbatch.errors.InputError` for wrong SQL.
+        ``failures`` and ``runs``, and ``buildings(column)``. Raises
+        :class:`~segbatch.errors.InputError` for wrong SQL.
         """
         from segbatch.results.query import sql
 
@@ -118,15 +119,22 @@ class Run(RunFolder):
         return write_report(self, path, by=by, against=against, prices=prices, tiles=tiles)
 
     def export(
-        self, folder: str, to: str, *, where: str | None = None, limit: int | None = None
+        self,
+        folder: str,
+        to: str,
+        *,
+        where: str | None = None,
+        limit: int | None = None,
+        by: str | None = None,
     ) -> Exported:
         """Write images into a folder, any URI, as other tools read them: ``to`` is ``png``,
         ``overlay``, ``voc``, ``labelme``, ``coco`` or ``fiftyone``; or rows: ``csv``, ``parquet``;
-        or points with coordinates: ``geoparquet``, ``geojson``.
+        or points with coordinates: ``geoparquet``, ``geojson``. ``by`` is a column of the user's
+        by which rows are grouped.
         """
         from segbatch.review.export.export import export
 
-        return export(self, folder, to, where=where, limit=limit)
+        return export(self, folder, to, where=where, limit=limit, by=by)
 
 
 def open_run(uri: str) -> Run:

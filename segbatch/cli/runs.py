@@ -77,7 +77,8 @@ def query(
 ) -> None:
     """Query one or several runs with SQL.
 
-    The views are images, masks, wide, classes, failures and runs.
+    The views are images, masks, wide, classes, failures and runs, and buildings(column), which
+    groups images by a column of yours.
     """
     from segbatch.results.answer import format_of, write_answer
     from segbatch.results.query import sql
@@ -224,6 +225,10 @@ def export_command(
     limit: Annotated[
         int | None, Option(min=1, metavar="N", help="Only the first N images.")
     ] = None,
+    by: Annotated[
+        str | None,
+        Option(metavar="COLUMN", help="csv, parquet: a row for each value of this column."),
+    ] = None,
 ) -> None:
     """Export masks, overlays, annotations, rows, or points on a map.
 
@@ -231,7 +236,7 @@ def export_command(
     """
     from segbatch.run import open_run
 
-    exported = open_run(run_uri).export(folder, to, where=where, limit=limit)
+    exported = open_run(run_uri).export(folder, to, where=where, limit=limit, by=by)
     for line in exported.unread:
         say(line)
     say(exported.line(folder))

@@ -115,6 +115,25 @@ class Formula:
         (result,) = stack
         return np.where(np.abs(result) <= np.finfo(np.float32).max, result, np.nan)
 
+    def as_sql(self, share_of: Callable[[int], str]) -> str:
+        """The formula as an SQL expression; ``share_of`` gives that of a class id.
+
+        NULL where a step divides by zero.
+        """
+        stack: list[str] = []
+        for instruction in self.program:
+            match instruction:
+                case float():
+                    stack.append(f"{instruction!r}::DOUBLE")
+                case int():
+                    stack.append(share_of(instruction))
+                case str():
+                    right, left = stack.pop(), stack.pop()
+                    divisor = f"nullif({right}, 0)" if instruction == "/" else right
+                    stack.append(f"({left} {instruction} {divisor})")
+        (expression,) = stack
+        return expression
+
 
 class _Token(NamedTuple):
     kind: str  # the name of a group of TOKEN

@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from segbatch import storage
 from segbatch.errors import Incomplete, InputError, SegbatchError
+from segbatch.results import buildings
 from segbatch.results.database import (
     open_database,
     quoted_name,
@@ -28,7 +29,7 @@ from segbatch.results.database import (
     scan,
 )
 from segbatch.results.runfolder import RunFolder
-from segbatch.results.schema import FAILED, OK, rows_schema
+from segbatch.results.schema import FAILED, OK, RESERVED_COLUMNS, rows_schema
 from segbatch.results.table import kind_of
 
 # Columns for programs, which say where a mask is; masks have a view of their own.
@@ -40,7 +41,7 @@ RESULT_COLUMNS = HIDDEN_COLUMNS | {
     "formulas", "components", "boxes",
 }  # fmt: skip
 
-VIEWS = ("images", "masks", "wide", "failures", "classes", "runs")
+VIEWS = ("images", "masks", "wide", "failures", "classes", "runs", buildings.VIEW)
 
 RUNS = """
 CREATE TABLE runs (
@@ -78,6 +79,7 @@ def sql(runs: Sequence[RunFolder], query: str) -> duckdb.DuckDBPyRelation:
     def columns_of(view: str) -> list[str]:
         return con.table(view).columns
 
+    buildings.refuse_text(query)
     try:
         body = _single_statement(con, query)
     except duckdb.Error as error:
@@ -148,6 +150,8 @@ def _create_views(con: duckdb.DuckDBPyConnection, runs: Sequence[RunFolder], que
         for view, select in _selects(con, run, name, number, with_masks="masks" in named):
             if view in wanted:
                 views[view].append(select)
+    if grouped := views.pop(buildings.VIEW, None):
+        con.execute(buildings.create_buildings(grouped))
     for view, selects in views.items():
         con.execute(f"CREATE VIEW {view} AS " + "\nUNION ALL BY NAME\n".join(selects))
     if "runs" not in wanted:
@@ -191,6 +195,12 @@ def _selects(
     yield "images", f"{begin}, {', '.join(quoted_name(f.name) for f in images)} FROM {source}"
     yield "masks", f"{begin}, image_id, uri, mask FROM {masks}"
     yield "wide", f"{begin}, {', '.join(_flat(images))} FROM {source}"
+    yield (
+        buildings.VIEW,
+        buildings.select_buildings(
+            name, source, run.classes, run.info.job.get("formulas", {}), schema.names
+        ),
+    )
     yield "failures", f"{begin}, {', '.join(described)} FROM {failed} WHERE status = '{FAILED}'"
     # One SELECT for each class and not one UNNEST: a query for one class reads only its columns.
     for c in run.classes:
@@ -265,6 +275,9 @@ def sql_error(
         name = missing[1] or missing[2]
         if close := _close_columns(columns_of, name, fields, wide="wide" in query.lower()):
             return InputError(f"no column {name}; did you mean {' or '.join(close)}?")
+        own = [column for column in columns_of("images") if column not in RESERVED_COLUMNS]
+        if own and buildings.VIEW in query.lower():
+            return InputError(f"no column {name}; columns of yours are {', '.join(own)}")
     return InputError(_line(error))
 
 

@@ -29,9 +29,9 @@ from segbatch.console import Bar
 from segbatch.errors import CredentialsRefused, Damaged, InputError, RunError, SourceError
 from segbatch.formats import FORMATS
 from segbatch.formats.format import Photograph, Photos, SegmentedImage, Writer
-from segbatch.results import points
+from segbatch.results import buildings, points
 from segbatch.results.answer import write_answer
-from segbatch.results.database import open_database
+from segbatch.results.database import open_database, quoted_name
 from segbatch.results.log import read_columns
 from segbatch.results.query import query_failure, sql
 from segbatch.results.runfolder import RunFolder
@@ -93,14 +93,22 @@ class Exported:
 
 
 def export(
-    run: RunFolder, folder: str, to: str, *, where: str | None = None, limit: int | None = None
+    run: RunFolder,
+    folder: str,
+    to: str,
+    *,
+    where: str | None = None,
+    limit: int | None = None,
+    by: str | None = None,
 ) -> Exported:
     """Write the images of ``run`` into ``folder``, any URI.
 
     ``folder`` is new or empty, or holds the same export, interrupted: then only what is missing is
     written. ``to`` is a key of :data:`WRITERS`, or of :data:`TABLES` for the view ``wide`` as one
     file, ``wide.csv`` or ``wide.parquet``, or one of :data:`~segbatch.results.points.FILES` for the
-    images as points, with the columns of ``wide``. ``where`` is an SQL condition over the view
+    images as points, with the columns of ``wide``. With ``by``, a column of the user's, a table has
+    the rows of the view ``buildings`` instead, ``buildings.csv`` or ``buildings.parquet``.
+    ``where`` is an SQL condition over the view
     ``images``; of the images that match, the first ``limit`` by ``image_id`` are taken. Images
     without a mask or, for points, without coordinates are left out and counted,
     and images whose photograph has disappeared or changed its size, are left out and counted.
@@ -110,6 +118,8 @@ def export(
     """
     if to not in (*WRITERS, *TABLES, *points.FILES):
         raise InputError(f"--to {to}: one of {', '.join((*WRITERS, *TABLES, *points.FILES))}")
+    if by is not None:
+        return _export_buildings(run, folder, to, by, is_filtered=bool(where or limit))
     table = run.table("rows")
     claim = Claim(run.uri, to, where, limit, table.version if table else None)
     is_begun = claim.is_begun(folder)
@@ -140,6 +150,23 @@ def _export_table(run: RunFolder, folder: str, to: Table, rest: str) -> Exported
     write_answer(rows, to, storage.join(folder, f"wide.{to}"))
     [(num_rows,)] = rows.count("*").fetchall()
     return Exported(num_rows, num_rows)
+
+
+def _export_buildings(
+    run: RunFolder, folder: str, to: str, by: str, *, is_filtered: bool
+) -> Exported:
+    if to not in TABLES:
+        raise InputError(f"--by {by}: groups are rows of a table: --to {' or --to '.join(TABLES)}")
+    if is_filtered:
+        raise InputError(
+            f"--by {by}: groups are of all images, without --where and --limit; segbatch query"
+            f" selects among groups, from {buildings.VIEW}({by})"
+        )
+    column = buildings.find_column("--by", by, sql([run], "FROM images LIMIT 0").columns)
+    rows = sql([run], f"FROM {buildings.VIEW}({quoted_name(column)}) ORDER BY building")
+    write_answer(rows, TABLES[to], storage.join(folder, f"{buildings.VIEW}.{to}"))
+    [(num_images,)] = rows.sum("images").fetchall()
+    return Exported(num_images, num_images)
 
 
 def _export_points(run: RunFolder, folder: str, to: points.PointFormat, rest: str) -> Exported:
