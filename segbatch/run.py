@@ -6,6 +6,7 @@ is :class:`~segbatch.results.runfolder.RunFolder`.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from html import escape
@@ -58,12 +59,15 @@ class Run(RunFolder):
     def mask(self, image_id: int) -> npt.NDArray[np.uint8] | None:
         """The label map of one image, ``(mask_height, mask_width)`` uint8 class ids.
 
-        ``None`` where the image failed or no masks are stored; :meth:`overlay` says which. Raises
-        :class:`~segbatch.errors.RunError` for an id that has no row, and for a damaged mask.
+        ``None``, with a warning that says why, where the image failed or no masks are stored.
+        Raises :class:`~segbatch.errors.RunError` for an id that has no row, and for a damaged mask.
         """
-        from segbatch.results.lookup import label_map
+        from segbatch.results.lookup import label_map, why_no_mask
 
-        return label_map(self, image_id)
+        found = label_map(self, image_id)
+        if found is None:
+            warnings.warn(why_no_mask(self, image_id), stacklevel=2)
+        return found
 
     def image(self, image_id: int) -> Image:
         """The photograph of one image, upright, from where the run read it.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from html import escape
 from itertools import chain
 from time import monotonic
 from typing import Any
@@ -22,6 +23,7 @@ from segbatch import storage
 from segbatch.console import Bar
 from segbatch.errors import RunError
 from segbatch.masks.classes import Classes
+from segbatch.masks.html import table_html
 from segbatch.results.database import (
     open_database,
     quoted_name,
@@ -90,6 +92,25 @@ class Diff:
     images: duckdb.DuckDBPyRelation
     coverage: duckdb.DuckDBPyRelation
     confusion: duckdb.DuckDBPyRelation
+
+    def __repr__(self) -> str:
+        return f"Diff({self.facts['run_a']} → {self.facts['run_b']}: {self._summary})"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: how much differs, and the mean coverage of each class in both runs."""
+        runs = f"{escape(self.facts['run_a'])} → {escape(self.facts['run_b'])}"
+        rows = [
+            [escape(name), *("–" if value is None else f"{value:.2%}" for value in values)]
+            for name, *values in self.coverage.fetchall()
+        ]
+        table = table_html(rows, ["class", "before", "after", "change"])
+        return f"<p><b>{runs}</b> {escape(self._summary)}</p>{table}"
+
+    @property
+    def _summary(self) -> str:
+        images = f"{self.facts['ok_in_both']:,} images are ok in both"
+        share = self.facts["disagreement"]
+        return images if share is None else f"{images}, {share:.2%} of their pixels differ"
 
     def most_changed(self, limit: int = 20) -> duckdb.DuckDBPyRelation:
         """Images with the largest disagreement or, without masks, coverage distance."""

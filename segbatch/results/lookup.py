@@ -46,6 +46,13 @@ def mask_png(run: RunFolder, image_id: int) -> bytes | None:
         return _mask_png(open_folder(run.uri), image_id)
 
 
+def why_no_mask(run: RunFolder, image_id: int) -> str:
+    """Why an image without a mask, whose :func:`mask_png` is ``None``, has none."""
+    row = _find_row(_table(run), image_id, "error", "message") or {}
+    why = f"it failed: {row['error']}: {row['message']}" if row.get("error") else "the run has none"
+    return f"{run.uri}: image {image_id} has no mask: {why}"
+
+
 def unreadable_mask(run: RunFolder, image_id: int, why: SegbatchError) -> UnreadableMask:
     """The error to raise for a damaged mask; it also names the image's URI, if that is readable."""
     try:
@@ -81,17 +88,17 @@ def _table(run: RunFolder) -> Table | None:
     return run.finished_stats or run.table("rows")
 
 
-def _find_row(table: Table | None, image_id: int, column: str) -> dict[str, Any] | None:
-    """The row of an image, from those files whose range of ids includes it."""
+def _find_row(table: Table | None, image_id: int, *columns: str) -> dict[str, Any] | None:
+    """``columns`` of the row of an image, from those files whose range of ids includes it."""
     if table is None:
         return None
     files = (f.name for f in table.files() if f.first_id <= image_id <= f.last_id)
-    rows = (_read_row(table.uri, name, image_id, column) for name in files)
+    rows = (_read_row(table.uri, name, image_id, *columns) for name in files)
     return next((row for row in rows if row is not None), None)
 
 
-def _read_row(folder: str, name: str, image_id: int, column: str) -> dict[str, Any] | None:
-    """``column`` of the row with this id, from the row groups whose range of ids includes it.
+def _read_row(folder: str, name: str, image_id: int, *columns: str) -> dict[str, Any] | None:
+    """``columns`` of the row with this id, from the row groups whose range of ids includes it.
 
     Raises :class:`~segbatch.errors.Damaged`, or ``OSError`` if storage fails.
     """
@@ -106,7 +113,7 @@ def _read_row(folder: str, name: str, image_id: int, column: str) -> dict[str, A
             for group in range(parquet.num_row_groups):
                 ids = parquet.metadata.row_group(group).column(0).statistics  # image_id
                 if ids.min <= image_id <= ids.max:
-                    rows = parquet.read_row_group(group, columns=["image_id", column])
+                    rows = parquet.read_row_group(group, columns=["image_id", *columns])
                     found: list[dict[str, Any]] = rows.filter(
                         pc.field("image_id") == image_id
                     ).to_pylist()

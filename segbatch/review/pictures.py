@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,10 +19,9 @@ from segbatch.images.parts import read_parts
 from segbatch.images.place import Part
 from segbatch.masks import decode_mask, overlay
 from segbatch.masks.classes import IGNORE_INDEX
-from segbatch.results.lookup import mask_png
+from segbatch.results.lookup import mask_png, why_no_mask
 from segbatch.results.query import sql
 from segbatch.results.runfolder import RunFolder
-from segbatch.results.schema import FAILED
 
 THREADS = 8
 
@@ -111,7 +109,7 @@ def read_photograph(run: RunFolder, image_id: int) -> Image.Image:
     Raises :class:`~segbatch.errors.RunError` for an id without a row, and
     :class:`~segbatch.errors.SourceError` for a photograph that cannot be read.
     """
-    return Image.fromarray(_picture(run, image_id, _row(run, image_id)["uri"], None).photo)
+    return Image.fromarray(_picture(run, image_id, _uri(run, image_id), None).photo)
 
 
 def read_overlay(run: RunFolder, image_id: int, alpha: float) -> Image.Image:
@@ -120,24 +118,19 @@ def read_overlay(run: RunFolder, image_id: int, alpha: float) -> Image.Image:
     Raises what :func:`read_photograph` does, :class:`~segbatch.errors.RunError` where there is no
     mask, with the reason, and :class:`~segbatch.errors.UnreadableMask` where it is damaged.
     """
-    row = _row(run, image_id)
+    uri = _uri(run, image_id)
     png = mask_png(run, image_id)
     if png is None:
-        failed = row["status"] == FAILED
-        why = f"it failed: {row['error']}: {row['message']}" if failed else "the run stores none"
-        raise RunError(f"{run.uri}: image {image_id} has no mask: {why}")
-    picture = _picture(run, image_id, row["uri"], png)
+        raise RunError(why_no_mask(run, image_id))
+    picture = _picture(run, image_id, uri, png)
     return overlay(picture.photo, picture.label_map, run.classes, alpha)
 
 
-def _row(run: RunFolder, image_id: int) -> dict[str, Any]:
-    found = sql(
-        [run], f"SELECT uri, status, error, message FROM images WHERE image_id = {int(image_id)}"
-    )
-    rows = found.fetchall()
-    if not rows:
+def _uri(run: RunFolder, image_id: int) -> str:
+    found = sql([run], f"SELECT uri FROM images WHERE image_id = {int(image_id)}").fetchone()
+    if found is None:
         raise RunError(f"{run.uri}: has no row of image {image_id}")
-    return dict(zip(found.columns, rows[0], strict=True))
+    return str(found[0])
 
 
 def _picture(run: RunFolder, image_id: int, uri: str, png: bytes | None) -> Picture:

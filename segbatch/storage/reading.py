@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -121,8 +121,19 @@ def read_many(wanted: Sequence[str | Piece], limits: ReadLimits) -> list[bytes |
         with ThreadPoolExecutor(DISK_THREADS) as threads:
             return list(threads.map(partial(_read_local, limits=limits), pieces))
     contents: list[bytes | Unreadable] = []
-    asyncio.run(_read_all(pieces, limits, contents))
+    _run_to_end(_read_all(pieces, limits, contents))
     return contents
+
+
+def _run_to_end(work: Coroutine[None, None, None]) -> None:
+    """Run ``work`` in a loop of its own, also where one is running, as in a notebook."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        asyncio.run(work)
+        return
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, work).result()
 
 
 def version_of(uri: str) -> str:

@@ -447,3 +447,12 @@ def test_a_glob_that_matches_nothing_is_one_line(
     assert capsys.readouterr().err == (
         f"segbatch: {glob}: no run matches (no folder with a run.json in it)\n"
     )
+
+
+def test_a_notebook_shows_how_much_differs_and_each_class(before: Run, after: Run) -> None:
+    found = before.diff(after)
+    assert repr(found).endswith("5 images are ok in both, 22.00% of their pixels differ)")
+    page = found._repr_html_()
+    assert "<td" in page
+    for name in NAMES:
+        assert name in page

@@ -543,12 +543,15 @@ def test_a_mask_is_found_by_its_id(any_run: Run) -> None:
         np.testing.assert_array_equal(mask, label_map(image_id))
 
 
-def test_a_failed_image_has_no_mask(any_run: Run) -> None:
-    assert mask_png(any_run, 12) is None
+def test_a_failed_image_has_no_mask_and_it_says_why(any_run: Run) -> None:
+    with pytest.warns(match="image 12 has no mask: it failed: not_found: it was not_found"):
+        assert any_run.mask(12) is None
 
 
-def test_a_run_without_masks_has_none(tmp_path: Path) -> None:
-    assert mask_png(write_run(str(tmp_path / "run"), masks=False), 3) is None
+def test_a_run_without_masks_has_none_and_says_so(tmp_path: Path) -> None:
+    run = write_run(str(tmp_path / "run"), masks=False)
+    with pytest.warns(match="image 3 has no mask: the run has none"):
+        assert run.mask(3) is None
 
 
 @pytest.mark.parametrize("image_id", [-1, 14])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import subprocess
 import sys
@@ -104,6 +105,13 @@ def test_a_key_that_only_fsspec_accepts_is_retried_too(s3: S3, fault: dict[str, 
     assert isinstance(content, Unreadable)
     # aiohttp itself repeats a request that was reset on a reused connection.
     assert sum(s3.requests("GET", "odd/").values()) <= 2 * 4
+
+
+def test_a_notebook_whose_own_event_loop_is_running_reads_too(objects: dict[str, bytes]) -> None:
+    async def cell() -> list[bytes | Unreadable]:
+        return storage.read_many([*objects], ReadLimits())
+
+    assert asyncio.run(cell()) == [*objects.values()]
 
 
 def test_a_process_that_ends_right_after_reading_keeps_its_exit_code(s3: S3) -> None:
