@@ -20,7 +20,6 @@ from segbatch.results.log import TableFile
 SETTINGS = {
     "autoinstall_known_extensions": "false",  # a query downloads no code
     "autoload_known_extensions": "false",
-    "enable_progress_bar": "false",
     "validate_external_file_cache": "'NO_VALIDATION'",  # files of a table never change
     "python_enable_replacements": "false",  # FROM x never reads a Python variable
     "temp_directory": f"'{tempfile.gettempdir()}/segbatch-query'",  # not the current folder
@@ -32,6 +31,9 @@ def open_database() -> duckdb.DuckDBPyConnection:
     con = duckdb.connect()
     for name, value in SETTINGS.items():
         con.execute(f"SET {name} = {value}")
+    # Not always: in a notebook without ipywidgets there is no bar, and the setting is refused.
+    if con.execute("SELECT current_setting('enable_progress_bar')").fetchone() == (True,):
+        con.execute("SET enable_progress_bar = false")
     con.execute("CREATE SCHEMA segbatch")  # SHOW TABLES leaves it out
     return con
 

@@ -127,10 +127,10 @@ def read_overlay(run: RunFolder, image_id: int, alpha: float) -> Image.Image:
 
 
 def _uri(run: RunFolder, image_id: int) -> str:
-    found = sql([run], f"SELECT uri FROM images WHERE image_id = {int(image_id)}").fetchone()
-    if found is None:
+    rows = sql([run], f"SELECT uri FROM images WHERE image_id = {int(image_id)}").fetchall()
+    if not rows:
         raise RunError(f"{run.uri}: has no row of image {image_id}")
-    return str(found[0])
+    return str(rows[0][0])
 
 
 def _picture(run: RunFolder, image_id: int, uri: str, png: bytes | None) -> Picture:

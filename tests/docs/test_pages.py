@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 
 import pytest
 
 from segbatch.config.job import load_job
+from tests.scripts import script_of_docs
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_the_page_of_job_files_is_generated_from_the_code() -> None:
-    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    generate = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(generate)
+    generate = script_of_docs("generate")
     assert (ROOT / "docs" / "job-file.md").read_text() == generate.page(), "run scripts/docs"
     for kind in generate.JOBS:
         shipped = (ROOT / "jobs" / f"{kind}.yaml").read_text()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import shutil
 from pathlib import Path
@@ -14,7 +13,7 @@ from segbatch import storage
 from segbatch.demo.facades.facades import CLASSES, render_facade
 from segbatch.labels.importing import import_labels
 from segbatch.masks import encode_mask
-from tests.conftest import ROOT
+from tests.scripts import script_of_docs
 from tests.written_run import write_run
 
 
@@ -42,12 +41,7 @@ def demo(tmp_path: Path, model_uri: str) -> Path:
 def test_pictures_are_made_and_are_small(demo: Path, tmp_path: Path) -> None:
     if shutil.which("chromium") is None and shutil.which("chromium-browser") is None:
         pytest.skip("no chromium on PATH")
-    spec = importlib.util.spec_from_file_location("pictures", ROOT / "docs" / "pictures.py")
-    assert spec is not None
-    assert spec.loader is not None
-    pictures = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(pictures)
-    pictures.make(demo, tmp_path / "pictures")
+    script_of_docs("pictures").make(demo, tmp_path / "pictures")
     made = {path.name: path for path in (tmp_path / "pictures").iterdir()}
     assert set(made) == {"overlay.jpg", "sheet.jpg", "report.jpg", "browse.jpg"}
     for path in made.values():
