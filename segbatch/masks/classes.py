@@ -28,21 +28,26 @@ MAX_CLASSES = 255
 MAX_NAME = 200  # characters
 CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
-# Colours of the classes of facades, by field, after Okabe and Ito, Color Universal Design (2008);
-# any two can be distinguished with all common kinds of colour blindness.
+# Colours of the classes of facades, by field; some are Okabe's and Ito's, Color Universal Design
+# (2008). Any two can be distinguished with all common kinds of colour blindness, none is that of
+# what it covers (beige walls, grey streets), and none but the background's vanishes at night.
 FACADE_COLORS: dict[str, Color] = {
     "background": (0, 0, 0),
     "brick": (178, 84, 52),
-    "wall": (222, 203, 164),
-    "facade": (222, 203, 164),
+    "wall": (145, 100, 235),
+    "facade": (145, 100, 235),
     "window": (0, 114, 178),
     "door": (230, 159, 0),
-    "roof": (90, 0, 90),
+    "roof": (45, 75, 255),
     "balcony": (204, 121, 167),
     "shop": (255, 240, 0),
     "sky": (166, 216, 240),
     "vegetation": (0, 158, 115),
-    "street": (70, 70, 70),
+    "street": (180, 180, 90),
+    "car": (225, 45, 0),
+    "fence": (240, 75, 105),
+    "balcony_fence": (210, 0, 180),
+    "infrastructure": (75, 195, 255),
 }
 
 VOC_NAMES = [

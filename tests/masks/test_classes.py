@@ -54,6 +54,15 @@ def test_facade_colours_are_distinct_with_any_kind_of_colour_blindness(vision: s
     assert distances[closest] > SEEN, (closest, distances[closest])
 
 
+def test_facade_colours_differ_from_what_they_cover_and_do_not_vanish_at_night() -> None:
+    seen = {name: lab(color, VISION["normal"]) for name, color in FACADE_COLORS.items()}
+    beige, asphalt = (lab(color, VISION["normal"]) for color in ((222, 203, 164), (70, 70, 70)))
+    for name in ("wall", "facade"):
+        assert np.linalg.norm(seen[name] - beige) > 5 * SEEN
+    assert np.linalg.norm(seen["street"] - asphalt) > 5 * SEEN
+    assert min(lightness for name, (lightness, *_) in seen.items() if name != "background") > 35
+
+
 def test_the_simulation_finds_colours_that_look_alike() -> None:
     red, green = (200, 0, 0), (95, 105, 0)
     assert np.linalg.norm(np.subtract(*(lab(c, VISION["normal"]) for c in (red, green)))) > 50
