@@ -179,12 +179,17 @@ def _bill(plan: JobPlan) -> Table:
     bill = plan.bill
     table = _table("", ">", ">")
     table.show_header = False
-    counts = ", ".join(f"{name.upper()} {count:,}" for name, count in bill.requests.items())
-    table.add_row("requests", counts, _money(bill.requests_money, plan))
-    table.add_row("read", _size(bill.read_gb), f"{_money(bill.transfer_money, plan)} transfer")
-    table.add_row(
-        "stored", _size(bill.stored_gb), f"{_money(bill.storage_money_a_month, plan)} a month"
-    )
+    asked = {name.upper(): count for name, count in bill.requests.items() if count}
+    transfer = storing = ""  # a disk costs nothing here
+    if asked:
+        counts = ", ".join(f"{name} {count:,}" for name, count in asked.items())
+        table.add_row("requests", counts, _money(bill.requests_money, plan))
+    if "GET" in asked:
+        transfer = f"{_money(bill.transfer_money, plan)} transfer"
+    if "PUT" in asked:
+        storing = f"{_money(bill.storage_money_a_month, plan)} a month"
+    table.add_row("read", _size(bill.read_gb), transfer)
+    table.add_row("stored", _size(bill.stored_gb), storing)
     return table
 
 

@@ -27,6 +27,7 @@ from segbatch.cluster.estimate import (
 from segbatch.cluster.measure import Measurement
 from segbatch.cluster.nodeoptions import NodeOption, Terms, Wish, node_options
 from segbatch.cluster.survey import Effort, Survey, survey_job
+from segbatch.config.images import location_of
 from segbatch.config.job import Job, SegmentJob, load_kind
 from segbatch.images.panorama import views_each
 from segbatch.jobs.runtime.nodes import ClusterFile, read_cluster_file
@@ -64,7 +65,10 @@ class Failures:
 
 @dataclass(frozen=True)
 class Bill:
-    """What is paid besides the nodes. A GB is 10⁹ bytes; ``stored_gb`` is of all results."""
+    """What is paid besides the nodes: only object storage costs anything.
+
+    A GB is 10⁹ bytes; ``stored_gb`` is of all results.
+    """
 
     requests: dict[str, int]
     requests_money: float
@@ -202,16 +206,24 @@ def _bill(job: SegmentJob, survey: Survey, sample: Measurement, prices: Prices) 
         headers=survey.headers,
         views=views_each(job.sources),
     )
+    reads = any(_in_object_storage(location_of(source)) for source in job.sources)
+    writes = _in_object_storage(job.output)
+    billed = {"get": reads, "list": reads, "put": writes}
+    num_requests = {kind: num if billed[kind] else 0 for kind, num in num_requests.items()}
     read_gb = survey.left * sample.read_bytes / GB
     stored_gb = survey.images * (sample.rows_bytes + sample.stats_bytes) / GB
     return Bill(
         requests=num_requests,
         requests_money=prices.for_requests(num_requests),
         read_gb=read_gb,
-        transfer_money=read_gb * prices.transfer_gb,
+        transfer_money=reads * read_gb * prices.transfer_gb,
         stored_gb=stored_gb,
-        storage_money_a_month=stored_gb * prices.storage_gb_month,
+        storage_money_a_month=writes * stored_gb * prices.storage_gb_month,
     )
+
+
+def _in_object_storage(uri: str) -> bool:
+    return storage.scheme_of(uri) in storage.OBJECT_SCHEMES
 
 
 def _notes(

@@ -201,7 +201,8 @@ def _print_table(
         [(count,)] = select_from(relation, "SELECT count(*) FROM answer").fetchall()
         lines = [f"{count:,} rows, the first {shown_rows} shown; --format csv writes all"]
     if num_fitting < len(columns):
-        lines.append(f"not shown: {', '.join(flat.columns[num_fitting:])}")
+        hidden = ", ".join(flat.columns[num_fitting:])
+        lines.append(f"not shown (--format csv has all columns): {hidden}")
     console.print(Text("\n".join(lines)))
 
 

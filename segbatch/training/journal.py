@@ -17,6 +17,7 @@ from segbatch import storage
 from segbatch.training.trackers import TRACKERS
 
 LINES = "metrics.jsonl"
+FEW_EPOCHS = 30  # whose points are marked
 
 
 class Journal:
@@ -68,6 +69,7 @@ def read_journal(uri: str) -> list[dict[str, Any]]:
 def learning_curves(lines: Sequence[Mapping[str, Any]]) -> bytes:
     """A PNG of the loss per step, and of the mIoU and the IoU by class per epoch."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     steps = [line for line in lines if line["kind"] == "step"]
     epochs = [line for line in lines if line["kind"] == "epoch"]
@@ -78,13 +80,22 @@ def learning_curves(lines: Sequence[Mapping[str, Any]]) -> bytes:
     left.set(xlabel="step", ylabel="training loss", ylim=(0, None))
     left.legend()
     numbers = [epoch["epoch"] for epoch in epochs]
+    marker = "." if len(epochs) <= FEW_EPOCHS else ""  # a line of one point is not seen
     for name in epochs[-1]["iou"] if epochs else ():
         values = [epoch["iou"][name] for epoch in epochs]
         right.plot(
-            numbers, [float("nan") if v is None else v for v in values], linewidth=1, label=name
+            numbers,
+            [float("nan") if v is None else v for v in values],
+            marker=marker,
+            linewidth=1,
+            label=name,
         )
-    right.plot(numbers, [epoch["miou"] for epoch in epochs], "k", linewidth=2.2, label="mIoU")
-    right.set(xlabel="epoch", ylabel="IoU on val", ylim=(0, 1))
+    mious = [epoch["miou"] for epoch in epochs]
+    right.plot(numbers, mious, "k", marker=marker, linewidth=2.2, label="mIoU")
+    end = max(numbers, default=1) + 0.5
+    right.set(xlabel="epoch", ylabel="IoU on val", xlim=(0, end), ylim=(0, 1))
+    for axes in (left, right):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     right.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=110)

@@ -290,6 +290,25 @@ def test_a_node_without_a_price_has_hours_and_no_money() -> None:
     assert "has no price" in (option(held, "mine").reason or "")
 
 
+@pytest.mark.parametrize(
+    ("images", "output", "billed"),
+    [
+        ("s3://b/i/", "s3://b/o", {"get", "put", "list"}),
+        ("photos/", "s3://b/o", {"put"}),
+        ("s3://b/i/", "runs/o", {"get", "list"}),
+        ("photos/", "runs/o", set()),
+    ],
+)
+def test_only_object_storage_costs_money(images: str, output: str, billed: set[str]) -> None:
+    job = SegmentJob.model_validate({**JOB.model_dump(), "images": images, "output": output})
+    found = Survey(1_000_000, True, 0, 1_000_000, 10, {}, [SAMPLE], on_cluster=True)
+    nodes = read_cluster_file(str(ROOT / "cluster.yaml"))
+    bill = make_plan(job, found, nodes, read_prices(None), Wish()).bill
+    assert {kind for kind, number in bill.requests.items() if number} == billed
+    assert (bill.storage_money_a_month > 0) == ("put" in billed)
+    assert (bill.requests_money > 0) == bool(billed)
+
+
 def test_failures_are_told_by_kind_and_what_they_lead_to() -> None:
     found = planned(SAMPLE)
     assert {f.kind: (f.seen, f.expected) for f in found.failures} == {

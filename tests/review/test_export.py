@@ -431,3 +431,9 @@ def test_the_commands_of_the_page_run_as_they_stand(
     for words in found:
         pages.run(words)
         assert any(Path(words[3]).iterdir())
+
+
+def test_an_export_of_nothing_is_refused_and_leaves_no_folder(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="has no image where coverage.window > 2"):
+        run.export(str(tmp_path / "out"), "png", where="coverage.window > 2")
+    assert not (tmp_path / "out").exists()

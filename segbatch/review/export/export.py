@@ -207,6 +207,9 @@ def _export_images(
     con = open_database()
     con.execute(f"SET memory_limit = '{MEMORY}'")
     exported = _name_images(con, run, chosen)
+    if not exported.chosen:
+        condition = "" if claim.where is None else f" where {claim.where}"
+        raise InputError(f"{run.uri}: has no image{condition}")
     if not is_begun:
         claim.stake(folder)
     keeps_files = is_begun and storage.writes_whole(folder)
