@@ -15,6 +15,7 @@ from xml.etree import ElementTree as ET
 from segbatch.masks.classes import Classes, Color, is_name
 from segbatch.storage import clean_name
 
+LABEL_CONFIG = "label_config.xml"
 IMAGE = "image"  # name of the tag, and key of the data
 LABELS = "label"
 

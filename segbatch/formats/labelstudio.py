@@ -1,16 +1,299 @@
-"""Label Studio: tasks with pre-annotations."""
+"""Label Studio: tasks in JSON, with brushes, bitmasks, polygons, rectangles and ellipses.
+
+Coordinates are percent of the photograph as it lies in its file, upright; ``image_rotation`` says
+only how it was turned on the screen. Later regions lie on top of earlier ones. Points and vectors
+have no area and are left out. :mod:`~segbatch.formats.tasks` says which annotation of a task
+counts, :mod:`~segbatch.formats.references` how its photograph is found.
+
+Written as ``tasks.json`` and ``label_config.xml``, the labelling configuration of the project. The
+masks are predictions, which Label Studio shows to be corrected and accepted. They are brushes, one
+for each class, because these are exact. A task keeps its ``data``, where the key ``segbatch`` names
+the image and its run.
+
+Source: https://labelstud.io/guide/predictions and ``web/libs/editor/src/regions`` of Label Studio
+1.23.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import base64
+import io
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+from PIL import Image
 
-from segbatch.formats.brush import encode_brush
-from segbatch.formats.format import LabelMap
-from segbatch.formats.labelconfig import IMAGE, LABELS
-from segbatch.masks.classes import Classes
+from segbatch import storage
+from segbatch.errors import SourceError
+from segbatch.formats.brush import Mask, decode_brush, encode_brush
+from segbatch.formats.coco import decode_region
+from segbatch.formats.folder import (
+    PROVENANCE_KEY,
+    ImageFiles,
+    folder_of,
+    list_uris,
+    original_uri,
+    read_label_file,
+    read_label_files,
+)
+from segbatch.formats.format import (
+    AnnotatedImage,
+    Annotations,
+    Format,
+    LabelledImage,
+    LabelMap,
+    Photos,
+    Reader,
+    ReadOptions,
+    SegmentedImage,
+    Skipped,
+    Slot,
+    Writer,
+)
+from segbatch.formats.labelconfig import (
+    IMAGE,
+    LABEL_CONFIG,
+    LABELS,
+    LabelConfig,
+    read_label_config,
+    write_label_config,
+)
+from segbatch.formats.photo import checked_size, read_sample_file
+from segbatch.formats.references import Photographs, has_address, is_reference, to_reference
+from segbatch.formats.tasks import Drawing, Region, Task, read_tasks
+from segbatch.masks.classes import IGNORE, IGNORE_INDEX, Classes
+
+TASKS = Slot("tasks", separator=",\n")
+MIN_CORNERS, MAX_CORNERS = 16, 4096  # of a polygon in place of an ellipse
+
+
+# ------------------------------------------------------------------------------------------ finding
+
+
+def find_labelstudio(source: str, options: ReadOptions) -> Annotations:
+    """The images of every export below the folder ``source``, or of the one file it names.
+
+    A labelling configuration in the folder gives the key of the image in a task's data, and
+    colours; without one, the key is the only one whose value looks like a photograph. Of several
+    drawings of one image the one with the highest rank counts; the images that nobody has drawn on
+    are a model's suggestions. Copies that ``labels suggest`` or ``export`` made stand for their
+    originals.
+
+    Holds one JSON file at a time in memory, and the regions of all. Raises
+    :class:`~segbatch.errors.SourceError` if there is no such image, and
+    :class:`~segbatch.errors.Incomplete` if storage does not answer.
+    """
+    source = storage.normalize(source)
+    is_file = source.lower().endswith(".json")
+    folder = folder_of(source) if is_file else source
+    uris = list_uris(folder)
+    json_uris = [source] if is_file else [uri for uri in uris if uri.lower().endswith(".json")]
+    files = ImageFiles(folder, uris, options.images)
+    photographs = Photographs(files, only_files=options.images is not None)
+    config = _config(folder, uris)
+
+    best: dict[str, tuple[str, AnnotatedImage]] = {}  # and its place, by the image's URI
+    skipped: list[Skipped] = []
+    for uri, task in _tasks(json_uris):
+        if isinstance(task, Skipped):
+            skipped.append(task)
+            continue
+        try:
+            found = task.place, _image(task, uri, files, photographs, config)
+        except ValueError as error:
+            skipped.append(Skipped(task.place, str(error)))
+            continue
+        image_uri = found[1].uri
+        known = best.get(image_uri, found)
+        worse, better = sorted((known, found), key=lambda pair: pair[1].detail.rank)
+        best[image_uri] = better
+        if known is not found and not worse[1].unchanged:
+            skipped.append(Skipped(worse[0], f"another drawing of its image counts: {better[0]}"))
+    if not best:
+        why = f": {skipped[0].where}: {skipped[0].why}" if skipped else ""
+        raise SourceError(
+            f"{source}: {len(json_uris)} files *.json and no annotated task of Label Studio{why}"
+        )
+    images = [image for _, image in best.values()]
+    names = {name for image in images for region in image.detail.regions for name in region.names}
+    return Annotations(images, sorted(names - {IGNORE}), config.colors, skipped)
+
+
+def _config(folder: str, uris: Sequence[str]) -> LabelConfig:
+    """The labelling configuration in the folder itself, if there is one."""
+    for uri in uris:
+        if folder_of(uri) == folder and uri.lower().endswith(".xml"):
+            text = storage.decode_text(read_label_file(uri), uri, SourceError)
+            if (config := read_label_config(text)) is not None:
+                return config
+    return LabelConfig()
+
+
+def _tasks(uris: Sequence[str]) -> Iterator[tuple[str, Task | Skipped]]:
+    """The tasks of all files, each with the URI of its file."""
+    for uri, data in read_label_files(uris):
+        if isinstance(data, Skipped):
+            yield uri, data
+            continue
+        try:
+            content = json.loads(storage.decode_text(data, uri, SourceError))
+            yield from ((uri, task) for task in read_tasks(content, uri))
+        except SourceError as error:
+            yield uri, Skipped(uri, str(error).removeprefix(f"{uri}: "))
+        except (ValueError, RecursionError) as error:
+            yield uri, Skipped(uri, storage.one_line(error))
+
+
+def _image(
+    task: Task, uri: str, files: ImageFiles, photographs: Photographs, config: LabelConfig
+) -> AnnotatedImage:
+    """The image of a task. Raises ``ValueError`` with the reason if it cannot be found."""
+    file = photographs.find(_reference(task.data, config), uri)
+    suggested = files.originals.get(file)
+    original = original_uri(task.data) or (suggested.uri if suggested else file)
+    return AnnotatedImage(
+        original,
+        uri,
+        files.split_of(uri),
+        task.drawing,
+        copy=file if file != original else None,
+        unchanged=task.drawing.is_prediction,
+    )
+
+
+def _reference(data: Mapping[str, Any], config: LabelConfig) -> str:
+    """What the data of a task call its photograph."""
+    keys = [key for key in config.keys if key in data]
+    keys = keys or [key for key, value in data.items() if is_reference(value)]
+    if len(keys) > 1:
+        raise ValueError(
+            f"{' and '.join(keys)} may be its image: put the labelling configuration next to the"
+            f" labels as {LABEL_CONFIG}"
+        )
+    if not keys or not isinstance(data[keys[0]], str):
+        raise ValueError("its data name no image, or several")
+    reference: str = data[keys[0]]
+    return reference
+
+
+# ------------------------------------------------------------------------------------------ reading
+
+
+def read_labelstudio(
+    image: AnnotatedImage, ids: Mapping[str, int], unlabelled: int
+) -> LabelledImage:
+    """One image with its regions drawn. Raises :class:`~segbatch.formats.format.Unusable` if the
+    image is missing, damaged, or not of the size that the regions were drawn on.
+    """
+    drawing: Drawing = image.detail
+    photo = read_sample_file(image.file)
+    width, height = checked_size(photo, drawing.size, "the annotation")
+    ids = {**ids, IGNORE: IGNORE_INDEX}
+    label_map = np.full((height, width), unlabelled, np.uint8)
+    skipped = []
+    for region in drawing.regions:
+        try:
+            class_id = _class_id(region, ids)
+            label_map[_inside(region, width, height)] = class_id
+        except ValueError as error:
+            skipped.append(Skipped(region.place, str(error)))
+    num_drawn = len(drawing.regions) - len(skipped)
+    return LabelledImage(photo, width, height, label_map, num_drawn, tuple(skipped))
+
+
+def _class_id(region: Region, ids: Mapping[str, int]) -> int:
+    if not region.names:
+        raise ValueError("has no label")
+    if len(region.names) > 1:
+        raise ValueError(f"has several labels, {', '.join(region.names)}: a pixel has one class")
+    return ids[region.names[0]]
+
+
+def _inside(region: Region, width: int, height: int) -> Mask:
+    """The pixels of a region. Raises ``ValueError`` with the reason if there are none."""
+    value = region.value
+    if region.size not in (None, (width, height)):
+        raise ValueError("was drawn on an image of another size than the regions before it")
+    if "rle" in value:
+        if value["rle"] is None:
+            raise ValueError("has RLE that is not a list of bytes")
+        inside = decode_brush(value["rle"], width, height)
+    elif "imageDataURL" in value:
+        inside = _bitmask(value["imageDataURL"], width, height)
+    else:
+        with np.errstate(all="ignore"):  # what is infinite is refused below
+            corners = _corners(value, width, height)
+        runs, _ = decode_region([corners.ravel().tolist()], width, height)
+        in_columns = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
+        return in_columns.reshape(width, height).T
+    if not inside.any():
+        raise ValueError("covers no pixel of the image")
+    return inside
+
+
+def _bitmask(address: Any, width: int, height: int) -> Mask:
+    """The pixels that are not transparent in a PNG of the image's size, given as a data URI."""
+    try:
+        data = base64.b64decode(address.partition(";base64,")[2], validate=True)
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
+            size = picture.size
+            alphas = (
+                np.asarray(picture.convert("RGBA"))[..., 3] if size == (width, height) else None
+            )
+    except Exception as error:  # a decoder may raise anything for a broken file
+        raise ValueError("has a bitmask that is not a PNG in a data URI") from error
+    if alphas is None:
+        raise ValueError(f"has a bitmask of {size[0]}×{size[1]}: the image is {width}×{height}")
+    return alphas > 0
+
+
+def _corners(value: Mapping[str, Any], width: int, height: int) -> npt.NDArray[np.float64]:
+    """The outline of a region in pixels, ``(n, 2)``, x and y."""
+    sides = np.array([width, height])
+    if "vertices" in value:
+        raise ValueError("is a vector, which is not read: draw a polygon or use a brush")
+    if "points" in value:
+        try:
+            points = np.array(value["points"], np.float64)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueError("its points are not pairs of numbers") from error
+        if points.ndim != 2 or points.shape[1] != 2:
+            raise ValueError("its points are not pairs of numbers")
+        return points / 100 * sides
+    turn = math.radians(_number(value, "rotation", 0))
+    axes = np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
+    start = np.array([_number(value, "x"), _number(value, "y")]) / 100 * sides
+    if "radiusX" in value:
+        radii = np.array([_number(value, "radiusX"), _number(value, "radiusY")]) / 100 * sides
+        num_corners = np.clip(2 * math.pi * np.abs(radii).max(), MIN_CORNERS, MAX_CORNERS)
+        angles = np.linspace(0, 2 * math.pi, int(num_corners))
+        offsets = np.stack([np.cos(angles), np.sin(angles)], axis=1) * radii
+    elif "height" in value:
+        across = np.array([_number(value, "width"), _number(value, "height")]) / 100 * sides
+        offsets = np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) * across
+    else:
+        raise ValueError("is a point, which has no area")
+    outline: npt.NDArray[np.float64] = start + offsets @ axes
+    return outline
+
+
+def _number(value: Mapping[str, Any], key: str, otherwise: float | None = None) -> float:
+    number = value.get(key)
+    number = otherwise if number is None else number
+    try:
+        if isinstance(number, int | float) and math.isfinite(number):
+            return float(number)
+    except OverflowError:
+        pass
+    raise ValueError(f"its {key} is not a number")
+
+
+# ------------------------------------------------------------------------------------------ writing
+
 
 Confidence = Mapping[str, float | None]
 """The mean confidence of each class by its name, 0 to 1; ``None`` where the class is absent."""
@@ -80,3 +363,49 @@ def to_result(
         score = confidence.get(c.name)
         result.append(region if score is None else {**region, "score": float(score)})
     return result
+
+
+def photo_without_address(image: SegmentedImage) -> Mapping[str, bytes]:
+    """The photograph as the file to write; none if Label Studio can show it where it is."""
+    return {} if image.photo is None else {f"images/{image.photo_name}": image.photo.data}
+
+
+def tasks_and_config(classes: Classes, run: str) -> Mapping[str, Sequence[str | Slot]]:
+    """The one file of all tasks, and the labelling configuration."""
+    return {
+        LABEL_CONFIG: [write_label_config(classes)],
+        "tasks.json": ["[\n", TASKS, "\n]\n"],
+    }
+
+
+def task_entry(image: SegmentedImage, last: str) -> Mapping[str, Sequence[str]]:
+    """The task of an image."""
+    file = storage.join(image.folder, last) if last else image.uri
+    task = write_task(
+        to_reference(file, image.folder),
+        {"uri": image.uri, "run": image.run, "image_id": image.image_id},
+        to_prediction(image.label_map, image.classes, image.confidence, image.model),
+    )
+    return {TASKS.name: [task]}
+
+
+def write_task(reference: str, provenance: Mapping[str, Any], prediction: Mapping[str, Any]) -> str:
+    """A task as JSON. Without a region in the prediction it has none."""
+    task = {
+        "data": {IMAGE: reference, PROVENANCE_KEY: provenance},
+        "predictions": [prediction] if prediction["result"] else [],
+    }
+    return json.dumps(task, ensure_ascii=False)
+
+
+LABELSTUDIO = Format(
+    reader=Reader(find_labelstudio, read_labelstudio, options=["unlabelled"]),
+    writer=Writer(
+        Photos.FILES,
+        photo_without_address,
+        ("images/{name}.jpg", "images/{name}.png"),
+        tasks_and_config,
+        task_entry,
+        has_address,
+    ),
+)

@@ -189,7 +189,7 @@ def test_a_folder_gets_others_when_it_is_asked_again_and_keeps_what_was_correcte
     [
         ({"by": "luck"}, "--by luck: must be one of uncertainty, disagreement, failures, diverse"),
         ({"by": "disagreement"}, "--by disagreement and --against RUN_B go together"),
-        ({"to": "voc"}, "--to voc: must be one of labelme, coco"),
+        ({"to": "voc"}, "--to voc: must be one of labelme, coco, labelstudio"),
     ],
 )
 def test_what_cannot_be_done_is_refused(
