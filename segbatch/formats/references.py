@@ -97,7 +97,8 @@ class Photographs:
             return place
         path = _path_of(place)
         upload = UPLOAD.fullmatch(path)
-        steps = [s for s in re.split(r"[/\\]", upload["name"] if upload else path) if s.strip(".")]
+        path = upload["name"] if upload else path
+        steps = [s for s in re.split(r"^[A-Za-z]:|[/\\]", path) if s.strip(".")]
         for start in range(len(steps)):
             if (found := self._files.find("/".join(steps[start:]), labels_uri)) is not None:
                 return found

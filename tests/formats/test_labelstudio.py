@@ -406,7 +406,7 @@ def test_the_labelling_configuration_gives_the_key_of_the_image_and_colours(
 def test_what_is_no_export_is_named(tmp_path: Path) -> None:
     write(tmp_path, {
         "a.jpg": photograph(),
-        "export.json": [task(box("wall", 0, 0, 4, 4)), 5, {**task(), "id": 3, "data": {"text": "b"}}],
+        "export.json": [task(box("wall", 0, 0, 4, 4)), 5, {**task(data={"text": "b"}), "id": 3}],
         "coco.json": {"images": [], "annotations": [], "categories": []},
         "labelme.json": {"shapes": []},
         "deep.json": "[" * 100_000,
