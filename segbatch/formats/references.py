@@ -104,11 +104,12 @@ class Photographs:
                 return found
         if steps and (found := self._find_upload(steps[-1])) is not None:
             return found
-        where = "below --images" if self._only_files else "next to the labels"
-        raise ValueError(
-            f"its image {shortened(reference)} is not {where}: name the folder of the photographs"
-            " with --images"
+        where = (
+            "below --images"
+            if self._only_files
+            else "next to the labels: name the folder of the photographs with --images"
         )
+        raise ValueError(f"its image {shortened(reference)} is not {where}")
 
     def _find_upload(self, name: str) -> str | None:
         """The file that was uploaded under ``name``."""
