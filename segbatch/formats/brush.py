@@ -59,7 +59,8 @@ def _records(lengths: npt.NDArray[np.int_], values: npt.NDArray[np.int_]) -> npt
     codes = (((4 | kinds) << length_bits | lengths - 1) << WORD_BITS) | values
     shifts = (3 + length_bits + WORD_BITS)[:, None] - 1 - np.arange(MAX_RECORD)
     bits = codes[:, None] >> np.maximum(shifts, 0) & 1
-    return bits[shifts >= 0].astype(np.uint8)
+    stream: npt.NDArray[np.uint8] = bits[shifts >= 0].astype(np.uint8)
+    return stream
 
 
 def decode_brush(rle: bytes, width: int, height: int) -> Mask:
@@ -110,8 +111,8 @@ class _Bits:
         first, offset = divmod(self._advance(count * num_bits), 8)
         last = (self._at + 7) // 8
         bits = np.unpackbits(np.frombuffer(self._data[first:last], np.uint8))
-        is_set: Mask = bits[offset : offset + count * num_bits].reshape(count, num_bits).any(1)
-        return is_set
+        numbers = bits[offset : offset + count * num_bits].reshape(count, num_bits)
+        return np.asarray(numbers.any(axis=1))
 
     def _advance(self, num_bits: int) -> int:
         """The position before the next bits."""

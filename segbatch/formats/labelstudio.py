@@ -168,16 +168,17 @@ def _image(
 def _reference(data: Mapping[str, Any], config: LabelConfig) -> str:
     """What the data of a task call its photograph."""
     keys = [key for key in config.keys if key in data]
-    keys = keys or [key for key, value in data.items() if is_reference(value)]
+    texts = {key: value for key, value in data.items() if isinstance(value, str)}
+    keys = keys or [key for key, text in texts.items() if is_reference(text)]
+    keys = keys or [key for key, text in texts.items() if storage.scheme_of(text)]
     if len(keys) > 1:
         raise ValueError(
             f"{' and '.join(keys)} may be its image: put the labelling configuration next to the"
             f" labels as {LABEL_CONFIG}"
         )
-    if not keys or not isinstance(data[keys[0]], str):
-        raise ValueError("its data name no image, or several")
-    reference: str = data[keys[0]]
-    return reference
+    if not keys or keys[0] not in texts:
+        raise ValueError("its data name no image, or a list of images")
+    return texts[keys[0]]
 
 
 # ------------------------------------------------------------------------------------------ reading
@@ -263,7 +264,7 @@ def _corners(value: Mapping[str, Any], width: int, height: int) -> npt.NDArray[n
             raise ValueError("its points are not pairs of numbers") from error
         if points.ndim != 2 or points.shape[1] != 2:
             raise ValueError("its points are not pairs of numbers")
-        return points / 100 * sides
+        return np.asarray(points / 100 * sides)
     turn = math.radians(_number(value, "rotation", 0))
     axes = np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
     start = np.array([_number(value, "x"), _number(value, "y")]) / 100 * sides
@@ -277,8 +278,7 @@ def _corners(value: Mapping[str, Any], width: int, height: int) -> npt.NDArray[n
         offsets = np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) * across
     else:
         raise ValueError("is a point, which has no area")
-    outline: npt.NDArray[np.float64] = start + offsets @ axes
-    return outline
+    return np.asarray(start + offsets @ axes)
 
 
 def _number(value: Mapping[str, Any], key: str, otherwise: float | None = None) -> float:

@@ -169,12 +169,12 @@ def _drawing(annotation: Mapping[str, Any], place: str, *, is_prediction: bool =
     labelled = {_id(result) for result in results if _names(result)} - {None}
     regions = []
     for number, result in enumerate(results, 1):
-        value, names = result.get("value"), _names(result)
+        names = _names(result)
         if not _is_shape(result) or (not names and _id(result) in labelled):
             continue
         name = f" ({names[0]})" if names else ""
         where = f"{place} region {number}{name}"
-        regions.append(Region(where, names, _size(result), _compact(value)))
+        regions.append(Region(where, names, _size(result), _compact(result["value"])))
     changed = annotation.get("updated_at") or annotation.get("created_at")
     return Drawing(
         regions,

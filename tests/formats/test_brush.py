@@ -1,5 +1,7 @@
 """The brush masks of Label Studio, compared with its own SDK."""
 
+import base64
+import zlib
 from contextlib import suppress
 
 import numpy as np
@@ -10,6 +12,22 @@ from hypothesis.extra.numpy import arrays
 from label_studio_sdk.converter import brush as sdk
 
 from segbatch.formats.brush import decode_brush, encode_brush
+
+STROKE = (
+    b"c-jGb1BCnl5C8x<8~^|R0Q??c5t&C>9~^)2_eZ52taCBGM!^~+W;_Y30x>w#V~39ZKWP8s-Hv`T-U@aB8g4WHk3K"
+    b"pG+#^AZJAog7MjILYZPC(4yNCbd_Ke$tnSe$?AFf0HkJ>y4@8hVBCN}ug<2sC<F-`;y0U0D|@xe!F9}YMFkFGGD3"
+    b"SI#lhI9Xqx;?n@ql1k)G42DV0T@JQ5wpi59xQ&jKmImu3SI#nUW@;azB~xyV_}RdfY*RVQ5ytu(dg!X_~<w(cm#A"
+    b"BkN!Ux^<%h>aySUvV_J<CGf2o|58y3e5s$`~8~k?B_h*0j==dpk1aEsk{ypgDBXErRFwO#o0U3O3QO8GvAC`;%jj"
+    b"Mu}fJP%9hTs2>eme-+CqRt$GRVew2zUfyai+%&9sGWpZ~i{0!gwi|1ZmOw@BjGwBhZf0Ie6ZqUyTkjjjjP0)M)X%"
+    b"$59^EtN)MEGj0lY0U3mKQT6Z<fB5^OwvGBUNW*n_1ZFX=#}ysiefsbII%v!|Dp&+!ahOJv8%%Jq(8ra)ME~R9j|w"
+    b"_?;-hYjN;6o-bC?8Sk)Oun9SnK8@BTkn@S~NDnlp|H?g1H`Y%#{ie;;=NAODYnJSgfTiH+7Y7{am`1Z45BM=c(Xz"
+    b"yFUOIM~$VBH*-O5s*fC8q997$wyrtM11@NU;aGk<zrrq@-mphaJU3z(X7V}9n5{&@BTg5>Z5Xu=Ys8kMnM_mYZ1N"
+    b"2X&)B>6aSCGJvr^;%#Yt)|Hq9S)NN6n#udSUz#|Tg1~&-kBfyVdKTZR0{~pA2F|<Zs!HvKp5R9@kc-dosj(R(o_2"
+    b"cv4FaPoI$7vh{X;FyqX0Qmu<1CE=Hb~~9)8Hz9@#V)o8<c19hVW@{2*aaCjpjJG>f^_ckARQ=$I~6uaS^S?S;4cw"
+    b"BOHw4H0ao4bdDA|sOw|Y-2d_8M;#ihW4s(30x=lU<ARRzKP`X%9-MS>xJGlq%fKTpjTSa2-=mw3-aR<{G(Y@)k>A"
+    b"H38w6&29h?F&xXYtJjZ!vv;3Kt<mnr|pwH*v?QJ3&}un5E>LXFNkDEYBp{CZK;M)MjxVq6~l0x=lLBR7p6HOSlJm"
+    b"5ypQSk3?c_y_<00RR8sAOHLV|Nnr0|L_n0{sI60z(4=^2mk*7|Nr10|NI00|A2N?umCXFz0L"
+)
 
 MASKS = arrays(np.bool_, st.tuples(st.integers(1, 9), st.integers(1, 40)))
 
@@ -72,6 +90,16 @@ def test_the_records_of_other_encoders_are_read(
     np.testing.assert_array_equal(decode_brush(rle, len(alphas), 1)[0], alphas)
     seen = sdk.decode_rle(list(rle))
     np.testing.assert_array_equal(seen[3::4] > 0, alphas)
+
+
+def test_a_stroke_of_label_studios_editor_is_read() -> None:
+    """Drawn with a mouse on a photograph of 512×512 and exported by Label Studio 1.23.2."""
+    rle = zlib.decompress(base64.b85decode(STROKE))
+    inside = decode_brush(rle, 512, 512)
+    np.testing.assert_array_equal(inside, decoded_by_the_sdk(rle, 512, 512)[..., 3] > 0)
+    assert inside.sum() == 2000
+    rows, columns = np.nonzero(inside)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (60, 83, 59, 238)
 
 
 @pytest.mark.parametrize(("rle", "why"), [

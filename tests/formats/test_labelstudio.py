@@ -417,7 +417,7 @@ def test_what_is_no_export_is_named(tmp_path: Path) -> None:
     assert len(found.images) == 1
     reasons = left_out(tmp_path, found)
     assert reasons["export.json: entry 2"] == "is not a task: it has no data"
-    assert reasons["export.json: task 3"] == "its data name no image, or several"
+    assert reasons["export.json: task 3"] == "its data name no image, or a list of images"
     assert "it looks like COCO: --from coco" in reasons["coco.json"]
     assert "labelme file" in reasons["labelme.json"]
     assert {"deep.json", "text.json", "utf-16.json"} < reasons.keys()

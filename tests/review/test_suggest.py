@@ -344,6 +344,9 @@ def test_the_command_says_how_to_go_on_and_leaves_a_dataset_out(
     assert (told["folder"], told["suggested"], told["left_out"]) == (f"{tmp_path}/c", 1, {})
     assert [{k: str(v) for k, v in told["images"][0].items()}] == listed(tmp_path / "c")
     assert "--from coco --append" in err
+    _, err = command(tmp_path / "e", "--count", 1, "--to", "labelstudio")
+    assert f"LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={tmp_path} label-studio start" in err
+    assert f"labels import {tmp_path}/e DATASET --from labelstudio --append" in err
 
     monkeypatch.setattr(clients, "BACKOFF_S", 0.01)
     monkeypatch.setattr(clients, "MAX_BACKOFF_S", 0.02)
