@@ -22,7 +22,6 @@ from urllib.parse import parse_qs, quote, unquote
 
 from segbatch import storage
 from segbatch.config.images import IMAGE_EXTENSIONS
-from segbatch.errors import shortened
 from segbatch.formats.folder import ImageFiles, folded
 from segbatch.images.parts import kind_of
 from segbatch.masks.classes import CONTROL
@@ -109,7 +108,7 @@ class Photographs:
             if self._only_files
             else "next to the labels: name the folder of the photographs with --images"
         )
-        raise ValueError(f"its image {shortened(reference)} is not {where}")
+        raise ValueError(f"its image {reference} is not {where}")
 
     def _find_upload(self, name: str) -> str | None:
         """The file that was uploaded under ``name``."""
