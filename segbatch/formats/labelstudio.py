@@ -1,36 +1,28 @@
 """Label Studio: tasks in JSON, with brushes, bitmasks, polygons, rectangles and ellipses.
 
-Coordinates are percent of the photograph as it lies in its file, upright; ``image_rotation`` says
-only how it was turned on the screen. Later regions lie on top of earlier ones. Points and vectors
-have no area and are left out. :mod:`~segbatch.formats.tasks` says which annotation of a task
-counts, :mod:`~segbatch.formats.references` how its photograph is found.
+Later regions lie on top of earlier ones. :mod:`~segbatch.formats.tasks` says which annotation of a
+task counts, :mod:`~segbatch.formats.references` how its photograph is found, and
+:mod:`~segbatch.formats.regions` draws what is on it.
 
 Written as ``tasks.json`` and ``label_config.xml``, the labelling configuration of the project. The
 masks are predictions, which Label Studio shows to be corrected and accepted. They are brushes, one
 for each class, because these are exact. A task keeps its ``data``, where the key ``segbatch`` names
 the image and its run.
 
-Source: https://labelstud.io/guide/predictions and ``web/libs/editor/src/regions`` of Label Studio
-1.23.
+Source: https://labelstud.io/guide/predictions and https://labelstud.io/guide/task_format
 """
 
 from __future__ import annotations
 
-import base64
-import io
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image
 
 from segbatch import storage
 from segbatch.errors import SourceError
-from segbatch.formats.brush import Mask, decode_brush, encode_brush
-from segbatch.formats.coco import decode_region
+from segbatch.formats.brush import encode_brush
 from segbatch.formats.folder import (
     PROVENANCE_KEY,
     ImageFiles,
@@ -64,11 +56,11 @@ from segbatch.formats.labelconfig import (
 )
 from segbatch.formats.photo import checked_size, read_sample_file
 from segbatch.formats.references import Photographs, has_address, is_reference, to_reference
+from segbatch.formats.regions import draw_region
 from segbatch.formats.tasks import Drawing, Region, Task, read_tasks
 from segbatch.masks.classes import IGNORE, IGNORE_INDEX, Classes
 
 TASKS = Slot("tasks", separator=",\n")
-MIN_CORNERS, MAX_CORNERS = 16, 4096  # of a polygon in place of an ellipse
 
 
 # ------------------------------------------------------------------------------------------ finding
@@ -199,7 +191,7 @@ def read_labelstudio(
     for region in drawing.regions:
         try:
             class_id = _class_id(region, ids)
-            label_map[_inside(region, width, height)] = class_id
+            label_map[draw_region(region, width, height)] = class_id
         except ValueError as error:
             skipped.append(Skipped(region.place, str(error)))
     num_drawn = len(drawing.regions) - len(skipped)
@@ -212,84 +204,6 @@ def _class_id(region: Region, ids: Mapping[str, int]) -> int:
     if len(region.names) > 1:
         raise ValueError(f"has several labels, {', '.join(region.names)}: a pixel has one class")
     return ids[region.names[0]]
-
-
-def _inside(region: Region, width: int, height: int) -> Mask:
-    """The pixels of a region. Raises ``ValueError`` with the reason if there are none."""
-    value = region.value
-    if region.size not in (None, (width, height)):
-        raise ValueError("was drawn on an image of another size than the regions before it")
-    if "rle" in value:
-        if value["rle"] is None:
-            raise ValueError("has RLE that is not a list of bytes")
-        inside = decode_brush(value["rle"], width, height)
-    elif "imageDataURL" in value:
-        inside = _bitmask(value["imageDataURL"], width, height)
-    else:
-        with np.errstate(all="ignore"):  # what is infinite is refused below
-            corners = _corners(value, width, height)
-        runs, _ = decode_region([corners.ravel().tolist()], width, height)
-        in_columns = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
-        return in_columns.reshape(width, height).T
-    if not inside.any():
-        raise ValueError("covers no pixel of the image")
-    return inside
-
-
-def _bitmask(address: Any, width: int, height: int) -> Mask:
-    """The pixels that are not transparent in a PNG of the image's size, given as a data URI."""
-    try:
-        data = base64.b64decode(address.partition(";base64,")[2], validate=True)
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
-            size = picture.size
-            alphas = (
-                np.asarray(picture.convert("RGBA"))[..., 3] if size == (width, height) else None
-            )
-    except Exception as error:  # a decoder may raise anything for a broken file
-        raise ValueError("has a bitmask that is not a PNG in a data URI") from error
-    if alphas is None:
-        raise ValueError(f"has a bitmask of {size[0]}×{size[1]}: the image is {width}×{height}")
-    return alphas > 0
-
-
-def _corners(value: Mapping[str, Any], width: int, height: int) -> npt.NDArray[np.float64]:
-    """The outline of a region in pixels, ``(n, 2)``, x and y."""
-    sides = np.array([width, height])
-    if "vertices" in value:
-        raise ValueError("is a vector, which is not read: draw a polygon or use a brush")
-    if "points" in value:
-        try:
-            points = np.array(value["points"], np.float64)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise ValueError("its points are not pairs of numbers") from error
-        if points.ndim != 2 or points.shape[1] != 2:
-            raise ValueError("its points are not pairs of numbers")
-        return np.asarray(points / 100 * sides)
-    turn = math.radians(_number(value, "rotation", 0))
-    axes = np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
-    start = np.array([_number(value, "x"), _number(value, "y")]) / 100 * sides
-    if "radiusX" in value:
-        radii = np.array([_number(value, "radiusX"), _number(value, "radiusY")]) / 100 * sides
-        num_corners = np.clip(2 * math.pi * np.abs(radii).max(), MIN_CORNERS, MAX_CORNERS)
-        angles = np.linspace(0, 2 * math.pi, int(num_corners))
-        offsets = np.stack([np.cos(angles), np.sin(angles)], axis=1) * radii
-    elif "height" in value:
-        across = np.array([_number(value, "width"), _number(value, "height")]) / 100 * sides
-        offsets = np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) * across
-    else:
-        raise ValueError("is a point, which has no area")
-    return np.asarray(start + offsets @ axes)
-
-
-def _number(value: Mapping[str, Any], key: str, otherwise: float | None = None) -> float:
-    number = value.get(key)
-    number = otherwise if number is None else number
-    try:
-        if isinstance(number, int | float) and math.isfinite(number):
-            return float(number)
-    except OverflowError:
-        pass
-    raise ValueError(f"its {key} is not a number")
 
 
 # ------------------------------------------------------------------------------------------ writing
