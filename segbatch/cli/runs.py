@@ -212,6 +212,7 @@ def export_command(
             "labelme",
             "coco",
             "fiftyone",
+            "labelstudio",
             "csv",
             "parquet",
             "geoparquet",
