@@ -133,8 +133,8 @@ class Run(RunFolder):
     ) -> Exported:
         """Write images into a folder, any URI, as other tools read them: ``to`` is ``png``,
         ``overlay``, ``voc``, ``labelme``, ``coco``, ``fiftyone`` or ``labelstudio``; or rows:
-        ``csv``, ``parquet``; or points with coordinates: ``geoparquet``, ``geojson``. ``by`` is a column of the
-        user's by which rows are grouped.
+        ``csv``, ``parquet``; or points with coordinates: ``geoparquet``, ``geojson``. ``by`` is a
+        column of the user's by which rows are grouped.
         """
         from segbatch.review.export.export import export
 
