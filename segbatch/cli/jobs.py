@@ -21,6 +21,7 @@ from segbatch.cli.options import (
     Variables,
     kinds_of,
     print_facts,
+    print_table,
 )
 from segbatch.console import say
 from segbatch.errors import SegbatchError
@@ -202,8 +203,4 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
         minutes, seconds = divmod(row["took_s"], 60)
         cells = [row[name] or "-" for name in COLUMNS[:5]]
         lines.append((*cells, f"{started:%Y-%m-%d %H:%M:%S}", f"{minutes}:{seconds:02d}"))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        print(
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        )
+    print_table(lines)

@@ -225,6 +225,10 @@ def labels_suggest(
     print_facts(suggestions.to_json() if format == "json" else suggestions.facts(), format)
     if suggestions.unanswered and not suggestions.images:
         raise Incomplete("storage did not deliver the images; run it again as it is")
+    if not suggestions.images:
+        say("nothing is left to suggest: segment more photographs, or choose another --by")
+    elif not exclude:
+        say("images that are labelled already are left out only with --exclude DATASET")
     is_local = storage.is_local(suggestions.folder)
     if suggestions.images and to == "labelme" and is_local:
         say(f"correct them with: labelme {quote(suggestions.folder)} --nodata --autosave")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
@@ -100,6 +100,28 @@ def print_status(summary: Mapping[str, Any], format: str = "text") -> None:
         for block in STATUS_BLOCKS
     )
     print("\n\n".join(filter(None, blocks)))
+
+
+RUN_COLUMNS = ("run", "status", "images", "ok", "failed", "model", "updated")
+
+
+def print_runs(summaries: Sequence[Mapping[str, Any]], format: str = "text") -> None:
+    """Print a list of runs to stdout, the one that changed last first: as JSON, or one a line."""
+    newest_first = sorted(summaries, key=lambda summary: -summary["updated"])
+    if format == "json":
+        print_facts(newest_first, format)
+        return
+    counted = ({**facts, "failed": sum(facts["failed"].values())} for facts in newest_first)
+    rows = [[_as_text(column, facts[column]) for column in RUN_COLUMNS] for facts in counted]
+    print_table([RUN_COLUMNS, *rows])
+
+
+def print_table(lines: Sequence[Sequence[str]]) -> None:
+    """Print cells in columns to stdout."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        print("  ".join(cells).rstrip())
 
 
 def _as_text(key: str, value: Any) -> str:

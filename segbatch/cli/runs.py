@@ -14,6 +14,7 @@ from segbatch.cli.options import (
     Prices,
     RunUri,
     print_facts,
+    print_runs,
     print_status,
     require_extension,
 )
@@ -29,11 +30,21 @@ Tiles = Annotated[
 
 
 @runs_app.command(rich_help_panel=SEGMENT, epilog=example("segbatch status s3://bucket/runs/first"))
-def status(run_uri: RunUri, format: Format = "text") -> None:
-    """Show the progress of a run, read from storage alone."""
-    from segbatch.run import open_run
+def status(
+    runs: Annotated[
+        list[str], Argument(metavar="RUN...", help="Runs, or globs for a list of them (any URI).")
+    ],
+    format: Format = "text",
+) -> None:
+    """Show the progress of a run, or a list of runs, from storage alone."""
+    from segbatch import storage
+    from segbatch.run import open_runs
 
-    print_status(open_run(run_uri).summary(), format)
+    opened = open_runs(runs)
+    if [run.uri for run in opened] == [storage.normalize(runs[0])]:  # and no glob
+        print_status(opened[0].summary(), format)
+    else:
+        print_runs([run.summary() for run in opened], format)
 
 
 @runs_app.command(

@@ -1,9 +1,12 @@
 """How facts are printed."""
 
+import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from segbatch.cli.main import app
 from segbatch.cli.options import print_status
 from segbatch.run import open_run
 from tests.written_run import write_run
@@ -22,3 +25,15 @@ def test_the_status_of_a_run_is_in_blocks_without_what_is_empty(
         "interrupted (its driver is gone; run the same command to resume)"
     )
     assert not {"submission", "driver", "duplicates"} & {key for block in keys for key in block}
+
+
+def test_a_glob_lists_runs_and_a_run_of_such_a_name_is_one(tmp_path: Path) -> None:
+    for name in ("march", "april", "may[1]"):
+        write_run(str(tmp_path / name), finished=name != "april")
+    listed = CliRunner().invoke(app, ["status", f"{tmp_path}/*"]).output.splitlines()
+    assert listed[0].split() == ["run", "status", "images", "ok", "failed", "model", "updated"]
+    april = next(line for line in listed if f"{tmp_path}/april" in line)
+    assert april.split()[1:5] == ["interrupted", "14", "12", "2"]
+    assert len(listed) == 4
+    one = CliRunner().invoke(app, ["status", f"{tmp_path}/may[1]", "--format", "json"]).output
+    assert json.loads(one)["ok"] == 12
