@@ -99,6 +99,7 @@ def test_another_engine_needs_another_output(int8_run: Run) -> None:
         segment(work)
 
 
+@pytest.mark.long
 def test_an_evaluation_in_int8_says_what_it_costs(
     int8_run: Run, model_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -289,6 +289,7 @@ def test_onnx_with_its_weights_in_a_second_file_is_kept_whole(tmp_path: Path) ->
     assert np.array_equal(*masks)
 
 
+@pytest.mark.long
 def test_what_model_export_writes_comes_back_with_its_classes(
     tmp_path: Path, networks: dict[str, Any]
 ) -> None:

@@ -54,7 +54,7 @@ class Deadly:
         pytest.param(False, id="segbatch counts"),
     ],
 )
-@pytest.mark.parametrize("stage", ["function", "class"])
+@pytest.mark.parametrize("stage", ["function", pytest.param("class", marks=pytest.mark.long)])
 def test_a_block_that_kills_its_process_is_tried_twice_and_the_others_come(
     stage: str, given: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -178,6 +178,7 @@ def test_workers_leave_cpus_for_a_task_of_every_other_stage(
             assert taken + OTHER_CPUS <= sum(nodes)
 
 
+@pytest.mark.long
 def test_files_are_written_while_images_are_still_being_read(
     s3: S3, model_uri: str, tmp_path: Path
 ) -> None:
