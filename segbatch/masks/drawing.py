@@ -25,6 +25,8 @@ FORMATS = {
 
 FILL = 0.35  # opacity of the class colours: what they cover is still seen
 OUTLINE = 700  # longer side of a picture, in pixels, for each pixel of an outline's width
+CHANGED = (255, 0, 122)  # of highlighted pixels: no photograph and no preset has this colour
+FADED = 0.55  # share of white over a photograph whose pixels are highlighted
 DARKEST = 110  # brightness of an outline, 0 to 255: black on a night's photograph vanishes
 
 # Of the legend that lies on a picture.
@@ -90,6 +92,20 @@ def overlay(
         width = max(1, round(max(label_map.shape) / OUTLINE))
         border = _borders(label_map, width) & (label_map != IGNORE_INDEX)
         picture.paste(colors.convert("RGB"), mask=Image.fromarray(border))
+    return picture
+
+
+def highlight(image: npt.NDArray[np.uint8], marked: npt.NDArray[np.bool_]) -> Image.Image:
+    """A grey, faded photograph with the ``marked`` pixels in one colour.
+
+    ``image`` is ``(height, width, 3)`` uint8 RGB, ``marked`` ``(height, width)``. Returns an RGB
+    picture of the same size. Raises ``ValueError`` if the sizes differ.
+    """
+    if image.shape != (*marked.shape, 3):
+        raise ValueError(f"image {image.shape} and pixels {marked.shape}: must be of one size")
+    grey = Image.fromarray(image).convert("L").convert("RGB")
+    picture = Image.blend(grey, Image.new("RGB", grey.size, "white"), FADED)
+    picture.paste(CHANGED, mask=Image.fromarray(marked))
     return picture
 
 

@@ -34,6 +34,7 @@ from segbatch.results.runfolder import open_folder
 from segbatch.review.browse.grid import Grid, GridQuery
 from segbatch.review.browse.layers import LONG_SIDES, LayerCache, Layers, Size
 from segbatch.review.map.sheet import map_file, tiles_origin
+from segbatch.review.theme import THEME
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 ALL_ADDRESSES = ("0.0.0.0", "::")  # for listening; no client uses them as a name
@@ -88,10 +89,7 @@ class RunEndpoints:
             "images": run.info.manifest.rows,
             "model": run.info.model.uri,
             "masks": run.info.job.get("masks") != "none",
-            "classes": [
-                {"name": c.name, "field": c.field, "color": f"#{bytes(c.color).hex()}"}
-                for c in run.classes
-            ],
+            "classes": [{"name": c.name, "field": c.field, "color": c.hex} for c in run.classes],
             "measures": [
                 {"name": m.name, "group": m.group, "label": m.label}
                 for m in self.grid.measures.values()
@@ -251,6 +249,7 @@ def _application(endpoints: RunEndpoints) -> ASGIApp:
     picture = "pictures/{size}/{image_id:int}"
     routes = [
         Route("/", _static("browse.html")),
+        Route("/theme.css", _fixed(THEME.encode(), "text/css")),
         *(Route(f"/{name}", _static(name)) for name in (*PAGE, *MAP)),
         Route("/points", endpoints.points),
         Route("/run", endpoints.run),
@@ -297,12 +296,12 @@ def _query_of(request: Request) -> GridQuery:
 
 
 def _static(name: str) -> Callable[[Request], Awaitable[Response]]:
-    is_map = name in MAP
-    content = (
-        map_file(name) if is_map else files("segbatch.review.browse").joinpath(name).read_bytes()
-    )
-    media_type = MAP[name] if is_map else PAGE[name]
+    if name in MAP:
+        return _fixed(map_file(name), MAP[name])
+    return _fixed(files("segbatch.review.browse").joinpath(name).read_bytes(), PAGE[name])
 
+
+def _fixed(content: bytes, media_type: str) -> Callable[[Request], Awaitable[Response]]:
     async def page(_: Request) -> Response:
         return Response(content, media_type=media_type)
 
