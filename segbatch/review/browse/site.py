@@ -14,6 +14,7 @@ import secrets
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import asdict
 from importlib.resources import files
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -31,8 +32,9 @@ from segbatch import storage
 from segbatch.errors import InputError, RunError, SegbatchError
 from segbatch.images.parts import part_extension, read_parts
 from segbatch.results.runfolder import open_folder
-from segbatch.review.browse.grid import Grid, GridQuery
+from segbatch.review.browse.grid import Grid
 from segbatch.review.browse.layers import LONG_SIDES, LayerCache, Layers, Size
+from segbatch.review.browse.query import GridQuery
 from segbatch.review.map.sheet import map_file, tiles_origin
 from segbatch.review.theme import THEME
 
@@ -40,14 +42,15 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 ALL_ADDRESSES = ("0.0.0.0", "::")  # for listening; no client uses them as a name
 SHUTDOWN_S = 3
 
+SCRIPTS = (
+    "browse.js", "browse-address.js", "browse-filters.js", "browse-range.js", "browse-grid.js",
+    "browse-marks.js", "browse-large.js", "browse-zoom.js", "browse-map.js",
+)  # fmt: skip
 PAGE = {
     "browse.html": "text/html",
     "browse.css": "text/css",
-    "browse.js": "text/javascript",
-    "browse-filters.js": "text/javascript",
-    "browse-grid.js": "text/javascript",
-    "browse-large.js": "text/javascript",
-    "browse-map.js": "text/javascript",
+    "browse-large.css": "text/css",
+    **dict.fromkeys(SCRIPTS, "text/javascript"),
 }
 MAP = {"map.css": "text/css", "map.js": "text/javascript", "maplibre-gl.js": "text/javascript"}
 
@@ -91,17 +94,22 @@ class RunEndpoints:
             "masks": run.info.job.get("masks") != "none",
             "classes": [{"name": c.name, "field": c.field, "color": c.hex} for c in run.classes],
             "measures": [
-                {"name": m.name, "group": m.group, "label": m.label}
+                {"name": m.name, "group": m.group, "label": m.label, "whole": m.is_whole}
                 for m in self.grid.measures.values()
             ],
+            "created": run.info.created,
+            "columns": self.grid.own_columns,
             "texts": self.grid.texts,
             "kinds": self.grid.kinds(),
-            "map": self.grid.coordinates is not None,
+            "coordinates": self.grid.coordinates,
             "tiles": self.tiles,
         }
 
     async def run(self, _: Request) -> Response:
         return JSONResponse(await asyncio.to_thread(self.facts))
+
+    async def facets(self, _: Request) -> Response:
+        return JSONResponse(asdict(await asyncio.to_thread(self.grid.facets)))
 
     async def images(self, request: Request) -> Response:
         query = _query_of(request)
@@ -253,6 +261,7 @@ def _application(endpoints: RunEndpoints) -> ASGIApp:
         *(Route(f"/{name}", _static(name)) for name in (*PAGE, *MAP)),
         Route("/points", endpoints.points),
         Route("/run", endpoints.run),
+        Route("/facets", endpoints.facets),
         Route("/images", endpoints.images),
         Route("/count", endpoints.count),
         Route("/images/{image_id:int}", endpoints.image),
