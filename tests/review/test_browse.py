@@ -39,9 +39,9 @@ GONE = 3
 
 
 @contextmanager
-def served(run: Run, host: str = "127.0.0.1") -> Iterator[str]:
+def served(run: Run, host: str = "127.0.0.1", against: str | None = None) -> Iterator[str]:
     """The URL of the page of a run, at this machine's own address."""
-    site = Site(run.uri, host, 0)
+    site = Site(run.uri, host, 0, against=against)
     thread = Thread(target=site.run)
     thread.start()
     parts = urlsplit(site.url)
@@ -320,6 +320,7 @@ def test_people_filter_look_and_send_to_labelling(url: str, browser: Visitor) ->
             picture.evaluate("image => image.decode()")
         page.mouse.wheel(0, 9000)
         expect(figures).to_have_count(72)
+        page.locator("#measuring").wait_for(state="detached")
         assert HOSTILE in page.locator("#filters").inner_text()
 
         slide(page, "window at least", 0.2)
@@ -517,3 +518,63 @@ def test_on_a_phone_nothing_hangs_over_and_the_header_is_low(
     assert inside == width
     assert header < 740 / 8
     assert tile_width == pytest.approx(tile_height)
+
+
+# ------------------------------------------------------------------------------ two runs
+
+
+@pytest.fixture(scope="module")
+def two(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The page of the run next to an older one with fewer images, whose windows were glass."""
+    uri = str(tmp_path_factory.mktemp("runs") / "february")
+    names = ["background", "wall", "glass", HOSTILE]
+    before = write_run(uri, names=names, num_ok=10, failed=(), photos="s3://to-browse")
+    with served(run, against=before.uri) as address:
+        yield address
+
+
+def test_images_are_sorted_by_how_much_their_coverage_changed(two: str) -> None:
+    found = ask(two, "images", sort="coverage_change", descending=True)["images"]
+    changes = [image["value"] for image in found]
+    assert [image["image_id"] for image in found[:10]] == list(range(9, -1, -1))
+    assert changes[:2] == pytest.approx([100 / 600, 90 / 600])  # all of the window
+    assert set(changes[10:]) == {None}  # not in the other run
+    assert ask(two, "count", condition="coverage_change > 0.11")["count"] == 4
+    facts = json.loads(get(f"{two}images/9")[1])
+    assert facts["other_id"] == 9
+    assert json.loads(get(f"{two}images/20")[1])["other_id"] is None
+    assert json.loads(get(f"{two}other/images/9")[1])["measures"]["coverage.glass"] > 0
+
+
+def test_two_runs_are_next_to_each_other(two: str, browser: Visitor) -> None:
+    opaque = """() => [...document.querySelectorAll("#large canvas")].map((canvas) => {
+      if (canvas.hidden) return 0;
+      const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+      return data.filter((value, at) => at % 4 === 3 && value).length;
+    })"""
+
+    def look(page: "Page") -> tuple[list[str], list[str], list[int], list[int]]:
+        page.locator(".tile").nth(5).click()
+        page.locator("#classes tbody tr").nth(3).wait_for()
+        page.wait_for_function(f"({opaque})().every((num) => num > 0)")
+        names = page.locator(".side figcaption").all_inner_texts()
+        rows = page.locator("#classes tbody tr").all_inner_texts()
+        before = page.evaluate(opaque)
+        page.check("#changes")
+        return names, [" ".join(row.split()) for row in rows], before, page.evaluate(opaque)
+
+    names, rows, before, changed = browser.visit(two, look)
+    assert names == ["february", "march"]
+    assert "window 0.0 % 10.0 % +10.0" in " ".join(rows) or "window – 10.0 % +10.0" in rows
+    assert "glass 10.0 % – −10.0" in rows
+    assert before == [60 * 40, 60 * 40]
+    assert changed == [240, 240]  # a tenth: the window
+
+
+def test_an_image_that_only_one_run_has_is_said(two: str, browser: Visitor) -> None:
+    def look(page: "Page") -> str:
+        page.locator(".tile").nth(20).click()
+        page.locator("#why").wait_for()
+        return page.inner_text("#why")
+
+    assert browser.visit(two, look) == "february does not have this image"

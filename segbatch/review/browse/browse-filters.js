@@ -69,6 +69,7 @@ function makeBasicControls() {
   add("Your columns", own);
   add("Classes, by share", of("coverage"));
   add("Formulas", of("formulas"));
+  add(`Against ${run.against?.name}`, of("change"));
   add("Model", [...of("uncertainty"), ...of("confidence").map(([name, label]) => [name, `confidence of ${label}`])]);
   $("condition").placeholder = `SQL: coverage.${run.classes.at(-1).field} > 0.2`;
   controls.push({
@@ -121,6 +122,7 @@ function makeFilters(found) {
   }));
   add(section, "Formulas", ranges("formulas"));
   add(section, "Uncertainty", ranges("uncertainty"));
+  if (run.against) add(section, `Against ${run.against.name}`, ranges("change"));
   add(folded, "Confidence", ranges("confidence"));
   for (const { name } of absent) {
     for (const gone of [name, name.replace("coverage.", "confidence.")]) {

@@ -1,7 +1,6 @@
-// The large view of one image: photograph, mask and facts.
+// The large view of one image: its pictures and facts.
 "use strict";
 
-let maskImage = null; // the loaded mask of the shown image
 const indexOf = (image) => images.findIndex(({ image_id }) => image_id === image.image_id);
 
 async function enlarge(image) {
@@ -26,24 +25,17 @@ async function enlarge(image) {
   $("why").hidden = true;
   $("classes").hidden = true;
   $("values").replaceChildren();
-  maskImage = null;
-  paint();
   const answer = ask(`images/${image_id}`);
-  $("photo").removeAttribute("src"); // or the previous image stays until this one has loaded
-  $("photo").alt = `photograph ${baseName(uri)}`;
-  $("photo").src = `pictures/large/${image_id}/photo`;
-  if (kind === "ok" && run.masks) {
-    const mask = new Image();
-    mask.addEventListener("load", () => {
-      if (shown !== image) return;
-      maskImage = mask;
-      paint();
-    });
-    mask.src = `pictures/large/${image_id}/mask`;
-  }
+  clearSides(image);
+  if (kind === "ok") loadMask(mine(), `pictures/large/${image_id}/mask`, image);
   try {
     const facts = await answer;
-    if (shown === image) describe(facts);
+    if (shown !== image) return;
+    const { other_id } = facts;
+    const other = other_id === null ? null : await ask(`other/images/${other_id}`);
+    if (shown !== image) return;
+    describe(facts, other);
+    if (other?.status === "ok") loadMask(others(), `other/pictures/large/${other_id}/mask`, image);
   } catch (error) {
     if (shown === image) why(error.message);
   }
@@ -66,21 +58,12 @@ function why(text) {
   $("why").textContent = text;
 }
 
-function describe(facts) {
+function describe(facts, other) {
   if (facts.status !== "ok") why(`${facts.error}: ${facts.message ?? ""}`);
-  const of = (group, c) => facts.measures[`${group}.${c.field}`];
-  const present = run.classes.filter((c) => of("coverage", c) > 0);
-  present.sort((a, b) => of("coverage", b) - of("coverage", a));
-  $("classes").hidden = !present.length;
-  $("classes").tBodies[0].replaceChildren(...present.map((c) => {
-    const row = element("tr", { tabIndex: 0 }, element("td", {}, swatch(c.color), c.name),
-      element("td", { textContent: percent(of("coverage", c)) }),
-      element("td", { textContent: percent(of("confidence", c)) }));
-    for (const come of ["mouseenter", "focus"]) row.addEventListener(come, () => paint(c.color));
-    for (const go of ["mouseleave", "blur"]) row.addEventListener(go, () => paint());
-    return row;
-  }));
-  const others = run.measures.filter((m) => ["uncertainty", "formulas"].includes(m.group));
+  else if (run.against && !other) why(`${run.against.name} does not have this image`);
+  else if (other && other.status !== "ok") why(`in ${run.against.name}: ${other.error}: ${other.message ?? ""}`);
+  showClasses(facts, other);
+  const others = run.measures.filter((m) => ["uncertainty", "formulas", "change"].includes(m.group));
   const pairs = [
     ...Object.entries(facts.columns).map(([name, value]) => [name, value ?? "–"]),
     ...others.filter((m) => facts.measures[m.name] !== null).map((m) => [m.label, format(m.group, facts.measures[m.name])]),
@@ -90,23 +73,31 @@ function describe(facts) {
     [element("dt", { textContent: name }), element("dd", { textContent: value })]));
 }
 
-// Paints the mask, or only the class with one colour.
-function paint(only) {
-  const canvas = $("mask");
-  canvas.hidden = !maskImage;
-  if (!maskImage) return;
-  canvas.width = maskImage.naturalWidth;
-  canvas.height = maskImage.naturalHeight;
-  const context = canvas.getContext("2d", { willReadFrequently: true });
-  context.drawImage(maskImage, 0, 0);
-  if (!only) return;
-  const [red, green, blue] = [1, 3, 5].map((at) => parseInt(only.slice(at, at + 2), 16));
-  const pixels = context.getImageData(0, 0, canvas.width, canvas.height);
-  const data = pixels.data;
-  for (let at = 0; at < data.length; at += 4) {
-    if (data[at] !== red || data[at + 1] !== green || data[at + 2] !== blue) data[at + 3] = 0;
-  }
-  context.putImageData(pixels, 0, 0);
+// The classes of the image with their shares; next to another run, those of both and the change.
+function showClasses(facts, other) {
+  const share = (of, { field }) => of?.measures[`coverage.${field}`] ?? null;
+  const known = new Set(run.classes.map(({ field }) => field));
+  const all = [...run.classes, ...(run.against?.classes ?? []).filter(({ field }) => !known.has(field))];
+  const largest = (c) => Math.max(share(facts, c), share(other, c));
+  const present = all.filter((c) => largest(c) > 0).sort((a, b) => largest(b) - largest(a));
+  const points = (c) => {
+    const change = 100 * (share(facts, c) - share(other, c));
+    return Math.abs(change) < 0.05 ? "0" : `${change > 0 ? "+" : "−"}${Math.abs(change).toFixed(1)}`;
+  };
+  const columns = run.against
+    ? [[run.against.name, (c) => percent(share(other, c))], [run.name, (c) => percent(share(facts, c))],
+      ["change", (c) => other ? points(c) : "–"]]
+    : [["share", (c) => percent(share(facts, c))], ["confidence", (c) => percent(facts.measures[`confidence.${c.field}`])]];
+  $("classes").hidden = !present.length;
+  $("classes").tHead.replaceChildren(element("tr", {}, element("th", { textContent: "class" }),
+    ...columns.map(([title]) => element("th", { textContent: title, title }))));
+  $("classes").tBodies[0].replaceChildren(...present.map((c) => {
+    const row = element("tr", { tabIndex: 0 }, element("td", {}, swatch(c.color), c.name),
+      ...columns.map(([, text]) => element("td", { textContent: text(c) })));
+    for (const come of ["mouseenter", "focus"]) row.addEventListener(come, () => paint(c.field));
+    for (const go of ["mouseleave", "blur"]) row.addEventListener(go, () => paint());
+    return row;
+  }));
 }
 
 async function step(by) {

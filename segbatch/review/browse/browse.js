@@ -106,12 +106,13 @@ async function begin() {
   try {
     run = await ask("run");
     document.title = `${run.name} · segbatch`;
-    $("name").textContent = run.name;
+    $("name").textContent = run.against ? `${run.name} against ${run.against.name}` : run.name;
     const rows = Object.values(run.kinds).reduce((sum, count) => sum + count, 0);
     const progress = rows < run.images ? ` · ${integer(rows)} of ${integer(run.images)} so far` : "";
     $("facts").textContent = `${run.uri} · ${run.status}${progress} · ${run.model}`;
     $("map-switch").hidden = !run.coordinates;
     loadMarks();
+    makeSides();
     makeBasicControls();
     const opened = readAddress();
     await reload();

@@ -35,6 +35,7 @@ from segbatch.results.query import (
 )
 from segbatch.results.runfolder import RunFolder
 from segbatch.results.schema import rows_schema
+from segbatch.review.browse.counterparts import CHANGE, COUNTERPARTS, create_counterparts
 from segbatch.review.browse.facets import Facets, find_facets
 from segbatch.review.browse.measures import Measure, double, is_number, measures_in
 from segbatch.review.browse.query import GridQuery
@@ -55,8 +56,9 @@ class Grid:
     :class:`~segbatch.errors.Incomplete` or ``OSError`` if storage fails.
     """
 
-    def __init__(self, run: RunFolder) -> None:
+    def __init__(self, run: RunFolder, against: RunFolder | None = None) -> None:
         self.run = run
+        self.against = against
         table = run.table("stats" if run.finished else "rows")
         folder = storage.join(run.uri, "stats" if run.finished else "rows")
         schema = table.schema if table else rows_schema(run.classes)
@@ -76,6 +78,11 @@ class Grid:
         )
         try:
             source = scan(con, "images", folder, table.files() if table else [], schema)
+            if against is not None:
+                create_counterparts(con, source, run, against)
+                change = self._add_change(schema.names)
+                shown = f"{shown}, change AS {quoted_name(change)}"
+                source = f"{source} LEFT JOIN {COUNTERPARTS} USING (image_id)"
             con.execute(f"CREATE VIEW images AS SELECT {shown} FROM {source}")
             con.execute(f"SET allowed_directories = [{quoted_text(f'{folder}/')}]")
             con.execute("SET enable_external_access = false")
@@ -84,6 +91,24 @@ class Grid:
             raise query_failure(error) from error
         self._images = con.table("images")
         self.coordinates = coordinates_in(self._images)
+
+    def _add_change(self, taken: Sequence[str]) -> str:
+        """Add the measure of the change from the other run; returns its column."""
+        name = CHANGE
+        while name in taken:
+            name += "_"
+        self.measures[name] = Measure(name, "change", "change of coverage", quoted_name(name))
+        return name
+
+    def other_id(self, image_id: int) -> int | None:
+        """The id of an image in the other run; ``None`` if it is not there."""
+        if self.against is None:
+            return None
+        with self._exclusive():
+            found = self._database.execute(
+                f"SELECT other_id FROM {COUNTERPARTS} WHERE image_id = ?", [image_id]
+            ).fetchall()
+        return int(found[0][0]) if found else None
 
     def kinds(self) -> dict[str, int]:
         """The number of images of each kind: ``ok``, or their error."""

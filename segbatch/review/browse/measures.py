@@ -11,7 +11,7 @@ import pyarrow as pa
 from segbatch.masks.classes import Classes
 from segbatch.results.database import quoted_name, quoted_text
 
-Group = Literal["coverage", "confidence", "uncertainty", "formulas", "columns", "dates"]
+Group = Literal["coverage", "confidence", "uncertainty", "formulas", "change", "columns", "dates"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Measure:
 
     def bound(self, value: float) -> str:
         """A bound in SQL, in the precision of the column, so that 0.2 finds a stored 0.2."""
-        is_double = self.group in ("columns", "dates")
+        is_double = self.group in ("columns", "dates", "change")
         return double(value) if is_double else f"{double(value)}::FLOAT"
 
 
