@@ -129,20 +129,24 @@ def _brightened(palette: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 
 def with_legend(
-    picture: Image.Image, classes: Classes, coverage: npt.NDArray[np.floating]
+    picture: Image.Image,
+    classes: Classes,
+    coverage: npt.NDArray[np.floating],
+    font_size: int | None = None,
 ) -> Image.Image:
     """``picture`` with a legend below it: colour, name and share of each class, largest first.
 
-    ``coverage`` is ``(classes,)``, 0 to 1; classes without pixels are left out. The result is RGB,
-    higher than ``picture``, and wider only if an entry needs it. Raises ``ValueError`` unless there
-    is one share per class.
+    ``coverage`` is ``(classes,)``, 0 to 1; classes without pixels are left out. ``font_size``, in
+    pixels, follows from the picture's width unless given. The result is RGB, higher than
+    ``picture``, and wider only if an entry needs it. Raises ``ValueError`` unless there is one
+    share per class.
     """
     if len(coverage) != len(classes):
         raise ValueError(f"{len(coverage)} shares for {len(classes)} classes")
     present = [classes[i] for i in np.argsort(-coverage, kind="stable") if coverage[i] > 0]
     texts = [f"{c.name}  {share(coverage[c.id])}" for c in present]
 
-    size = max(12, picture.width // 60)  # of the font; all other lengths derive from it
+    size = font_size or max(12, picture.width // 60)  # all other lengths derive from it
     font = ImageFont.load_default(size)
     entry_width = 3 * size + max((round(font.getlength(text)) for text in texts), default=0)
     num_columns = max(1, picture.width // entry_width)

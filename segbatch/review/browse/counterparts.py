@@ -5,6 +5,8 @@ As in ``segbatch diff``, images are joined on their URIs, and those of one URI i
 
 from __future__ import annotations
 
+from typing import Literal
+
 import duckdb
 
 from segbatch import storage
@@ -26,7 +28,7 @@ def create_counterparts(
     to 1, null unless both are ok. Raises ``duckdb.Error``, and ``OSError`` if storage fails.
     """
     register_filesystems(con, [other.uri])
-    kind = "stats" if other.finished else "rows"
+    kind: Literal["stats", "rows"] = "stats" if other.finished else "rows"
     table = other.table(kind)
     schema = table.schema if table else rows_schema(other.classes)
     files = table.files() if table else []

@@ -29,7 +29,8 @@ class RunEndpoints:
 
     def __init__(self, run_uri: str, tiles: str | None = None, against: str | None = None) -> None:
         self.tiles = tiles
-        self.other = None if against is None else RunEndpoints(against)
+        self.other: RunEndpoints | None = None if against is None else RunEndpoints(against)
+        self.grid: Grid
         self._open(open_folder(run_uri))
 
     def _open(self, run: RunFolder) -> None:
