@@ -2,14 +2,18 @@
 // which stays in the browser. Users' names have a prefix, so that none is mistaken for another key.
 "use strict";
 
-const EMPTY = { ranges: {}, kinds: null, values: {}, texts: {}, condition: "", sort: "image_id", descending: false };
+const EMPTY = {
+  ranges: {}, kinds: null, values: {}, texts: {}, condition: "", sort: "image_id", descending: false,
+};
 
 function addressOf(query) {
   const given = new URLSearchParams();
   if (query.sort !== EMPTY.sort) given.set("sort", query.sort);
   if (query.descending) given.set("order", "descending");
   for (const kind of query.kinds ?? []) given.append("kind", kind);
-  for (const [name, bounds] of Object.entries(query.ranges)) given.set(name, bounds.map((bound) => bound ?? "").join(".."));
+  for (const [name, bounds] of Object.entries(query.ranges)) {
+    given.set(name, bounds.map((bound) => bound ?? "").join(".."));
+  }
   for (const [name, values] of Object.entries(query.values)) {
     for (const value of values) given.append(value === null ? `none.${name}` : `value.${name}`, value ?? "");
   }
@@ -24,7 +28,9 @@ function addressOf(query) {
 function saveAddress({ isStep = false } = {}) {
   const hash = addressOf(query);
   if (`#${hash}` === (location.hash || "#")) return;
-  history[isStep ? "pushState" : "replaceState"](isStep ? { opened: true } : history.state, "", hash ? `#${hash}` : location.pathname);
+  const address = hash ? `#${hash}` : location.pathname;
+  if (isStep) history.pushState({ opened: true }, "", address);
+  else history.replaceState(history.state, "", address);
 }
 
 // Sets the controls, and gives the id of the image to open, or null.

@@ -55,22 +55,30 @@ function values(name, counts) {
   return choices(counts, (into, ticked) => { into.values[name] = ticked; }, (from) => from.values[name]);
 }
 
-// The order and the condition, which need no facets.
-function makeBasicControls() {
-  const add = (title, choices) => {
-    if (!choices.length) return;
+// The orders, grouped by where their numbers come from.
+function makeOrders() {
+  const add = (title, orders) => {
+    if (!orders.length) return;
     const group = element("optgroup", { label: title });
-    group.append(...choices.map(([value, textContent]) => element("option", { value, textContent })));
+    group.append(...orders.map(([value, textContent]) => element("option", { value, textContent })));
     $("sort").append(group);
   };
-  const of = (...groups) => run.measures.filter(({ group }) => groups.includes(group)).map(({ name, label }) => [name, label]);
-  const own = run.columns.map((name) => [run.measures.some((m) => m.name === `columns.${name}`) ? `columns.${name}` : `texts.${name}`, name]);
+  const of = (group) => run.measures.filter((measure) => measure.group === group);
+  const named = (measures) => measures.map(({ name, label }) => [name, label]);
+  const numbers = of("columns").map(({ label }) => label);
+  const prefix = (name) => numbers.includes(name) ? "columns" : "texts";
   add("Image", [["image_id", "image_id"], ["texts.uri", "uri"]]);
-  add("Your columns", own);
-  add("Classes, by share", of("coverage"));
-  add("Formulas", of("formulas"));
-  add(`Against ${run.against?.name}`, of("change"));
-  add("Model", [...of("uncertainty"), ...of("confidence").map(([name, label]) => [name, `confidence of ${label}`])]);
+  add("Your columns", run.columns.map((name) => [`${prefix(name)}.${name}`, name]));
+  add("Classes, by share", named(of("coverage")));
+  add("Formulas", named(of("formulas")));
+  add(`Against ${run.against?.name}`, named(of("change")));
+  const confidences = of("confidence").map(({ name, label }) => [name, `confidence of ${label}`]);
+  add("Model", [...named(of("uncertainty")), ...confidences]);
+}
+
+// The order and the condition, which need no facets.
+function makeBasicControls() {
+  makeOrders();
   $("condition").placeholder = `SQL: coverage.${run.classes.at(-1).field} > 0.2`;
   controls.push({
     write(into) {
@@ -87,53 +95,71 @@ function makeBasicControls() {
   });
   // Filters of the address hold until they have controls of their own.
   controls.push({
-    write(into) { if (!facets) Object.assign(into, { ranges: { ...query.ranges }, kinds: query.kinds, values: { ...query.values }, texts: { ...query.texts } }); },
+    write(into) {
+      if (hasFilters) return;
+      const { ranges, kinds, values, texts } = query;
+      Object.assign(into, structuredClone({ ranges, kinds, values, texts }));
+    },
     read() {},
   });
 }
 
-let facets = null; // the answer of /facets
+let hasFilters = false;
 
-function makeFilters(found) {
+// Makes a control of each facet, an answer of /facets.
+function makeFilters(facets) {
   const first = controls.length;
-  const colors = Object.fromEntries(run.classes.map((c) => [c.field, c.color]));
-  const color = ({ name, group }) => ["coverage", "confidence"].includes(group) ? colors[name.slice(group.length + 1)] : null;
+  const form = $("filters").querySelector("form");
   const of = (group) => run.measures.filter((measure) => measure.group === group);
-  const range = (measure) => slider(measure, found.ranges[measure.name], color(measure));
-  const ranges = (group) => of(group).filter((measure) => found.ranges[measure.name]).map(range);
+  const range = (measure) => slider(measure, facets.ranges[measure.name], colorOf(measure));
+  const ranges = (group) => of(group).filter(({ name }) => facets.ranges[name]).map(range);
   const add = (make, title, filters) => { if (filters.length) make(title, ...filters); };
 
   const texts = [];
   const places = [];
   for (const name of run.columns) {
-    const measure = run.measures.find((m) => [`columns.${name}`, `dates.${name}`].includes(m.name) && found.ranges[m.name]);
-    if (found.values[name]) section(name, ...values(name, found.values[name]));
-    else if (measure && run.coordinates?.includes(name)) places.push(element("span", { textContent: name }), range(measure));
-    else if (measure) section(name, range(measure));
+    const measure = [...of("columns"), ...of("dates")]
+      .find((known) => known.label === name && facets.ranges[known.name]);
+    if (facets.values[name]) section(name, ...values(name, facets.values[name]));
+    else if (measure && run.coordinates?.includes(name)) {
+      places.push(element("span", { textContent: name }), range(measure));
+    } else if (measure) section(name, range(measure));
     else if (run.texts.includes(name)) texts.push(part(name));
   }
   section("Texts", ...texts, part("uri"));
   add(folded, "Coordinates", places);
-  section("Status", ...choices(Object.entries(run.kinds), (into, ticked) => { into.kinds = ticked; }, (from) => from.kinds));
+  const kinds = Object.entries(run.kinds);
+  section("Status", ...choices(kinds, (into, ticked) => { into.kinds = ticked; }, (from) => from.kinds));
   add(section, "Classes, by share", ranges("coverage"));
-  const absent = of("coverage").filter((measure) => !found.ranges[measure.name]);
-  if (absent.length) $("filters").querySelector("form").append(element("p", {
-    className: "quiet", textContent: `In no image: ${absent.map(({ label }) => label).join(", ")}`,
-  }));
+  const absent = of("coverage").filter(({ name }) => !facets.ranges[name]);
+  if (absent.length) {
+    const textContent = `In no image: ${absent.map(({ label }) => label).join(", ")}`;
+    form.append(element("p", { className: "quiet", textContent }));
+  }
   add(section, "Formulas", ranges("formulas"));
   add(section, "Uncertainty", ranges("uncertainty"));
   if (run.against) add(section, `Against ${run.against.name}`, ranges("change"));
   add(folded, "Confidence", ranges("confidence"));
-  for (const { name } of absent) {
+  removeOrders(absent);
+  $("measuring").remove();
+  for (const control of controls.slice(first)) control.read(query);
+  hasFilters = true;
+  showActive();
+}
+
+function colorOf({ name, group }) {
+  if (!["coverage", "confidence"].includes(group)) return null;
+  return run.classes.find(({ field }) => name === `${group}.${field}`).color;
+}
+
+// No image has these classes: an order by them would be none.
+function removeOrders(classes) {
+  for (const name of classes.map((measure) => measure.name)) {
     for (const gone of [name, name.replace("coverage.", "confidence.")]) {
       const option = $("sort").querySelector(`option[value="${CSS.escape(gone)}"]`);
       if (option && !option.selected) option.remove();
     }
   }
-  $("measuring").remove();
-  for (const control of controls.slice(first)) control.read(query);
-  facets = found;
-  showActive();
 }
 
 // The number of filters that are set.

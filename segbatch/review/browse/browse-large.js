@@ -63,10 +63,11 @@ function describe(facts, other) {
   else if (run.against && !other) why(`${run.against.name} does not have this image`);
   else if (other && other.status !== "ok") why(`in ${run.against.name}: ${other.error}: ${other.message ?? ""}`);
   showClasses(facts, other);
-  const others = run.measures.filter((m) => ["uncertainty", "formulas", "change"].includes(m.group));
+  const known = run.measures.filter(({ name, group }) =>
+    ["uncertainty", "formulas", "change"].includes(group) && facts.measures[name] !== null);
   const pairs = [
     ...Object.entries(facts.columns).map(([name, value]) => [name, value ?? "–"]),
-    ...others.filter((m) => facts.measures[m.name] !== null).map((m) => [m.label, format(m.group, facts.measures[m.name])]),
+    ...known.map(({ name, group, label }) => [label, format(group, facts.measures[name])]),
     ...(facts.width ? [["size", `${facts.width} × ${facts.height}`]] : []),
   ];
   $("values").replaceChildren(...pairs.flatMap(([name, value]) =>
@@ -84,10 +85,14 @@ function showClasses(facts, other) {
     const change = 100 * (share(facts, c) - share(other, c));
     return Math.abs(change) < 0.05 ? "0" : `${change > 0 ? "+" : "−"}${Math.abs(change).toFixed(1)}`;
   };
-  const columns = run.against
-    ? [[run.against.name, (c) => percent(share(other, c))], [run.name, (c) => percent(share(facts, c))],
-      ["change", (c) => other ? points(c) : "–"]]
-    : [["share", (c) => percent(share(facts, c))], ["confidence", (c) => percent(facts.measures[`confidence.${c.field}`])]];
+  const columns = run.against ? [
+    [run.against.name, (c) => percent(share(other, c))],
+    [run.name, (c) => percent(share(facts, c))],
+    ["change", (c) => other ? points(c) : "–"],
+  ] : [
+    ["share", (c) => percent(share(facts, c))],
+    ["confidence", (c) => percent(facts.measures[`confidence.${c.field}`])],
+  ];
   $("classes").hidden = !present.length;
   $("classes").tHead.replaceChildren(element("tr", {}, element("th", { textContent: "class" }),
     ...columns.map(([title]) => element("th", { textContent: title, title }))));

@@ -22,7 +22,8 @@ async function showMap(mine) {
   atEnd = true;
   if (!map) {
     await load("maplibre-gl.js");
-    map = imageMap($("map-place"), { tiles: run.tiles, onClick: (index) => enlarge(images[index]), describe: describePoint });
+    const onClick = (index) => enlarge(images[index]);
+    map = imageMap($("map-place"), { tiles: run.tiles, onClick, describe: describePoint });
   }
   const measure = run.measures.find((m) => m.name === query.sort);
   const isClass = measure?.group === "coverage";

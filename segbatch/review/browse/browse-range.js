@@ -1,7 +1,7 @@
 // A range of a number: a histogram of all images, and a slider with two thumbs under it.
 "use strict";
 
-function histogram(bins, label) {
+function histogram(bins) {
   const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
   svg.setAttribute("viewBox", `0 0 ${bins.length} 1`);
   svg.setAttribute("preserveAspectRatio", "none");
@@ -10,7 +10,8 @@ function histogram(bins, label) {
   bins.forEach((count, index) => {
     const bar = document.createElementNS(svg.namespaceURI, "rect");
     const height = count && Math.max(count / most, 0.06);
-    for (const [name, value] of Object.entries({ x: index + 0.08, y: 1 - height, width: 0.84, height })) bar.setAttribute(name, value);
+    const box = { x: index + 0.08, y: 1 - height, width: 0.84, height };
+    for (const [name, value] of Object.entries(box)) bar.setAttribute(name, value);
     svg.append(bar);
   });
   return svg;
@@ -28,7 +29,7 @@ function slider(measure, range, color) {
   const low = make(range.low, "at least");
   const high = make(range.high, "at most");
   const output = element("output");
-  const bars = histogram(range.bins, measure.label);
+  const bars = histogram(range.bins);
   const pair = element("div", { className: "pair" }, bars, low, high);
   pair.dataset.measure = measure.name;
   if (color) pair.style.setProperty("--color", color);
@@ -47,8 +48,10 @@ function slider(measure, range, color) {
       const middle = (index + 0.5) / bars.children.length;
       bar.classList.toggle("out", middle < share(from) || middle > share(to));
     });
-    for (const [input, value] of [[low, from], [high, to]]) input.setAttribute("aria-valuetext", show(value));
-    output.textContent = `${sign("≤ ", bounds[0])}${show(from).replace(" %", "")} – ${sign("≥ ", bounds[1])}${show(to)}`;
+    low.setAttribute("aria-valuetext", show(from));
+    high.setAttribute("aria-valuetext", show(to));
+    const start = sign("≤ ", bounds[0]) + show(from).replace(" %", "");
+    output.textContent = `${start} – ${sign("≥ ", bounds[1])}${show(to)}`;
     output.classList.toggle("set", bounds.some((bound) => bound !== null));
     exact.draw(bounds);
   }

@@ -6,19 +6,20 @@ const sides = []; // {run, photo, canvas, mask}: the mask is a loaded image, or 
 
 function makeSides() {
   const first = document.querySelector("#large .side");
-  sides.push({ run, photo: $("photo"), canvas: $("mask"), mask: null, caption: first.querySelector("figcaption") });
+  const caption = first.querySelector("figcaption");
+  sides.push({ run, photo: $("photo"), canvas: $("mask"), mask: null, caption });
   if (run.against) {
     const side = first.cloneNode(true);
     for (const part of side.querySelectorAll("[id]")) part.removeAttribute("id");
-    const [photo, canvas, caption] = ["img", "canvas", "figcaption"].map((tag) => side.querySelector(tag));
-    sides.unshift({ run: run.against, photo, canvas, mask: null, caption }); // what was before is on the left
+    const [photo, canvas, name] = ["img", "canvas", "figcaption"].map((tag) => side.querySelector(tag));
+    sides.unshift({ run: run.against, photo, canvas, mask: null, caption: name }); // on the left
     first.before(side);
     $("only-changes").hidden = !(run.masks && run.against.masks);
     const isSame = run.name === run.against.name;
-    for (const { run: shownRun, caption: name } of sides) {
-      name.textContent = isSame ? shownRun.uri : shownRun.name;
-      name.title = shownRun.uri;
-      name.hidden = false;
+    for (const side of sides) {
+      side.caption.textContent = isSame ? side.run.uri : side.run.name;
+      side.caption.title = side.run.uri;
+      side.caption.hidden = false;
     }
   }
   $("changes").addEventListener("change", () => paint());

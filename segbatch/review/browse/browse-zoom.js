@@ -11,7 +11,8 @@ let swipe = null; // where the only finger came down
 const stacks = () => [...document.querySelectorAll("#large .stack")];
 
 function showZoom() {
-  for (const stack of stacks()) stack.style.transform = `translate(${zoom.x}px, ${zoom.y}px) scale(${zoom.scale})`;
+  const { scale, x, y } = zoom;
+  for (const stack of stacks()) stack.style.transform = `translate(${x}px, ${y}px) scale(${scale})`;
   $("zoom-reset").textContent = `${Math.round(100 * zoom.scale)} %`;
   $("large").classList.toggle("zoomed", zoom.scale > 1);
 }
@@ -34,21 +35,20 @@ function fit() {
   moveTo(0, 0, 1);
 }
 
-// Where an event is, in the box of the stack under it.
-function placeOf(event) {
-  const side = event.target.closest?.(".side") ?? document.querySelector("#large .side");
-  const { left, top } = side.querySelector(".stack").parentElement.getBoundingClientRect();
-  const { offsetLeft, offsetTop } = side.querySelector(".stack");
-  return [event.clientX - left - offsetLeft, event.clientY - top - offsetTop];
+// Where an event is, in the box of the side under it.
+function placeOf({ clientX, clientY }) {
+  const boxes = [...document.querySelectorAll("#large .side")].map((side) => side.getBoundingClientRect());
+  const { left, top } = boxes.findLast((box) => box.left <= clientX && box.top <= clientY) ?? boxes[0];
+  return [clientX - left, clientY - top];
 }
 
 function pinch(event) {
-  const [one, other] = [...touching.values()];
-  const spread = () => Math.hypot(...[0, 1].map((at) => placeOf(touching.get(one.pointerId))[at] - placeOf(touching.get(other.pointerId))[at]));
-  const before = spread();
+  const before = [...touching.values()].map(placeOf);
   touching.set(event.pointerId, event);
-  const [x, y] = [0, 1].map((at) => (placeOf(touching.get(one.pointerId))[at] + placeOf(touching.get(other.pointerId))[at]) / 2);
-  if (before) zoomBy(spread() / before, x, y);
+  const after = [...touching.values()].map(placeOf);
+  const spread = ([[x1, y1], [x2, y2]]) => Math.hypot(x1 - x2, y1 - y2);
+  const [x, y] = [0, 1].map((axis) => (after[0][axis] + after[1][axis]) / 2);
+  if (spread(before)) zoomBy(spread(after) / spread(before), x, y);
 }
 
 function listenZoom() {
@@ -60,7 +60,8 @@ function listenZoom() {
   view.addEventListener("dblclick", (event) => zoom.scale > 1 ? fit() : zoomBy(3, ...placeOf(event)));
   view.addEventListener("pointerdown", (event) => {
     touching.set(event.pointerId, event);
-    swipe = touching.size === 1 && event.pointerType === "touch" && zoom.scale === 1 ? event : null;
+    const isSwipe = touching.size === 1 && event.pointerType === "touch" && zoom.scale === 1;
+    swipe = isSwipe ? event : null;
     view.setPointerCapture(event.pointerId);
   });
   view.addEventListener("pointermove", (event) => {
@@ -68,7 +69,8 @@ function listenZoom() {
     if (!last) return;
     if (touching.size === 2) { pinch(event); return; }
     touching.set(event.pointerId, event);
-    if (zoom.scale > 1) moveTo(zoom.x + event.clientX - last.clientX, zoom.y + event.clientY - last.clientY, zoom.scale);
+    const [right, down] = [event.clientX - last.clientX, event.clientY - last.clientY];
+    if (zoom.scale > 1) moveTo(zoom.x + right, zoom.y + down, zoom.scale);
   });
   const end = (event) => {
     touching.delete(event.pointerId);

@@ -28,12 +28,12 @@ function element(tag, properties = {}, ...children) {
 const integer = (value) => value.toLocaleString("en");
 const percent = (value) => value === null || value === undefined ? "–" : `${(100 * value).toFixed(1)} %`;
 const number = (value) => value === null || value === undefined ? "–" : String(+value.toPrecision(6));
-const moment = (value) => value === null ? "–" : new Date(1000 * value).toISOString().slice(0, 16).replace("T", " ");
+const moment = (value) =>
+  value === null ? "–" : new Date(1000 * value).toISOString().slice(0, 16).replace("T", " ");
 
 const formats = { formulas: number, columns: number, dates: moment, texts: (text) => text ?? "–" };
 const format = (group, value) => (formats[group] ?? percent)(value);
 const groupOf = (name) => name.split(".", 1)[0];
-const labelOf = (name) => run.measures.find((measure) => measure.name === name)?.label ?? name.replace(/^texts\./, "");
 
 function swatch(color) {
   const made = element("span", { className: "swatch" });
