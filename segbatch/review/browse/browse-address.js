@@ -56,10 +56,16 @@ function readAddress() {
   return given.has("image") ? +given.get("image") : null;
 }
 
+function withoutImage(address) {
+  const given = new URLSearchParams(address);
+  given.delete("image");
+  return given.toString();
+}
+
 async function goToAddress() {
-  const before = JSON.stringify({ ...query, map: $("map-view").hidden });
+  const before = withoutImage(addressOf(query));
   const opened = readAddress();
-  if (JSON.stringify({ ...query, map: !$("map-on").checked }) !== before) await reload();
+  if (withoutImage(addressOf(query)) !== before) await reload();
   if (opened === null) $("large").close();
   else if (opened !== shown?.image_id) await enlargeById(opened);
 }

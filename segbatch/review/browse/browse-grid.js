@@ -7,11 +7,16 @@ function changed() {
   timer = setTimeout(reload, PAUSE_MS);
 }
 
-async function reload() {
-  clearTimeout(timer);
+// The query that the controls make.
+function askedFor() {
   const asked = { ...EMPTY, ranges: {}, values: {}, texts: {} };
   for (const control of controls) control.write(asked);
-  query = asked;
+  return asked;
+}
+
+async function reload() {
+  clearTimeout(timer);
+  query = askedFor();
   saveAddress();
   showActive();
   const mine = ++generation;
@@ -23,6 +28,7 @@ async function reload() {
   try {
     if (onMap) {
       await showMap(mine);
+      if (mine !== generation) return;
       showError(null);
       const { count } = await ask("count", query);
       if (mine === generation) showHits(count);

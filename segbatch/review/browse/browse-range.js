@@ -82,7 +82,7 @@ function slider(measure, range, color) {
 function exactInputs(measure, range, set) {
   if (!["columns", "dates", "formulas"].includes(measure.group)) return { inputs: [], draw() {} };
   const isDate = measure.group === "dates";
-  const day = (seconds) => new Date(1000 * seconds).toISOString().slice(0, 10);
+  const day = (seconds) => isoDate(seconds).slice(0, 10);
   const text = (value) => isDate ? day(value) : number(value);
   const inputs = ["from", "to"].map((which, at) => {
     const input = element("input", {

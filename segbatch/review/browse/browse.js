@@ -28,8 +28,14 @@ function element(tag, properties = {}, ...children) {
 const integer = (value) => value.toLocaleString("en");
 const percent = (value) => value === null || value === undefined ? "–" : `${(100 * value).toFixed(1)} %`;
 const number = (value) => value === null || value === undefined ? "–" : String(+value.toPrecision(6));
-const moment = (value) =>
-  value === null ? "–" : new Date(1000 * value).toISOString().slice(0, 16).replace("T", " ");
+const moment = (value) => value === null ? "–" : isoDate(value).slice(0, 16).replace("T", " ");
+
+
+// Seconds since 1970 as 2026-11-05T14:30:00.000Z; empty for what no calendar has.
+function isoDate(seconds) {
+  const date = new Date(1000 * seconds);
+  return Number.isNaN(date.getTime()) ? "" : date.toISOString();
+}
 
 const formats = { formulas: number, columns: number, dates: moment, texts: (text) => text ?? "–" };
 const format = (group, value) => (formats[group] ?? percent)(value);
@@ -118,6 +124,7 @@ async function begin() {
     await reload();
     if (opened !== null) await enlargeById(opened);
     makeFilters(await ask("facets"));
+    if (addressOf(askedFor()) !== addressOf(query)) await reload(); // some had no control
   } catch (error) {
     showError(error);
   }

@@ -1,8 +1,9 @@
 """The grid of the browse page: filters and sorts a run's images, a page at a time.
 
-The database has one view, ``images``, over the files that ``segbatch query`` reads. It can open no
-other files, and user input enters the SQL only as literals and as one expression, the condition. So
-a visitor of the page can read this run and nothing else, and cannot write.
+The database has one view, ``images``, over the files that ``segbatch query`` reads, and, next to
+another run, a table of what changed. It can open no other files, and user input enters the SQL only
+as literals and as one expression, the condition. So a visitor of the page can read this run and
+what changed, nothing else, and cannot write.
 """
 
 from __future__ import annotations
