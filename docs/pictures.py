@@ -29,7 +29,7 @@ from segbatch import storage
 from segbatch.demo.tour import BUCKET, own_s3
 from segbatch.errors import InputError
 from segbatch.labels.check import check_dataset
-from segbatch.labels.sheet import CAPTION, GAP, SIDE, write_sheet
+from segbatch.labels.sheet import CAPTION, GAP, PADDING, SIDE, write_sheet
 from segbatch.review.browse.site import Site
 from segbatch.review.predict.images import predict_files
 from segbatch.run import open_run
@@ -39,7 +39,9 @@ MAX_BYTES = 60_000  # the repository's history keeps every version
 PHOTOGRAPH = "0007.jpg"
 WIDTH, HEIGHT = 1100, 900  # of the browser's window
 
-SHEET_HEIGHT = 3 * (SIDE + CAPTION + GAP)  # of the contact sheet: the first of its rows
+SHEET_HEIGHT = 3 * (
+    SIDE + CAPTION + 2 * PADDING + GAP
+)  # of the contact sheet: the first of its rows
 
 # True once everything in view is loaded: pictures, and the contents of tiles.
 COMPLETE = """() => [...document.querySelectorAll("img, .tile[data-id]")].filter(one => {

@@ -186,6 +186,9 @@ def browse_command(
     host: Annotated[
         str, Option(help="Address to listen on; any but localhost requires a token.")
     ] = "127.0.0.1",
+    against: Annotated[
+        str | None, Option(metavar="RUN", help="Show another run next to it.")
+    ] = None,
     tiles: Tiles = None,
 ) -> None:
     """Browse a run's images and masks on a local web page.
@@ -194,7 +197,7 @@ def browse_command(
     """
     from segbatch.review.browse.site import Site
 
-    site = Site(run_uri, host, port, tiles=tiles)
+    site = Site(run_uri, host, port, tiles=tiles, against=against)
     print(site.url, flush=True)
     say("open this page in a browser; Ctrl-C ends it")
     site.run()

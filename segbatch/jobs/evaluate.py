@@ -283,7 +283,8 @@ def write(
     """Write everything, ``metrics.json`` last."""
     model, dataset = (storage.name_of(metrics[key]["uri"]) for key in ("model", "dataset"))
     title = f"Evaluation of {model} on {dataset}"
-    html = worst_page(title, metrics, list(worst_images), scores.classes)
+    counts = scores.confusion.counts
+    html = worst_page(title, metrics, list(worst_images), scores.classes, counts)
     for name, content in (
         ("confusion.parquet", _parquet(scores.confusion_table())),
         ("per_image.parquet", _parquet(scores.per_image().drop_columns(["message"]))),

@@ -11,12 +11,16 @@ import numpy.typing as npt
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
+from segbatch import masks, storage
 from segbatch.masks import overlay
-from segbatch.masks.classes import Classes
+from segbatch.masks.classes import IGNORE_INDEX, Classes, SegClass
+from segbatch.masks.drawing import highlight
 from segbatch.masks.html import jpeg_uri
+from segbatch.review.theme import THEME
 
 PICTURE_SIDE = 480  # pixels of a picture's longer side
 QUALITY = 80
+MAX_CLASSES = 20  # in the confusion matrix
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,10 +35,28 @@ class WorstImage:
     prediction: npt.NDArray[np.uint8]  # likewise
 
 
+@dataclass(frozen=True)
+class Confusion:
+    """The confusion matrix of ``classes``: of each row's pixels, the shares that are predicted as
+    each of them. Classes without pixels, and the smallest of many, are ``left_out``.
+    """
+
+    classes: Sequence[SegClass]
+    rows: Sequence[tuple[SegClass, Sequence[float]]]
+    left_out: Sequence[str]
+
+
 def worst_page(
-    title: str, metrics: Mapping[str, Any], images: Sequence[WorstImage], classes: Classes
+    title: str,
+    metrics: Mapping[str, Any],
+    images: Sequence[WorstImage],
+    classes: Classes,
+    confusion: npt.NDArray[np.int64],
 ) -> str:
-    """The page as HTML: the metrics of ``metrics.json``, then the images in their order."""
+    """The page as HTML: the metrics of ``metrics.json``, then the images in their order.
+
+    ``confusion`` is ``(classes, classes)``: pixels by class in truth, the row, and in prediction.
+    """
     environment = Environment(
         loader=PackageLoader("segbatch.jobs", ""),
         autoescape=True,
@@ -43,10 +65,13 @@ def worst_page(
         undefined=StrictUndefined,
     )
     environment.filters["score"] = lambda value: "–" if value is None else f"{value:.3f}"
-    environment.filters["hex"] = lambda color: f"#{bytes(color).hex()}"
+    environment.filters["share"] = masks.share
     return environment.get_template("worst.html").render(
+        theme=THEME,
+        base_name=storage.name_of,
         title=title,
         metrics=metrics,
+        confusion=_confusion(classes, confusion),
         classes=classes,
         images=[
             (image, _pictures(image, classes), _classes_in(image, classes)) for image in images
@@ -54,13 +79,31 @@ def worst_page(
     )
 
 
+def _confusion(classes: Classes, counts: npt.NDArray[np.int64]) -> Confusion:
+    pixels = counts.sum(axis=1) + counts.sum(axis=0)
+    largest = np.argsort(-pixels, kind="stable")[:MAX_CLASSES].tolist()
+    shown = sorted(index for index in largest if pixels[index])
+    shares = counts / counts.sum(axis=1, keepdims=True).clip(1)
+    return Confusion(
+        [classes[index] for index in shown],
+        [(classes[index], shares[index, shown].tolist()) for index in shown],
+        [c.name for c in classes if c.id not in shown],
+    )
+
+
 def _pictures(image: WorstImage, classes: Classes) -> dict[str, str]:
-    """The photo, and truth and prediction drawn over it, as data URIs by name."""
-    photo = Image.fromarray(image.photo)
-    pictures = {"photograph": photo}
-    for name, label_map in (("truth", image.truth), ("prediction", image.prediction)):
-        ids = Image.fromarray(label_map).resize(photo.size, Image.Resampling.NEAREST)
-        pictures[name] = overlay(image.photo, np.asarray(ids), classes)
+    """The photo, truth and prediction over it, and where these differ, as data URIs by name."""
+    size = image.photo.shape[1::-1]
+    truth, prediction = (
+        np.asarray(Image.fromarray(label_map).resize(size, Image.Resampling.NEAREST))
+        for label_map in (image.truth, image.prediction)
+    )
+    pictures = {
+        "photograph": Image.fromarray(image.photo),
+        "truth": overlay(image.photo, truth, classes),
+        "prediction": overlay(image.photo, prediction, classes),
+        "wrong": highlight(image.photo, (truth != prediction) & (truth != IGNORE_INDEX)),
+    }
     return {name: jpeg_uri(picture, QUALITY) for name, picture in pictures.items()}
 
 

@@ -36,7 +36,7 @@ def dataset_card(dataset: Dataset, balance: Balance) -> str:
         "| id | class | colour | pixels | share | images |",
         "|---|---|---|---|---|---|",
     ]
-    colors = {c.id: f"#{bytes(c.color).hex()}" for c in dataset.classes}
+    colors = {c.id: c.hex for c in dataset.classes}
     lines += [
         f"| {share.id} | {share.name} | {colors.get(share.id, '')} | {share.pixels:,}"
         f" | {share.share:.2%} | {sum(share.images.values()):,} |"

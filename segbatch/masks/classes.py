@@ -97,6 +97,11 @@ class SegClass:
     def field(self) -> str:
         return field_name(self.name)
 
+    @property
+    def hex(self) -> str:
+        """The colour as HTML writes it: ``#rrggbb``."""
+        return f"#{bytes(self.color).hex()}"
+
 
 class Classes(Sequence[SegClass]):
     """The classes of a model, dataset or run, in the order of their ids.

@@ -25,6 +25,8 @@ FORMATS = {
 
 FILL = 0.35  # opacity of the class colours: what they cover is still seen
 OUTLINE = 700  # longer side of a picture, in pixels, for each pixel of an outline's width
+CHANGED = (255, 0, 122)  # of highlighted pixels: no photograph and no preset has this colour
+FADED = 0.55  # share of white over a photograph whose pixels are highlighted
 DARKEST = 110  # brightness of an outline, 0 to 255: black on a night's photograph vanishes
 
 # Of the legend that lies on a picture.
@@ -93,6 +95,20 @@ def overlay(
     return picture
 
 
+def highlight(image: npt.NDArray[np.uint8], marked: npt.NDArray[np.bool_]) -> Image.Image:
+    """A grey, faded photograph with the ``marked`` pixels in one colour.
+
+    ``image`` is ``(height, width, 3)`` uint8 RGB, ``marked`` ``(height, width)``. Returns an RGB
+    picture of the same size. Raises ``ValueError`` if the sizes differ.
+    """
+    if image.shape != (*marked.shape, 3):
+        raise ValueError(f"image {image.shape} and pixels {marked.shape}: must be of one size")
+    grey = Image.fromarray(image).convert("L").convert("RGB")
+    picture = Image.blend(grey, Image.new("RGB", grey.size, "white"), FADED)
+    picture.paste(CHANGED, mask=Image.fromarray(marked))
+    return picture
+
+
 def _borders(label_map: npt.NDArray[np.uint8], width: int) -> npt.NDArray[np.bool_]:
     """Pixels that are at most ``width`` from one of another id, to the side, above or below."""
     border = np.zeros(label_map.shape, bool)
@@ -113,20 +129,24 @@ def _brightened(palette: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 
 def with_legend(
-    picture: Image.Image, classes: Classes, coverage: npt.NDArray[np.floating]
+    picture: Image.Image,
+    classes: Classes,
+    coverage: npt.NDArray[np.floating],
+    font_size: int | None = None,
 ) -> Image.Image:
     """``picture`` with a legend below it: colour, name and share of each class, largest first.
 
-    ``coverage`` is ``(classes,)``, 0 to 1; classes without pixels are left out. The result is RGB,
-    higher than ``picture``, and wider only if an entry needs it. Raises ``ValueError`` unless there
-    is one share per class.
+    ``coverage`` is ``(classes,)``, 0 to 1; classes without pixels are left out. ``font_size``, in
+    pixels, follows from the picture's width unless given. The result is RGB, higher than
+    ``picture``, and wider only if an entry needs it. Raises ``ValueError`` unless there is one
+    share per class.
     """
     if len(coverage) != len(classes):
         raise ValueError(f"{len(coverage)} shares for {len(classes)} classes")
     present = [classes[i] for i in np.argsort(-coverage, kind="stable") if coverage[i] > 0]
     texts = [f"{c.name}  {share(coverage[c.id])}" for c in present]
 
-    size = max(12, picture.width // 60)  # of the font; all other lengths derive from it
+    size = font_size or max(12, picture.width // 60)  # all other lengths derive from it
     font = ImageFont.load_default(size)
     entry_width = 3 * size + max((round(font.getlength(text)) for text in texts), default=0)
     num_columns = max(1, picture.width // entry_width)

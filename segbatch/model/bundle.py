@@ -292,10 +292,7 @@ def card(name: str, uri: str, config: ModelConfig) -> str:
         "",
         "| id | class | colour | IoU |",
         "|---|---|---|---|",
-        *(
-            f"| {c.id} | {c.name} | #{bytes(c.color).hex()} | {_score(iou.get(c.name))} |"
-            for c in config.classes
-        ),
+        *(f"| {c.id} | {c.name} | {c.hex} | {_score(iou.get(c.name))} |" for c in config.classes),
         "",
         *_provenance(config.provenance),
         "```python",

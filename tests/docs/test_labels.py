@@ -142,12 +142,14 @@ def test_the_images_to_label_next_come_back(annotated: Path) -> None:
 
 
 def test_a_run_is_browsed_and_what_was_marked_is_copied(reader: Path) -> None:
-    browse, suggest, elsewhere, tunnel = commands("browsing.md")
-    command = [sys.executable, "-m", *browse]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as page:
-        assert page.stdout is not None
-        assert page.stdout.readline().startswith("http://127.0.0.1:")
-        page.send_signal(signal.SIGINT)
+    browse, suggest, two, elsewhere, tunnel = commands("browsing.md")
+    write_run(f"{reader}/runs/2026-12", photos="s3://bucket/photos")
+    for words in (browse, two):
+        command = [sys.executable, "-m", *words]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as page:
+            assert page.stdout is not None
+            assert page.stdout.readline().startswith("http://127.0.0.1:")
+            page.send_signal(signal.SIGINT)
     marked = ["0,s3://bucket/photos/0000.jpg", "7,s3://bucket/photos/0007.jpg"]
     (reader / "2026-11-to-label.csv").write_text("\n".join(["image_id,uri", *marked]))
     run(suggest)

@@ -15,7 +15,7 @@ from segbatch.errors import Incomplete, InputError, SourceError
 from segbatch.labels.check import CheckReport, check_dataset
 from segbatch.labels.dataset import Dataset, write_shard
 from segbatch.labels.rows import DatasetRow
-from segbatch.labels.sheet import MAX_IMAGES, choose_rows, write_sheet
+from segbatch.labels.sheet import GAP, MAX_IMAGES, PADDING, SIDE, choose_rows, write_sheet
 from segbatch.masks import FILL, encode_mask
 from segbatch.masks.classes import Classes
 from tests.collection import encoded, image, jpeg
@@ -220,16 +220,17 @@ def test_a_sheet_shows_every_class_where_it_is_largest() -> None:
     rows = [pictured(number, _0=100) for number in range(100)]
     rows[50], rows[60] = pictured(50, _0=90, _1=10), pictured(60, _0=20, _1=80)
     rows[33] = pictured(33, _2=100)
-    chosen = [row.image_id for row in choose_rows(rows, 3)]
+    chosen = {each.row.image_id: each.shown_for for each in choose_rows(rows, 3)}
     assert len(chosen) == MAX_IMAGES
-    assert chosen == sorted(chosen)
-    assert {33, 60, 0} <= set(chosen)
+    assert list(chosen) == sorted(chosen)
+    assert {image_id for image_id, why in chosen.items() if why is not None} == {33, 60}
+    assert (chosen[33], chosen[60], chosen[0]) == (2, 1, None)
     assert choose_rows(rows, 3) == choose_rows(rows, 3)
 
 
 def test_a_sheet_leaves_out_what_cannot_be_shown() -> None:
     rows = [pictured(0, _0=1), pictured(1, "broken", _1=1), pictured(2)]
-    assert [row.image_id for row in choose_rows(rows, 2)] == [0]
+    assert [each.row.image_id for each in choose_rows(rows, 2)] == [0]
 
 
 def test_a_sheet_has_photographs_beside_their_classes(tmp_path: Path) -> None:
@@ -239,7 +240,8 @@ def test_a_sheet_has_photographs_beside_their_classes(tmp_path: Path) -> None:
     report = check_dataset(str(tmp_path / "labels"))
     assert write_sheet(report, str(tmp_path / "sheet.png")) == 2
     with Image.open(tmp_path / "sheet.png") as sheet:
-        photo, covered = (sheet.convert("RGB").getpixel((x, 12)) for x in (12, 12 + 224))
+        start = GAP + PADDING
+        photo, covered = (sheet.convert("RGB").getpixel((x, start)) for x in (start, start + SIDE))
     assert photo == (128, 128, 128)
     blue = CLASSES[1].color
     fill = round(FILL * 255) / 255  # Pillow's opacities are bytes

@@ -25,6 +25,9 @@ FLAGS = (
 )  # fmt: skip
 
 
+REFUSED = "the server responded with a status of 400"
+
+
 class Visitor:
     """A headless Chromium in a thread of its own.
 
@@ -36,18 +39,33 @@ class Visitor:
         self._thread = thread
 
     def visit(
-        self, url: str, look: Callable[["Page"], Seen], *, width: int = 1280, height: int = 800
+        self,
+        url: str,
+        look: Callable[["Page"], Seen],
+        *,
+        width: int = 1280,
+        height: int = 800,
+        is_refused: bool = False,
     ) -> Seen:
         """What ``look`` gives for a fresh page at ``url``.
 
         Fails if the page says an error on its console, raises one, or asks for anything from
-        another place than its own.
+        another place than its own. ``is_refused`` says that the server refuses a request of the
+        page, which browsers say on their console.
         """
-        return self._thread.submit(self._visit, url, look, width, height).result()
+        return self._thread.submit(self._visit, url, look, width, height, is_refused).result()
 
-    def _visit(self, url: str, look: Callable[["Page"], Seen], width: int, height: int) -> Seen:
+    def _visit(
+        self,
+        url: str,
+        look: Callable[["Page"], Seen],
+        width: int,
+        height: int,
+        is_refused: bool,
+    ) -> Seen:
         own = urlsplit(url)[:2]
         wrong: list[str] = []
+        console: list[str] = []
 
         def request(asked: str) -> None:
             parts = urlsplit(asked)
@@ -56,7 +74,7 @@ class Visitor:
 
         page = self._chromium.new_page(viewport={"width": width, "height": height})
         try:
-            page.on("console", lambda said: said.type == "error" and wrong.append(said.text))
+            page.on("console", lambda said: said.type == "error" and console.append(said.text))
             page.on("pageerror", lambda error: wrong.append(str(error)))
             page.on("request", lambda asked: request(asked.url))
             page.goto(url)
@@ -64,6 +82,7 @@ class Visitor:
         finally:
             page.close()
         assert not wrong
+        assert [text for text in console if not (is_refused and REFUSED in text)] == []
         return seen
 
 

@@ -21,7 +21,8 @@ from PIL import Image
 
 from segbatch.errors import InputError
 from segbatch.masks import decode_mask
-from segbatch.review.browse.grid import PAGE_IMAGES, Grid, GridQuery
+from segbatch.review.browse.grid import PAGE_IMAGES, Grid
+from segbatch.review.browse.query import GridQuery
 from segbatch.review.browse.site import Site
 from segbatch.run import Run
 from tests.conftest import S3
@@ -38,9 +39,9 @@ GONE = 3
 
 
 @contextmanager
-def served(run: Run, host: str = "127.0.0.1") -> Iterator[str]:
+def served(run: Run, host: str = "127.0.0.1", against: str | None = None) -> Iterator[str]:
     """The URL of the page of a run, at this machine's own address."""
-    site = Site(run.uri, host, 0)
+    site = Site(run.uri, host, 0, against=against)
     thread = Thread(target=site.run)
     thread.start()
     parts = urlsplit(site.url)
@@ -101,10 +102,13 @@ def test_filters_and_the_count_of_hits_go_together(url: str) -> None:
     assert ask(url, "count", **wanted) == {"count": 2}
     assert ids(url, kinds=["timeout", "not_found"], descending=True) == [71, 70]
     assert ids(url, condition="image_id < 9 AND city = 'Bern'", kinds=["ok"]) == [2, 5, 8]
+    both = {"city": ["Bern", "Basel"], "building_id": ["B0", "B1", None]}
+    assert ids(url, values=both) == [1, 2]
 
 
 @pytest.mark.parametrize(
-    "sort", ["image_id", "coverage.window", "confidence.window", "uncertainty"]
+    "sort",
+    ["image_id", "coverage.window", "confidence.window", "uncertainty", "texts.city", "texts.uri"],
 )
 @pytest.mark.parametrize("descending", [False, True])
 def test_pages_follow_one_another_without_a_gap_or_an_image_twice(
@@ -173,6 +177,8 @@ def test_what_is_no_condition_or_more_than_one_is_told_in_one_line(
 def test_what_the_page_never_asks_for_is_refused(url: str) -> None:
     assert "no such number" in ask(url, "images", sort="coverage.roof")["error"]
     assert "no such text" in ask(url, "count", texts={"image_id": "3"})["error"]
+    assert "no such text" in ask(url, "count", values={"status": ["ok"]})["error"]
+    assert "no such text" in ask(url, "images", sort="texts.message")["error"]
     assert ask(url, "images", limit=10**9)["error"].startswith("query: limit: ")
 
 
@@ -314,9 +320,10 @@ def test_people_filter_look_and_send_to_labelling(url: str, browser: Visitor) ->
             picture.evaluate("image => image.decode()")
         page.mouse.wheel(0, 9000)
         expect(figures).to_have_count(72)
+        page.locator("#measuring").wait_for(state="detached")
         assert HOSTILE in page.locator("#filters").inner_text()
 
-        slide(page, "window at least", 20)
+        slide(page, "window at least", 0.2)
         expect(hits).to_have_text("59 images")
         page.select_option("#sort", "uncertainty")
         expect(figures.first.locator(".value")).to_have_text("0.0 %")
@@ -350,3 +357,224 @@ def test_people_filter_look_and_send_to_labelling(url: str, browser: Visitor) ->
 def slide(page: "Page", name: str, value: int) -> None:
     move: Callable[..., Any] = page.get_by_label(name).first.evaluate
     move(f"e => {{ e.value = {value}; e.dispatchEvent(new Event('input')); }}")
+
+
+def test_filters_are_those_of_the_users_columns_first(url: str, browser: Visitor) -> None:
+    def look(page: "Page") -> tuple[list[str], list[str], str, bool, str]:
+        page.locator("#filters .folded").wait_for()
+        titles = page.locator("#filters legend").all_inner_texts()
+        cities = page.locator("fieldset:has(legend:text-is('city')) label").all_inner_texts()
+        absent = page.locator("#filters form > p.quiet").inner_text()
+        confidence = page.locator(".folded", has_text="Confidence")
+        is_open = confidence.get_attribute("open") is not None
+        page.get_by_label("Bern").check()
+        page.get_by_label("Basel").check()
+        page.locator("#hits", has_text="48 images").wait_for()
+        return titles, cities, absent, is_open, page.locator("#active").inner_text()
+
+    titles, cities, absent, is_open, active = browser.visit(url, look)
+    assert titles[0] == "city"
+    assert titles.index("Classes, by share") > titles.index("Status")
+    assert [city.split() for city in cities] == [["Basel", "24"], ["Bern", "24"], ["Zurich", "24"]]
+    assert absent == f"In no image: {HOSTILE}"
+    assert not is_open
+    assert active == "1 set"
+
+
+def test_the_address_says_what_is_shown_and_marks_outlive_a_reload(
+    url: str, browser: Visitor
+) -> None:
+    def look(page: "Page") -> tuple[str, list[str], str]:
+        page.get_by_label("Bern").check()
+        slide(page, "window at least", 0.2)
+        page.select_option("#sort", "texts.building_id")
+        page.check("#descending")
+        page.fill("#condition", "image_id < 50")
+        page.keyboard.press("Enter")
+        page.locator("#hits", has_text="13 images").wait_for()
+        page.locator("figure input").first.check()
+        page.locator(".tile").nth(2).click()
+        page.locator("#classes tbody tr").first.wait_for()
+        before = seen(page)
+        page.reload()
+        page.locator("#classes tbody tr").first.wait_for()
+        page.locator(".filter .set").first.wait_for()
+        after = seen(page)
+        page.go_back()  # from the open image to the grid
+        page.locator("#large").wait_for(state="hidden")
+        return page.url.partition("#")[2], [*before, *after], page.inner_text("#marked")
+
+    def seen(page: "Page") -> list[str]:
+        return [
+            page.inner_text("#hits"), page.inner_text("#title"), page.input_value("#sort"),
+            page.input_value("#condition"), str(page.get_by_label("Bern").is_checked()),
+        ]  # fmt: skip
+
+    address, both, marked = browser.visit(url, look)
+    assert both[:5] == both[5:]
+    assert both[1].endswith(".jpg")
+    assert "coverage.window=0.2.." in address
+    assert "image=" not in address
+    assert marked == "1 marked for labelling"
+
+
+def test_a_wrong_condition_is_told_and_what_it_does_not_describe_is_dimmed(
+    url: str, browser: Visitor
+) -> None:
+    def look(page: "Page") -> tuple[str, float, float, int]:
+        page.locator("#grid figure").first.wait_for()
+        page.fill("#condition", "coverage.windw > 0.1")
+        page.click("#sql button[type=submit]")
+        page.locator("#wrong").wait_for()
+        told = page.inner_text("#wrong")
+        dimmed = opacity(page)
+        page.fill("#condition", "coverage.window > 0.1")
+        page.click("#sql button[type=submit]")
+        page.locator("#wrong").wait_for(state="hidden")
+        return told, dimmed, opacity(page), page.locator("#error:visible").count()
+
+    def opacity(page: "Page") -> float:
+        return float(page.evaluate("getComputedStyle(document.getElementById('grid')).opacity"))
+
+    told, dimmed, again, num_errors = browser.visit(url, look, is_refused=True)
+    assert told == "no column windw; did you mean coverage.window?"
+    assert dimmed < 0.5
+    assert (again, num_errors) == (1, 0)
+
+
+def test_keys_move_open_zoom_and_close(url: str, browser: Visitor) -> None:
+    focused = "document.activeElement.closest('figure')?.dataset.id"
+
+    def look(page: "Page") -> tuple[str, str, str, str, str]:
+        page.locator(".tile img").first.wait_for()
+        page.locator(".tile").first.focus()
+        page.keyboard.press("ArrowRight")
+        page.keyboard.press("ArrowRight")
+        page.keyboard.press("ArrowLeft")
+        page.keyboard.press("m")
+        marked = page.inner_text("#marked")
+        moved = page.evaluate(focused)
+        page.keyboard.press("Enter")
+        page.keyboard.press("+")
+        zoomed = page.inner_text("#zoom-reset")
+        page.keyboard.press("ArrowRight")
+        page.keyboard.press("ArrowRight")
+        page.locator("#place", has_text="image_id 3").wait_for()
+        fitted = page.inner_text("#zoom-reset")
+        page.keyboard.press("Escape")
+        page.locator("#large").wait_for(state="hidden")
+        return marked, moved, zoomed, fitted, page.evaluate(focused)
+
+    marked, moved, zoomed, fitted, seen_last = browser.visit(url, look)
+    assert marked == "1 marked for labelling"
+    assert (moved, seen_last) == ("1", "3")
+    assert (zoomed, fitted) == ("150 %", "100 %")
+
+
+def test_the_wheel_zooms_where_it_points_and_dragging_moves(url: str, browser: Visitor) -> None:
+    at = """(() => {
+      const { x, y } = document.querySelector(".stack").getBoundingClientRect();
+      return [x, y];
+    })()"""
+
+    def look(page: "Page") -> tuple[list[float], list[float], list[float]]:
+        page.locator(".tile").first.click()
+        view = page.locator(".view").bounding_box()
+        assert view is not None
+        x, y = view["x"] + 100, view["y"] + 50
+        page.mouse.move(x, y)
+        page.mouse.wheel(0, -400)
+        page.wait_for_function("document.getElementById('zoom-reset').innerText !== '100 %'")
+        zoomed = page.evaluate(at)
+        page.mouse.down()
+        page.mouse.move(x - 30, y - 20)
+        page.mouse.up()
+        return [view["x"], view["y"]], zoomed, page.evaluate(at)
+
+    start, zoomed, dragged = browser.visit(url, look)
+    factor = 2.718281828
+    assert zoomed == pytest.approx(
+        [start[0] + 100 * (1 - factor), start[1] + 50 * (1 - factor)], abs=2
+    )
+    assert dragged == pytest.approx([zoomed[0] - 30, zoomed[1] - 20], abs=1)
+
+
+@pytest.mark.parametrize("width", [360, 700])
+def test_on_a_phone_nothing_hangs_over_and_the_header_is_low(
+    url: str, browser: Visitor, width: int
+) -> None:
+    def look(page: "Page") -> tuple[int, float, float, float]:
+        page.locator(".tile img").first.wait_for()
+        header = page.locator("header").bounding_box()
+        tile = page.locator(".tile").first.bounding_box()
+        assert header
+        assert tile
+        page.click("#filters summary")
+        page.locator("#filters .folded").wait_for()
+        inside = page.evaluate("document.documentElement.scrollWidth")
+        return inside, header["height"], tile["width"], tile["height"]
+
+    inside, header, tile_width, tile_height = browser.visit(url, look, width=width, height=740)
+    assert inside == width
+    assert header < 740 / 8
+    assert tile_width == pytest.approx(tile_height)
+
+
+# ------------------------------------------------------------------------------ two runs
+
+
+@pytest.fixture(scope="module")
+def two(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The page of the run next to an older one with fewer images, whose windows were glass."""
+    uri = str(tmp_path_factory.mktemp("runs") / "february")
+    names = ["background", "wall", "glass", HOSTILE]
+    before = write_run(uri, names=names, num_ok=10, failed=(), photos="s3://to-browse")
+    with served(run, against=before.uri) as address:
+        yield address
+
+
+def test_images_are_sorted_by_how_much_their_coverage_changed(two: str) -> None:
+    found = ask(two, "images", sort="coverage_change", descending=True)["images"]
+    changes = [image["value"] for image in found]
+    assert [image["image_id"] for image in found[:10]] == list(range(9, -1, -1))
+    assert changes[:2] == pytest.approx([100 / 600, 90 / 600])  # all of the window
+    assert set(changes[10:]) == {None}  # not in the other run
+    assert ask(two, "count", condition="coverage_change > 0.11")["count"] == 4
+    facts = json.loads(get(f"{two}images/9")[1])
+    assert facts["other_id"] == 9
+    assert json.loads(get(f"{two}images/20")[1])["other_id"] is None
+    assert json.loads(get(f"{two}other/images/9")[1])["measures"]["coverage.glass"] > 0
+
+
+def test_two_runs_are_next_to_each_other(two: str, browser: Visitor) -> None:
+    opaque = """() => [...document.querySelectorAll("#large canvas")].map((canvas) => {
+      if (canvas.hidden) return 0;
+      const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+      return data.filter((value, at) => at % 4 === 3 && value).length;
+    })"""
+
+    def look(page: "Page") -> tuple[list[str], list[str], list[int], list[int]]:
+        page.locator(".tile").nth(5).click()
+        page.locator("#classes tbody tr").nth(3).wait_for()
+        page.wait_for_function(f"({opaque})().every((num) => num > 0)")
+        names = page.locator(".side figcaption").all_inner_texts()
+        rows = page.locator("#classes tbody tr").all_inner_texts()
+        before = page.evaluate(opaque)
+        page.check("#changes")
+        return names, [" ".join(row.split()) for row in rows], before, page.evaluate(opaque)
+
+    names, rows, before, changed = browser.visit(two, look)
+    assert names == ["february", "march"]
+    assert "window 0.0 % 10.0 % +10.0" in " ".join(rows) or "window – 10.0 % +10.0" in rows
+    assert "glass 10.0 % – −10.0" in rows
+    assert before == [60 * 40, 60 * 40]
+    assert changed == [240, 240]  # a tenth: the window
+
+
+def test_an_image_that_only_one_run_has_is_said(two: str, browser: Visitor) -> None:
+    def look(page: "Page") -> str:
+        page.locator(".tile").nth(20).click()
+        page.locator("#why").wait_for()
+        return page.inner_text("#why")
+
+    assert browser.visit(two, look) == "february does not have this image"

@@ -11,8 +11,11 @@ import pytest
 from segbatch import storage
 from segbatch.cli.main import main
 from segbatch.errors import Incomplete, InputError
-from segbatch.review.report import page as report
-from segbatch.review.report.numbers import NUM_BINS, measure_distribution
+from segbatch.masks.classes import Classes
+from segbatch.masks.drawing import CHANGED, highlight
+from segbatch.review.distribution import NUM_BINS, measure_distribution
+from segbatch.review.report import groups
+from segbatch.review.report.pairs import changed_pixels
 from segbatch.run import Run
 from segbatch.storage import clients
 from tests.conftest import S3
@@ -24,6 +27,11 @@ if TYPE_CHECKING:
 
 GONE = "s3://photos/0003.jpg"
 KINDS = ("photo", "mask", "overlay")
+WHITE = "rgb(255, 255, 255)"
+IN_VIEW = """selector => {
+  const top = document.querySelector(selector).getBoundingClientRect().top;
+  return top >= 0 && top < innerHeight / 2;
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +52,10 @@ def page(run: Run, tmp_path_factory: pytest.TempPathFactory) -> str:
     return (folder / "report.html").as_uri()
 
 
-def shown(page: "Page") -> list[str]:
+def shown(page: "Page", within: str = "") -> list[str]:
     """What each picture that can be switched shows, as far as a reader sees it."""
     script = "all => all.filter(img => img.checkVisibility()).map(img => img.className)"
-    return list(page.eval_on_selector_all("button.picture img", script))
+    return list(page.eval_on_selector_all(f"{within}button.picture img", script))
 
 
 def texts(page: "Page", selector: str) -> list[str]:
@@ -65,17 +73,36 @@ def report_of(run: Run, folder: Path, **options: Any) -> str:
 def test_the_page_says_what_was_run_what_came_out_and_what_failed(
     browser: Visitor, page: str
 ) -> None:
-    def look(page: "Page") -> tuple[list[str], list[str], list[str]]:
-        return texts(page, "dd"), texts(page, "#failures tbody tr"), texts(page, "#coverage th")
+    def look(page: "Page") -> tuple[list[str], ...]:
+        selectors = ("h1", "#top a", ".facts dd", "#failures article", "#coverage th")
+        return tuple(texts(page, selector) for selector in selectors)
 
-    facts, failures, classes = browser.visit(page, look)
-    assert facts[:3] == ["14", "12", "2"]
+    title, links, facts, failures, classes = browser.visit(page, look)
+    assert title == ["Run facades: 12 of 14 segmented"]
+    assert links == ["2 failed"]
     assert "models/facades" in facts
     assert failures == [
-        "not_found 1 s3://photos/0012.jpg it was not_found",
-        "timeout 1 s3://photos/0013.jpg it was timeout",
+        "not_found 1 image 0012.jpg it was not_found",
+        "timeout 1 image 0013.jpg it was timeout",
     ]
     assert set(NAMES) <= set(classes)
+
+
+def test_the_contents_and_the_failures_lead_to_their_sections(browser: Visitor, page: str) -> None:
+    def look(page: "Page") -> tuple[list[str], list[str]]:
+        page.click("#top a")
+        page.wait_for_function(IN_VIEW, arg="#failures")
+        links = page.locator(".contents a")
+        targets = [str(link.get_attribute("href")) for link in links.all()]
+        links.last.click()
+        page.wait_for_function(IN_VIEW, arg="#gallery")
+        marked = page.locator(".contents [aria-current]")
+        marked.get_by_text("More images").wait_for()
+        return targets, texts(page, "main section h2")
+
+    targets, titles = browser.visit(page, look, width=1400)
+    assert len(targets) == len(titles)
+    assert targets[:2] == ["#typical", "#coverage"]
 
 
 def test_shares_and_quartiles_are_those_of_the_images_that_have_a_class(
@@ -117,22 +144,52 @@ def test_groups_of_a_column_add_up_and_what_is_left_out_is_said(
         ["Zurich", "5", "1"],
         ["Bern", "4", "0"],
     ]
-    monkeypatch.setattr(report, "NUM_GROUPS", 5)
+    monkeypatch.setattr(groups, "NUM_GROUPS", 5)
     url = report_of(run, tmp_path, by="BUILDING_ID")
     said = browser.visit(url, lambda page: texts(page, "#groups p"))
     assert said[-1] == "Left out: 2 smaller groups with 4 images."
 
 
-def test_another_run_is_compared_with_pictures_of_both(browser: Visitor, page: str) -> None:
-    def look(page: "Page") -> tuple[list[str], list[str], int]:
-        pairs = page.locator(".pair")
-        return texts(page, "#comparison dd"), texts(page, ".pair"), pairs.locator("button").count()
+def test_bars_compare_the_groups_of_a_column(browser: Visitor, page: str) -> None:
+    script = """bars => bars.map(({ parentElement: cell, style }) => [
+      cell.dataset.label, cell.firstChild.textContent, style.width])"""
 
-    facts, pairs, num_pictures = browser.visit(page, look)
+    def look(page: "Page") -> list[tuple[str, str, str]]:
+        return list(page.eval_on_selector_all("#groups .bar", script))
+
+    bars = [bar for bar in browser.visit(page, look) if bar[0] == "window"]
+    assert len(bars) == 3
+    for _, share, width in bars:
+        largest = max(float(other.rstrip(" %\n")) for _, other, _ in bars)
+        expected = 100 * float(share.rstrip(" %\n")) / largest
+        assert float(width.rstrip("%")) == pytest.approx(expected, abs=1)
+
+
+def test_another_run_is_compared_with_pictures_of_both(browser: Visitor, page: str) -> None:
+    def look(page: "Page") -> tuple[list[str], list[str], list[str], int]:
+        pairs = page.locator(".pair")
+        above = texts(page, ".pair >> nth=0 >> .four p")
+        num = pairs.locator("button").count()
+        return texts(page, "#comparison dd"), texts(page, ".pair figcaption"), above, num
+
+    facts, pairs, above, num_pictures = browser.visit(page, look)
     assert facts[0] == "12"
     assert "0012.jpg" not in " ".join(pairs)
     assert "0011.jpg" in pairs[0]  # its window, which is glass there, is the widest
+    assert above == ["photograph", "before", "facades", "changed"]
     assert num_pictures == 2 * len(pairs)
+
+
+def test_the_difference_is_where_classes_of_the_same_name_differ() -> None:
+    before, after = Classes(["wall", "window"]), Classes(["roof", "window", "wall"])
+    old = np.array([[0, 0, 1, 1, 255]], np.uint8)
+    new = np.array([[2, 0, 1, 255, 255]], np.uint8)
+    changed = changed_pixels(old, new, before, after)
+    assert changed.tolist() == [[False, True, False, True, False]]
+    photo = np.full((1, 5, 3), 80, np.uint8)
+    shown = np.asarray(highlight(photo, changed))
+    assert (shown[changed] == CHANGED).all()
+    assert len({tuple(pixel) for pixel in shown[~changed]}) == 1
 
 
 # ------------------------------------------------------------------------------------ its pictures
@@ -160,7 +217,8 @@ def test_the_gallery_holds_what_is_typical_uncertain_and_extreme(
     def look(page: "Page") -> dict[str, list[str]]:
         titles = texts(page, "#gallery h3")
         cards = page.locator("#gallery .cards")
-        return {title: texts(page, f"#gallery .cards >> nth={i} >> .uri")
+        return {title: [str(uri.get_attribute("title"))
+                        for uri in page.locator(f"#gallery .cards >> nth={i} >> .uri").all()]
                 for i, title in enumerate(titles[: cards.count()])}  # fmt: skip
 
     sections = browser.visit(page, look)
@@ -185,7 +243,7 @@ def test_an_image_that_is_gone_is_named_and_the_others_are_shown(
 
     problems, all_loaded = browser.visit(page, look)
     assert problems
-    assert all("not_found" in text and GONE in text for text in problems)
+    assert all("not_found" in text and storage.name_of(GONE) in text for text in problems)
     assert all_loaded
 
 
@@ -202,9 +260,8 @@ def test_a_damaged_mask_is_named_with_its_image_and_the_others_are_shown(
         return cards, page.inner_text("#comparison"), page.locator("button.picture").count()
 
     cards, compared, num_pictures = browser.visit(url, look)
-    assert {uri for card in cards for uri in card.split() if uri.endswith(".jpg")} >= {
-        "s3://photos/0010.jpg", "s3://photos/0011.jpg",
-    }  # fmt: skip
+    named = {name for card in cards for name in card.split() if name.endswith(".jpg")}
+    assert named >= {"0010.jpg", "0011.jpg"}
     assert all("damaged mask: " in card for card in cards if "0003.jpg" not in card)
     assert "could not be compared" in compared
     assert num_pictures > 3
@@ -212,20 +269,33 @@ def test_a_damaged_mask_is_named_with_its_image_and_the_others_are_shown(
 
 def test_on_paper_every_picture_is_there_in_all_three_kinds(browser: Visitor, page: str) -> None:
     def look(page: "Page") -> None:
-        num = page.locator("button.picture").count()
-        page.emulate_media(media="print")
-        assert shown(page) == list(KINDS) * num
-        assert not page.locator(".switch").is_visible()
+        num = page.locator(".cards button.picture").count()
+        page.emulate_media(media="print", color_scheme="dark")
+        assert shown(page, ".cards ") == list(KINDS) * num
+        assert not page.locator(".segmented").is_visible()
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == WHITE
 
     browser.visit(page, look)
 
 
-@pytest.mark.parametrize("width", [360, 1280])
+def test_at_night_the_page_is_dark(browser: Visitor, page: str) -> None:
+    def look(page: "Page") -> str:
+        page.emulate_media(color_scheme="dark")
+        return str(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+
+    assert browser.visit(page, look) != WHITE
+
+
+@pytest.mark.parametrize("width", [360, 768, 1400])
 def test_nothing_hangs_over_the_side(browser: Visitor, page: str, width: int) -> None:
-    inside = browser.visit(
-        page, lambda page: page.evaluate("document.documentElement.scrollWidth"), width=width
-    )
+    def look(page: "Page") -> tuple[int, int]:
+        groups = page.locator("#groups .table")
+        hidden = groups.evaluate("table => table.scrollWidth - table.clientWidth")
+        return page.evaluate("document.documentElement.scrollWidth"), hidden
+
+    inside, hidden = browser.visit(page, look, width=width)
     assert inside == width
+    assert hidden <= 0 or width == 768  # between a phone and a desk it may scroll
 
 
 # ------------------------------------------------------------------------------------- other runs

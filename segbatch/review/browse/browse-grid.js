@@ -1,4 +1,4 @@
-// The grid of images, loaded page by page while scrolling, and the images marked for labelling.
+// The grid of images, loaded page by page while scrolling.
 "use strict";
 
 let timer;
@@ -7,18 +7,29 @@ function changed() {
   timer = setTimeout(reload, PAUSE_MS);
 }
 
+// The query that the controls make.
+function askedFor() {
+  const asked = { ...EMPTY, ranges: {}, values: {}, texts: {} };
+  for (const control of controls) control.write(asked);
+  return asked;
+}
+
 async function reload() {
   clearTimeout(timer);
-  query = { ranges: {}, texts: {}, sort: $("sort").value, descending: $("descending").checked };
-  for (const control of controls) control.write(query);
+  query = askedFor();
+  saveAddress();
+  showActive();
   const mine = ++generation;
   loading = null;
+  const busy = setTimeout(() => document.body.classList.add("busy"), BUSY_MS);
   const onMap = $("map-on").checked;
   $("map-view").hidden = !onMap;
   $("grid").hidden = $("end").hidden = onMap;
   try {
     if (onMap) {
       await showMap(mine);
+      if (mine !== generation) return;
+      showError(null);
       const { count } = await ask("count", query);
       if (mine === generation) showHits(count);
       return;
@@ -36,11 +47,14 @@ async function reload() {
     showHits(count);
   } catch (error) {
     if (mine === generation) showError(error);
+  } finally {
+    clearTimeout(busy);
+    if (mine === generation) document.body.classList.remove("busy");
   }
 }
 
 function showHits(count) {
-  $("hits").textContent = `${count.toLocaleString("en")} ${count === 1 ? "image" : "images"}`;
+  $("hits").textContent = `${integer(count)} ${count === 1 ? "image" : "images"}`;
 }
 
 function append(page) {
@@ -103,7 +117,7 @@ function fill(section) {
 function tile(index) {
   const { image_id, uri, kind, message, value } = images[index];
   const open = element("button", { className: "tile", title: uri, ariaLabel: `open ${uri}` });
-  open.addEventListener("click", () => enlarge(index));
+  open.addEventListener("click", () => enlarge(images[index]));
   if (kind === "ok") {
     open.dataset.id = image_id;
     inView.observe(open);
@@ -112,16 +126,41 @@ function tile(index) {
   }
   const box = element("input", { type: "checkbox", ariaLabel: "send to labelling" });
   box.addEventListener("change", () => mark(image_id, uri, box.checked));
-  const name = uri.split("/").pop();
+  const name = baseName(uri);
   const made = element("figure", {}, open, element("figcaption", {}, element("label", {}, box),
     element("span", { className: "id", textContent: name, title: uri })));
   if (value !== null) {
-    const measure = run.measures.find((m) => m.name === query.sort);
-    made.lastChild.append(element("span", { className: "value", textContent: format(measure, value) }));
+    const text = format(groupOf(query.sort), value);
+    made.lastChild.append(element("span", { className: "value", textContent: text, title: text }));
   }
   made.dataset.id = image_id;
   showMark(made);
   return made;
+}
+
+const baseName = (uri) => uri.replace(/\/+$/, "").split("/").pop();
+
+// The tile of an image, drawn again if it was far from view; null if the grid has no such image.
+function tileAt(index) {
+  const section = [...$("grid").children].find(({ dataset }) => +dataset.first <= index && index < +dataset.end);
+  if (section && !section.hasChildNodes()) {
+    fill(section);
+    section.style.height = "";
+  }
+  return section?.children[index - section.dataset.first].querySelector(".tile") ?? null;
+}
+
+// Arrow keys move between tiles, and m marks one.
+function moveInGrid(event) {
+  const figure = event.target.closest("figure");
+  if (!figure || event.altKey || event.ctrlKey || event.metaKey) return;
+  const index = images.findIndex(({ image_id }) => image_id === +figure.dataset.id);
+  const perRow = getComputedStyle(figure.parentElement).gridTemplateColumns.split(" ").length;
+  const by = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -perRow, ArrowDown: perRow }[event.key];
+  if (event.key === "m") figure.querySelector("figcaption input").click();
+  else if (by && images[index + by]) tileAt(index + by)?.focus();
+  else return;
+  event.preventDefault();
 }
 
 const empty = new Set(); // tiles in or near the view that have no pictures yet
@@ -137,7 +176,7 @@ const inView = new IntersectionObserver((entries) => {
 
 function loadPictures() {
   for (const open of empty) {
-    if (numLoading >= MAX_LOADING || shown >= 0) return;
+    if (numLoading >= MAX_LOADING || shown) return;
     empty.delete(open);
     numLoading += 1;
     const loads = ["photo", ...(run.masks ? ["mask"] : [])].map((layer) => {
@@ -159,43 +198,4 @@ function loaded(picture, source) {
     picture.addEventListener("error", () => { picture.remove(); resolve(); });
     picture.src = source;
   });
-}
-
-// ----------------------------------------------------------------------------- sent to labelling
-
-function mark(image_id, uri, wished) {
-  if (wished) marked.set(image_id, uri);
-  else marked.delete(image_id);
-  showMarks();
-}
-
-function showMark(figure) {
-  const is = marked.has(+figure.dataset.id);
-  figure.classList.toggle("marked-one", is);
-  figure.querySelector("input").checked = is;
-}
-
-function showMarks() {
-  $("marked").textContent = `${marked.size.toLocaleString("en")} marked for labelling`;
-  for (const id of ["csv", "json", "clear"]) $(id).disabled = !marked.size;
-  for (const figure of document.querySelectorAll("#grid figure")) showMark(figure);
-  if (shown >= 0) $("mark").checked = marked.has(images[shown].image_id);
-}
-
-function save(content, type, extension) {
-  const url = URL.createObjectURL(new Blob([content], { type }));
-  const name = `${run.name}-to-label.${extension}`;
-  element("a", { href: url, download: name }).click();
-  setTimeout(() => URL.revokeObjectURL(url), 10_000);
-}
-
-function saveCsv() {
-  const quoted = (text) => `"${text.replaceAll('"', '""')}"`;
-  const lines = [...marked].map(([image_id, uri]) => `${image_id},${quoted(uri)}\r\n`);
-  save(`image_id,uri\r\n${lines.join("")}`, "text/csv", "csv");
-}
-
-function saveJson() {
-  const list = [...marked].map(([image_id, uri]) => ({ image_id, uri }));
-  save(`${JSON.stringify(list, null, 1)}\n`, "application/json", "json");
 }

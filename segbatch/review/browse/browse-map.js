@@ -22,20 +22,21 @@ async function showMap(mine) {
   atEnd = true;
   if (!map) {
     await load("maplibre-gl.js");
-    map = imageMap($("map-place"), { tiles: run.tiles, onClick: enlarge, describe: describePoint });
+    const onClick = (index) => enlarge(images[index]);
+    map = imageMap($("map-place"), { tiles: run.tiles, onClick, describe: describePoint });
   }
   const measure = run.measures.find((m) => m.name === query.sort);
   const isClass = measure?.group === "coverage";
   const color = isClass ? run.classes.find((c) => measure.name === `coverage.${c.field}`).color : PLAIN;
   const most = await map?.show(points.map((p) => ({ ...p, value: measure ? p.value : 1 })), color);
-  const shown = `${points.length.toLocaleString("en")} images with coordinates`;
+  const shown = `${integer(points.length)} images with coordinates`;
   $("map-note").textContent = measure
-    ? `${shown}; the darker, the more ${measure.label}, up to ${format(measure, most)}`
+    ? `${shown}; the stronger the colour, the more ${measure.label}, up to ${format(measure.group, most)}`
     : `${shown}; sort by a class to colour them by it`;
 }
 
 function describePoint(index) {
   const measure = run.measures.find((m) => m.name === query.sort);
   const { uri, value } = images[index];
-  return measure ? `${measure.label} ${format(measure, value)} · ${uri}` : uri;
+  return measure ? `${measure.label} ${format(measure.group, value)} · ${uri}` : uri;
 }

@@ -5,6 +5,7 @@
 const $ = (id) => document.getElementById(id);
 const AHEAD = "1500px"; // load this far below the visible part
 const PAUSE_MS = 200; // after the last change of a filter
+const BUSY_MS = 400; // until a query that takes longer is shown to be at work
 // Tiles whose two pictures load at a time. A browser has six connections, and slow storage blocks
 // them: a clicked image needs a free one.
 const MAX_LOADING = 2;
@@ -15,9 +16,8 @@ let images = []; // of all pages so far
 let atEnd = false;
 let loading = null; // the promise of the next page
 let generation = 0; // answers to older queries are dropped
-let shown = -1; // index of the large image
-const marked = new Map(); // image_id → uri; only in the page, the server stores nothing
-const controls = []; // each {write(query), reset()}
+let shown = null; // the large image
+const controls = []; // each {write(query), read(query)}
 
 function element(tag, properties = {}, ...children) {
   const made = Object.assign(document.createElement(tag), properties);
@@ -25,10 +25,21 @@ function element(tag, properties = {}, ...children) {
   return made;
 }
 
+const integer = (value) => value.toLocaleString("en");
 const percent = (value) => value === null || value === undefined ? "–" : `${(100 * value).toFixed(1)} %`;
-const number = (value) => value === null || value === undefined ? "–" : String(+value.toPrecision(4));
-const format = (measure, value) =>
-  ["formulas", "columns"].includes(measure?.group) ? number(value) : percent(value);
+const number = (value) => value === null || value === undefined ? "–" : String(+value.toPrecision(6));
+const moment = (value) => value === null ? "–" : isoDate(value).slice(0, 16).replace("T", " ");
+
+
+// Seconds since 1970 as 2026-11-05T14:30:00.000Z; empty for what no calendar has.
+function isoDate(seconds) {
+  const date = new Date(1000 * seconds);
+  return Number.isNaN(date.getTime()) ? "" : date.toISOString();
+}
+
+const formats = { formulas: number, columns: number, dates: moment, texts: (text) => text ?? "–" };
+const format = (group, value) => (formats[group] ?? percent)(value);
+const groupOf = (name) => name.split(".", 1)[0];
 
 function swatch(color) {
   const made = element("span", { className: "swatch" });
@@ -50,9 +61,16 @@ async function ask(path, parameters) {
   return content;
 }
 
+// A wrong condition is said at the condition, and what it does not describe is dimmed.
 function showError(error) {
+  const isCondition = Boolean(error && query.condition?.trim());
+  document.body.classList.toggle("stale", Boolean(error));
+  $("condition").toggleAttribute("aria-invalid", isCondition);
+  $("wrong").hidden = !isCondition;
+  $("wrong").textContent = isCondition ? error.message : "";
   $("error").hidden = !error;
-  $("error").textContent = error ? error.message : "";
+  const older = isCondition && images.length ? "\nThe images below are from before this condition." : "";
+  $("error").textContent = error ? error.message + older : "";
 }
 
 function listen() {
@@ -60,44 +78,28 @@ function listen() {
   form.addEventListener("submit", (event) => { event.preventDefault(); reload(); });
   form.addEventListener("reset", (event) => {
     event.preventDefault();
-    for (const control of controls) control.reset();
+    const { sort, descending } = query;
+    for (const control of controls) control.read({ ...EMPTY, sort, descending });
     reload();
   });
   $("condition").addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) reload();
+    if (event.key === "Enter" && !event.shiftKey) { event.preventDefault(); reload(); }
   });
-  $("sort").addEventListener("change", reload);
-  $("map-on").addEventListener("change", reload);
-  $("descending").addEventListener("change", reload);
+  for (const id of ["sort", "map-on", "descending"]) $(id).addEventListener("change", reload);
   for (const id of ["opacity", "large-opacity"]) {
     $(id).addEventListener("input", () => setOpacity($(id).value));
   }
   $("csv").addEventListener("click", saveCsv);
   $("json").addEventListener("click", saveJson);
-  $("clear").addEventListener("click", () => { marked.clear(); showMarks(); });
-  $("previous").addEventListener("click", () => step(-1));
-  $("next").addEventListener("click", () => step(1));
-  $("close").addEventListener("click", () => $("large").close());
-  $("large").addEventListener("close", () => { shown = -1; loadPictures(); });
-  $("copy").addEventListener("click", async () => {
-    getSelection().selectAllChildren($("uri"));
-    // Browsers give the clipboard to localhost and https only; elsewhere the text stays selected.
-    await navigator.clipboard?.writeText(images[shown].uri);
-    $("copy").textContent = navigator.clipboard ? "Copied" : "Selected: press Ctrl-C";
-    setTimeout(() => { $("copy").textContent = "Copy URI"; }, 1500);
-  });
-  $("mark").addEventListener("change", () => {
-    const { image_id, uri } = images[shown];
-    mark(image_id, uri, $("mark").checked);
-  });
-  document.addEventListener("keydown", (event) => {
-    if (shown < 0 || event.target.type === "range") return;
-    if (event.key === "ArrowLeft") step(-1);
-    else if (event.key === "ArrowRight") step(1);
-    else if (event.key === "m") $("mark").click();
-    else return;
-    event.preventDefault();
-  });
+  $("clear").addEventListener("click", clearMarks);
+  $("grid").addEventListener("keydown", moveInGrid);
+  addEventListener("popstate", goToAddress);
+  listenLarge();
+}
+
+function setOpacity(share) {
+  document.documentElement.style.setProperty("--opacity", share / 100);
+  $("opacity").value = $("large-opacity").value = share;
 }
 
 async function begin() {
@@ -110,13 +112,19 @@ async function begin() {
   try {
     run = await ask("run");
     document.title = `${run.name} · segbatch`;
-    $("name").textContent = run.name;
+    $("name").textContent = run.against ? `${run.name} against ${run.against.name}` : run.name;
     const rows = Object.values(run.kinds).reduce((sum, count) => sum + count, 0);
-    const progress = rows < run.images ? ` · ${rows.toLocaleString("en")} of ${run.images.toLocaleString("en")} so far` : "";
+    const progress = rows < run.images ? ` · ${integer(rows)} of ${integer(run.images)} so far` : "";
     $("facts").textContent = `${run.uri} · ${run.status}${progress} · ${run.model}`;
-    makeFilters();
-    $("map-switch").hidden = !run.map;
+    $("map-switch").hidden = !run.coordinates;
+    loadMarks();
+    makeSides();
+    makeBasicControls();
+    const opened = readAddress();
     await reload();
+    if (opened !== null) await enlargeById(opened);
+    makeFilters(await ask("facets"));
+    if (addressOf(askedFor()) !== addressOf(query)) await reload(); // some had no control
   } catch (error) {
     showError(error);
   }

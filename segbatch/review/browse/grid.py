@@ -1,8 +1,9 @@
 """The grid of the browse page: filters and sorts a run's images, a page at a time.
 
-The database has one view, ``images``, over the files that ``segbatch query`` reads. It can open no
-other files, and user input enters the SQL only as literals and as one expression, the condition. So
-a visitor of the page can read this run and nothing else, and cannot write.
+The database has one view, ``images``, over the files that ``segbatch query`` reads, and, next to
+another run, a table of what changed. It can open no other files, and user input enters the SQL only
+as literals and as one expression, the condition. So a visitor of the page can read this run and
+what changed, nothing else, and cannot write.
 """
 
 from __future__ import annotations
@@ -10,12 +11,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, cast
+from typing import Any, cast
 
 import duckdb
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field
 
 from segbatch import storage
 from segbatch.errors import InputError, RunError
@@ -25,6 +24,7 @@ from segbatch.results.database import (
     quoted_text,
     register_filesystems,
     scan,
+    select_from,
 )
 from segbatch.results.points import coordinates_in
 from segbatch.results.query import (
@@ -36,6 +36,10 @@ from segbatch.results.query import (
 )
 from segbatch.results.runfolder import RunFolder
 from segbatch.results.schema import rows_schema
+from segbatch.review.browse.counterparts import CHANGE, COUNTERPARTS, create_counterparts
+from segbatch.review.browse.facets import Facets, find_facets
+from segbatch.review.browse.measures import Measure, double, is_number, measures_in
+from segbatch.review.browse.query import GridQuery
 from segbatch.review.map.sheet import SAMPLE
 
 PAGE_IMAGES = 60
@@ -43,48 +47,7 @@ QUERY_S = 30.0  # limit for one query: a condition can be arbitrarily slow
 
 FACTS = ("image_id", "uri", "status", "error", "message", "width", "height")
 KIND = "coalesce(error, status)"
-
-Group = Literal["coverage", "confidence", "uncertainty", "formulas", "columns"]
-Bound = Annotated[float, Field(allow_inf_nan=False)] | None
-
-
-class GridQuery(BaseModel):
-    """Which images the page asks for, and in which order."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    ranges: dict[str, tuple[Bound, Bound]] = {}
-    """Lowest and highest value by name of a measure, both included."""
-    kinds: list[str] | None = None
-    """``ok`` or kinds of errors; ``null``: all."""
-    texts: dict[str, str] = {}
-    """Substrings by text column, in any case."""
-    condition: str = ""
-    """An SQL expression, as after ``WHERE``."""
-    sort: str = "image_id"
-    descending: bool = False
-    after: tuple[Bound, int] | None = None
-    """The end of the previous page: its last value and ``image_id``."""
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A number that images may have: ``name`` is unique, ``column`` and ``expression`` are SQL."""
-
-    name: str
-    group: Group
-    label: str
-    column: str
-
-    @property
-    def expression(self) -> str:
-        """A finite double or NULL: JSON has no infinity and no NaN."""
-        number = f"{self.column}::DOUBLE"
-        return f"CASE WHEN isfinite({number}) THEN {number} END"
-
-    def bound(self, value: float) -> str:
-        """A bound in SQL, in the precision of the column, so that 0.2 finds a stored 0.2."""
-        return _double(value) if self.group == "columns" else f"{_double(value)}::FLOAT"
+TEXTS = "texts."  # before the name of a text column by which images are sorted
 
 
 class Grid:
@@ -94,16 +57,20 @@ class Grid:
     :class:`~segbatch.errors.Incomplete` or ``OSError`` if storage fails.
     """
 
-    def __init__(self, run: RunFolder) -> None:
+    def __init__(self, run: RunFolder, against: RunFolder | None = None) -> None:
         self.run = run
+        self.against = against
         table = run.table("stats" if run.finished else "rows")
         folder = storage.join(run.uri, "stats" if run.finished else "rows")
         schema = table.schema if table else rows_schema(run.classes)
         ours = {*HIDDEN_COLUMNS, *RESULT_COLUMNS, *FACTS}
         self._own_columns = [field for field in schema if field.name not in ours]
-        self.measures = {measure.name: measure for measure in self._measures(schema)}
-        self.texts = ["uri", *(f.name for f in self._own_columns if not _is_number(f.type))]
+        measures = measures_in(schema, run.classes, self._own_columns)
+        self.measures = {measure.name: measure for measure in measures}
+        self.own_columns = [field.name for field in self._own_columns]
+        self.texts = ["uri", *(f.name for f in self._own_columns if not is_number(f.type))]
 
+        self._facets: Facets | None = None
         self._lock = threading.Lock()
         self._database = con = open_database()
         register_filesystems(con, [run.uri])
@@ -112,6 +79,11 @@ class Grid:
         )
         try:
             source = scan(con, "images", folder, table.files() if table else [], schema)
+            if against is not None:
+                create_counterparts(con, source, run, against)
+                change = self._add_change(schema.names)
+                shown = f"{shown}, change AS {quoted_name(change)}"
+                source = f"{source} LEFT JOIN {COUNTERPARTS} USING (image_id)"
             con.execute(f"CREATE VIEW images AS SELECT {shown} FROM {source}")
             con.execute(f"SET allowed_directories = [{quoted_text(f'{folder}/')}]")
             con.execute("SET enable_external_access = false")
@@ -121,22 +93,23 @@ class Grid:
         self._images = con.table("images")
         self.coordinates = coordinates_in(self._images)
 
-    def _measures(self, schema: pa.Schema) -> Iterator[Measure]:
-        """The numbers in the table: of each class, of formulas, and in the user's columns."""
-        per_class: tuple[Group, ...] = ("coverage", "confidence")
-        for group in per_class:
-            for c in self.run.classes if group in schema.names else []:
-                column = f"{group}.{quoted_name(c.field)}"
-                yield Measure(f"{group}.{c.field}", group, c.name, column)
-        if "uncertainty" in schema.names:
-            yield Measure("uncertainty", "uncertainty", "uncertainty", "uncertainty")
-        for field in schema.field("formulas").type if "formulas" in schema.names else []:
-            column = f"formulas.{quoted_name(field.name)}"
-            yield Measure(f"formulas.{field.name}", "formulas", field.name, column)
-        for field in self._own_columns:
-            if _is_number(field.type):
-                name = f"columns.{field.name}"
-                yield Measure(name, "columns", field.name, quoted_name(field.name))
+    def _add_change(self, taken: Sequence[str]) -> str:
+        """Add the measure of the change from the other run; returns its column."""
+        name = CHANGE
+        while name in taken:
+            name += "_"
+        self.measures[name] = Measure(name, "change", "change of coverage", quoted_name(name))
+        return name
+
+    def other_id(self, image_id: int) -> int | None:
+        """The id of an image in the other run; ``None`` if it is not there."""
+        if self.against is None:
+            return None
+        with self._exclusive():
+            found = self._database.execute(
+                f"SELECT other_id FROM {COUNTERPARTS} WHERE image_id = ?", [image_id]
+            ).fetchall()
+        return int(found[0][0]) if found else None
 
     def kinds(self) -> dict[str, int]:
         """The number of images of each kind: ``ok``, or their error."""
@@ -147,6 +120,22 @@ class Grid:
                 "GROUP BY kind ORDER BY kind != 'ok', kind",
             )
         return dict(rows)
+
+    def facets(self) -> Facets:
+        """What the filters offer."""
+        if self._facets is None:
+
+            def ask(select: str) -> list[tuple[Any, ...]]:
+                with self._exclusive():
+                    return select_from(self._images, select).fetchall()
+
+            def read(select: str) -> pa.Table:
+                with self._exclusive():
+                    return select_from(self._images, select).to_arrow_table()
+
+            texts = [name for name in self.texts if name != "uri"]
+            self._facets = find_facets(ask, read, list(self.measures.values()), texts)
+        return self._facets
 
     def count(self, query: GridQuery) -> int:
         """The number of images that match."""
@@ -160,18 +149,17 @@ class Grid:
         Each has ``image_id, uri, kind, message`` and ``value``, the sort key. Later pages take no
         longer than the first: they start behind the last value, without an offset.
         """
-        value = "NULL::DOUBLE"
-        if query.sort != "image_id":
-            value = self._measure(query.sort).expression
+        value = self._sort_key(query.sort)
         direction, beyond = ("DESC", "<") if query.descending else ("ASC", ">")
         later = "true"
         if query.after:
             last, image_id = query.after
             later = f"value IS NULL AND image_id {beyond} {image_id}"
             if last is not None:
+                end = quoted_text(last) if isinstance(last, str) else double(last)
                 later = (
-                    f"value IS NULL OR value {beyond} {_double(last)}"
-                    f" OR value = {_double(last)} AND image_id {beyond} {image_id}"
+                    f"value IS NULL OR value {beyond} {end}"
+                    f" OR value = {end} AND image_id {beyond} {image_id}"
                 )
         with self._exclusive():
             chosen = self._matching(query).project(
@@ -193,9 +181,7 @@ class Grid:
         """
         if self.coordinates is None:
             raise InputError("the run has no coordinates")
-        value = "NULL::DOUBLE"
-        if query.sort != "image_id":
-            value = self._measure(query.sort).expression
+        value = self._sort_key(query.sort)
         longitude = quoted_name(self.coordinates.longitude)
         latitude = quoted_name(self.coordinates.latitude)
         with self._exclusive():
@@ -247,6 +233,20 @@ class Grid:
             raise InputError(f"no such number: {name}")
         return self.measures[name]
 
+    def _sort_key(self, name: str) -> str:
+        """SQL: the value that sorts by a measure or a text; NULL for ``image_id``."""
+        if name == "image_id":
+            return "NULL::DOUBLE"
+        if name.startswith(TEXTS):
+            return self._text(name.removeprefix(TEXTS))
+        return self._measure(name).expression
+
+    def _text(self, name: str) -> str:
+        """SQL: a column as text."""
+        if name not in self.texts:
+            raise InputError(f"no such text: {name}")
+        return f"{quoted_name(name)}::VARCHAR"
+
     def _matching(self, query: GridQuery) -> duckdb.DuckDBPyRelation:
         """The images that pass the filters and the condition."""
         conditions = []
@@ -259,10 +259,15 @@ class Grid:
             kinds = ", ".join(["NULL", *map(quoted_text, query.kinds)])
             conditions.append(f"{KIND} IN ({kinds})")
         for name, part in query.texts.items():
-            if name not in self.texts:
-                raise InputError(f"no such text: {name}")
-            text = f"lower({quoted_name(name)}::VARCHAR)"
-            conditions.append(f"contains({text}, lower({quoted_text(part)}))")
+            conditions.append(f"contains(lower({self._text(name)}), lower({quoted_text(part)}))")
+        for name, values in query.values.items():
+            texts = ", ".join(
+                ["NULL", *(quoted_text(value) for value in values if value is not None)]
+            )
+            is_one = f"coalesce({self._text(name)} IN ({texts}), false)"
+            conditions.append(
+                f"({is_one} OR {self._text(name)} IS NULL)" if None in values else is_one
+            )
         images = self._where(query.condition) if query.condition.strip() else self._images
         return images.filter(" AND ".join(conditions)) if conditions else images
 
@@ -297,13 +302,3 @@ class Grid:
                 raise query_failure(error) from error
             finally:
                 deadline.cancel()
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    return bool(
-        pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
-    )
-
-
-def _double(value: float) -> str:
-    return f"{quoted_text(repr(value))}::DOUBLE"  # a bare literal is a DECIMAL, which rounds

@@ -2,29 +2,30 @@
 // tiles from an address that the user has named; the map asks for nothing else.
 "use strict";
 
-const PALE = [222, 226, 232]; // of a point whose number is 0
 const STEPS = [90, 45, 30, 15, 10, 5, 2, 1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001];
 const LINES = 8; // across the view, about
 
 // The map in the element `place`; `onClick` gets the index of a point. Null without WebGL.
 function imageMap(place, { tiles, onClick, describe }) {
+  const theme = (name) => getComputedStyle(place).getPropertyValue(name).trim();
+  const pale = rgb(theme("--map-pale")); // of a point whose number is 0
   const sources = {
     graticule: { type: "geojson", data: collection([]) },
     points: { type: "geojson", data: collection([]) },
   };
-  const layers = [{ id: "ground", type: "background", paint: { "background-color": "#f6f7f9" } }];
+  const layers = [{ id: "ground", type: "background", paint: { "background-color": theme("--map-ground") } }];
   if (tiles) {
     sources.tiles = { type: "raster", tiles: [tiles], tileSize: 256 };
     layers.push({ id: "tiles", type: "raster", source: "tiles" });
   }
   layers.push(
-    { id: "graticule", type: "line", source: "graticule", paint: { "line-color": "#b9c0ca", "line-width": 0.75 } },
+    { id: "graticule", type: "line", source: "graticule", paint: { "line-color": theme("--map-line"), "line-width": 0.75 } },
     {
       id: "points", type: "circle", source: "points",
       paint: {
         "circle-color": ["get", "color"],
         "circle-radius": ["interpolate", ["linear"], ["zoom"], 2, 4, 16, 8],
-        "circle-stroke-color": "#1c2024", "circle-stroke-width": 0.75,
+        "circle-stroke-color": theme("--ink"), "circle-stroke-width": 0.75,
       },
     },
   );
@@ -59,11 +60,11 @@ function imageMap(place, { tiles, onClick, describe }) {
   // Shows points {lon, lat, value}; `color` is that of value 1, of the form #rrggbb.
   async function show(points, color, { fit = true } = {}) {
     await ready;
-    const full = [1, 3, 5].map((at) => parseInt(color.slice(at, at + 2), 16));
+    const full = rgb(color);
     const most = Math.max(...points.map(({ value }) => value ?? 0), 1e-9);
     const features = points.map(({ lon, lat, value }, index) => {
       const share = (value ?? 0) / most;
-      const mixed = PALE.map((pale, at) => Math.round(pale + share * (full[at] - pale)));
+      const mixed = pale.map((none, at) => Math.round(none + share * (full[at] - none)));
       return {
         type: "Feature", geometry: { type: "Point", coordinates: [lon, lat] },
         properties: { index, color: `rgb(${mixed.join()})`, value: value ?? -1 },
@@ -82,6 +83,11 @@ function imageMap(place, { tiles, onClick, describe }) {
   }
 
   return { map, show };
+}
+
+// The numbers of a colour #rrggbb.
+function rgb(color) {
+  return [1, 3, 5].map((at) => parseInt(color.slice(at, at + 2), 16));
 }
 
 function collection(features) {

@@ -17,8 +17,8 @@ from segbatch.masks.html import data_uri, jpeg_uri
 from segbatch.results.database import quoted_name
 from segbatch.results.runfolder import RunFolder
 from segbatch.results.schema import OK
-from segbatch.review.pictures import Picture, read_run_pictures
-from segbatch.review.report.numbers import Ask
+from segbatch.review.distribution import Ask
+from segbatch.review.pictures import Picture, PictureProblem, read_run_pictures
 
 LONG_SIDE = 320  # pixels of a thumbnail
 QUALITY = 72
@@ -126,18 +126,17 @@ def draw_thumbnails(run: RunFolder, images: Mapping[int, str]) -> dict[int, Thum
         batch = wanted[start : start + BATCH_IMAGES]
         pictures = read_run_pictures(run, batch, LONG_SIDE)
         for (image_id, _), picture in zip(batch, pictures, strict=True):
-            if isinstance(picture, Picture):
-                thumbnails[image_id] = Thumbnails(_data_uris(picture, run))
-            else:
-                thumbnails[image_id] = Thumbnails({}, f"{picture.kind}: {picture.message}")
+            thumbnails[image_id] = thumbnails_of(picture, run)
     return thumbnails
 
 
-def _data_uris(picture: Picture, run: RunFolder) -> dict[str, str]:
+def thumbnails_of(picture: Picture | PictureProblem, run: RunFolder) -> Thumbnails:
     """Photo, mask and overlay of a picture; only the photo if there is no mask."""
+    if not isinstance(picture, Picture):
+        return Thumbnails({}, f"{picture.kind}: {picture.message}")
     photo = {"photo": jpeg_uri(Image.fromarray(picture.photo), QUALITY)}
     if (picture.label_map == IGNORE_INDEX).all():
-        return photo
+        return Thumbnails(photo)
     mask = encode_mask(np.ascontiguousarray(picture.label_map), run.classes.palette)
     over = overlay(picture.photo, picture.label_map, run.classes)
-    return photo | {"mask": data_uri("png", mask), "overlay": jpeg_uri(over, QUALITY)}
+    return Thumbnails(photo | {"mask": data_uri("png", mask), "overlay": jpeg_uri(over, QUALITY)})

@@ -1,28 +1,16 @@
-"""The numbers on the report page: the distribution of one value, and the changes between two runs.
+"""The distribution of a number over the images of a run: a histogram, quartiles and extremes.
 
-SQL computes them from the rows; what arrives here is small for any number of rows.
+SQL computes it from the rows; what arrives here is small for any number of rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
-
-import duckdb
-
-from segbatch.results.diff import diff
-from segbatch.results.runfolder import RunFolder
+from typing import Any
 
 NUM_BINS = 24
 TAIL = 0.01  # share of the images on either side that may lie outside the histogram
-
-NUM_CHANGED = 6  # images
-NUM_CONFUSIONS = 10
-MOST_CHANGED = f"""
-SELECT uri, image_id_a, image_id_b, disagreement, coverage_distance FROM answer
-WHERE disagreement > 0 OR coverage_distance > 0
-ORDER BY disagreement DESC NULLS LAST, coverage_distance DESC, uri LIMIT {NUM_CHANGED}"""
 
 # Runs a SELECT over the rows of a run, which the statement calls `answer`.
 Ask = Callable[[str], list[tuple[Any, ...]]]
@@ -82,47 +70,3 @@ def measure_distribution(
     )
     bins = tuple(counts.get(number, 0) for number in range(NUM_BINS))
     return Distribution(num, mean, minimum, maximum, tuple(quartiles), low, high, bins)
-
-
-@dataclass(frozen=True)
-class ChangedImage:
-    """An image whose result differs between the runs; shares from 0 to 1."""
-
-    uri: str
-    id_before: int
-    id_after: int
-    disagreement: float | None  # of the pixels, if both runs have a mask
-    coverage_distance: float
-
-
-@dataclass(frozen=True)
-class DiffSummary:
-    """What the page shows of a :class:`~segbatch.results.diff.Diff` whose run A is ``before``.
-
-    ``facts`` and ``notes`` are the diff's. ``coverage`` rows are class, mean before, mean after,
-    change; ``confusions`` rows are class before, class after, pixels, share, most pixels first.
-    """
-
-    before: RunFolder
-    facts: dict[str, Any]
-    notes: Sequence[str]
-    coverage: Sequence[tuple[str, float | None, float | None, float | None]]
-    confusions: Sequence[tuple[str, str, int, float]]
-    changes: Sequence[ChangedImage]
-
-
-def summarize_diff(before: RunFolder, after: RunFolder) -> DiffSummary:
-    """Compare ``after`` with ``before``, as ``segbatch diff`` does; reads every mask of both runs.
-
-    Raises what :func:`~segbatch.results.diff.diff` raises.
-    """
-    found = diff(before, after)
-    changed = cast(duckdb.DuckDBPyRelation, found.images.query("answer", MOST_CHANGED))
-    return DiffSummary(
-        before=before,
-        facts=found.facts,
-        notes=found.notes(),
-        coverage=found.coverage.fetchall(),
-        confusions=found.changed_pixels(NUM_CONFUSIONS).fetchall(),
-        changes=[ChangedImage(*row) for row in changed.fetchall()],
-    )
