@@ -14,6 +14,7 @@ import duckdb
 
 from segbatch import storage
 from segbatch.errors import Damaged, InputError, UnreadableMask
+from segbatch.results.buildings import find_column
 from segbatch.results.database import quoted_name
 from segbatch.results.prices import Prices, read_prices
 from segbatch.results.query import query_failure, sql
@@ -24,7 +25,7 @@ from segbatch.review.map.sheet import tiles_origin
 from segbatch.review.report.classes import class_facts
 from segbatch.review.report.comparison import summarize_diff
 from segbatch.review.report.gallery import MAX_CLASSES, choose_images, draw_thumbnails
-from segbatch.review.report.groups import find_column, group_images
+from segbatch.review.report.groups import group_images
 from segbatch.review.report.overview import overview
 from segbatch.review.report.pairs import draw_pairs
 from segbatch.review.report.places import places
@@ -80,7 +81,7 @@ def _page(
     }
     formulas = fields.get("formulas", [])
     has_uncertainty = "uncertainty" in images.columns
-    column = None if by is None else find_column(by, images.columns)
+    column = None if by is None else find_column("--by", by, images.columns)
 
     def ask(select: str) -> list[tuple[Any, ...]]:
         return cast(duckdb.DuckDBPyRelation, images.query("answer", select)).fetchall()
@@ -112,7 +113,7 @@ def _page(
             (name, _formula(run, name), measure_distribution(ask, f"formulas.{quoted_name(name)}"))
             for name in formulas
         ],
-        groups=None if column is None else group_images(ask, column, classes, formulas),
+        groups=None if column is None else group_images(run, column, classes, formulas),
         map=places(ask, images, classes, tiles),
         tiles_origin=origin,
         gallery=gallery,
