@@ -29,6 +29,7 @@ from segbatch.cli.options import (
 )
 from segbatch.cli.plan import plan_app
 from segbatch.cli.runs import runs_app
+from segbatch.cli.serving import serving_app
 from segbatch.config.templates import template
 from segbatch.errors import Incomplete, SegbatchError
 
@@ -149,7 +150,7 @@ def demo(
     tour(folder, photos)
 
 
-for commands in (runs_app, predict_app, plan_app, jobs_app):
+for commands in (runs_app, predict_app, serving_app, plan_app, jobs_app):
     app.add_typer(commands)  # without a name, so that their commands are on the top level
 app.add_typer(model_app, name="model")
 app.add_typer(labels_app, name="labels")
