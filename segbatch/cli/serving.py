@@ -81,7 +81,11 @@ def serve(
         from segbatch.serving.remote import deploy
 
         variables = forwarded_variables(env or (), os.environ)
-        print(deploy(service, address, name, host or "0.0.0.0", port, variables))
+        print(
+            deploy(
+                service, address, name=name, host=host or "0.0.0.0", port=port, env_vars=variables
+            )
+        )
         return
     if env:
         raise InputError("--env needs --address: on this machine the variables are there")

@@ -1,6 +1,6 @@
 """HTTP client for a Ray cluster's dashboard: its Jobs server and Serve's REST API.
 
-It has time-outs and one-line errors. The client talks to the dashboard's REST API; it does not join the cluster's Ray.
+It has time-outs and one-line errors, and does not join the cluster's Ray.
 """
 
 from __future__ import annotations

@@ -7,9 +7,11 @@ import socket
 import time
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 
 from ray import serve
 from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 
 from segbatch import signals
 from segbatch.console import say
@@ -54,12 +56,14 @@ def serve_here(
                 shown = socket.gethostname() if host in ANY_ADDRESS else host
                 ready(url_of(shown, port, name))
             while not signals.arrived():
+                serve.status()  # raises if Ray is gone
                 time.sleep(LOOK_S)
             say("stopping")
         except RayError as error:
             raise Incomplete(f"Ray was lost: {one_line(error)}; start it again") from error
         finally:
-            serve.delete(name)
+            with suppress(RayError, RayServeException):
+                serve.delete(name)
 
 
 def _has_started(name: str) -> bool:

@@ -17,7 +17,13 @@ from segbatch.serving.start import LOOK_S, Start
 
 
 def deploy(
-    service: Service, address: str, name: str, host: str, port: int, env_vars: Mapping[str, str]
+    service: Service,
+    address: str,
+    *,
+    name: str,
+    host: str,
+    port: int,
+    env_vars: Mapping[str, str] | None = None,
 ) -> str:
     """Deploy on the cluster whose dashboard is at ``address``; returns the URL once it is served.
 
@@ -28,8 +34,9 @@ def deploy(
     if problem := out_of_reach(service.model):
         raise InputError(problem)
     dashboard = connect(address)
-    with values_hidden(env_vars):
-        environment = with_segbatch(dashboard, with_variables({}, {}, env_vars))
+    variables = env_vars or {}
+    with values_hidden(variables):
+        environment = with_segbatch(dashboard, with_variables({}, {}, variables))
         running = dashboard.serve_details()["applications"]
         others = [
             each["deployed_app_config"]
