@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Literal
+import sys
+from functools import partial
+from typing import Annotated, Literal, TextIO
 
 from typer import Argument, Option, Typer
 
@@ -91,11 +93,12 @@ def serve(
         raise InputError("--env needs --address: on this machine the variables are there")
     from segbatch.serving.foreground import serve_here
 
-    serve_here(service, host or "127.0.0.1", port, name, _announce)
+    # While Ray runs, what is printed goes to stderr: Ray prints errors of the whole cluster.
+    serve_here(service, host or "127.0.0.1", port, name, partial(_announce, stdout=sys.stdout))
 
 
-def _announce(url: str) -> None:
-    print(url, flush=True)
+def _announce(url: str, stdout: TextIO) -> None:
+    print(url, file=stdout, flush=True)
     say(f"ready; try: curl --data-binary @photo.jpg {url}predict")
     say("Ctrl-C ends it")
 

@@ -32,8 +32,8 @@ class Predictor:
 
     def __init__(self, service: Service) -> None:
         self.service = service
-        resources = ray.get_runtime_context().get_assigned_resources()
-        threads = max(1, int(resources.get("CPU", 1)))
+        runtime: Any = ray.get_runtime_context()
+        threads = max(1, int(runtime.get_assigned_resources().get("CPU", 1)))
         self.model = load_model(
             service.model, device=service.device, options=service.predict, threads=threads
         )
