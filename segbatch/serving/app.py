@@ -1,7 +1,6 @@
 """The Serve application: ``segbatch.serving.app:build`` is the import path of its builder."""
 
-from __future__ import annotations
-
+# Without `from __future__ import annotations`: Serve reads the type of the builder's argument.
 from typing import Any
 
 from ray import serve

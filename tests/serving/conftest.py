@@ -8,12 +8,11 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
-from ray import serve
 
-from segbatch.serving.app import build
 from segbatch.serving.service import service_of
 
 LIMITS = {"max_bytes": 200_000, "max_pixels": 400_000}  # as those of tests.conftest.job
@@ -51,19 +50,38 @@ def ask(url: str, body: bytes | Iterator[bytes] | None = None, **headers: str) -
             return Answer(error.code, error.headers["Content-Type"], error.read(), error.headers)
 
 
+@dataclass(frozen=True)
+class Served:
+    """The small model at ``url``, by a server that notes its batches (:mod:`.noting`)."""
+
+    url: str
+    hold: Path
+    batches: Path
+
+
 @pytest.fixture(scope="module")
-def serve_url(ray_context: Any) -> Iterator[str]:
-    """Where Ray Serve listens; it ends with the module, and gives its CPUs back."""
+def served(
+    ray_context: Any, model_uri: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
+    """A server; Ray Serve ends with the module, and gives its CPUs back."""
+    from ray import serve
+
+    from tests.serving.noting import deployment
+
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     serve.start(http_options={"host": "127.0.0.1", "port": port})
-    yield f"http://127.0.0.1:{port}/"
+    folder = tmp_path_factory.mktemp("served")
+    server = Served(f"http://127.0.0.1:{port}/", folder / "hold", folder / "batches.txt")
+    service = service_of(
+        {"model": model_uri, "device": "cpu", "predict": {"batch_size": 4}, **LIMITS}
+    )
+    serve.run(deployment.bind(service, server.hold, server.batches), name="segbatch")
+    yield server
     serve.shutdown()
 
 
 @pytest.fixture(scope="module")
-def url(serve_url: str, model_uri: str) -> str:
-    """The small model, served."""
-    serve.run(build(service_of({"model": model_uri, **LIMITS})), name="segbatch")
-    return serve_url
+def url(served: Served) -> str:
+    return served.url

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,18 +12,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
-from ray import serve
 
 from segbatch import load_model
 from segbatch.model.bundle import fingerprint
 from segbatch.review.predict.images import predict_files
 from segbatch.run import Run
-from segbatch.serving.endpoints import STATUS, api
-from segbatch.serving.service import service_of
+from segbatch.serving.endpoints import STATUS
 from tests.collection import encoded, image, jpeg
 from tests.review.conftest import Visitor, browser
-from tests.serving.conftest import LIMITS, ask
-from tests.serving.counted import Counted
+from tests.serving.conftest import LIMITS, Served, ask
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -58,18 +56,15 @@ def test_requests_at_the_same_time_get_the_same_masks(url: str, whole_run: Run) 
         assert [answer.body for answer in answers] == [masks[uri] for uri in uris]
 
 
-def test_requests_that_come_together_are_predicted_together(
-    serve_url: str, url: str, model_uri: str, tmp_path: Path
-) -> None:
-    service = service_of({"model": model_uri, "device": "cpu", "predict": {"batch_size": 4}})
-    log = tmp_path / "batches.txt"
-    counted = serve.deployment(serve.ingress(api)(Counted)).options(max_ongoing_requests=16)
-    serve.run(counted.bind(service, str(log)), name="counted", route_prefix="/counted")
+def test_requests_that_come_together_are_predicted_together(served: Served) -> None:
+    served.batches.unlink(missing_ok=True)
+    served.hold.touch()
     with ThreadPoolExecutor(9) as clients:
-        answers = [*clients.map(lambda i: ask(f"{serve_url}counted/predict", jpeg(i)), range(9))]
-    serve.delete("counted")
-    assert {answer.status for answer in answers} == {200}
-    sizes = [int(line) for line in log.read_text().split()]
+        running = [clients.submit(ask, f"{served.url}predict", jpeg(i)) for i in range(9)]
+        time.sleep(0.5)
+        served.hold.unlink()
+        assert {client.result().status for client in running} == {200}
+    sizes = [int(line) for line in served.batches.read_text().split()]
     assert sum(sizes) == 9
     assert max(sizes) == 4, "what came during the first batch, as many as the network takes"
 
@@ -157,13 +152,11 @@ def test_the_page_shows_the_overlay_of_a_photograph_and_asks_no_other_host(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "photo.jpg").write_bytes(jpeg(2))
-    (tmp_path / "text.jpg").write_text("no photograph")
 
     def look(page: Page) -> tuple[int, str]:
         page.set_input_files("#file", tmp_path / "photo.jpg")
         page.wait_for_selector("#overlay")
         width = page.locator("#overlay").bounding_box()["width"]
-        page.set_input_files("#file", tmp_path / "text.jpg")
         return width, page.inner_text("pre")
 
     width, commands = browser.visit(url, look)

@@ -32,7 +32,7 @@ def test_it_serves_until_sigterm(
     monkeypatch.setenv("RAY_ADDRESS", ray_address)
     command = [sys.executable, "-m", "segbatch", "serve", model_uri, "--port", "0"]
     with subprocess.Popen(
-        [*command, "--name", "small", "--max-pixels", "400"],
+        [*command, "--name", "small", "--max-pixels", "5000"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ) as server:  # fmt: skip
         try:
@@ -42,7 +42,7 @@ def test_it_serves_until_sigterm(
             answer = ask(f"{url}predict", jpeg(1, 20, 20))
             assert answer.status == 200
             assert json.loads(answer.body)["model"]["uri"] == model_uri
-            assert ask(f"{url}predict", jpeg(1, 20, 21)).status == 413
+            assert ask(f"{url}predict", jpeg(1, 80, 80)).status == 413
             page = ask(url)
             assert b'<base href="/small/">' in page.body
             taken = cli("serve", model_uri, "--name", "small", RAY_ADDRESS=ray_address)
@@ -64,7 +64,7 @@ def test_it_serves_until_sigterm(
         (["--long-side", "large"], "--long-side large: must be a number of pixels, auto or none"),
         (["--engine", "openvino", "--precision", "fp16"], "predict: engine openvino computes"),
         (["--env", "HF_TOKEN=x"], "--env needs --address"),
-        (["--address", "http://127.0.0.1:9"], "models/small is on this machine"),
+        (["--address", "http://127.0.0.1:9"], "is on this machine; a cluster reads"),
     ],
 )
 def test_wrong_options_are_refused_in_one_line(
@@ -95,6 +95,7 @@ def test_a_port_that_is_taken_is_refused(
     assert f"port {port}: Address already in use" in result.stderr.splitlines()[-1]
 
 
+@pytest.mark.long
 def test_an_error_of_a_replica_is_the_commands_own(
     without_serve: None, ray_address: str, model_uri: str, tmp_path: Path
 ) -> None:

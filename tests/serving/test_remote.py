@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import socket
+from importlib import import_module
 from typing import Any
 
 import pytest
+from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
+from ray.serve.schema import ServeDeploySchema
 
 from segbatch.cluster.dashboard import connect
 from segbatch.errors import InputError
-from segbatch.serving.remote import deploy
+from segbatch.serving.remote import application_config, deploy
 from segbatch.serving.service import service_of
 from tests.collection import jpeg
 from tests.serving.conftest import ask
@@ -28,6 +31,7 @@ def serve_port(ray_context: Any) -> Any:
     serve.shutdown()
 
 
+@pytest.mark.long
 def test_a_model_is_deployed_next_to_other_applications(
     jobs_server: str, serve_port: int, model_uri: str
 ) -> None:
@@ -45,6 +49,22 @@ def test_a_model_is_deployed_next_to_other_applications(
     assert ask(f"{here}hello").body == b"hello"
     args = dashboard.serve_details()["applications"]["segbatch"]["deployed_app_config"]["args"]
     assert args == {"model": f"file://{model_uri}", "predict": {"flip": True}}
+
+
+def test_its_configuration_is_one_that_serve_takes(ray_context: Any) -> None:
+    service = service_of({"model": "zoo:facades", "replicas": 1, "max_replicas": 2})
+    config = application_config(service, "streets", {"env_vars": {"HF_HOME": "/cache"}})
+    [taken] = ServeDeploySchema.model_validate({"applications": [config]}).applications
+    assert taken.route_prefix == "/streets"
+    module, _, builder = taken.import_path.partition(":")
+    # As Serve does on the cluster; there is no public way.
+    application = call_user_app_builder_with_args_if_necessary(
+        getattr(import_module(module), builder), taken.args
+    )
+    deployment = application._bound_deployment
+    assert deployment.name == "Predictor"
+    assert deployment._deployment_config.autoscaling_config.max_replicas == 2
+    assert deployment.init_args[0] == service.model_copy(update={"device": "cpu"})
 
 
 def test_a_model_on_this_machine_alone_is_refused(jobs_server: str, model_uri: str) -> None:
