@@ -121,8 +121,8 @@ class Run(RunFolder):
         self, folder: str, to: str, *, where: str | None = None, limit: int | None = None
     ) -> Exported:
         """Write images into a folder, any URI, as other tools read them: ``to`` is ``png``,
-        ``overlay``, ``voc``, ``labelme``, ``coco`` or ``fiftyone``; or rows: ``csv``, ``parquet``;
-        or points with coordinates: ``geoparquet``, ``geojson``.
+        ``overlay``, ``voc``, ``labelme``, ``coco``, ``fiftyone`` or ``labelstudio``; or rows:
+        ``csv``, ``parquet``; or points with coordinates: ``geoparquet``, ``geojson``.
         """
         from segbatch.review.export.export import export
 

@@ -28,7 +28,7 @@ def labels_import(
     dataset: DatasetUri,
     *,
     from_format: Annotated[
-        str, Option("--from", metavar="FORMAT", help="labelme, voc, coco, pairs, hf.")
+        str, Option("--from", metavar="FORMAT", help="labelme, voc, coco, pairs, labelstudio, hf.")
     ],
     images: Annotated[
         str | None,
@@ -86,8 +86,8 @@ def labels_import(
 ) -> None:
     """Import annotated images as a labelled dataset.
 
-    Reads labelme, VOC, COCO, pairs of images and masks (also in tar shards), and Hugging Face
-    datasets with columns of both.
+    Reads labelme, VOC, COCO, Label Studio, pairs of images and masks (also in tar shards), and
+    Hugging Face datasets with columns of both.
     """
     from segbatch import storage
     from segbatch.labels.importing import import_labels
@@ -183,12 +183,14 @@ def labels_suggest(
         str | None,
         Option(metavar="LIST", help="Only these images: a URI a line, or a CSV with uri."),
     ] = None,
-    to: Annotated[str, Option("--to", help="Format of labels: labelme, coco (CVAT).")] = "labelme",
+    to: Annotated[
+        str, Option("--to", help="Format of labels: labelme, coco (CVAT), labelstudio.")
+    ] = "labelme",
     format: Format = "text",
 ) -> None:
     """Copy the images of a run that are most worth labelling.
 
-    The run's masks come with them as polygons to correct.
+    The run's masks come with them as polygons, or for Label Studio as brushes, to correct.
     """
     from segbatch import storage
     from segbatch.labels.dataset import open_dataset
@@ -215,8 +217,20 @@ def labels_suggest(
     print_facts(suggestions.to_json() if format == "json" else suggestions.facts(), format)
     if suggestions.unanswered and not suggestions.images:
         raise Incomplete("storage did not deliver the images; run it again as it is")
-    if suggestions.images and to == "labelme" and storage.is_local(suggestions.folder):
+    is_local = storage.is_local(suggestions.folder)
+    if suggestions.images and to == "labelme" and is_local:
         say(f"correct them with: labelme {quote(suggestions.folder)} --nodata --autosave")
+    if suggestions.images and to == "labelstudio":
+        if is_local:
+            root = quote(suggestions.folder.rpartition("/")[0] or "/")
+            say(
+                "correct them in: LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true"
+                f" LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={root} label-studio start"
+            )
+        say(
+            "there: paste label_config.xml into a new project, add the folder as a source storage,"
+            " import tasks_*.json, correct, and export JSON into the folder"
+        )
     if suggestions.images:
         say(
             f"then import them with: segbatch labels import {quote(suggestions.folder)} DATASET"

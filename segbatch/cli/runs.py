@@ -185,6 +185,7 @@ def export_command(
             "labelme",
             "coco",
             "fiftyone",
+            "labelstudio",
             "csv",
             "parquet",
             "geoparquet",

@@ -8,6 +8,7 @@ from segbatch.formats.fiftyone import FIFTYONE
 from segbatch.formats.format import Format
 from segbatch.formats.hf import HF
 from segbatch.formats.labelme import LABELME
+from segbatch.formats.labelstudio import LABELSTUDIO
 from segbatch.formats.pairs import PAIRS
 from segbatch.formats.png import OVERLAY, PNG
 from segbatch.formats.voc import VOC
@@ -19,6 +20,7 @@ FORMATS: dict[str, Format] = {
     "voc": VOC,
     "coco": COCO,
     "pairs": PAIRS,
+    "labelstudio": LABELSTUDIO,
     "hf": HF,
     "fiftyone": FIFTYONE,
 }

@@ -383,7 +383,7 @@ def _corners(polygon: Any, max_distance: int) -> npt.NDArray[np.float64]:
     """``(2 n,)``: x and y of each corner in turn."""
     try:
         corners = np.array(polygon, np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError("has a polygon that is not a list of numbers") from error
     if corners.ndim != 1 or len(corners) % 2:
         raise ValueError("has a polygon that is not a list x, y, x, y …")

@@ -13,14 +13,16 @@ import io
 import posixpath
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property, partial
 from itertools import product
 from typing import Any, NamedTuple
 
 from segbatch import storage
-from segbatch.errors import InputError, SourceError
+from segbatch.errors import Incomplete, InputError, SourceError
+from segbatch.formats.format import Skipped
+from segbatch.formats.photo import LIMITS, ONE_FILE_FAILURES
 from segbatch.masks.classes import CONTROL
 
 # labelme keeps unknown keys when it saves (`otherData`); a dictionary in `flags` would become a
@@ -28,6 +30,7 @@ from segbatch.masks.classes import CONTROL
 PROVENANCE_KEY = "segbatch"
 COPIES_LIST = "suggested.csv"
 MAX_URI = 4096
+CHUNK = 32  # files read at once; with images in them, each has megabytes
 
 # Label Studio's COCO puts the number of the project in the path of an image, not of its file.
 LABEL_STUDIO = re.compile(r"^images/\d+/")
@@ -62,6 +65,22 @@ def read_label_file(uri: str) -> bytes:
     """The bytes of a file that the import cannot do without. Raises as :func:`list_uris`."""
     with _reading(uri):
         return storage.read_bytes(uri)
+
+
+def read_label_files(uris: Sequence[str]) -> Iterator[tuple[str, bytes | Skipped]]:
+    """The URI and the bytes of each file, or why it is left out; holds 32 at a time.
+
+    Raises :class:`~segbatch.errors.Incomplete` if storage does not answer.
+    """
+    for start in range(0, len(uris), CHUNK):
+        chunk = uris[start : start + CHUNK]
+        for uri, data in zip(chunk, storage.read_many(chunk, LIMITS), strict=True):
+            if isinstance(data, bytes):
+                yield uri, data
+            elif data.kind in ONE_FILE_FAILURES:
+                yield uri, Skipped(uri, f"cannot be read: {data.message}")
+            else:
+                raise Incomplete(f"{uri}: cannot be read: {data.message}")
 
 
 def read_lines(uri: str) -> list[str]:
@@ -186,24 +205,35 @@ class ImageFiles:
     def __init__(self, folder: str, uris: Iterable[str], root: str | None) -> None:
         self._folder = folder
         self._root = storage.normalize(root) if root is not None else None
+        self.uris = list(uris if self._root is None else list_uris(self._root))
         self._by_name: dict[str, list[str]] = defaultdict(list)
-        for uri in uris if self._root is None else list_uris(self._root):
+        for uri in self.uris:
             self._by_name[folded(storage.name_of(uri))].append(uri)
 
     def locate(self, path: str, labels_uri: str) -> str:
-        """The URI of the image that the file ``labels_uri`` calls ``path``.
-
-        The path is followed from the root, or else from the folder of ``labels_uri``. If there is
-        no such file, the image is the one file below the root, or below that folder, or else below
-        its parent, whose own path ends with ``path`` and which is in no folder of another split.
-        If ``path`` leads out of its folder, only the name must match. The spelling may differ as
-        in :class:`Spellings`. If nothing matches, the followed path is returned. Raises
-        ``ValueError`` if several files match.
+        """The URI of the image that the file ``labels_uri`` calls ``path``: the one that
+        :meth:`find` finds, or else where the path leads. Raises as :meth:`find`.
         """
         if storage.scheme_of(path):
             return path
         asked = posixpath.normpath(path.replace("\\", "/"))
         path = LABEL_STUDIO.sub("images/", asked)
+        if (found := self.find(path, labels_uri)) is not None:
+            return found
+        if path != asked:  # the folder of Label Studio's export, without the images
+            return self.locate(storage.name_of(path), labels_uri)
+        return self._follow(path, labels_uri)
+
+    def find(self, path: str, labels_uri: str) -> str | None:
+        """The file that the file ``labels_uri`` calls ``path``; ``None`` if there is none.
+
+        The path is followed from the root, or else from the folder of ``labels_uri``. If there is
+        no such file, the image is the one file below the root, or below that folder, or else below
+        its parent, whose own path ends with ``path`` and which is in no folder of another split.
+        If ``path`` leads out of its folder, only the name must match. The spelling may differ as
+        in :class:`Spellings`. Raises ``ValueError`` if several files match.
+        """
+        path = posixpath.normpath(path.replace("\\", "/"))
         goal = self._follow(path, labels_uri)
         same_name = self._by_name.get(folded(storage.name_of(path)), [])
         if (found := Spellings(same_name).find(goal)) in same_name:
@@ -226,8 +256,7 @@ class ImageFiles:
                 )
             if matches:
                 return matches[0]
-        # The folder of Label Studio's export, which is not there if the images lie elsewhere.
-        return goal if path == asked else self.locate(storage.name_of(path), labels_uri)
+        return None
 
     @cached_property
     def originals(self) -> dict[str, Original]:

@@ -153,7 +153,8 @@ class Writer:
     the last one, with ``{name}`` for the image's name. ``shared(classes, run)`` returns the
     content of the files that all images share, by path, as texts and slots. ``entries(image,
     last)`` returns what an image, whose last file is ``last``, adds to the slots, by their names;
-    it is ``None`` if the shared files have no slots.
+    it is ``None`` if the shared files have no slots; ``last`` is empty if the image has no files.
+    ``has_address(uri)`` says whether the format names a photograph by its URI and needs no file.
     """
 
     photos: Photos
@@ -161,6 +162,7 @@ class Writer:
     last: Sequence[str]
     shared: Callable[[Classes, str], Mapping[str, Sequence[str | Slot]]]
     entries: Callable[[SegmentedImage, str], Mapping[str, Sequence[str]]] | None = None
+    has_address: Callable[[str], bool] = lambda uri: False
 
 
 class Photos(Enum):
@@ -174,10 +176,12 @@ class Photos(Enum):
 
 @dataclass(frozen=True, eq=False)
 class SegmentedImage:
-    """One image of a run, to be written. ``name`` is its path below the exported folder, unique
+    """One image of a run, to be written. ``name`` is its path below the exported ``folder``, unique
     and without an extension. ``mask`` is its palette PNG as stored; ``label_map`` is the same at
-    the photograph's size, empty with :attr:`Photos.NONE`. ``photo`` is ``None`` with
-    :attr:`Photos.NONE`, and if the files of the image exist already.
+    the photograph's size, empty with :attr:`Photos.NONE`. ``confidence`` is by class name, 0 to 1,
+    ``None`` where the class is absent; empty if the run has none. ``model`` is the URI of the run's
+    model. ``photo`` is ``None`` with :attr:`Photos.NONE`, if the photograph has an address, and if
+    the files of the image exist already.
     """
 
     run: str
@@ -188,6 +192,9 @@ class SegmentedImage:
     mask: bytes
     photo: Photograph | None
     label_map: LabelMap
+    folder: str
+    model: str
+    confidence: Mapping[str, float | None]
 
     @property
     def photo_name(self) -> str:

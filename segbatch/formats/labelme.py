@@ -21,7 +21,7 @@ import io
 import json
 import posixpath
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -30,7 +30,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps
 
 from segbatch import storage
-from segbatch.errors import Incomplete, SourceError
+from segbatch.errors import SourceError
 from segbatch.formats import draw
 from segbatch.formats.folder import (
     PROVENANCE_KEY,
@@ -38,6 +38,7 @@ from segbatch.formats.folder import (
     folder_of,
     list_uris,
     original_uri,
+    read_label_files,
     split_of_word,
 )
 from segbatch.formats.format import (
@@ -56,8 +57,6 @@ from segbatch.formats.format import (
     Writer,
 )
 from segbatch.formats.photo import (
-    LIMITS,
-    ONE_FILE_FAILURES,
     checked_size,
     read_sample_file,
     stored_size,
@@ -83,8 +82,6 @@ DRAW_SHAPE: Mapping[str, Callable[[LabelMap, draw.Points, int], None]] = {
 MAX_SHAPES = 100_000
 MAX_POINTS = 50_000
 MAX_PATH = 4096
-
-CHUNK = 32  # files read at once; with images in them, each has megabytes
 
 # Suggestions are a model's labels. Their provenance holds a digest under this key, by which the
 # import knows those that nobody has changed since.
@@ -115,7 +112,7 @@ def find_labelme(source: str, options: ReadOptions) -> Annotations:
     roots: dict[str, str] = {}  # of the images, by the labels' folder
     uris = [source] if source.lower().endswith(".json") else list_uris(source)
     files = Spellings(uris)
-    for uri, data in _read_files(_json_files(source, uris)):
+    for uri, data in read_label_files(_json_files(source, uris)):
         try:
             if isinstance(data, Skipped):
                 raise ValueError(data.why)
@@ -152,19 +149,6 @@ def _json_files(source: str, uris: Sequence[str]) -> list[str]:
             " --from voc"
         )
     raise SourceError(f"{source}: no .json file" if uris else f"{source}: no such folder or file")
-
-
-def _read_files(uris: Sequence[str]) -> Iterator[tuple[str, bytes | Skipped]]:
-    """The URI and the bytes of each file, or why it is left out."""
-    for start in range(0, len(uris), CHUNK):
-        chunk = uris[start : start + CHUNK]
-        for uri, data in zip(chunk, storage.read_many(chunk, LIMITS), strict=True):
-            if isinstance(data, bytes):
-                yield uri, data
-            elif data.kind in ONE_FILE_FAILURES:
-                yield uri, Skipped(uri, f"cannot be read: {data.message}")
-            else:
-                raise Incomplete(f"{uri}: cannot be read: {data.message}")
 
 
 def _parse(data: bytes) -> dict[str, Any]:

@@ -55,8 +55,10 @@ def annotated(reader: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Labels of all formats, those of the run's masks, in the folders that labels.md names."""
     for folder, format_ in (("annotations", "labelme"), ("export/train", "coco")):
         run(["segbatch", "export", "runs/2026-11", folder, "--to", format_])
+    submitted(Path("studio"), Path("export.json"))
     shutil.copytree("export/train", "export/val")
     (reader / "labels.txt").write_text("\n".join(NAMES))
+    write(reader / "photographs", {f"{n:04d}.jpg": jpeg(n, 40, 60) for n in range(12)})
     for image_id, split in enumerate(("train", "train", "val")):
         photo, ids = jpeg(image_id, 20, 30), label_map(image_id)
         files = {
@@ -81,6 +83,13 @@ def annotated(reader: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         yield reader
 
 
+def submitted(folder: Path, export: Path) -> None:
+    """The export of Label Studio after somebody has submitted the tasks of a folder."""
+    run(["segbatch", "export", "runs/2026-11", str(folder), "--to", "labelstudio"])
+    tasks = json.loads((folder / "tasks.json").read_text())
+    export.write_text(json.dumps([{**t, "annotations": t["predictions"]} for t in tasks]))
+
+
 def parquet(images: dict[str, list[dict[str, bytes | None]]]) -> bytes:
     type_ = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     sink = io.BytesIO()
@@ -101,7 +110,7 @@ def test_labels_are_imported_and_checked(annotated: Path) -> None:
             assert (annotated / "sheet.png").stat().st_size > 1000
         else:
             assert words == ["segbatch", "run", "jobs/finetune.yaml"]
-    assert imported == 7
+    assert imported == 8
 
 
 def test_the_images_to_label_next_come_back(annotated: Path) -> None:
@@ -112,7 +121,7 @@ def test_the_images_to_label_next_come_back(annotated: Path) -> None:
     forget(DATASET)
     classes = ",".join(NAMES)
     run([*IMPORT, "few", DATASET, "--from", "labelme", "--classes", classes])
-    suggest, label, append, train = commands("labelling-again.md")
+    suggest, label, append, train, *studio = commands("labelling-again.md")
     run(suggest)
     assert label[:2] == ["labelme", "to-label"]
     for file in annotated.glob("to-label/*.json"):  # as labelme saves it
@@ -120,6 +129,16 @@ def test_the_images_to_label_next_come_back(annotated: Path) -> None:
     run(append)
     assert sum(shard.rows for shard in open_dataset(DATASET).shards) == 12
     assert train == ["segbatch", "run", "jobs/finetune.yaml"]
+
+    suggest, label, append = studio
+    run(suggest)
+    assert label[-2:] == ["label-studio", "start"]
+    [file] = Path("to-paint").glob("tasks_*.json")
+    tasks = [{**t, "annotations": t["predictions"]} for t in json.loads(file.read_text())]
+    Path("to-paint/export.json").write_text(json.dumps(tasks))
+    run(append)
+    *_, last = open_dataset(DATASET).sources
+    assert (last["format"], last["images"]) == ("labelstudio", len(tasks))
 
 
 def test_a_run_is_browsed_and_what_was_marked_is_copied(reader: Path) -> None:

@@ -472,7 +472,7 @@ def test_images_are_looked_for_below_their_root(
 def test_many_files_are_read_in_chunks_and_none_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("segbatch.formats.labelme.CHUNK", 4)
+    monkeypatch.setattr("segbatch.formats.folder.CHUNK", 4)
     names = [f"{number:02d}.json" for number in range(23)]
     for name in names:
         write(tmp_path / name, annotation(rectangle("wall", 0, 0, 1, 1)))

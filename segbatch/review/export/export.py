@@ -239,15 +239,24 @@ class _NamedImage(NamedTuple):
     name: str
 
 
-_Mask = bytes | None | Damaged  # as it is stored, or why it cannot be read
+@dataclass(frozen=True)
+class _Mask:
+    """The palette PNG as it is stored, if any, and the confidence by the field of its class."""
+
+    png: bytes | None
+    confidence: Mapping[str, float | None]
 
 
 def _rows_with_masks(
     con: duckdb.DuckDBPyConnection, run: RunFolder
-) -> Iterator[tuple[_NamedImage, _Mask]]:
-    """The images of ``named``, each with its mask; holds one file of ``rows/`` in memory."""
+) -> Iterator[tuple[_NamedImage, _Mask | Damaged]]:
+    """The images of ``named``, each with its mask, or why that cannot be read; holds one file of
+    ``rows/`` in memory.
+    """
     table = run.table("rows")
     files = [file for file in table.files() if kind_of(file.name) == OK] if table else []
+    wanted = {"image_id", "mask", "confidence"}
+    columns = [name for name in table.schema.names if name in wanted] if table else []
     folder, num_found = storage.join(run.uri, "rows"), 0
     for file in files:
         found = con.execute(
@@ -259,16 +268,20 @@ def _rows_with_masks(
         if not rows:
             continue
         try:
-            columns = read_columns(folder, file.name, ["image_id", "mask"])
+            read = read_columns(folder, file.name, columns)
         except Damaged as error:
             num_found += len(rows)
             yield from ((row, error) for row in rows)
             continue
-        masks = dict(zip(columns["image_id"].to_pylist(), columns["mask"], strict=True))
+        places = {image_id: n for n, image_id in enumerate(read["image_id"].to_pylist())}
         for row in rows:
-            if row.image_id in masks:  # or else in another file of the same range
+            if row.image_id in places:  # or else in another file of the same range
                 num_found += 1
-                yield row, masks[row.image_id].as_py()
+                mask, confidence = (
+                    read[name][places[row.image_id]].as_py() if name in columns else None
+                    for name in ("mask", "confidence")
+                )
+                yield row, _Mask(mask, confidence or {})
     [(num_named,)] = con.execute("SELECT count(*) FROM named").fetchall()
     if num_found != num_named:
         raise RunError(
@@ -312,34 +325,44 @@ class _Converter:
     limits: Limits
     keeps_files: bool
 
-    def convert(self, row_and_mask: tuple[_NamedImage, _Mask]) -> _Outcome:
+    def convert(self, row_and_mask: tuple[_NamedImage, _Mask | Damaged]) -> _Outcome:
         """Write the files of one image, unless its last one exists.
 
         Raises :class:`~segbatch.errors.CredentialsRefused`, ``OSError`` if storage fails.
         """
         row, mask = row_and_mask
-        if mask is None:
-            return _LeftOut("no mask is stored")
         if isinstance(mask, Damaged):
             return _LeftOut(DAMAGED, row.uri, str(mask))
+        if mask.png is None:
+            return _LeftOut("no mask is stored")
         last = self._last_written(row.name) if self.keeps_files else None
         is_there = last is not None
         if is_there and self.writer.entries is None:
             return _Written({}, before=True)
         photo, label_map = None, np.empty((0, 0), np.uint8)
         if self.writer.photos is not Photos.NONE:
-            if not is_there:
+            if not (is_there or self.writer.has_address(row.uri)):
                 read = self._photograph(row)
                 if isinstance(read, _LeftOut):
                     return read
                 photo = read
             try:
-                label_map = label_map_at(mask, (row.width, row.height))
+                label_map = label_map_at(mask.png, (row.width, row.height))
             except SourceError as error:
                 return _LeftOut(DAMAGED, row.uri, f"{error}; audit the run")
         run = self.run
         image = SegmentedImage(
-            run.uri, row.image_id, row.uri, row.name, run.classes, mask, photo, label_map
+            run=run.uri,
+            image_id=row.image_id,
+            uri=row.uri,
+            name=row.name,
+            classes=run.classes,
+            mask=mask.png,
+            photo=photo,
+            label_map=label_map,
+            folder=self.folder,
+            model=run.info.model.uri,
+            confidence={c.name: mask.confidence.get(c.field) for c in run.classes},
         )
         if last is None:
             files = self.writer.files(image)
@@ -347,7 +370,7 @@ class _Converter:
                 where = storage.join(self.folder, path)
                 if not (self.keeps_files and storage.exists(where)):
                     storage.write_bytes(where, data)
-            *_, last = files
+            last = ["", *files][-1]
         entries = self.writer.entries(image, last) if self.writer.entries else {}
         return _Written(entries, is_there)
 

@@ -34,7 +34,8 @@ class Candidate:
     """A row of the run; a higher ``score`` is better.
 
     ``coverage`` is by class id, 0 to 1; ``size`` is width and height of the upright image. Both are
-    ``None`` if the image failed.
+    ``None`` if the image failed. ``confidence`` is by the field of the class, 0 to 1; empty if the
+    run has none.
     """
 
     image_id: int
@@ -44,6 +45,7 @@ class Candidate:
     uncertainty: float | None
     coverage: Sequence[float] | None
     size: tuple[int, int] | None
+    confidence: Mapping[str, float | None]
 
 
 def find_candidates(
@@ -102,6 +104,7 @@ def _candidate(row: Mapping[str, Any], reason: str) -> Candidate:
         uncertainty=row.get("uncertainty"),
         coverage=None if coverage is None else list(coverage.values()),
         size=(row["width"], row["height"]) if coverage is not None else None,
+        confidence=row.get("confidence") or {},
     )
 
 

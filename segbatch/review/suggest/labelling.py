@@ -1,9 +1,11 @@
-"""A folder of images to label, each with its predicted mask as polygons.
+"""A folder of images to label, each with its predicted mask as labels.
 
     suggested.csv               a line for each image: its URI, and the reason to label it
     street-3f9a1c04.jpg         the image, byte for byte
     street-3f9a1c04.json        labelme: the predicted mask as polygons to correct
     instances_1-20.json         COCO instead of labelme: one file for all images of one call
+    tasks_1-20.json             Label Studio instead: the same, as predictions
+    label_config.xml            Label Studio's labelling configuration
 
 An existing file may have been corrected and is never overwritten.
 """
@@ -26,9 +28,13 @@ from segbatch import storage
 from segbatch.errors import InputError
 from segbatch.formats.coco import shapes_digest, to_categories
 from segbatch.formats.folder import COPIES_LIST, PROVENANCE_KEY
+from segbatch.formats.labelconfig import LABEL_CONFIG, write_label_config
 from segbatch.formats.labelme import labelme_json
+from segbatch.formats.labelstudio import to_prediction, write_task
 from segbatch.formats.polygons import Polygon
+from segbatch.formats.references import to_reference
 from segbatch.images.parts import part_extension
+from segbatch.masks import decode_mask
 from segbatch.masks.classes import Classes
 from segbatch.review.names import cut_query, is_image_name, safe_name
 
@@ -53,11 +59,17 @@ class Suggestion:
 
 @dataclass(frozen=True, eq=False)
 class Copy:
-    """A copied image and its polygons; ``size`` is the upright width and height."""
+    """A copied image and its predicted mask, as polygons and as a palette PNG of the same.
+
+    ``size`` is the upright width and height; ``confidence`` is by class name, ``None`` where the
+    class is absent.
+    """
 
     suggestion: Suggestion
     size: tuple[int, int]
     shapes: Sequence[Polygon]
+    mask: bytes
+    confidence: Mapping[str, float | None]
 
 
 def read_list(folder: str) -> list[dict[str, str]]:
@@ -178,6 +190,23 @@ def write_coco(folder: str, copies: Sequence[Copy], classes: Classes, earlier: i
     write_missing(folder, name, json.dumps(document, ensure_ascii=False, indent=1).encode())
 
 
+def write_labelstudio(folder: str, copies: Sequence[Copy], classes: Classes, earlier: int) -> None:
+    """Write the tasks of all copies, named by their lines in the list, and the labelling
+    configuration. Raises as :func:`write_list`.
+    """
+    tasks = [
+        write_task(
+            to_reference(storage.join(folder, copy.suggestion.file), folder),
+            _provenance(copy.suggestion),
+            to_prediction(decode_mask(copy.mask), classes, copy.confidence, copy.suggestion.model),
+        )
+        for copy in copies
+    ]
+    name = f"tasks_{earlier + 1}-{earlier + len(copies)}.json"
+    write_missing(folder, name, "[\n{}\n]\n".format(",\n".join(tasks)).encode())
+    write_missing(folder, LABEL_CONFIG, write_label_config(classes).encode())
+
+
 def suggested_shapes(shapes: Sequence[Polygon], classes: Classes) -> str:
     """The digest of an image's shapes, by which the import knows those that nobody has changed."""
     return shapes_digest(
@@ -204,4 +233,5 @@ def _provenance(suggestion: Suggestion) -> dict[str, Any]:
 LABEL_WRITERS: Mapping[str, Callable[[str, Sequence[Copy], Classes, int], None]] = {
     "labelme": write_labelme,
     "coco": write_coco,
+    "labelstudio": write_labelstudio,
 }

@@ -2,9 +2,9 @@
 
     candidates ──► thumbnails ──► order ──► copy ──► list
     SQL            small          clusters  bytes,   suggested.csv
-                   photos                   polygons
+                   photos                   labels
 
-Each copy comes with the predicted mask as polygons. The same run gives the same images.
+Each copy comes with the predicted mask as labels to correct. The same run gives the same images.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from segbatch import storage
 from segbatch.config.job import Limits
 from segbatch.console import Bar
 from segbatch.errors import InputError, SourceError, UnreadableMask
-from segbatch.formats.polygons import TOLERANCE, Polygon, polygons, without_specks
+from segbatch.formats.polygons import TOLERANCE, polygons, without_specks
 from segbatch.images.decode import decode_image
 from segbatch.images.faults import Undecodable
 from segbatch.images.parts import read_parts
+from segbatch.masks import encode_mask
 from segbatch.masks.classes import IGNORE_INDEX
 from segbatch.results.lookup import mask_png, unreadable_mask
 from segbatch.results.runfolder import RunFolder
@@ -116,7 +117,7 @@ def suggest(
     labelled: LabelledImages = LabelledImages(),
     to: str = "labelme",
 ) -> Suggestions:
-    """Copy up to ``count`` images into ``folder``, any URI, with their masks as polygons.
+    """Copy up to ``count`` images into ``folder``, any URI, with their masks as labels.
 
     ``by`` is a key of :data:`~segbatch.review.suggest.candidates.RANKINGS`; ``against`` the other
     run for ``disagreement``. ``images`` limits the choice to these URIs; ``labelled`` images are
@@ -225,9 +226,11 @@ def _copy(
     if candidate.size not in (None, size):
         return CHANGED
     try:
-        shapes = _shapes(run, candidate.image_id, size)
+        label_map = _label_map(run, candidate.image_id, size)
     except UnreadableMask:
         return DAMAGED
+    found = polygons(label_map, max(TOLERANCE, max(size) / FINE))
+    shapes = [polygon for polygon in found if polygon.class_id != IGNORE_INDEX]
     name = copy_name(candidate.uri, content)
     write_missing(folder, name, content)
     suggestion = Suggestion(
@@ -242,15 +245,14 @@ def _copy(
         sha256=digest,
         shapes=suggested_shapes(shapes, run.classes),
     )
-    return Copy(suggestion, size, shapes)
+    confidence = {c.name: candidate.confidence.get(c.field) for c in run.classes}
+    return Copy(suggestion, size, shapes, encode_mask(label_map, run.classes.palette), confidence)
 
 
-def _shapes(run: RunFolder, image_id: int, size: tuple[int, int]) -> list[Polygon]:
-    """The predicted mask of an image as polygons; none if no mask is stored."""
+def _label_map(run: RunFolder, image_id: int, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """The predicted mask of an image without specks; all void if no mask is stored."""
     try:
         label_map = label_map_at(mask_png(run, image_id), size)
     except SourceError as error:
         raise unreadable_mask(run, image_id, error) from error
-    larger = without_specks(label_map, label_map.size // SPECK)
-    found = polygons(larger, max(TOLERANCE, max(size) / FINE))
-    return [polygon for polygon in found if polygon.class_id != IGNORE_INDEX]
+    return without_specks(label_map, label_map.size // SPECK)
