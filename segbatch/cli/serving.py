@@ -50,6 +50,9 @@ def serve(
     max_pixels: Annotated[
         int | None, Option(min=1, metavar="N", help="Largest image that is decoded.")
     ] = None,
+    label_studio: Annotated[
+        bool, Option("--label-studio", help="Be an ML backend of Label Studio, too.")
+    ] = False,
     name: Annotated[
         str, Option(help="Of the application; another than segbatch is served below /NAME.")
     ] = "segbatch",
@@ -75,7 +78,12 @@ def serve(
         "predict": predict | ({} if batch_size is None else {"batch_size": batch_size}),
     }
     service = service_of(
-        {"model": model, "replicas": replicas, "device": device}
+        {
+            "model": model,
+            "replicas": replicas,
+            "device": device,
+            "label_studio": label_studio,
+        }
         | {key: value for key, value in given.items() if value is not None}
     )
     if address is not None:

@@ -16,12 +16,15 @@ from ray import serve
 from segbatch.__version__ import __version__
 from segbatch.console import say
 from segbatch.errors import InputError
+from segbatch.formats.labelconfig import write_label_config
 from segbatch.images.faults import Undecodable
+from segbatch.serving import labelstudio
 from segbatch.serving.answers import JPEG, JSON, OFFERED, PNG, Facts, accepted
 from segbatch.serving.replica import Predictor
 from segbatch.storage import one_line
 
 STATUS = {"too_large": 413, "unsupported": 415, "undecodable": 422, "truncated": 422}
+MAX_SETUP = 2 << 20  # bytes
 PAGE = {"page.css": "text/css", "page.js": "text/javascript"}
 PAGE_HEADERS = {
     "Content-Security-Policy": (
@@ -68,8 +71,13 @@ Here = Annotated[Predictor, Depends(_predictor)]
 
 @api.post("/predict", responses=ANSWERS, openapi_extra=BODY, response_class=Response)
 async def predict(request: Request, predictor: Here) -> Response:
-    """Predict the image in the body."""
-    if content_type(request) == "multipart/form-data":
+    """Predict the image in the body; or tasks of Label Studio, in JSON."""
+    kind = content_type(request)
+    if kind == JSON:
+        require_label_studio(predictor)
+        body = await read_body(request, predictor.service.max_bytes)
+        return JSONResponse(await labelstudio.predict_tasks(predictor, body))
+    if kind == "multipart/form-data":
         raise HTTPException(
             415, "a form; send the image itself as the body: curl --data-binary @photo.jpg URL"
         )
@@ -85,6 +93,25 @@ async def predict(request: Request, predictor: Here) -> Response:
     except InputError as error:
         raise HTTPException(406, one_line(error)) from error
     return Response(content, media_type=media_type, headers={"Vary": "Accept"})
+
+
+@api.post("/setup")
+async def setup(request: Request, predictor: Here) -> dict[str, Any]:
+    """Connect a project of Label Studio."""
+    require_label_studio(predictor)
+    return labelstudio.set_up(predictor, await read_body(request, MAX_SETUP))
+
+
+@api.get("/health")
+async def health() -> dict[str, str]:
+    """Answer Label Studio once the model is loaded."""
+    return {"status": "UP"}
+
+
+@api.get("/label_config.xml", response_class=Response)
+async def label_config(predictor: Here) -> Response:
+    """A labelling configuration for Label Studio with the classes of the model."""
+    return Response(write_label_config(predictor.model.classes), media_type="application/xml")
 
 
 @api.get("/healthz")
@@ -110,11 +137,25 @@ async def part_of_page(name: str) -> Response:
     return Response(page_file(name), media_type=PAGE[name], headers=PAGE_HEADERS)
 
 
+@api.exception_handler(InputError)
+async def wrong_input(_: Request, error: InputError) -> Response:
+    """A request that is not what the endpoint takes."""
+    return JSONResponse({"detail": one_line(error)}, 422)
+
+
 @api.exception_handler(Exception)
 async def internal_error(_: Request, error: Exception) -> Response:
     """An error of ours: its traceback is in the replica's log."""
     say(f"internal error: {one_line(error)}")
     return JSONResponse({"detail": "internal error; the server's log says more"}, 500)
+
+
+def require_label_studio(predictor: Predictor) -> None:
+    """Raises ``HTTPException`` if this server does not read the images of tasks."""
+    if not predictor.service.label_studio:
+        raise HTTPException(
+            415, "JSON is for tasks of Label Studio: start the server with --label-studio"
+        )
 
 
 def content_type(request: Request) -> str:

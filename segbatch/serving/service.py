@@ -32,6 +32,8 @@ class Service(Strict):
     """Largest image file that is taken, in bytes."""
     max_pixels: Positive = Limits().max_pixels
     """Largest image that is decoded, in pixels."""
+    label_studio: bool = False
+    """Answer Label Studio, too, and read the images that its tasks name."""
 
     @model_validator(mode="after")
     def _served(self) -> Service:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -58,12 +59,16 @@ class Served:
     hold: Path
     batches: Path
 
+    @property
+    def port(self) -> str:
+        return str(urlsplit(self.url).port)
 
-@pytest.fixture(scope="module")
+
+@pytest.fixture(scope="package")
 def served(
     ray_context: Any, model_uri: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Served]:
-    """A server; Ray Serve ends with the module, and gives its CPUs back."""
+    """A server; Ray Serve ends with the tests of this folder, and gives its CPUs back."""
     from ray import serve
 
     from tests.serving.noting import deployment
@@ -75,13 +80,19 @@ def served(
     folder = tmp_path_factory.mktemp("served")
     server = Served(f"http://127.0.0.1:{port}/", folder / "hold", folder / "batches.txt")
     service = service_of(
-        {"model": model_uri, "device": "cpu", "predict": {"batch_size": 4}, **LIMITS}
+        {
+            "model": model_uri,
+            "device": "cpu",
+            "predict": {"batch_size": 4},
+            "label_studio": True,
+            **LIMITS,
+        }
     )
     serve.run(deployment.bind(service, server.hold, server.batches), name="segbatch")
     yield server
     serve.shutdown()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def url(served: Served) -> str:
     return served.url

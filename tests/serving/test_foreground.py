@@ -8,41 +8,36 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from segbatch.errors import InputError
+from segbatch.serving.foreground import free_port
 from tests.collection import jpeg
 from tests.drivers import cli
-from tests.serving.conftest import ask
-
-
-@pytest.fixture
-def without_serve(ray_context: Any) -> Any:
-    """Serve is not running before the test, and not after it."""
-    from ray import serve
-
-    yield
-    serve.shutdown()
+from tests.serving.conftest import Served, ask
 
 
 def test_it_serves_until_sigterm(
-    without_serve: None, ray_address: str, model_uri: str, monkeypatch: pytest.MonkeyPatch
+    served: Served, ray_address: str, model_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", ray_address)
-    command = [sys.executable, "-m", "segbatch", "serve", model_uri, "--port", "0"]
+    command = [sys.executable, "-m", "segbatch", "serve", model_uri, "--port", served.port]
     with subprocess.Popen(
-        [*command, "--name", "small", "--max-pixels", "5000"],
+        [*command, "--max-replicas", "4", "--name", "small", "--max-pixels", "5000"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ) as server:  # fmt: skip
         try:
             assert server.stdout is not None
             url = server.stdout.readline().strip()
-            assert url.endswith("/small/")
+            assert url == f"{served.url}small/"
             answer = ask(f"{url}predict", jpeg(1, 20, 20))
             assert answer.status == 200
             assert json.loads(answer.body)["model"]["uri"] == model_uri
             assert ask(f"{url}predict", jpeg(1, 80, 80)).status == 413
+            tasks = ask(f"{url}predict", b'{"tasks": []}', content_type="application/json")
+            assert tasks.status == 415
+            assert "--label-studio" in tasks.detail
             page = ask(url)
             assert b'<base href="/small/">' in page.body
             taken = cli("serve", model_uri, "--name", "small", RAY_ADDRESS=ray_address)
@@ -55,7 +50,8 @@ def test_it_serves_until_sigterm(
     assert server.returncode == 0, said
     assert out == ""
     assert f"curl --data-binary @photo.jpg {url}predict" in said
-    assert ask(f"{url}healthz").status == 404, "Serve runs on, without the application"
+    assert ask(f"{url}healthz").status == 404
+    assert ask(f"{served.url}healthz").status == 200, "what Serve ran before"
 
 
 @pytest.mark.parametrize(
@@ -85,26 +81,29 @@ def test_a_model_that_is_none_is_refused_before_ray_starts(tmp_path: Path) -> No
     assert str(tmp_path) in line
 
 
-def test_a_port_that_is_taken_is_refused(
-    without_serve: None, ray_address: str, model_uri: str
-) -> None:
+def test_a_port_that_is_taken_is_refused() -> None:
+    assert free_port("127.0.0.1", 0) > 0
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        result = cli("serve", model_uri, "--port", port, RAY_ADDRESS=ray_address)
-    assert result.returncode == 2
-    assert f"port {port}: Address already in use" in result.stderr.splitlines()[-1]
+        port = taken.getsockname()[1]
+        with pytest.raises(InputError, match=f"port {port}: Address already in use; choose"):
+            free_port("127.0.0.1", port)
+    with pytest.raises(InputError, match="cannot listen at no-such-host"):
+        free_port("no-such-host", 0)
 
 
 @pytest.mark.long
 def test_an_error_of_a_replica_is_the_commands_own(
-    without_serve: None, ray_address: str, model_uri: str, tmp_path: Path
+    served: Served, ray_address: str, model_uri: str, tmp_path: Path
 ) -> None:
     bundle = tmp_path / "damaged"
     bundle.mkdir()
     config = (Path(model_uri) / "config.json").read_bytes()
     (bundle / "config.json").write_bytes(config)
     (bundle / "model.safetensors").write_bytes(b"no weights")
-    result = cli("serve", str(bundle), "--port", "0", RAY_ADDRESS=ray_address)
+    result = cli(
+        "serve", str(bundle), "--port", served.port, "--name", "damaged", "--max-replicas", "4",
+        RAY_ADDRESS=ray_address,
+    )  # fmt: skip
     assert result.returncode == 2
     last = result.stderr.splitlines()[-1]
     assert last.startswith("segbatch: ")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from importlib import import_module
 from typing import Any
 
@@ -16,39 +15,31 @@ from segbatch.errors import InputError
 from segbatch.serving.remote import application_config, deploy
 from segbatch.serving.service import service_of
 from tests.collection import jpeg
-from tests.serving.conftest import ask
-
-
-@pytest.fixture
-def serve_port(ray_context: Any) -> Any:
-    """A port that Serve may take; it is shut down after the test."""
-    from ray import serve
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    yield port
-    serve.shutdown()
+from tests.serving.conftest import Served, ask
 
 
 @pytest.mark.long
 def test_a_model_is_deployed_next_to_other_applications(
-    jobs_server: str, serve_port: int, model_uri: str
+    jobs_server: str, served: Served, model_uri: str
 ) -> None:
     theirs = {
         "name": "hello", "route_prefix": "/hello", "import_path": "tests.serving.hello:app"
     }  # fmt: skip
-    http = {"host": "127.0.0.1", "port": serve_port}
+    http = {"host": "127.0.0.1", "port": int(served.port)}
     dashboard = connect(jobs_server)
     dashboard.deploy({"http_options": http, "applications": [theirs]})
-    service = service_of({"model": f"file://{model_uri}", "predict": {"flip": True}})
-    url = deploy(service, jobs_server, name="segbatch", **http)
-    assert url.endswith(f":{serve_port}/")
-    here = f"http://127.0.0.1:{serve_port}/"
-    assert json.loads(ask(f"{here}predict", jpeg(1)).body)["width"] == 128
-    assert ask(f"{here}hello").body == b"hello"
-    args = dashboard.serve_details()["applications"]["segbatch"]["deployed_app_config"]["args"]
-    assert args == {"model": f"file://{model_uri}", "predict": {"flip": True}}
+    keys = {"model": f"file://{model_uri}", "max_replicas": 4, "predict": {"flip": True}}
+    try:
+        url = deploy(service_of(keys), jobs_server, name="streets", **http)
+        assert url.endswith(f":{served.port}/streets/")
+        answer = ask(f"{served.url}streets/predict", jpeg(1))
+        assert json.loads(answer.body)["model"]["uri"] == keys["model"]
+        assert ask(f"{served.url}hello").body == b"hello"
+        assert ask(f"{served.url}healthz").status == 200
+        running = dashboard.serve_details()["applications"]
+        assert running["streets"]["deployed_app_config"]["args"] == keys
+    finally:
+        dashboard.deploy({"http_options": http, "applications": []})
 
 
 def test_its_configuration_is_one_that_serve_takes(ray_context: Any) -> None:
