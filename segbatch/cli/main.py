@@ -31,6 +31,7 @@ from segbatch.cli.options import (
 )
 from segbatch.cli.plan import plan_app
 from segbatch.cli.runs import runs_app
+from segbatch.cli.serving import serving_app
 from segbatch.config.templates import template
 from segbatch.errors import Incomplete, JobFailed, SegbatchError
 
@@ -160,7 +161,7 @@ def demo(
     tour(folder, photos)
 
 
-for commands in (plan_app, predict_app, runs_app, jobs_app):
+for commands in (plan_app, predict_app, serving_app, runs_app, jobs_app):
     app.add_typer(commands)  # without a name, so that their commands are on the top level
 app.add_typer(model_app, name="model", rich_help_panel=MODELS)
 app.add_typer(labels_app, name="labels", rich_help_panel=MODELS)

@@ -1,6 +1,6 @@
-"""HTTP client for the Jobs server on a Ray cluster's head, with time-outs and one-line errors.
+"""HTTP client for a Ray cluster's dashboard: its Jobs server and Serve's REST API.
 
-The client talks to the dashboard's REST API; it does not join the cluster's Ray.
+It has time-outs and one-line errors, and does not join the cluster's Ray.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
@@ -27,6 +27,7 @@ CONNECT_S = 5.0
 ANSWER_S = 15.0
 UPLOAD_S = 120.0
 EXAMPLE = "--address http://head:8265"
+SERVE = "/api/serve/applications/"
 
 # These log every closed socket and every upload.
 for _module in (
@@ -64,6 +65,26 @@ class Dashboard(JobSubmissionClient):
         except requests.RequestException as error:
             reason = f"{_reason(error)}{_proxy_hint(self._address)}"
             raise Unanswered(f"{self._address}: does not answer: {reason}") from error
+
+    def serve_details(self) -> dict[str, Any]:
+        """What Ray Serve runs on the cluster, as its REST API says it."""
+        return dict(self._answer("GET", SERVE).json())
+
+    def deploy(self, config: Mapping[str, Any]) -> None:
+        """Make Ray Serve run the applications of ``config``, and no others that came this way."""
+        self._answer("PUT", SERVE, json_data=dict(config))
+
+    def upload_modules(self, environment: Mapping[str, Any]) -> dict[str, Any]:
+        """``environment`` with its local ``py_modules`` uploaded to the cluster."""
+        uploaded = dict(environment)
+        self._upload_py_modules_if_needed(uploaded)
+        return uploaded
+
+    def _answer(self, method: str, endpoint: str, **options: Any) -> requests.Response:
+        answer = self._do_request(method, endpoint, **options)
+        if answer.status_code != 200:
+            self._raise_error(answer)
+        return answer
 
     def _raise_error(self, r: requests.Response) -> NoReturn:
         message = f"{self._address}: {last_line(r.text).removeprefix('ValueError: ')}"

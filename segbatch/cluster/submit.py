@@ -96,13 +96,19 @@ def _read(job: str | Mapping[str, Any] | Job, overrides: Sequence[str]) -> JobDo
 def refuse_local_paths(document: JobDocument) -> None:
     """Raises :class:`~segbatch.errors.JobFileError` for a path on this machine's own disk."""
     for key, uri in _locations(document.values):
-        is_name = uri.startswith(ZOO) or (key[-1] == "backbone_weights" and uri == "imagenet")
-        if not is_name and storage.scheme_of(uri) == "":
-            raise document.error(
-                key,
-                f"{uri} is on this machine; a cluster reads s3://…, or"
-                f" file://{storage.normalize(uri)} if every node has this folder",
-            )
+        is_name = key[-1] == "backbone_weights" and uri == "imagenet"
+        if not is_name and (problem := out_of_reach(uri)):
+            raise document.error(key, problem)
+
+
+def out_of_reach(uri: str) -> str | None:
+    """Why the nodes of a cluster cannot read ``uri``; ``None`` if they can."""
+    if uri.startswith(ZOO) or storage.scheme_of(uri) != "":
+        return None
+    return (
+        f"{uri} is on this machine; a cluster reads s3://…, or file://{storage.normalize(uri)} if"
+        " every node has this folder"
+    )
 
 
 def _locations(value: Any, key: Key = ()) -> Iterator[tuple[Key, str]]:

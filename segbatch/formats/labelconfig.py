@@ -39,11 +39,16 @@ def write_label_config(classes: Classes) -> str:
 @dataclass(frozen=True)
 class LabelConfig:
     """What a configuration says of images. ``keys`` are the keys of data that hold images;
-    ``colors`` those of labels that give one as ``#rrggbb``.
+    ``colors`` those of labels that give one as ``#rrggbb``. ``from_name`` is the name of the tag
+    ``BrushLabels``, ``to_name`` that of the image that is painted; ``has_brush``: whether there is
+    such a tag.
     """
 
     keys: tuple[str, ...] = ()
     colors: Mapping[str, Color] = field(default_factory=dict)
+    from_name: str = LABELS
+    to_name: str = IMAGE
+    has_brush: bool = True
 
 
 def read_label_config(text: str) -> LabelConfig | None:
@@ -65,4 +70,7 @@ def read_label_config(text: str) -> LabelConfig | None:
         if is_name(name) and color:
             red, green, blue = bytes.fromhex(color[1])
             colors[name] = (red, green, blue)
-    return LabelConfig(keys, colors)
+    brush = root.find(".//BrushLabels")
+    if brush is None:
+        return LabelConfig(keys, colors, has_brush=False)
+    return LabelConfig(keys, colors, brush.get("name", LABELS), brush.get("toName", IMAGE))

@@ -25,6 +25,7 @@ from segbatch.config.images import IMAGE_EXTENSIONS
 from segbatch.formats.folder import ImageFiles, folded
 from segbatch.images.parts import kind_of
 from segbatch.masks.classes import CONTROL
+from segbatch.storage.labelstudio import server_url
 
 LOCAL_FILES = "/data/local-files/"
 AZURE = "azure-blob://"
@@ -70,6 +71,26 @@ def is_reference(value: object) -> bool:
     path = _path_of(value)
     is_named = path.rpartition(".")[2].lower() in IMAGE_EXTENSIONS
     return is_named or value.startswith("data:image/") or bool(SERVER_PATH.match(path))
+
+
+def to_address(reference: str) -> str:
+    """The URI at which a reference can be read; what is on Label Studio's server, there
+    (:mod:`segbatch.storage.labelstudio`).
+
+    Raises ``ValueError`` with the reason if it cannot: a path on this machine is nobody's business.
+    """
+    place = _resolve(reference)
+    if storage.scheme_of(place) in READABLE_SCHEMES:
+        return place
+    if not SERVER_PATH.match(reference):
+        raise ValueError(f"refers to {reference}, which is no web address and no URI")
+    server = server_url()
+    if server is None:
+        raise ValueError(
+            f"refers to {reference} on Label Studio's server: set LABEL_STUDIO_URL and"
+            " LABEL_STUDIO_API_KEY"
+        )
+    return f"{server}/{reference.lstrip('/')}"
 
 
 class Photographs:

@@ -19,7 +19,7 @@ from typing import Any
 import fsspec
 from obstore.store import HTTPStore, ObjectStore, from_url
 
-from segbatch.storage import hub
+from segbatch.storage import hub, labelstudio
 from segbatch.storage.failures import NoCredentials
 from segbatch.storage.uris import HTTP_SCHEMES, OBJECT_SCHEMES, is_local, scheme_of, split_bucket
 
@@ -66,11 +66,15 @@ def obstore_client(
 
 
 def reading_client(uri: str, timeout_s: float, retries: int) -> tuple[ObjectStore, str] | None:
-    """As :func:`obstore_client`, only to read; also of a file on the Hugging Face Hub."""
-    if not hub.is_on_hub(uri):
-        return obstore_client(uri, timeout_s, retries)
-    headers = tuple(sorted(hub.headers().items()))
-    return _web_client(hub.file_url(uri), timeout_s, retries, headers)
+    """As :func:`obstore_client`, only to read; also of a file on the Hugging Face Hub, or on the
+    user's own Label Studio.
+    """
+    if hub.is_on_hub(uri):
+        headers = tuple(sorted(hub.headers().items()))
+        return _web_client(hub.file_url(uri), timeout_s, retries, headers)
+    if found := labelstudio.headers(uri):
+        return _web_client(uri, timeout_s, retries, tuple(found.items()))
+    return obstore_client(uri, timeout_s, retries)
 
 
 def _web_client(

@@ -15,9 +15,12 @@ from pydantic.alias_generators import to_camel
 from ray.autoscaler._private.kuberay.autoscaling_config import (
     _derive_autoscaling_config_from_ray_cr,
 )
+from ray.serve.schema import ServeDeploySchema
 
 import segbatch
 from segbatch.config.job import load_job
+from segbatch.serving.app import replica_size
+from segbatch.serving.service import IMPORT_PATH, service_of
 from tests.clusters import FETCH, GPU_WORKER, launched, leaves, problems, read, unknown_options
 
 ROOT = Path(__file__).parents[2]
@@ -85,8 +88,21 @@ class RayJob(Fields):
     spec: RayJobSpec
 
 
+class RayServiceSpec(Fields):
+    serve_config_v2: str
+    ray_cluster_config: RayClusterSpec
+
+
+class RayService(Fields):
+    api_version: Literal["ray.io/v1"]
+    kind: Literal["RayService"]
+    metadata: kubernetes.V1ObjectMeta
+    spec: RayServiceSpec
+
+
 MODELS: dict[str, type[BaseModel]] = {
     "RayJob": RayJob,
+    "RayService": RayService,
     "ConfigMap": kubernetes.V1ConfigMap,
     "ServiceAccount": kubernetes.V1ServiceAccount,
 }
@@ -130,7 +146,7 @@ def pods(job: dict[str, Any]) -> list[dict[str, Any]]:
     return [group["template"]["spec"] for group in groups(job)]
 
 
-@pytest.mark.parametrize("name", [*JOBS, "account"])
+@pytest.mark.parametrize("name", [*JOBS, "account", "serve"])
 def test_every_field_is_one_that_there_is(name: str) -> None:
     for document in documents(name).values():
         assert refused(document) == []
@@ -289,3 +305,22 @@ def test_kuberay_takes_it(name: str) -> None:
     assert job["spec"]["backoffLimit"] > 0  # exit code 3 is run again
     assert job["spec"]["shutdownAfterJobFinishes"]  # or no ttlSecondsAfterFinished
     assert spec["authOptions"] == {"mode": "token", "secretName": "segbatch-ray"}
+
+
+def test_the_model_is_served_by_as_many_pods_as_it_may_have_replicas() -> None:
+    manifest = documents("serve")["RayService"]
+    assert problems(manifest) == []
+    spec = manifest["spec"]["rayClusterConfig"]
+    assert spec["rayVersion"] == RAY
+    [application] = ServeDeploySchema.model_validate(
+        yaml.safe_load(manifest["spec"]["serveConfigV2"])
+    ).applications
+    assert application.import_path == IMPORT_PATH
+    service = service_of(application.args)
+    [group] = spec["workerGroupSpecs"]
+    assert (group["minReplicas"], group["maxReplicas"]) == (service.replicas, service.most_replicas)
+    cluster = cluster_of({"spec": {"rayClusterSpec": spec}})
+    assert problems(cluster) == []
+    cpus, gpus = replica_size(service, service.device, [], may_grow=True)
+    replica = {"CPU": float(cpus), "GPU": float(gpus)}
+    assert launched(cluster, [replica] * 3) == {"gpu": 3}
