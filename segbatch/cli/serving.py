@@ -64,7 +64,7 @@ def serve(
     ] = None,
     env: Variables = None,
 ) -> None:
-    """Serve a model over HTTP: an image in, its mask, overlay or coverage out.
+    """Serve a model over HTTP: an image in, its mask or its shares out.
 
     Runs on this machine, or on the Ray at RAY_ADDRESS, until Ctrl-C; with --address it deploys on a
     cluster and returns.
