@@ -75,7 +75,8 @@ class Workers:
 
 @contextmanager
 def connected(say: Callable[[str], None]) -> Iterator[None]:
-    """Connect to Ray: this process's own connection, else ``RAY_ADDRESS``, else a local Ray.
+    """Connect to Ray: this process's own connection, else ``RAY_ADDRESS``, else a local Ray, which
+    is also what the address ``local`` means to Ray.
 
     Stops what it started. Raises :class:`~segbatch.errors.InputError` if the address does not
     answer.
@@ -94,7 +95,7 @@ def connected(say: Callable[[str], None]) -> Iterator[None]:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         with _sigterm_kept():
-            if address:
+            if address and address != "local":
                 say(f"connecting to Ray at {address}")
                 _refuse_silence(address)
                 with compat.quiet_start():
