@@ -35,7 +35,7 @@ ROOT = Path(__file__).parents[1]
 
 # `scripts/test unit` leaves out tests that use one of these fixtures, and those of whole commands.
 SLOW_FIXTURES = {"ray_context", "s3"}
-SLOW_FOLDERS = {"cli", "cluster", "demo", "docs", "jobs", "released"}
+SLOW_FOLDERS = {"cli", "cluster", "demo", "docs", "jobs", "released", "serving"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

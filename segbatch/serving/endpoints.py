@@ -14,7 +14,6 @@ from fastapi.responses import JSONResponse
 from ray import serve
 
 from segbatch.__version__ import __version__
-from segbatch.console import say
 from segbatch.errors import InputError
 from segbatch.formats.labelconfig import write_label_config
 from segbatch.images.faults import Undecodable
@@ -144,9 +143,8 @@ async def wrong_input(_: Request, error: InputError) -> Response:
 
 
 @api.exception_handler(Exception)
-async def internal_error(_: Request, error: Exception) -> Response:
-    """An error of ours: its traceback is in the replica's log."""
-    say(f"internal error: {one_line(error)}")
+async def internal_error(_: Request, __: Exception) -> Response:
+    """An error of ours: Serve writes its traceback into the replica's log."""
     return JSONResponse({"detail": "internal error; the server's log says more"}, 500)
 
 

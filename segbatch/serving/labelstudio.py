@@ -7,13 +7,13 @@ https://labelstud.io/guide/ml_create
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
 from segbatch.config.job import Limits
-from segbatch.console import say
 from segbatch.errors import InputError
 from segbatch.formats.labelconfig import LabelConfig, read_label_config
 from segbatch.formats.labelstudio import to_prediction
@@ -27,6 +27,7 @@ from segbatch.storage.uris import without_query
 
 Body = TypeVar("Body", bound=BaseModel)
 
+LOG = logging.getLogger("ray.serve")  # of the replica; Serve puts it into files
 TIMEOUT_S = 20.0  # of reading an image: an annotator waits for it
 RETRIES = 2
 
@@ -86,12 +87,12 @@ async def _predict_task(predictor: Predictor, task: Task, config: LabelConfig) -
     try:
         uri = to_address(_reference(task.data, config))
     except ValueError as error:
-        say(f"a task of Label Studio {one_line(error)}")
+        LOG.warning("a task of Label Studio %s", one_line(error))
         return {"model_version": version, "result": []}
     content = await predictor.in_thread(_read_image, uri, predictor.service.max_bytes)
     found = await predictor.predict(content) if isinstance(content, bytes) else content
     if not isinstance(found, Predicted):
-        say(f"{without_query(uri)}: {found.kind}: {found.message}")
+        LOG.warning("%s: %s: %s", without_query(uri), found.kind, found.message)
         return {"model_version": version, "result": []}
     return await predictor.in_thread(_prediction, found, version, config)
 
