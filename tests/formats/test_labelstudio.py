@@ -86,8 +86,11 @@ def find(folder: Path, **options: Any) -> Annotations:
 def labelled(folder: Path, *results: Any, photo: bytes | None = None) -> LabelledImage:
     """The image of one task with these results."""
     write(folder, {"a.jpg": photo or photograph(), "export.json": [task(*results)]})
-    (image,) = find(folder).images
-    return read_labelstudio(image, IDS, UNLABELLED)
+    found = find(folder)
+    (image,) = found.images
+    # As in an import, every name that was found has an id.
+    ids = IDS | {name: 9 for name in found.names if name not in IDS}
+    return read_labelstudio(image, ids, UNLABELLED)
 
 
 def png(inside: Array) -> str:
