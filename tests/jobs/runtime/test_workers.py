@@ -287,3 +287,22 @@ def test_ray_is_given_a_folder_that_it_can_use(monkeypatch: pytest.MonkeyPatch) 
     assert workers.temporary_folder() == {"RAY_TMPDIR": "/tmp"}
     monkeypatch.setattr(tempfile, "tempdir", "/home/jurg/tmp")
     assert workers.temporary_folder() == {}
+
+
+@pytest.mark.long
+def test_the_address_local_starts_a_ray_with_as_many_cpus_as_no_address_does() -> None:
+    program = (
+        "import ray, sys; from segbatch.jobs.runtime.workers import connected\n"
+        "with connected(lambda line: print(line, file=sys.stderr)):\n"
+        "    print(ray.cluster_resources()['CPU'], file=sys.stderr)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "RAY_ADDRESS": "local"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert "starting Ray on this machine" in ended.stderr
+    assert float(ended.stderr.split()[-1]) >= workers.MIN_LOGICAL_CPUS
