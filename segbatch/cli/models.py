@@ -33,22 +33,28 @@ def predict(
         str | None,
         Option("--output", "-o", help="An image, a video or a folder; a camera needs none."),
     ] = None,
+    fill: Annotated[
+        float | None,
+        Option(min=0, max=1, help="Opacity of the class colours, else 0.35; 0: outlines only."),
+    ] = None,
 ) -> None:
     """Draw what a model predicts over images, videos or a camera.
 
     Runs without Ray.
     """
+    from segbatch.masks import FILL
     from segbatch.review.predict.camera import is_camera, predict_camera
 
+    fill = FILL if fill is None else fill
     if is_camera(source):
-        shown = predict_camera(source, model, output)
+        shown = predict_camera(source, model, output, fill)
         say(f"{shown} frames in {output or 'a window'}")
         return
     if output is None:
         raise InputError("no output given: -o overlay.png, -o overlay.mp4 or -o FOLDER/")
     from segbatch.review.predict.images import predict_files
 
-    written = predict_files(source, model, output)
+    written = predict_files(source, model, output, fill)
     say(f"{written} overlay{'s' if written != 1 else ''} in {output}")
 
 

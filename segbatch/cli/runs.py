@@ -190,16 +190,22 @@ def browse_command(
         str | None, Option(metavar="RUN", help="Show another run next to it.")
     ] = None,
     tiles: Tiles = None,
+    open_page: Annotated[bool, Option("--open", help="Open the page in your browser.")] = False,
 ) -> None:
     """Browse a run's images and masks on a local web page.
 
     Ctrl-C ends it.
     """
+    import webbrowser
+
     from segbatch.review.browse.site import Site
 
     site = Site(run_uri, host, port, tiles=tiles, against=against)
     print(site.url, flush=True)
-    say("open this page in a browser; Ctrl-C ends it")
+    if open_page and webbrowser.open(site.url):  # it waits: the site listens already
+        say("Ctrl-C ends it")
+    else:
+        say("open this page in a browser; Ctrl-C ends it")
     site.run()
 
 

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from segbatch import storage
 from segbatch.cli.main import app
+from segbatch.demo.facades.facades import render_facade
 from segbatch.errors import Incomplete, InputError, JobFailed, SourceError
 from segbatch.images.video import open_video, picture_stream, upright_pixels
 from segbatch.masks.classes import Classes
@@ -321,6 +322,22 @@ def test_the_command_line_takes_a_video(model_uri: str, tmp_path: Path) -> None:
     assert said.exit_code == 0
     assert "1 overlay in" in said.stderr
     assert seen(tmp_path / "made" / "clip.mp4").times == list(STEADY)
+
+
+def test_outlines_alone_leave_the_photograph_as_it_is_elsewhere(
+    model_uri: str, tmp_path: Path
+) -> None:
+    photograph = render_facade(3, 128).image
+    Image.fromarray(photograph).save(tmp_path / "photo.png")
+    changed = {}
+    for fill in ("0", "0.5"):
+        output = tmp_path / f"overlay-{fill}.png"
+        arguments = [str(tmp_path / "photo.png"), "--model", model_uri, "-o", str(output)]
+        assert CliRunner().invoke(app, ["predict", *arguments, "--fill", fill]).exit_code == 0
+        height, width, _ = photograph.shape
+        drawn = np.asarray(Image.open(output).convert("RGB"))[:height, :width]
+        changed[fill] = (drawn != photograph).any(2).mean()
+    assert 0 < changed["0"] < 0.5 * changed["0.5"]
 
 
 def test_a_legend_names_every_class_in_the_corner_of_every_frame(model: Model) -> None:

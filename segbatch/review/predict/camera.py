@@ -23,6 +23,7 @@ from PIL import Image
 from segbatch.console import say
 from segbatch.errors import InputError, JobFailed
 from segbatch.images.video import upright_pixels
+from segbatch.masks import FILL
 from segbatch.model.predict import load_model
 from segbatch.review.predict.film import ENCODERS, Film, staged_file
 from segbatch.review.predict.overlays import FrameOverlays
@@ -35,8 +36,10 @@ def is_camera(source: str) -> bool:
     return re.fullmatch(r"camera:\d+|/dev/video\d+", source) is not None
 
 
-def predict_camera(source: str, model_uri: str, output: str | None) -> int:
+def predict_camera(source: str, model_uri: str, output: str | None, fill: float = FILL) -> int:
     """Show a camera's overlays in a window, or write them to ``output``; returns how many.
+
+    ``fill`` is the opacity of the class colours, 0 to 1.
 
     Ends when the window is closed, on Ctrl-C, or when the camera stops. A film shows each overlay
     for as long as the model took for the next one. Raises :class:`~segbatch.errors.InputError` if
@@ -53,7 +56,7 @@ def predict_camera(source: str, model_uri: str, output: str | None) -> int:
         else:
             path = stack.enter_context(staged_file(output))
             screen = Recording(stack.enter_context(Film(path, output, rate=None)))
-        num_frames = show_overlays(camera, FrameOverlays(load_model(model_uri)), screen)
+        num_frames = show_overlays(camera, FrameOverlays(load_model(model_uri), fill), screen)
         if not num_frames:
             raise JobFailed(f"{source}: the camera gave no frame; nothing was written")
         return num_frames

@@ -29,7 +29,7 @@ from segbatch.images.decode import decode_image
 from segbatch.images.faults import Undecodable
 from segbatch.images.parts import kind_of, read_images
 from segbatch.images.sources import stream_images
-from segbatch.masks import encode_picture, picture_format, with_legend
+from segbatch.masks import FILL, encode_picture, picture_format, with_legend
 from segbatch.model.predict import Model, load_model
 from segbatch.review.names import safe_name
 from segbatch.review.predict.film import ENCODERS
@@ -40,8 +40,10 @@ _VIDEOS = {f".{extension}" for extension in VIDEO_EXTENSIONS}
 _EXTENSIONS = _VIDEOS | {f".{extension}" for extension in IMAGE_EXTENSIONS}
 
 
-def predict_files(source: str, model_uri: str, output: str) -> int:
+def predict_files(source: str, model_uri: str, output: str, fill: float = FILL) -> int:
     """Write an overlay with a legend for each image and video in ``source``; returns their number.
+
+    ``fill`` is the opacity of the class colours, 0 to 1; with 0 there are only outlines.
 
     ``output`` is a file for one image or video, in the format of its extension. It is a folder if
     ``source`` is one, or if ``output`` ends in ``/`` or is a folder already. Raises
@@ -62,7 +64,7 @@ def predict_files(source: str, model_uri: str, output: str) -> int:
     for uri, target in outputs.items():
         is_video = _extension(target) in ENCODERS
         try:
-            (predict_video if is_video else _predict_image)(uri, model, target)
+            (predict_video if is_video else _predict_image)(uri, model, target, fill)
         except (JobFailed, SourceError) as error:
             if isinstance(error, JobFailed) and not is_video:
                 raise  # the image is too large for the device: so are others, and the key is named
@@ -157,7 +159,7 @@ def _refuse_overwriting(outputs: Mapping[str, str]) -> None:
             raise InputError(f"{target}: is one of the originals; choose another output")
 
 
-def _predict_image(uri: str, model: Model, target: str) -> None:
+def _predict_image(uri: str, model: Model, target: str, fill: float) -> None:
     """Write the overlay of one image. Raises ``SourceError`` if the image cannot be read."""
     limits = Limits()
     [data] = read_images([uri], limits.read_limits())
@@ -168,6 +170,6 @@ def _predict_image(uri: str, model: Model, target: str) -> None:
         raise SourceError(f"{without_query(uri)}: {image.kind}: {image.message}")
     prediction = model.predict(image.pixels)
     shares = np.array(list(prediction.coverage.values()))
-    picture = with_legend(prediction.overlay(), model.classes, shares)
+    picture = with_legend(prediction.overlay(fill), model.classes, shares)
     with storage.translate_errors("cannot write", InputError):
         storage.write_bytes(target, encode_picture(picture, target))

@@ -13,16 +13,20 @@ import numpy.typing as npt
 from PIL import Image
 
 from segbatch.images.scaling import downscale
-from segbatch.masks import overlay
+from segbatch.masks import FILL, overlay
 from segbatch.masks.drawing import legend
 from segbatch.model.predict import Model
 
 
 class FrameOverlays:
-    """Draws overlays of the frames of one video, all of one size."""
+    """Draws overlays of the frames of one video, all of one size.
 
-    def __init__(self, model: Model) -> None:
+    ``fill`` is the opacity of the class colours, 0 to 1; with 0 there are only outlines.
+    """
+
+    def __init__(self, model: Model, fill: float = FILL) -> None:
         self.model = model
+        self.fill = fill
         self._legend: Image.Image | None = None
         self._size: tuple[int, int] | None = None
 
@@ -33,7 +37,7 @@ class FrameOverlays:
         sizes = [(frame.shape[0], frame.shape[1]) for frame in frames]
         predictions = self.model.predict_batch(scaled, sizes)
         return [
-            self._with_legend(overlay(frame, prediction.mask, self.model.classes))
+            self._with_legend(overlay(frame, prediction.mask, self.model.classes, self.fill))
             for frame, prediction in zip(frames, predictions, strict=True)
         ]
 

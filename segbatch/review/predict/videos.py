@@ -17,6 +17,7 @@ from segbatch import storage
 from segbatch.console import Bar, say
 from segbatch.errors import JobFailed
 from segbatch.images.video import is_cut_off, open_video, picture_stream, upright_pixels
+from segbatch.masks import FILL
 from segbatch.review.predict.film import Film, staged_file
 from segbatch.review.predict.overlays import FrameOverlays
 from segbatch.storage.uris import without_query
@@ -30,8 +31,10 @@ if TYPE_CHECKING:
 BATCH_FRAMES = 8
 
 
-def predict_video(source: str, model: Model, output: str) -> int:
+def predict_video(source: str, model: Model, output: str, fill: float = FILL) -> int:
     """Write the overlay of a video; returns its number of frames.
+
+    ``fill`` is the opacity of the class colours, 0 to 1.
 
     ``output`` ends in one of :data:`~segbatch.review.predict.film.ENCODERS`. Raises ``SourceError``
     if ``source`` is not a video, ``Incomplete`` if storage does not answer,
@@ -39,7 +42,7 @@ def predict_video(source: str, model: Model, output: str) -> int:
     :class:`~segbatch.errors.JobFailed` with the frame number for a video that breaks off. After any
     error, nothing is written.
     """
-    overlays = FrameOverlays(model)
+    overlays = FrameOverlays(model, fill)
     name, num_frames = storage.name_of(source), 0
     damaged: list[int] = []
     with staged_file(output) as path, open_video(source) as video:
