@@ -83,7 +83,7 @@ def query(
     ] = None,
     output: Annotated[
         str | None,
-        Option("-o", "--output", help="Write all rows to a .parquet, .csv or .json (any URI)."),
+        Option("-o", "--output", help="Write all rows: .parquet, .csv, .json, .xlsx (any URI)."),
     ] = None,
 ) -> None:
     """Query one or several runs with SQL.
@@ -123,7 +123,8 @@ def diff(
     run_b: Annotated[str, Argument(metavar="RUN_B", help="The run to compare it with.")],
     format: Format = "text",
     output: Annotated[
-        str | None, Option("-o", "--output", help="Write a row per image: .parquet, .csv, .json.")
+        str | None,
+        Option("-o", "--output", help="Write a row per image: .parquet, .csv, .json, .xlsx."),
     ] = None,
     limit: Annotated[int, Option(min=0, help="Rows to show in each table.")] = 20,
 ) -> None:

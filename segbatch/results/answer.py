@@ -24,10 +24,13 @@ from segbatch.console import say
 from segbatch.errors import InputError
 from segbatch.results.database import quoted_name, quoted_text, select_from
 from segbatch.results.query import query_failure
+from segbatch.results.workbook import require_excel, write_workbook
 
-AnswerFormat = Literal["table", "csv", "json", "parquet"]
+AnswerFormat = Literal["table", "csv", "json", "parquet", "xlsx"]
 
-EXTENSIONS: dict[str, AnswerFormat] = {".parquet": "parquet", ".csv": "csv", ".json": "json"}
+EXTENSIONS: dict[str, AnswerFormat] = {
+    ".parquet": "parquet", ".csv": "csv", ".json": "json", ".xlsx": "xlsx",
+}  # fmt: skip
 
 # Limits of a table on a terminal; in a pipe and in a file nothing is cut.
 SHOWN_ROWS = 40
@@ -51,15 +54,18 @@ def write_answer(
     """Write the rows of ``relation`` to standard output, or to the URI ``out``.
 
     A table on standard output shows the first ``shown_rows`` rows and their total number. Files and
-    the other formats have all rows: CSV with a header, JSON as one array of objects, Parquet. Table
-    and CSV have one column for each field of a struct (``coverage_window``), and sizes in place of
-    bytes. JSON has bytes in base64, and null for numbers that are not finite.
+    the other formats have all rows: CSV with a header, JSON as one array of objects, Parquet, a
+    workbook of Excel. Table, CSV and workbook have one column for each field of a struct
+    (``coverage_window``), and sizes in place of bytes. JSON has bytes in base64; JSON and workbook
+    have null for numbers that are not finite.
 
     Raises :class:`~segbatch.errors.InputError` if the SQL fails on a value or ``out`` cannot be
     written, ``Incomplete`` if a file can no longer be read or storage does not answer.
     """
-    if format == "parquet" and out is None:
-        raise InputError("--format parquet is not for a terminal: name a file with -o")
+    if format in ("parquet", "xlsx") and out is None:
+        raise InputError(f"--format {format} is not for a terminal: name a file with -o")
+    if format == "xlsx":
+        require_excel()
     try:
         relation = select_from(relation, "FROM answer")  # numbers columns with the same name
         if format == "table":
@@ -91,11 +97,6 @@ def format_of(out: str, asked: AnswerFormat | None = None) -> AnswerFormat:
 
 def _write_file(relation: duckdb.DuckDBPyRelation, format: AnswerFormat, out: str | None) -> int:
     """Returns the number of rows."""
-    columns, options = {
-        "csv": (_flat_columns, "FORMAT csv, HEADER"),
-        "json": (json_columns, "FORMAT json, ARRAY true"),
-        "parquet": (_all_columns, "FORMAT parquet, COMPRESSION zstd"),
-    }[format]
     target = storage.local_path(out) if out is not None and storage.is_local(out) else None
     if target:
         with storage.translate_errors("cannot write", InputError):
@@ -105,11 +106,11 @@ def _write_file(relation: duckdb.DuckDBPyRelation, format: AnswerFormat, out: st
         prefix=".segbatch-", dir=target.parent if target else None
     ) as folder:
         result = Path(folder, "result")
-        select = f"SELECT {columns(relation)} FROM answer"
-        copied = relation.query(
-            "answer", f"COPY ({select}) TO {quoted_text(str(result))} ({options})"
-        )
-        rows = int(copied.fetchall()[0][0]) if copied is not None else 0
+        if format == "xlsx":
+            flat = select_from(relation, f"SELECT {_flat_columns(relation)} FROM answer")
+            rows = write_workbook(flat, result)
+        else:
+            rows = _copy(relation, format, result)
         if out is not None:
             with storage.translate_errors("cannot write", InputError):
                 storage.upload(result, out)
@@ -117,6 +118,18 @@ def _write_file(relation: duckdb.DuckDBPyRelation, format: AnswerFormat, out: st
             with result.open(encoding="utf-8", newline="") as text:
                 shutil.copyfileobj(text, sys.stdout)
     return rows
+
+
+def _copy(relation: duckdb.DuckDBPyRelation, format: AnswerFormat, file: Path) -> int:
+    """Write a file by DuckDB's COPY; returns the number of rows."""
+    columns, options = {
+        "csv": (_flat_columns, "FORMAT csv, HEADER"),
+        "json": (json_columns, "FORMAT json, ARRAY true"),
+        "parquet": (_all_columns, "FORMAT parquet, COMPRESSION zstd"),
+    }[format]
+    select = f"SELECT {columns(relation)} FROM answer"
+    copied = relation.query("answer", f"COPY ({select}) TO {quoted_text(str(file))} ({options})")
+    return int(copied.fetchall()[0][0]) if copied is not None else 0
 
 
 def _all_columns(relation: duckdb.DuckDBPyRelation) -> str:

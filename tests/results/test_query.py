@@ -4,10 +4,12 @@ import re
 import subprocess
 import sys
 import uuid
+from datetime import datetime
 from pathlib import Path
 
 import duckdb
 import numpy as np
+import openpyxl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,6 +18,7 @@ from rich.console import Console
 
 from segbatch import storage
 from segbatch.errors import Incomplete, InputError, RunError, UnreadableMask
+from segbatch.results import workbook
 from segbatch.results.answer import _print_table, write_answer
 from segbatch.results.lookup import mask_png
 from segbatch.results.query import sql
@@ -653,7 +656,7 @@ def test_a_file_is_what_its_name_says_and_has_every_row(run: Run, tmp_path: Path
     done = cli("query", run.uri, sixty, "--format", "table", "-o", str(tmp_path / "wide.txt"))
     assert done.returncode == 0
     assert sum(map(str.isdigit, (tmp_path / "wide.txt").read_text().split())) >= 60
-    for wrong in (["wide.xlsx"], ["wide"], ["wide.csv", "--format", "parquet"]):
+    for wrong in (["wide.ods"], ["wide"], ["wide.csv", "--format", "parquet"]):
         done = cli("query", run.uri, sixty, "-o", str(tmp_path / wrong[0]), *wrong[1:])
         assert done.returncode == 2
         assert len(done.stderr.strip().splitlines()) == 1
@@ -668,3 +671,33 @@ def test_a_notebook_shows_how_far_a_run_is_and_why_images_failed(run: Run) -> No
     for name, number in {"ok": facts["ok"], **facts["failed"]}.items():
         shown = name if name == "ok" else f"failed: {name}"
         assert re.search(rf">{shown}</td><td[^>]*>{number}</td>", page)
+
+
+def test_a_workbook_has_all_rows_flat_columns_and_no_formula_of_a_stranger(
+    run: Run, tmp_path: Path
+) -> None:
+    question = (
+        "SELECT *, '=1+1' AS text, 'https://example.org' AS link, 1.0 / 0 AS endless,"
+        " TIMESTAMP '2026-11-29 12:00:00' AS taken FROM images"
+    )
+    out = str(tmp_path / "answer.xlsx")
+    write_answer(sql([run], question), "xlsx", out)
+    sheet = openpyxl.load_workbook(out)["answer"]
+    header, *rows = sheet.iter_rows(values_only=True)
+    assert len(rows) == 14
+    first = dict(zip(header, rows[0], strict=True))
+    assert first["uri"] == "s3://photos/0000.jpg"
+    assert first["coverage_window"] == pytest.approx(10 / 600)
+    assert (first["text"], first["link"], first["endless"]) == ("=1+1", "https://example.org", None)
+    assert first["taken"] == datetime(2026, 11, 29, 12)
+    cell = sheet.cell(2, header.index("text") + 1)
+    assert cell.data_type == "s", "a text and no formula"
+
+
+def test_a_workbook_takes_no_more_rows_than_a_sheet_has(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workbook, "MAX_ROWS", 13)
+    with pytest.raises(InputError, match=r"an Excel sheet takes 13 rows"):
+        write_answer(sql([run], "FROM images"), "xlsx", str(tmp_path / "answer.xlsx"))
+    assert list(tmp_path.iterdir()) == []

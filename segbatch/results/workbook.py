@@ -1,0 +1,64 @@
+"""Writes the answer to a query as an Excel workbook, with XlsxWriter."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from segbatch.errors import InputError
+
+MAX_ROWS = 1_048_575  # of a sheet, under its header
+MAX_TEXT = 32_767  # characters of a cell
+
+# Texts stay texts: one that begins with "=" would be a formula of whoever named an object.
+OPTIONS = {
+    "constant_memory": True,
+    "strings_to_formulas": False,
+    "strings_to_numbers": False,
+    "strings_to_urls": False,
+    "remove_timezone": True,  # times are in UTC
+    "default_date_format": "yyyy-mm-dd hh:mm:ss",
+}
+
+
+def require_excel() -> None:
+    """Raises :class:`~segbatch.errors.InputError` if XlsxWriter is not installed."""
+    if find_spec("xlsxwriter") is None:
+        raise InputError("Excel files need XlsxWriter: pip install 'segbatch[excel]'")
+
+
+def write_workbook(relation: duckdb.DuckDBPyRelation, file: Path) -> int:
+    """Write all rows of ``relation``, whose columns are no structs, to one sheet; returns how many.
+
+    Numbers that are not finite become empty cells, and texts end after 32,767 characters. Memory
+    does not grow with the number of rows. Raises :class:`~segbatch.errors.InputError` for more rows
+    than a sheet takes.
+    """
+    import xlsxwriter
+
+    num_rows = 0
+    with xlsxwriter.Workbook(str(file), OPTIONS) as workbook:
+        sheet = workbook.add_worksheet("answer")
+        sheet.freeze_panes(1, 0)
+        sheet.write_row(0, 0, relation.columns, workbook.add_format({"bold": True}))
+        for batch in relation.to_arrow_reader():
+            for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                num_rows += 1
+                if num_rows > MAX_ROWS:
+                    raise InputError(
+                        f"an Excel sheet takes {MAX_ROWS:,} rows, and the answer has more: write"
+                        " .csv or .parquet"
+                    )
+                sheet.write_row(num_rows, 0, [_cell(value) for value in row])
+        sheet.autofilter(0, 0, num_rows, len(relation.columns) - 1)
+    return num_rows
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, str):
+        return value[:MAX_TEXT]
+    return value if not isinstance(value, float) or isfinite(value) else None
