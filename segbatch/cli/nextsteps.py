@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from math import ceil
 from shlex import quote
 
 from segbatch.console import say
@@ -28,10 +27,10 @@ def after_failure(failure: JobFailed, run_uri: str, job: str, overrides: Sequenc
     A job that was read from standard input, as a submitted one is, cannot be named again.
     """
     try:
-        counts = open_run(run_uri).info.counts
+        run = open_run(run_uri)
     except SegbatchError:
         return
-    num_failed = sum(counts.failed.values())
+    num_failed = sum(run.info.counts.failed.values())
     if not num_failed:
         return
     select = '"SELECT uri, error, message FROM failures"'
@@ -39,8 +38,9 @@ def after_failure(failure: JobFailed, run_uri: str, job: str, overrides: Sequenc
     if job == STDIN:
         return
     again = " ".join(["segbatch run", quote(job), *(f"--set {quote(key)}" for key in overrides)])
-    percent = ceil(100 * num_failed / (num_failed + counts.ok))
     failure.add_note(f"process them again: {again} --retry-failed")
-    failure.add_note(
-        f"accept them:        {again} --set limits.max_failed_fraction={percent / 100:g}"
-    )
+    if run.finished:  # or more may fail
+        percent = min(100, 100 * num_failed // run.info.manifest.rows + 1)
+        failure.add_note(
+            f"accept them:        {again} --set limits.max_failed_fraction={percent / 100:g}"
+        )

@@ -36,7 +36,7 @@ def status(
     ],
     format: Format = "text",
 ) -> None:
-    """Show the progress of a run, or a list of runs, from storage alone."""
+    """Show the progress of one run or several, from storage alone."""
     from segbatch import storage
     from segbatch.run import open_runs
 

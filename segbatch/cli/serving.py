@@ -57,7 +57,7 @@ def serve(
         bool, Option("--label-studio", help="Be an ML backend of Label Studio, too.")
     ] = False,
     name: Annotated[
-        str, Option(help="Of the application; another than segbatch is served below /NAME.")
+        str, Option(help="Name of the application; any but segbatch is served below /NAME.")
     ] = "segbatch",
     address: Annotated[
         str | None, Option(metavar="URL", help="Deploy on the cluster with this dashboard.")

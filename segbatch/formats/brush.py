@@ -21,7 +21,7 @@ Mask = npt.NDArray[np.bool_]  # (height, width), true inside
 
 CHANNELS = 4  # RGBA; all four are written, as Label Studio does
 WORD_BITS = 8
-LENGTH_BITS = np.array([3, 4, 8, 16])  # of the four kinds of lengths, as everybody writes them
+LENGTH_BITS = np.array([3, 4, 8, 16])  # of the four kinds of lengths that Label Studio writes
 LONGEST = 1 << 16
 MAX_RECORD = 1 + 2 + 16 + WORD_BITS  # bits
 CHUNK = 1 << 16  # records that are turned into bits at once

@@ -144,7 +144,7 @@ def _image(
     task: Task, uri: str, files: ImageFiles, photographs: Photographs, config: LabelConfig
 ) -> AnnotatedImage:
     """The image of a task. Raises ``ValueError`` with the reason if it cannot be found."""
-    file = photographs.find(_reference(task.data, config), uri)
+    file = photographs.find(reference_of(task.data, config), uri)
     suggested = files.originals.get(file)
     original = original_uri(task.data) or (suggested.uri if suggested else file)
     return AnnotatedImage(
@@ -157,8 +157,10 @@ def _image(
     )
 
 
-def _reference(data: Mapping[str, Any], config: LabelConfig) -> str:
-    """What the data of a task call its photograph."""
+def reference_of(data: Mapping[str, Any], config: LabelConfig) -> str:
+    """What the data of a task call its photograph. Raises ``ValueError`` with the reason if none
+    or several do.
+    """
     keys = [key for key in config.keys if key in data]
     texts = {key: value for key, value in data.items() if isinstance(value, str)}
     keys = keys or [key for key, text in texts.items() if is_reference(text)]

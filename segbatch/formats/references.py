@@ -35,6 +35,11 @@ SHOWN = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp"})  # by browsers
 SERVER_PATH = re.compile(
     r"/?(data/(local-files|upload)|storage-data|(tasks|projects)/\d+)(?=[/?]|$)"
 )
+# Of a web address: any other server may have such folders, but not such paths.
+SERVER_ADDRESS = re.compile(
+    r"/(data/upload/\d+/[^/]+|data/local-files/?|storage-data/uploaded/?"
+    r"|(tasks|projects)/\d+/(presign|resolve)/?)"
+)
 UPLOAD = re.compile(r"/?(data/)?upload/(\d+/)?(?P<name>[^/]+)")
 UPLOAD_PREFIX = re.compile(r"[0-9a-f]{8}-(?=.)")
 NOT_IN_UPLOADS = re.compile(r"[^-\w.]")  # Django leaves these characters out of names
@@ -70,24 +75,26 @@ def is_reference(value: object) -> bool:
         return False
     path = _path_of(value)
     is_named = path.rpartition(".")[2].lower() in IMAGE_EXTENSIONS
-    return is_named or value.startswith("data:image/") or bool(SERVER_PATH.match(path))
+    return is_named or value.startswith("data:image/") or _is_on_server(value)
 
 
 def to_address(reference: str) -> str:
-    """The URI at which a reference can be read; what is on Label Studio's server, there
+    """The URI at which a reference can be read: its own, or that on Label Studio's server
     (:mod:`segbatch.storage.labelstudio`).
 
-    Raises ``ValueError`` with the reason if it cannot: a path on this machine is nobody's business.
+    Raises ``ValueError`` with the reason for anything else; paths on this machine are never read.
     """
     place = _resolve(reference)
-    if storage.scheme_of(place) in READABLE_SCHEMES:
-        return place
+    for uri in (place, reference):
+        if storage.scheme_of(uri) in READABLE_SCHEMES:
+            return uri
+    shown = reference.partition("?")[0]  # the rest may be a signature
     if not SERVER_PATH.match(reference):
-        raise ValueError(f"refers to {reference}, which is no web address and no URI")
+        raise ValueError(f"refers to {shown}, which is no web address and no URI")
     server = server_url()
     if server is None:
         raise ValueError(
-            f"refers to {reference} on Label Studio's server: set LABEL_STUDIO_URL and"
+            f"refers to {shown} on Label Studio's server: set LABEL_STUDIO_URL and"
             " LABEL_STUDIO_API_KEY"
         )
     return f"{server}/{reference.lstrip('/')}"
@@ -163,7 +170,7 @@ def _resolve(reference: str) -> str:
     if reference.startswith(AZURE):
         return f"az://{reference.removeprefix(AZURE)}"
     path = _path_of(reference)
-    if not SERVER_PATH.match(path):
+    if not _is_on_server(reference):
         return reference
     query = parse_qs(reference.partition("?")[2])
     if "fileuri" in query:
@@ -176,6 +183,14 @@ def _from_base64(text: str) -> str:
         return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode()
     except ValueError as error:
         raise ValueError("refers to its image by a damaged address") from error
+
+
+def _is_on_server(reference: str) -> bool:
+    """Whether a reference is to a file on Label Studio's server."""
+    path = _path_of(reference)
+    if storage.scheme_of(reference) in storage.HTTP_SCHEMES:
+        return SERVER_ADDRESS.fullmatch(path) is not None
+    return SERVER_PATH.match(path) is not None
 
 
 def _path_of(reference: str) -> str:

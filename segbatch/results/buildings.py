@@ -12,6 +12,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 
+import duckdb
+
 from segbatch.errors import InputError
 from segbatch.masks.classes import Classes
 from segbatch.results.database import quoted_name, quoted_text
@@ -19,9 +21,12 @@ from segbatch.results.formulas import Formula
 from segbatch.results.schema import FAILED, OK, RESERVED_COLUMNS
 
 VIEW = "buildings"
+COLUMNS = "run, building, images, failed, coverage, formulas, best_image, best_uri"
 PARAMETER = "segbatch grouping column"  # no column has this name
 
-A_TEXT = re.compile(rf"\b{VIEW}\s*\(\s*'([^']*)'", re.IGNORECASE)
+A_TEXT = re.compile(rf"{VIEW}\s*\(\s*'([^']*)'", re.IGNORECASE)
+NO_COLUMN = re.compile(rf"{VIEW}\b(?!\s*\()", re.IGNORECASE)
+TABLE_FOLLOWS = re.compile(r"\b(FROM|JOIN)\s*\Z", re.IGNORECASE)
 
 
 def select_buildings(
@@ -40,7 +45,9 @@ def select_buildings(
         f"sum(pixels.{quoted_name(c.field)})::DOUBLE / {_PIXELS} AS share_{c.id}" for c in classes
     ]
     computed = [f", struct_pack({', '.join(_computed(classes, formulas))}) AS formulas"]
-    best = "uncertainty" if "uncertainty" in columns else "-(width::BIGINT * height)"
+    # The least uncertain image, or where nothing says how certain the model is, the largest.
+    uncertainty = "coalesce(uncertainty, 2)" if "uncertainty" in columns else "2"
+    best = f"({uncertainty}, -width::BIGINT * height)"
     return (
         f"SELECT {quoted_text(name)} AS run, building, images, failed,"
         f" struct_pack({', '.join(shares)}) AS coverage{''.join(computed if formulas else [])},"
@@ -48,7 +55,8 @@ def select_buildings(
         f" FROM (SELECT {quoted_name(PARAMETER)} AS building,"
         f" count(*) FILTER (status = '{OK}') AS images,"
         f" count(*) FILTER (status = '{FAILED}') AS failed, {', '.join(sums)},"
-        f" arg_min(image_id, {best}) AS best_image, arg_min(uri, {best}) AS best_uri"
+        f" arg_min(image_id, {best}) FILTER (status = '{OK}') AS best_image,"
+        f" arg_min(uri, {best}) FILTER (status = '{OK}') AS best_uri"
         f" FROM {source} GROUP BY ALL)"
     )
 
@@ -68,12 +76,25 @@ def create_buildings(selects: Sequence[str]) -> str:
     return f"CREATE MACRO {VIEW}({quoted_name(PARAMETER)}) AS TABLE {body}"
 
 
-def refuse_text(query: str) -> None:
-    """Refuse a column in single quotes, which would be one group of that text."""
-    if found := A_TEXT.search(query):
-        raise InputError(
-            f"{VIEW}('{found[1]}'): a text is no column: write {VIEW}({found[1]}) without quotes"
-        )
+def refuse_misuse(query: str) -> None:
+    """Refuse ``buildings`` without a column, or with one in single quotes, which is a text.
+
+    Raises :class:`~segbatch.errors.InputError`.
+    """
+    text = query.encode()  # offsets count bytes
+    for start, kind in duckdb.tokenize(query):
+        if kind != duckdb.token_type.identifier:
+            continue
+        rest = text[start:].decode(errors="replace")
+        if found := A_TEXT.match(rest):
+            raise InputError(
+                f"{VIEW}('{found[1]}'): a text is no column: write {VIEW}({found[1]}) without"
+                " quotes"
+            )
+        if NO_COLUMN.match(rest) and TABLE_FOLLOWS.search(text[:start].decode(errors="replace")):
+            raise InputError(
+                f"{VIEW} needs a column of yours to group by, such as {VIEW}(building_id)"
+            )
 
 
 def find_column(option: str, name: str, columns: Sequence[str]) -> str:

@@ -79,8 +79,8 @@ def sql(runs: Sequence[RunFolder], query: str) -> duckdb.DuckDBPyRelation:
     def columns_of(view: str) -> list[str]:
         return con.table(view).columns
 
-    buildings.refuse_text(query)
     try:
+        buildings.refuse_misuse(query)
         body = _single_statement(con, query)
     except duckdb.Error as error:
         raise sql_error(columns_of, runs, query, error) from error
@@ -273,11 +273,17 @@ def sql_error(
                 )
     if missing := re.search(r'column "(.+?)" not found|find key "(.+?)" in struct', text):
         name = missing[1] or missing[2]
-        if close := _close_columns(columns_of, name, fields, wide="wide" in query.lower()):
+        close = _close_columns(columns_of, name, fields, wide="wide" in query.lower())
+        if buildings.VIEW in query.lower():
+            own = [column for column in columns_of("images") if column not in RESERVED_COLUMNS]
+            close = [column for column in close if column not in columns_of("images")]
+            if not close:
+                return InputError(
+                    f"no column {name}: {buildings.VIEW} groups by columns of yours"
+                    f" ({', '.join(own) or 'none'}), and has {buildings.COLUMNS}"
+                )
+        if close:
             return InputError(f"no column {name}; did you mean {' or '.join(close)}?")
-        own = [column for column in columns_of("images") if column not in RESERVED_COLUMNS]
-        if own and buildings.VIEW in query.lower():
-            return InputError(f"no column {name}; columns of yours are {', '.join(own)}")
     return InputError(_line(error))
 
 

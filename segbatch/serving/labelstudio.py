@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
@@ -16,7 +15,7 @@ from pydantic import BaseModel, Field, ValidationError
 from segbatch.config.job import Limits
 from segbatch.errors import InputError
 from segbatch.formats.labelconfig import LabelConfig, read_label_config
-from segbatch.formats.labelstudio import to_prediction
+from segbatch.formats.labelstudio import reference_of, to_prediction
 from segbatch.formats.references import to_address
 from segbatch.images.faults import Content, Undecodable
 from segbatch.images.parts import read_images
@@ -85,7 +84,7 @@ async def predict_tasks(predictor: Predictor, body: bytes) -> dict[str, Any]:
 async def _predict_task(predictor: Predictor, task: Task, config: LabelConfig) -> dict[str, Any]:
     version = model_version(predictor)
     try:
-        uri = to_address(_reference(task.data, config))
+        uri = to_address(reference_of(task.data, config))
     except ValueError as error:
         LOG.warning("a task of Label Studio %s", one_line(error))
         return {"model_version": version, "result": []}
@@ -116,14 +115,6 @@ def _read_image(uri: str, max_bytes: int) -> Content:
     except InputError as error:
         return Undecodable("unsupported", one_line(error))
     return content
-
-
-def _reference(data: Mapping[str, Any], config: LabelConfig) -> str:
-    """What a task calls its image. Raises ``ValueError``."""
-    keys = [key for key in config.keys or data if isinstance(data.get(key), str)]
-    if not keys:
-        raise ValueError("names no image")
-    return str(data[keys[0]])
 
 
 def _config(text: str) -> LabelConfig:

@@ -18,7 +18,7 @@ COMMANDS: list[Any] = [
     for name, command in group.commands.items()
     if not hasattr(command, "commands")
 ]  # fmt: skip
-SHOWN = CliRunner().invoke(app, ["--help"], terminal_width=80).output
+SHOWN = CliRunner().invoke(app, ["--help"], terminal_width=78).output  # of 80 columns
 
 
 def parsed(command: str) -> None:
@@ -37,7 +37,7 @@ def test_every_command_stands_under_a_heading_with_its_whole_first_sentence() ->
         assert f"\n  {name} " in SHOWN
     assert "..." not in SHOWN.partition("First steps:")[2]
     for group in ("model", "labels"):
-        shown = CliRunner().invoke(app, [group, "--help"], terminal_width=80).output
+        shown = CliRunner().invoke(app, [group, "--help"], terminal_width=78).output
         assert "..." not in shown.partition("Commands:")[2]
 
 
@@ -54,5 +54,5 @@ def test_the_help_of_a_command_ends_with_an_example_of_it(entry: tuple[Any, ...]
     example = command.epilog.removeprefix("Example: ")
     assert example.startswith(f"segbatch {' '.join(words)} ")
     parsed(example)
-    shown = CliRunner().invoke(app, [*words, "--help"], terminal_width=80).output
+    shown = CliRunner().invoke(app, [*words, "--help"], terminal_width=78).output
     assert shown.endswith(f"  Example: {example}\n"), "in one line"

@@ -14,15 +14,21 @@ from segbatch.results.runinfo import Counts, read_info, write_info
 from tests.written_run import write_run
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> str:
-    """A finished run in a folder with a blank: 12 images are ok, 2 failed."""
-    uri = write_run(str(tmp_path / "my run")).uri
+def run_with(folder: Path, counts: Counts, *, finished: bool = True) -> str:
+    """A run in a folder with a blank, whose ``run.json`` has these counts."""
+    uri = write_run(str(folder / "my run"), finished=finished).uri
     info = read_info(uri)
     assert info is not None
-    info.counts = Counts(ok=12, failed={"not_found": 1, "timeout": 1})
+    info.counts = counts
+    info.manifest.rows = counts.ok + sum(counts.failed.values())
     write_info(uri, info)
     return uri
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> str:
+    """A finished run: 12 images are ok, 2 failed."""
+    return run_with(tmp_path, Counts(ok=12, failed={"not_found": 1, "timeout": 1}))
 
 
 def notes(run: str, job: str, *overrides: str) -> list[str]:
@@ -53,6 +59,21 @@ def test_the_advised_limit_accepts_the_failures_and_keeps_the_other_overrides(
     typed = load_job(str(job), [word for word in words[3:] if word != "--set"])
     assert typed.predict.batch_size == 4
     assert typed.limits.max_failed_fraction * 14 >= 2
+
+
+@pytest.mark.parametrize("failed", [1, 29, 57, 58, 99, 100])
+def test_the_advised_limit_is_enough_for_any_number_of_failures(
+    tmp_path: Path, failed: int
+) -> None:
+    run = run_with(tmp_path, Counts(ok=100 - failed, failed={"timeout": failed}))
+    limit = float(notes(run, "job.yaml")[-1].rpartition("=")[2])
+    assert failed <= limit * 100
+    assert limit <= 1
+
+
+def test_a_run_that_stopped_early_gets_no_limit(tmp_path: Path) -> None:
+    run = run_with(tmp_path, Counts(ok=0, failed={"timeout": 1100}), finished=False)
+    assert [words.split()[-1] for words in notes(run, "job.yaml")[1:]] == ["--retry-failed"]
 
 
 def test_a_job_from_standard_input_is_not_named(run: str) -> None:

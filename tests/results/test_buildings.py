@@ -1,5 +1,6 @@
 """The view ``buildings(column)``."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,21 @@ def test_the_best_image_is_the_least_uncertain(run: Run) -> None:
     assert found.fetchall() == [(8, "s3://photos/0008.jpg")], "of 2, 5, 8 and 11"
 
 
+def test_where_no_image_has_an_uncertainty_the_best_is_the_largest() -> None:
+    con = duckdb.connect()
+    con.execute(
+        "CREATE TABLE photos AS SELECT *, {wall: 1, glass: 2} AS pixels,"
+        " NULL::FLOAT AS uncertainty, 'u' || image_id AS uri FROM (VALUES (1, 'ok', 10, 10), (2, 'ok', 30, 10),"
+        " (3, 'failed', 90, 90)) AS t(image_id, status, width, height)"
+    )
+    con.execute("ALTER TABLE photos ADD COLUMN mask_width INT DEFAULT 3")
+    con.execute("ALTER TABLE photos ADD COLUMN mask_height INT DEFAULT 1")
+    for columns in (["uncertainty"], []):
+        part = select_buildings("march", "photos", Classes(["wall", "glass"]), {}, columns)
+        con.execute(create_buildings([part]).replace("CREATE", "CREATE OR REPLACE"))
+        assert con.sql("SELECT best_image, best_uri FROM buildings(1)").fetchall() == [(2, "u2")]
+
+
 def test_a_large_photograph_counts_more_and_a_division_by_zero_is_null() -> None:
     con = duckdb.connect()
     con.execute(
@@ -68,6 +84,8 @@ def test_a_large_photograph_counts_more_and_a_division_by_zero_is_null() -> None
     )
     con.execute("ALTER TABLE photos ADD COLUMN uncertainty FLOAT DEFAULT 0")
     con.execute("ALTER TABLE photos ADD COLUMN uri VARCHAR DEFAULT ''")
+    con.execute("ALTER TABLE photos ADD COLUMN width INT DEFAULT 1")
+    con.execute("ALTER TABLE photos ADD COLUMN height INT DEFAULT 1")
     part = select_buildings(
         "march", "photos", Classes(["wall", "glass"]), {"ratio": "glass / wall"}, ["uncertainty"]
     )
@@ -101,25 +119,41 @@ def test_runs_with_other_classes_and_formulas_are_side_by_side(tmp_path: Path) -
     ("question", "message"),
     [
         ("FROM buildings('city')", "write buildings(city) without quotes"),
-        ("FROM buildings(town)", "no column town; columns of yours are city, building_id"),
+        ("FROM buildings(town)", "groups by columns of yours (city, building_id)"),
+        ("SELECT foo FROM buildings(city)", "no column foo: buildings groups by"),
+        ("SELECT 1 FROM buildings(building_id) WHERE city = 'x'", "no column city: buildings"),
+        ("FROM buildings", "needs a column of yours to group by, such as buildings(building_id)"),
         ("SELECT coverage.windw FROM buildings(city)", "did you mean coverage.window?"),
     ],
 )
 def test_a_wrong_column_is_one_line_that_says_what_to_do(
     run: Run, question: str, message: str
 ) -> None:
-    with pytest.raises(InputError, match=message.replace("(", r"\(").replace(")", r"\)")):
+    with pytest.raises(InputError, match=re.escape(message)):
         sql([run], question)
+
+
+def test_a_text_that_looks_like_the_view_is_a_text(run: Run) -> None:
+    question = "SELECT count(*) FROM images WHERE uri LIKE '%FROM buildings(''x%'"
+    assert sql([run], question).fetchall() == [(0,)]
 
 
 def test_groups_are_exported_as_a_table(run: Run, tmp_path: Path) -> None:
     exported = run.export(str(tmp_path / "out"), "csv", by="CITY")
-    assert exported.written == 12
+    assert exported.written == 14
     with duckdb.connect() as con:
         written = con.read_csv(str(tmp_path / "out" / "buildings.csv"))
         assert written.columns[:4] == ["run", "building", "images", "failed"]
         rows = con.sql("SELECT building, images, failed FROM written ORDER BY building").fetchall()
     assert rows == [("Basel", 4, 1), ("Bern", 4, 0), ("Zurich", 4, 1)]
+    with pytest.raises(InputError, match="is not empty"):
+        run.export(str(tmp_path / "out"), "csv", by="city")
+
+
+def test_a_run_without_rows_has_no_groups(tmp_path: Path) -> None:
+    run = write_run(str(tmp_path / "run"), num_ok=0, failed=(), finished=False)
+    exported = run.export(str(tmp_path / "out"), "csv", by="city")
+    assert exported.line("out") == "0 of 0 images in out"
 
 
 @pytest.mark.parametrize(

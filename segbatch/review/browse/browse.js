@@ -31,7 +31,7 @@ const number = (value) => value === null || value === undefined ? "–" : String
 const moment = (value) => value === null ? "–" : isoDate(value).slice(0, 16).replace("T", " ");
 
 
-// Seconds since 1970 as 2026-11-05T14:30:00.000Z; empty for what no calendar has.
+// Seconds since 1970 as 2026-11-05T14:30:00.000Z; empty for a date out of range.
 function isoDate(seconds) {
   const date = new Date(1000 * seconds);
   return Number.isNaN(date.getTime()) ? "" : date.toISOString();

@@ -118,13 +118,15 @@ def export(
     """
     if to not in (*WRITERS, *TABLES, *points.FILES):
         raise InputError(f"--to {to}: one of {', '.join((*WRITERS, *TABLES, *points.FILES))}")
-    if by is not None:
-        return _export_buildings(run, folder, to, by, is_filtered=bool(where or limit))
+    if by is not None and to not in TABLES:
+        raise InputError(f"--by {by}: groups are rows of a table: --to {' or --to '.join(TABLES)}")
     table = run.table("rows")
     claim = Claim(run.uri, to, where, limit, table.version if table else None)
     is_begun = claim.is_begun(folder)
     condition = f" WHERE (\n{where}\n)" if where is not None else ""
     rest = f"{condition} ORDER BY image_id" + (f" LIMIT {limit}" if limit is not None else "")
+    if by is not None:
+        return _export_buildings(run, folder, TABLES[to], by, is_filtered=bool(where or limit))
     if to in TABLES:
         return _export_table(run, folder, TABLES[to], rest)
     if to in points.FILES:
@@ -153,10 +155,8 @@ def _export_table(run: RunFolder, folder: str, to: Table, rest: str) -> Exported
 
 
 def _export_buildings(
-    run: RunFolder, folder: str, to: str, by: str, *, is_filtered: bool
+    run: RunFolder, folder: str, to: Table, by: str, *, is_filtered: bool
 ) -> Exported:
-    if to not in TABLES:
-        raise InputError(f"--by {by}: groups are rows of a table: --to {' or --to '.join(TABLES)}")
     if is_filtered:
         raise InputError(
             f"--by {by}: groups are of all images, without --where and --limit; segbatch query"
@@ -164,8 +164,8 @@ def _export_buildings(
         )
     column = buildings.find_column("--by", by, sql([run], "FROM images LIMIT 0").columns)
     rows = sql([run], f"FROM {buildings.VIEW}({quoted_name(column)}) ORDER BY building")
-    write_answer(rows, TABLES[to], storage.join(folder, f"{buildings.VIEW}.{to}"))
-    [(num_images,)] = rows.sum("images").fetchall()
+    write_answer(rows, to, storage.join(folder, f"{buildings.VIEW}.{to}"))
+    [(num_images,)] = rows.aggregate("coalesce(sum(images + failed), 0)").fetchall()
     return Exported(num_images, num_images)
 
 
