@@ -68,7 +68,7 @@ def audit(
 
 @runs_app.command(
     rich_help_panel=RESULTS,
-    epilog=example('segbatch query RUN "SELECT avg(coverage.window) AS glass FROM images"'),
+    epilog=example('segbatch query RUN "SELECT avg(coverage.window) FROM images"'),
 )
 def query(
     arguments: Annotated[

@@ -27,7 +27,6 @@ from segbatch.cluster.estimate import (
 from segbatch.cluster.measure import Measurement
 from segbatch.cluster.nodeoptions import NodeOption, Terms, Wish, node_options
 from segbatch.cluster.survey import Effort, Survey, survey_job
-from segbatch.config.images import location_of
 from segbatch.config.job import Job, SegmentJob, load_kind
 from segbatch.images.panorama import views_each
 from segbatch.jobs.runtime.nodes import ClusterFile, read_cluster_file
@@ -206,10 +205,10 @@ def _bill(job: SegmentJob, survey: Survey, sample: Measurement, prices: Prices) 
         headers=survey.headers,
         views=views_each(job.sources),
     )
-    reads = any(_in_object_storage(location_of(source)) for source in job.sources)
-    writes = _in_object_storage(job.output)
-    billed = {"get": reads, "list": reads, "put": writes}
-    num_requests = {kind: num if billed[kind] else 0 for kind, num in num_requests.items()}
+    reads = survey.in_object_storage
+    writes = storage.scheme_of(job.output) in storage.OBJECT_SCHEMES
+    billed = {"get": reads, "list": reads, "put": float(writes)}
+    num_requests = {kind: round(num * billed[kind]) for kind, num in num_requests.items()}
     read_gb = survey.left * sample.read_bytes / GB
     stored_gb = survey.images * (sample.rows_bytes + sample.stats_bytes) / GB
     return Bill(
@@ -220,10 +219,6 @@ def _bill(job: SegmentJob, survey: Survey, sample: Measurement, prices: Prices) 
         stored_gb=stored_gb,
         storage_money_a_month=writes * stored_gb * prices.storage_gb_month,
     )
-
-
-def _in_object_storage(uri: str) -> bool:
-    return storage.scheme_of(uri) in storage.OBJECT_SCHEMES
 
 
 def _notes(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -68,7 +69,10 @@ class Census:
 
 @dataclass(frozen=True)
 class Survey:
-    """The counts of a census, and the measurement of its sample on each kind of node."""
+    """The counts of a census, and the measurement of its sample on each kind of node.
+
+    ``in_object_storage``: the share of the sample's images that are there, 0 to 1.
+    """
 
     images: int
     whole: bool
@@ -78,6 +82,7 @@ class Survey:
     skipped: dict[str, int]
     samples: list[Measurement]
     on_cluster: bool
+    in_object_storage: float = 1.0
 
     @property
     def left(self) -> int:
@@ -131,7 +136,13 @@ def survey_job(job: SegmentJob, effort: Effort) -> Survey:
         census.skipped,
         samples,
         on_cluster,
+        _share_in_object_storage(census.sample["uri"].to_pylist()),
     )
+
+
+def _share_in_object_storage(uris: Sequence[str]) -> float:
+    there = sum(storage.scheme_of(uri) in storage.OBJECT_SCHEMES for uri in uris)
+    return there / max(1, len(uris))
 
 
 # ------------------------------------------------------------------------------------ counting

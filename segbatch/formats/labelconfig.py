@@ -29,9 +29,7 @@ def write_label_config(classes: Classes) -> str:
     ET.SubElement(view, "Image", name=IMAGE, value=f"${IMAGE}", zoom="true", zoomControl="true")
     labels = ET.SubElement(view, "BrushLabels", name=LABELS, toName=IMAGE)
     for c in classes:
-        ET.SubElement(
-            labels, "Label", value=c.name, background="#{:02x}{:02x}{:02x}".format(*c.color)
-        )
+        ET.SubElement(labels, "Label", value=c.name, background=c.hex)
     ET.indent(view)
     return f"{ET.tostring(view, encoding='unicode')}\n"
 

@@ -59,6 +59,7 @@ class Predicted:
     """An image file with what was predicted in it."""
 
     data: bytes
+    max_pixels: int
     image: Decoded
     prediction: Prediction
     model: ModelName
@@ -77,10 +78,7 @@ class Predicted:
             coverage=prediction.coverage,
             confidence=prediction.confidence,
             uncertainty=None if isnan(prediction.uncertainty) else prediction.uncertainty,
-            classes=[
-                ClassName(id=c.id, name=c.name, color=f"#{bytes(c.color).hex()}")
-                for c in prediction.classes
-            ],
+            classes=[ClassName(id=c.id, name=c.name, color=c.hex) for c in prediction.classes],
             model=self.model,
         )
 
@@ -95,9 +93,7 @@ class Predicted:
         """
         photograph = self.image.pixels
         if photograph.shape[:2] != self.prediction.mask.shape:
-            whole = decode_image(
-                self.data, max_pixels=self.image.width * self.image.height, long_side=None
-            )
+            whole = decode_image(self.data, max_pixels=self.max_pixels, long_side=None)
             assert isinstance(whole, Decoded)  # as it was for the model
             photograph = whole.pixels
         shares = np.array(list(self.prediction.coverage.values()))

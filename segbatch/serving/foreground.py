@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import socket
 import time
-import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
+from http.client import HTTPException
+from typing import Any
+from urllib.request import ProxyHandler, build_opener
 
 from ray import serve
 from ray.exceptions import RayError
@@ -56,7 +58,7 @@ def serve_here(
                 shown = socket.gethostname() if host in ANY_ADDRESS else host
                 ready(url_of(shown, port, name))
             while not signals.arrived():
-                serve.status()  # raises if Ray is gone
+                _application(name)
                 time.sleep(LOOK_S)
             say("stopping")
         except RayError as error:
@@ -73,7 +75,7 @@ def _has_started(name: str) -> bool:
     """
     start = Start(name)
     while not signals.arrived():
-        application = serve.status().applications[name]
+        application = _application(name)
         messages = [application.message, *(d.message for d in application.deployments.values())]
         if start.is_over(application.status, messages):
             return True
@@ -81,14 +83,27 @@ def _has_started(name: str) -> bool:
     return False
 
 
+def _application(name: str) -> Any:
+    """What Serve says of the application.
+
+    Raises :class:`~segbatch.errors.Incomplete` if somebody has deleted it, ``RayError`` if Ray is
+    gone.
+    """
+    application = serve.status().applications.get(name)
+    if application is None:
+        raise Incomplete(f"{name} was deleted from Ray Serve; start it again")
+    return application
+
+
 def _require_answer(url: str) -> None:
     """Raises :class:`~segbatch.errors.InputError` unless the server answers at ``url``."""
     deadline = time.monotonic() + ANSWER_S
+    direct = build_opener(ProxyHandler({}))  # no proxy leads to this machine
     while not signals.arrived():
         try:
-            with urllib.request.urlopen(f"{url}healthz", timeout=5):
+            with direct.open(f"{url}healthz", timeout=5):
                 return
-        except OSError as error:
+        except (OSError, HTTPException) as error:
             if time.monotonic() > deadline:
                 raise InputError(
                     f"{url}: does not answer: {one_line(error)}; if Ray Serve was running there"

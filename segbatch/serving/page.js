@@ -18,7 +18,11 @@ async function predict(file) {
       body: file,
       headers: { Accept: "image/jpeg", "Content-Type": "application/octet-stream" },
     });
-    if (!answer.ok) throw new Error((await answer.json()).detail);
+    if (!answer.ok) {
+      // Serve's own refusals, when too many wait, are no JSON.
+      const error = await answer.json().catch(() => ({ detail: answer.statusText }));
+      throw new Error(error.detail);
+    }
     const picture = URL.createObjectURL(await answer.blob());
     if (number !== latest) return;
     URL.revokeObjectURL(overlay.src);

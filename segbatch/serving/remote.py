@@ -11,7 +11,7 @@ from segbatch.cluster.dashboard import connect
 from segbatch.cluster.environment import with_segbatch, with_variables
 from segbatch.cluster.submit import out_of_reach, values_hidden
 from segbatch.console import say
-from segbatch.errors import InputError
+from segbatch.errors import Incomplete, InputError
 from segbatch.serving.service import IMPORT_PATH, Service, route_of, url_of
 from segbatch.serving.start import LOOK_S, Start
 
@@ -54,7 +54,9 @@ def deploy(
         start = Start(name)
         while True:
             details = dashboard.serve_details()
-            now = details["applications"][name]
+            now = details["applications"].get(name)
+            if now is None:
+                raise Incomplete(f"{name} was deleted from Ray Serve; deploy it again")
             messages = [now["message"], *(each["message"] for each in now["deployments"].values())]
             if start.is_over(now["status"], messages):
                 break

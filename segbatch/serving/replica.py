@@ -57,7 +57,7 @@ class Predictor:
         prediction = await self._batch(image)
         if isinstance(prediction, JobFailed):
             return Undecodable("too_large", str(prediction))
-        return Predicted(data, image, prediction, self.name)
+        return Predicted(data, self.service.max_pixels, image, prediction, self.name)
 
     async def in_thread(self, function: Callable[..., Result], *arguments: Any) -> Result:
         """Call a function that takes CPU time in one of the threads for images."""

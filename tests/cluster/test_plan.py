@@ -291,17 +291,17 @@ def test_a_node_without_a_price_has_hours_and_no_money() -> None:
 
 
 @pytest.mark.parametrize(
-    ("images", "output", "billed"),
+    ("share", "output", "billed"),
     [
-        ("s3://b/i/", "s3://b/o", {"get", "put", "list"}),
-        ("photos/", "s3://b/o", {"put"}),
-        ("s3://b/i/", "runs/o", {"get", "list"}),
-        ("photos/", "runs/o", set()),
+        (1.0, "s3://b/o", {"get", "put", "list"}),
+        (0.0, "s3://b/o", {"put"}),
+        (0.5, "runs/o", {"get", "list"}),
+        (0.0, "runs/o", set()),
     ],
 )
-def test_only_object_storage_costs_money(images: str, output: str, billed: set[str]) -> None:
-    job = SegmentJob.model_validate({**JOB.model_dump(), "images": images, "output": output})
-    found = Survey(1_000_000, True, 0, 1_000_000, 10, {}, [SAMPLE], on_cluster=True)
+def test_only_object_storage_costs_money(share: float, output: str, billed: set[str]) -> None:
+    job = JOB.model_copy(update={"output": output})
+    found = Survey(1_000_000, True, 0, 1_000_000, 10, {}, [SAMPLE], True, share)
     nodes = read_cluster_file(str(ROOT / "cluster.yaml"))
     bill = make_plan(job, found, nodes, read_prices(None), Wish()).bill
     assert {kind for kind, number in bill.requests.items() if number} == billed

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from segbatch.formats.folder import ImageFiles, list_uris
-from segbatch.formats.references import Photographs, is_reference, to_reference
+from segbatch.formats.references import Photographs, is_reference, to_address, to_reference
 from tests.labels.files import write
 
 FILES = (
@@ -117,3 +117,28 @@ def test_files_on_disk_are_named_below_the_parent_of_their_folder(tmp_path: Path
     assert found == f"{folder}/a b/ü#1.jpg"
     assert to_reference("az://photos/a.jpg", "az://photos") == "azure-blob://photos/a.jpg"
     assert to_reference("s3://photos/a.jpg", "s3://photos") == "s3://photos/a.jpg"
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://photos.org/projects/12/img/a.jpg",
+        "https://cdn.org/data/upload/x.jpg",
+        "https://photos.org/tasks/7/a.jpg",
+        "http://label-studio:8080/data/upload/1/3f9a1c04-a.jpg",
+    ],
+)
+def test_a_web_address_is_read_where_it_is(address: str) -> None:
+    assert to_address(address) == address
+    assert is_reference(address)
+
+
+def test_a_photograph_of_another_server_is_no_file_next_to_the_labels(tmp_path: Path) -> None:
+    address = "https://photos.org/projects/12/front.jpg"
+    assert find(tmp_path, address) == address
+
+
+def test_an_error_does_not_repeat_a_signature() -> None:
+    with pytest.raises(ValueError, match=r"to /data/upload/1/a\.jpg on Label Studio") as error:
+        to_address("/data/upload/1/a.jpg?signature=secret")
+    assert "secret" not in str(error.value)

@@ -61,7 +61,8 @@ def test_where_no_image_has_an_uncertainty_the_best_is_the_largest() -> None:
     con = duckdb.connect()
     con.execute(
         "CREATE TABLE photos AS SELECT *, {wall: 1, glass: 2} AS pixels,"
-        " NULL::FLOAT AS uncertainty, 'u' || image_id AS uri FROM (VALUES (1, 'ok', 10, 10), (2, 'ok', 30, 10),"
+        " NULL::FLOAT AS uncertainty, 'u' || image_id AS uri"
+        " FROM (VALUES (1, 'ok', 10, 10), (2, 'ok', 30, 10),"
         " (3, 'failed', 90, 90)) AS t(image_id, status, width, height)"
     )
     con.execute("ALTER TABLE photos ADD COLUMN mask_width INT DEFAULT 3")

@@ -97,6 +97,12 @@ def test_facts_are_those_of_predict(url: str, model_uri: str) -> None:
     assert facts["model"] == {"uri": model_uri, "sha256": fingerprint(model_uri)}
 
 
+def test_an_overlay_of_a_narrow_photograph_is_drawn(url: str) -> None:
+    answer = ask(f"{url}predict", encoded(image(5, 3, 2000)), accept="image/jpeg")
+    assert answer.status == 200
+    assert Image.open(io.BytesIO(answer.body)).width == 2000
+
+
 def test_an_overlay_is_the_one_that_segbatch_predict_writes(
     url: str, model_uri: str, tmp_path: Path
 ) -> None:
