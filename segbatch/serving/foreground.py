@@ -19,6 +19,7 @@ from segbatch import signals
 from segbatch.console import say
 from segbatch.errors import Incomplete, InputError
 from segbatch.jobs.runtime.workers import connected
+from segbatch.machine import listen
 from segbatch.model.bundle import load_config
 from segbatch.serving.app import build
 from segbatch.serving.service import Service, route_of, url_of
@@ -114,13 +115,6 @@ def _require_answer(url: str) -> None:
 
 def free_port(host: str, port: int) -> int:
     """``port``, or a free one for 0. Raises ``InputError`` if nothing can listen there."""
-    try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.create_server(address, family=family) as tried:
-            found: int = tried.getsockname()[1]
-            return found
-    except OSError as error:
-        why = str(error.strerror or error).partition(" (while")[0]  # Python repeats the address
-        raise InputError(
-            f"cannot listen at {host}, port {port}: {why}; choose another with --port or --host"
-        ) from error
+    with listen(host, port) as tried:
+        found: int = tried.getsockname()[1]
+        return found

@@ -24,6 +24,7 @@ from starlette.types import ASGIApp
 
 from segbatch import storage
 from segbatch.errors import InputError, RunError, SegbatchError
+from segbatch.machine import listen
 from segbatch.review.browse.endpoints import RunEndpoints
 from segbatch.review.browse.guard import RequestGuard
 from segbatch.review.map.sheet import map_file, tiles_origin
@@ -82,7 +83,7 @@ class Site:
             timeout_graceful_shutdown=SHUTDOWN_S,
         )
         self._server = uvicorn.Server(config)
-        self._listening = _listen(host, port)
+        self._listening = listen(host, port)
         name = socket.gethostname() if host in ALL_ADDRESSES else host
         name = f"[{name}]" if ":" in name else name
         path = f"{token}/" if token else ""
@@ -107,20 +108,6 @@ def _application(endpoints: RunEndpoints) -> ASGIApp:
     return Starlette(
         routes=routes, exception_handlers={SegbatchError: _error_response, OSError: _error_response}
     )
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family, *_, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        both_families = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
-        return socket.create_server(address, family=family, dualstack_ipv6=both_families)
-    except OSError as error:
-        why = str(error.strerror or error).partition(" (while")[0]  # Python repeats the address
-        raise InputError(
-            f"cannot listen at {host}, port {port}: {why}; choose another with --port or --host"
-        ) from error
 
 
 def _is_loopback(host: str) -> bool:
