@@ -484,7 +484,7 @@ def test_the_wheel_zooms_where_it_points_and_dragging_moves(url: str, browser: V
         x, y = view["x"] + 100, view["y"] + 50
         page.mouse.move(x, y)
         page.mouse.wheel(0, -400)
-        page.wait_for_function("document.getElementById('zoom-reset').innerText !== '100 %'")
+        page.wait_for_function("() => document.getElementById('zoom-reset').innerText !== '100 %'")
         zoomed = page.evaluate(at)
         page.mouse.down()
         page.mouse.move(x - 30, y - 20)
@@ -556,7 +556,7 @@ def test_two_runs_are_next_to_each_other(two: str, browser: Visitor) -> None:
     def look(page: "Page") -> tuple[list[str], list[str], list[int], list[int]]:
         page.locator(".tile").nth(5).click()
         page.locator("#classes tbody tr").nth(3).wait_for()
-        page.wait_for_function(f"({opaque})().every((num) => num > 0)")
+        page.wait_for_function(f"() => ({opaque})().every((num) => num > 0)")
         names = page.locator(".side figcaption").all_inner_texts()
         rows = page.locator("#classes tbody tr").all_inner_texts()
         before = page.evaluate(opaque)
