@@ -176,7 +176,9 @@ def _is_alive(group: int) -> bool:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.long), signal.SIGTERM, signal.SIGKILL]
+)
 def test_an_import_that_is_stopped_leaves_the_dataset_as_it_was(
     street: Path, tmp_path: Path, number: signal.Signals
 ) -> None:

@@ -38,6 +38,7 @@ def demo(tmp_path: Path, model_uri: str) -> Path:
     return tmp_path
 
 
+@pytest.mark.long
 def test_pictures_are_made_and_are_small(demo: Path, tmp_path: Path) -> None:
     if shutil.which("chromium") is None and shutil.which("chromium-browser") is None:
         pytest.skip("no chromium on PATH")

@@ -100,7 +100,13 @@ def executions() -> list[threading.Thread]:
 
 
 @pytest.mark.usefixtures("ray_address")
-@pytest.mark.parametrize("handle", [True, False], ids=["with its handle", "without"])
+@pytest.mark.parametrize(
+    "handle",
+    [
+        pytest.param(True, id="with its handle"),
+        pytest.param(False, id="without", marks=pytest.mark.long),
+    ],
+)
 def test_an_execution_that_is_left_early_ends(
     handle: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
