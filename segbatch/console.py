@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -16,9 +17,26 @@ from segbatch.errors import visible
 EVERY_S = 10.0  # between two lines
 
 
+class _Said:
+    """What this process prints to stderr."""
+
+    is_quiet = False
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Print no progress and no advice in the block; errors and results are printed elsewhere."""
+    before, _Said.is_quiet = _Said.is_quiet, True
+    try:
+        yield
+    finally:
+        _Said.is_quiet = before
+
+
 def say(message: str) -> None:
     """Print one line to stderr, whole: it may hold advice to type."""
-    print(visible(message), file=sys.stderr, flush=True)
+    if not _Said.is_quiet:
+        print(visible(message), file=sys.stderr, flush=True)
 
 
 def in_pairs(facts: Mapping[str, object]) -> str:
@@ -47,7 +65,7 @@ class Bar:
             TextColumn("{task.fields[state]}"),
             TimeRemainingColumn(),
             console=Console(stderr=True),
-            disable=not sys.stderr.isatty(),
+            disable=_Said.is_quiet or not sys.stderr.isatty(),
         )
         self._task = self._bar.add_task(what, total=total, completed=done, state="")
         self.started = self._last_line = time.monotonic()

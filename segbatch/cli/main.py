@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
-from typer import Argument, Exit, Option, Typer
+from typer import Argument, Context, Exit, Option, Typer
 
 from segbatch.__version__ import __version__
 from segbatch.cli.groups import FIRST, MODELS, SEGMENT, CommandsByTask, example
@@ -33,6 +33,7 @@ from segbatch.cli.plan import plan_app
 from segbatch.cli.runs import runs_app
 from segbatch.cli.serving import serving_app
 from segbatch.config.templates import template
+from segbatch.console import quiet
 from segbatch.errors import Incomplete, JobFailed, SegbatchError
 
 app = Typer(
@@ -68,10 +69,16 @@ def _print_version(requested: bool) -> None:
 
 @app.callback()
 def _root(
+    context: Context,
+    is_quiet: Annotated[
+        bool, Option("--quiet", "-q", help="Print results and errors only.")
+    ] = False,
     version: Annotated[
         bool, Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
     ] = False,
-) -> None: ...
+) -> None:
+    if is_quiet:
+        context.with_resource(quiet())
 
 
 @app.command(

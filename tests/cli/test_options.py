@@ -27,6 +27,17 @@ def test_the_status_of_a_run_is_in_blocks_without_what_is_empty(
     assert not {"submission", "driver", "duplicates"} & {key for block in keys for key in block}
 
 
+def test_quiet_prints_results_and_no_advice_and_ends_with_the_command(tmp_path: Path) -> None:
+    run = write_run(str(tmp_path / "run")).uri
+    words = ["report", run, "-o", str(tmp_path / "report.html")]
+    said = CliRunner().invoke(app, ["--quiet", *words])
+    assert (said.exit_code, said.stderr) == (0, "")
+    assert "open it in a browser" in CliRunner().invoke(app, words).stderr
+    assert (
+        "14" in CliRunner().invoke(app, ["-q", "query", run, "SELECT count(*) FROM images"]).stdout
+    )
+
+
 def test_a_glob_lists_runs_and_a_run_of_such_a_name_is_one(tmp_path: Path) -> None:
     for name in ("march", "april", "may[1]"):
         write_run(str(tmp_path / name), finished=name != "april")
