@@ -286,6 +286,8 @@ def _say_what_next(folder: Path, miou: float, minutes: float, *, has_photos: boo
     shown = shown if not shown.startswith("..") else str(folder)
     typed = quote(shown)
     program = os.path.relpath(sys.argv[0]) if os.sep in sys.argv[0] else "segbatch"
+    if program.endswith("__main__.py"):
+        program = "python -m segbatch"
     glass = (
         "SELECT uri, coverage.window AS glass FROM images"
         " WHERE coverage.window > 0.25 ORDER BY glass DESC"
