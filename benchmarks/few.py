@@ -18,8 +18,10 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import yaml
@@ -76,7 +78,30 @@ def main() -> None:
         "summary": rows,
         "trainings": trainings,
     }
-    print(result.save("few", {**result.machine(), **figures}, arguments.output))
+    saved = result.save("few", {**result.machine(), **figures}, arguments.output)
+    draw(trainings, saved.with_suffix(".png"))
+    print(saved)
+
+
+def draw(trainings: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """mIoU over the number of own photographs, from either start: each training and their mean."""
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for start, color in (("model", "#1f6fb4"), ("ImageNet", "#9aa3ab")):
+        found = sorted((t["number"], t["miou"]) for t in trainings if t["start"] == start)
+        numbers = sorted({number for number, _ in found})
+        means = [fmean(miou for n, miou in found if n == number) for number in numbers]
+        axes.plot(
+            numbers,
+            means,
+            color=color,
+            label="from ImageNet" if start == "ImageNet" else "from the model",
+        )
+        axes.plot(*zip(*found, strict=True), "o", color=color, markersize=4)
+    axes.set(xlabel="own labelled photographs", ylabel="mIoU", xlim=(0, None), ylim=(0, None))
+    axes.legend(loc="lower right")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
 
 
 def dealt(dataset: str) -> tuple[list[Row], list[Row], list[Row]]:
