@@ -400,9 +400,9 @@ def test_diff_writes_a_row_per_image(
 def test_diff_refuses_an_unknown_extension_before_it_reads_anything(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert segbatch(monkeypatch, "diff", "a", "b", "-o", "changes.xlsx") == 2
+    assert segbatch(monkeypatch, "diff", "a", "b", "-o", "changes.ods") == 2
     assert capsys.readouterr().err == (
-        "segbatch: changes.xlsx: the extension must be one of .parquet, .csv, .json\n"
+        "segbatch: changes.ods: the extension must be one of .parquet, .csv, .json, .xlsx\n"
     )
 
 
