@@ -64,9 +64,7 @@ def print_facts(facts: Any, format: str = "text") -> None:
     for index, entry in enumerate(facts if isinstance(facts, list) else [facts]):
         if index:
             print()
-        width = max(len(LABELS.get(key, key)) for key in entry)
-        for key, value in entry.items():
-            print(f"{LABELS.get(key, key):{width}}  {_as_text(key, value)}")
+        print(_lines(entry, _width(entry)))
 
 
 # Facts of a run, those that belong together in one block.
@@ -90,16 +88,24 @@ def print_status(summary: Mapping[str, Any], format: str = "text") -> None:
     facts = {**summary, "status": f"{coloured if sys.stdout.isatty() else status}{reason}"}
     if not facts["duplicates"]:
         facts["duplicates"] = None
-    width = max(len(LABELS.get(key, key)) for key in facts)
+    width = _width(facts)
     blocks = (
-        "\n".join(
-            f"{LABELS.get(key, key):{width}}  {_as_text(key, facts[key])}"
-            for key in block
-            if facts[key] not in (None, {}, [])
-        )
+        {key: facts[key] for key in block if facts[key] not in (None, {}, [])}
         for block in STATUS_BLOCKS
     )
-    print("\n\n".join(filter(None, blocks)))
+    print("\n\n".join(_lines(block, width) for block in blocks if block))
+
+
+def _width(facts: Mapping[str, Any]) -> int:
+    """That of the longest key, as it is printed."""
+    return max(len(LABELS.get(key, key)) for key in facts)
+
+
+def _lines(facts: Mapping[str, Any], width: int) -> str:
+    """One line a key, with the values in one column."""
+    return "\n".join(
+        f"{LABELS.get(key, key):{width}}  {_as_text(key, value)}" for key, value in facts.items()
+    )
 
 
 RUN_COLUMNS = ("run", "status", "images", "ok", "failed", "model", "updated")

@@ -35,10 +35,7 @@ def mask_targets_json(classes: Classes, run: str) -> Mapping[str, Sequence[str |
     """``default_mask_targets`` of a dataset, and ``default_mask_targets_colors`` of its scheme."""
     document = {
         "mask_targets": {str(c.id + 1): c.name for c in classes},
-        "mask_targets_colors": [
-            {"intTarget": c.id + 1, "color": "#{:02x}{:02x}{:02x}".format(*c.color)}
-            for c in classes
-        ],
+        "mask_targets_colors": [{"intTarget": c.id + 1, "color": c.hex} for c in classes],
     }
     return {"mask_targets.json": [json.dumps(document, ensure_ascii=False, indent=2), "\n"]}
 

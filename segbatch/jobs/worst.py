@@ -8,15 +8,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from segbatch import masks, storage
+from segbatch import masks
 from segbatch.masks import overlay
 from segbatch.masks.classes import IGNORE_INDEX, Classes, SegClass
 from segbatch.masks.drawing import highlight
 from segbatch.masks.html import jpeg_uri
-from segbatch.review.theme import THEME
+from segbatch.review.pages import page_environment
 
 PICTURE_SIDE = 480  # pixels of a picture's longer side
 QUALITY = 80
@@ -57,18 +56,10 @@ def worst_page(
 
     ``confusion`` is ``(classes, classes)``: pixels by class in truth, the row, and in prediction.
     """
-    environment = Environment(
-        loader=PackageLoader("segbatch.jobs", ""),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
+    environment = page_environment("segbatch.jobs")
     environment.filters["score"] = lambda value: "–" if value is None else f"{value:.3f}"
     environment.filters["share"] = masks.share
     return environment.get_template("worst.html").render(
-        theme=THEME,
-        base_name=storage.name_of,
         title=title,
         metrics=metrics,
         confusion=_confusion(classes, confusion),

@@ -24,9 +24,7 @@ VIEW = "buildings"
 COLUMNS = "run, building, images, failed, coverage, formulas, best_image, best_uri"
 PARAMETER = "segbatch grouping column"  # no column has this name
 
-A_TEXT = re.compile(rf"{VIEW}\s*\(\s*'([^']*)'", re.IGNORECASE)
-NO_COLUMN = re.compile(rf"{VIEW}\b(?!\s*\()", re.IGNORECASE)
-TABLE_FOLLOWS = re.compile(r"\b(FROM|JOIN)\s*\Z", re.IGNORECASE)
+A_TEXT = re.compile(rb"%s\s*\(\s*'([^']*)'" % VIEW.encode(), re.IGNORECASE)
 
 
 def select_buildings(
@@ -76,25 +74,23 @@ def create_buildings(selects: Sequence[str]) -> str:
     return f"CREATE MACRO {VIEW}({quoted_name(PARAMETER)}) AS TABLE {body}"
 
 
-def refuse_misuse(query: str) -> None:
-    """Refuse ``buildings`` without a column, or with one in single quotes, which is a text.
+def refuse_text(query: str) -> None:
+    """Refuse a column in single quotes, which would be one group of that text.
 
     Raises :class:`~segbatch.errors.InputError`.
     """
     text = query.encode()  # offsets count bytes
     for start, kind in duckdb.tokenize(query):
-        if kind != duckdb.token_type.identifier:
-            continue
-        rest = text[start:].decode(errors="replace")
-        if found := A_TEXT.match(rest):
+        if kind == duckdb.token_type.identifier and (found := A_TEXT.match(text, start)):
+            column = found[1].decode()
             raise InputError(
-                f"{VIEW}('{found[1]}'): a text is no column: write {VIEW}({found[1]}) without"
-                " quotes"
+                f"{VIEW}('{column}'): a text is no column: write {VIEW}({column}) without quotes"
             )
-        if NO_COLUMN.match(rest) and TABLE_FOLLOWS.search(text[:start].decode(errors="replace")):
-            raise InputError(
-                f"{VIEW} needs a column of yours to group by, such as {VIEW}(building_id)"
-            )
+
+
+def own_columns(columns: Sequence[str]) -> list[str]:
+    """The user's columns among those of the view ``images``."""
+    return [column for column in columns if column not in RESERVED_COLUMNS]
 
 
 def find_column(option: str, name: str, columns: Sequence[str]) -> str:
@@ -102,7 +98,7 @@ def find_column(option: str, name: str, columns: Sequence[str]) -> str:
 
     Raises :class:`~segbatch.errors.InputError`, which names ``option``.
     """
-    own = {column.lower(): column for column in columns if column not in RESERVED_COLUMNS}
+    own = {column.lower(): column for column in own_columns(columns)}
     if name.lower() in own:
         return own[name.lower()]
     if not own:

@@ -29,7 +29,7 @@ from segbatch.results.database import (
     scan,
 )
 from segbatch.results.runfolder import RunFolder
-from segbatch.results.schema import FAILED, OK, RESERVED_COLUMNS, rows_schema
+from segbatch.results.schema import FAILED, OK, rows_schema
 from segbatch.results.table import kind_of
 
 # Columns for programs, which say where a mask is; masks have a view of their own.
@@ -80,7 +80,7 @@ def sql(runs: Sequence[RunFolder], query: str) -> duckdb.DuckDBPyRelation:
         return con.table(view).columns
 
     try:
-        buildings.refuse_misuse(query)
+        buildings.refuse_text(query)
         body = _single_statement(con, query)
     except duckdb.Error as error:
         raise sql_error(columns_of, runs, query, error) from error
@@ -275,15 +275,21 @@ def sql_error(
         name = missing[1] or missing[2]
         close = _close_columns(columns_of, name, fields, wide="wide" in query.lower())
         if buildings.VIEW in query.lower():
-            own = [column for column in columns_of("images") if column not in RESERVED_COLUMNS]
-            close = [column for column in close if column not in columns_of("images")]
+            images = columns_of("images")
+            close = [column for column in close if column not in images]
             if not close:
+                own = ", ".join(buildings.own_columns(images)) or "none"
                 return InputError(
-                    f"no column {name}: {buildings.VIEW} groups by columns of yours"
-                    f" ({', '.join(own) or 'none'}), and has {buildings.COLUMNS}"
+                    f"no column {name}: {buildings.VIEW} groups by columns of yours ({own}), and"
+                    f" has {buildings.COLUMNS}"
                 )
         if close:
             return InputError(f"no column {name}; did you mean {' or '.join(close)}?")
+    if f"Table with name {buildings.VIEW} does not exist" in text:
+        return InputError(
+            f"{buildings.VIEW} needs a column of yours to group by, such as"
+            f" {buildings.VIEW}(building_id)"
+        )
     return InputError(_line(error))
 
 

@@ -172,3 +172,8 @@ def test_an_export_by_what_cannot_be_grouped_by_is_refused(
     with pytest.raises(InputError, match=message.replace("?", r"\?")):
         run.export(str(tmp_path / "out"), **options)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_table_of_that_name_in_a_query_is_the_querys_own(run: Run) -> None:
+    question = "WITH buildings AS (SELECT 7 AS floors) SELECT floors FROM buildings"
+    assert sql([run], question).fetchall() == [(7,)]

@@ -51,15 +51,15 @@ def group_images(
     computed = [name for name in formulas if name in job_has]
     values = [f"coverage.{quoted_name(c.field)}" for c in covering]
     values += [f"formulas.{quoted_name(name)}" for name in computed]
-    groups = f"{VIEW}({quoted_name(column)})"
-    rows = sql(
+    found = sql(
         [run],
-        f"SELECT building, images + failed, failed, [{', '.join(values)}]::DOUBLE[]"
-        f" FROM {groups} ORDER BY images + failed DESC, building LIMIT {NUM_GROUPS}",
+        f"SELECT building, images + failed, failed, [{', '.join(values)}]::DOUBLE[],"
+        " count(*) OVER (), sum(images + failed) OVER ()"
+        f" FROM {VIEW}({quoted_name(column)})"
+        f" ORDER BY images + failed DESC, building LIMIT {NUM_GROUPS}",
     ).fetchall()
-    [(num_groups, num_images)] = sql(
-        [run], f"SELECT count(*), sum(images + failed) FROM {groups}"
-    ).fetchall()
+    rows = [row[:4] for row in found]
+    num_groups, num_images = found[0][4:] if found else (0, 0)
     return Groups(
         column=column,
         classes=covering,
@@ -67,5 +67,5 @@ def group_images(
         rows=rows,
         more_classes=[facts.seg_class.name for facts in shown[GROUP_CLASSES:]],
         num_more=num_groups - len(rows),
-        num_more_images=int(num_images or 0) - sum(row[1] for row in rows),
+        num_more_images=int(num_images) - sum(row[1] for row in rows),
     )

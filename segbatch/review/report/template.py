@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import Template
 
-from segbatch import masks, storage
+from segbatch import masks
 from segbatch.masks.drawing import CHANGED
-from segbatch.review.theme import THEME
+from segbatch.review.pages import page_environment
 
 
 def report_template() -> Template:
-    environment = Environment(
-        loader=PackageLoader("segbatch.review.report", ""),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
+    environment = page_environment("segbatch.review.report")
     environment.globals.update(
-        theme=THEME,
         count="{:,}".format,
         percent=_percent,
         number=_number,
         points=_points,
-        base_name=storage.name_of,
         changed_color=f"rgb{CHANGED}",
     )
     return environment.get_template("report.html")
