@@ -2,6 +2,7 @@ import itertools
 import json
 import logging
 import os
+import signal
 import sys
 import tempfile
 import urllib.request
@@ -31,7 +32,11 @@ os.environ |= {
     **FEW_CORES,
 }
 
+# Tests send SIGINT to what they start, and a shell has commands in the background ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 ROOT = Path(__file__).parents[1]
+LONG_S = 3600
 
 # `scripts/test unit` leaves out tests that use one of these fixtures, and those of whole commands.
 SLOW_FIXTURES = {"ray_context", "s3"}
@@ -39,8 +44,13 @@ SLOW_FOLDERS = {"cli", "cluster", "demo", "docs", "jobs", "released", "serving"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests that need neither Ray nor a server nor a process of their own as ``unit``."""
+    """Mark tests that need neither Ray nor a server nor a process of their own as ``unit``.
+
+    Long tests may take an hour.
+    """
     for item in items:
+        if item.get_closest_marker("long"):
+            item.add_marker(pytest.mark.timeout(LONG_S))
         folder = item.path.relative_to(ROOT / "tests").parts[0]
         fixtures = set(getattr(item, "fixturenames", ()))
         if folder not in SLOW_FOLDERS and not SLOW_FIXTURES & fixtures:

@@ -202,12 +202,15 @@ def browse_command(
     from segbatch.review.browse.site import Site
 
     site = Site(run_uri, host, port, tiles=tiles, against=against)
-    print(site.url, flush=True)
-    if open_page and webbrowser.open(site.url):  # it waits: the site listens already
-        say("Ctrl-C ends it")
-    else:
-        say("open this page in a browser; Ctrl-C ends it")
-    site.run()
+
+    def ready() -> None:
+        print(site.url, flush=True)
+        if open_page and webbrowser.open(site.url):
+            say("Ctrl-C ends it")
+        else:
+            say("open this page in a browser; Ctrl-C ends it")
+
+    site.run(ready)
 
 
 @runs_app.command(

@@ -287,12 +287,20 @@ def test_for_others_than_this_machine_every_address_needs_the_token(
 # ------------------------------------------------------------------------------ the command
 
 
-def test_the_command_says_where_the_page_is_and_ends_with_ctrl_c(run: Run) -> None:
+@pytest.mark.parametrize("ignored", [False, True], ids=["terminal", "background"])
+def test_the_command_says_where_the_page_is_and_ends_with_ctrl_c(run: Run, ignored: bool) -> None:
+    """Also where a shell started it in the background, and so had it ignore SIGINT.
+
+    The signal comes as soon as the address is printed.
+    """
     command = [sys.executable, "-m", "segbatch", "browse", run.uri]
+    if ignored:
+        command = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         url = process.stdout.readline().decode().strip()
-        assert get(url)[0] == 200
+        if not ignored:
+            assert get(url)[0] == 200
         process.send_signal(signal.SIGINT)
         _, told = process.communicate(timeout=30)
     assert process.returncode == 0

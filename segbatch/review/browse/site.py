@@ -8,6 +8,7 @@ URL.
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import secrets
 import socket
@@ -82,20 +83,36 @@ class Site:
             ws="none",
             timeout_graceful_shutdown=SHUTDOWN_S,
         )
-        self._server = uvicorn.Server(config)
+        self._server = _Server(config)
         self._listening = listen(host, port)
         name = socket.gethostname() if host in ALL_ADDRESSES else host
         name = f"[{name}]" if ":" in name else name
         path = f"{token}/" if token else ""
         self.url = f"http://{name}:{self._listening.getsockname()[1]}/{path}"
 
-    def run(self) -> None:
+    def run(self, ready: Callable[[], object] = lambda: None) -> None:
+        """Serve the page; ``ready`` is called once it is served and Ctrl-C ends it."""
+        self._server.ready = ready
         with suppress(KeyboardInterrupt):  # the server shuts down first, then raises it again
             self._server.run(sockets=[self._listening])
 
     def stop(self) -> None:
         """End :meth:`run`, from any thread."""
         self._server.should_exit = True
+
+
+class _Server(uvicorn.Server):
+    """A server that calls ``ready`` when it handles signals and answers requests.
+
+    A signal that came before would be lost where a shell has the process ignore it, as it does for
+    commands in the background.
+    """
+
+    ready: Callable[[], object]
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        await asyncio.to_thread(self.ready)  # it may request the page itself
 
 
 def _application(endpoints: RunEndpoints) -> ASGIApp:
