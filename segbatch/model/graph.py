@@ -14,6 +14,7 @@ import hashlib
 import shutil
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ DIGEST = "sha256"  # of both, next to a kept graph
 KEPT = 8  # graphs on a machine; those that were not used for longest are deleted
 SMALLEST_PROBABILITY = 1e-12  # below it, a logarithm tells nothing
 EXAMPLE_SIDE = 64  # pixels of the image with which a network is traced
+_importing = threading.Lock()
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,10 +80,15 @@ def import_openvino() -> ModuleType:
     Raises :class:`~segbatch.errors.InputError` if it is not installed.
     """
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-    try:
-        return import_module("openvino")
-    except ImportError as error:
-        raise InputError("OpenVINO is not installed: pip install openvino") from error
+    with _importing:
+        try:
+            openvino = import_module("openvino")
+        except ImportError as error:
+            raise InputError("OpenVINO is not installed: pip install openvino") from error
+        # The first use fills a static table of C++, in whose middle it lets go of Python's lock.
+        # Two threads that first use it at the same time would wait for each other for ever.
+        openvino.Type.f32.to_dtype()
+    return openvino
 
 
 class _Coarse(nn.Module):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +17,32 @@ from segbatch.errors import JobFailed
 from segbatch.model.device import Lanes
 from segbatch.model.predict import Model
 from tests.model.conftest import CLASSES, config_of
+
+# What the first two lanes of a process do at the same moment, in three processes.
+FIRST_USE = """
+import faulthandler, os, sys, threading
+from segbatch.model.graph import import_openvino
+
+def lanes():
+    faulthandler.dump_traceback_later(10, exit=True)  # a thread that hangs keeps Python's lock
+    openvino = import_openvino()
+    sys.setswitchinterval(1e-6)
+    together = threading.Barrier(2)
+
+    def use():
+        together.wait()
+        openvino.Type.f32.to_dtype()
+
+    threads = [threading.Thread(target=use) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    os._exit(0)
+
+processes = [os.fork() or lanes() for _ in range(3)]
+print([os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes])
+"""
 
 
 @pytest.fixture(params=[1, 2, 3, 17])
@@ -115,3 +143,11 @@ def test_what_goes_wrong_in_a_lane_is_raised(networks, photo) -> None:
     with pytest.raises(JobFailed, match="one image of 512×512"):
         model.predict_batch([black, black, white, black], [None] * 4)
     assert model.predict_batch([black] * 4, [None] * 4)[3].coverage[CLASSES.names[0]] == 1
+
+
+def test_two_lanes_may_use_openvino_for_the_first_time_at_once() -> None:
+    """Without the lock of ``import_openvino`` two thirds of such processes hang."""
+    ended = subprocess.run(
+        [sys.executable, "-c", FIRST_USE], capture_output=True, text=True, check=True
+    )
+    assert ended.stdout == "[0, 0, 0]\n"
