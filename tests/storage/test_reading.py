@@ -35,7 +35,7 @@ OF_READS = [SLOW_DOWN, INTERNAL, RESET, LOST, STALL, STALL_BODY, *BODIES]
 
 def limits(fault: dict[str, Any], retries: int) -> ReadLimits:
     """Limits with a short timeout only for the faults that must run into it."""
-    return ReadLimits(timeout_s=0.3 if fault["kind"].startswith("stall") else 30, retries=retries)
+    return ReadLimits(timeout_s=0.5 if fault["kind"].startswith("stall") else 30, retries=retries)
 
 
 def named(fault: dict[str, Any]) -> str:
