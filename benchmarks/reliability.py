@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 os.environ["RAY_AUTH_MODE"] = "disabled"  # read when Ray is imported; drivers find it so
 
@@ -51,6 +52,7 @@ def main() -> None:
     parser.add_argument("--only", choices=PARTS, help="one part; all by default")
     parser.add_argument("--endpoint", help="what to call the AWS_* variables' server")
     parser.add_argument("--peers", action="store_true", help="the others, too, by the same faults")
+    parser.add_argument("--fault", help="of the table of --peers, one of its faults alone")
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument(
         "-o",
@@ -69,7 +71,7 @@ def main() -> None:
         os.environ["AWS_ENDPOINT_URL"] = url  # of Ray's workers, too
         os.environ["PYTHONPATH"] = str(ROOT)  # of the workers: tests.poison is here
         if arguments.peers:
-            compare(stack, url, arguments.images, output)
+            compare(stack, url, arguments.images, output, arguments.fault)
             return
         os.environ |= {
             "RAY_memory_usage_threshold": f"{threshold():.3f}",
@@ -92,15 +94,27 @@ def main() -> None:
                 save(output, rows)
 
 
-def compare(stack: contextlib.ExitStack, url: str, num_images: int, output: Path) -> None:
-    """The same faults for everybody; each program starts a Ray of its own where it needs one."""
+def compare(
+    stack: contextlib.ExitStack, url: str, num_images: int, output: Path, fault: str | None
+) -> None:
+    """The same faults for everybody; each program starts a Ray of its own where it needs one.
+
+    With ``fault`` only its rows are new, and stand last among those of their program.
+    """
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     bench = Bench("moto", url, small_model(str(folder)), num_images, warm=False)
     entries: list[peers.PeerRow] = []
-    for entry in peers.rows(bench, folder):
+    figures: dict[str, Any] = machine()
+    if fault:
+        before = json.loads(newest("reliability-peers").read_text())
+        figures = before | {"note": f"{before.get('note', '')} {date.today()}: {fault}.".strip()}
+        entries = [peers.PeerRow(**row) for row in before["rows"] if row["fault"] != fault]
+    names = list(peers.PEERS.values())
+    for entry in peers.rows(bench, folder, fault):
         print(*asdict(entry).values(), sep=" | ", flush=True)
         entries.append(entry)
-        figures = {**machine(), "rows": [asdict(e) for e in entries]}
+        entries.sort(key=lambda row: names.index(row.peer))
+        figures["rows"] = [asdict(row) for row in entries]
         output.write_text(json.dumps(figures, indent=1) + "\n")
     write_page(newest("reliability"), output)
 

@@ -22,12 +22,15 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
+from ray.cluster_utils import Cluster
 
 from benchmarks.faults.bench import Bench
 from benchmarks.faults.storage import BURST_S, EVERYWHERE
 from benchmarks.peers import daft_udf
 from benchmarks.peers.task import Task
 from segbatch import storage
+from segbatch.jobs.runtime.workers import MIN_LOGICAL_CPUS
 from tests import poison
 from tests.collection import jpeg
 from tests.proxy import REQUESTS
@@ -78,21 +81,37 @@ class Contender:
     def __init__(self, bench: Bench, name: str, folder: Path) -> None:
         self.bench, self.name, self.folder = bench, name, folder
         self.count = 0
+        self.address = "local"  # a Ray of its own, even if another one runs on this machine
         self.undisturbed_s = 0.0
         self.read = 0
         self.expected: dict[str, Any] = {}
 
-    def rows(self) -> Iterator[PeerRow]:
-        yield self.undisturbed()
-        yield self.row("driver killed -9, 3 times", [], _Kill(self.undisturbed_s, KILLS))
-        yield self.row("a worker killed -9", [], _KillWorker(self.undisturbed_s))
+    def rows(self, only: str | None = None) -> Iterator[PeerRow]:
+        """A row a fault; with ``only``, that of one fault, for which an undisturbed run is made."""
+        undisturbed = self.undisturbed()
+        if only is None:
+            yield undisturbed
+        for fault, broken in self.faults().items():
+            if only in (None, fault):
+                yield broken(fault)
+
+    def faults(self) -> dict[str, Callable[[str], PeerRow]]:
         burst = EVERYWHERE["503 SlowDown"] | {"between": BURST_S}
-        yield self.row("S3 answers 503 for a minute", [burst], _nothing)
-        yield self.row(
-            "20 % of requests are reset", [EVERYWHERE["connection reset"] | {"rate": 0.2}], _nothing
-        )
-        yield self.row(POISON, [], _nothing, prefix="poison")
-        yield self.two_at_once()
+        resets = EVERYWHERE["connection reset"] | {"rate": 0.2}
+        found = {
+            "driver killed -9, 3 times":
+                lambda name: self.row(name, [], _Kill(self.undisturbed_s, KILLS)),
+            "a worker killed -9":
+                lambda name: self.row(name, [], _KillWorker(self.undisturbed_s)),
+            "the node of its workers is lost, another joins": self.lost_node,
+            "S3 answers 503 for a minute": lambda name: self.row(name, [burst], _nothing),
+            "20 % of requests are reset": lambda name: self.row(name, [resets], _nothing),
+            POISON: lambda name: self.row(name, [], _nothing, prefix="poison"),
+            "two drivers at once": self.two_at_once,
+        }  # fmt: skip
+        if not self.module.ON_RAY:
+            del found["the node of its workers is lost, another joins"]
+        return found
 
     def undisturbed(self) -> PeerRow:
         self.row("none", [], _nothing)  # what is done once, such as installing, is not counted
@@ -130,7 +149,16 @@ class Contender:
             by_hand = f"does not end well: {said[:120]}"
         return self.judged(fault, task, time.perf_counter() - began, by_hand)
 
-    def two_at_once(self) -> PeerRow:
+    def lost_node(self, fault: str) -> PeerRow:
+        """On a Ray whose head only has the driver, and whose other node is killed."""
+        with _Nodes(self.name) as nodes:
+            self.address = nodes.address
+            try:
+                return self.row(fault, [], _LoseNode(self.undisturbed_s, nodes))
+            finally:
+                self.address = "local"
+
+    def two_at_once(self, fault: str) -> PeerRow:
         task = self.task("images")
         self.bench.set_faults([])
         began = time.perf_counter()
@@ -138,7 +166,7 @@ class Contender:
         by_hand = "nothing" if codes == [0, 0] else f"one ends with {max(codes, key=abs)}"
         if 0 not in codes and _wait(self.start(task)) == 0:
             by_hand = "both fail: start it again"
-        return self.judged("two drivers at once", task, time.perf_counter() - began, by_hand)
+        return self.judged(fault, task, time.perf_counter() - began, by_hand)
 
     def task(self, prefix: str) -> Task:
         self.count += 1
@@ -166,8 +194,7 @@ class Contender:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=ROOT,
-                # A Ray of its own, even if another one runs on this machine.
-                env={**os.environ, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": "local"},
+                env={**os.environ, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": self.address},
                 start_new_session=True,
             )
 
@@ -203,14 +230,14 @@ class Contender:
         )  # fmt: skip
 
 
-def rows(bench: Bench, folder: Path) -> Iterator[PeerRow]:
-    """All faults for all programs; what they write goes into ``folder``."""
+def rows(bench: Bench, folder: Path, only: str | None = None) -> Iterator[PeerRow]:
+    """All faults, or ``only`` one, for all programs; what they write goes into ``folder``."""
     for number in range(bench.num_images):
         harm = poison.KILL if number == bench.num_images // 2 else b""
         data = jpeg(number, 192, 256, harm)
         storage.write_bytes(f"{bench.root}/poison/{number:04d}.jpg", data)
     for name in PEERS:
-        yield from Contender(bench, name, folder).rows()
+        yield from Contender(bench, name, folder).rows(only)
 
 
 def _python(name: str) -> list[str]:
@@ -278,6 +305,49 @@ class _KillWorker:
         workers = workers or [child for child, name in names.items() if "python" in name]
         with suppress(psutil.Error, ValueError):
             max(workers, key=lambda child: child.cpu_times().user).kill()
+
+
+class _Nodes:
+    """A Ray of two nodes on this machine: a head without CPUs, and one that works."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __enter__(self) -> _Nodes:
+        # Ray's workers run this process's Python, which has no Daft.
+        where = "import sys; print(':'.join(path for path in sys.path if path))"
+        paths = subprocess.check_output([*_python(self.name), "-c", where], text=True).strip()
+        self._environment = pytest.MonkeyPatch()
+        self._environment.setenv("PYTHONPATH", f"{ROOT}:{paths}")
+        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+        self._node = self._cluster.add_node(num_cpus=MIN_LOGICAL_CPUS)
+        self.address = self._cluster.address
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._cluster.shutdown()
+        self._environment.undo()
+
+    def lose(self) -> None:
+        """Kill the node with all its workers; another one joins."""
+        self._cluster.remove_node(self._node, allow_graceful=False)
+        self._node = self._cluster.add_node(num_cpus=MIN_LOGICAL_CPUS)
+
+
+class _LoseNode:
+    """Loses the node once, in the middle of the work."""
+
+    def __init__(self, seconds: float, nodes: _Nodes) -> None:
+        self.seconds, self.nodes = seconds * 0.7, nodes
+        self.done = False
+
+    def __call__(self, process: Process) -> None:
+        if self.done:
+            return
+        self.done = True
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(self.seconds)
+        self.nodes.lose()
 
 
 def _descendants(process: Process) -> list[psutil.Process]:

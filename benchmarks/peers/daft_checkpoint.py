@@ -12,6 +12,8 @@ from pathlib import Path
 from benchmarks.peers import daft_udf
 from benchmarks.peers.task import Pixels, Task, start_ray
 
+ON_RAY = True
+
 
 def main() -> None:
     import daft

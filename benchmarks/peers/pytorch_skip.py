@@ -15,6 +15,8 @@ from benchmarks.peers.pytorch_script import Photographs, segment_all
 from benchmarks.peers.task import Pixels, Task
 from tests import poison
 
+ON_RAY = False
+
 
 def main() -> None:
     task = Task.given()

@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 from benchmarks.peers import ray_docs
 from benchmarks.peers.task import Pixels, Task, start_ray
 
+ON_RAY = True
+
 
 def main() -> None:
     import pyarrow.fs

@@ -19,6 +19,8 @@ from segbatch.results import ledger
 
 ledger.COMMIT_EVERY_S = 5.0
 
+ON_RAY = True
+
 
 def main() -> None:
     task = Task.given()

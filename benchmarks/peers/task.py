@@ -7,6 +7,7 @@ Each contender is a program, ``python -m benchmarks.peers.NAME TASK.json``, with
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -58,13 +59,14 @@ class Task:
 
 
 def start_ray() -> None:
-    """A Ray of its own for a program that is broken: images may kill its workers."""
+    """The Ray of a program that is broken, of its own or RAY_ADDRESS's: images may kill workers."""
     import ray
 
     from segbatch.jobs.runtime.workers import MIN_LOGICAL_CPUS
 
     hook = {"worker_process_setup_hook": "tests.poison.install"}
-    ray.init(num_cpus=MIN_LOGICAL_CPUS, log_to_driver=False, runtime_env=hook)
+    cpus = MIN_LOGICAL_CPUS if os.environ.get("RAY_ADDRESS", "local") == "local" else None
+    ray.init(num_cpus=cpus, log_to_driver=False, runtime_env=hook)
 
 
 class Segmenter:
