@@ -46,8 +46,7 @@ SLOW_FOLDERS = {"cli", "cluster", "demo", "docs", "jobs", "released", "serving"}
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests that need neither Ray nor a server nor a process of their own as ``unit``.
 
-    pytest-xdist runs all tests that share Ray in one process, and those of a file. Long tests may
-    take an hour.
+    Those that share Ray are marked as ``ray``. Long tests may take an hour.
     """
     for item in items:
         if item.get_closest_marker("long"):
@@ -56,8 +55,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         fixtures = set(getattr(item, "fixturenames", ()))
         if folder not in SLOW_FOLDERS and not SLOW_FIXTURES & fixtures:
             item.add_marker("unit")
-        group = "ray" if "ray_context" in fixtures else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+        if "ray_context" in fixtures:
+            item.add_marker("ray")
 
 
 class S3:

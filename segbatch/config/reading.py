@@ -19,8 +19,10 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from segbatch import storage
+from segbatch.config.validation import message_of
 from segbatch.errors import JobFileError
 
 STDIN = "-"
@@ -93,7 +95,7 @@ def validate(document: JobDocument, kinds: Mapping[str, type[Job]]) -> Job:
     try:
         return model.model_validate(document.values)
     except ValidationError as error:
-        lines = [_explain(document, model, dict(entry)) for entry in error.errors()]
+        lines = [_explain(document, model, details) for details in error.errors()]
         lines = list(dict.fromkeys(lines))
         more = [f"and {len(lines) - MAX_LISTED_ERRORS:,} more"] * (len(lines) > MAX_LISTED_ERRORS)
         raise JobFileError("\n".join(lines[:MAX_LISTED_ERRORS] + more)) from error
@@ -254,16 +256,11 @@ def _expand_variables(
 # ---------------------------------------------------------------------------------- error messages
 
 
-def _explain(document: JobDocument, model: type[BaseModel], entry: dict[str, Any]) -> str:
+def _explain(document: JobDocument, model: type[BaseModel], details: ErrorDetails) -> str:
     """One of pydantic's errors as a line with file, line and key."""
-    key: Key = tuple(part for part in entry["loc"] if part != "constrained-str")
-    message = entry["msg"].removeprefix("Value error, ").replace("Input should", "should")
-    if entry["type"] == "extra_forbidden":
-        message = _unknown_key(model, key)
-    elif entry["type"] == "missing":
-        message = "is missing"
-    elif entry["type"] != "value_error" and not isinstance(entry["input"], Mapping | list):
-        message = f"{message[0].lower()}{message[1:]}, not {entry['input']!r}"
+    key: Key = tuple(part for part in details["loc"] if part != "constrained-str")
+    is_unknown = details["type"] == "extra_forbidden"
+    message = _unknown_key(model, key) if is_unknown else message_of(details)
     return str(document.error(key, message))
 
 

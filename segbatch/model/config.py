@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 
 from pydantic import TypeAdapter, ValidationError
 
+from segbatch.config.validation import explain
 from segbatch.errors import InputError
 from segbatch.masks.classes import Classes
 from segbatch.model import networks
@@ -224,9 +225,7 @@ def _spec(kind: type) -> Any:
         try:
             return adapter.validate_python(value)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, (key, *first["loc"])))
-            raise InputError(f"{where}: {first['msg']}") from error
+            raise InputError(next(explain(error, key))) from error
 
     return parse
 

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from segbatch import masks
 from segbatch.config.job import Predict
+from segbatch.config.validation import explain
 from segbatch.console import say
 from segbatch.errors import InputError, JobFailed
 from segbatch.images.scaling import FILTER, downscale
@@ -135,7 +136,7 @@ def _options(options: Predict, engine: str, precision: str) -> Predict:
     try:
         return Predict.model_validate({**options.model_dump(), **chosen})
     except ValidationError as error:
-        raise InputError(f"load_model: {error.errors()[0]['msg']}") from error
+        raise InputError(f"load_model: {next(explain(error))}") from error
 
 
 def resolve_long_side(options: Predict, config: ModelConfig) -> int | None:

@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError
 
 from segbatch import storage
 from segbatch.config.keys import Strict
+from segbatch.config.validation import explain
 from segbatch.errors import InputError
 
 SHIPPED = "prices.yaml"
@@ -84,8 +85,4 @@ def read_prices(uri: str | None) -> Prices:
     except yaml.YAMLError as error:
         raise InputError(f"{name}: not valid YAML: {storage.one_line(error)}") from error
     except ValidationError as error:
-        lines = [
-            f"{name}: {'.'.join(map(str, e['loc'])) or 'the table'}: {e['msg'].lower()}"
-            for e in error.errors()
-        ]
-        raise InputError("\n".join(lines)) from error
+        raise InputError("\n".join(f"{name}: {line}" for line in explain(error))) from error

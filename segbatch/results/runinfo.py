@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from segbatch import storage
+from segbatch.config.validation import explain
 from segbatch.errors import Damaged, RunError
 from segbatch.images.manifestfile import ManifestFile
 
@@ -197,9 +198,7 @@ def parse_info(uri: str, content: dict[str, Any]) -> RunInfo:
     try:
         return RunInfo.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise RunError(f"{uri}/run.json: {key}: {first['msg']}: not a segment run") from error
+        raise RunError(f"{uri}/run.json: {next(explain(error))}: not a segment run") from error
 
 
 def write_info(uri: str, info: RunInfo) -> None:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, Field, ValidationError
 
 from segbatch.config.job import Limits
+from segbatch.config.validation import explain
 from segbatch.errors import InputError
 from segbatch.formats.labelconfig import LabelConfig, read_label_config
 from segbatch.formats.labelstudio import reference_of, to_prediction
@@ -131,6 +132,4 @@ def _read(kind: type[Body], body: bytes) -> Body:
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise InputError(f"{key}: {first['msg']}" if key else first["msg"]) from error
+        raise InputError(next(explain(error))) from error

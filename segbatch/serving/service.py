@@ -9,6 +9,7 @@ from pydantic import ValidationError, model_validator
 
 from segbatch.config.job import Limits, Predict
 from segbatch.config.keys import Location, Positive, Strict
+from segbatch.config.validation import explain
 from segbatch.errors import InputError
 
 IMPORT_PATH = "segbatch.serving.app:build"  # of the application's builder
@@ -54,10 +55,7 @@ def service_of(values: dict[str, Any]) -> Service:
     try:
         return Service.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        message = first["msg"].removeprefix("Value error, ")
-        raise InputError(f"{key}: {message}" if key else message) from error
+        raise InputError(next(explain(error))) from error
 
 
 def route_of(name: str) -> str:

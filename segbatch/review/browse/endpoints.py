@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 
 from segbatch import storage
+from segbatch.config.validation import explain
 from segbatch.errors import InputError
 from segbatch.images.parts import part_extension, read_parts
 from segbatch.results.runfolder import RunFolder, open_folder
@@ -157,6 +158,4 @@ def _query_of(request: Request) -> GridQuery:
     try:
         return GridQuery.model_validate_json(request.query_params.get("query", "{}"))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise InputError(f"query: {where}: {first['msg']}") from error
+        raise InputError(f"query: {next(explain(error))}") from error
