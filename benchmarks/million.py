@@ -8,9 +8,9 @@ killed (-9) four times and started again by the same command, and the node that 
 lost once, with all its workers. Then the finished run is used: audited to the last byte, asked,
 reported, browsed, compared, exported.
 
-What is noted at every fiftieth of the images: seconds, CPU-seconds, the memory of the driver and of
-the workers, and the load of the machine. FOLDER keeps the run and these notes, so that a run that
-is interrupted, as by a switched-off machine, goes on from there by the same command.
+What is noted at every fiftieth of the images: seconds, the memory of the driver and of the workers,
+and the load of the machine. FOLDER keeps the run and these notes, so that a run that is interrupted,
+as by a switched-off machine, goes on from there by the same command.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import result  # noqa: E402
-from benchmarks.memory import WORKERS, command_line, descendants, private_mb, stat  # noqa: E402
+from benchmarks.memory import WORKERS, command_line, descendants, private_mb  # noqa: E402
 from segbatch import open_run  # noqa: E402
 from segbatch.demo.facades.facades import render_facade  # noqa: E402
 from segbatch.demo.s3server import s3_variables, served  # noqa: E402
@@ -58,6 +59,7 @@ NODE_CPUS = 4
 KILLS = (0.15, 0.35, 0.6, 0.85)  # of the driver, by the share of images that are committed
 NODE_LOST = 0.5
 SAMPLES = 50
+TENTHS = 10
 LOOK_S = 0.05  # between looks at the memory of a command
 MODEL = {"model": "zoo:facades", "predict": {"long_side": 64}}
 SAY = ("-m", "segbatch")
@@ -69,7 +71,6 @@ class Sample:
 
     images: int
     seconds: float
-    cpu_seconds: float
     driver_mb: int
     largest_worker_mb: int
     workers_mb: int
@@ -102,9 +103,12 @@ def main() -> None:
             journal.requests(url)
         figures = {
             **result.machine(), "images": arguments.images, **journal.facts(),
+            "tenths": list(tenths(journal.samples, arguments.images)),
             "run": facts_of(folder / "run"), "used": list(used(folder)),
         }  # fmt: skip
-    print(json.dumps(figures, indent=1))
+    print(result.markdown(figures["tenths"]))
+    print(json.dumps(figures["run"], indent=1))
+    print(result.markdown(figures["used"]))
     print(result.save("million", figures, arguments.output))
 
 
@@ -286,8 +290,7 @@ class Watch:
         self.driver, self.nodes, self.journal = driver, nodes, journal
         self.num_images, self.start = num_images, start
         self.began = time.monotonic()
-        last = (journal.samples or [{"seconds": 0.0}])[-1]
-        self.before_s = float(last["seconds"])
+        self.before_s = max((entry.get("seconds", 0.0) for entry in journal.entries), default=0.0)
 
     @property
     def seconds(self) -> float:
@@ -303,10 +306,14 @@ class Watch:
             if any(name in command_line(pid) for name in (*WORKERS, "ray::IDLE"))
         ]  # fmt: skip
         sample = Sample(
-            images, round(self.seconds, 1),
-            round(sum(map(cpu_seconds, [self.driver.pid, *pids])), 1), private_mb(self.driver.pid),
-            max(workers, default=0), sum(workers), round(os.getloadavg()[0], 2), self.start,
-        )  # fmt: skip
+            images=images,
+            seconds=round(self.seconds, 1),
+            driver_mb=private_mb(self.driver.pid),
+            largest_worker_mb=max(workers, default=0),
+            workers_mb=sum(workers),
+            load=round(os.getloadavg()[0], 2),
+            start=self.start,
+        )
         self.journal.add("sample", **asdict(sample))
 
     def driver_is_due(self, images: int) -> bool:
@@ -326,6 +333,31 @@ class Watch:
         return int((self.journal.samples or [{"images": 0}])[-1]["images"])
 
 
+def tenths(samples: list[dict[str, Any]], num_images: int) -> Iterator[dict[str, Any]]:
+    """The pace and the memory in each tenth of the images, without what a start costs."""
+    steps = [
+        (earlier, later) for earlier, later in pairwise(samples)
+        if earlier["start"] == later["start"]
+    ]  # fmt: skip
+    for number in range(TENTHS):
+        inside = [step for step in steps if step[0]["images"] * TENTHS // num_images == number]
+        if not inside:
+            continue
+
+        def grown(name: str, inside: Any = inside) -> float:
+            return float(sum(later[name] - earlier[name] for earlier, later in inside))
+
+        last = [later for _, later in inside]
+        yield {
+            "tenth": number + 1,
+            "images/s": grown("images") / grown("seconds"),
+            "driver MB": max(sample["driver_mb"] for sample in last),
+            "largest worker MB": max(sample["largest_worker_mb"] for sample in last),
+            "all workers MB": max(sample["workers_mb"] for sample in last),
+            "load of the machine": sum(sample["load"] for sample in last) / len(last),
+        }
+
+
 def job_file(folder: Path) -> Path:
     job = {
         "kind": "segment",
@@ -335,14 +367,6 @@ def job_file(folder: Path) -> Path:
     }
     (folder / "job.yaml").write_text(yaml.safe_dump(job))
     return folder / "job.yaml"
-
-
-def cpu_seconds(pid: int) -> float:
-    """Of a process and of its children that have ended."""
-    try:
-        return sum(map(int, stat(pid)[11:15])) / os.sysconf("SC_CLK_TCK")
-    except OSError:
-        return 0.0
 
 
 # ------------------------------------------------------------------------------- the finished run
