@@ -9,8 +9,8 @@ lost once, with all its workers. Then the finished run is used: audited to the l
 reported, browsed, compared, exported.
 
 What is noted at every fiftieth of the images: seconds, the memory of the driver and of the workers,
-and the load of the machine. FOLDER keeps the run and these notes, so that a run that is interrupted,
-as by a switched-off machine, goes on from there by the same command.
+and the load of the machine. FOLDER keeps the run and these notes, so that a run that is
+interrupted, as by a switched-off machine, goes on from there by the same command.
 """
 
 from __future__ import annotations
