@@ -21,6 +21,8 @@ def message_of(details: ErrorDetails) -> str:
     message = details["msg"].removeprefix("Value error, ").replace("Input should", "should")
     if details["type"] == "missing":
         return "is missing"
+    if details["type"] in ("model_type", "model_attributes_type"):
+        return "should have keys and values"
     given = details["input"]
     if details["type"] == "value_error" or isinstance(given, Mapping | list):
         return message

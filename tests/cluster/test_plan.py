@@ -326,8 +326,8 @@ def test_failures_are_told_by_kind_and_what_they_lead_to() -> None:
     ("content", "message"),
     [
         ("a: [", "not valid YAML"),
-        ("currency: EUR", "date: field required"),
-        ("[]", "the table: input should be a valid"),
+        ("currency: EUR", "date: is missing"),
+        ("[]", "p.yaml: should have keys and values"),
     ],
 )
 def test_a_table_of_prices_that_is_none(tmp_path: Path, content: str, message: str) -> None:

@@ -149,7 +149,7 @@ def test_a_yaml_bomb_is_refused_without_growing(refusal) -> None:
 @pytest.mark.parametrize(
     ("addition", "expected"),
     [
-        ("predict: !!python/object/apply:os.system ['touch ran']", "predict: should be a valid"),
+        ("predict: !!python/object/apply:os.system ['touch ran']", "predict: should have keys"),
         ("formulas: {a: !!python/name:os.system x}", "could not determine a constructor"),
         ("limits: {passes: !!int x}", "limits.passes: 'x' is not a valid int"),
         ("predict: {flip: !!bool maybe}", "predict.flip: 'maybe' is not a valid bool"),
