@@ -34,6 +34,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 os.environ["RAY_AUTH_MODE"] = "disabled"  # read when Ray is imported; drivers find it so
@@ -61,8 +62,10 @@ NODE_LOST = 0.5
 SAMPLES = 50
 TENTHS = 10
 LOOK_S = 0.05  # between looks at the memory of a command
-MODEL = {"model": "zoo:facades", "predict": {"long_side": 64}}
+PAGE = ROOT / "benchmarks/scale-million.md"
+MODEL: dict[str, Any] = {"model": "zoo:facades", "predict": {"long_side": 64}}
 SAY = ("-m", "segbatch")
+WIDTH = 105
 
 
 @dataclass(frozen=True)
@@ -106,10 +109,9 @@ def main() -> None:
             "tenths": list(tenths(journal.samples, arguments.images)),
             "run": facts_of(folder / "run"), "used": list(used(folder)),
         }  # fmt: skip
-    print(result.markdown(figures["tenths"]))
-    print(json.dumps(figures["run"], indent=1))
-    print(result.markdown(figures["used"]))
     print(result.save("million", figures, arguments.output))
+    PAGE.write_text(page(figures))
+    print(PAGE)
 
 
 # --------------------------------------------------------------------------------- the server
@@ -454,6 +456,47 @@ def browsed(run: str) -> Iterator[dict[str, Any]]:
         rss = private_mb(page.pid)
         page.send_signal(signal.SIGINT)
         yield {"command": "browse: memory", "peak MB": rss}
+
+
+# --------------------------------------------------------------------------------------- the page
+
+
+def page(figures: dict[str, Any]) -> str:
+    """benchmarks/scale-million.md."""
+    run, [end] = figures["run"], figures["ended"]
+    kills = ", ".join(f"{kill['images']:,}" for kill in figures["driver killed"])
+    [lost] = figures["node lost"]
+    requests = figures["requests"][-1]
+    about = (
+        f"Written by `scripts/bench million` on {figures['date']} ({figures['machine']},"
+        f" {figures['cores']} shared cores, no GPU): {figures['images']:,} JPEGs of 64 to 256"
+        f" pixels in {BUCKETS} buckets of moto, `{MODEL['model']}` at"
+        f" {MODEL['predict']['long_side']} pixels, a Ray of two nodes. The driver was killed (-9)"
+        f" when {kills} images had arrived, and the node with all its workers at"
+        f" {lost['images']:,}. The same command was typed {end['commands']} times, and took"
+        f" {end['seconds'] / 60:.0f} minutes in all. moto ran on the same two cores."
+    )
+    came_out = (
+        f"**What came out: {run['rows']:,} rows, {figures['images'] - run['rows']:,} lost,"
+        f" {run['twice']:,} twice, {sum(run['failed'].values()):,} failed.** The rows are in"
+        f" {run['rows files']:,} files of {run['rows bytes'] / 1e6:,.0f} MB by {run['commits']:,}"
+        f" commits, the statistics in {run['stats files']:,} files of"
+        f" {run['stats bytes'] / 1e6:,.0f} MB, the list of images in"
+        f" {run['manifest bytes'] / 1e6:,.0f} MB. In the last sitting moto answered"
+        f" {requests['GET object']:,} requests for images and {requests['GET list']:,} for lists."
+    )
+    parts = [
+        "# A million images, through kills, to the answer",
+        fill(about, WIDTH),
+        fill(came_out, WIDTH),
+        "## Pace and memory, in each tenth",
+        "What a start costs is not in it. Memory is private: what processes share through Ray's\n"
+        "object store is not counted.",
+        result.markdown(figures["tenths"]),
+        "## The finished run in use",
+        result.markdown(figures["used"]),
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 if __name__ == "__main__":
