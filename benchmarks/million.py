@@ -107,7 +107,7 @@ def main() -> None:
         figures = {
             **result.machine(), "images": arguments.images, **journal.facts(),
             "tenths": list(tenths(journal.samples, arguments.images)),
-            "run": facts_of(folder / "run"), "used": list(used(folder)),
+            "run": facts_of(folder / "run"), "used": used(folder, journal),
         }  # fmt: skip
     print(result.save("million", figures, arguments.output))
     PAGE.write_text(page(figures))
@@ -395,8 +395,8 @@ def facts_of(run: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def used(folder: Path) -> Iterator[dict[str, Any]]:
-    """What a user does with a run: seconds and memory of each command."""
+def used(folder: Path, journal: Journal) -> list[dict[str, Any]]:
+    """What a user does with a run: seconds and memory of each command, as far as not noted yet."""
     run, made = str(folder / "run"), folder / "made"
     made.mkdir(exist_ok=True)
     glass = "SELECT count(*) FROM images WHERE coverage.window > 0.4"
@@ -413,12 +413,17 @@ def used(folder: Path) -> Iterator[dict[str, Any]]:
             ["export", run, str(made / "masks"), "--to", "png", "--limit", "1000"],
         "diff with itself": ["diff", run, run],
     }  # fmt: skip
+    noted = [row["command"] for row in journal.of("used")]
     for name, words in commands.items():
-        yield ended(name, words, folder)
-    yield from browsed(run)
+        if name not in noted:
+            journal.add("used", **timed(name, words, folder))
+    if not any(name.startswith("browse") for name in noted):
+        for row in browsed(run):
+            journal.add("used", **row)
+    return journal.of("used")
 
 
-def ended(name: str, words: list[str], folder: Path) -> dict[str, Any]:
+def timed(name: str, words: list[str], folder: Path) -> dict[str, Any]:
     """One command to its end."""
     began = time.perf_counter()
     with (folder / "used.log").open("a") as log:
@@ -429,14 +434,12 @@ def ended(name: str, words: list[str], folder: Path) -> dict[str, Any]:
         while process.poll() is None:
             peak_mb = max(peak_mb, private_mb(process.pid))
             time.sleep(LOOK_S)
-    row = {
+    return {
         "command": name,
         "exit code": process.returncode,
         "seconds": round(time.perf_counter() - began, 1),
         "peak MB": peak_mb,
     }
-    print(row, flush=True)
-    return row
 
 
 def browsed(run: str) -> Iterator[dict[str, Any]]:
