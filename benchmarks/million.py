@@ -470,6 +470,7 @@ def page(figures: dict[str, Any]) -> str:
     kills = ", ".join(f"{kill['images']:,}" for kill in figures["driver killed"])
     [lost] = figures["node lost"]
     requests = figures["requests"][-1]
+    lists = requests.get("GET list", 0)  # none where the list was frozen before
     about = (
         f"Written by `scripts/bench million` on {figures['date']} ({figures['machine']},"
         f" {figures['cores']} shared cores, no GPU): {figures['images']:,} JPEGs of 64 to 256"
@@ -486,7 +487,7 @@ def page(figures: dict[str, Any]) -> str:
         f" commits, the statistics in {run['stats files']:,} files of"
         f" {run['stats bytes'] / 1e6:,.0f} MB, the list of images in"
         f" {run['manifest bytes'] / 1e6:,.0f} MB. In the last sitting moto answered"
-        f" {requests['GET object']:,} requests for images and {requests['GET list']:,} for lists."
+        f" {requests['GET object']:,} requests for images and {lists:,} for lists."
     )
     parts = [
         "# A million images, through kills, to the answer",
