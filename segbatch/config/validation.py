@@ -17,13 +17,16 @@ def explain(error: ValidationError, *above: str) -> Iterator[str]:
 
 
 def message_of(details: ErrorDetails) -> str:
-    """What is wrong with a value, without its key: ``should be 'a' or 'b', not 'c'``."""
+    """What is wrong with a value, without its key: ``should be 'a' or 'b', not 'c'``.
+
+    A document that is no JSON is not repeated: it may be megabytes.
+    """
     message = details["msg"].removeprefix("Value error, ").replace("Input should", "should")
     if details["type"] == "missing":
         return "is missing"
     if details["type"] in ("model_type", "model_attributes_type"):
         return "should have keys and values"
     given = details["input"]
-    if details["type"] == "value_error" or isinstance(given, Mapping | list):
+    if details["type"] in ("value_error", "json_invalid") or isinstance(given, Mapping | list):
         return message
     return f"{message[0].lower()}{message[1:]}, not {given!r}"
