@@ -78,9 +78,9 @@ def watch(job: Path, num_images: int) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for line in driver.stderr:
         print(line, end="", file=sys.stderr)
-        progress = re.search(r"time=\S+ .*images=(\d+)/\d+", line)
-        if progress and int(progress[1]) >= len(rows) * num_images // 10:
-            rows.append({"images": int(progress[1])} | seconds_and_memory(driver.pid))
+        images = images_done(line)
+        if images is not None and images >= len(rows) * num_images // 10:
+            rows.append({"images": images} | seconds_and_memory(driver.pid))
     if driver.wait():
         sys.exit(f"the job ended with {driver.returncode}")
     return rows
@@ -88,11 +88,7 @@ def watch(job: Path, num_images: int) -> list[dict[str, Any]]:
 
 def seconds_and_memory(driver: int) -> dict[str, int]:
     """Of the driver's process and its descendants."""
-    workers = [
-        private_mb(pid)
-        for pid in descendants(driver)
-        if any(name in command_line(pid) for name in (*WORKERS, "ray::IDLE"))
-    ]
+    workers = workers_mb(driver)
     age = float(Path("/proc/uptime").read_text().split()[0])
     age -= int(stat(driver)[19]) / os.sysconf("SC_CLK_TCK")
     return {
@@ -101,6 +97,21 @@ def seconds_and_memory(driver: int) -> dict[str, int]:
         "largest_worker": max(workers, default=0),
         "workers": sum(workers),
     }
+
+
+def images_done(line: str) -> int | None:
+    """How many images had arrived, if a line of a driver's says it."""
+    progress = re.search(r"time=\S+ .*images=(\d+)/\d+", line)
+    return int(progress[1]) if progress else None
+
+
+def workers_mb(parent: int) -> list[int]:
+    """The private memory of each of Ray's workers below a process, a driver or a raylet."""
+    return [
+        private_mb(pid)
+        for pid in descendants(parent)
+        if any(name in command_line(pid) for name in (*WORKERS, "ray::IDLE"))
+    ]
 
 
 def private_mb(pid: int) -> int:

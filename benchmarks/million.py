@@ -20,7 +20,6 @@ import io
 import json
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -39,7 +38,6 @@ from typing import Any
 
 os.environ["RAY_AUTH_MODE"] = "disabled"  # read when Ray is imported; drivers find it so
 
-import ray
 import yaml
 from PIL import Image
 
@@ -47,16 +45,16 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import result  # noqa: E402
-from benchmarks.memory import WORKERS, command_line, descendants, private_mb  # noqa: E402
+from benchmarks.faults.nodes import Nodes, OneNode  # noqa: E402
+from benchmarks.memory import images_done, private_mb, workers_mb  # noqa: E402
+from benchmarks.scale import size_of  # noqa: E402
 from segbatch import open_run  # noqa: E402
 from segbatch.demo.facades.facades import render_facade  # noqa: E402
 from segbatch.demo.s3server import s3_variables, served  # noqa: E402
-from tests.nodes import another_node  # noqa: E402
 
 BUCKETS = 100
 PICTURES = 2000  # rendered ones; each is the content of as many objects
 SIDES = (64, 256)
-NODE_CPUS = 4
 KILLS = (0.15, 0.35, 0.6, 0.85)  # of the driver, by the share of images that are committed
 NODE_LOST = 0.5
 SAMPLES = 50
@@ -64,7 +62,7 @@ TENTHS = 10
 LOOK_S = 0.05  # between looks at the memory of a command
 PAGE = ROOT / "benchmarks/scale-million.md"
 MODEL: dict[str, Any] = {"model": "zoo:facades", "predict": {"long_side": 64}}
-SAY = ("-m", "segbatch")
+SEGBATCH = (sys.executable, "-m", "segbatch")
 WIDTH = 105
 
 
@@ -101,8 +99,9 @@ def main() -> None:
         journal = Journal(folder)
         if journal.ended is None:
             with Nodes() as nodes:
+                node = OneNode(nodes)
                 while journal.ended is None:
-                    run_once(folder, nodes, journal, arguments.images)
+                    run_once(folder, node, journal, arguments.images)
             journal.requests(url)
         figures = {
             **result.machine(), "images": arguments.images, **journal.facts(),
@@ -233,48 +232,26 @@ class Journal:
         return {kind: self.of(kind) for kind in kinds}
 
 
-class Nodes:
-    """A Ray whose head has no CPUs, as where drivers run on a node of their own, and one node."""
-
-    def __enter__(self) -> Nodes:
-        os.environ["PYTHONPATH"] = str(ROOT)
-        context = ray.init("local", num_cpus=0, include_dashboard=False, log_to_driver=False)
-        self.address = context.address_info["gcs_address"]
-        self._node = ExitStack()
-        self.raylet = self._node.enter_context(another_node(self.address, NODE_CPUS))
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._node.close()
-        ray.shutdown()
-
-    def lose(self) -> None:
-        """Kill the node with all its workers; another one joins."""
-        self._node.close()
-        self.raylet = self._node.enter_context(another_node(self.address, NODE_CPUS))
-
-
-def run_once(folder: Path, nodes: Nodes, journal: Journal, num_images: int) -> None:
+def run_once(folder: Path, node: OneNode, journal: Journal, num_images: int) -> None:
     """Start the driver once, and watch it until it ends or it or the node is killed."""
     start = len(journal.of("start"))
     journal.add("start", number=start, after=(journal.samples or [{"images": 0}])[-1]["images"])
     driver = subprocess.Popen(
-        [sys.executable, *SAY, "run", str(job_file(folder))],
+        [*SEGBATCH, "run", str(job_file(folder))],
         stderr=subprocess.PIPE, text=True, start_new_session=True,
-        env={**os.environ, "RAY_ADDRESS": nodes.address},
+        env={**os.environ, "RAY_ADDRESS": node.address},
     )  # fmt: skip
-    watch = Watch(driver, nodes, journal, num_images, start)
+    watch = Watch(driver, node, journal, num_images, start)
     assert driver.stderr is not None
     with (folder / "driver.log").open("a") as log:
         for line in driver.stderr:
             log.write(line)
-            progress = re.search(r"images=(\d+)/\d+", line)
-            images = int(progress[1]) if progress else 0
+            images = images_done(line) or 0
             watch.sample(images)
             if images and watch.driver_is_due(images):
                 os.killpg(driver.pid, signal.SIGKILL)
             elif images and watch.node_is_due(images):
-                nodes.lose()
+                node.lose()
     code = driver.wait()
     if code == 0:
         journal.add("ended", seconds=round(watch.seconds, 1), commands=start + 1)
@@ -286,10 +263,10 @@ class Watch:
     """Samples of one start of the driver, and what is still to be killed."""
 
     def __init__(
-        self, driver: subprocess.Popen[str], nodes: Nodes, journal: Journal, num_images: int,
+        self, driver: subprocess.Popen[str], node: OneNode, journal: Journal, num_images: int,
         start: int,
     ) -> None:  # fmt: skip
-        self.driver, self.nodes, self.journal = driver, nodes, journal
+        self.driver, self.node, self.journal = driver, node, journal
         self.num_images, self.start = num_images, start
         self.began = time.monotonic()
         self.before_s = max((entry.get("seconds", 0.0) for entry in journal.entries), default=0.0)
@@ -302,11 +279,7 @@ class Watch:
     def sample(self, images: int) -> None:
         if images * SAMPLES // self.num_images <= self._last() * SAMPLES // self.num_images:
             return
-        pids = [self.nodes.raylet, *descendants(self.nodes.raylet)]
-        workers = [
-            private_mb(pid) for pid in pids
-            if any(name in command_line(pid) for name in (*WORKERS, "ray::IDLE"))
-        ]  # fmt: skip
+        workers = workers_mb(self.node.raylet)
         sample = Sample(
             images=images,
             seconds=round(self.seconds, 1),
@@ -376,23 +349,16 @@ def job_file(folder: Path) -> Path:
 
 def facts_of(run: Path) -> dict[str, Any]:
     """Files and bytes of the run, and what is in it."""
-    audit = open_run(str(run)).audit()
-    counts = open_run(str(run)).info.counts
-    files = {
-        name: [path for path in (run / name).rglob("*") if path.is_file()]
-        for name in ("manifest", "rows", "stats")
-    }
-    return {
+    opened = open_run(str(run))
+    audit, counts = opened.audit(), opened.info.counts
+    facts = {
         "rows": audit.rows, "twice": audit.twice, "ok": counts.ok, "failed": dict(counts.failed),
-        **{
-            f"{name} {what}": count
-            for name, found in files.items()
-            for what, count in (
-                ("files", len(found)), ("bytes", sum(path.stat().st_size for path in found))
-            )
-        },
         "commits": len(list((run / "rows" / "_delta_log").glob("*.json"))),
     }  # fmt: skip
+    for name in ("manifest", "rows", "stats"):
+        facts[f"{name} files"] = sum(path.is_file() for path in (run / name).rglob("*"))
+        facts[f"{name} bytes"] = size_of(run / name)
+    return facts
 
 
 def used(folder: Path, journal: Journal) -> list[dict[str, Any]]:
@@ -429,7 +395,7 @@ def timed(name: str, words: list[str], folder: Path) -> dict[str, Any]:
     with (folder / "used.log").open("a") as log:
         log.write(f"$ segbatch {' '.join(words)}\n")
         log.flush()
-        process = subprocess.Popen([sys.executable, *SAY, *words], stdout=log, stderr=log)
+        process = subprocess.Popen([*SEGBATCH, *words], stdout=log, stderr=log)
         peak_mb = 0
         while process.poll() is None:
             peak_mb = max(peak_mb, private_mb(process.pid))
@@ -444,7 +410,7 @@ def timed(name: str, words: list[str], folder: Path) -> dict[str, Any]:
 
 def browsed(run: str) -> Iterator[dict[str, Any]]:
     """The requests of the browse page."""
-    command = [sys.executable, *SAY, "browse", run]
+    command = [*SEGBATCH, "browse", run]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as page:
         assert page.stdout is not None
         began = time.perf_counter()
@@ -456,9 +422,8 @@ def browsed(run: str) -> Iterator[dict[str, Any]]:
                 size = len(answer.read())
             seconds = round(time.perf_counter() - began, 2)
             yield {"command": f"browse: GET /{path}", "seconds": seconds, "bytes": size}
-        rss = private_mb(page.pid)
+        yield {"command": "browse: memory", "peak MB": private_mb(page.pid)}
         page.send_signal(signal.SIGINT)
-        yield {"command": "browse: memory", "peak MB": rss}
 
 
 # --------------------------------------------------------------------------------------- the page
@@ -499,6 +464,8 @@ def page(figures: dict[str, Any]) -> str:
         result.markdown(figures["tenths"]),
         "## The finished run in use",
         result.markdown(figures["used"]),
+        "`run` on the finished run counts new images for at most a minute, and moto lists slowly.",
+        *([fill(figures["note"], WIDTH)] if "note" in figures else []),
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -116,6 +116,8 @@ def compare(
         entries.sort(key=lambda row: names.index(row.peer))
         figures["rows"] = [asdict(row) for row in entries]
         output.write_text(json.dumps(figures, indent=1) + "\n")
+    if fault not in (None, *(row.fault for row in entries)):
+        sys.exit(f"no program has the fault {fault!r}: see benchmarks/reliability.md")
     write_page(newest("reliability"), output)
 
 

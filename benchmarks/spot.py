@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import re
 import signal
 import statistics
 import subprocess
@@ -32,29 +31,21 @@ from typing import Any
 
 os.environ["RAY_AUTH_MODE"] = "disabled"  # read when Ray is imported; drivers find it so
 
-import ray
-import yaml
-
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import result  # noqa: E402
-from benchmarks.faults.bench import small_model  # noqa: E402
-from benchmarks.memory import command_line, descendants  # noqa: E402
+from benchmarks.faults.nodes import Nodes, raylet_of  # noqa: E402
+from benchmarks.memory import command_line, descendants, images_done, prepare  # noqa: E402
 from segbatch import open_run  # noqa: E402
-from tests.collection import jpeg  # noqa: E402
-from tests.nodes import another_node  # noqa: E402
 
-CPUS = 4  # of a node
 NODES = 3  # besides the head's, where the driver is
 LIFE_S = (60.0, 180.0)
 GAP_S = (10.0, 40.0)  # until another one comes
 IMAGES = 1_000_000  # more than can be finished
-DISTINCT = 64
 IMAGE_S = 0.04
 LOOK_S = 0.5
 STOP_S = 120.0
-JOINING = threading.Lock()  # two nodes that start at once may pick the same ports
 
 # In every process that Ray starts: the network waits instead of computing.
 SLEEPING = f"""
@@ -76,54 +67,61 @@ def sleep_first(module):
 class Node:
     """A node from its joining on; ``predicts`` is when its first predict worker was seen."""
 
-    stack: ExitStack
-    raylet: int
+    node: Any  # Ray's
     joined: float = field(default_factory=time.monotonic)
     predicts: float | None = None
 
-    @classmethod
-    def join(cls, address: str) -> Node:
-        stack = ExitStack()
-        return cls(stack, stack.enter_context(another_node(address, CPUS)))
-
     def look(self) -> None:
         if self.predicts is None:
-            workers = map(command_line, descendants(self.raylet))
+            workers = map(command_line, descendants(raylet_of(self.node)))
             if any("PredictStage" in worker for worker in workers):
                 self.predicts = time.monotonic()
 
 
 class Slot:
-    """A place for a node: a thread keeps one there, by its schedule, until it is told to stop."""
+    """A place for a node, which is lost and replaced by its schedule, if it has one."""
 
-    def __init__(self, address: str, schedule: random.Random | None) -> None:
-        self.address, self.schedule = address, schedule
-        self.nodes = [Node.join(address)]
+    def __init__(self, cluster: Nodes, schedule: random.Random | None) -> None:
+        self.cluster, self.schedule = cluster, schedule
+        self.nodes = [Node(cluster.join())]
+        self.is_occupied = True
         self.node_seconds = 0.0
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._keep)
+        self.lost = 0
+        self.due = float("inf")
 
     def start(self) -> None:
         self.nodes[0].joined = time.monotonic()
-        self._thread.start()
+        self.due = self._life_ends()
 
-    def stop(self) -> None:
-        self._stopped.set()
-        self._thread.join()
+    def look(self) -> None:
+        """Look at the node; lose it, or have another one join, if that is due."""
+        if self.is_occupied:
+            self.nodes[-1].look()
+        if time.monotonic() < self.due or self.schedule is None:
+            return
+        if self.is_occupied:
+            self.count()
+            self.lose()
+            self.lost += 1
+            self.due = time.monotonic() + self.schedule.uniform(*GAP_S)
+        else:
+            self.nodes.append(Node(self.cluster.join()))
+            self.is_occupied = True
+            self.due = self._life_ends()
 
-    def _keep(self) -> None:
-        while not self._stopped.is_set():
-            node = self.nodes[-1]
-            life = self.schedule.uniform(*LIFE_S) if self.schedule else float("inf")
-            while time.monotonic() < node.joined + life and not self._stopped.wait(LOOK_S):
-                node.look()
-            self.node_seconds += time.monotonic() - node.joined
-            if self._stopped.is_set() or self.schedule is None:
-                return
-            node.stack.close()  # kill -9 of the node and all its workers
-            if not self._stopped.wait(self.schedule.uniform(*GAP_S)):
-                with JOINING:
-                    self.nodes.append(Node.join(self.address))
+    def count(self) -> None:
+        """Count the seconds that the node was there."""
+        if self.is_occupied:
+            self.node_seconds += time.monotonic() - self.nodes[-1].joined
+
+    def lose(self) -> None:
+        if self.is_occupied:
+            self.cluster.lose(self.nodes[-1].node)
+            self.is_occupied = False
+
+    def _life_ends(self) -> float:
+        life = self.schedule.uniform(*LIFE_S) if self.schedule else float("inf")
+        return self.nodes[-1].joined + life
 
 
 def main() -> None:
@@ -136,15 +134,12 @@ def main() -> None:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         (folder / "sitecustomize.py").write_text(SLEEPING)
-        os.environ["PYTHONPATH"] = f"{folder}:{ROOT}"
-        ray.init("local", num_cpus=0, include_dashboard=False, log_to_driver=False)
-        stack.callback(ray.shutdown)
-        address = ray.get_runtime_context().gcs_address
-        job = {"kind": "segment", "images": manifest(folder), "model": small_model(str(folder))}
+        cluster = stack.enter_context(Nodes(str(folder)))
+        job = prepare(folder, IMAGES)
         rows = [
-            measured("nodes that stay", job, address, 60 * arguments.calm, None),
+            measured("nodes that stay", job, cluster, 60 * arguments.calm, None),
             measured(
-                "nodes that come and go", job, address, 60 * arguments.minutes, arguments.seed
+                "nodes that come and go", job, cluster, 60 * arguments.minutes, arguments.seed
             ),
         ]
     calm, spot = (row["images per node-second"] for row in rows)
@@ -155,32 +150,18 @@ def main() -> None:
     print(result.save("spot", figures, arguments.output))
 
 
-def manifest(folder: Path) -> str:
-    """A list that names a few small images again and again."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    for number in range(DISTINCT):
-        (folder / f"{number:02d}.jpg").write_bytes(jpeg(number, 64, 64))
-    uris = [f"{folder}/{number % DISTINCT:02d}.jpg" for number in range(IMAGES)]
-    pq.write_table(pa.table({"uri": uris}), folder / "images.parquet")
-    return str(folder / "images.parquet")
-
-
 def measured(
-    name: str, job: dict[str, Any], address: str, seconds: float, seed: int | None
+    name: str, job: Path, cluster: Nodes, seconds: float, seed: int | None
 ) -> dict[str, Any]:
     """Run the job for so many seconds from its first images on, and stop it as a user would."""
-    folder = Path(job["model"]).parent
-    output, file = folder / name.replace(" ", "-"), folder / "job.yaml"
-    file.write_text(yaml.safe_dump({**job, "output": str(output)}))
+    output = job.with_name(name.replace(" ", "-"))
     schedules = [
         None if seed is None else random.Random(f"{seed} {number}") for number in range(NODES)
     ]
-    slots = [Slot(address, schedule) for schedule in schedules]
-    environment = {**os.environ, "RAY_ADDRESS": address}
+    slots = [Slot(cluster, schedule) for schedule in schedules]
+    environment = {**os.environ, "RAY_ADDRESS": cluster.address}
     driver = subprocess.Popen(
-        [sys.executable, "-m", "segbatch", "run", str(file)],
+        [sys.executable, "-m", "segbatch", "run", str(job), "--set", f"output={output}"],
         stderr=subprocess.PIPE, text=True, env=environment,
     )  # fmt: skip
     arrivals = Arrivals(driver)
@@ -188,25 +169,25 @@ def measured(
     began = time.monotonic()
     for slot in slots:
         slot.start()
-    time.sleep(seconds)
+    while time.monotonic() < began + seconds:
+        for slot in slots:
+            slot.look()
+        time.sleep(LOOK_S)
     driver.send_signal(signal.SIGINT)
     ended = time.monotonic()
     for slot in slots:
-        slot.stop()
+        slot.count()
     driver.wait(STOP_S)
-    nodes = [node for slot in slots for node in slot.nodes]
-    for node in nodes:
-        node.stack.close()
-    waits = [
-        node.predicts - node.joined for node in nodes[NODES:] or nodes
-        if node.predicts is not None and node.joined > began
-    ]  # fmt: skip
+    for slot in slots:
+        slot.lose()
+    later = [node for slot in slots for node in slot.nodes[1:]]
+    waits = [node.predicts - node.joined for node in later if node.predicts is not None]
     node_seconds = sum(slot.node_seconds for slot in slots)
     images = open_run(str(output)).audit().rows
     return {
         "run": name,
         "images": images,
-        "nodes lost": len(nodes) - NODES,
+        "nodes lost": sum(slot.lost for slot in slots),
         "node-seconds": round(node_seconds),
         "images per node-second": images / node_seconds,
         "s until a new node predicts, median": statistics.median(waits) if waits else None,
@@ -229,9 +210,9 @@ class Arrivals:
         images = 0
         for line in self.driver.stderr:
             print(line, end="", file=sys.stderr)
-            progress = re.search(r"images=(\d+)/\d+", line)
-            if progress and int(progress[1]) > images:
-                images = int(progress[1])
+            arrived = images_done(line) or 0
+            if arrived > images:
+                images = arrived
                 self.moments.append(time.monotonic())
                 self.first.set()
 

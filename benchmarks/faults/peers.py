@@ -22,15 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import pytest
-from ray.cluster_utils import Cluster
 
 from benchmarks.faults.bench import Bench
+from benchmarks.faults.nodes import Nodes, OneNode
 from benchmarks.faults.storage import BURST_S, EVERYWHERE
 from benchmarks.peers import daft_udf
 from benchmarks.peers.task import Task
 from segbatch import storage
-from segbatch.jobs.runtime.workers import MIN_LOGICAL_CPUS
 from tests import poison
 from tests.collection import jpeg
 from tests.proxy import REQUESTS
@@ -49,6 +47,7 @@ ABOUT = (
     " be read. `read again` counts reads of images beyond those of the undisturbed run. `extra s`"
     " is against the undisturbed run of the same program, whose row shows its seconds."
 )
+LOST_NODE = "the node of its workers is lost, another joins"
 POISON = "an image that kills its process"
 MAX_STARTS = 5
 ENDLESS = -1000  # instead of the exit code of a program that was stopped
@@ -88,10 +87,13 @@ class Contender:
 
     def rows(self, only: str | None = None) -> Iterator[PeerRow]:
         """A row a fault; with ``only``, that of one fault, for which an undisturbed run is made."""
+        faults = self.faults()
+        if only is not None and only not in faults:
+            return
         undisturbed = self.undisturbed()
         if only is None:
             yield undisturbed
-        for fault, broken in self.faults().items():
+        for fault, broken in faults.items():
             if only in (None, fault):
                 yield broken(fault)
 
@@ -102,15 +104,15 @@ class Contender:
             "driver killed -9, 3 times":
                 lambda name: self.row(name, [], _Kill(self.undisturbed_s, KILLS)),
             "a worker killed -9":
-                lambda name: self.row(name, [], _KillWorker(self.undisturbed_s)),
-            "the node of its workers is lost, another joins": self.lost_node,
+                lambda name: self.row(name, [], _Once(self.undisturbed_s, _kill_worker)),
+            LOST_NODE: self.lost_node,
             "S3 answers 503 for a minute": lambda name: self.row(name, [burst], _nothing),
             "20 % of requests are reset": lambda name: self.row(name, [resets], _nothing),
             POISON: lambda name: self.row(name, [], _nothing, prefix="poison"),
             "two drivers at once": self.two_at_once,
         }  # fmt: skip
         if not self.module.ON_RAY:
-            del found["the node of its workers is lost, another joins"]
+            del found[LOST_NODE]
         return found
 
     def undisturbed(self) -> PeerRow:
@@ -151,10 +153,14 @@ class Contender:
 
     def lost_node(self, fault: str) -> PeerRow:
         """On a Ray whose head only has the driver, and whose other node is killed."""
-        with _Nodes(self.name) as nodes:
-            self.address = nodes.address
+        # Ray's workers run this process's Python, which has no Daft.
+        where = "import os, sys; print(os.pathsep.join(path for path in sys.path if path))"
+        paths = subprocess.check_output([*_python(self.name), "-c", where], text=True).strip()
+        with Nodes(paths) as nodes:
+            node = OneNode(nodes)
+            self.address = node.address
             try:
-                return self.row(fault, [], _LoseNode(self.undisturbed_s, nodes))
+                return self.row(fault, [], _Once(self.undisturbed_s, lambda _: node.lose()))
             finally:
                 self.address = "local"
 
@@ -280,65 +286,11 @@ class _Kill:
                 process.kill()
 
 
-class _KillWorker:
-    """Kills the process that computes most, other than the driver, once."""
+class _Once:
+    """Does harm once, in the middle of the work."""
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds * 0.7
-        self.done = False
-
-    def __call__(self, process: Process) -> None:
-        if self.done:
-            return
-        self.done = True
-        time.sleep(self.seconds)
-        names: dict[psutil.Process, str] = {}
-        for child in _descendants(process):
-            with suppress(psutil.Error):
-                names[child] = child.cmdline()[0] if child.cmdline() else child.name()
-        # Not the agents of a node: it dies with them.
-        workers = [
-            child
-            for child, name in names.items()
-            if name.startswith("ray::") and "Agent" not in name and "IDLE" not in name
-        ]
-        workers = workers or [child for child, name in names.items() if "python" in name]
-        with suppress(psutil.Error, ValueError):
-            max(workers, key=lambda child: child.cpu_times().user).kill()
-
-
-class _Nodes:
-    """A Ray of two nodes on this machine: a head without CPUs, and one that works."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __enter__(self) -> _Nodes:
-        # Ray's workers run this process's Python, which has no Daft.
-        where = "import sys; print(':'.join(path for path in sys.path if path))"
-        paths = subprocess.check_output([*_python(self.name), "-c", where], text=True).strip()
-        self._environment = pytest.MonkeyPatch()
-        self._environment.setenv("PYTHONPATH", f"{ROOT}:{paths}")
-        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-        self._node = self._cluster.add_node(num_cpus=MIN_LOGICAL_CPUS)
-        self.address = self._cluster.address
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._cluster.shutdown()
-        self._environment.undo()
-
-    def lose(self) -> None:
-        """Kill the node with all its workers; another one joins."""
-        self._cluster.remove_node(self._node, allow_graceful=False)
-        self._node = self._cluster.add_node(num_cpus=MIN_LOGICAL_CPUS)
-
-
-class _LoseNode:
-    """Loses the node once, in the middle of the work."""
-
-    def __init__(self, seconds: float, nodes: _Nodes) -> None:
-        self.seconds, self.nodes = seconds * 0.7, nodes
+    def __init__(self, seconds: float, harm: Damage) -> None:
+        self.seconds, self.harm = seconds * 0.7, harm
         self.done = False
 
     def __call__(self, process: Process) -> None:
@@ -347,7 +299,24 @@ class _LoseNode:
         self.done = True
         with suppress(subprocess.TimeoutExpired):
             process.wait(self.seconds)
-        self.nodes.lose()
+        self.harm(process)
+
+
+def _kill_worker(process: Process) -> None:
+    """Kill the process that computes most, other than the driver."""
+    names: dict[psutil.Process, str] = {}
+    for child in _descendants(process):
+        with suppress(psutil.Error):
+            names[child] = child.cmdline()[0] if child.cmdline() else child.name()
+    # Not the agents of a node: it dies with them.
+    workers = [
+        child
+        for child, name in names.items()
+        if name.startswith("ray::") and "Agent" not in name and "IDLE" not in name
+    ]
+    workers = workers or [child for child, name in names.items() if "python" in name]
+    with suppress(psutil.Error, ValueError):
+        max(workers, key=lambda child: child.cpu_times().user).kill()
 
 
 def _descendants(process: Process) -> list[psutil.Process]:
