@@ -55,7 +55,7 @@ from segbatch.demo.s3server import s3_variables, served  # noqa: E402
 BUCKETS = 100
 PICTURES = 2000  # rendered ones; each is the content of as many objects
 SIDES = (64, 256)
-KILLS = (0.15, 0.35, 0.6, 0.85)  # of the driver, by the share of images that are committed
+KILLS = (0.15, 0.35, 0.6, 0.85)  # of the driver, by the share of images that have arrived
 NODE_LOST = 0.5
 SAMPLES = 50
 TENTHS = 10

@@ -2,8 +2,9 @@
 
 `segbatch run` works on more images than it can finish: for `--calm` minutes on three nodes that
 stay, then for `--minutes` on three that are killed after 60 to 180 seconds each, by a seeded
-schedule, and replaced. What counts is the images committed per second that a node was there, from
-its joining to its death.
+schedule, and replaced. What counts is the images finished per second that a node was there, from
+its joining to its death. It counts from one line of the run's progress to another: neither the
+start nor the end of the run is in it.
 
 All nodes are on this machine, so a network that computed would be slowed by the others: it sleeps
 instead, for as long as an image takes on a small GPU. What starts a node and its workers is real.
@@ -27,7 +28,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ["RAY_AUTH_MODE"] = "disabled"  # read when Ray is imported; drivers find it so
 
@@ -165,25 +166,28 @@ def measured(
         stderr=subprocess.PIPE, text=True, env=environment,
     )  # fmt: skip
     arrivals = Arrivals(driver)
-    arrivals.first.wait()
-    began = time.monotonic()
+    began = arrivals.next_after(0.0)
     for slot in slots:
         slot.start()
-    while time.monotonic() < began + seconds:
+    due = time.monotonic() + seconds
+    while arrivals.last.moment < due:
+        arrivals.check()
         for slot in slots:
             slot.look()
         time.sleep(LOOK_S)
-    driver.send_signal(signal.SIGINT)
-    ended = time.monotonic()
+    ended = arrivals.last
     for slot in slots:
         slot.count()
+    driver.send_signal(signal.SIGINT)
     driver.wait(STOP_S)
     for slot in slots:
         slot.lose()
+    audit = open_run(str(output)).audit()
+    assert not audit.twice, audit
     later = [node for slot in slots for node in slot.nodes[1:]]
     waits = [node.predicts - node.joined for node in later if node.predicts is not None]
     node_seconds = sum(slot.node_seconds for slot in slots)
-    images = open_run(str(output)).audit().rows
+    images = ended.images - began.images
     return {
         "run": name,
         "images": images,
@@ -192,34 +196,50 @@ def measured(
         "images per node-second": images / node_seconds,
         "s until a new node predicts, median": statistics.median(waits) if waits else None,
         "the same, longest": max(waits, default=None),
-        "longest s without an image": arrivals.longest_gap(began, ended),
+        "longest s between lines with new images": arrivals.longest_gap(began),
     }
 
 
+class Arrival(NamedTuple):
+    """A line of the driver that more images have arrived; it writes one every ten seconds."""
+
+    moment: float
+    images: int
+
+
 class Arrivals:
-    """When the driver said that more images had arrived, read in a thread."""
+    """What the driver says of arrived images, read in a thread."""
 
     def __init__(self, driver: subprocess.Popen[str]) -> None:
         self.driver = driver
-        self.first = threading.Event()
-        self.moments: list[float] = []
+        self.seen = [Arrival(0.0, 0)]
         threading.Thread(target=self._read, daemon=True).start()
+
+    @property
+    def last(self) -> Arrival:
+        return self.seen[-1]
+
+    def next_after(self, moment: float) -> Arrival:
+        while self.last.moment <= moment:
+            self.check()
+            time.sleep(LOOK_S)
+        return self.last
+
+    def check(self) -> None:
+        if self.driver.poll() is not None:
+            sys.exit(f"the run ended by itself, with {self.driver.returncode}")
+
+    def longest_gap(self, began: Arrival) -> float:
+        moments = [arrival.moment for arrival in self.seen if arrival.moment >= began.moment]
+        return max(later - earlier for earlier, later in pairwise(moments))
 
     def _read(self) -> None:
         assert self.driver.stderr is not None
-        images = 0
         for line in self.driver.stderr:
             print(line, end="", file=sys.stderr)
-            arrived = images_done(line) or 0
-            if arrived > images:
-                images = arrived
-                self.moments.append(time.monotonic())
-                self.first.set()
-
-    def longest_gap(self, began: float, ended: float) -> float:
-        inside = [moment for moment in self.moments if began < moment < ended]
-        times = [began, *inside, ended]
-        return max(later - earlier for earlier, later in pairwise(times))
+            images = images_done(line) or 0
+            if images > self.last.images:
+                self.seen.append(Arrival(time.monotonic(), images))
 
 
 if __name__ == "__main__":
