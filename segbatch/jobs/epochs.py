@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Mapping
-from contextlib import closing, nullcontext
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from segbatch.model import weights
 from segbatch.model.config import ModelConfig
 from segbatch.model.device import resolve_precision
 from segbatch.model.predict import Model
+from segbatch.results.lease import WorkerLease
 from segbatch.training import distributed
 from segbatch.training.checkpoint import Best, load_checkpoint, save_checkpoint
 from segbatch.training.confusion import by_class, number
@@ -46,6 +47,7 @@ class TrainingPlan:
     train: Train
     class_weights: list[float] | None
     training_uri: str
+    lease: WorkerLease
     track: list[str]
     identity: dict[str, Any]  # of the job, for trackers
     num_micro_batches: int  # of a step, which the workers share
@@ -67,8 +69,10 @@ class TrainingPlan:
 def train_worker(plan: TrainingPlan, worker: TrainWorker) -> str | None:
     """Copy the images to this node, train from the last checkpoint to the end, and clean up.
 
-    Returns why the training diverged, ``None`` if it did not.
+    Returns why the training diverged, ``None`` if it did not. Raises
+    :class:`~segbatch.errors.Fenced` once another driver works on the training, or none does.
     """
+    check_lease(plan)
     set_threads(worker.threads)
     share = slice(worker.local_rank, None, worker.local_world_size)
     for split in ("train", "val"):
@@ -78,6 +82,16 @@ def train_worker(plan: TrainingPlan, worker: TrainWorker) -> str | None:
     distributed.barrier()  # all workers of this node are done with the cache
     shutil.rmtree(plan.cache, ignore_errors=True)
     return divergence
+
+
+def check_lease(plan: TrainingPlan) -> None:
+    """Raises :class:`~segbatch.errors.Fenced` if this training has another driver by now.
+
+    A driver that was frozen, or is gone while Ray goes on, leaves workers that would write beside
+    those of the next one.
+    """
+    with suppress(OSError):  # an outage of the storage does not answer the question
+        plan.lease.check()
 
 
 def train_epochs(plan: TrainingPlan, worker: TrainWorker) -> str | None:
@@ -118,6 +132,7 @@ def train_epochs(plan: TrainingPlan, worker: TrainWorker) -> str | None:
                 journal.step(**facts)
                 worker.send_progress(facts)
             if training.step in epoch_after:
+                check_lease(plan)
                 epoch = epoch_after[training.step]
                 metrics = {"epoch": epoch, **validate(training, val, plan, worker)}
                 if metrics["miou"] > best.miou:

@@ -6,8 +6,8 @@ of the best epoch's checkpoint. What each worker does is in :mod:`segbatch.jobs.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -27,7 +27,7 @@ from segbatch.jobs.runtime.workers import choose_device, connected, share_out_tr
 from segbatch.jobs.trainstate import TrainState
 from segbatch.labels.dataset import Dataset, open_dataset
 from segbatch.model import bundle
-from segbatch.results.lease import Lease
+from segbatch.results.lease import Lease, WorkerLease
 from segbatch.signals import interruptible
 from segbatch.training.checkpoint import load_checkpoint
 from segbatch.training.journal import learning_curves, read_journal
@@ -47,34 +47,50 @@ def finetune(job: str | Mapping[str, Any] | Job) -> dict[str, Any]:
     check_trackers(job.track)
     uri = storage.normalize(job.output)
     dataset = open_labels(job)
+    open_state = partial(TrainState.open, uri, job, dataset, initial_sha256(job))
     with interruptible():
-        state = TrainState.open(uri, job, dataset, initial_sha256(job))
-        if state.finished:
-            say(f"{uri}: is already trained")
-            return state.summary()
-        check_output(uri)
-        if not state.info["starts"]:
-            refuse_empty_classes(job, dataset)
-        plan = make_training_plan(job, dataset, state.training_uri)
-        with Lease(uri, say), connected(say):
-            workers = share_out_training(job.resources, choose_device(job.resources))
-            check_batch_norm(job, workers.device)
-            with state.guard():
-                say(f"training on {workers} ({workers.device})")
-                state.write("running")
-                began = time.time()
-                with TrainProgress(uri, plan.sampler.num_steps) as progress:
-                    result = run_workers(
-                        partial(train_worker, plan),
-                        workers,
-                        state.training_uri,
-                        keep_checkpoints=job.keep_checkpoints,
-                        max_failures=job.limits.max_failures,
-                        on_progress=progress.show,
-                    )
-                state.note_start(workers, began)
-                save_model(job, plan, state, result)
-    return state.summary()
+        state = open_state()
+        if not state.finished:
+            check_output(uri)
+            with Lease(uri, say) as lease:
+                state = open_state()  # another driver may have written to it meanwhile
+                if not state.finished:
+                    train(job, dataset, state, lease)
+                    return state.summary()
+        say(f"{uri}: is already trained")
+        return state.summary()
+
+
+def train(job: FinetuneJob, dataset: Dataset, state: TrainState, lease: Lease) -> None:
+    """Train on Ray, from the last checkpoint or the start, and make the model."""
+    if not state.info["starts"]:
+        refuse_empty_classes(job, dataset)
+    plan = make_training_plan(job, dataset, state.training_uri, lease.worker_lease)
+    with connected(say):
+        workers = share_out_training(job.resources, choose_device(job.resources))
+        check_batch_norm(job, workers.device)
+        with state.start(workers):
+            say(f"training on {workers} ({workers.device})")
+            with TrainProgress(state.uri, plan.sampler.num_steps) as progress:
+
+                def on_progress(facts: dict[str, Any]) -> None:
+                    progress.show(facts)
+                    if "miou" in facts:  # the end of an epoch
+                        with suppress(OSError):  # the next one follows
+                            state.write("running")
+
+                result = run_workers(
+                    partial(train_worker, plan),
+                    workers,
+                    state.training_uri,
+                    keep_checkpoints=job.keep_checkpoints,
+                    max_failures=job.limits.max_failures,
+                    check=lease.check,
+                    on_progress=on_progress,
+                )
+            lease.confirm()
+            state.write("running")
+            save_model(job, plan, state, result)
 
 
 def with_recipe_of_network(job: FinetuneJob) -> FinetuneJob:
@@ -138,7 +154,9 @@ def initial_sha256(job: FinetuneJob) -> str | None:
     return None if uri in (None, "imagenet") else bundle.file_sha256(uri)
 
 
-def make_training_plan(job: FinetuneJob, dataset: Dataset, training_uri: str) -> TrainingPlan:
+def make_training_plan(
+    job: FinetuneJob, dataset: Dataset, training_uri: str, lease: WorkerLease
+) -> TrainingPlan:
     """The plan for all workers. Builds the network, so that its faults show before they start."""
     seed_everything(job.train.seed)
     network, config = build_network(job.model, dataset.classes, say)
@@ -157,6 +175,7 @@ def make_training_plan(job: FinetuneJob, dataset: Dataset, training_uri: str) ->
             median_frequency_weights(dataset) if weights == "median_frequency" else weights
         ),
         training_uri=training_uri,
+        lease=lease,
         track=list(job.track),
         identity=job.identity(),
         num_micro_batches=job.resources.num_workers[1] * job.train.accumulation,

@@ -10,7 +10,7 @@ from typing import Any
 
 from segbatch import storage
 from segbatch.config.job import FinetuneJob
-from segbatch.errors import Interrupted, JobFailed, RunError, SegbatchError
+from segbatch.errors import Fenced, Interrupted, JobFailed, RunError, SegbatchError
 from segbatch.jobs.runtime.workers import Workers
 from segbatch.jobs.stamp import software, submission
 from segbatch.labels.dataset import Dataset
@@ -26,6 +26,7 @@ class TrainState:
     def __init__(self, uri: str, info: dict[str, Any]) -> None:
         self.uri = uri
         self.info = info
+        self._began: float | None = None  # of this start, on the monotonic clock
 
     @classmethod
     def open(
@@ -93,30 +94,27 @@ class TrainState:
         """Folder of metrics, curves and checkpoints."""
         return storage.join(self.uri, "training")
 
-    def note_start(self, workers: Workers, began: float) -> None:
-        """Note that ``workers`` trained from ``began``, in seconds since the epoch, until now."""
-        self.info["starts"].append(
-            {
-                "at": began,
-                "workers": str(workers),
-                "device": workers.device,
-                "seconds": round(time.time() - began, 1),
-            }
-        )
-
     def write(self, status: str, **facts: Any) -> None:
         """Replace ``run.json``, atomically."""
+        if self._began is not None:
+            self.info["starts"][-1]["seconds"] = round(time.monotonic() - self._began, 1)
         now = {"status": status, "submission": submission(), "updated": time.time()}
         self.info = {**self.info, **facts, **now}
         text = json.dumps(self.info, indent=2, ensure_ascii=False)
         storage.write_bytes(storage.join(self.uri, "run.json"), f"{text}\n".encode())
 
     @contextlib.contextmanager
-    def guard(self) -> Iterator[None]:
-        """Note in ``run.json`` how a training ended early."""
+    def start(self, workers: Workers) -> Iterator[None]:
+        """Note in ``run.json`` a start on ``workers``, how long it took, and how it ended early."""
+        self._began = time.monotonic()
+        start = {"at": time.time(), "workers": str(workers), "device": workers.device}
+        self.info["starts"].append(start)
         try:
             with storage.translate_errors("storage:"):
+                self.write("running")
                 yield
+        except Fenced:
+            raise  # run.json is another driver's now
         except SegbatchError as error:
             ended = {Interrupted: "interrupted", JobFailed: "failed"}
             with contextlib.suppress(OSError):

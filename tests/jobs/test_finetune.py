@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from collections import namedtuple
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +16,12 @@ import segbatch
 from segbatch import storage
 from segbatch.config.job import FinetuneJob, load_kind
 from segbatch.demo.facades.facades import render_facade
-from segbatch.errors import InputError, JobFailed, RunError, SourceError
+from segbatch.errors import Fenced, InputError, JobFailed, RunError, SourceError
+from segbatch.jobs.epochs import check_lease
 from segbatch.jobs.finetune import check_batch_norm, finetune, refuse_empty_classes
 from segbatch.labels.dataset import Dataset, write_shard
 from segbatch.masks.classes import Classes
+from segbatch.results.lease import Lease, read_lease
 from segbatch.training.journal import read_journal
 from tests.conftest import S3
 from tests.drivers import driver, exit_code, wait_until, workers_named
@@ -193,11 +196,43 @@ def test_a_training_that_is_stopped_and_killed_in_every_way_ends_as_an_unbroken_
     wait_until(lambda: not training_workers(s3))
     assert finetune(work)["status"] == "complete"
     assert weights(broken) == weights(whole)
+    starts = run_json(broken)["starts"]
+    assert len(starts) == 3, "each start is noted, however it ended"
+    assert all(start["seconds"] > 1 for start in starts)
     timeless = [
         [{k: v for k, v in line.items() if "seconds" not in k} for line in journal(output)]
         for output in (whole, broken)
     ]
     assert timeless[0] == timeless[1]
+
+
+@pytest.mark.long
+def test_a_driver_whose_training_another_one_has_taken_over_writes_nothing_more(
+    ray_address: str, s3: S3, labels: Dataset, tmp_path: Path
+) -> None:
+    output = str(tmp_path / "model")
+    with driver(training(labels, output, epochs=60), tmp_path, ray_address) as process:
+        wait_until(lambda: len(steps_done(output)) > 0, process)
+        lease = storage.join(output, "lease.json")
+        storage.write_bytes(lease, json.dumps({"driver": "another", "beat": 1}).encode())
+        assert exit_code(process) == 3
+    assert "taken over by" in (tmp_path / "stderr.txt").read_text()
+    assert run_json(output)["status"] == "running", "as the other driver left it"
+    wait_until(lambda: not training_workers(s3))
+    assert read_lease(output) == {"driver": "another", "beat": 1}
+
+
+def test_a_worker_without_its_driver_ends(tmp_path: Path) -> None:
+    ours = Lease(str(tmp_path), print)
+    plan = namedtuple("Plan", "lease")(ours.worker_lease)
+    with ours:
+        check_lease(plan)
+        storage.write_bytes(f"{tmp_path}/lease.json", b'{"driver": "another"}')
+        with pytest.raises(Fenced, match="taken over"):
+            check_lease(plan)
+        storage.delete([f"{tmp_path}/lease.json"])
+        with pytest.raises(Fenced, match="was given up"):
+            check_lease(plan)
 
 
 @pytest.mark.long

@@ -25,7 +25,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from segbatch import signals, storage
 from segbatch.errors import Incomplete, JobFailed, SegbatchError
-from segbatch.jobs.runtime.workers import Workers
+from segbatch.jobs.runtime.workers import ON_RAY, Workers
 from segbatch.storage import one_line
 
 if TYPE_CHECKING:
@@ -113,14 +113,16 @@ def run_workers(
     *,
     keep_checkpoints: int,
     max_failures: int,
+    check: Callable[[], None],
     on_progress: Callable[[dict[str, Any]], None],
 ) -> TrainResult:
     """Call ``train_worker`` on every worker and wait until it returns; replace lost workers.
 
-    ``on_progress`` gets the progress that workers send. Checkpoints are below ``training_uri``; a
-    training that has some already resumes from the last. Raises
-    :class:`~segbatch.errors.JobFailed` where ``train_worker`` fails, and
-    :class:`~segbatch.errors.Incomplete` where workers are lost more often than ``max_failures``.
+    ``check`` is called twice a second and may raise what ends the wait; ``on_progress`` gets the
+    progress that workers send. Checkpoints are below ``training_uri``; a training that has some
+    already resumes from the last. Raises :class:`~segbatch.errors.JobFailed` where ``train_worker``
+    fails, and :class:`~segbatch.errors.Incomplete` where workers are lost more often than
+    ``max_failures``.
     """
     for name in ("ray.train", "ray.train.v2"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -172,9 +174,10 @@ def run_workers(
             fitted.set_exception(error)
 
     # In a thread because it blocks, while this one handles signals and shows progress.
-    threading.Thread(target=fit, daemon=True).start()
+    threading.Thread(target=fit, daemon=True, name=ON_RAY).start()
     while not fitted.done():
         signals.check()
+        check()
         wait([fitted], POLL_S)
         _take_progress(progress, on_progress)
     error = fitted.exception()
