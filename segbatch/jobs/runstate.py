@@ -71,8 +71,9 @@ class RunState:
     def __init__(self, uri: str, info: RunInfo) -> None:
         self.uri = uri
         self.info = info
+        self.lease: WorkerLease | None = None  # what every write is checked against, once it is set
         self._ledger: Ledger | None = None
-        self._began = False  # a start, which is recorded
+        self._began = False  # whether info.starts[-1] is this start
 
     # ------------------------------------------------------------------------- beginnings
 
@@ -274,12 +275,13 @@ class RunState:
         self.write()
 
     def write(self, status: Status | None = None) -> None:
-        """Write ``run.json`` with the committed counts.
+        """Write ``run.json`` with the counts of the ledger.
 
         Raises ``Fenced`` if another driver has taken over meanwhile, and ``OSError``.
         """
+        if self.lease is not None:
+            self.lease.check()
         if self._ledger is not None:
-            WorkerLease(self.uri, self._ledger.driver).check()
             kinds = dict(sorted(self._ledger.kinds.items()))
             self.info.counts = Counts(ok=kinds.pop("ok", 0), failed=kinds)
             self.info.log = self.info.log | {"rows": self._ledger.table.proof}
@@ -332,11 +334,17 @@ class RunState:
         self._judge(job)
         return open_run(self.uri)
 
+    def verdict(self, job: SegmentJob) -> Status:
+        """The status of the run, once it is finished, by the limits of ``job``."""
+        failed = sum(self.info.counts.failed.values())
+        allowed = job.limits.max_failed_fraction * self.num_images
+        return "failed" if failed > allowed else "complete"
+
     def _judge(self, job: SegmentJob) -> None:
         failed = self.info.counts.failed
         total = sum(failed.values())
         limit = job.limits.max_failed_fraction
-        verdict: Status = "failed" if total > limit * self.num_images else "complete"
+        verdict = self.verdict(job)
         if self.info.status != verdict:
             self.write(verdict)
         if verdict == "failed":

@@ -127,7 +127,8 @@ def segment(
         state = None if repair else RunState.read(uri)
         if state is not None:
             state.refuse_changes(job, prepared.model_sha256)
-            if state.finished and not (retry_failed or extend):
+            is_over = state.finished and state.verdict(job) == state.info.status
+            if is_over and not (retry_failed or extend):
                 return close(state, job)
         check_output(uri)
         with Lease(uri, say) as lease:
@@ -136,10 +137,12 @@ def segment(
             state = RunState.read(uri)
             if state is None:
                 state = freeze(uri, job, prepared, lease)
+            state.lease = lease.worker_lease
             state.refuse_changes(job, prepared.model_sha256)
             if extend:
                 add_new_images(state, job, prepared, lease)
-            if state.finished and not retry_failed:  # by another driver meanwhile, or nothing new
+            # By another driver meanwhile, or nothing is new, or the limits are others than before.
+            if state.finished and not retry_failed:
                 return state.close(job)
             with state.note_end():
                 state.prove_logs()
@@ -265,7 +268,7 @@ def work_through(
 ) -> None:
     """Bring every image of the manifest to a committed row, on the connected Ray."""
     limits = job.limits
-    watch = Watch(lease, limits.stall_minutes, GRACE_S)
+    watch = Watch(lease, limits.stall_minutes, GRACE_S, "limits.stall_minutes")
     schema = state.schema(job, prepared.config.classes)
     encoding = Encoding(
         prepared.config.classes, schema, prepared.formulas, store_masks=job.masks != "none"

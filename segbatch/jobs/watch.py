@@ -22,9 +22,9 @@ class Patience:
     """How long to wait for the next result of an execution before it is taken for hung.
 
     ``PATIENCE_FACTOR`` times the longest wait between two results of this run, at least
-    ``shortest_s`` and at most ``longest_s``. Before its first result an execution has
-    ``longest_s``: nodes and workers are starting. Only the driver's waiting counts, not what it
-    does in between.
+    ``shortest_s`` and at most ``longest_s``. Before its first result an execution is never taken
+    for hung: nodes and workers are starting, and :class:`Watch` ends a run that gets none. Only the
+    driver's waiting counts, not what it does in between.
     """
 
     def __init__(self, shortest_s: float, longest_s: float) -> None:
@@ -63,10 +63,13 @@ class Watch:
     arrive.
     """
 
-    def __init__(self, lease: Lease, stall_minutes: float, grace_s: float = 0.0) -> None:
+    def __init__(
+        self, lease: Lease, stall_minutes: float, grace_s: float = 0.0, set_by: str | None = None
+    ) -> None:
         self.lease = lease
         self.stall_minutes = stall_minutes
         self.grace_s = grace_s
+        self.set_by = f" ({set_by})" if set_by else ""
         self._moved = time.monotonic()
         self._deadline: float | None = None  # once a signal arrived
 
@@ -90,8 +93,7 @@ class Watch:
         self.lease.check()
         if now - self._moved > self.stall_minutes * 60:
             raise Incomplete(
-                f"no image was finished for {self.stall_minutes:g} minutes"
-                " (limits.stall_minutes); run again"
+                f"no image was finished for {self.stall_minutes:g} minutes{self.set_by}; run again"
             )
 
     def over(self, results: Callable[[float], Any]) -> Iterator[Any]:
