@@ -38,6 +38,9 @@ for _module in (
     logging.getLogger(_module).setLevel(logging.WARNING)
 
 
+GONE_S = 60.0  # without an answer, a server is taken for gone
+
+
 class Unanswered(Incomplete):
     """The Jobs server does not answer, or answers that it is unavailable."""
 

@@ -10,13 +10,14 @@ from collections.abc import AsyncIterator, Callable
 import aiohttp
 from ray.job_submission import JobDetails
 
-from segbatch.cluster.dashboard import Unanswered
+from segbatch.cluster.dashboard import GONE_S, Unanswered
 from segbatch.cluster.submission import Submission
 from segbatch.errors import Incomplete
+from segbatch.jobs.runtime.compat import log_header
 
 CHECK_S = 5.0  # a server that is switched off does not close its connections
 RETRY_S = 2.0
-GONE_S = 60.0
+BEFORE_HEADER = 10_000  # characters that Ray may write before it
 
 
 class JobLog:
@@ -30,7 +31,7 @@ class JobLog:
         self.submission = submission
         self._write = write
         entrypoint = submission.details().entrypoint
-        self._header = f"Running entrypoint for job {submission.id}: {entrypoint}\n"
+        self._header = log_header(submission.id, entrypoint)
         self._held: str | None = ""  # text held back until the header is complete
         self._seen = 0  # characters
         self._answered = time.monotonic()
@@ -102,6 +103,8 @@ class JobLog:
         self._held += piece
         if self._header in self._held:
             self._held = self._held.replace(self._header, "", 1)
+            self._release()
+        elif len(self._held) > BEFORE_HEADER + len(self._header):
             self._release()
 
     def _release(self) -> None:

@@ -127,7 +127,7 @@ def plan(
     price_table = read_prices(prices)
     if cluster is None and storage.exists(CLUSTER):
         cluster = CLUSTER
-    nodes = read_cluster_file(cluster) if cluster is not None else ClusterFile(None, [], None)
+    nodes = read_cluster_file(cluster) if cluster is not None else ClusterFile(None, [], None, 0)
     effort = effort or Effort()
     if address is None:
         survey = survey_job(job, effort)

@@ -173,7 +173,9 @@ def _market(kind: NodeType) -> str:
 def _option(group: _Group, terms: Terms) -> NodeOption:
     """The number of nodes of a group, with their hours and money."""
     prices, wish, head = terms.prices, terms.wish, terms.cluster.head
-    max_units = max(1, int(min(kind.most / share for kind, share in group.parts)))
+    of_each = min(kind.most / share for kind, share in group.parts)
+    in_all = terms.cluster.most / sum(share for _, share in group.parts)
+    max_units = max(1, int(min(of_each, in_all)))
     caps = {"driver": BLOCKS_PER_S * group.sample.block_rows}
     _, max_workers = pool_size(terms.resources, now=1)
     if max_workers is not None:

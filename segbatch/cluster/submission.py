@@ -12,7 +12,7 @@ from typing import Any
 from ray.job_submission import JobDetails, JobErrorType, JobStatus, JobType
 
 from segbatch import storage
-from segbatch.cluster.dashboard import Dashboard, connect, last_line
+from segbatch.cluster.dashboard import GONE_S, Dashboard, Unanswered, connect, last_line
 from segbatch.errors import Incomplete, InputError, JobFailed
 from segbatch.storage import one_line
 
@@ -82,14 +82,23 @@ class Submission:
     def wait(self, seconds: float | None = None) -> JobDetails:
         """Wait until the job has ended, and return its details.
 
-        Raises :class:`~segbatch.errors.Incomplete` if it still runs after ``seconds``.
+        A server that does not answer is asked again for ``GONE_S``. Raises
+        :class:`~segbatch.errors.Incomplete` if it stays silent, or the job runs after ``seconds``.
         """
-        began = time.monotonic()
-        while not (details := self.details()).status.is_terminal():
-            if seconds is not None and time.monotonic() - began > seconds:
-                raise Incomplete(f"{self.id}: still {details.status.value.lower()}; try again")
+        began = answered = time.monotonic()
+        while True:
+            try:
+                details = self.details()
+            except Unanswered:
+                if time.monotonic() - answered > GONE_S:
+                    raise
+            else:
+                answered = time.monotonic()
+                if details.status.is_terminal():
+                    return details
+                if seconds is not None and answered - began > seconds:
+                    raise Incomplete(f"{self.id}: still {details.status.value.lower()}; try again")
             time.sleep(POLL_S)
-        return details
 
     def answer(self, mark: str, seconds: float) -> Any:
         """Wait for the job and return the JSON on the last line of its log that starts with

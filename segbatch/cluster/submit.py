@@ -19,6 +19,7 @@ from segbatch.__version__ import __version__
 from segbatch.cluster.dashboard import connect
 from segbatch.cluster.environment import with_segbatch, with_variables
 from segbatch.cluster.submission import OUTPUT, STOP_S, Submission, list_submissions
+from segbatch.config.images import SOURCES
 from segbatch.config.job import JOBS, FinetuneJob, Job, SegmentJob, check_options
 from segbatch.config.reading import JobDocument, Key, job_text, read_document, validate
 from segbatch.errors import Incomplete, InputError
@@ -29,10 +30,8 @@ MAX_ENTRYPOINT = 100_000  # bytes; Linux allows 131,072 in one argument
 MIN_SECRET = 4  # characters; shorter values occur by chance in any message
 STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
 
-# The keys of job files that hold a location.
+# The keys of job files that hold a location, besides those of `images:`.
 LOCATIONS = {
-    ("images",),
-    *(("images", kind) for kind in ("prefix", "glob", "manifest", "inventory")),
     ("model",),
     ("model", "from"),
     ("model", "backbone_weights"),
@@ -119,8 +118,13 @@ def _locations(value: Any, key: Key = ()) -> Iterator[tuple[Key, str]]:
     elif isinstance(value, list):
         for index, child in enumerate(value):
             yield from _locations(child, (*key, index))
-    elif isinstance(value, str) and tuple(k for k in key if isinstance(k, str)) in LOCATIONS:
+    elif isinstance(value, str) and _is_location(tuple(k for k in key if isinstance(k, str))):
         yield key, value
+
+
+def _is_location(names: tuple[str, ...]) -> bool:
+    """Whether the key of these names holds a location; a panorama has a source within it."""
+    return names in LOCATIONS or (names[0] == "images" and SOURCES.keys() >= {*names[1:]})
 
 
 def entrypoint_of(values: Mapping[str, Any], options: Sequence[str] = ()) -> str:

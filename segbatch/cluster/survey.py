@@ -15,7 +15,7 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 import ray
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from segbatch import storage
@@ -24,12 +24,19 @@ from segbatch.cluster.measure import Measurement, NodeSetup, measure_stages
 from segbatch.config.images import Glob, Prefix
 from segbatch.config.job import Resources, SegmentJob
 from segbatch.console import say
-from segbatch.errors import Incomplete, InputError, SegbatchError
+from segbatch.errors import Incomplete, InputError, JobFailed
 from segbatch.images.sources import stream_images
 from segbatch.jobs.preflight import SAMPLE_IMAGES, check_first_images, prepare
 from segbatch.jobs.runstate import RunState
+from segbatch.jobs.runtime.executor import known_error
+from segbatch.jobs.runtime.nodes import alive_nodes
 from segbatch.jobs.runtime.sharing import PASSIVE_THREADS, worker_cpus
-from segbatch.jobs.runtime.workers import MIN_LOGICAL_CPUS, connected, cpu_workers, most_of
+from segbatch.jobs.runtime.workers import (
+    MIN_LOGICAL_CPUS,
+    choose_device,
+    connected,
+    cpu_workers,
+)
 from segbatch.machine import num_cores
 from segbatch.model.device import device_here
 from segbatch.results.encode import carried
@@ -263,7 +270,7 @@ def _measure_on_nodes(job: SegmentJob, census: Census, effort: Effort) -> list[M
     starts a node.
     """
     with connected(say):
-        device = "cuda" if job.resources.device != "cpu" and most_of("GPU") else "cpu"
+        device = choose_device(job.resources)
         running = []
         for node_id, cpus, gpus in _node_kinds(device) or [(None, MIN_LOGICAL_CPUS, 1.0)]:
             setup = _node_setup(job.resources, device, cpus, cpus, gpus)
@@ -288,10 +295,9 @@ def _node_kinds(device: str) -> list[tuple[str | None, int, float]]:
     Nodes with the same CPUs, GPUs and accelerator are of one kind.
     """
     kinds: dict[Any, tuple[str | None, int, float]] = {}
-    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    for node in nodes:
+    for node in alive_nodes():
         resources = node["Resources"]
-        if node["Alive"] and resources.get("CPU") and (device == "cpu" or resources.get("GPU")):
+        if resources.get("CPU") and (device == "cpu" or resources.get("GPU")):
             accelerators = tuple(key for key in resources if key.startswith("accelerator_type:"))
             cpus, gpus = int(resources["CPU"]), float(resources.get("GPU", 0))
             kinds.setdefault((cpus, gpus, accelerators), (node["NodeID"], cpus, gpus))
@@ -312,9 +318,7 @@ def _result(task: Any) -> Measurement:
         raise Incomplete(
             f"no worker became free or started within {START_S / 60:.0f} minutes: run it again"
         ) from None
-    except RayTaskError as error:
-        if isinstance(error.cause, SegbatchError):
-            raise error.cause from error
-        raise Incomplete(f"a worker failed: {storage.one_line(error.cause)}") from error
     except RayError as error:
-        raise Incomplete(f"a worker was lost: {storage.one_line(error)}") from error
+        raise known_error(error) or JobFailed(
+            f"a worker failed: {storage.one_line(error)}"
+        ) from error

@@ -283,10 +283,10 @@ def test_no_more_workers_are_reckoned_with_than_the_job_file_allows() -> None:
 
 def test_a_node_without_a_price_has_hours_and_no_money() -> None:
     own = NodeType("mine", 16, 1, "L4", "a box under a desk", spot=False, most=2)
-    found = option(planned(SAMPLE, cluster=ClusterFile(None, [own], None)), "mine")
+    found = option(planned(SAMPLE, cluster=ClusterFile(None, [own], None, own.most)), "mine")
     assert found.hours is not None
     assert found.money == {"spot": None, "on_demand": None}
-    held = planned(SAMPLE, Wish(budget=100), ClusterFile(None, [own], None))
+    held = planned(SAMPLE, Wish(budget=100), ClusterFile(None, [own], None, own.most))
     assert "has no price" in (option(held, "mine").reason or "")
 
 
@@ -437,7 +437,7 @@ def test_listing_is_stopped_and_that_is_said(
     census = count_images(asked, 10, list_s=0)
     assert (census.images, census.whole) == (1, False)
     found = Survey(1, False, 0, 1, 0, {}, [SAMPLE], on_cluster=False)
-    print_plan(make_plan(asked, found, ClusterFile(None, [], None), read_prices(None), Wish()))
+    print_plan(make_plan(asked, found, ClusterFile(None, [], None, 0), read_prices(None), Wish()))
     shown = capsys.readouterr().out
     assert "at least 1 images" in shown
     assert "--list-seconds" in shown

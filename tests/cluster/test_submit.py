@@ -119,6 +119,11 @@ def test_a_job_of_thousands_of_uris_is_refused_for_a_manifest() -> None:
     [
         ({"images": "photos/"}, "images: photos/ is on this machine"),
         ({"images": ["s3://a/b/", {"manifest": "all.csv"}]}, r"images\[1\].manifest: all.csv is"),
+        ({"images": {"table": "data/"}}, "images.table: data/ is on this machine"),
+        ({"images": {"shards": "a.tar", "where": "x"}}, "images.shards: a.tar is on this machine"),
+        ({"images": [{"video": "clips/"}]}, r"images\[0\].video: clips/ is on this machine"),
+        ({"images": {"panorama": "p/"}}, "images.panorama: p/ is on this machine"),
+        ({"images": {"panorama": {"glob": "p/*"}}}, r"images.panorama.glob: p/\* is on this"),
         ({"model": "/models/a"}, "model: /models/a is on .* file:///models/a if every node"),
         ({"output": "~/run"}, "output: ~/run is on this machine"),
     ],
@@ -427,6 +432,37 @@ def test_a_cluster_that_is_gone_ends_the_following(
         log = JobLog(Submission(submission.id, connect(relay.url)), print)
     with pytest.raises(Incomplete, match=f"segbatch logs {submission.id} --address .* --follow"):
         log.follow()
+    submission.stop()
+
+
+def test_a_server_that_is_silent_for_a_moment_does_not_end_a_wait(
+    dashboard: Dashboard, jobs_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submission = shell_job(dashboard, "sleep 3")
+    with relayed(jobs_server) as relay:
+        gone = connect(relay.url)
+    asked: list[Dashboard] = []
+
+    class FirstSilent(Submission):
+        def details(self) -> JobDetails:
+            asked.append(gone if len(asked) < 2 else dashboard)
+            return asked[-1].get_job_info(self.id)
+
+    assert FirstSilent(submission.id, dashboard).wait(60).status == "SUCCEEDED"
+    assert asked[:3] == [gone, gone, dashboard]
+    monkeypatch.setattr("segbatch.cluster.submission.GONE_S", 0.0)
+    with pytest.raises(Incomplete, match="does not answer"):
+        Submission(submission.id, gone).wait(60)
+
+
+def test_a_log_that_begins_in_another_way_is_shown(dashboard: Dashboard) -> None:
+    submission = shell_job(dashboard, "for i in 1 2 3 4; do printf '%5000d\\n' $i; done; sleep 30")
+    said: list[str] = []
+    log = JobLog(submission, said.append)
+    log._header = "a line that no version of Ray writes"
+    wait_until(lambda: "   3\n" in dashboard.get_job_logs(submission.id))
+    log._take(dashboard.get_job_logs(submission.id))
+    assert "   3\n" in "".join(said)
     submission.stop()
 
 

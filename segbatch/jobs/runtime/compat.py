@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 
 ATTEMPTS = 2  # at one block, if its process dies
 
-# Logs an error of eighty lines for a lost block. In a Ray that calls it otherwise, they are shown.
 LOG_LEVEL_LINE = b"Set ray log level from environment variable"
+
+# Logs an error of eighty lines for a lost block. In a Ray that calls it otherwise, they are shown.
 BLOCK_ERRORS_LOG = "ray.data._internal.execution.streaming_executor_state"
 
 
@@ -181,20 +182,29 @@ def _stderr_into(file: int) -> Iterator[None]:
         os.close(before)
 
 
-def disconnect() -> None:
-    """Leave Ray for good: a pipeline that was left early may still call it, which would start
-    another Ray and log at length.
+def disconnect(*, for_good: bool) -> None:
+    """Leave Ray; ``for_good`` where a pipeline that was left early may still call it, which would
+    start another Ray and log at length.
 
     ``auto_init_hook`` is private. In a version of Ray without it, that other Ray is started and
     ends with the process.
     """
     hook: Any = getattr(getattr(ray, "_private", None), "auto_init_hook", None)
-    if hasattr(hook, "enable_auto_connect"):
+    if for_good and hasattr(hook, "enable_auto_connect"):
         hook.enable_auto_connect = False
     ray.shutdown()
 
 
 # ------------------------------------------------------------------------------- the Jobs server
+
+
+def log_header(submission_id: str, entrypoint: str) -> str:
+    """The line that Ray writes into the log of a job before the job's own.
+
+    Its wording is not documented. In a version of Ray with another one, the log begins with it and
+    with the job file, and is shown from its ten thousandth character on or when the job ends.
+    """
+    return f"Running entrypoint for job {submission_id}: {entrypoint}\n"
 
 
 def api_server_url(address: str | None) -> str:

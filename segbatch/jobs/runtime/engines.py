@@ -8,13 +8,13 @@ from functools import partial
 from typing import Any, cast
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from segbatch.config.job import Limits, Predict
 from segbatch.console import say
-from segbatch.errors import SegbatchError
-from segbatch.jobs.runtime.executor import wait_for
+from segbatch.jobs.runtime.executor import known_error, wait_for
+from segbatch.jobs.runtime.nodes import alive_nodes
 from segbatch.jobs.runtime.workers import Workers
 from segbatch.jobs.watch import Watch
 from segbatch.model.bundle import Packed, pack
@@ -56,8 +56,7 @@ def engine_on_workers(
 
 def _cpu_nodes() -> list[str]:
     """The ids of the nodes that have CPUs for Ray."""
-    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    return [node["NodeID"] for node in nodes if node["Alive"] and node["Resources"].get("CPU")]
+    return [node["NodeID"] for node in alive_nodes() if node["Resources"].get("CPU")]
 
 
 def _choose(asked: Predict, config: ModelConfig, device: str) -> EngineChoice:
@@ -106,12 +105,14 @@ def _quantize(packed: Callable[[], Packed], calibration: Calibration, threads: i
 
 
 def _answer(running: Any, watch: Watch, waiting: str | None = None) -> Any:
-    """The result of a task; an error that segbatch raised on purpose as it was raised."""
+    """The result of a task. Raises what its worker raised on purpose, and
+    :class:`~segbatch.errors.Incomplete` for a lost worker.
+    """
     try:
         return wait_for(running, watch, waiting)
-    except RayTaskError as error:
-        if isinstance(error.cause, SegbatchError):
-            raise error.cause from error
+    except RayError as error:
+        if known := known_error(error):
+            raise known from error
         raise
 
 

@@ -25,11 +25,11 @@ from ray.exceptions import (
 
 from segbatch import storage
 from segbatch.console import say
-from segbatch.errors import Incomplete, InputError
+from segbatch.errors import Incomplete, InputError, SegbatchError
 from segbatch.jobs.passes import Accounts, ExecutionStopped
 from segbatch.jobs.runtime import compat
 from segbatch.jobs.runtime.metrics import Metrics
-from segbatch.jobs.runtime.workers import Workers, cluster_resources, node_cpus
+from segbatch.jobs.runtime.workers import ON_RAY, Workers, cluster_resources, node_cpus
 from segbatch.jobs.stages import (
     AllStages,
     ImageSize,
@@ -46,7 +46,7 @@ from segbatch.results.write import Account
 SHUTDOWN_S = 10.0
 SAY_EVERY_S = 60.0
 CRASHES = 2  # of one image alone in a process, then it is committed as crashed
-# Leaves the image missing, for a later pass: the fault was not its own.
+# The answer for an image that failed by no fault of its own: it is left to the next pass.
 NO_ACCOUNTS = pa.table({"account": pa.array([], pa.string())})
 
 Layout = Callable[[pa.Table, int, Pipeline], "ray.data.Dataset"]
@@ -184,6 +184,15 @@ def wait_for(running: Any, watch: Watch, waiting: str | None = None) -> Any:
     return next(watch.over(result))
 
 
+def known_error(error: RayError) -> SegbatchError | None:
+    """The error of a task as one of ours: what its worker raised on purpose, or that the worker was
+    lost; ``None`` for a fault of the program.
+    """
+    if not isinstance(error, RayTaskError):
+        return Incomplete(f"a worker was lost: {storage.one_line(error)}; run it again")
+    return error.cause if isinstance(error.cause, SegbatchError) else None
+
+
 def sample_sizes(images: pa.Table, reading: Reading, watch: Watch) -> list[ImageSize]:
     """:func:`~segbatch.jobs.stages.decoded_sizes` with a task for each image.
 
@@ -275,7 +284,7 @@ def in_background(dataset: ray.data.Dataset) -> Iterator[Callable[[float], Any]]
         except Exception as error:
             tables.put(error)
 
-    pipeline = threading.Thread(target=run, daemon=True, name="pipeline")
+    pipeline = threading.Thread(target=run, daemon=True, name=ON_RAY)
     pipeline.start()
 
     def next_table(timeout: float) -> Any:

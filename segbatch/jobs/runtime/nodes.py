@@ -6,11 +6,13 @@ on the head does; KubeRay says nothing.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from segbatch.results.runinfo import NodeTime
 ACCELERATOR = "accelerator_type:"  # prefix of the resource that names the kind of a GPU
 HEAD = "node:__internal_head__"  # a resource that only Ray's head has
 BOOTSTRAP = "~/ray_bootstrap_config.yaml"  # `ray up` writes it on the head, where drivers run
+MAX_WORKERS = 2  # of a file that does not say it, by Ray's own defaults
 KUBERAY = "KUBERAY_GEN_RAY_START_CMD"  # set in KubeRay's pods
 
 # CPUs and GPUs that Ray gives out, the cloud's name of the machine, whether it is a spot machine;
@@ -46,11 +49,24 @@ class NodeType:
 
 @dataclass(frozen=True)
 class ClusterFile:
-    """A ``cluster.yaml``: its head, and the types of nodes that have CPUs or GPUs for Ray."""
+    """A ``cluster.yaml``: its head, and the types of nodes that have CPUs or GPUs for Ray.
+
+    ``most`` is the largest number of nodes of all types together, without the head.
+    """
 
     head: NodeType | None
     workers: list[NodeType]
     region: str | None
+    most: int
+
+    def most_of(self, resource: str) -> float:
+        """The most CPUs or GPUs that its nodes have together."""
+        left, total = self.most, 0.0
+        amounts = [(each.gpus if resource == "GPU" else each.cpus, each) for each in self.workers]
+        for amount, kind in sorted(amounts, key=itemgetter(0), reverse=True):
+            nodes = min(left, kind.most)
+            total, left = total + nodes * amount, left - nodes
+        return total
 
 
 def read_cluster_file(uri: str) -> ClusterFile:
@@ -63,10 +79,11 @@ def read_cluster_file(uri: str) -> ClusterFile:
     types = content.get("available_node_types") if isinstance(content, Mapping) else None
     if not isinstance(types, Mapping):
         raise InputError(f"{uri}: has no available_node_types: not a cluster file for ray up")
+    most_in_all = content.get("max_workers", MAX_WORKERS)
     known = {}
     for name, entry in types.items():
         try:
-            known[name] = _node_type(str(name), entry, content.get("max_workers"))
+            known[name] = _node_type(str(name), entry, int(most_in_all))
         except (TypeError, ValueError, AttributeError) as error:
             raise InputError(
                 f"{uri}: available_node_types.{name}: cannot be read: {storage.one_line(error)}"
@@ -74,10 +91,10 @@ def read_cluster_file(uri: str) -> ClusterFile:
     head = content.get("head_node_type")
     workers = [t for name, t in known.items() if t.most and (t.cpus or t.gpus) and name != head]
     provider = content.get("provider") or {}
-    return ClusterFile(known.get(head), workers, provider.get("region"))
+    return ClusterFile(known.get(head), workers, provider.get("region"), int(most_in_all))
 
 
-def _node_type(name: str, entry: Mapping[str, Any], most_in_all: Any) -> NodeType:
+def _node_type(name: str, entry: Mapping[str, Any], most_in_all: int) -> NodeType:
     resources = entry.get("resources") or {}
     node = entry.get("node_config") or {}
     market = (node.get("InstanceMarketOptions") or {}).get("MarketType")
@@ -92,7 +109,7 @@ def _node_type(name: str, entry: Mapping[str, Any], most_in_all: Any) -> NodeTyp
         spot=market == "spot"
         or bool(scheduling.get("preemptible"))
         or scheduling.get("provisioningModel") == "SPOT",
-        most=int(entry.get("max_workers", most_in_all if most_in_all is not None else 1)),
+        most=min(int(entry.get("max_workers", most_in_all)), most_in_all),
     )
 
 
@@ -102,6 +119,20 @@ def node_types() -> list[NodeType] | None:
     if path.exists():
         return read_cluster_file(str(path)).workers
     return None if KUBERAY in os.environ else []
+
+
+def may_come(resource: str) -> float:
+    """The most CPUs or GPUs of all nodes that the autoscaler may start; infinite if unknown."""
+    path = Path(BOOTSTRAP).expanduser()
+    if path.exists():
+        return read_cluster_file(str(path)).most_of(resource)
+    return math.inf if KUBERAY in os.environ else 0.0
+
+
+def alive_nodes() -> list[dict[str, Any]]:
+    """The nodes that are there now, as ``ray.nodes`` describes them."""
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return [node for node in nodes if node["Alive"]]
 
 
 class NodeClock:
@@ -119,10 +150,8 @@ class NodeClock:
     def read(self) -> list[NodeTime]:
         """Node seconds by kind of node since the clock was made."""
         now = time.monotonic()
-        nodes: list[dict[str, Any]] = ray.nodes() if ray.is_initialized() else []  # type: ignore[no-untyped-call]
-        for node in nodes:
-            if node["Alive"]:
-                self._seconds[_kind(node["Resources"], self._cluster)] += now - self._read
+        for node in alive_nodes() if ray.is_initialized() else []:
+            self._seconds[_kind(node["Resources"], self._cluster)] += now - self._read
         self._read = now
         return [
             NodeTime(cpus=cpus, gpus=gpus, instance=instance, spot=spot, seconds=round(seconds, 1))

@@ -10,18 +10,19 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray.exceptions import RayError
 
 from segbatch.config.job import Resources
 from segbatch.config.training import TrainResources
 from segbatch.errors import InputError
 from segbatch.jobs.runtime import compat
-from segbatch.jobs.runtime.nodes import node_types
+from segbatch.jobs.runtime.nodes import alive_nodes, may_come, node_types
 from segbatch.jobs.runtime.sharing import FEW_CORES, OTHER_CPUS, READ_CPUS, worker_cpus
 from segbatch.machine import num_cores
 from segbatch.storage import one_line
@@ -31,6 +32,17 @@ if TYPE_CHECKING:
 
 MIN_LOGICAL_CPUS = 4  # with fewer, the stages of a pipeline can starve each other
 CONNECT_S = 10.0
+ON_RAY = "on-ray"  # name of a thread that waits for Ray, and may call it after the job has ended
+
+# Set while a job is connected, unless the user has set them.
+RAY_VARIABLES = {
+    # The backend logs every restart of an actor as an error; the driver reports errors itself.
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    # A stage without GPUs must not hide them from the others; unset, Ray warns of this change.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # By default an image that exhausts memory is retried without end. No parameter sets this.
+    "RAY_task_oom_retries": "1",
+}
 THREADS_PER_WORKER = 4  # each predicts alone, but all share the Python of one process
 
 
@@ -78,50 +90,78 @@ def connected(say: Callable[[str], None]) -> Iterator[None]:
     """Connect to Ray: this process's own connection, else ``RAY_ADDRESS``, else a local Ray, which
     is also what the address ``local`` means to Ray.
 
-    Stops what it started. Raises :class:`~segbatch.errors.InputError` if the address does not
-    answer.
+    Stops what it started, and leaves the process's variables and log levels as they were. Raises
+    :class:`~segbatch.errors.InputError` if the address does not answer.
     """
     if ray.is_initialized():
         yield
         return
-    address = os.environ.get("RAY_ADDRESS")
-    # The backend logs every restart of an actor as an error; the driver reports errors itself.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    # A stage without GPUs must not hide them from the others; unset, Ray warns of this change.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # By default an image that exhausts memory is retried without end. No parameter sets this.
-    os.environ.setdefault("RAY_task_oom_retries", "1")
-    for name in ("ray", "ray.data"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    address = os.environ.get("RAY_ADDRESS", "local") or "local"
+    of_local_ray = FEW_CORES | temporary_folder() if address == "local" else {}
+    with _set(RAY_VARIABLES | of_local_ray), _quiet_logs():
+        _connect(address, say)
+        # Ray prints the errors of the whole cluster to stdout, which is for results alone.
+        with redirect_stdout(sys.stderr):
+            try:
+                yield
+            finally:
+                logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+                compat.disconnect(for_good=_works_on())
+
+
+def _connect(address: str, say: Callable[[str], None]) -> None:
     try:
         with _sigterm_kept():
-            if address and address != "local":
+            if address != "local":
                 say(f"connecting to Ray at {address}")
                 _refuse_silence(address)
                 with compat.quiet_start():
                     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
             else:
                 say("starting Ray on this machine")
-                for name, value in (FEW_CORES | temporary_folder()).items():
-                    os.environ.setdefault(name, value)
                 with compat.quiet_start():
                     ray.init(
-                        address="local",
+                        address=address,
                         num_cpus=max(MIN_LOGICAL_CPUS, num_cores()),
                         include_dashboard=False,
                         log_to_driver=False,
                         logging_level=logging.ERROR,
                     )
-    except (OSError, ValueError, RuntimeError) as error:
-        where = f"RAY_ADDRESS={address}" if address else "Ray on this machine"
+    except (OSError, ValueError, RuntimeError, RayError) as error:
+        where = "Ray on this machine" if address == "local" else f"RAY_ADDRESS={address}"
         raise InputError(f"{where}: cannot be used: {one_line(error)}") from error
-    # Ray prints the errors of the whole cluster to stdout, which is for results alone.
-    with redirect_stdout(sys.stderr):
-        try:
-            yield
-        finally:
-            logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-            compat.disconnect()
+
+
+@contextmanager
+def _set(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set the ``variables`` of the environment that are not set."""
+    new = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(new)
+    try:
+        yield
+    finally:
+        for name in new:
+            os.environ.pop(name, None)
+
+
+@contextmanager
+def _quiet_logs() -> Iterator[None]:
+    """Ray's logs show errors alone; nothing afterwards, while a thread still works on Ray."""
+    logs = [logging.getLogger(name) for name in ("ray", "ray.data")]
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        if not _works_on():
+            for log, level in zip(logs, levels, strict=True):
+                log.setLevel(level)
+
+
+def _works_on() -> bool:
+    """Whether an execution or a training that was left early goes on in its thread."""
+    return any(thread.name == ON_RAY for thread in threading.enumerate())
 
 
 def temporary_folder() -> dict[str, str]:
@@ -293,11 +333,7 @@ def most_of(resource: str) -> float:
 
     Infinite if that is unknown.
     """
-    types = node_types()
-    if types is None:
-        return math.inf
-    may_come = sum(each.most * (each.gpus if resource == "GPU" else each.cpus) for each in types)
-    return max(float(cluster_resources().get(resource, 0)), may_come)
+    return max(float(cluster_resources().get(resource, 0)), may_come(resource))
 
 
 def largest_node() -> float:
@@ -316,5 +352,4 @@ def node_gpus() -> list[float]:
 
 
 def _of_nodes(resource: str) -> list[float]:
-    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    return [node["Resources"].get(resource, 0.0) for node in nodes if node["Alive"]]
+    return [node["Resources"].get(resource, 0.0) for node in alive_nodes()]

@@ -26,6 +26,7 @@ from segbatch.jobs.runtime.executor import data_context
 from segbatch.jobs.runtime.nodes import NodeClock
 from segbatch.jobs.runtime.sharing import OTHER_CPUS, worker_cpus
 from segbatch.jobs.runtime.workers import (
+    RAY_VARIABLES,
     Workers,
     choose_device,
     cpu_workers,
@@ -88,6 +89,7 @@ def test_a_worker_fits_on_a_node(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 SCALED_TO_ZERO = """
+max_workers: 9
 available_node_types:
   head: {resources: {CPU: 0}, max_workers: 0}
   gpu: {resources: {CPU: 12, GPU: 1}, min_workers: 0, max_workers: 8}
@@ -105,6 +107,46 @@ def test_nodes_that_ray_up_may_start_count(tmp_path: Path, monkeypatch: pytest.M
     assert (training.size, training.num_cpus, training.num_gpus) == ((4, 4), 12, 1.0)
     with pytest.raises(InputError, match=r"9 workers of .* Ray has 96 CPUs and 8 GPUs"):
         share_out_training(TrainResources(workers=9), "cuda")
+
+
+@pytest.mark.parametrize(
+    ("in_all", "reason"),
+    [
+        ("max_workers: 3", "has 36 CPUs and 3 GPUs"),
+        ("", "has 24 CPUs and 2 GPUs"),  # as Ray reads a file that does not say it
+    ],
+)
+def test_all_node_types_together_have_no_more_nodes_than_the_cluster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_all: str, reason: str
+) -> None:
+    helpers = "  cpu: {resources: {CPU: 4}, max_workers: 8}\nhead_node_type"
+    text = SCALED_TO_ZERO.replace("max_workers: 9", in_all).replace("head_node_type", helpers)
+    (tmp_path / "ray_bootstrap_config.yaml").write_text(text)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(InputError, match=reason):
+        share_out_training(TrainResources(workers=9), "cuda")
+
+
+CONNECTED = """
+import logging, os, ray
+from segbatch.jobs.runtime.workers import RAY_VARIABLES, connected
+logs = [logging.getLogger(name) for name in ("ray", "ray.data")]
+before, levels = dict(os.environ), [log.level for log in logs]
+assert not before.keys() & RAY_VARIABLES.keys()
+with connected(print):
+    assert os.environ.keys() >= RAY_VARIABLES.keys()
+assert dict(os.environ) == before
+assert [log.level for log in logs] == levels
+assert ray._private.auto_init_hook.enable_auto_connect
+"""
+
+
+def test_a_process_that_was_connected_is_as_it_was_before(ray_address: str) -> None:
+    environment = {key: value for key, value in os.environ.items() if key not in RAY_VARIABLES}
+    subprocess.run(
+        [sys.executable, "-c", CONNECTED],
+        check=True, env={**environment, "RAY_ADDRESS": ray_address},
+    )  # fmt: skip
 
 
 LAUNCHED = """
