@@ -26,7 +26,7 @@ from segbatch.errors import Incomplete, SourceError
 
 DecodeErrorKind = Literal["truncated", "undecodable", "unsupported", "too_large"]
 HEAD_BYTES = 1024  # this many bytes of a file are enough to recognise it
-VIDEO_HINT = "its frames are images where it is listed as images: {video: …}"
+VIDEO_HINT = "for its frames write images: {video: …}"
 
 # Parts of one file: chunks, segments, blocks, strips. A PNG of 256 MB has 32,000 chunks of the
 # usual size, a TIFF of 200 megapixels 780,000 of the smallest tiles.

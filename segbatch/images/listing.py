@@ -30,16 +30,25 @@ import pyarrow.parquet as pq
 from fsspec.utils import glob_translate
 
 from segbatch import storage
-from segbatch.config.images import MANIFEST_SUFFIXES, Glob, Inventory, Manifest, Prefix, dotted
+from segbatch.config.images import (
+    MANIFEST_SUFFIXES,
+    SHARD_SUFFIXES,
+    VIDEO_EXTENSIONS,
+    Glob,
+    Inventory,
+    Manifest,
+    Prefix,
+    dotted,
+)
 from segbatch.errors import SourceError
 from segbatch.storage.uris import without_query
 
 # Files that are no images and may hold or name some: what they are, and the key of the source.
-_COLLECTIONS = (
-    (".tar", "tar archives", "shards"),
-    (".tgz", "tar archives", "shards"),
-    (".parquet", "Parquet files", "manifest"),
-)
+_COLLECTIONS = {
+    **dict.fromkeys(SHARD_SUFFIXES, ("tar archives", "shards")),
+    **{f".{extension}": ("videos", "video") for extension in VIDEO_EXTENSIONS},
+    ".parquet": ("Parquet files", "manifest"),
+}
 # Extensions that are counted separately: file names that end in numbers have millions.
 _MAX_EXTENSIONS = 100
 
@@ -130,15 +139,21 @@ def _images_among(
     """URIs of the files with one of ``extensions``; ``others`` counts those of all other files."""
     wanted = dotted(extensions)
     for file in files:
-        extension = posixpath.splitext(file.uri)[1].lower()
+        extension = _extension_of(file.uri)
         if extension in wanted:
             yield file.uri
         else:
             others[extension if len(others) < _MAX_EXTENSIONS else "other"] += 1
 
 
+def _extension_of(uri: str) -> str:
+    """In lower case with its dot; that of a compressed archive has two."""
+    double = re.search(r"\.tar\.\w+$", uri, re.I)
+    return (double[0] if double else posixpath.splitext(uri)[1]).lower()
+
+
 def _why_no_images(base: str, others: Counter[str], excluded: int) -> str:
-    for extension, held, key in _COLLECTIONS:
+    for extension, (held, key) in _COLLECTIONS.items():
         if others[extension]:
             return f"{base}: holds {held} and no image: write images: {{{key}: {base}}}"
     if excluded:

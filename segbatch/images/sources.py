@@ -262,6 +262,11 @@ def _open_parts(
     return _SourceStream(name, renamed, batches, has_places=True)
 
 
+def _quoted(column: str) -> str:
+    """``column`` as a name in SQL."""
+    return '"' + column.replace('"', '""') + '"'
+
+
 RowFinder = Callable[[pa.RecordBatch], npt.NDArray[np.int64]]  # numbers of rows of a batch, sorted
 
 
@@ -305,13 +310,13 @@ def _select_rows(
 def _no_uri(
     source: Manifest | Table | Shards, name: str, column: str, row: int, value: str | None
 ) -> str:
-    quoted = column if re.fullmatch(r"[A-Za-z_]\w*", column) else f'"{column}"'
+    quoted = column if re.fullmatch(r"[A-Za-z_]\w*", column) else _quoted(column)
     condition = f"{quoted} IS NOT NULL" if value is None else f"{quoted} <> ''"
     if source.where is not None:
         condition = f"({source.where}) AND {condition}"
     return (
-        f"{name}: row {row} (the first is 0) has no URI in column"
-        f' {column}: leave such rows out with where: "{condition}"'
+        f"{name}: row {row} (the first is 0) has no URI in column {column}: leave such rows out"
+        f" with {columns.as_yaml({'where': condition})[1:-1]}"
     )
 
 

@@ -177,7 +177,7 @@ def choose_sizes(
     if block_rows > job.predict.batch_size:
         block_rows -= block_rows % job.predict.batch_size  # no ragged last batch
     block_rows = max(together, block_rows - block_rows % together)
-    return Sizes(block_rows, file_rows // block_rows * block_rows)
+    return Sizes(block_rows, max(1, file_rows // block_rows) * block_rows)
 
 
 def _seconds_per_byte(model: Model) -> float:

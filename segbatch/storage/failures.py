@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from obstore.exceptions import InvalidPathError, PermissionDeniedError, UnauthenticatedError
@@ -103,7 +104,7 @@ def classify(uri: str, error: Exception) -> Unreadable:
     elif code == "NoSuchBucket":
         kind, message = "not_found", "no such bucket"
     elif is_missing or names_nothing:
-        kind, message = "not_found", "no such object" if scheme_of(uri) else "no such file"
+        kind, message = "not_found", "no such object" if scheme_of(uri) else _no_such_file(uri)
     elif isinstance(error, PermissionDeniedError | PermissionError):
         kind = "forbidden"
         if code == "AccessDenied":
@@ -115,6 +116,11 @@ def classify(uri: str, error: Exception) -> Unreadable:
     status = re.search(r"status code: (4\d\d)", text)
     is_transient = status is None or status[1] in TRANSIENT_STATUSES
     return Unreadable(kind, message, kind in ("timeout", "unavailable") and is_transient)
+
+
+def _no_such_file(path: str) -> str:
+    """A relative path is looked for in the current folder, which may not be the user's."""
+    return "no such file" if path.startswith(("/", "~")) else f"no such file in {Path.cwd()}"
 
 
 def as_os_error(uri: str, error: Exception) -> OSError:

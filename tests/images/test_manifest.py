@@ -435,16 +435,35 @@ def test_a_name_is_not_sql(run: Run, tmp_path: Path, name: str) -> None:
     assert run.uris(where) == ["a"]
 
 
-@pytest.mark.parametrize(("value", "test"), [(None, "IS NOT NULL"), ("", "<> ''")])
-def test_a_row_without_uri_is_refused_with_its_number(
-    run: Run, tmp_path: Path, value: str | None, test: str
+@pytest.mark.parametrize(
+    ("name", "held"),
+    [
+        ("a.tar", "tar archives and no image: write images: {shards: DIR}"),
+        ("A.TAR.GZ", "tar archives and no image: write images: {shards: DIR}"),
+        ("a.mp4", "videos and no image: write images: {video: DIR}"),
+        ("a.parquet", "Parquet files and no image: write images: {manifest: DIR}"),
+    ],
+)
+def test_a_folder_that_holds_something_else_is_refused_with_its_key(
+    run: Run, tmp_path: Path, name: str, held: str
 ) -> None:
-    source = parquet(tmp_path / "m.parquet", uri=["a", "b", value], n=[1, 2, 3])
-    said = run.refusal({"manifest": source, "where": "n > 1"})
+    storage.write_bytes(f"{tmp_path}/data/{name}", b"1")
+    storage.write_bytes(f"{tmp_path}/data/readme.txt", b"1")
+    folder = f"{tmp_path}/data"
+    assert f"holds {held.replace('DIR', folder)}" in run.refusal(folder)
+
+
+@pytest.mark.parametrize("column", ["uri", "image url", "a: #'\"{}"])
+@pytest.mark.parametrize("value", [None, ""])
+def test_a_row_without_uri_is_refused_with_what_leaves_it_out(
+    run: Run, tmp_path: Path, column: str, value: str | None
+) -> None:
+    file = parquet(tmp_path / "m.parquet", **{column: ["a", "b", value], "n": [1, 2, 3]})
+    source = {"manifest": file, "uri_column": column}
+    said = run.refusal({**source, "where": "n > 1"})
     assert "row 2 (the first is 0)" in said
-    condition = f"(n > 1) AND uri {test}"
-    assert f'where: "{condition}"' in said
-    assert run.uris({"manifest": source, "where": condition}) == ["b"]
+    advice = yaml.safe_load(said.partition("leave such rows out with ")[2])
+    assert run.uris({**source, **advice}) == ["b"]
 
 
 def test_where_keeps_order_and_types(run: Run, tmp_path: Path) -> None:

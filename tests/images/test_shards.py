@@ -388,7 +388,6 @@ def test_a_member_above_the_limit_is_not_read(tmp_path: Path, s3: S3) -> None:
         ({"shards": "DIR/none"}, r"no file, folder or glob with \.tar, \.tar\.gz or \.tgz"),
         ({"shards": "DIR/none.tar"}, "none.tar: no such file"),
         ({"shards": "DIR/text.tar"}, r"text.tar: no image in the shards: 1 \.npy"),
-        ({"prefix": "DIR"}, r"holds tar archives and no image: write images: \{shards: "),
     ],
 )
 def test_what_holds_no_images_is_said(

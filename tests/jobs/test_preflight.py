@@ -10,7 +10,7 @@ import pytest
 from segbatch.config.job import SegmentJob, load_kind
 from segbatch.errors import SourceError
 from segbatch.images.video import frame_uri
-from segbatch.jobs.preflight import Prepared, check_first_images, prepare
+from segbatch.jobs.preflight import Prepared, check_first_images, choose_sizes, prepare
 from tests.collection import jpeg
 from tests.conftest import job
 from tests.films import STEADY, film
@@ -44,3 +44,22 @@ def test_one_photograph_among_them_is_enough(tmp_path: Path, prepared: Prepared)
     film(tmp_path / "clip.mp4", STEADY, sound=None)
     (tmp_path / "photo.mov").write_bytes(jpeg(1))
     check(prepared, f"{tmp_path}/clip.mp4", f"{tmp_path}/photo.mov")
+
+
+@pytest.mark.parametrize("rows_per_file", [1, 2, 4, 6, 500])
+def test_views_of_one_panorama_stay_in_a_block_and_a_file_has_whole_blocks(
+    prepared: Prepared, rows_per_file: int
+) -> None:
+    work = load_kind({**job("/photos/", "m", "/run"), "rows_per_file": rows_per_file}, SegmentJob)
+    sizes = choose_sizes(work, prepared, [], "cpu", num_images=12, num_workers=1, together=4)
+    assert sizes.block_rows % 4 == 0
+    assert sizes.file_rows >= sizes.block_rows
+    assert sizes.file_rows % sizes.block_rows == 0
+
+
+def test_a_relative_path_is_looked_for_where_the_message_says(
+    tmp_path: Path, prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SourceError, match=f"photos/a.jpg: not_found: no such file in {tmp_path}"):
+        check(prepared, "photos/a.jpg")
