@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from segbatch.config.images import Glob, Inventory, Manifest, Prefix, Shards, Table, Video
+from segbatch.config.images import SOURCES
 from segbatch.config.job import JOBS
 from segbatch.config.templates import template
 from segbatch.config.training import FromBackbone, FromBundle
@@ -43,10 +43,8 @@ def page() -> str:
     for kind, model in JOBS.items():
         parts.append(f"\n## `kind: {kind}`\n\n{_table(model)}")
     parts.append("\n## Sources of images\n\nThe full forms of an entry of `images:`.\n")
-    for source in (Prefix, Glob, Manifest, Table, Shards, Inventory, Video):
-        parts.append(
-            f"\n**{source.__name__.lower()}**: {_text(source.__doc__)}\n\n{_table(source)}"
-        )
+    for kind, source in SOURCES.items():
+        parts.append(f"\n**{kind}**: {_text(source.__doc__)}\n\n{_table(source)}")
     parts.append("\n## Networks to train\n\nThe forms of `model:` in a fine-tune job.\n")
     for network in (FromBackbone, FromBundle):
         parts.append(f"\n{_text(network.__doc__)}\n\n{_table(network)}")

@@ -33,7 +33,10 @@ jobs_app = Typer()
 
 Address = Annotated[
     str | None,
-    Option(metavar="URL", help="The cluster's dashboard; default: RAY_API_SERVER_ADDRESS."),
+    Option(
+        metavar="URL",
+        help="The cluster's dashboard; default: RAY_API_SERVER_ADDRESS, else RAY_ADDRESS.",
+    ),
 ]
 JobOrOutput = Annotated[
     str, Argument(metavar="RUN|ID", help="The job's output, or its submission id.")

@@ -27,7 +27,9 @@ predict_app = Typer()
     epilog=example("segbatch predict photos/ --model zoo:facades -o overlays/"),
 )
 def predict(
-    source: Annotated[str, Argument(help="Image, video, folder, shard (any URI), or camera:0.")],
+    source: Annotated[
+        str, Argument(help="Image, video, folder, tar shard, Parquet file (any URI), or camera:0.")
+    ],
     model: Annotated[str, Option("--model", "-m", help="A model bundle or zoo:NAME.")],
     output: Annotated[
         str | None,

@@ -43,7 +43,9 @@ class Glob(Strict):
 
 
 class Manifest(Strict):
-    """A table with a column of URIs; its other columns are copied to the results."""
+    """A table with a column of URIs; its other columns are copied to the results. A relative path
+    counts from the folder in which the command is typed: absolute ones, or URIs, work everywhere.
+    """
 
     manifest: Location
     """A .parquet, .csv or .jsonl file, a glob of these, or a folder of Parquet files. Values stay
@@ -200,11 +202,11 @@ def moved(source: Source, location: str) -> Source:
 
 
 def _kind_of(source: Source) -> str:
-    return next(kind for kind, type_ in _SOURCES.items() if type(source) is type_)
+    return next(kind for kind, type_ in SOURCES.items() if type(source) is type_)
 
 
 Source = Prefix | Glob | Manifest | Table | Shards | Inventory | Video | Panorama
-_SOURCES: dict[str, type[Source]] = {
+SOURCES: dict[str, type[Source]] = {
     "prefix": Prefix,
     "glob": Glob,
     "manifest": Manifest,
@@ -230,13 +232,13 @@ def parse_source(value: Any) -> Source:
         is_image = _extension_of(value) in IMAGE_EXTENSIONS
         is_glob = any(c in value for c in "*?[") and not _is_folder(value)
         return Glob(glob=value) if is_image or is_glob else Prefix(prefix=value)
-    kinds = [kind for kind in _SOURCES if isinstance(value, Mapping) and kind in value]
+    kinds = [kind for kind in SOURCES if isinstance(value, Mapping) and kind in value]
     if len(kinds) != 1:
         raise ValueError(
             "must be a prefix, a glob, a manifest file, a list of these, or a mapping with exactly"
-            f" one of {', '.join(_SOURCES)}"
+            f" one of {', '.join(SOURCES)}"
         )
-    return _SOURCES[kinds[0]].model_validate(value)
+    return SOURCES[kinds[0]].model_validate(value)
 
 
 def parse_sources(value: Any) -> list[Source]:

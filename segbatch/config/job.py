@@ -121,7 +121,8 @@ class Limits(Strict):
     """The run stops after this many minutes without a finished image, and can be resumed."""
     idle_minutes: Annotated[float, Field(gt=0, le=MAX_COUNT)] = 5
     """Workers that deliver nothing for this long are taken for hung, and the next pass does the
-    rest. It is longer where reading may take longer, or ten times the slowest result so far."""
+    rest. It is longer, up to ``stall_minutes``, where reading a block may take longer, or for ten
+    times the longest wait for a result so far."""
 
     def read_limits(self) -> storage.ReadLimits:
         """The limits for reading images from storage."""
@@ -146,8 +147,8 @@ class SegmentJob(Strict):
 
     kind: Literal["segment"]
     images: Annotated[Any, BeforeValidator(parse_sources)] = Field(json_schema_extra=IDENTITY)
-    """Prefix, glob, manifest (.parquet, .csv, .jsonl with a ``uri`` column), a list of these, or
-    mappings: ``{prefix: …}``, ``{glob: …}``, ``{manifest: …}``, ``{inventory: …}``."""
+    """Prefix, glob, manifest (.parquet, .csv, .jsonl with a ``uri`` column), tar shards, video,
+    ``hf://…``, a mapping such as ``{table: …}`` (see the sources of images), or a list of these."""
     model: Location = Field(json_schema_extra=IDENTITY)
     """A model bundle, or ``zoo:NAME`` for published weights."""
     output: Output

@@ -19,8 +19,9 @@ from segbatch.storage.clients import is_unsigned, s3_endpoint
 LIBRARIES = ("ray", "torch", "torchvision", "openvino", "pyarrow", "deltalake", "duckdb")
 # A package of each extra of pyproject.toml.
 EXTRAS = {
-    "gcs": "gcsfs", "azure": "adlfs", "demo": "moto", "int8": "nncf", "onnx": "onnx",
-    "transformers": "transformers", "mlflow": "mlflow-skinny", "wandb": "wandb",
+    "gcs": "gcsfs", "azure": "adlfs", "demo": "moto", "excel": "xlsxwriter", "int8": "nncf",
+    "onnx": "onnx", "serve": "fastapi", "transformers": "transformers", "mlflow": "mlflow-skinny",
+    "wandb": "wandb",
 }  # fmt: skip
 PROBE = b"written by segbatch doctor; it can be deleted"
 

@@ -63,7 +63,7 @@ def write_answer(
     written, ``Incomplete`` if a file can no longer be read or storage does not answer.
     """
     if format in ("parquet", "xlsx") and out is None:
-        raise InputError(f"--format {format} is not for a terminal: name a file with -o")
+        raise InputError(f"--format {format} needs a file: -o answer.{format}")
     if format == "xlsx":
         require_excel()
     try:

@@ -109,7 +109,7 @@ def test_labels_are_imported_and_checked(annotated: Path) -> None:
             run(words)
             assert (annotated / "sheet.png").stat().st_size > 1000
         else:
-            assert words == ["segbatch", "run", "jobs/finetune.yaml"]
+            assert words == ["segbatch", "run", "finetune.yaml"]
     assert imported == 8
 
 
@@ -128,7 +128,7 @@ def test_the_images_to_label_next_come_back(annotated: Path) -> None:
         file.write_text(json.dumps(json.loads(file.read_text()), indent=2))
     run(append)
     assert sum(shard.rows for shard in open_dataset(DATASET).shards) == 12
-    assert train == ["segbatch", "run", "jobs/finetune.yaml"]
+    assert train == ["segbatch", "run", "finetune.yaml"]
 
     suggest, label, append = studio
     run(suggest)
