@@ -80,8 +80,8 @@ class Predict(Strict):
     """``auto``: bf16 where every device of the job computes it in hardware, else fp16 on GPUs and
     fp32 on CPUs. ``int8``: quantised for CPUs, calibrated with images of the job."""
     batch_size: Positive = 16
-    """Largest number of images, of one padded shape, that the network processes together; on CPUs
-    also at most 512×512 pixels of them, or one image."""
+    """Largest number of images, of one padded shape, that the network processes together. On CPUs
+    they have at most 512×512 pixels in all, unless one image has more."""
     compile: bool = False
     """Compile the network with ``torch.compile``."""
 

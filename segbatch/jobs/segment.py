@@ -45,9 +45,9 @@ from segbatch.jobs.runtime.nodes import NodeClock
 from segbatch.jobs.runtime.sharing import ENCODE_CPUS, PARQUET_CPUS, READ_CPUS, worker_cpus
 from segbatch.jobs.runtime.workers import Workers, choose_device, connected, share_out
 from segbatch.jobs.stages import (
-    Pipeline,
     Predicting,
     PredictStage,
+    Stages,
     decode_stage,
     encode_stage,
     fetch_stage,
@@ -70,7 +70,7 @@ GRACE_S = 10.0  # after a signal, to finish files; Kubernetes kills after 30 s
 
 
 def pipeline(
-    images: pa.Table, block_rows: int, stages: Pipeline, *, file_rows: int, workers: Workers
+    images: pa.Table, block_rows: int, stages: Stages, *, file_rows: int, workers: Workers
 ) -> ray.data.Dataset:
     """The path of an image: rows of the manifest in, accounts of written files out.
 
@@ -310,8 +310,8 @@ def work_through(
         confidence="confidence" in job.stats,
     )
     writing = Writing(lease.worker_lease, ledger.epoch, schema, last_pass=False)
-    stages = Pipeline(prepared.reading, predicting, encoding, writing)
-    layout = partial(pipeline, file_rows=sizes.file_rows, workers=workers)
+    stages = Stages(prepared.reading, predicting, encoding, writing)
+    make_pipeline = partial(pipeline, file_rows=sizes.file_rows, workers=workers)
     with Progress(state.uri, state.num_images, ledger.taken.count()) as progress:
         record = StartRecord(state, progress, clock.read)
         passes = Passes(
@@ -325,6 +325,6 @@ def work_through(
             on_commit=record.write_now_and_then,
         )
         try:
-            passes.run(RayExecutor(layout, stages, workers, watch, patience))
+            passes.run(RayExecutor(make_pipeline, stages, workers, watch, patience))
         finally:
             record.update()

@@ -92,7 +92,7 @@ class Predicting:
 
 
 @dataclass(frozen=True)
-class Pipeline:
+class Stages:
     """The settings of all stages; they travel to the workers."""
 
     reading: Reading
@@ -100,7 +100,7 @@ class Pipeline:
     encoding: Encoding
     writing: Writing
 
-    def in_pass(self, last_pass: bool) -> Pipeline:
+    def in_pass(self, last_pass: bool) -> Stages:
         return replace(self, writing=replace(self.writing, last_pass=last_pass))
 
 
@@ -411,7 +411,7 @@ def _summed(table: pa.Table, prefix: str) -> dict[str, float]:
 class AllStages:
     """All stages in one process, which loads the model once: for images that crash a worker."""
 
-    def __init__(self, stages: Pipeline) -> None:
+    def __init__(self, stages: Stages) -> None:
         self.stages = stages
         try:
             self.predict = PredictStage(stages.predicting, stages.reading)
@@ -428,7 +428,7 @@ class AllStages:
         return write_stage(encode_stage(predicted, stages.encoding), stages.writing)
 
 
-def run_all_stages(table: pa.Table, stages: Pipeline) -> pa.Table:
+def run_all_stages(table: pa.Table, stages: Stages) -> pa.Table:
     """Run all stages on ``table`` once, in a process that then exits."""
     return AllStages(stages).run(table)
 
@@ -457,7 +457,7 @@ def decoded_sizes(table: pa.Table, reading: Reading) -> list[ImageSize]:
     ]
 
 
-def crashed_row(image: pa.Table, message: str, stages: Pipeline) -> pa.Table:
+def crashed_row(image: pa.Table, message: str, stages: Stages) -> pa.Table:
     """Write the failed row of an image that crashed its worker."""
     unknown = {name: pa.nulls(1, type_) for name, type_ in PREDICTED.items()}
     said = {"error": pa.array(["crashed"]), "message": pa.array([message])}

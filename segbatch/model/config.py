@@ -137,7 +137,7 @@ class ModelConfig:
             raise InputError(f"{', '.join(sorted(missing))}: missing")
         if (written := values.get("format", 1)) not in range(1, FORMAT + 1):
             raise InputError(
-                f"format: {written!r} is of a newer segbatch: pip install --upgrade segbatch"
+                f"format: {written!r} is of a newer segbatch: install a newer version"
             )
         values = {key: value for key, value in values.items() if key != "format"}
         if unknown := values.keys() - {key.name for key in fields(cls)}:

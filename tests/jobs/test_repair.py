@@ -24,7 +24,7 @@ from segbatch.images import manifest
 from segbatch.jobs.preflight import Prepared, Sizes, prepare
 from segbatch.jobs.runstate import RunState, repair_run
 from segbatch.jobs.segment import segment
-from segbatch.jobs.stages import AllStages, Pipeline, Predicting, accounts_of
+from segbatch.jobs.stages import AllStages, Predicting, Stages, accounts_of
 from segbatch.model.engine import EngineChoice
 from segbatch.results import lease as lease_module
 from segbatch.results.encode import Encoding
@@ -75,7 +75,7 @@ def finished(work: tuple[SegmentJob, Prepared], tmp_path_factory: pytest.TempPat
         encoding = Encoding(prepared.config.classes, ledger.table.schema, prepared.formulas)
         predicting = Predicting(asked.model, prepared.options, "cpu", 2, True, True)
         writing = Writing(lease.worker_lease, ledger.epoch, ledger.table.schema, last_pass=True)
-        stages = AllStages(Pipeline(prepared.reading, predicting, encoding, writing))
+        stages = AllStages(Stages(prepared.reading, predicting, encoding, writing))
         for start in range(0, 21, 6):
             ids = np.arange(start, min(start + 6, 21))
             for account in accounts_of(stages.run(state.images_of(ids))):

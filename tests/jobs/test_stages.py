@@ -21,10 +21,10 @@ from segbatch.errors import Fenced
 from segbatch.images.video import FRAME_COLUMNS, frame_uri
 from segbatch.jobs import stages
 from segbatch.jobs.stages import (
-    Pipeline,
     Predicting,
     PredictStage,
     Reading,
+    Stages,
     accounts_of,
     crashed_row,
     decode_stage,
@@ -75,14 +75,14 @@ def told(
     long_side: int | None = 128,
     masks: str = "original",
     stats: tuple[str, ...] = ("confidence",),
-) -> Pipeline:
+) -> Stages:
     """What the stages are told, as the job does it."""
     classes = load_config(model_uri).classes
     holder = read_lease(str(run))
     assert holder is not None
     schema = rows_schema(classes, stats=stats, user_columns=[pa.field("city", pa.string())])
     encoding = Encoding(classes, schema, store_masks=masks != "none")
-    return Pipeline(
+    return Stages(
         Reading(LIMITS, 1_000_000, long_side),
         Predicting(
             model_uri,

@@ -33,8 +33,8 @@ from segbatch.jobs.runtime.workers import ON_RAY, Workers, cluster_resources, no
 from segbatch.jobs.stages import (
     AllStages,
     ImageSize,
-    Pipeline,
     Reading,
+    Stages,
     accounts_of,
     crashed_row,
     decoded_sizes,
@@ -49,26 +49,26 @@ CRASHES = 2  # of one image alone in a process, then it is committed as crashed
 # The answer for an image that failed by no fault of its own: it is left to the next pass.
 NO_ACCOUNTS = pa.table({"account": pa.array([], pa.string())})
 
-Layout = Callable[[pa.Table, int, Pipeline], "ray.data.Dataset"]
+MakePipeline = Callable[[pa.Table, int, Stages], "ray.data.Dataset"]
 
 
 class RayExecutor:
     """The executor of :class:`~segbatch.jobs.passes.Passes` on the connected Ray.
 
-    ``layout(images, block_rows, stages)`` gives the pipeline as a Ray dataset.
+    ``make_pipeline(images, block_rows, stages)`` gives the pipeline as a Ray dataset.
     """
 
     def __init__(
         self,
-        layout: Layout,
-        stages: Pipeline,
+        make_pipeline: MakePipeline,
+        stages: Stages,
         workers: Workers,
         watch: Watch,
         patience: Patience,
     ) -> None:
         self.patience = patience
         self.metrics = Metrics(stages.writing.worker_lease.run_uri)
-        self.layout = layout
+        self.make_pipeline = make_pipeline
         self.stages = stages
         self.watch = watch
         self.workers = workers
@@ -80,7 +80,7 @@ class RayExecutor:
     def blocks(self, images: pa.Table, rows: int, *, last_pass: bool) -> Accounts:
         """Run ``images`` through the pipeline in blocks of ``rows``; yields accounts of files."""
         with data_context(self.watch.stall_minutes):
-            dataset = self.layout(images, rows, self.stages.in_pass(last_pass))
+            dataset = self.make_pipeline(images, rows, self.stages.in_pass(last_pass))
             self.patience.begin()
             with in_background(dataset) as tables:
                 for table in self.watch.over(partial(self._next_table, tables)):
@@ -146,7 +146,7 @@ class RayExecutor:
             most = min(most, int(cluster_resources().get("GPU", 0) / self.workers.num_gpus))
         return max(1, min(most, self.workers.size[1] or most))
 
-    def _in_own_process(self, image: pa.Table, stages: Pipeline) -> pa.Table:
+    def _in_own_process(self, image: pa.Table, stages: Stages) -> pa.Table:
         """Do one image in its own process; after ``CRASHES`` crashes it gets a ``crashed`` row."""
         for _ in range(CRASHES):
             try:
@@ -284,8 +284,8 @@ def in_background(dataset: ray.data.Dataset) -> Iterator[Callable[[float], Any]]
         except Exception as error:
             tables.put(error)
 
-    pipeline = threading.Thread(target=run, daemon=True, name=ON_RAY)
-    pipeline.start()
+    thread = threading.Thread(target=run, daemon=True, name=ON_RAY)
+    thread.start()
 
     def next_table(timeout: float) -> Any:
         try:
@@ -301,7 +301,7 @@ def in_background(dataset: ray.data.Dataset) -> Iterator[Callable[[float], Any]]
     try:
         yield next_table
     finally:
-        if pipeline.is_alive():
+        if thread.is_alive():
             left.set()
             compat.shut_down(others)
-            pipeline.join(timeout=SHUTDOWN_S)
+            thread.join(timeout=SHUTDOWN_S)

@@ -35,7 +35,7 @@ from segbatch.jobs.runtime.workers import (
     share_out_training,
 )
 from segbatch.jobs.segment import pipeline, segment
-from segbatch.jobs.stages import Pipeline, Predicting, Reading
+from segbatch.jobs.stages import Predicting, Reading, Stages
 from segbatch.machine import num_cores
 from segbatch.masks.classes import Classes
 from segbatch.results.encode import Encoding
@@ -251,7 +251,7 @@ def test_files_are_written_while_images_are_still_being_read(
 def test_ray_takes_a_pipeline_with_gpus(model_uri: str) -> None:
     classes = Classes(["wall", "window"])
     schema = rows_schema(classes, stats=[])
-    stages = Pipeline(
+    stages = Stages(
         Reading(ReadLimits(1000, 1.0, 0), 1000, None),
         Predicting(model_uri, Predict(), "cuda", 1, True, True),
         Encoding(classes, schema),
