@@ -8,8 +8,8 @@ start nor the end of the run is in it.
 
 All nodes are on this machine, so a network that computed would be slowed by the others: it sleeps
 instead, for as long as an image takes on a small GPU. What starts a node and its workers is real.
-Also noted: the seconds from a node's joining until it predicts (does the pool grow to what there
-is?), and the longest time in which no image arrived (does a lost node stall the rest?).
+Also noted: the seconds from a node's joining until it has a predict worker (does the pool grow to
+what there is?), and the longest time in which no image arrived (does a lost node stall the rest?).
 """
 
 from __future__ import annotations
@@ -66,17 +66,17 @@ def sleep_first(module):
 
 @dataclass
 class Node:
-    """A node from its joining on; ``predicts`` is when its first predict worker was seen."""
+    """A node from its joining on; ``has_worker`` is when its first predict worker was seen."""
 
     node: Any  # Ray's
     joined: float = field(default_factory=time.monotonic)
-    predicts: float | None = None
+    has_worker: float | None = None
 
     def look(self) -> None:
-        if self.predicts is None:
+        if self.has_worker is None:
             workers = map(command_line, descendants(raylet_of(self.node)))
             if any("PredictStage" in worker for worker in workers):
-                self.predicts = time.monotonic()
+                self.has_worker = time.monotonic()
 
 
 class Slot:
@@ -185,7 +185,7 @@ def measured(
     audit = open_run(str(output)).audit()
     assert not audit.twice, audit
     later = [node for slot in slots for node in slot.nodes[1:]]
-    waits = [node.predicts - node.joined for node in later if node.predicts is not None]
+    waits = [node.has_worker - node.joined for node in later if node.has_worker is not None]
     node_seconds = sum(slot.node_seconds for slot in slots)
     images = ended.images - began.images
     return {
@@ -194,7 +194,7 @@ def measured(
         "nodes lost": sum(slot.lost for slot in slots),
         "node-seconds": round(node_seconds),
         "images per node-second": images / node_seconds,
-        "s until a new node predicts, median": statistics.median(waits) if waits else None,
+        "s until a new node has a predict worker, median": statistics.median(waits) if waits else None,
         "the same, longest": max(waits, default=None),
         "longest s between lines with new images": arrivals.longest_gap(began),
     }
