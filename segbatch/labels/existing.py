@@ -34,6 +34,11 @@ class ExistingImages:
         return uri in self._by_uri
 
     @property
+    def uris(self) -> Collection[str]:
+        """The URIs of all images."""
+        return self._by_uri.keys()
+
+    @property
     def next_id(self) -> int:
         """The first image id that is free."""
         return max((row.image_id for row in self._rows), default=-1) + 1

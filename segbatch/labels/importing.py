@@ -138,6 +138,7 @@ def import_labels(
     # Assign the splits of images that are new.
     existing = ExistingImages(writer.base, {image.uri for image in annotated})
     new = [image for image in annotated if image.uri not in existing]
+    rules.require_groups([*(image.uri for image in annotated), *existing.uris])
     splits = rules.assign(new, existing.splits_of_groups(rules))
 
     # Read and draw the images, and write them into shards and `classes.json`.

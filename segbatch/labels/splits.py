@@ -61,20 +61,24 @@ class Splits:
             return None
         return next((group for group in match.groups() if group), match[0])
 
+    def require_groups(self, uris: Sequence[str]) -> None:
+        """Raise :class:`~segbatch.errors.SourceError` if ``--group-by`` matches none of ``uris``,
+        at least one: it is perhaps misspelt.
+        """
+        if self._group_by is not None and not any(map(self.group_of, uris)):
+            raise SourceError(
+                f"--group-by {self._group_by.pattern}: matches no image, for instance not {uris[0]}"
+            )
+
     def assign(
         self, images: Sequence[AnnotatedImage], of_group: Mapping[str, str]
     ) -> dict[str, str]:
         """The split of each image by URI. ``of_group`` are the splits that groups have already.
 
         Raises :class:`~segbatch.errors.SourceError` if folders or the list leave images out or
-        divide a group, and if no image has a group.
+        divide a group.
         """
         groups = {image.uri: self.group_of(image.uri) for image in images}
-        if self._group_by is not None and not any(groups.values()):
-            raise SourceError(
-                f"--group-by {self._group_by.pattern}: matches no image, for instance not"
-                f" {images[0].uri}"
-            )
         chosen = {image.uri: self._choose(image, groups[image.uri]) for image in images}
         left_out = [uri for uri, split in chosen.items() if split is None]
         if left_out:

@@ -381,6 +381,32 @@ def test_the_same_import_twice_changes_nothing(street: Path, tmp_path: Path) -> 
     assert [_told(row) for row in rows(tmp_path / "labels")] == [_told(row) for row in before]
 
 
+def test_the_same_import_twice_changes_nothing_in_groups_either(
+    street: Path, tmp_path: Path
+) -> None:
+    labels, groups = tmp_path / "labels", {"group_by": r"house-\d", "split": "val=0.5"}
+    labelme(street, labels, **groups)
+    before = rows(labels)
+    for _ in range(2):
+        labelme(street, labels, append=True, **groups)
+        assert [_told(row) for row in rows(labels)] == [_told(row) for row in before]
+
+
+def test_a_new_image_without_a_group_joins_a_dataset_of_groups(
+    street: Path, tmp_path: Path
+) -> None:
+    labels, groups = tmp_path / "labels", {"group_by": r"house-\d", "append": True}
+    labelme(street, labels, group_by=r"house-\d")
+    for source in ("yard", "shed"):  # the dataset's images match, or the others of the import
+        annotate(tmp_path / source, source)
+    annotate(tmp_path / "shed", "house-1-shed")
+    labelme(tmp_path / "yard", labels, **groups)
+    labelme(tmp_path / "shed", labels, **groups)
+    assert [row["group"] for row in rows(labels)[5:]] == [None, "house-1", None]
+    with pytest.raises(SourceError, match=r"--group-by haus-\\d: matches no image"):
+        labelme(tmp_path / "yard", labels, group_by=r"haus-\d", append=True)
+
+
 def test_an_image_that_is_labelled_anew_keeps_its_id_and_split(
     street: Path, tmp_path: Path
 ) -> None:
