@@ -207,10 +207,10 @@ def _reader(format: str, options: Mapping[str, object]) -> Reader:
 def _one_per_image(
     images: Sequence[AnnotatedImage],
 ) -> tuple[list[AnnotatedImage], list[Skipped]]:
-    """The images by URI; if an image has several labels, the first."""
+    """The images by URI; if an image has several labels, the first that are no suggestion."""
     by_uri: dict[str, AnnotatedImage] = {}
     repeated = []
-    for image in sorted(images, key=lambda image: (image.uri, image.labels_uri)):
+    for image in sorted(images, key=lambda image: (image.uri, image.unchanged, image.labels_uri)):
         first = by_uri.setdefault(image.uri, image)
         if first is not image:
             why = f"its image, {image.uri}, has other labels already: {first.labels_uri}"
