@@ -22,6 +22,7 @@ class ExistingImages:
     """
 
     def __init__(self, dataset: Dataset | None, incoming: Collection[str]) -> None:
+        self._dataset = dataset.uri if dataset is not None else ""
         self._rows = list(_rows(dataset)) if dataset is not None else []
         self._by_uri = {row.uri: row for row in self._rows}
         self._by_content: dict[str, DatasetRow] = {}
@@ -42,6 +43,18 @@ class ExistingImages:
     def next_id(self) -> int:
         """The first image id that is free."""
         return max((row.image_id for row in self._rows), default=-1) + 1
+
+    def refuse_groups(self) -> None:
+        """Raise :class:`~segbatch.errors.SourceError` if any image has a group: a new image of it
+        could come into another split.
+        """
+        row = next((row for row in self._rows if row.group is not None), None)
+        if row is not None:
+            raise SourceError(
+                f"{self._dataset}: its images have groups, for instance {row.group!r} of {row.uri},"
+                " and an earlier version did not record how they are found: add --group-by REGEX,"
+                " as in that import"
+            )
 
     def splits_of_groups(self, rules: Splits) -> dict[str, str]:
         """The split in which most images of each group are."""

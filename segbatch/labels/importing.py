@@ -87,9 +87,9 @@ def import_labels(
     :class:`~segbatch.labels.splits.Splits`.
 
     ``append``: images keep their split and class ids never change; an image with the URI or
-    content of one in the dataset replaces it. ``add_class``: new names become classes.
-    ``overwrite``: the import replaces the dataset. ``accept_unchanged``: take suggestions that
-    nobody has changed, too.
+    content of one in the dataset replaces it; without ``group_by``, new images are grouped as the
+    dataset's are. ``add_class``: new names become classes. ``overwrite``: the import replaces the
+    dataset. ``accept_unchanged``: take suggestions that nobody has changed, too.
 
     Starts processes for all but a few images: in a script, call this under
     ``if __name__ == "__main__":``. Raises :class:`~segbatch.errors.InputError` for mistakes that
@@ -108,7 +108,8 @@ def import_labels(
             "unlabelled": unlabelled,
         },
     )
-    rules = Splits(split, split_list, group_by)
+    recorded = writer.base.group_by if writer.base is not None else None
+    rules = Splits(split, split_list, group_by if group_by is not None else recorded)
     given = given_classes(classes)
     before = writer.base.classes if writer.base is not None else None
 
@@ -138,7 +139,10 @@ def import_labels(
     # Assign the splits of images that are new.
     existing = ExistingImages(writer.base, {image.uri for image in annotated})
     new = [image for image in annotated if image.uri not in existing]
-    rules.require_groups([*(image.uri for image in annotated), *existing.uris])
+    if group_by is not None:
+        rules.require_groups([*(image.uri for image in annotated), *existing.uris])
+    elif new and rules.group_by is None:
+        existing.refuse_groups()
     splits = rules.assign(new, existing.splits_of_groups(rules))
 
     # Read and draw the images, and write them into shards and `classes.json`.
@@ -163,6 +167,7 @@ def import_labels(
             "shapes": result.shapes,
             "skipped": len(skipped),
             "split": rules.text,
+            "group_by": rules.group_by,
         }
         sources = [*(writer.base.sources if writer.base is not None else ()), this_source]
         shards = writer.finish(existing.replaced_ids)
@@ -182,6 +187,7 @@ def import_labels(
         added=naming.added,
         notes=[
             *([_unchanged(len(unchanged))] if unchanged else []),
+            *([_grouped_as_before(recorded)] if group_by is None and new and recorded else []),
             *_system_files(source),
             *_warnings(
                 naming.classes, result.balance, reader, "--append" if append else "--overwrite"
@@ -353,6 +359,10 @@ def _unchanged(number: int) -> str:
         f"{number:,} images are suggestions that nobody has changed, and are left out: correct and"
         " save them, or import them as they are with --accept-unchanged"
     )
+
+
+def _grouped_as_before(recorded: str) -> str:
+    return f"new images are grouped as in earlier imports: --group-by {shlex.quote(recorded)}"
 
 
 def _system_files(source: str) -> list[str]:

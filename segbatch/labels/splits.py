@@ -40,6 +40,7 @@ class Splits:
             raise InputError("--split and --split-list exclude each other")
         self.by_default = split is None and split_list is None
         self.text = next(rule for rule in (split_list, split, DEFAULT) if rule is not None)
+        self.group_by = group_by
         self._by_folder = split == FOLDER
         self._listed = None if split_list is None else _read_list(split_list)
         by_hash = not self._by_folder and self._listed is None
@@ -65,9 +66,9 @@ class Splits:
         """Raise :class:`~segbatch.errors.SourceError` if ``--group-by`` matches none of ``uris``,
         at least one: it is perhaps misspelt.
         """
-        if self._group_by is not None and not any(map(self.group_of, uris)):
+        if self.group_by is not None and not any(map(self.group_of, uris)):
             raise SourceError(
-                f"--group-by {self._group_by.pattern}: matches no image, for instance not {uris[0]}"
+                f"--group-by {self.group_by}: matches no image, for instance not {uris[0]}"
             )
 
     def assign(
@@ -116,7 +117,7 @@ def _keep_groups(
         if splits[uri] != split and group not in before:
             raise SourceError(
                 f"{uri}: belongs in {split}, but its group {group!r} is in {splits[uri]}:"
-                " leave out --group-by, or assign the splits by shares"
+                " give the whole group one split, or assign the splits by shares"
             )
     return splits
 

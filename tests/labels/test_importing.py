@@ -454,6 +454,38 @@ def test_a_new_image_joins_the_split_of_its_group(street: Path, tmp_path: Path) 
     assert splits(labels)["house-3-backyard.jpg"] == "val"
 
 
+def test_images_are_grouped_as_in_the_import_before(street: Path, tmp_path: Path) -> None:
+    labels = tmp_path / "labels"
+    labelme(street, labels, group_by=r"(house-\d)", split="test=1")
+    for number in range(6):
+        annotate(tmp_path / "more", f"house-{number}-yard")
+    report = labelme(tmp_path / "more", labels, append=True, split="val=0")
+    assert report.images == {"test": 5, "train": 1}
+    assert {row["group"] for row in rows(labels)} == {f"house-{number}" for number in range(6)}
+    assert "new images are grouped as in earlier imports: --group-by '(house-\\d)'" in report.notes
+    again = labelme(tmp_path / "more", labels, append=True)
+    assert not any("grouped" in note for note in again.notes)
+    annotate(tmp_path / "moved", "barn")  # a group may be found in another way from now on
+    labelme(tmp_path / "moved", labels, append=True, group_by="barn")
+    assert open_dataset(str(labels)).group_by == "barn"
+
+
+def test_groups_whose_rule_is_not_recorded_are_asked_for(street: Path, tmp_path: Path) -> None:
+    labels = tmp_path / "labels"
+    labelme(street, labels, group_by=r"house-\d")
+    content = json.loads((labels / "classes.json").read_text())
+    del content["sources"][0]["group_by"]  # as an earlier version wrote it
+    (labels / "classes.json").write_text(json.dumps(content))
+    labelme(street, labels, append=True)
+    annotate(street, "house-3-yard")
+    with pytest.raises(SourceError, match=r"'house-0' of .*house-0.jpg, .*: add --group-by REGEX"):
+        labelme(street, labels, append=True)
+    labelme(street, labels, append=True, group_by=r"house-\d")
+    annotate(street, "house-4-yard")
+    labelme(street, labels, append=True)
+    assert [row["group"] for row in rows(labels)[5:]] == ["house-3", "house-4"]
+
+
 # --------------------------------------------------------------------------- what goes wrong midway
 
 
