@@ -10,7 +10,7 @@ Written as ``annotations.json`` and ``images/``, with an annotation of compresse
 region. Regions are 8-connected and of one class, as in the column ``components`` of a run;
 ``iscrowd`` is 0, because each is one object. Category ids are class ids plus 1, because many
 readers keep 0 for the background; ignored pixels are in no region. ``file_name`` is relative to
-the folder of the JSON file.
+the folder of the JSON file, ``uri`` that of the image in the run, under which it is read back.
 
 Source: https://cocodataset.org/#format-data and ``common/maskApi.c`` of
 https://github.com/cocodataset/cocoapi
@@ -35,10 +35,12 @@ from pycocotools import mask as coco_mask  # type: ignore[import-untyped]
 from segbatch import storage
 from segbatch.errors import SourceError, shortened
 from segbatch.formats.folder import (
+    PROVENANCE_KEY,
     ImageFiles,
     Original,
     folder_of,
     list_uris,
+    original_uri,
     read_label_file,
 )
 from segbatch.formats.format import (
@@ -71,6 +73,7 @@ MAX_DISTANCE = 10  # times the longer side
 
 IMAGES = Slot("images", separator=",\n")
 ANNOTATIONS = Slot("annotations", separator=",\n")
+DESCRIPTION = "masks of the segbatch run"
 MAX_COORDINATE = 1e9  # pixels
 IDS_PER_IMAGE = 1_000_000  # annotation ids reserved for each image
 
@@ -111,9 +114,10 @@ class Document:
 def find_coco(source: str, options: ReadOptions) -> Annotations:
     """The images of every COCO file below the folder ``source``, or of the one file it names.
 
-    :meth:`~segbatch.formats.folder.ImageFiles.locate` finds the image files. Categories of one
-    name are one class. A category without any annotation is a class too, unless others have it as
-    their supercategory: Roboflow adds such roots.
+    :meth:`~segbatch.formats.folder.ImageFiles.locate` finds the image files. Copies that ``labels
+    suggest`` or ``export`` made stand for their originals. Categories of one name are one class. A
+    category without any annotation is a class too, unless others have it as their supercategory:
+    Roboflow adds such roots.
 
     Holds one JSON file at a time in memory, and the shapes of all. Raises
     :class:`~segbatch.errors.SourceError` if there is no COCO file or a JSON file is damaged, and
@@ -205,8 +209,21 @@ def _read_document(uri: str, files: ImageFiles) -> Document:
                 skipped.append(Skipped(where, str(error)))
             else:
                 image = AnnotatedImage(file, uri, split, detail)
-                images.append(_of_original(image, files.originals.get(file)))
+                original = files.originals.get(file) or _original(entry, content)
+                images.append(_of_original(image, original))
     return Document(images, skipped, list(names.values()), frozenset(used), frozenset(parents))
+
+
+def _original(entry: Mapping[str, Any], content: Mapping[str, Any]) -> Original | None:
+    """The original image that the entry of an image names, if ``labels suggest`` or ``export``
+    wrote it, and not another tool whose ``uri`` may mean anything.
+    """
+    info = content.get("info")
+    description = info.get("description") if isinstance(info, dict) else None
+    is_exported = isinstance(description, str) and description.startswith(DESCRIPTION)
+    provenance: Any = entry if is_exported else entry.get(PROVENANCE_KEY)
+    uri = original_uri({PROVENANCE_KEY: provenance})
+    return None if uri is None else Original(uri, str(provenance.get("shapes") or ""))
 
 
 def _of_original(image: AnnotatedImage, original: Original | None) -> AnnotatedImage:
@@ -443,7 +460,7 @@ def photo_file(image: SegmentedImage) -> Mapping[str, bytes]:
 
 def annotations_json(classes: Classes, run: str) -> Mapping[str, Sequence[str | Slot]]:
     """The one file of all images and annotations."""
-    info = {"description": f"masks of the segbatch run {run}"}
+    info = {"description": f"{DESCRIPTION} {run}"}
     categories = json.dumps(to_categories(classes), ensure_ascii=False)
     return {
         "annotations.json": [

@@ -292,6 +292,19 @@ def test_a_correction_counts_in_any_file_next_to_the_suggestion(
     assert left_out.why.endswith("/result.json")
 
 
+@pytest.mark.parametrize("format", ["labelme", "coco", "labelstudio"])
+def test_suggestions_are_known_without_their_list(
+    run: Run, photos: S3, tmp_path: Path, format: str
+) -> None:
+    folder, dataset = tmp_path / "to", str(tmp_path / "labels")
+    suggestions = suggest(run, str(folder), count=2, to=format)
+    (folder / "suggested.csv").unlink()
+    with pytest.raises(SourceError, match="2 images are suggestions that nobody has changed"):
+        import_labels(str(folder), dataset, format=format)
+    import_labels(str(folder), dataset, format=format, accept_unchanged=True)
+    assert rows(dataset).keys() == {entry.uri for entry in suggestions.images}
+
+
 def test_label_studio_gets_the_copies_with_predictions_and_its_configuration(
     run: Run, photos: S3, tmp_path: Path
 ) -> None:
