@@ -25,10 +25,10 @@ class ExistingImages:
         self._dataset = dataset.uri if dataset is not None else ""
         self._rows = list(_rows(dataset)) if dataset is not None else []
         self._by_uri = {row.uri: row for row in self._rows}
-        self._by_content: dict[str, DatasetRow] = {}
-        for row in self._rows:
+        self._by_content: dict[str, list[DatasetRow]] = defaultdict(list)  # last URI first
+        for row in sorted(self._rows, key=lambda row: row.uri, reverse=True):
             if row.uri not in incoming:
-                self._by_content.setdefault(row.sha256, row)
+                self._by_content[row.sha256].append(row)
         self._replaced: set[int] = set()
 
     def __contains__(self, uri: str) -> bool:
@@ -67,7 +67,9 @@ class ExistingImages:
 
     def replace(self, uri: str, sha256: str) -> DatasetRow | None:
         """Mark the image that an imported one replaces, and return it; each only once."""
-        row = self._by_uri.get(uri) or self._by_content.pop(sha256, None)
+        row = self._by_uri.get(uri)
+        if row is None and (alike := self._by_content.get(sha256)):
+            row = alike.pop()  # the images are imported in the order of their URIs, too
         if row is not None:
             self._replaced.add(row.image_id)
         return row

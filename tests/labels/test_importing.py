@@ -381,6 +381,22 @@ def test_the_same_import_twice_changes_nothing(street: Path, tmp_path: Path) -> 
     assert [_told(row) for row in rows(tmp_path / "labels")] == [_told(row) for row in before]
 
 
+def test_a_folder_that_was_moved_is_not_added_again(street: Path, tmp_path: Path) -> None:
+    for twin in "abc":  # the same photograph, labelled differently
+        annotate(street, f"twin-{twin}", [("window", (0, 0, 9 * ord(twin) % 50, 9))], seed=1)
+    labelme(street, tmp_path / "labels", split="val=0.5")
+    before = rows(tmp_path / "labels")
+    street.rename(tmp_path / "avenue")
+    report = labelme(tmp_path / "avenue", tmp_path / "labels", append=True)
+    after = rows(tmp_path / "labels")
+    assert report.replaced == len(before)
+    assert [row["uri"] for row in after] == [
+        row["uri"].replace("/street/", "/avenue/") for row in before
+    ]
+    for key in ("image_id", "split", "image", "mask"):
+        assert [row[key] for row in after] == [row[key] for row in before]
+
+
 def test_the_same_import_twice_changes_nothing_in_groups_either(
     street: Path, tmp_path: Path
 ) -> None:
