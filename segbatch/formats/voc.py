@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from PIL import Image
 
 from segbatch import storage
-from segbatch.errors import SourceError
+from segbatch.errors import InputError, SourceError
 from segbatch.formats.folder import list_uris, read_lines, split_of_word, without_extension
 from segbatch.formats.format import (
     Annotations,
@@ -44,6 +44,7 @@ from segbatch.formats.maskfiles import (
 from segbatch.formats.photo import read_sample_file
 from segbatch.masks import encode_mask
 from segbatch.masks.classes import IGNORE, IGNORE_INDEX, VOC_NAMES, Classes, Color, voc_color
+from segbatch.masks.classfile import names_by_id
 
 MASK = re.compile(r"SegmentationClass(?:PNG)?/(?P<id>.+)\.(?i:png)")
 PHOTO = re.compile(r"JPEGImages/(?P<id>.+)\.[^./]+")
@@ -170,7 +171,10 @@ def _key(folder: VocFolder, mask_uri: str, options: ReadOptions) -> IndexKey | C
     if options.colors is not None or "labelmap.txt" in folder.paths:
         return ColorKey({VOID: IGNORE, **read_color_table(options.colors or labelmap)})
     if "class_names.txt" in folder.paths:
-        names = [name for name in read_lines(class_names) if name not in ("", IGNORE)]
+        try:
+            names = names_by_id(filter(None, read_lines(class_names)))
+        except InputError as error:
+            raise SourceError(f"{class_names}: {error}") from error
         if not names:
             raise SourceError(f"{class_names}: no names: a line is the name of an id, 0, 1, 2 …")
         return IndexKey(tuple(names))

@@ -224,6 +224,10 @@ def test_masks_whose_ids_nobody_names_are_refused(tmp_path: Path, files: dict[st
             r"class_names\.txt: no names",
         ),
         (
+            {"SegmentationClass/a.png": b"", "class_names.txt": "wall\n__ignore__\nwindow"},
+            r"class_names\.txt: __ignore__ has no id and must be the first name",
+        ),
+        (
             {"SegmentationClass/a.png": b"", "class_names.txt": b"caf\xe9"},
             r"class_names\.txt: line 1 is not UTF-8 text",
         ),
