@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import posixpath
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -39,6 +38,7 @@ from segbatch.formats.folder import (
     ImageFiles,
     Original,
     folder_of,
+    is_image,
     list_uris,
     original_uri,
     read_label_file,
@@ -66,7 +66,6 @@ Runs = list[int]
 """Run lengths of a region: pixels outside, inside, outside … column by column from the top left."""
 
 LISTS = ("images", "annotations", "categories")
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 
 # pycocotools walks along every edge, so corners may lie outside of the image, but not far away.
 MAX_DISTANCE = 10  # times the longer side
@@ -138,7 +137,7 @@ def find_coco(source: str, options: ReadOptions) -> Annotations:
         raise SourceError(f"{source}: {len(json_uris)} files *.json and no COCO images{why}")
     if not is_file:
         named = {image.file for image in images}
-        unnamed = (uri for uri in uris if uri not in named and _is_image(uri))
+        unnamed = (uri for uri in uris if uri not in named and is_image(uri))
         skipped += [Skipped(uri, "is in no COCO file") for uri in unnamed]
     return Annotations(images, _class_names(documents), skipped=skipped)
 
@@ -149,10 +148,6 @@ def _images_folder(json_uri: str) -> str:
     """
     folder = folder_of(json_uri)
     return folder_of(folder) if storage.name_of(folder) == "annotations" else folder
-
-
-def _is_image(uri: str) -> bool:
-    return posixpath.splitext(uri)[1].lower() in EXTENSIONS
 
 
 def _class_names(documents: Sequence[Document]) -> list[str]:

@@ -20,6 +20,7 @@ from itertools import product
 from typing import Any, NamedTuple
 
 from segbatch import storage
+from segbatch.config.images import IMAGE_EXTENSIONS
 from segbatch.errors import Incomplete, InputError, SourceError
 from segbatch.formats.format import Skipped
 from segbatch.formats.photo import LIMITS, ONE_FILE_FAILURES
@@ -99,6 +100,11 @@ def _reading(uri: str) -> AbstractContextManager[None]:
 def folder_of(uri: str) -> str:
     """The URI of the folder that holds ``uri``."""
     return uri.rpartition("/")[0]
+
+
+def is_image(uri: str) -> bool:
+    """Whether a file has the extension of an image."""
+    return posixpath.splitext(uri)[1].lower().removeprefix(".") in IMAGE_EXTENSIONS
 
 
 def without_extension(path: str) -> str:
