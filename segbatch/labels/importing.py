@@ -123,6 +123,7 @@ def import_labels(
         class_names=tuple(names_by_id.names) if names_by_id is not None else None,
     )
     found = reader.find(source, options)
+    system_files = _system_files(source)  # here, where a failure leaves nothing half done
     annotated, repeated = _one_per_image(found.images)
     unchanged = [] if accept_unchanged else [image for image in annotated if image.unchanged]
     annotated = [image for image in annotated if accept_unchanged or not image.unchanged]
@@ -188,7 +189,7 @@ def import_labels(
         notes=[
             *([_unchanged(len(unchanged))] if unchanged else []),
             *([_grouped_as_before(recorded)] if group_by is None and new and recorded else []),
-            *_system_files(source),
+            *system_files,
             *_warnings(
                 naming.classes, result.balance, reader, "--append" if append else "--overwrite"
             ),

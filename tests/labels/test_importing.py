@@ -533,6 +533,28 @@ def test_storage_that_fails_midway_leaves_the_dataset_as_it_was(s3: S3, street: 
     assert before.unnamed_files() == []
 
 
+def test_a_source_that_is_lost_after_the_last_write_is_no_failure(
+    s3: S3, street: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = s3.uri("street")
+    for file in street.iterdir():
+        s3.put(f"{uri}/{file.name}", file.read_bytes())
+    s3.put(f"{uri}/._house-0.jpg", b"of a Mac")
+    publish = writer.DatasetWriter.publish
+
+    def publish_and_lose(*args: Any) -> None:
+        publish(*args)
+        s3.break_down({"status": 403, "code": "AccessDenied"})
+
+    monkeypatch.setattr(writer.DatasetWriter, "publish", publish_and_lose)
+    try:
+        report = segbatch.import_labels(uri, str(tmp_path / "labels"), format="labelme")
+    finally:
+        s3.break_down()
+    assert "left out 1 system file (._*)" in report.notes
+    assert len(rows(tmp_path / "labels")) == 5
+
+
 @pytest.mark.parametrize("method", ["PUT", "DELETE"])
 def test_storage_that_fails_at_the_end_leaves_one_dataset_or_the_other(
     s3: S3, street: Path, method: str
