@@ -276,6 +276,19 @@ def test_networks_are_listed_with_what_they_cost() -> None:
     assert cli("model", "list", "--arch", "segformer3").returncode == 2
 
 
+def test_bundles_are_listed_by_their_arch(model_uri: str) -> None:
+    def listed(arch: str) -> list[str]:
+        done = cli("model", "list", model_uri, "--arch", arch, "--format", "json")
+        assert done.returncode == 0, done.stderr
+        return [entry["arch"] for entry in json.loads(done.stdout)]
+
+    assert listed("deeplabv3plus") == ["deeplabv3plus"]
+    assert listed("unet") == listed("graph") == []
+    refused = cli("model", "list", model_uri, "--arch", "deeplab3")
+    assert refused.returncode == 2
+    assert "did you mean deeplabv3" in refused.stderr
+
+
 def test_a_graph_is_imported_looked_at_and_predicts(tmp_path: Path, images: Path) -> None:
     source = ORIGINALS / "frozen.pb"
     bundle = str(tmp_path / "model")
