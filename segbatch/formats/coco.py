@@ -306,7 +306,7 @@ def read_coco(image: AnnotatedImage, ids: Mapping[str, int], unlabelled: int) ->
     """
     detail: Shapes = image.detail
     photo = read_sample_file(image.file)
-    width, height = checked_size(photo, detail.size, "the JSON")
+    (width, height), perhaps_turned = checked_size(photo, detail.size, "the JSON")
     ids = {**ids, IGNORE: IGNORE_INDEX}
     regions: list[tuple[Runs, int]] = []
     skipped: list[Skipped] = []
@@ -324,7 +324,9 @@ def read_coco(image: AnnotatedImage, ids: Mapping[str, int], unlabelled: int) ->
         for start, end in zip(ends[::2], ends[1::2], strict=False):
             columns[start:end] = class_id
     label_map = np.ascontiguousarray(columns.reshape(width, height).T)
-    return LabelledImage(photo, width, height, label_map, len(regions), tuple(skipped))
+    return LabelledImage(
+        photo, width, height, label_map, len(regions), tuple(skipped), perhaps_turned
+    )
 
 
 def _area(runs: Runs) -> int:

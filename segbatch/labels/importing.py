@@ -37,6 +37,7 @@ from segbatch.formats.format import (
     Skipped,
     Unusable,
 )
+from segbatch.formats.photo import AS_STORED
 from segbatch.images.parts import part_extension
 from segbatch.labels.balance import Balance, count_pixels
 from segbatch.labels.card import dataset_card
@@ -193,6 +194,7 @@ def import_labels(
             *_warnings(
                 naming.classes, result.balance, reader, "--append" if append else "--overwrite"
             ),
+            *_turned(result),
             *_notes(found, annotated, renames, rules, result.balance),
         ],
     )
@@ -249,6 +251,7 @@ class DrawnImage:
     pixels: Mapping[int, int]
     shapes: int
     skipped: tuple[Skipped, ...]
+    perhaps_turned: bool
 
 
 def _drawn(
@@ -291,6 +294,7 @@ def _draw(drawing: Drawing, image: AnnotatedImage) -> DrawnImage | Skipped:
         count_pixels(labelled.label_map),
         labelled.shapes,
         labelled.skipped,
+        labelled.perhaps_turned,
     )
 
 
@@ -301,7 +305,8 @@ def _draw(drawing: Drawing, image: AnnotatedImage) -> DrawnImage | Skipped:
 class WrittenImages:
     """Counts of the images that were written; ``balance`` is that of the whole dataset.
 
-    ``has_class``: some of their pixels belong to a class.
+    ``has_class``: some of their pixels belong to a class. ``perhaps_turned``: the URIs of those of
+    which :class:`~segbatch.formats.format.LabelledImage` says so.
     """
 
     images: Counter[str] = field(default_factory=Counter)
@@ -309,6 +314,7 @@ class WrittenImages:
     replaced: int = 0
     skipped: list[Skipped] = field(default_factory=list)
     has_class: bool = False
+    perhaps_turned: list[str] = field(default_factory=list)
     balance: Balance = field(default_factory=Balance)
 
 
@@ -340,6 +346,7 @@ def _write_images(
         result.images[split] += 1
         result.shapes += drawn.shapes
         result.skipped += drawn.skipped
+        result.perhaps_turned += [image.uri] * drawn.perhaps_turned
         result.has_class |= any(class_id != IGNORE_INDEX for class_id in drawn.pixels)
         result.balance.add(split, drawn.pixels)
     for row in existing.remaining:
@@ -411,6 +418,20 @@ def _warnings(classes: Classes, balance: Balance, reader: Reader, again: str) ->
         void_share = f"{void.share:.1%} of all pixels are void"
         warnings.append(f"warning: {void_share}, from which nothing is learnt{advice}")
     return warnings
+
+
+def _turned(result: WrittenImages) -> list[str]:
+    """A warning of images that are perhaps labelled as they are stored, because another one is."""
+    as_stored = next((entry.where for entry in result.skipped if AS_STORED in entry.why), None)
+    if as_stored is None or not result.perhaps_turned:
+        return []
+    first, number = result.perhaps_turned[0], len(result.perhaps_turned)
+    return [
+        f"warning: EXIF turns {first}{f' and {number - 1:,} more' * (number > 1)}, and the size"
+        f" does not show whether the labels are for {AS_STORED}, as those of {as_stored}, which is"
+        " left out: if they are, remove the orientation from the EXIF, and import again with"
+        " --append"
+    ]
 
 
 def _notes(

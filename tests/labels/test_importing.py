@@ -683,6 +683,20 @@ def test_labels_that_are_nearly_all_void_are_said_with_what_mends_it(
     assert set(open_dataset(str(tmp_path / "out")).pixels["train"]) == {0, 1}
 
 
+def test_images_that_are_turned_unseen_are_said_where_others_are_labelled_as_stored(
+    street: Path, tmp_path: Path
+) -> None:
+    (street / "house-1.jpg").write_bytes(photograph(WIDTH, HEIGHT, 3))
+    (street / "house-2.jpg").write_bytes(photograph(WIDTH, HEIGHT, 2))
+    assert not labelme(street, tmp_path / "upright", split="train=1").notes
+    (street / "house-3.jpg").write_bytes(photograph(WIDTH, HEIGHT, 6))
+    report = labelme(street, tmp_path / "stored")
+    assert [entry.where for entry in report.skipped] == [f"{street}/house-3.jpg"]
+    [note] = [note for note in report.notes if "EXIF" in note]
+    assert f"EXIF turns {street}/house-1.jpg and 1 more, and" in note
+    assert f"as those of {street}/house-3.jpg, which is left out" in note
+
+
 def test_masks_that_are_all_void_make_no_dataset(tmp_path: Path) -> None:
     files = {"images/a.jpg": photograph(), "masks/a.png": grey(blank() + 255)}
     source = write(tmp_path / "labels", files)
