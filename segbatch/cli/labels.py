@@ -74,7 +74,7 @@ def labels_import(
         str | None,
         Option(
             metavar="REGEX",
-            help="Keep images whose URIs have the same match in one split.",
+            help="Keep images whose URIs have the same match in one split; --append: as before.",
         ),
     ] = None,
     append: Annotated[bool, Option("--append", help="Add to the dataset.")] = False,

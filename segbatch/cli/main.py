@@ -6,9 +6,11 @@ that ``--help`` and ``query`` load neither torch nor Ray.
 
 from __future__ import annotations
 
+import os
+import select
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from typer import Argument, Context, Exit, Option, Typer
 
@@ -36,6 +38,8 @@ from segbatch.config.templates import template
 from segbatch.console import quiet
 from segbatch.errors import Incomplete, JobFailed, SegbatchError
 
+STDOUT, STDERR = 1, 2  # file descriptors
+
 app = Typer(
     cls=CommandsByTask,
     rich_markup_mode=None,  # Rich would take half of the time of --help
@@ -49,16 +53,38 @@ app = Typer(
 
 def main() -> None:
     """Entry point: prints errors of segbatch as one line and ends with their exit code."""
+    code: Any = 0
+    # Rich puts something else in the place of a broken stdout.
+    stdout = os.dup(STDOUT) if sys.stdout is not None else None
     try:
         app()
     except SegbatchError as error:
         print(f"segbatch: {error}", *getattr(error, "__notes__", ()), sep="\n  ", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except BrokenPipeError:
-        sys.exit(0)  # `segbatch query … | head`
+        code = error.exit_code
     except OSError as error:
         print(f"segbatch: {error}; run it again", file=sys.stderr)
-        sys.exit(Incomplete.exit_code)
+        code = Incomplete.exit_code
+    except SystemExit as ended:
+        code = ended.code
+        # Typer and Rich end with 1 when any pipe breaks.
+        if isinstance(ended.__context__, BrokenPipeError) and not _is_unread(STDERR):
+            if _is_unread(stdout):
+                code = 0  # `segbatch query … | head`
+            else:
+                print(f"segbatch: {ended.__context__}; run it again", file=sys.stderr)
+                code = Incomplete.exit_code
+    if _is_unread(stdout):  # or else Python would fail to write the rest
+        os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
+    sys.exit(code)
+
+
+def _is_unread(output: int | None) -> bool:
+    """Whether an open file is a pipe that nobody reads any more."""
+    if output is None:
+        return False
+    poll = select.poll()
+    poll.register(output, 0)  # errors are reported in any case
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _print_version(requested: bool) -> None:

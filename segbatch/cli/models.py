@@ -64,7 +64,10 @@ def predict(
 def model_list(
     uri: Annotated[str | None, Argument(metavar="URI", help="Folder to list bundles of.")] = None,
     arch: Annotated[
-        str | None, Option(help="List all backbones of this architecture, by cost.")
+        str | None,
+        Option(
+            help="List all backbones of this architecture, by cost; or the bundles that have it."
+        ),
     ] = None,
     format: Format = "text",
 ) -> None:
@@ -72,9 +75,14 @@ def model_list(
 
     GMAC: 10^9 multiply-adds for an image of 512×512.
     """
+    from segbatch.model.networks import ARCHITECTURES, unknown_name
+
     if uri is not None:
         from segbatch.model import bundle
+        from segbatch.model.config import GRAPH
 
+        if arch is not None and arch not in (GRAPH, *ARCHITECTURES):
+            raise unknown_name("arch", arch, [*ARCHITECTURES, GRAPH])
         found = [
             {
                 "uri": where,
@@ -84,11 +92,11 @@ def model_list(
                 "classes": config.classes.names,
             }
             for where, config in bundle.list_bundles(uri)
+            if arch in (None, config.arch)
         ]
         print_facts(found, format)
         return
     from segbatch.model import zoo
-    from segbatch.model.networks import ARCHITECTURES, unknown_name
     from segbatch.model.networks.sizes import known_sizes
 
     if arch is not None and arch not in ARCHITECTURES:

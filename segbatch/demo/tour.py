@@ -127,12 +127,17 @@ def tour(folder: Path, photos: str | None = None) -> float:
 
 def _make_room(folder: Path) -> None:
     """Create or empty the folder; only an earlier demo's output is deleted."""
-    if folder.is_dir() and any(folder.iterdir()):
-        if not (folder / MARKER).exists():
-            raise InputError(f"{folder}: is not empty and not from a demo; name another folder")
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / MARKER).write_text(json.dumps({"made by": "segbatch demo"}))
+    try:
+        if folder.is_dir() and any(folder.iterdir()):
+            if not (folder / MARKER).exists():
+                raise InputError(f"{folder}: is not empty and not from a demo; name another folder")
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / MARKER).write_text(json.dumps({"made by": "segbatch demo"}))
+    except OSError as error:
+        raise InputError(
+            f"{folder}: no folder can be made there ({error.strerror}); name another folder"
+        ) from error
 
 
 def _segment_photos(photos: str, folder: Path) -> None:

@@ -10,7 +10,7 @@ Written as ``annotations.json`` and ``images/``, with an annotation of compresse
 region. Regions are 8-connected and of one class, as in the column ``components`` of a run;
 ``iscrowd`` is 0, because each is one object. Category ids are class ids plus 1, because many
 readers keep 0 for the background; ignored pixels are in no region. ``file_name`` is relative to
-the folder of the JSON file.
+the folder of the JSON file, ``uri`` that of the image in the run, under which it is read back.
 
 Source: https://cocodataset.org/#format-data and ``common/maskApi.c`` of
 https://github.com/cocodataset/cocoapi
@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import posixpath
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -35,10 +34,13 @@ from pycocotools import mask as coco_mask  # type: ignore[import-untyped]
 from segbatch import storage
 from segbatch.errors import SourceError, shortened
 from segbatch.formats.folder import (
+    PROVENANCE_KEY,
     ImageFiles,
     Original,
     folder_of,
+    is_image,
     list_uris,
+    original_uri,
     read_label_file,
 )
 from segbatch.formats.format import (
@@ -64,13 +66,13 @@ Runs = list[int]
 """Run lengths of a region: pixels outside, inside, outside … column by column from the top left."""
 
 LISTS = ("images", "annotations", "categories")
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 
 # pycocotools walks along every edge, so corners may lie outside of the image, but not far away.
 MAX_DISTANCE = 10  # times the longer side
 
 IMAGES = Slot("images", separator=",\n")
 ANNOTATIONS = Slot("annotations", separator=",\n")
+DESCRIPTION = "masks of the segbatch run"
 MAX_COORDINATE = 1e9  # pixels
 IDS_PER_IMAGE = 1_000_000  # annotation ids reserved for each image
 
@@ -111,9 +113,10 @@ class Document:
 def find_coco(source: str, options: ReadOptions) -> Annotations:
     """The images of every COCO file below the folder ``source``, or of the one file it names.
 
-    :meth:`~segbatch.formats.folder.ImageFiles.locate` finds the image files. Categories of one
-    name are one class. A category without any annotation is a class too, unless others have it as
-    their supercategory: Roboflow adds such roots.
+    :meth:`~segbatch.formats.folder.ImageFiles.locate` finds the image files. Copies that ``labels
+    suggest`` or ``export`` made stand for their originals. Categories of one name are one class. A
+    category without any annotation is a class too, unless others have it as their supercategory:
+    Roboflow adds such roots.
 
     Holds one JSON file at a time in memory, and the shapes of all. Raises
     :class:`~segbatch.errors.SourceError` if there is no COCO file or a JSON file is damaged, and
@@ -134,7 +137,7 @@ def find_coco(source: str, options: ReadOptions) -> Annotations:
         raise SourceError(f"{source}: {len(json_uris)} files *.json and no COCO images{why}")
     if not is_file:
         named = {image.file for image in images}
-        unnamed = (uri for uri in uris if uri not in named and _is_image(uri))
+        unnamed = (uri for uri in uris if uri not in named and is_image(uri))
         skipped += [Skipped(uri, "is in no COCO file") for uri in unnamed]
     return Annotations(images, _class_names(documents), skipped=skipped)
 
@@ -145,10 +148,6 @@ def _images_folder(json_uri: str) -> str:
     """
     folder = folder_of(json_uri)
     return folder_of(folder) if storage.name_of(folder) == "annotations" else folder
-
-
-def _is_image(uri: str) -> bool:
-    return posixpath.splitext(uri)[1].lower() in EXTENSIONS
 
 
 def _class_names(documents: Sequence[Document]) -> list[str]:
@@ -205,8 +204,21 @@ def _read_document(uri: str, files: ImageFiles) -> Document:
                 skipped.append(Skipped(where, str(error)))
             else:
                 image = AnnotatedImage(file, uri, split, detail)
-                images.append(_of_original(image, files.originals.get(file)))
+                original = files.originals.get(file) or _original(entry, content)
+                images.append(_of_original(image, original))
     return Document(images, skipped, list(names.values()), frozenset(used), frozenset(parents))
+
+
+def _original(entry: Mapping[str, Any], content: Mapping[str, Any]) -> Original | None:
+    """The original image that the entry of an image names, if ``labels suggest`` or ``export``
+    wrote it, and not another tool whose ``uri`` may mean anything.
+    """
+    info = content.get("info")
+    description = info.get("description") if isinstance(info, dict) else None
+    is_exported = isinstance(description, str) and description.startswith(DESCRIPTION)
+    provenance: Any = entry if is_exported else entry.get(PROVENANCE_KEY)
+    uri = original_uri({PROVENANCE_KEY: provenance})
+    return None if uri is None else Original(uri, str(provenance.get("shapes") or ""))
 
 
 def _of_original(image: AnnotatedImage, original: Original | None) -> AnnotatedImage:
@@ -294,7 +306,7 @@ def read_coco(image: AnnotatedImage, ids: Mapping[str, int], unlabelled: int) ->
     """
     detail: Shapes = image.detail
     photo = read_sample_file(image.file)
-    width, height = checked_size(photo, detail.size, "the JSON")
+    (width, height), perhaps_turned = checked_size(photo, detail.size, "the JSON")
     ids = {**ids, IGNORE: IGNORE_INDEX}
     regions: list[tuple[Runs, int]] = []
     skipped: list[Skipped] = []
@@ -312,7 +324,9 @@ def read_coco(image: AnnotatedImage, ids: Mapping[str, int], unlabelled: int) ->
         for start, end in zip(ends[::2], ends[1::2], strict=False):
             columns[start:end] = class_id
     label_map = np.ascontiguousarray(columns.reshape(width, height).T)
-    return LabelledImage(photo, width, height, label_map, len(regions), tuple(skipped))
+    return LabelledImage(
+        photo, width, height, label_map, len(regions), tuple(skipped), perhaps_turned
+    )
 
 
 def _area(runs: Runs) -> int:
@@ -443,7 +457,7 @@ def photo_file(image: SegmentedImage) -> Mapping[str, bytes]:
 
 def annotations_json(classes: Classes, run: str) -> Mapping[str, Sequence[str | Slot]]:
     """The one file of all images and annotations."""
-    info = {"description": f"masks of the segbatch run {run}"}
+    info = {"description": f"{DESCRIPTION} {run}"}
     categories = json.dumps(to_categories(classes), ensure_ascii=False)
     return {
         "annotations.json": [

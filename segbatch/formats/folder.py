@@ -2,8 +2,8 @@
 
 ``segbatch labels suggest`` copies images of a run into a folder to be labelled. Corrected labels go
 back under the URI of the original image, so that it keeps its split and nothing is labelled twice.
-Each labelme file holds that URI under :data:`PROVENANCE_KEY`; for COCO, whose tools drop keys of
-others (CVAT), the folder has a list of its copies, :data:`COPIES_LIST`.
+The labels of an image hold that URI under :data:`PROVENANCE_KEY`; for tools that drop keys of
+others (CVAT), the folder has a list of its copies, :data:`COPIES_LIST`, too.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from itertools import product
 from typing import Any, NamedTuple
 
 from segbatch import storage
+from segbatch.config.images import IMAGE_EXTENSIONS
 from segbatch.errors import Incomplete, InputError, SourceError
 from segbatch.formats.format import Skipped
 from segbatch.formats.photo import LIMITS, ONE_FILE_FAILURES
@@ -101,6 +102,11 @@ def folder_of(uri: str) -> str:
     return uri.rpartition("/")[0]
 
 
+def is_image(uri: str) -> bool:
+    """Whether a file has the extension of an image."""
+    return posixpath.splitext(uri)[1].lower().removeprefix(".") in IMAGE_EXTENSIONS
+
+
 def without_extension(path: str) -> str:
     """``path`` without the last extension of its name."""
     return re.sub(r"\.[^./]*$", "", path)
@@ -127,7 +133,7 @@ def split_of_path(path: str) -> str | None:
 
 
 def original_uri(content: Mapping[str, Any]) -> str | None:
-    """The URI of the original image that a labelme file names; ``None`` if it names none."""
+    """The URI of the original image that an image's labels name; ``None`` if they name none."""
     provenance = content.get(PROVENANCE_KEY)
     uri = provenance.get("uri") if isinstance(provenance, dict) else None
     return uri if _is_uri(uri) else None

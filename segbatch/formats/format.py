@@ -115,7 +115,8 @@ class LabelledImage:
 
     ``image`` is the unchanged file, ``width`` and ``height`` are those of the upright picture.
     ``label_map`` has that size and holds class ids and the ignore index. ``shapes`` counts the
-    shapes that were drawn (a mask file counts as one).
+    shapes that were drawn (a mask file counts as one). ``perhaps_turned``: EXIF turns the image,
+    and nothing shows that its labels were made for the turned one.
     """
 
     image: bytes
@@ -124,6 +125,7 @@ class LabelledImage:
     label_map: LabelMap
     shapes: int
     skipped: tuple[Skipped, ...] = ()
+    perhaps_turned: bool = False
 
 
 @dataclass(frozen=True)

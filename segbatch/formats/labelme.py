@@ -231,6 +231,7 @@ def read_labelme(image: AnnotatedImage, ids: Mapping[str, int], unlabelled: int)
         raise Unusable(f"{image.labels_uri}: {error}") from error
 
     json_size = _size(content)
+    perhaps_turned = False
     if embedded := content.get("imageData"):
         photo = _decode_base64(embedded)
         # labelme turns the photographs that it opens, but shows imageData as it is.
@@ -241,7 +242,8 @@ def read_labelme(image: AnnotatedImage, ids: Mapping[str, int], unlabelled: int)
             )
     else:
         photo = read_sample_file(image.file)
-        (width, height), orientation = checked_size(photo, json_size, "the JSON"), 1
+        (width, height), perhaps_turned = checked_size(photo, json_size, "the JSON")
+        orientation = 1
 
     label_map = np.full((height, width), unlabelled, np.uint8)
     ids = {**ids, IGNORE: IGNORE_INDEX}
@@ -255,7 +257,7 @@ def read_labelme(image: AnnotatedImage, ids: Mapping[str, int], unlabelled: int)
     num_drawn = len(content["shapes"]) - len(skipped)
     label_map = _turn_upright(label_map, orientation)
     height, width = label_map.shape
-    return LabelledImage(photo, width, height, label_map, num_drawn, tuple(skipped))
+    return LabelledImage(photo, width, height, label_map, num_drawn, tuple(skipped), perhaps_turned)
 
 
 def _size(content: Mapping[str, Any]) -> WidthHeight | None:

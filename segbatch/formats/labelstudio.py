@@ -186,7 +186,7 @@ def read_labelstudio(
     """
     drawing: Drawing = image.detail
     photo = read_sample_file(image.file)
-    width, height = checked_size(photo, drawing.size, "the annotation")
+    (width, height), perhaps_turned = checked_size(photo, drawing.size, "the annotation")
     ids = {**ids, IGNORE: IGNORE_INDEX}
     label_map = np.full((height, width), unlabelled, np.uint8)
     skipped = []
@@ -197,7 +197,7 @@ def read_labelstudio(
         except ValueError as error:
             skipped.append(Skipped(region.place, str(error)))
     num_drawn = len(drawing.regions) - len(skipped)
-    return LabelledImage(photo, width, height, label_map, num_drawn, tuple(skipped))
+    return LabelledImage(photo, width, height, label_map, num_drawn, tuple(skipped), perhaps_turned)
 
 
 def _class_id(region: Region, ids: Mapping[str, int]) -> int:

@@ -93,7 +93,7 @@ def read_mask_file(image: AnnotatedImage, ids: Mapping[str, int], unlabelled: in
         mask_size, _ = stored_size(mask)
     except Unusable as error:
         raise Unusable(f"its mask {image.labels_uri}: {error}") from error
-    width, height = checked_size(photo, mask_size, "its mask")
+    (width, height), perhaps_turned = checked_size(photo, mask_size, "its mask")
     key: IndexKey | ColorKey = image.detail
     with Image.open(io.BytesIO(mask)) as opened:
         if opened.format in LOSSY:
@@ -102,7 +102,7 @@ def read_mask_file(image: AnnotatedImage, ids: Mapping[str, int], unlabelled: in
                 " be PNG"
             )
         label_map = key.label_map(opened, ids)
-    return LabelledImage(photo, width, height, label_map, shapes=1)
+    return LabelledImage(photo, width, height, label_map, 1, perhaps_turned=perhaps_turned)
 
 
 @dataclass(frozen=True)

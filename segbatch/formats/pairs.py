@@ -12,7 +12,13 @@ import re
 from segbatch import storage
 from segbatch.config.images import is_shard_name
 from segbatch.errors import InputError, SourceError
-from segbatch.formats.folder import folder_of, list_uris, split_of_path, split_of_word
+from segbatch.formats.folder import (
+    folder_of,
+    is_image,
+    list_uris,
+    split_of_path,
+    split_of_word,
+)
 from segbatch.formats.format import (
     AnnotatedImage,
     Annotations,
@@ -117,7 +123,8 @@ def _id_in_shard(member: Member, pattern: str | None, *, is_png: bool) -> str | 
 
 class Pattern:
     """A path relative to ``source`` with ``{id}``, which may contain slashes, and perhaps
-    ``{split}``, which may not; ``*`` stands for anything without a slash.
+    ``{split}``, which may not; ``*`` stands for anything without a slash, and at the end for the
+    extension of an image: other files of that name are no photographs and no masks.
 
     Raises :class:`~segbatch.errors.InputError` for any other placeholder, or without ``{id}``.
     """
@@ -138,8 +145,10 @@ class Pattern:
     def files(self, by_split: bool) -> list[NamedFile]:
         """The files that match. With ``by_split``, files of different splits are never a pair."""
         files = []
+        any_extension = self.text.endswith("*")
         for uri in list_uris(self._folder):
-            if match := self._regex.fullmatch(uri):
+            match = self._regex.fullmatch(uri)
+            if match and (is_image(uri) or not any_extension):
                 id = match["id"]
                 if self.has_split:
                     split = match["split"]

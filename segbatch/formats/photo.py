@@ -17,6 +17,7 @@ from segbatch.images.parts import read_images
 LIMITS = storage.ReadLimits(max_bytes=1 << 30)
 _decoding = threading.Lock()  # images are read by several threads: one is decoded at a time
 MAX_PIXELS = 178_956_970  # of a larger image Pillow says that it is a decompression bomb
+AS_STORED = "the image as it is stored"
 
 # Kinds of failure that concern one object; with any other the next object would fail, too.
 ONE_FILE_FAILURES = frozenset({"not_found", "forbidden", "too_large"})
@@ -36,8 +37,11 @@ def read_sample_file(uri: str) -> bytes:
     raise failure(f"{uri}: cannot be read: {content.message}")
 
 
-def checked_size(data: bytes, labelled: WidthHeight | None, labels: str) -> WidthHeight:
-    """Width and height of the upright image in ``data``, compared with those of its labels.
+def checked_size(
+    data: bytes, labelled: WidthHeight | None, labels: str
+) -> tuple[WidthHeight, bool]:
+    """Width and height of the upright image in ``data``, compared with those of its labels; and
+    whether EXIF turns it, and the size of its labels does not show that they are upright.
 
     ``labelled`` is the size for which the labels (``labels``: the mask, the JSON) were made, or
     ``None`` if they do not say. Raises :class:`~segbatch.formats.format.Unusable` if the sizes
@@ -46,10 +50,10 @@ def checked_size(data: bytes, labelled: WidthHeight | None, labels: str) -> Widt
     stored, orientation = stored_size(data)
     upright = turned_size(stored, orientation)
     if labelled is None or labelled == upright:
-        return upright
+        return upright, orientation != 1 and labelled in (None, stored)
     if labelled == stored:
         raise Unusable(
-            f"{labels} is for {_text(stored)}, the image as it is stored, which EXIF turns to"
+            f"{labels} is for {_text(stored)}, {AS_STORED}, which EXIF turns to"
             f" {_text(upright)}: remove the orientation from its EXIF, or label it upright"
         )
     raise Unusable(f"{labels} is for {_text(labelled)} and the image is {_text(upright)}")

@@ -19,8 +19,14 @@ from dataclasses import dataclass, replace
 from PIL import Image
 
 from segbatch import storage
-from segbatch.errors import SourceError
-from segbatch.formats.folder import list_uris, read_lines, split_of_word, without_extension
+from segbatch.errors import InputError, SourceError
+from segbatch.formats.folder import (
+    is_image,
+    list_uris,
+    read_lines,
+    split_of_word,
+    without_extension,
+)
 from segbatch.formats.format import (
     Annotations,
     Format,
@@ -44,6 +50,7 @@ from segbatch.formats.maskfiles import (
 from segbatch.formats.photo import read_sample_file
 from segbatch.masks import encode_mask
 from segbatch.masks.classes import IGNORE, IGNORE_INDEX, VOC_NAMES, Classes, Color, voc_color
+from segbatch.masks.classfile import names_by_id
 
 MASK = re.compile(r"SegmentationClass(?:PNG)?/(?P<id>.+)\.(?i:png)")
 PHOTO = re.compile(r"JPEGImages/(?P<id>.+)\.[^./]+")
@@ -68,13 +75,13 @@ def find_voc(source: str, options: ReadOptions) -> Annotations:
     :class:`~segbatch.errors.Incomplete` if storage does not answer.
     """
     source = storage.normalize(source)
-    given_photos = None if options.images is None else _files_below(options.images)
+    given_photos = None if options.images is None else _images_below(options.images)
     images = []
     skipped: list[Skipped] = []
     names: dict[str, None] = {}
     colors: dict[str, Color] = {}
     for folder in _folders(source):
-        photos = folder.files(PHOTO) if given_photos is None else given_photos
+        photos = folder.photos if given_photos is None else given_photos
         masks = folder.files(MASK)
         key = _key(folder, masks[0].uri, options)
         splits, not_used = _splits(folder, {file.id for file in [*photos, *masks]})
@@ -100,6 +107,10 @@ class VocFolder:
     uri: str
     paths: Sequence[str]
 
+    @property
+    def photos(self) -> list[NamedFile]:
+        return [file for file in self.files(PHOTO) if is_image(file.uri)]
+
     def files(self, pattern: re.Pattern[str]) -> list[NamedFile]:
         matches = (pattern.fullmatch(path) for path in self.paths)
         return [NamedFile(storage.join(self.uri, m[0]), m["id"]) for m in matches if m]
@@ -122,10 +133,12 @@ def _folders(source: str) -> list[VocFolder]:
     ]
 
 
-def _files_below(root: str) -> list[NamedFile]:
+def _images_below(root: str) -> list[NamedFile]:
     root = storage.normalize(root)
     return [
-        NamedFile(uri, without_extension(uri.removeprefix(f"{root}/"))) for uri in list_uris(root)
+        NamedFile(uri, without_extension(uri.removeprefix(f"{root}/")))
+        for uri in list_uris(root)
+        if is_image(uri)
     ]
 
 
@@ -170,7 +183,10 @@ def _key(folder: VocFolder, mask_uri: str, options: ReadOptions) -> IndexKey | C
     if options.colors is not None or "labelmap.txt" in folder.paths:
         return ColorKey({VOID: IGNORE, **read_color_table(options.colors or labelmap)})
     if "class_names.txt" in folder.paths:
-        names = [name for name in read_lines(class_names) if name not in ("", IGNORE)]
+        try:
+            names = names_by_id(filter(None, read_lines(class_names)))
+        except InputError as error:
+            raise SourceError(f"{class_names}: {error}") from error
         if not names:
             raise SourceError(f"{class_names}: no names: a line is the name of an id, 0, 1, 2 …")
         return IndexKey(tuple(names))

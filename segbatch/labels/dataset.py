@@ -102,6 +102,12 @@ class Dataset:
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     @property
+    def group_by(self) -> str | None:
+        """The latest ``--group-by`` of its imports; earlier versions did not record any."""
+        recorded = (source.get("group_by") for source in reversed(self.sources))
+        return next((regex for regex in recorded if regex is not None), None)
+
+    @property
     def splits(self) -> dict[str, int]:
         """Number of images of each split that has any."""
         counts = {split: self.num_rows(split) for split in SPLITS}

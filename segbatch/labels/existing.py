@@ -22,21 +22,39 @@ class ExistingImages:
     """
 
     def __init__(self, dataset: Dataset | None, incoming: Collection[str]) -> None:
+        self._dataset = dataset.uri if dataset is not None else ""
         self._rows = list(_rows(dataset)) if dataset is not None else []
         self._by_uri = {row.uri: row for row in self._rows}
-        self._by_content: dict[str, DatasetRow] = {}
-        for row in self._rows:
+        self._by_content: dict[str, list[DatasetRow]] = defaultdict(list)  # last URI first
+        for row in sorted(self._rows, key=lambda row: row.uri, reverse=True):
             if row.uri not in incoming:
-                self._by_content.setdefault(row.sha256, row)
+                self._by_content[row.sha256].append(row)
         self._replaced: set[int] = set()
 
     def __contains__(self, uri: str) -> bool:
         return uri in self._by_uri
 
     @property
+    def uris(self) -> Collection[str]:
+        """The URIs of all images."""
+        return self._by_uri.keys()
+
+    @property
     def next_id(self) -> int:
         """The first image id that is free."""
         return max((row.image_id for row in self._rows), default=-1) + 1
+
+    def refuse_groups(self) -> None:
+        """Raise :class:`~segbatch.errors.SourceError` if any image has a group: a new image of it
+        could come into another split.
+        """
+        row = next((row for row in self._rows if row.group is not None), None)
+        if row is not None:
+            raise SourceError(
+                f"{self._dataset}: its images have groups, for instance {row.group!r} of {row.uri},"
+                " and an earlier version did not record how they are found: add --group-by REGEX,"
+                " as in that import"
+            )
 
     def splits_of_groups(self, rules: Splits) -> dict[str, str]:
         """The split in which most images of each group are."""
@@ -49,7 +67,9 @@ class ExistingImages:
 
     def replace(self, uri: str, sha256: str) -> DatasetRow | None:
         """Mark the image that an imported one replaces, and return it; each only once."""
-        row = self._by_uri.get(uri) or self._by_content.pop(sha256, None)
+        row = self._by_uri.get(uri)
+        if row is None and (alike := self._by_content.get(sha256)):
+            row = alike.pop()  # the images are imported in the order of their URIs, too
         if row is not None:
             self._replaced.add(row.image_id)
         return row

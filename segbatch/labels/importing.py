@@ -37,6 +37,7 @@ from segbatch.formats.format import (
     Skipped,
     Unusable,
 )
+from segbatch.formats.photo import AS_STORED
 from segbatch.images.parts import part_extension
 from segbatch.labels.balance import Balance, count_pixels
 from segbatch.labels.card import dataset_card
@@ -87,9 +88,9 @@ def import_labels(
     :class:`~segbatch.labels.splits.Splits`.
 
     ``append``: images keep their split and class ids never change; an image with the URI or
-    content of one in the dataset replaces it. ``add_class``: new names become classes.
-    ``overwrite``: the import replaces the dataset. ``accept_unchanged``: take suggestions that
-    nobody has changed, too.
+    content of one in the dataset replaces it; without ``group_by``, new images are grouped as the
+    dataset's are. ``add_class``: new names become classes. ``overwrite``: the import replaces the
+    dataset. ``accept_unchanged``: take suggestions that nobody has changed, too.
 
     Starts processes for all but a few images: in a script, call this under
     ``if __name__ == "__main__":``. Raises :class:`~segbatch.errors.InputError` for mistakes that
@@ -108,7 +109,8 @@ def import_labels(
             "unlabelled": unlabelled,
         },
     )
-    rules = Splits(split, split_list, group_by)
+    recorded = writer.base.group_by if writer.base is not None else None
+    rules = Splits(split, split_list, group_by if group_by is not None else recorded)
     given = given_classes(classes)
     before = writer.base.classes if writer.base is not None else None
 
@@ -122,6 +124,7 @@ def import_labels(
         class_names=tuple(names_by_id.names) if names_by_id is not None else None,
     )
     found = reader.find(source, options)
+    system_files = _system_files(source)  # here, where a failure leaves nothing half done
     annotated, repeated = _one_per_image(found.images)
     unchanged = [] if accept_unchanged else [image for image in annotated if image.unchanged]
     annotated = [image for image in annotated if accept_unchanged or not image.unchanged]
@@ -138,6 +141,10 @@ def import_labels(
     # Assign the splits of images that are new.
     existing = ExistingImages(writer.base, {image.uri for image in annotated})
     new = [image for image in annotated if image.uri not in existing]
+    if group_by is not None:
+        rules.require_groups([*(image.uri for image in annotated), *existing.uris])
+    elif new and rules.group_by is None:
+        existing.refuse_groups()
     splits = rules.assign(new, existing.splits_of_groups(rules))
 
     # Read and draw the images, and write them into shards and `classes.json`.
@@ -162,6 +169,7 @@ def import_labels(
             "shapes": result.shapes,
             "skipped": len(skipped),
             "split": rules.text,
+            "group_by": rules.group_by,
         }
         sources = [*(writer.base.sources if writer.base is not None else ()), this_source]
         shards = writer.finish(existing.replaced_ids)
@@ -181,10 +189,12 @@ def import_labels(
         added=naming.added,
         notes=[
             *([_unchanged(len(unchanged))] if unchanged else []),
-            *_system_files(source),
+            *([_grouped_as_before(recorded)] if group_by is None and new and recorded else []),
+            *system_files,
             *_warnings(
                 naming.classes, result.balance, reader, "--append" if append else "--overwrite"
             ),
+            *_turned(result),
             *_notes(found, annotated, renames, rules, result.balance),
         ],
     )
@@ -206,10 +216,10 @@ def _reader(format: str, options: Mapping[str, object]) -> Reader:
 def _one_per_image(
     images: Sequence[AnnotatedImage],
 ) -> tuple[list[AnnotatedImage], list[Skipped]]:
-    """The images by URI; if an image has several labels, the first."""
+    """The images by URI; if an image has several labels, the first that are no suggestion."""
     by_uri: dict[str, AnnotatedImage] = {}
     repeated = []
-    for image in sorted(images, key=lambda image: (image.uri, image.labels_uri)):
+    for image in sorted(images, key=lambda image: (image.uri, image.unchanged, image.labels_uri)):
         first = by_uri.setdefault(image.uri, image)
         if first is not image:
             why = f"its image, {image.uri}, has other labels already: {first.labels_uri}"
@@ -241,6 +251,7 @@ class DrawnImage:
     pixels: Mapping[int, int]
     shapes: int
     skipped: tuple[Skipped, ...]
+    perhaps_turned: bool
 
 
 def _drawn(
@@ -283,6 +294,7 @@ def _draw(drawing: Drawing, image: AnnotatedImage) -> DrawnImage | Skipped:
         count_pixels(labelled.label_map),
         labelled.shapes,
         labelled.skipped,
+        labelled.perhaps_turned,
     )
 
 
@@ -293,7 +305,8 @@ def _draw(drawing: Drawing, image: AnnotatedImage) -> DrawnImage | Skipped:
 class WrittenImages:
     """Counts of the images that were written; ``balance`` is that of the whole dataset.
 
-    ``has_class``: some of their pixels belong to a class.
+    ``has_class``: some of their pixels belong to a class. ``perhaps_turned``: the URIs of those of
+    which :class:`~segbatch.formats.format.LabelledImage` says so.
     """
 
     images: Counter[str] = field(default_factory=Counter)
@@ -301,6 +314,7 @@ class WrittenImages:
     replaced: int = 0
     skipped: list[Skipped] = field(default_factory=list)
     has_class: bool = False
+    perhaps_turned: list[str] = field(default_factory=list)
     balance: Balance = field(default_factory=Balance)
 
 
@@ -332,6 +346,7 @@ def _write_images(
         result.images[split] += 1
         result.shapes += drawn.shapes
         result.skipped += drawn.skipped
+        result.perhaps_turned += [image.uri] * drawn.perhaps_turned
         result.has_class |= any(class_id != IGNORE_INDEX for class_id in drawn.pixels)
         result.balance.add(split, drawn.pixels)
     for row in existing.remaining:
@@ -352,6 +367,10 @@ def _unchanged(number: int) -> str:
         f"{number:,} images are suggestions that nobody has changed, and are left out: correct and"
         " save them, or import them as they are with --accept-unchanged"
     )
+
+
+def _grouped_as_before(recorded: str) -> str:
+    return f"new images are grouped as in earlier imports: --group-by {shlex.quote(recorded)}"
 
 
 def _system_files(source: str) -> list[str]:
@@ -399,6 +418,20 @@ def _warnings(classes: Classes, balance: Balance, reader: Reader, again: str) ->
         void_share = f"{void.share:.1%} of all pixels are void"
         warnings.append(f"warning: {void_share}, from which nothing is learnt{advice}")
     return warnings
+
+
+def _turned(result: WrittenImages) -> list[str]:
+    """A warning of images that are perhaps labelled as they are stored, because another one is."""
+    as_stored = next((entry.where for entry in result.skipped if AS_STORED in entry.why), None)
+    if as_stored is None or not result.perhaps_turned:
+        return []
+    first, number = result.perhaps_turned[0], len(result.perhaps_turned)
+    return [
+        f"warning: EXIF turns {first}{f' and {number - 1:,} more' * (number > 1)}, and the size"
+        f" does not show whether the labels are for {AS_STORED}, as those of {as_stored}, which is"
+        " left out: if they are, remove the orientation from the EXIF, and import again with"
+        " --append"
+    ]
 
 
 def _notes(

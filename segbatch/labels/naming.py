@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from segbatch.errors import InputError, SourceError
 from segbatch.formats.format import Annotations
 from segbatch.masks.classes import IGNORE, IGNORE_INDEX, Classes, Color
-from segbatch.masks.classfile import read_classes
+from segbatch.masks.classfile import names_by_id, read_classes
 from segbatch.storage import clean_name
 
 BACKGROUND = "_background_"
@@ -28,13 +28,14 @@ class Naming:
 
 
 def given_classes(classes: str | Sequence[str] | None) -> Classes | None:
-    """The classes that ``--classes`` or a list of names gives, without ``__ignore__``."""
+    """The classes that ``--classes`` or a list of names gives; ``__ignore__`` may come first, and
+    is none of them.
+    """
     if classes is None:
         return None
     if isinstance(classes, str):
         return read_classes(classes)  # with colours, if a file gives any
-    names = map(clean_name, classes)
-    return Classes([name for name in names if name != IGNORE])
+    return Classes(names_by_id(classes))
 
 
 def read_renames(pairs: Iterable[str]) -> dict[str, str]:

@@ -11,7 +11,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from itertools import chain, islice
 from typing import TypeVar
@@ -25,6 +25,7 @@ R = TypeVar("R")
 
 FEW = 4  # tasks that are done sooner than processes start
 IN_HAND = 2  # tasks per process: the current one and the next
+CHECK_EVERY_S = 1.0  # for signals, while a result is awaited
 
 
 def in_order(function: Callable[[A], R], arguments: Iterable[A]) -> Generator[R, None, None]:
@@ -65,11 +66,9 @@ def in_order(function: Callable[[A], R], arguments: Iterable[A]) -> Generator[R,
 def _wait(future: Future[R]) -> R:
     while True:
         signals.check()
-        try:
-            return future.result(timeout=1.0)
-        except TimeoutError:
-            if future.done():  # the function itself raised it
-                raise
+        # Not result(timeout=…): its TimeoutError is also what the function itself may raise.
+        if wait([future], timeout=CHECK_EVERY_S).done:
+            return future.result()
 
 
 def _begin() -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import io
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
 from segbatch import storage
-from segbatch.errors import InputError
-from segbatch.images.scaling import downscale
+from segbatch.errors import InputError, SourceError
+from segbatch.formats.photo import MAX_PIXELS
+from segbatch.images.decode import decode_image
+from segbatch.images.faults import Undecodable
 from segbatch.labels.check import CheckReport
 from segbatch.labels.dataset import Dataset
 from segbatch.labels.rows import DatasetRow
@@ -150,19 +152,19 @@ def _pairs(
         wanted = by_shard.get(shard.path)
         if not wanted:
             continue
-        table = dataset.read_shard(shard, ["image_id", "image", "mask"])
+        table = dataset.read_shard(shard, ["image_id", "uri", "image", "mask"])
         for index, image_id in enumerate(table["image_id"].to_pylist()):
             if image_id in wanted:
-                entry = table.slice(index, 1).to_pylist()[0]
-                yield (
-                    wanted[image_id],
-                    _pair(dataset, entry["image"]["bytes"], entry["mask"]["bytes"]),
-                )
+                yield wanted[image_id], _pair(dataset, table.slice(index, 1).to_pylist()[0])
 
 
-def _pair(dataset: Dataset, image: bytes, mask: bytes) -> tuple[Image.Image, Image.Image]:
-    with Image.open(io.BytesIO(image)) as opened:
-        photo = downscale(ImageOps.exif_transpose(opened).convert("RGB"), SIDE)
+def _pair(dataset: Dataset, row: Mapping[str, Any]) -> tuple[Image.Image, Image.Image]:
+    """The pictures of a row. Raises :class:`~segbatch.errors.SourceError` if there is no image."""
+    decoded = decode_image(row["image"]["bytes"], max_pixels=MAX_PIXELS, long_side=SIDE)
+    if isinstance(decoded, Undecodable):
+        raise SourceError(f"{row['uri']}: cannot be decoded: {decoded.message}")
+    photo = Image.fromarray(decoded.pixels)
     # Nearest neighbour, because class ids cannot be averaged.
-    small = Image.fromarray(decode_mask(mask)).resize(photo.size, Image.Resampling.NEAREST)
-    return photo, overlay(np.asarray(photo), np.asarray(small), dataset.classes)
+    label_map = decode_mask(row["mask"]["bytes"])
+    small = Image.fromarray(label_map).resize(photo.size, Image.Resampling.NEAREST)
+    return photo, overlay(decoded.pixels, np.asarray(small), dataset.classes)

@@ -40,6 +40,7 @@ class Splits:
             raise InputError("--split and --split-list exclude each other")
         self.by_default = split is None and split_list is None
         self.text = next(rule for rule in (split_list, split, DEFAULT) if rule is not None)
+        self.group_by = group_by
         self._by_folder = split == FOLDER
         self._listed = None if split_list is None else _read_list(split_list)
         by_hash = not self._by_folder and self._listed is None
@@ -61,20 +62,24 @@ class Splits:
             return None
         return next((group for group in match.groups() if group), match[0])
 
+    def require_groups(self, uris: Sequence[str]) -> None:
+        """Raise :class:`~segbatch.errors.SourceError` if ``--group-by`` matches none of ``uris``,
+        at least one: it is perhaps misspelt.
+        """
+        if self.group_by is not None and not any(map(self.group_of, uris)):
+            raise SourceError(
+                f"--group-by {self.group_by}: matches no image, for instance not {uris[0]}"
+            )
+
     def assign(
         self, images: Sequence[AnnotatedImage], of_group: Mapping[str, str]
     ) -> dict[str, str]:
         """The split of each image by URI. ``of_group`` are the splits that groups have already.
 
         Raises :class:`~segbatch.errors.SourceError` if folders or the list leave images out or
-        divide a group, and if no image has a group.
+        divide a group.
         """
         groups = {image.uri: self.group_of(image.uri) for image in images}
-        if self._group_by is not None and not any(groups.values()):
-            raise SourceError(
-                f"--group-by {self._group_by.pattern}: matches no image, for instance not"
-                f" {images[0].uri}"
-            )
         chosen = {image.uri: self._choose(image, groups[image.uri]) for image in images}
         left_out = [uri for uri, split in chosen.items() if split is None]
         if left_out:
@@ -112,7 +117,7 @@ def _keep_groups(
         if splits[uri] != split and group not in before:
             raise SourceError(
                 f"{uri}: belongs in {split}, but its group {group!r} is in {splits[uri]}:"
-                " leave out --group-by, or assign the splits by shares"
+                " give the whole group one split, or assign the splits by shares"
             )
     return splits
 

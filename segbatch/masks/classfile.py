@@ -42,8 +42,10 @@ def read_classes(text: str) -> Classes:
     if text in PRESETS:
         return PRESETS[text]
     if "," in text and not _is_file(text):
-        names = map(storage.clean_name, text.split(","))
-        return Classes([name for name in names if name not in ("", IGNORE)])
+        try:
+            return Classes(names_by_id(text.split(",")))
+        except InputError as error:
+            raise InputError(f"--classes {text}: {error}") from error
     try:
         content = storage.decode_text(storage.read_bytes(text), f"--classes {text}")
     except OSError as error:
@@ -66,16 +68,18 @@ def _is_file(text: str) -> bool:
         return False
 
 
-def _names(values: Sequence[Any]) -> list[Any]:
+def names_by_id(values: Iterable[Any]) -> list[Any]:
     """The cleaned names of a list, which may begin with void; other values than texts as they are.
 
-    Raises ``ValueError`` for void elsewhere: the names after it could count it or not.
+    Raises :class:`~segbatch.errors.InputError` for void elsewhere: the ids of the names after it
+    could count it or not. That is so also for shapes, which have names and no ids, because the ids
+    of a dataset never change, and masks may be added to it later with the same list.
     """
     names = [storage.clean_name(value) if isinstance(value, str) else value for value in values]
     if names[:1] == [IGNORE]:  # as in labelme's list, where its id is -1
         names = names[1:]
     if IGNORE in names:
-        raise ValueError(f"{IGNORE} has no id and must be the first name, or be left out")
+        raise InputError(f"{IGNORE} has no id and must be the first name, or be left out")
     return names
 
 
@@ -104,7 +108,7 @@ def _from_values(values: Any, kind: str) -> Classes:
             for value in values
         ]
         return Classes.from_json(cleaned)
-    return Classes(_names(values))
+    return Classes(names_by_id(values))
 
 
 def _from_lines(lines: Sequence[str]) -> Classes:
@@ -126,7 +130,7 @@ def _from_lines(lines: Sequence[str]) -> Classes:
         )
     if commas := [line for line in lines if "," in line or ";" in line]:
         raise ValueError(f"{shortened(commas[0])}: has a separator: write one name a line")
-    return Classes(_names(lines))
+    return Classes(names_by_id(lines))
 
 
 def _from_numbered_lines(lines: Sequence[str]) -> Classes:

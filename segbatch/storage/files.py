@@ -36,7 +36,7 @@ SAID_LINKS = 5  # lines about links that a listing leaves out; a git-annex has t
 
 @dataclass(frozen=True)
 class StoredFile:
-    """One file of a listing: its URI and its size in bytes."""
+    """One file of a listing: its URI and its size in bytes, 0 if the storage does not say."""
 
     uri: str
     size: int
@@ -68,8 +68,8 @@ def list_files(folder: str) -> Iterator[StoredFile]:
         fs, path = filesystem(folder)
         for name, info in fs.find(path, detail=True).items():
             uri = fs.unstrip_protocol(name)
-            if uri > last:
-                yield StoredFile(uri, info["size"])
+            if uri > last and name != path:  # of a file fsspec finds the file itself
+                yield StoredFile(uri, info.get("size") or 0)
     except (ObstoreError, OSError, ValueError, NotImplementedError) as error:
         if hub.is_on_hub(folder):
             with hub.hub_errors(folder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from segbatch.config.job import load_job
 from tests.collection import jpeg
 from tests.conftest import S3, job
 from tests.drivers import cli
+from tests.written_run import write_run
 
 ORIGINALS = Path(__file__).parents[1] / "model" / "originals"
 
@@ -166,6 +168,39 @@ def test_status_and_audit_say_in_json_what_is_on_storage(whole_run: Any) -> None
     assert json.loads(audit.stdout)["rows"] == 21
 
 
+# ------------------------------------------------------------------------------- broken pipes
+
+MANY = "SELECT unnest(range(100000)) AS number"
+
+
+@pytest.mark.parametrize(
+    ("lines", "code", "command"),
+    [
+        (1, 0, ["query", "RUN", MANY, "--format", "csv"]),  # as `| head -1`
+        (0, 0, ["query", "RUN", "SELECT 1 AS one"]),
+        (0, 0, ["init", "segment"]),  # less than a buffer, which Python writes at its end
+        (0, 2, ["status", "RUN/none"]),
+    ],
+)
+def test_a_reader_that_has_seen_enough_changes_no_exit_code(
+    tmp_path: Path, lines: int, code: int, command: list[str]
+) -> None:
+    run = write_run(str(tmp_path / "run"))
+    words = [word.replace("RUN", run.uri) for word in command]
+    options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    options["env"] = {**os.environ, "PYTHONUNBUFFERED": ""}
+    with subprocess.Popen([sys.executable, "-m", "segbatch", *words], **options) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        for _ in range(lines):
+            assert process.stdout.readline() == b"number\n"
+        process.stdout.close()
+        said = process.stderr.read().decode()
+    assert process.returncode == code, said
+    assert "BrokenPipe" not in said
+    assert said.count("\n") == (code != 0)
+
+
 # ----------------------------------------------------------------------------- what is loaded
 
 
@@ -239,6 +274,19 @@ def test_networks_are_listed_with_what_they_cost() -> None:
     for part in ("deeplabv3plus", "mit_b0", "GMAC", "non-commercial (NVIDIA)", "zoo:"):
         assert part in listed.stdout
     assert cli("model", "list", "--arch", "segformer3").returncode == 2
+
+
+def test_bundles_are_listed_by_their_arch(model_uri: str) -> None:
+    def listed(arch: str) -> list[str]:
+        done = cli("model", "list", model_uri, "--arch", arch, "--format", "json")
+        assert done.returncode == 0, done.stderr
+        return [entry["arch"] for entry in json.loads(done.stdout)]
+
+    assert listed("deeplabv3plus") == ["deeplabv3plus"]
+    assert listed("unet") == listed("graph") == []
+    refused = cli("model", "list", model_uri, "--arch", "deeplab3")
+    assert refused.returncode == 2
+    assert "did you mean deeplabv3" in refused.stderr
 
 
 def test_a_graph_is_imported_looked_at_and_predicts(tmp_path: Path, images: Path) -> None:

@@ -2,6 +2,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from segbatch.errors import InputError
+
+
+@pytest.mark.parametrize("name", ["file", "file/demo", "/proc/demo"])
+def test_a_place_where_no_folder_can_be_made_is_wrong_input(tmp_path: Path, name: str) -> None:
+    from segbatch.demo.tour import tour
+
+    (tmp_path / "file").write_text("a user's")
+    with pytest.raises(InputError, match=rf"{tmp_path / name}: no folder .*; name another folder"):
+        tour(tmp_path / name)
+    assert (tmp_path / "file").read_text() == "a user's"
+
 
 def test_the_demo_says_in_one_line_what_it_lacks_before_it_renders(tmp_path: Path) -> None:
     """With the modules of the extra hidden, as in an installation without it."""

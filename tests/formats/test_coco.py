@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from segbatch.errors import SourceError
-from segbatch.formats.coco import COCO, find_coco, read_coco
+from segbatch.formats.coco import COCO, find_coco, read_coco, shapes_digest
 from segbatch.formats.format import AnnotatedImage, Annotations, ReadOptions, Unusable
 from tests.conftest import S3
 from tests.formats.round_trip import assert_round_trip
@@ -579,3 +579,48 @@ def test_from_s3(s3: S3) -> None:
 
 def test_what_is_written_reads_back_the_same(tmp_path: Path) -> None:
     assert_round_trip(COCO, tmp_path)
+
+
+# ------------------------------------------------------------------------------------- provenance
+
+SQUARE = [box(2, 2, 8, 8)]
+DRAWN = shapes_digest([("wall", SQUARE)])
+EXPORTED = {"info": {"description": "masks of the segbatch run s3://runs/a"}}
+AT = "s3://street/7.jpg"
+
+
+@pytest.mark.parametrize(
+    ("keys", "others", "uri", "unchanged"),
+    [
+        ({"uri": AT}, EXPORTED, AT, False),
+        ({"segbatch": {"uri": AT, "shapes": DRAWN}}, {}, AT, True),
+        ({"segbatch": {"uri": AT, "shapes": shapes_digest([])}}, {}, AT, False),
+        ({"segbatch": {"uri": AT}}, {}, AT, False),  # of an earlier version
+        ({"segbatch": {"uri": AT, "shapes": 7}}, {}, AT, False),
+        ({"uri": AT}, {}, None, False),  # another tool's
+        ({"uri": AT}, {"info": "masks of the segbatch run"}, None, False),
+        ({"uri": "two\nlines"}, EXPORTED, None, False),
+        ({"segbatch": AT}, {}, None, False),
+        ({}, EXPORTED, None, False),
+    ],
+)
+def test_a_copy_that_was_made_for_labelling_is_the_image_that_it_says(
+    tmp_path: Path,
+    *,
+    keys: dict[str, Any],
+    others: dict[str, Any],
+    uri: str | None,
+    unchanged: bool,
+) -> None:
+    content = document(annotation(1, SQUARE), images=[image(**keys)], **others)
+    annotated = one(tmp_path, content)
+    assert annotated.uri == (uri or f"{tmp_path}/a.jpg")
+    assert annotated.file == f"{tmp_path}/a.jpg"
+    assert annotated.unchanged is unchanged
+    assert read_coco(annotated, IDS, UNLABELLED).shapes == 1
+
+
+def test_an_export_comes_back_under_the_uris_of_its_images(tmp_path: Path) -> None:
+    assert_round_trip(COCO, tmp_path)
+    found = find_coco(str(tmp_path), ReadOptions()).images
+    assert [each.uri for each in found] == ["s3://photos/a.jpg", "s3://photos/street/b.jpg"]

@@ -57,6 +57,19 @@ def label_map(root: Path, mask: bytes, **options: Any) -> Any:
 # -------------------------------------------------------------------------------------- layouts
 
 
+def test_files_beside_the_images_are_no_photographs_and_no_masks(tmp_path: Path) -> None:
+    others = ("a.json", "a.jpg.xml", "a.npy", "a", "b.txt", "a.polygons")
+    files: dict[str, Any] = {f"{at}/{name}": "{}" for at in ("images", "masks") for name in others}
+    files |= {"images/a.PNG": photograph(), "masks/a.png": palette(indices())}
+    found = find(tmp_path, files)
+    assert placed(tmp_path, found) == [("images/a.PNG", "masks/a.png", None)]
+    assert not found.skipped
+    # A pattern that names the extension takes that.
+    write(tmp_path, {"images/b.jfif": photograph(), "masks/b.png": palette(indices())})
+    found = find(tmp_path, {}, images="images/{id}.jfif", masks="masks/{id}.*")
+    assert placed(tmp_path, found) == [("images/b.jfif", "masks/b.png", None)]
+
+
 def test_folders_called_images_and_masks_need_no_pattern(tmp_path: Path) -> None:
     files = {
         "images/train/a.jpg": b"",

@@ -7,8 +7,15 @@ from PIL import ExifTags, Image
 
 from segbatch.errors import Incomplete
 from segbatch.formats.format import Unusable
-from segbatch.formats.photo import read_sample_file, stored_size, upright_size
+from segbatch.formats.photo import (
+    AS_STORED,
+    checked_size,
+    read_sample_file,
+    stored_size,
+    upright_size,
+)
 from tests.conftest import S3
+from tests.labels.files import photograph
 
 
 def encoded(format: str, orientation: int | None = None, mode: str = "RGB") -> bytes:
@@ -71,6 +78,32 @@ def damaged_png() -> bytes:
 def test_an_image_that_does_not_decode_is_unusable(data: bytes, why: str) -> None:
     with pytest.raises(Unusable, match=why):
         upright_size(data)
+
+
+@pytest.mark.parametrize(
+    ("size", "orientation", "labelled", "unsure"),
+    [
+        ((90, 40), 1, (90, 40), False),
+        ((90, 40), 1, None, False),
+        ((90, 40), 3, (90, 40), True),
+        ((90, 40), 2, (90, 40), True),
+        ((90, 40), 6, (40, 90), False),
+        ((90, 40), 6, None, True),
+        ((90, 90), 6, (90, 90), True),
+        ((90, 90), 1, (90, 90), False),
+    ],
+)
+def test_labels_of_the_same_size_do_not_show_that_they_are_upright(
+    size: tuple[int, int], orientation: int, labelled: tuple[int, int] | None, unsure: bool
+) -> None:
+    picture = photograph(*size, orientation)
+    upright = size[::-1] if orientation == 6 else size
+    assert checked_size(picture, labelled, "the JSON") == (upright, unsure)
+
+
+def test_labels_of_the_image_as_it_is_stored_are_refused() -> None:
+    with pytest.raises(Unusable, match=f"the JSON is for 90×40, {AS_STORED}, .* turns to 40×90"):
+        checked_size(photograph(90, 40, 6), (90, 40), "the JSON")
 
 
 def test_a_missing_file_is_unusable_and_named(tmp_path: Path) -> None:

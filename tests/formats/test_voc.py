@@ -154,6 +154,21 @@ def test_masks_may_be_in_folders_and_images_elsewhere(tmp_path: Path) -> None:
     assert left_out(tmp_path, found) == {"photos/a.jpg": "has no mask"}
 
 
+@pytest.mark.parametrize("images", [None, "JPEGImages"])
+def test_files_beside_the_photographs_are_none(tmp_path: Path, images: str | None) -> None:
+    files = {
+        "class_names.txt": "wall\nwindow\n",
+        "JPEGImages/a.json": "{}",
+        "JPEGImages/a.PNG": photograph(),
+        "JPEGImages/a.txt": "a.PNG",
+        "SegmentationClass/a.png": palette(indices()),
+    }
+    options = {} if images is None else {"images": str(tmp_path / images)}
+    found = find(tmp_path, files, **options)
+    assert placed(tmp_path, found) == [("JPEGImages/a.PNG", "SegmentationClass/a.png", None)]
+    assert not found.skipped
+
+
 def test_a_mask_without_an_image_is_named(tmp_path: Path) -> None:
     found = find(tmp_path, DEVKIT | {"VOC2012/SegmentationClass/x.png": palette(indices())})
     assert left_out(tmp_path, found) == {"VOC2012/SegmentationClass/x.png": "has no image"}
@@ -222,6 +237,10 @@ def test_masks_whose_ids_nobody_names_are_refused(tmp_path: Path, files: dict[st
         (
             {"SegmentationClass/a.png": b"", "class_names.txt": "__ignore__\n"},
             r"class_names\.txt: no names",
+        ),
+        (
+            {"SegmentationClass/a.png": b"", "class_names.txt": "wall\n__ignore__\nwindow"},
+            r"class_names\.txt: __ignore__ has no id and must be the first name",
         ),
         (
             {"SegmentationClass/a.png": b"", "class_names.txt": b"caf\xe9"},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +246,28 @@ def test_a_sheet_has_photographs_beside_their_classes(tmp_path: Path) -> None:
     blue = CLASSES[1].color
     fill = round(FILL * 255) / 255  # Pillow's opacities are bytes
     assert covered == tuple(round((1 - fill) * 128 + fill * value) for value in blue)
+
+
+def sixteen_bits() -> bytes:
+    """Grey of half the brightness."""
+    return encoded(Image.fromarray(np.full((HEIGHT, WIDTH), 1 << 15, np.uint16)), "PNG")
+
+
+def with_damaged_exif() -> bytes:
+    damaged = b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\1\x12"
+    picture = Image.new("RGB", (WIDTH, HEIGHT), (128, 128, 128))
+    return encoded(picture, "JPEG", exif=damaged)
+
+
+@pytest.mark.parametrize("make", [sixteen_bits, with_damaged_exif])
+def test_a_sheet_shows_images_as_they_are_predicted(
+    tmp_path: Path, make: Callable[[], bytes]
+) -> None:
+    write(tmp_path / "labels", train=[row(0, image=make())], val=[row(1)])
+    report = check_dataset(str(tmp_path / "labels"))
+    assert write_sheet(report, str(tmp_path / "sheet.png")) == 2
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.convert("RGB").getpixel((GAP + PADDING,) * 2) == (128, 128, 128)
 
 
 def test_a_sheet_goes_anywhere_in_the_format_of_its_name(s3: S3, tmp_path: Path) -> None:

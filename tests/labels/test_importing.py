@@ -381,6 +381,48 @@ def test_the_same_import_twice_changes_nothing(street: Path, tmp_path: Path) -> 
     assert [_told(row) for row in rows(tmp_path / "labels")] == [_told(row) for row in before]
 
 
+def test_a_folder_that_was_moved_is_not_added_again(street: Path, tmp_path: Path) -> None:
+    for twin in "abc":  # the same photograph, labelled differently
+        annotate(street, f"twin-{twin}", [("window", (0, 0, 9 * ord(twin) % 50, 9))], seed=1)
+    labelme(street, tmp_path / "labels", split="val=0.5")
+    before = rows(tmp_path / "labels")
+    street.rename(tmp_path / "avenue")
+    report = labelme(tmp_path / "avenue", tmp_path / "labels", append=True)
+    after = rows(tmp_path / "labels")
+    assert report.replaced == len(before)
+    assert [row["uri"] for row in after] == [
+        row["uri"].replace("/street/", "/avenue/") for row in before
+    ]
+    for key in ("image_id", "split", "image", "mask"):
+        assert [row[key] for row in after] == [row[key] for row in before]
+
+
+def test_the_same_import_twice_changes_nothing_in_groups_either(
+    street: Path, tmp_path: Path
+) -> None:
+    labels, groups = tmp_path / "labels", {"group_by": r"house-\d", "split": "val=0.5"}
+    labelme(street, labels, **groups)
+    before = rows(labels)
+    for _ in range(2):
+        labelme(street, labels, append=True, **groups)
+        assert [_told(row) for row in rows(labels)] == [_told(row) for row in before]
+
+
+def test_a_new_image_without_a_group_joins_a_dataset_of_groups(
+    street: Path, tmp_path: Path
+) -> None:
+    labels, groups = tmp_path / "labels", {"group_by": r"house-\d", "append": True}
+    labelme(street, labels, group_by=r"house-\d")
+    for source in ("yard", "shed"):  # the dataset's images match, or the others of the import
+        annotate(tmp_path / source, source)
+    annotate(tmp_path / "shed", "house-1-shed")
+    labelme(tmp_path / "yard", labels, **groups)
+    labelme(tmp_path / "shed", labels, **groups)
+    assert [row["group"] for row in rows(labels)[5:]] == [None, "house-1", None]
+    with pytest.raises(SourceError, match=r"--group-by haus-\\d: matches no image"):
+        labelme(tmp_path / "yard", labels, group_by=r"haus-\d", append=True)
+
+
 def test_an_image_that_is_labelled_anew_keeps_its_id_and_split(
     street: Path, tmp_path: Path
 ) -> None:
@@ -428,6 +470,38 @@ def test_a_new_image_joins_the_split_of_its_group(street: Path, tmp_path: Path) 
     assert splits(labels)["house-3-backyard.jpg"] == "val"
 
 
+def test_images_are_grouped_as_in_the_import_before(street: Path, tmp_path: Path) -> None:
+    labels = tmp_path / "labels"
+    labelme(street, labels, group_by=r"(house-\d)", split="test=1")
+    for number in range(6):
+        annotate(tmp_path / "more", f"house-{number}-yard")
+    report = labelme(tmp_path / "more", labels, append=True, split="val=0")
+    assert report.images == {"test": 5, "train": 1}
+    assert {row["group"] for row in rows(labels)} == {f"house-{number}" for number in range(6)}
+    assert "new images are grouped as in earlier imports: --group-by '(house-\\d)'" in report.notes
+    again = labelme(tmp_path / "more", labels, append=True)
+    assert not any("grouped" in note for note in again.notes)
+    annotate(tmp_path / "moved", "barn")  # a group may be found in another way from now on
+    labelme(tmp_path / "moved", labels, append=True, group_by="barn")
+    assert open_dataset(str(labels)).group_by == "barn"
+
+
+def test_groups_whose_rule_is_not_recorded_are_asked_for(street: Path, tmp_path: Path) -> None:
+    labels = tmp_path / "labels"
+    labelme(street, labels, group_by=r"house-\d")
+    content = json.loads((labels / "classes.json").read_text())
+    del content["sources"][0]["group_by"]  # as an earlier version wrote it
+    (labels / "classes.json").write_text(json.dumps(content))
+    labelme(street, labels, append=True)
+    annotate(street, "house-3-yard")
+    with pytest.raises(SourceError, match=r"'house-0' of .*house-0.jpg, .*: add --group-by REGEX"):
+        labelme(street, labels, append=True)
+    labelme(street, labels, append=True, group_by=r"house-\d")
+    annotate(street, "house-4-yard")
+    labelme(street, labels, append=True)
+    assert [row["group"] for row in rows(labels)[5:]] == ["house-3", "house-4"]
+
+
 # --------------------------------------------------------------------------- what goes wrong midway
 
 
@@ -457,6 +531,28 @@ def test_storage_that_fails_midway_leaves_the_dataset_as_it_was(s3: S3, street: 
         s3.break_down()
     assert open_dataset(uri) == before
     assert before.unnamed_files() == []
+
+
+def test_a_source_that_is_lost_after_the_last_write_is_no_failure(
+    s3: S3, street: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = s3.uri("street")
+    for file in street.iterdir():
+        s3.put(f"{uri}/{file.name}", file.read_bytes())
+    s3.put(f"{uri}/._house-0.jpg", b"of a Mac")
+    publish = writer.DatasetWriter.publish
+
+    def publish_and_lose(*args: Any) -> None:
+        publish(*args)
+        s3.break_down({"status": 403, "code": "AccessDenied"})
+
+    monkeypatch.setattr(writer.DatasetWriter, "publish", publish_and_lose)
+    try:
+        report = segbatch.import_labels(uri, str(tmp_path / "labels"), format="labelme")
+    finally:
+        s3.break_down()
+    assert "left out 1 system file (._*)" in report.notes
+    assert len(rows(tmp_path / "labels")) == 5
 
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE"])
@@ -585,6 +681,20 @@ def test_labels_that_are_nearly_all_void_are_said_with_what_mends_it(
     assert said.exit_code == 0
     assert "are void" not in said.stderr
     assert set(open_dataset(str(tmp_path / "out")).pixels["train"]) == {0, 1}
+
+
+def test_images_that_are_turned_unseen_are_said_where_others_are_labelled_as_stored(
+    street: Path, tmp_path: Path
+) -> None:
+    (street / "house-1.jpg").write_bytes(photograph(WIDTH, HEIGHT, 3))
+    (street / "house-2.jpg").write_bytes(photograph(WIDTH, HEIGHT, 2))
+    assert not labelme(street, tmp_path / "upright", split="train=1").notes
+    (street / "house-3.jpg").write_bytes(photograph(WIDTH, HEIGHT, 6))
+    report = labelme(street, tmp_path / "stored")
+    assert [entry.where for entry in report.skipped] == [f"{street}/house-3.jpg"]
+    [note] = [note for note in report.notes if "EXIF" in note]
+    assert f"EXIF turns {street}/house-1.jpg and 1 more, and" in note
+    assert f"as those of {street}/house-3.jpg, which is left out" in note
 
 
 def test_masks_that_are_all_void_make_no_dataset(tmp_path: Path) -> None:

@@ -42,11 +42,26 @@ def test_a_list_of_classes_gives_the_order(tmp_path: Path) -> None:
     assert naming.ids == {"door": 2, "window": 1}
 
 
-def test_the_ignored_label_is_no_class_wherever_it_is_listed() -> None:
-    for given in ("wall,__ignore__,window", ["__ignore__", "wall", "window"]):
-        classes = given_classes(given)
-        assert classes is not None
-        assert classes.names == ["wall", "window"]
+@pytest.mark.parametrize("given", ["__ignore__,wall,window", ["__ignore__ ", "wall", "window"]])
+def test_the_ignored_label_is_no_class_and_may_come_first(given: str | list[str]) -> None:
+    classes = given_classes(given)
+    assert classes is not None
+    assert classes.names == ["wall", "window"]
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (["wall", "__ignore__", "window"], "__ignore__ has no id and must be the first name"),
+        (["__ignore__", "wall", " __ignore__"], "__ignore__ has no id and must be the first name"),
+        (["wall", "", "window"], "class name '': must be a text"),
+        (["wall", "window", " "], "class name '': must be a text"),
+    ],
+)
+def test_a_list_that_would_move_the_ids_is_refused(names: list[str], told: str) -> None:
+    for given in (names, ",".join(names)):
+        with pytest.raises(InputError, match=told):
+            given_classes(given)
 
 
 def test_names_may_be_mapped_to_another_or_to_nothing() -> None:

@@ -2,11 +2,14 @@
 
 import os
 import signal
+import threading
 import time
+from concurrent.futures import Future
 
 import pytest
 
 from segbatch.errors import Incomplete, Interrupted
+from segbatch.labels import pool
 from segbatch.labels.pool import FEW, in_order
 from segbatch.signals import interruptible
 
@@ -20,6 +23,10 @@ def refuse_seven(number: int) -> int:
     if number == 7:
         raise ValueError("seven")
     return number
+
+
+def give_up(number: int) -> int:
+    raise TimeoutError("the camera does not answer")
 
 
 def die_of_seven(number: int) -> int:
@@ -50,6 +57,29 @@ def test_arguments_are_taken_as_they_are_needed() -> None:
 def test_an_error_is_raised_as_it_was() -> None:
     with pytest.raises(ValueError, match="seven"):
         list(in_order(refuse_seven, range(20)))
+
+
+def test_a_timeout_of_the_function_is_raised_as_any_error() -> None:
+    with pytest.raises(TimeoutError, match="the camera"):
+        list(in_order(give_up, range(20)))
+
+
+class DoneWhenAsked(Future[int]):
+    """Finishes between the end of a wait and the question whether it is done."""
+
+    def done(self) -> bool:
+        if not super().done():
+            self.set_result(7)
+        return super().done()
+
+
+def test_a_result_that_comes_just_after_a_wait_is_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "CHECK_EVERY_S", 0.01)
+    future = DoneWhenAsked()
+    asked = threading.Timer(0.05, future.done)
+    asked.start()
+    assert pool._wait(future) == 7
+    asked.join()
 
 
 def test_a_process_that_is_killed_ends_the_work_and_says_so() -> None:

@@ -163,8 +163,9 @@ def test_a_group_that_folders_tear_apart_is_refused() -> None:
 
 
 def test_an_expression_that_matches_nothing_or_is_none_is_refused() -> None:
-    with pytest.raises(SourceError, match="--group-by building: matches no image"):
-        assigned(Splits(group_by="building"), photos(3))
+    with pytest.raises(SourceError, match=r"building: matches no image, .* not a/1.jpg"):
+        Splits(group_by="building").require_groups(["a/1.jpg", "a/2.jpg"])
+    Splits(group_by=r"\d").require_groups(["a/front.jpg", "a/2.jpg"])
     with pytest.raises(InputError, match=r"--group-by \(: not a regular expression"):
         Splits(group_by="(")
 

@@ -270,6 +270,41 @@ def test_suggestions_that_nobody_changed_never_replace_what_people_drew(
     assert (sum(accepted.images.values()), accepted.replaced) == (3, 1)
 
 
+@pytest.mark.parametrize("format", ["labelme", "coco"])
+def test_a_correction_counts_in_any_file_next_to_the_suggestion(
+    run: Run, photos: S3, tmp_path: Path, format: str
+) -> None:
+    folder, dataset = tmp_path / "to", str(tmp_path / "labels")
+    suggest(run, str(folder), count=2, to=format)
+    content = json.loads(min(folder.glob("*.json")).read_text())
+    if format == "coco":  # all but the first shape of the first image
+        first, *others = content["annotations"]
+        content["annotations"] = [first, *(each for each in others if each["image_id"] != 1)]
+    else:
+        content["shapes"] = content["shapes"][:1]
+    (folder / "result.json").write_text(json.dumps(content))  # its name comes after the other's
+    options: dict[str, Any] = {"format": format, "classes": NAMES, "overwrite": True}
+    import_labels(str(folder), dataset, **options)
+    [(uri, corrected)] = rows(dataset).items()
+    report = import_labels(str(folder), dataset, **options, accept_unchanged=True)
+    assert rows(dataset)[uri]["mask"] == corrected["mask"]
+    [left_out] = [entry for entry in report.skipped if f"its image, {uri}," in entry.why]
+    assert left_out.why.endswith("/result.json")
+
+
+@pytest.mark.parametrize("format", ["labelme", "coco", "labelstudio"])
+def test_suggestions_are_known_without_their_list(
+    run: Run, photos: S3, tmp_path: Path, format: str
+) -> None:
+    folder, dataset = tmp_path / "to", str(tmp_path / "labels")
+    suggestions = suggest(run, str(folder), count=2, to=format)
+    (folder / "suggested.csv").unlink()
+    with pytest.raises(SourceError, match="2 images are suggestions that nobody has changed"):
+        import_labels(str(folder), dataset, format=format)
+    import_labels(str(folder), dataset, format=format, accept_unchanged=True)
+    assert rows(dataset).keys() == {entry.uri for entry in suggestions.images}
+
+
 def test_label_studio_gets_the_copies_with_predictions_and_its_configuration(
     run: Run, photos: S3, tmp_path: Path
 ) -> None:

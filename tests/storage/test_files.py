@@ -6,7 +6,8 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from functools import partial
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -355,6 +356,24 @@ def test_a_listing_is_deep_and_sorted(folder: str) -> None:
     for uri in reversed(uris):
         storage.write_bytes(uri, uri.encode())
     assert list(storage.list_files(folder)) == [StoredFile(uri, len(uri)) for uri in uris]
+
+
+def test_a_file_has_no_files_below_it(folder: str) -> None:
+    uri = storage.join(folder, "a.jpg")
+    storage.write_bytes(uri, b"content")
+    assert list(storage.list_files(uri)) == []
+
+
+def test_a_listing_without_sizes_is_a_listing(tmp_path: Path) -> None:
+    """A web server's: that of a folder has names only, and that of a file is not even one."""
+    (tmp_path / "a.jpg").write_bytes(b"content")
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        root = f"http://127.0.0.1:{server.server_port}"
+        assert list(storage.list_files(f"{root}/")) == [StoredFile(f"{root}/a.jpg", 0)]
+        assert list(storage.list_files(f"{root}/a.jpg")) == []
+        server.shutdown()
 
 
 def test_a_listing_with_odd_keys_is_complete(s3: S3) -> None:

@@ -178,7 +178,10 @@ def write_coco(folder: str, copies: Sequence[Copy], classes: Classes, earlier: i
                 "file_name": copy.suggestion.file,
                 "width": width,
                 "height": height,
-                PROVENANCE_KEY: _provenance(copy.suggestion),
+                PROVENANCE_KEY: {
+                    **_provenance(copy.suggestion),
+                    "shapes": copy.suggestion.shapes,
+                },
             }
         )
     document = {
