@@ -15,7 +15,7 @@ FIRST = "First steps"
 # In the order in which they are shown.
 EXAMPLES = {
     FIRST: "segbatch demo tour --photos photos/",
-    SEGMENT: "segbatch init segment > job.yaml; edit it; segbatch run job.yaml",
+    SEGMENT: "segbatch init segment > job.yaml; $EDITOR job.yaml; segbatch run job.yaml",
     RESULTS: 'segbatch query RUN "SELECT uri FROM images WHERE coverage.window > 0.4"',
     MODELS: "segbatch labels import annotations/ labels/facades --from labelme",
     CLUSTER: "segbatch submit job.yaml --address http://head:8265",

@@ -44,7 +44,7 @@ def test_every_command_stands_under_a_heading_with_its_whole_first_sentence() ->
 @pytest.mark.parametrize("command", EXAMPLES.values())
 def test_the_example_of_a_heading_is_a_command(command: str) -> None:
     assert f"  Example: {command}\n" in SHOWN
-    for part in command.split("; "):
+    for part in command.replace("$EDITOR job.yaml; ", "").split("; "):
         parsed(part)
 
 
