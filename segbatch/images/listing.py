@@ -15,7 +15,6 @@ import math
 import os
 import posixpath
 import re
-import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -361,11 +360,7 @@ def local_copy(address: str, scratch: str) -> str:
     suffixes = (suffix for suffix in MANIFEST_SUFFIXES if name.endswith(suffix))
     suffix = next(suffixes, PurePosixPath(name).suffix)  # a video keeps its own
     handle, copy = tempfile.mkstemp(suffix=suffix, dir=scratch)
-    fs, path = storage.filesystem(address)
-    with (
-        os.fdopen(handle, "wb") as local,
-        reading_source(address),
-        fs.open(path, "rb", block_size=0) as remote,
-    ):
-        shutil.copyfileobj(remote, local)
+    os.close(handle)
+    with reading_source(address):
+        storage.download(address, copy)
     return copy

@@ -45,7 +45,7 @@ FailureKind = Literal[
 
 
 class NoCredentials(PermissionError):
-    """This machine has no credentials for the storage."""
+    """This machine has no credentials for the storage, or ones that it refuses for every object."""
 
 
 class TooLarge(Exception):
@@ -72,7 +72,9 @@ class Unreadable:
         """The ``OSError`` to raise for this failure."""
         if self.kind == "not_found":
             return FileNotFoundError(f"{uri}: {self.message}")
-        if self.kind in ("forbidden", "credentials"):
+        if self.kind == "credentials":
+            return NoCredentials(f"{uri}: {self.message}")
+        if self.kind == "forbidden":
             return PermissionError(f"{uri}: {self.message}")
         return OSError(f"{uri}: {self.message}")
 

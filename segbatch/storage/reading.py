@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import obstore
 from obstore.store import ObjectStore, S3Store
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from obstore import ObjectMeta
 
 DISK_THREADS = 8  # for local files, which may be on a network file system
+LONGEST_DOWNLOAD_S = 86_400.0  # of a file, each megabyte of which has its own limit
 LAST_CALLS_S = 1.0  # how long the end of a process waits for calls of obstore's threads
 
 # Buckets whose ETags look like an MD5 of the content and are not: SSE-KMS, SSE-C.
@@ -179,6 +180,23 @@ def read_bytes(uri: str) -> bytes:
     return content
 
 
+def download(address: str, path: str) -> None:
+    """Copy a file on a web server to the local ``path``; its length costs no memory.
+
+    Raises ``FileNotFoundError``, ``PermissionError`` or ``OSError``.
+    """
+    contents: list[bytes | Unreadable] = []
+
+    async def copy(file: IO[bytes]) -> None:
+        contents.append(await _finish(Download(Piece(address), SINGLE, file)))
+
+    with open(path, "wb") as file:
+        _run_to_end(copy(file))
+    [content] = contents
+    if isinstance(content, Unreadable):
+        raise content.as_os_error(address)
+
+
 def read_input(uri: str, wrong: type[InputError], missing: str = "no such file") -> bytes:
     """Read an object that a user named; its errors are those of :func:`reading_input`."""
     with reading_input(uri, wrong, missing):
@@ -229,13 +247,17 @@ async def _read_piece(piece: Piece, limits: ReadLimits) -> bytes | Unreadable:
     """Read one object or a piece of it, with retries."""
     if is_local(piece.uri):
         return await asyncio.to_thread(_read_local, piece, limits)
-    download = Download(piece, limits)
-    waits = retry_waits(limits.retries)
+    return await _finish(Download(piece, limits))
+
+
+async def _finish(download: Download) -> bytes | Unreadable:
+    """Repeat the request of a download until it is complete or its retries are used up."""
+    waits = retry_waits(download.limits.retries)
     while True:
         try:
             return await download.request()
         except Exception as error:
-            failure = classify(piece.uri, error)
+            failure = classify(download.piece.uri, error)
         wait = next(waits, None) if failure.transient else None
         if wait is None:
             return failure
@@ -247,57 +269,81 @@ class Download:
 
     After a timeout the next request asks for the rest only, so an object that takes longer than the
     limit arrives in several requests. After any other failure the download starts over.
+
+    With a ``file`` the bytes go there and not into memory. Such an object may be of any length, so
+    the time limit is for each megabyte of it.
     """
 
-    def __init__(self, piece: Piece, limits: ReadLimits) -> None:
+    def __init__(self, piece: Piece, limits: ReadLimits, file: IO[bytes] | None = None) -> None:
         self.piece = piece
         self.limits = limits
+        self._file = file
+        self._part_timeout_s = None if file is None else limits.timeout_s
         self._parts: list[bytes] = []
+        self._arrived = 0  # bytes
         self._etag: str | None = None
 
     async def request(self) -> bytes:
-        """Make one request; returns the bytes if they are complete with it.
+        """Make one request; returns the bytes if they are complete with it, none with a ``file``.
 
         Raises :class:`~segbatch.storage.failures.TooLarge`,
         :class:`~segbatch.storage.failures.Replaced`, ``OSError`` for an incomplete object, and the
         client's own exceptions.
         """
-        client = reading_client(self.piece.uri, self.limits.timeout_s, retries=0)
+        timeout_s = self.limits.timeout_s if self._file is None else LONGEST_DOWNLOAD_S
+        client = reading_client(self.piece.uri, timeout_s, retries=0)
         if client is None:
             return await asyncio.to_thread(_read_with_fsspec, self.piece, self.limits)
         try:
             size = await self._receive(*client)
         except Exception as error:
             if self._etag is None or classify(self.piece.uri, error).kind != "timeout":
-                self._parts = []
+                self._start_over()
             raise
-        data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-        self._parts = []
-        if len(data) != size:
-            raise OSError(f"{len(data)} of {size} announced bytes arrived")
-        if self.piece.is_whole:
+        arrived, data = self._arrived, b"".join(self._parts)
+        if arrived != size:
+            self._start_over()
+            raise OSError(f"{arrived} of {size} announced bytes arrived")
+        self._parts, self._arrived = [], 0
+        if self.piece.is_whole and self._file is None:
             await self._verify(*client, data)
         return data
 
+    def _start_over(self) -> None:
+        self._parts, self._arrived = [], 0
+        if self._file is not None:
+            self._file.seek(0)
+            self._file.truncate()
+
     async def _receive(self, store: ObjectStore, key: str) -> int:
-        """Append what arrives to the parts; returns the size of all of them."""
+        """Append what arrives to the parts or to the file; returns the size of all of it."""
         options: Any = {}
-        start, end = self.piece.start + sum(map(len, self._parts)), self.piece.end
+        start, end = self.piece.start + self._arrived, self.piece.end
         if start or end is not None:
             options["range"] = {"offset": start} if end is None else (start, end)
-        if self._parts:
+        if self._arrived:
             options["if_match"] = self._etag
         count_request()
-        result = await obstore.get_async(store, key, options=options or None)
+        async with asyncio.timeout(self._part_timeout_s):
+            result = await obstore.get_async(store, key, options=options or None)
         self._etag = result.meta["e_tag"]
         size: int = result.meta["size"]
         if self.piece.is_whole:
             _check_size(size, self.limits)
         if not hub.is_on_hub(self.piece.uri):  # files of a commit do not change
             self.piece.check(_version_of_object(result.meta))
-        async for part in result.stream(min_chunk_size=1 << 20):
+        parts = aiter(result.stream(min_chunk_size=1 << 20))
+        while True:
+            async with asyncio.timeout(self._part_timeout_s):
+                part = await anext(parts, None)
+            if part is None:
+                break
             count_bytes(len(part))
-            self._parts.append(bytes(part))
+            self._arrived += len(part)
+            if self._file is None:
+                self._parts.append(bytes(part))
+            else:
+                self._file.write(part)
         return min(size, size if end is None else end) - self.piece.start
 
     async def _verify(self, store: ObjectStore, key: str, data: bytes) -> None:
