@@ -53,28 +53,55 @@ def list_files(folder: str) -> Iterator[StoredFile]:
     if is_local(folder):
         yield from _list_local(local_path(folder))
         return
-    root, prefix = split_bucket(folder)
-    last = ""
     try:
         if scheme_of(folder) in OBJECT_SCHEMES:
-            try:
-                for chunk in obstore.list(bucket_client(root), prefix.rstrip("/") or None):
-                    for entry in chunk:
-                        last = f"{root}/{entry['path']}"
-                        yield StoredFile(last, entry["size"])
-                return
-            except InvalidPathError:
-                pass  # obstore stops at a key that it does not accept: fsspec lists the rest
+            yield from _list_bucket(folder)
+            return
         fs, path = filesystem(folder)
         for name, info in fs.find(path, detail=True).items():
-            uri = fs.unstrip_protocol(name)
-            if uri > last:
-                yield StoredFile(uri, info["size"])
+            yield StoredFile(fs.unstrip_protocol(name), info["size"])
     except (ObstoreError, OSError, ValueError, NotImplementedError) as error:
         if hub.is_on_hub(folder):
             with hub.hub_errors(folder):
                 raise
         raise as_os_error(folder, error) from error
+
+
+def _list_bucket(folder: str) -> Iterator[StoredFile]:
+    root, prefix = split_bucket(folder)
+    last = ""
+    try:
+        for chunk in obstore.list(bucket_client(root), prefix.rstrip("/") or None):
+            for entry in chunk:
+                last = entry["path"]
+                yield StoredFile(f"{root}/{last}", entry["size"])
+    except InvalidPathError:  # obstore stops at a page with a key that it does not accept
+        for key, size in _keys_after(last, folder):
+            yield StoredFile(f"{root}/{key}", size)
+
+
+def _keys_after(last: str, folder: str) -> Iterator[tuple[str, int]]:
+    """The keys below ``folder`` behind the key ``last``, and their sizes, as fsspec lists them.
+
+    S3 is listed page by page. The filesystems of Google Cloud and Azure offer no pages: they hold
+    the whole listing in memory.
+    """
+    root, prefix = split_bucket(folder)
+    bucket, prefix = root.partition("://")[2], prefix.rstrip("/")
+    fs, path = filesystem(folder)
+    if scheme_of(folder) not in ("s3", "s3a"):
+        for name, info in fs.find(path, detail=True).items():
+            if (key := name.removeprefix(f"{bucket}/")) > last:
+                yield key, info["size"]
+        return
+    prefix += "/" * bool(prefix)
+    is_truncated = True
+    while is_truncated:
+        page = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, StartAfter=last)
+        for entry in page.get("Contents", []):
+            last = entry["Key"]
+            yield last, entry["Size"]
+        is_truncated = page["IsTruncated"]
 
 
 @dataclass

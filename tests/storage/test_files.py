@@ -10,9 +10,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 
 from segbatch import storage
+from segbatch.demo.s3server import s3_server
 from segbatch.errors import Incomplete, InputError
 from segbatch.results.database import remote_filesystem
 from segbatch.storage import ReadLimits, StoredFile, Unreadable
@@ -365,6 +367,31 @@ def test_a_listing_with_odd_keys_is_complete(s3: S3) -> None:
     listed = [file.uri for file in storage.list_files(root)]
     assert len(listed) == len(uris)
     assert set(listed) == uris
+
+
+@pytest.fixture
+def pages(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A client of an S3 server that lists three keys a page."""
+    monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "3")
+    monkeypatch.delenv("AWS_PROFILE", raising=False)
+    with s3_server() as variables:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        yield boto3.client("s3")
+
+
+def test_a_listing_goes_on_behind_odd_keys_on_any_page(pages: Any) -> None:
+    for odd in ("a//b.jpg", "p/3//b.jpg", "p/5/../b.jpg"):
+        keys = sorted([*(f"p/{number}.jpg" for number in range(6)), "p0.jpg", odd])
+        bucket = next(buckets)
+        pages.create_bucket(Bucket=bucket)
+        for key in keys:
+            pages.put_object(Bucket=bucket, Key=key, Body=b"x")
+        for root in (f"s3://{bucket}", f"s3a://{bucket}"):
+            for folder in ("", "/p/"):
+                below = [key for key in keys if f"/{key}".startswith(folder)]
+                listed = list(storage.list_files(f"{root}{folder}"))
+                assert listed == [StoredFile(f"{root}/{key}", 1) for key in below]
 
 
 def test_listing_a_missing_bucket_is_an_error(s3: S3) -> None:
