@@ -120,6 +120,11 @@ def classify(uri: str, error: Exception) -> Unreadable:
     return Unreadable(kind, message, kind in ("timeout", "unavailable") and is_transient)
 
 
+def is_behind_the_end(error: Exception) -> bool:
+    """Whether storage says that a range begins behind the end of its object."""
+    return "status code: 416" in str(error)
+
+
 def _no_such_file(path: str) -> str:
     """A relative path is looked for in the current folder, which may not be the user's."""
     return "no such file" if path.startswith(("/", "~")) else f"no such file in {Path.cwd()}"

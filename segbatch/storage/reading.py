@@ -43,6 +43,7 @@ from segbatch.storage.failures import (
     Unreadable,
     as_os_error,
     classify,
+    is_behind_the_end,
     reading_input,
 )
 from segbatch.storage.text import decode_text
@@ -114,8 +115,8 @@ def read_many(wanted: Sequence[str | Piece], limits: ReadLimits) -> list[bytes |
     Costs one GET each and no HEAD, ``limits.concurrency`` at a time. A transient failure is
     retried at most ``limits.retries`` times, after waits that grow to twenty seconds. The length is
     checked before the body is read, and compared with what arrived; ``limits.max_bytes`` is for
-    whole objects. A piece that begins or ends behind the end of its object is shorter. Raises no
-    storage errors.
+    whole objects. A piece that ends behind the end of its object is shorter. One that begins there
+    is empty, which costs a HEAD. Raises no storage errors.
     """
     pieces = [Piece(item) if isinstance(item, str) else item for item in wanted]
     if all(is_local(piece.uri) for piece in pieces):
@@ -247,6 +248,8 @@ async def _read_piece(piece: Piece, limits: ReadLimits) -> bytes | Unreadable:
     """Read one object or a piece of it, with retries."""
     if is_local(piece.uri):
         return await asyncio.to_thread(_read_local, piece, limits)
+    if piece.start == piece.end:
+        return b""
     return await _finish(Download(piece, limits))
 
 
@@ -297,6 +300,9 @@ class Download:
         try:
             size = await self._receive(*client)
         except Exception as error:
+            if self.piece.start and not self._arrived and is_behind_the_end(error):
+                await self._check_end(*client, error)
+                return b""
             if self._etag is None or classify(self.piece.uri, error).kind != "timeout":
                 self._start_over()
             raise
@@ -345,6 +351,17 @@ class Download:
             else:
                 self._file.write(part)
         return min(size, size if end is None else end) - self.piece.start
+
+    async def _check_end(self, store: ObjectStore, key: str, refused: Exception) -> None:
+        """Raises :class:`~segbatch.storage.failures.Replaced` if the object has another version,
+        and ``refused`` if the piece does not begin behind its end.
+        """
+        count_request()
+        meta = await obstore.head_async(store, key)
+        if not hub.is_on_hub(self.piece.uri):
+            self.piece.check(_version_of_object(meta))
+        if self.piece.start < meta["size"]:
+            raise refused
 
     async def _verify(self, store: ObjectStore, key: str, data: bytes) -> None:
         """Raises ``OSError`` if the announced size was wrong, as from a cache with half an object.
