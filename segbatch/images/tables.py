@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -160,13 +160,15 @@ class ParquetTable(NamedTuple):
     """The files of a table, with the Hive partitions that their paths name.
 
     ``fields`` are the columns of all files, with types that results can hold, without ``images``;
-    ``keys`` are those of partitions.
+    ``keys`` are those of partitions. ``group_rows`` are the rows of the largest row group of each
+    file.
     """
 
     files: list[tuple[str, Mapping[str, str | None]]]
     fields: list[pa.Field]
     keys: list[pa.Field]
     images: list[str]
+    group_rows: list[int]
 
     def batches(self) -> Iterator[tuple[str, int, pa.RecordBatch]]:
         """The rows, to be read once: a file, the number of a row in it, and rows from there on."""
@@ -195,18 +197,25 @@ def parquet_table(files: list[str], base: str) -> ParquetTable:
     The files are read one by one and not as one dataset, because a dataset takes its columns from
     the first file alone, drops those of the others, and reads ahead without a bound on memory.
     """
+    group_rows: list[int] = []
+
+    def own_fields(footers: Iterable[tuple[str, tuple[list[pa.Field], int]]]) -> Iterator[Any]:
+        for file, (own, rows) in footers:
+            group_rows.append(rows)
+            yield file, own
+
     partitions = [_partitions_in(file.removeprefix(base)) for file in files]
     keys = _partition_fields(partitions)
     with reading_source(files[0]), open_parquet(files[0]) as table:
         images = image_columns(table)
     with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
-        found = pool.map(partial(_parquet_fields, images=images), files)
-        fields = columns.union(zip(files, found, strict=True))
+        found = pool.map(partial(_footer, images=images), files)
+        fields = columns.union(own_fields(zip(files, found, strict=True)))
     # Spark and DuckDB can write a partition's value into the file as well; the file's has a type.
     own = {field.name: field for field in fields}
     keys = [own.get(key.name, key) for key in keys]
     fields = [*fields, *(key for key in keys if key.name not in own)]
-    return ParquetTable(list(zip(files, partitions, strict=True)), fields, keys, images)
+    return ParquetTable(list(zip(files, partitions, strict=True)), fields, keys, images, group_rows)
 
 
 def _open_parquet(name: str, files: list[str], base: str) -> TableStream:
@@ -268,14 +277,17 @@ def _partition_fields(partitions: Sequence[Mapping[str, str | None]]) -> list[pa
     ]
 
 
-def _parquet_fields(file: str, images: Sequence[str]) -> list[pa.Field]:
+def _footer(file: str, images: Sequence[str]) -> tuple[list[pa.Field], int]:
+    """The columns of a file without ``images``, and the rows of its largest row group."""
     with reading_source(file), open_parquet(file) as table:
         schema: pa.Schema = table.schema_arrow
+        groups = range(table.num_row_groups)
+        rows = max((table.metadata.row_group(group).num_rows for group in groups), default=0)
     schema = pa.schema([field for field in schema if field.name not in images])
     twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
     if twice:
         raise SourceError(f"{file}: has two columns named exactly {', '.join(twice)}")
-    return columns.result_fields(schema, file)
+    return columns.result_fields(schema, file), rows
 
 
 @contextmanager

@@ -8,7 +8,6 @@ import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import obstore
 from obstore.exceptions import BaseError as ObstoreError
 from obstore.exceptions import InvalidPathError
 
-from segbatch.console import say
+from segbatch.console import say_once
 from segbatch.storage import hub
 from segbatch.storage.clients import bucket_client, filesystem, obstore_client
 from segbatch.storage.failures import as_os_error
@@ -128,9 +127,9 @@ def _list_local(folder: Path) -> Iterator[StoredFile]:
     links = _Links([real])
     yield from _walk(folder, real, links)
     for line in links.left_out[:SAID_LINKS]:
-        _say_once(line)
+        say_once(line)
     if more := links.left_out[SAID_LINKS:]:
-        _say_once(f"{folder}: {len(more):,} more links are left out")
+        say_once(f"{folder}: {len(more):,} more links are left out")
 
 
 def _walk(folder: Path, real: str, links: _Links) -> Iterator[StoredFile]:
@@ -162,12 +161,6 @@ def _walk(folder: Path, real: str, links: _Links) -> Iterator[StoredFile]:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     # A link that leads to itself makes entry.is_dir() raise.
     return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
-
-
-@cache
-def _say_once(line: str) -> None:
-    """Several steps of a command list the same folder."""
-    say(line)
 
 
 def exists(uri: str) -> bool:
