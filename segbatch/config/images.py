@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, FiniteFloat, field_validator
 
 from segbatch import storage
 from segbatch.config.keys import Location, Strict
@@ -133,7 +133,7 @@ class Panorama(Strict):
 
     panorama: Any
     """The panoramas: a folder, a glob, a manifest, or any other source."""
-    yaw: list[float] = Field([0.0, 90.0, 180.0, 270.0], min_length=1)
+    yaw: list[FiniteFloat] = Field([0.0, 90.0, 180.0, 270.0], min_length=1)
     """Directions of the views, in degrees right of the panorama's middle."""
     pitch: float = Field(0.0, ge=-90, le=90)
     """Degrees up."""

@@ -63,12 +63,16 @@ BUCKETS_WITHOUT_MD5: set[str] = set()
 
 @dataclass(frozen=True)
 class ReadLimits:
-    """Limits of :func:`read_many`: of each object, of each request, and of requests at a time."""
+    """Limits of :func:`read_many`: of each object, of each request, and of requests at a time.
+
+    ``max_pixels`` is for pictures that are decoded to read a part of them: panoramas.
+    """
 
     max_bytes: int = 256_000_000
     timeout_s: float = 30.0
     retries: int = 5
     concurrency: int = 32
+    max_pixels: int = 200_000_000
 
     def why_too_large(self, size: int) -> Unreadable | None:
         """Why an object of ``size`` bytes is not read; ``None`` if it is."""
