@@ -537,3 +537,16 @@ def test_joining_and_names() -> None:
     assert storage.split_bucket("s3://b/a//c") == ("s3://b", "a//c")
     assert storage.normalize("s3://b/a/") == "s3://b/a"
     assert storage.normalize("~") == str(Path.home())
+    assert storage.normalize("~root/a") == str(Path("~root/a").expanduser())
+
+
+@pytest.mark.parametrize("uri", ["~nobody-here/a.jpg", "file://~nobody-here/a.jpg"])
+def test_a_tilde_that_names_no_user_is_part_of_a_name(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert kind(uri) == "not_found"
+    assert list(storage.list_files(storage.join(uri, ".."))) == []
+    (tmp_path / "~nobody-here").mkdir()
+    (tmp_path / "~nobody-here" / "a.jpg").write_bytes(b"content")
+    assert read(uri) == b"content"
