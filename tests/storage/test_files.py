@@ -17,7 +17,7 @@ from segbatch import storage
 from segbatch.demo.s3server import s3_server
 from segbatch.errors import Incomplete, InputError
 from segbatch.results.database import remote_filesystem
-from segbatch.storage import ReadLimits, StoredFile, Unreadable
+from segbatch.storage import ReadLimits, StoredFile, Unreadable, clients
 from tests.conftest import S3
 
 ONCE = ReadLimits(retries=0)
@@ -280,6 +280,17 @@ def test_a_signature_does_not_reach_the_message(server: FaultyServer, name: str)
     content = read(f"{server.root}/{name}?X-Amz-Signature=SECRET")
     assert isinstance(content, Unreadable)
     assert "SECRET" not in content.message
+
+
+def test_a_list_of_many_web_servers_keeps_a_bounded_number_of_clients() -> None:
+    buckets_kept = clients._cached_store.cache_info().currsize
+    found = [clients.obstore_client(f"http://host-{number}.test/a.jpg") for number in range(5)]
+    again = clients.obstore_client("http://host-4.test/b.jpg")
+    assert again is not None
+    assert found[-1] is not None
+    assert again[0] is found[-1][0], "connections are used again"
+    assert clients._cached_store.cache_info().currsize == buckets_kept
+    assert clients._cached_site.cache_info().maxsize == clients.MAX_SITES
 
 
 ODD_KEYS = [
