@@ -127,6 +127,20 @@ def test_every_missing_key_is_named(refusal) -> None:
     assert [line.split(": ")[1] for line in lines] == ["images", "model", "output"]
 
 
+@pytest.mark.parametrize("scheme", ["abfss", "abfs", "wasbs"])
+def test_a_container_with_its_account_is_refused_with_what_to_write(refusal, load, scheme) -> None:
+    host = "dfs" if scheme.startswith("abfs") else "blob"
+    uri = f"{scheme}://facades@myaccount.{host}.core.windows.net/2024/"
+    message = refusal(MINIMAL.replace("s3://bucket/facades/", uri))
+    assert message.endswith(
+        f"{uri}: write abfss://facades/2024/ and set AZURE_STORAGE_ACCOUNT_NAME=myaccount in the"
+        " environment"
+    )
+    advised = "abfss://facades/2024/"
+    job = load(MINIMAL.replace("s3://bucket/facades/", advised))
+    assert job.sources == [Prefix(prefix=advised)]
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
