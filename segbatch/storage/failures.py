@@ -120,6 +120,11 @@ def classify(uri: str, error: Exception) -> Unreadable:
     return Unreadable(kind, message, kind in ("timeout", "unavailable") and is_transient)
 
 
+def has_no_length(error: Exception) -> bool:
+    """Whether an answer does not say how long it is, which obstore needs to know."""
+    return "Content-Length Header missing" in str(error)
+
+
 def is_behind_the_end(error: Exception) -> bool:
     """Whether storage says that a range begins behind the end of its object."""
     return "status code: 416" in str(error)

@@ -43,6 +43,7 @@ from segbatch.storage.failures import (
     Unreadable,
     as_os_error,
     classify,
+    has_no_length,
     is_behind_the_end,
     reading_input,
 )
@@ -307,6 +308,9 @@ class Download:
             if self.piece.start and not self._arrived and is_behind_the_end(error):
                 await self._check_end(*client, error)
                 return b""
+            if self._file is not None and has_no_length(error):
+                await asyncio.to_thread(_copy_with_fsspec, self.piece, self.limits, self._file)
+                return b""
             if self._etag is None or classify(self.piece.uri, error).kind != "timeout":
                 self._start_over()
             raise
@@ -403,6 +407,22 @@ def _read_with_fsspec(piece: Piece, limits: ReadLimits) -> bytes:
     count_bytes(len(data))
     _check_size(len(data), limits)
     return data
+
+
+def _copy_with_fsspec(piece: Piece, limits: ReadLimits, file: IO[bytes]) -> None:
+    """Copy a file on a web server that announces no length, as of a page that it makes."""
+    from aiohttp import ClientTimeout
+    from fsspec.implementations.http import HTTPFileSystem
+
+    timeout = ClientTimeout(total=None, sock_read=limits.timeout_s)
+    count_request()
+    try:
+        HTTPFileSystem(client_kwargs={"timeout": timeout}).get_file(piece.uri, file)
+        count_bytes(file.tell())
+    except Exception:
+        file.seek(0)
+        file.truncate()
+        raise
 
 
 def _read_local(piece: Piece, limits: ReadLimits) -> bytes | Unreadable:
