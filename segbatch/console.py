@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from types import TracebackType
 from typing import Self
 
@@ -37,6 +38,12 @@ def say(message: str) -> None:
     """Print one line to stderr, whole: it may hold advice to type."""
     if not _Said.is_quiet:
         print(visible(message), file=sys.stderr, flush=True)
+
+
+@cache
+def say_once(message: str) -> None:
+    """:func:`say` for what several steps of a command find: they list the same images."""
+    say(message)
 
 
 def in_pairs(facts: Mapping[str, object]) -> str:

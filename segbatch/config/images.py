@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, FiniteFloat, field_validator
 
 from segbatch import storage
 from segbatch.config.keys import Location, Strict
@@ -120,7 +121,7 @@ class Video(Strict):
         """The source of the videos; a prefix may also be one file without a known extension."""
         if _path_of(self.video).endswith(MANIFEST_SUFFIXES):
             return Manifest(manifest=self.video)
-        if is_video_name(self.video) or any(c in self.video for c in "*?["):
+        if not _is_folder(self.video) and (is_video_name(self.video) or is_glob(self.video)):
             return Glob(glob=self.video)
         return Prefix(prefix=self.video, extensions=list(VIDEO_EXTENSIONS))
 
@@ -132,7 +133,7 @@ class Panorama(Strict):
 
     panorama: Any
     """The panoramas: a folder, a glob, a manifest, or any other source."""
-    yaw: list[float] = Field([0.0, 90.0, 180.0, 270.0], min_length=1)
+    yaw: list[FiniteFloat] = Field([0.0, 90.0, 180.0, 270.0], min_length=1)
     """Directions of the views, in degrees right of the panorama's middle."""
     pitch: float = Field(0.0, ge=-90, le=90)
     """Degrees up."""
@@ -172,11 +173,27 @@ def is_photograph_name(uri: str) -> bool:
     return _extension_of(uri) in IMAGE_EXTENSIONS and _extension_of(uri) != "gif"
 
 
+def has_wildcard(location: str) -> bool:
+    """Whether ``location`` looks like a glob. In a web address only ``*`` counts: ``?`` begins its
+    query.
+    """
+    is_http = storage.scheme_of(location) in storage.HTTP_SCHEMES
+    return any(character in location for character in ("*" if is_http else "*?["))
+
+
+def is_glob(location: str) -> bool:
+    """Whether ``location`` is a glob, and no file or folder whose name looks like one:
+    ``list [1].csv``, ``cams [2024]/``.
+    """
+    if not has_wildcard(location) or _is_folder(location):
+        return False
+    return not (storage.is_local(location) and os.path.exists(storage.local_path(location)))
+
+
 def _is_folder(location: str) -> bool:
-    """Whether ``location`` is a folder, although its name may look like a glob: ``a [2024]/``."""
     if location.endswith("/") and "*" not in location:
         return True
-    return storage.is_local(location) and storage.local_path(location).is_dir()
+    return storage.is_local(location) and os.path.isdir(storage.local_path(location))
 
 
 def _path_of(location: str) -> str:
@@ -230,8 +247,8 @@ def parse_source(value: Any) -> Source:
         if is_video_name(value):
             return Video(video=value)
         is_image = _extension_of(value) in IMAGE_EXTENSIONS
-        is_glob = any(c in value for c in "*?[") and not _is_folder(value)
-        return Glob(glob=value) if is_image or is_glob else Prefix(prefix=value)
+        names_files = any(c in value for c in "*?[") and not _is_folder(value)
+        return Glob(glob=value) if is_image or names_files else Prefix(prefix=value)
     kinds = [kind for kind in SOURCES if isinstance(value, Mapping) and kind in value]
     if len(kinds) != 1:
         raise ValueError(

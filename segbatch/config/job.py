@@ -126,7 +126,9 @@ class Limits(Strict):
 
     def read_limits(self) -> storage.ReadLimits:
         """The limits for reading images from storage."""
-        return storage.ReadLimits(self.max_bytes, self.timeout_s, self.retries)
+        return storage.ReadLimits(
+            self.max_bytes, self.timeout_s, self.retries, max_pixels=self.max_pixels
+        )
 
 
 class Resources(Strict):

@@ -14,6 +14,13 @@ from segbatch.storage import uris
 MAX_COUNT = 2**31 - 1
 IDENTITY: JsonDict = {"identity": True}
 
+# How Spark names a container of an account. adlfs, which is behind pyarrow, drops the account.
+_HADOOP_AZURE = re.compile(
+    r"(abfs|wasb)s?://(?P<container>[\w$-]+)@(?P<account>\w+)\.(dfs|blob)\.core\.windows\.net"
+    r"(?P<path>(/.*)?)",
+    re.S | re.I,
+)
+
 
 class Strict(BaseModel):
     """Base of all mappings in job files: refuses unknown keys, other types, and changes."""
@@ -26,6 +33,11 @@ class Strict(BaseModel):
 def _location(uri: str) -> str:
     if not uri.strip():
         raise ValueError("must not be empty")
+    if azure := _HADOOP_AZURE.fullmatch(uri):
+        raise ValueError(
+            f"{uri}: write abfss://{azure['container']}{azure['path']} and set"
+            f" AZURE_STORAGE_ACCOUNT_NAME={azure['account']} in the environment"
+        )
     if re.match(r"[A-Za-z][\w+.-]*:/*[^/]*@", uri):
         raise ValueError("has a user name or password; credentials belong in the environment")
     if uri != uri.strip() or re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", uri):

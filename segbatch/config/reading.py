@@ -12,7 +12,8 @@ import math
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
 from typing import Any, TypeVar
@@ -44,16 +45,22 @@ Key = tuple[str | int, ...]
 
 @dataclass
 class JobDocument:
-    """The values of a job file, not validated yet, and the line of each key, counted from 1."""
+    """The values of a job file, not validated yet, and the line of each key, counted from 1.
+
+    ``overridden`` are the keys that ``--set`` gives.
+    """
 
     name: str
     values: dict[str, Any]
     lines: dict[Key, int] = field(default_factory=dict)
+    overridden: set[Key] = field(default_factory=set)
 
     def error(self, key: Key, message: str) -> JobFileError:
         """The error to raise for the value at ``key``."""
         line = self.lines.get(key)
         where = f"{self.name}:{line}" if line else self.name
+        if any(key[:length] in self.overridden for length in range(len(key) + 1)):
+            where = "--set"
         path = _dotted(key)
         if len(message) > MAX_MESSAGE:
             message = f"{message[:MAX_MESSAGE]}…"
@@ -157,18 +164,24 @@ def job_text(values: Mapping[str, Any]) -> str:
 
 def _parse(name: str, text: str) -> JobDocument:
     document = JobDocument(name, {})
-    try:
+    with _reading_yaml(name):
         node = yaml.compose(text, Loader=_Loader)
         if not isinstance(node, yaml.MappingNode):
             raise JobFileError(f"{name}: not a job file: it should begin with 'kind: segment'")
         document.values = _value_of(document, (), node, _Loader(""))
+    return document
+
+
+@contextmanager
+def _reading_yaml(name: str) -> Iterator[None]:
+    try:
+        yield
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{name}:{mark.line + 1}" if mark else name
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         what = "" if isinstance(error, _AliasError) else "not valid YAML: "
         raise JobFileError(f"{where}: {what}{problem[:MAX_MESSAGE]}") from error
-    return document
 
 
 def _value_of(document: JobDocument, key: Key, node: yaml.Node, loader: _Loader) -> Any:
@@ -224,14 +237,18 @@ def _apply_override(document: JobDocument, override: str) -> None:
     key_text, equals, value_text = override.partition("=")
     if not equals or not key_text.strip():
         raise JobFileError(f"--set {override}: must be key=value, as in predict.batch_size=64")
-    value = _parse("--set", f"value: {value_text}" if value_text.strip() else "value: null")
     *parents, last = key_text.strip().split(".")
+    document.overridden.add((*parents, last))
+    with _reading_yaml(f"--set {key_text.strip()}"):
+        node = yaml.compose(f"value: {value_text}", Loader=_Loader)
+        assert isinstance(node, yaml.MappingNode)
+        value = _value_of(document, (*parents, last), node.value[0][1], _Loader(""))
     target: dict[str, Any] = document.values
     for parent in parents:
         child = target.get(parent)
         target[parent] = dict(child) if isinstance(child, Mapping) else {}
         target = target[parent]
-    target[last] = value.values["value"]
+    target[last] = value
 
 
 def _expand_variables(

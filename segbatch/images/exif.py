@@ -118,6 +118,10 @@ def _time(value: Any) -> datetime | None:
 
 
 def _pose_heading(image: Image.Image) -> float | None:
-    found = _POSE_HEADING.search(image.info.get("xmp") or b"")
+    xmp = image.info.get("xmp")
+    if isinstance(xmp, str):
+        xmp = xmp.encode(errors="replace")
+    # In a TIFF the tag may have any type.
+    found = _POSE_HEADING.search(xmp) if isinstance(xmp, bytes) else None
     heading = _number(found[1].decode()) if found else None
     return None if heading is None else heading % 360

@@ -23,6 +23,7 @@ from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError, featur
 
 from segbatch import storage
 from segbatch.errors import Incomplete, SourceError
+from segbatch.storage.failures import NoCredentials
 
 DecodeErrorKind = Literal["truncated", "undecodable", "unsupported", "too_large"]
 HEAD_BYTES = 1024  # this many bytes of a file are enough to recognise it
@@ -92,6 +93,8 @@ def why_unreadable(error: SourceError | Incomplete) -> Undecodable | storage.Unr
     message = storage.one_line(error)
     if isinstance(cause, FileNotFoundError | IsADirectoryError | NotADirectoryError):
         return storage.Unreadable("not_found", message)
+    if isinstance(cause, NoCredentials):
+        return storage.Unreadable("credentials", message)
     if isinstance(cause, PermissionError):
         return storage.Unreadable("forbidden", message)
     return Undecodable("undecodable", message)

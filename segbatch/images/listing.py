@@ -15,7 +15,6 @@ import math
 import os
 import posixpath
 import re
-import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -39,6 +38,8 @@ from segbatch.config.images import (
     Manifest,
     Prefix,
     dotted,
+    has_wildcard,
+    is_glob,
 )
 from segbatch.errors import SourceError
 from segbatch.storage.uris import without_query
@@ -179,8 +180,7 @@ def list_glob(source: Glob, leave_out: str) -> Iterator[str]:
 
     Raises ``SourceError`` if no file matches.
     """
-    is_file = storage.is_local(source.glob) and storage.local_path(source.glob).is_file()
-    if is_file or not has_wildcard(source.glob):
+    if not is_glob(source.glob):
         yield _existing_file(source.glob)
         return
     is_empty = True
@@ -191,14 +191,9 @@ def list_glob(source: Glob, leave_out: str) -> Iterator[str]:
         raise SourceError(f"{source.glob}: no file matches")
 
 
-def has_wildcard(uri: str) -> bool:
-    """Whether ``uri`` is a glob. In an http URL only ``*`` counts: ``?`` begins its query."""
-    is_http = storage.scheme_of(uri) in storage.HTTP_SCHEMES
-    return any(character in uri for character in ("*" if is_http else "*?["))
-
-
 def list_matches(glob: str, leave_out: str | None = None) -> Iterator[storage.StoredFile]:
-    """The files that match ``glob``. Only the folder before its first wildcard is listed.
+    """The files that match ``glob``, or have exactly that name. Only the folder before its first
+    wildcard is listed.
 
     Raises ``SourceError`` if it cannot be listed or is no valid glob.
     """
@@ -208,7 +203,8 @@ def list_matches(glob: str, leave_out: str | None = None) -> Iterator[storage.St
     except (ValueError, re.error) as error:
         raise SourceError(f"{glob}: not a glob: {error}") from error
     for file in _list_files(base, leave_out):
-        if matches(storage.path_below(file.uri, base)):
+        path = storage.path_below(file.uri, base)
+        if matches(path) or path == pattern:
             yield file
 
 
@@ -361,11 +357,7 @@ def local_copy(address: str, scratch: str) -> str:
     suffixes = (suffix for suffix in MANIFEST_SUFFIXES if name.endswith(suffix))
     suffix = next(suffixes, PurePosixPath(name).suffix)  # a video keeps its own
     handle, copy = tempfile.mkstemp(suffix=suffix, dir=scratch)
-    fs, path = storage.filesystem(address)
-    with (
-        os.fdopen(handle, "wb") as local,
-        reading_source(address),
-        fs.open(path, "rb", block_size=0) as remote,
-    ):
-        shutil.copyfileobj(remote, local)
+    os.close(handle)
+    with reading_source(address):
+        storage.download(address, copy)
     return copy

@@ -14,6 +14,7 @@ import io
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
+from decimal import Decimal
 from itertools import groupby
 from typing import NamedTuple
 
@@ -35,7 +36,6 @@ VIEW_COLUMNS = [pa.field(name, pa.float64()) for name in ("yaw", "pitch", "fov")
 _VIEW_URI = re.compile(
     r"(.+)#yaw=(-?\d+(?:\.\d+)?)&pitch=(-?\d+(?:\.\d+)?)&fov=(\d+(?:\.\d+)?)&size=(\d+)", re.S
 )
-MAX_PIXELS = 200_000_000  # of a panorama
 _RATIO_TOLERANCE = 0.01  # of 2:1
 _MAX_WIDTH = 32_000  # that OpenCV samples
 _OVERSAMPLING = 2  # a finer panorama is downscaled
@@ -62,7 +62,13 @@ def is_view(uri: str) -> bool:
 
 def view_uri(panorama: str, view: View) -> str:
     """The URI of a view of ``panorama``."""
-    return f"{panorama}#yaw={view.yaw:g}&pitch={view.pitch:g}&fov={view.fov:g}&size={view.size}"
+    yaw, pitch, fov = (_plain(angle) for angle in (view.yaw, view.pitch, view.fov))
+    return f"{panorama}#yaw={yaw}&pitch={pitch}&fov={fov}&size={view.size}"
+
+
+def _plain(angle: float) -> str:
+    """``angle`` in six digits and without an exponent: ``0.00001``."""
+    return f"{Decimal(f'{angle:g}'):f}"
 
 
 def _split(uri: str) -> tuple[str, View]:
@@ -117,7 +123,7 @@ def read_views(
             if not isinstance(data, bytes):
                 contents += [data] * len(views)
                 continue
-            for content in _views_of(data, views, raw_bytes):
+            for content in _views_of(data, views, raw_bytes, limits.max_pixels):
                 raw_bytes -= len(content) if isinstance(content, bytes) else 0
                 contents.append(content)
     return contents
@@ -127,10 +133,12 @@ def _panorama(pair: tuple[Part, View]) -> Part:
     return pair[0]
 
 
-def _views_of(data: bytes, views: Sequence[View], raw_bytes: int) -> Iterator[Content]:
+def _views_of(
+    data: bytes, views: Sequence[View], raw_bytes: int, max_pixels: int
+) -> Iterator[Content]:
     finest = max(view.focal_length for view in views)
     width = min(_MAX_WIDTH, math.ceil(_OVERSAMPLING * 2 * math.pi * finest))
-    image = decode_image(data, max_pixels=MAX_PIXELS, long_side=width, exif=True)
+    image = decode_image(data, max_pixels=max_pixels, long_side=width, exif=True)
     if isinstance(image, Undecodable):
         yield from [image] * len(views)
         return

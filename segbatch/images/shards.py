@@ -12,6 +12,7 @@ ranges: it is unpacked from its beginning each time. :mod:`~segbatch.images.arch
 
 from __future__ import annotations
 
+import glob
 import gzip
 import json
 import re
@@ -28,14 +29,13 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from segbatch import storage
-from segbatch.config.images import IMAGE_EXTENSIONS, Shards, dotted, is_shard_name
+from segbatch.config.images import IMAGE_EXTENSIONS, Shards, dotted, is_glob, is_shard_name
 from segbatch.console import say
 from segbatch.errors import Incomplete, SourceError
 from segbatch.images.archive import DAMAGE, Member, UnpackingReader, damage, is_compressed, scan
 from segbatch.images.faults import Content, Undecodable, why_unreadable
 from segbatch.images.listing import (
     Listing,
-    has_wildcard,
     list_matches,
     listed_spelling,
     reading_source,
@@ -158,7 +158,8 @@ def _numbered(location: str, numbers: re.Match[str]) -> list[str]:
     width = len(numbers[1])
     chosen = range(int(numbers[1]), int(numbers[2]) + 1)
     with reading_source(location):
-        there = {file.uri for file in list_matches(f"{before}*{after}")}
+        matching = f"{glob.escape(before)}*{glob.escape(after)}"
+        there = {file.uri for file in list_matches(matching)}
     shards = [storage.normalize(f"{before}{number:0{width}d}{after}") for number in chosen]
     missing = [shard for shard in shards if shard not in there]
     if missing:
@@ -186,7 +187,7 @@ def _said_once(members: Iterable[Member], wanted: frozenset[str]) -> Iterator[Me
 
 def _shards_at(place: str, leave_out: str | None) -> list[str]:
     with reading_source(place):
-        if has_wildcard(place):
+        if is_glob(place):
             files = [file.uri for file in list_matches(place, leave_out)]
         else:
             base = listed_spelling(place)

@@ -11,6 +11,7 @@ Rows are read by row group and column, in pieces, so a large file costs no memor
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from operator import itemgetter
@@ -21,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segbatch import storage
+from segbatch.console import say_once
 from segbatch.errors import Incomplete, SourceError
 from segbatch.images.faults import Content, Undecodable, why_unreadable
 from segbatch.images.listing import reading_source
@@ -36,6 +38,7 @@ from segbatch.storage.uris import without_query
 
 FRAGMENT = r"#row=\d+(&column=[^#&]+)?"  # at the end of a row's URI
 _ROW_URI = re.compile(r"(.+\.parquet)#row=(\d+)(?:&column=([^#&]+))?", re.S | re.I)
+MANY_ROWS = 1000  # of a row group: its images are read slowly
 _BATCH_ROWS = 16  # that are in memory at once
 _BUFFER_BYTES = 4 << 20  # at a time: each is a request to object storage
 
@@ -71,6 +74,7 @@ def open_image_table(name: str, column: str | None) -> TableStream:
     if not files or others:
         raise SourceError(f"{name}: no Parquet file, no folder with any, and no glob that matches")
     table = parquet_table(files, base)
+    _say_large_groups(files, table.group_rows)
     chosen = _chosen_column(name, table.images, [field.name for field in table.fields], column)
     suffix = f"&column={quote(chosen, safe='')}" if table.images != [chosen] else ""
     if chosen not in table.images:  # its first value is null
@@ -88,6 +92,24 @@ def open_image_table(name: str, column: str | None) -> TableStream:
 
     fields = [field for field in table.fields if field.name != chosen]
     return TableStream(fields, batches(), table.images)
+
+
+def _say_large_groups(files: Sequence[str], group_rows: Sequence[int]) -> None:
+    large = [(file, rows) for file, rows in zip(files, group_rows, strict=True) if rows > MANY_ROWS]
+    if not large:
+        return
+    file, rows = large[0]
+    others = f" ({len(large) - 1:,} more files have such)" * (len(large) > 1)
+    program = (
+        "import pyarrow.parquet as pq;"
+        f" pq.write_table(pq.read_table({file!r}), {f'small-{storage.name_of(file)}'!r},"
+        " row_group_size=100)"
+    )
+    say_once(
+        f"{file}: a row group has {rows:,} images{others}, and every block of images reads its"
+        " row group from the first row: reading is much faster from a file that is written with"
+        f" small ones: python -c {shlex.quote(program)}"
+    )
 
 
 def _chosen_column(name: str, images: list[str], others: list[str], column: str | None) -> str:

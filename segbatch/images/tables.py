@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -29,11 +29,10 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from segbatch import storage
-from segbatch.config.images import MANIFEST_SUFFIXES
+from segbatch.config.images import MANIFEST_SUFFIXES, has_wildcard, is_glob
 from segbatch.errors import SourceError
 from segbatch.images import columns
 from segbatch.images.listing import (
-    has_wildcard,
     list_matches,
     listed_spelling,
     local_copy,
@@ -104,7 +103,7 @@ def open_table(name: str, scratch: str) -> TableStream:
         files = [local_copy(name, scratch)]
     kind = kinds.pop()
     if kind != "parquet":
-        files = [_as_utf8(file, scratch) for file in files]
+        files = [_for_duckdb(file, scratch) for file in files]
     return _READERS[kind](name, files, base)
 
 
@@ -116,7 +115,7 @@ def find_files(name: str) -> tuple[list[str], str]:
     """
     if storage.scheme_of(name) in storage.HTTP_SCHEMES:
         return [name], name.rpartition("/")[0]
-    if has_wildcard(name):
+    if is_glob(name):
         base = split_glob(name)[0]
         _refuse_delta(name, storage.list_files(storage.join(base, "_delta_log")))
         return [file.uri for file in list_matches(name)], base
@@ -161,13 +160,15 @@ class ParquetTable(NamedTuple):
     """The files of a table, with the Hive partitions that their paths name.
 
     ``fields`` are the columns of all files, with types that results can hold, without ``images``;
-    ``keys`` are those of partitions.
+    ``keys`` are those of partitions. ``group_rows`` are the rows of the largest row group of each
+    file.
     """
 
     files: list[tuple[str, Mapping[str, str | None]]]
     fields: list[pa.Field]
     keys: list[pa.Field]
     images: list[str]
+    group_rows: list[int]
 
     def batches(self) -> Iterator[tuple[str, int, pa.RecordBatch]]:
         """The rows, to be read once: a file, the number of a row in it, and rows from there on."""
@@ -196,18 +197,25 @@ def parquet_table(files: list[str], base: str) -> ParquetTable:
     The files are read one by one and not as one dataset, because a dataset takes its columns from
     the first file alone, drops those of the others, and reads ahead without a bound on memory.
     """
+    group_rows: list[int] = []
+
+    def own_fields(footers: Iterable[tuple[str, tuple[list[pa.Field], int]]]) -> Iterator[Any]:
+        for file, (own, rows) in footers:
+            group_rows.append(rows)
+            yield file, own
+
     partitions = [_partitions_in(file.removeprefix(base)) for file in files]
     keys = _partition_fields(partitions)
     with reading_source(files[0]), open_parquet(files[0]) as table:
         images = image_columns(table)
     with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
-        found = pool.map(partial(_parquet_fields, images=images), files)
-        fields = columns.union(zip(files, found, strict=True))
+        found = pool.map(partial(_footer, images=images), files)
+        fields = columns.union(own_fields(zip(files, found, strict=True)))
     # Spark and DuckDB can write a partition's value into the file as well; the file's has a type.
     own = {field.name: field for field in fields}
     keys = [own.get(key.name, key) for key in keys]
     fields = [*fields, *(key for key in keys if key.name not in own)]
-    return ParquetTable(list(zip(files, partitions, strict=True)), fields, keys, images)
+    return ParquetTable(list(zip(files, partitions, strict=True)), fields, keys, images, group_rows)
 
 
 def _open_parquet(name: str, files: list[str], base: str) -> TableStream:
@@ -269,14 +277,17 @@ def _partition_fields(partitions: Sequence[Mapping[str, str | None]]) -> list[pa
     ]
 
 
-def _parquet_fields(file: str, images: Sequence[str]) -> list[pa.Field]:
+def _footer(file: str, images: Sequence[str]) -> tuple[list[pa.Field], int]:
+    """The columns of a file without ``images``, and the rows of its largest row group."""
     with reading_source(file), open_parquet(file) as table:
         schema: pa.Schema = table.schema_arrow
+        groups = range(table.num_row_groups)
+        rows = max((table.metadata.row_group(group).num_rows for group in groups), default=0)
     schema = pa.schema([field for field in schema if field.name not in images])
     twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
     if twice:
         raise SourceError(f"{file}: has two columns named exactly {', '.join(twice)}")
-    return columns.result_fields(schema, file)
+    return columns.result_fields(schema, file), rows
 
 
 @contextmanager
@@ -316,7 +327,7 @@ def _open_csv(name: str, files: list[str], base: str) -> TableStream:
         "delim": header.delimiter,
         "skip": header.skip,
     }
-    database = _database_for(files[0])
+    database = _database_for(files)
     with _parsing(name):
         types = _csv_types(database, numbered, source, options)
         values = ", ".join(
@@ -402,7 +413,7 @@ def open_json_lines(name: str, files: list[str], base: str = "") -> TableStream:
     kinds, and one with numbers that no double holds, becomes their text.
     """
     options: dict[str, Any] = {"files": files}
-    database = _database_for(files[0])
+    database = _database_for(files)
     with _parsing(name):
         _check_keys(name, database, files)
         structure = database.sql(
@@ -501,25 +512,28 @@ def _opened(file: str) -> Iterator[IO[bytes]]:
         yield cast(IO[bytes], plain)
 
 
-def _as_utf8(file: str, scratch: str) -> str:
-    """``file``, or a copy in ``scratch``, in UTF-8 without a mark and with ``\\n``, if it has
-    another encoding or line ends than DuckDB reads.
+def _for_duckdb(file: str, scratch: str) -> str:
+    """``file``, or a copy in ``scratch`` if DuckDB would not read it as it is.
+
+    The copy is in UTF-8 without a mark and with ``\\n``, and has a plain name: DuckDB takes every
+    name for a glob.
     """
     with _opened(file) as plain:
         head = plain.read(_HEAD_BYTES)
     encoding = encoding_of(head)
     text = head.decode(encoding, "ignore")
     old_mac = "\r" in text and "\n" not in text
-    if encoding == "utf-8" and not old_mac:
+    is_utf8 = encoding == "utf-8" and not old_mac
+    if is_utf8 and not has_wildcard(file):
         return file
     suffix = PurePosixPath(file.lower().removesuffix(".gz")).suffix
     handle, copy = tempfile.mkstemp(suffix=suffix, dir=scratch)
-    with (
-        _opened(file) as plain,
-        io.TextIOWrapper(plain, encoding, newline=None if old_mac else "") as lines,
-        os.fdopen(handle, "w", encoding="utf-8", newline="") as target,
-    ):
-        shutil.copyfileobj(lines, target)
+    with _opened(file) as plain, os.fdopen(handle, "wb") as target:
+        if is_utf8:
+            shutil.copyfileobj(plain, target)
+        else:
+            lines = io.TextIOWrapper(plain, encoding, newline=None if old_mac else "")
+            target.writelines(line.encode() for line in lines)
     return copy
 
 
@@ -538,13 +552,13 @@ def in_memory_duckdb(memory_limit: str) -> duckdb.DuckDBPyConnection:
     )
 
 
-def _database_for(file: str) -> duckdb.DuckDBPyConnection:
-    """A DuckDB that reads ``file``, and others in the same storage, through fsspec: DuckDB's wheel
-    has no S3 client.
+def _database_for(files: Sequence[str]) -> duckdb.DuckDBPyConnection:
+    """A DuckDB that reads ``files``, on disk or in one storage, through fsspec: DuckDB's wheel has
+    no S3 client.
     """
     database = in_memory_duckdb("2GB")
-    if not storage.is_local(file):
-        database.register_filesystem(storage.filesystem(file)[0])
+    if remote := next((file for file in files if not storage.is_local(file)), None):
+        database.register_filesystem(storage.filesystem(remote)[0])
     return database
 
 

@@ -16,7 +16,7 @@ import re
 import struct
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING
@@ -36,6 +36,7 @@ from segbatch.images.columns import BATCH_ROWS
 from segbatch.images.faults import Content, Undecodable, why_unreadable
 from segbatch.images.listing import local_copy, reading_source
 from segbatch.images.place import Part
+from segbatch.storage.failures import NoCredentials
 from segbatch.storage.uris import without_query
 
 if TYPE_CHECKING:
@@ -83,19 +84,23 @@ def expand_videos(batch: pa.RecordBatch, every: float | None) -> Iterator[pa.Rec
     ``every`` takes the first frame in each interval of so many seconds. A video that breaks off has
     one row more, for the frame that would come next. One that cannot be read has one row, for the
     frame at its beginning, with neither number nor time. Reading these rows gives the reason. A
-    photograph, by its name, passes through. Raises ``Incomplete`` where storage does not answer.
+    photograph, by its name, passes through. Raises ``Incomplete`` where storage does not answer,
+    and ``SourceError`` where it refuses our credentials: the other frames would be lost.
     """
     for row, video in enumerate(batch.column("uri").to_pylist()):
         times: list[float | None] = [None]
         numbers = [0]
         is_photograph = is_photograph_name(video)
         if not is_photograph:
-            with suppress(SourceError):
+            try:
                 known_times, end = frame_times(video)
                 times, numbers = [*known_times], _sampled(known_times, every)
                 if end is not None:
                     numbers.append(len(times))
                     times.append(end)
+            except SourceError as error:
+                if isinstance(error.__cause__, NoCredentials):
+                    raise
         for start in range(0, len(numbers), BATCH_ROWS):
             part = numbers[start : start + BATCH_ROWS]
             chosen = [times[number] for number in part]

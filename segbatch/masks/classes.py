@@ -126,12 +126,13 @@ class Classes(Sequence[SegClass]):
                     f"class name {str(name)[:MAX_NAME]!r}: must be a text of 1 to {MAX_NAME}"
                     " characters without control characters"
                 )
-            other = by_field.setdefault(field_name(name), name)
-            if other is not name:
+            field = field_name(name)
+            if field in by_field:
                 raise InputError(
-                    f"classes {other!r} and {name!r} would share the column"
-                    f" {field_name(name)!r}: rename one of them"
+                    f"classes {by_field[field]!r} and {name!r} would share the column {field!r}:"
+                    " rename one of them"
                 )
+            by_field[field] = name
         chosen = colors or [None] * len(names)
         self._classes = tuple(
             SegClass(class_id, name, color or _default_color(class_id, name))

@@ -175,7 +175,6 @@ def _in_order(pairs: Iterable[tuple[Any, Any]]) -> list[Any]:
 
 def _from_labelmap(lines: Sequence[str]) -> Classes:
     """CVAT's ``name:R,G,B:parts:actions``, in the order of the lines."""
-    parsed = (parse_color(line, position) for position, line in enumerate(lines))
-    colors = {name: color for color, name in parsed}
-    colors.pop(IGNORE, None)
-    return Classes(list(colors), list(colors.values()))
+    parsed = [parse_color(line, position) for position, line in enumerate(lines)]
+    classes = [(name, color) for color, name in parsed if name != IGNORE]
+    return Classes([name for name, _ in classes], [color for _, color in classes])

@@ -21,6 +21,7 @@ from segbatch.storage.files import (
 from segbatch.storage.reading import (
     Piece,
     ReadLimits,
+    download,
     read_bytes,
     read_input,
     read_many,
@@ -59,6 +60,7 @@ __all__ = [
     "decode_text",
     "delete",
     "delta_options",
+    "download",
     "exists",
     "filesystem",
     "is_local",

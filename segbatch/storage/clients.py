@@ -13,7 +13,7 @@ import random
 import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import fsspec
@@ -31,6 +31,8 @@ BACKOFF_S = 0.2
 BACKOFF_FACTOR = 4
 MAX_BACKOFF_S = 20.0
 JITTER = 0.5  # share of a wait by which it varies
+
+MAX_SITES = 256  # web servers whose connections are kept: a list of images may name any number
 
 Headers = tuple[tuple[str, str], ...]
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -85,7 +87,7 @@ def _web_client(
     # no way out: it asks twice and reports a busy server's 503 as "not found".
     root, key = split_bucket(url)
     if re.fullmatch(r"[\w.~/-]+", key, re.ASCII) and "//" not in key:
-        return _cached_store(root, timeout_s, retries, s3_endpoint(), headers), key
+        return _cached_site(root, timeout_s, retries, headers), key
     return _open_store(url, timeout_s, retries, headers), ""
 
 
@@ -139,9 +141,12 @@ def _total_timeout_s(timeout_s: float, retries: int) -> float:
 
 
 @cache
-def _cached_store(
-    root: str, timeout_s: float, retries: int, endpoint: str, headers: Headers = ()
-) -> ObjectStore:
+def _cached_store(root: str, timeout_s: float, retries: int, endpoint: str) -> ObjectStore:
+    return _open_store(root, timeout_s, retries)
+
+
+@lru_cache(maxsize=MAX_SITES)
+def _cached_site(root: str, timeout_s: float, retries: int, headers: Headers) -> ObjectStore:
     return _open_store(root, timeout_s, retries, headers)
 
 

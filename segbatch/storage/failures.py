@@ -45,7 +45,7 @@ FailureKind = Literal[
 
 
 class NoCredentials(PermissionError):
-    """This machine has no credentials for the storage."""
+    """This machine has no credentials for the storage, or ones that it refuses for every object."""
 
 
 class TooLarge(Exception):
@@ -72,7 +72,9 @@ class Unreadable:
         """The ``OSError`` to raise for this failure."""
         if self.kind == "not_found":
             return FileNotFoundError(f"{uri}: {self.message}")
-        if self.kind in ("forbidden", "credentials"):
+        if self.kind == "credentials":
+            return NoCredentials(f"{uri}: {self.message}")
+        if self.kind == "forbidden":
             return PermissionError(f"{uri}: {self.message}")
         return OSError(f"{uri}: {self.message}")
 
@@ -116,6 +118,16 @@ def classify(uri: str, error: Exception) -> Unreadable:
     status = re.search(r"status code: (4\d\d)", text)
     is_transient = status is None or status[1] in TRANSIENT_STATUSES
     return Unreadable(kind, message, kind in ("timeout", "unavailable") and is_transient)
+
+
+def has_no_length(error: Exception) -> bool:
+    """Whether an answer does not say how long it is, which obstore needs to know."""
+    return "Content-Length Header missing" in str(error)
+
+
+def is_behind_the_end(error: Exception) -> bool:
+    """Whether storage says that a range begins behind the end of its object."""
+    return "status code: 416" in str(error)
 
 
 def _no_such_file(path: str) -> str:

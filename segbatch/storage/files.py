@@ -8,7 +8,6 @@ import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import obstore
 from obstore.exceptions import BaseError as ObstoreError
 from obstore.exceptions import InvalidPathError
 
-from segbatch.console import say
+from segbatch.console import say_once
 from segbatch.storage import hub
 from segbatch.storage.clients import bucket_client, filesystem, obstore_client
 from segbatch.storage.failures import as_os_error
@@ -53,28 +52,56 @@ def list_files(folder: str) -> Iterator[StoredFile]:
     if is_local(folder):
         yield from _list_local(local_path(folder))
         return
-    root, prefix = split_bucket(folder)
-    last = ""
     try:
         if scheme_of(folder) in OBJECT_SCHEMES:
-            try:
-                for chunk in obstore.list(bucket_client(root), prefix.rstrip("/") or None):
-                    for entry in chunk:
-                        last = f"{root}/{entry['path']}"
-                        yield StoredFile(last, entry["size"])
-                return
-            except InvalidPathError:
-                pass  # obstore stops at a key that it does not accept: fsspec lists the rest
+            yield from _list_bucket(folder)
+            return
         fs, path = filesystem(folder)
         for name, info in fs.find(path, detail=True).items():
-            uri = fs.unstrip_protocol(name)
-            if uri > last and name != path:  # of a file fsspec finds the file itself
-                yield StoredFile(uri, info.get("size") or 0)
+            if name != path:  # of a file fsspec finds the file itself
+                yield StoredFile(fs.unstrip_protocol(name), info.get("size") or 0)
     except (ObstoreError, OSError, ValueError, NotImplementedError) as error:
         if hub.is_on_hub(folder):
             with hub.hub_errors(folder):
                 raise
         raise as_os_error(folder, error) from error
+
+
+def _list_bucket(folder: str) -> Iterator[StoredFile]:
+    root, prefix = split_bucket(folder)
+    last = ""
+    try:
+        for chunk in obstore.list(bucket_client(root), prefix.rstrip("/") or None):
+            for entry in chunk:
+                last = entry["path"]
+                yield StoredFile(f"{root}/{last}", entry["size"])
+    except InvalidPathError:  # obstore stops at a page with a key that it does not accept
+        for key, size in _keys_after(last, folder):
+            yield StoredFile(f"{root}/{key}", size)
+
+
+def _keys_after(last: str, folder: str) -> Iterator[tuple[str, int]]:
+    """The keys below ``folder`` behind the key ``last``, and their sizes, as fsspec lists them.
+
+    S3 is listed page by page. The filesystems of Google Cloud and Azure offer no pages: they hold
+    the whole listing in memory.
+    """
+    root, prefix = split_bucket(folder)
+    bucket, prefix = root.partition("://")[2], prefix.rstrip("/")
+    fs, path = filesystem(folder)
+    if scheme_of(folder) not in ("s3", "s3a"):
+        for name, info in fs.find(path, detail=True).items():
+            if (key := name.removeprefix(f"{bucket}/")) > last:
+                yield key, info["size"]
+        return
+    prefix += "/" * bool(prefix)
+    is_truncated = True
+    while is_truncated:
+        page = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, StartAfter=last)
+        for entry in page.get("Contents", []):
+            last = entry["Key"]
+            yield last, entry["Size"]
+        is_truncated = page["IsTruncated"]
 
 
 @dataclass
@@ -101,9 +128,9 @@ def _list_local(folder: Path) -> Iterator[StoredFile]:
     links = _Links([real])
     yield from _walk(folder, real, links)
     for line in links.left_out[:SAID_LINKS]:
-        _say_once(line)
+        say_once(line)
     if more := links.left_out[SAID_LINKS:]:
-        _say_once(f"{folder}: {len(more):,} more links are left out")
+        say_once(f"{folder}: {len(more):,} more links are left out")
 
 
 def _walk(folder: Path, real: str, links: _Links) -> Iterator[StoredFile]:
@@ -135,12 +162,6 @@ def _walk(folder: Path, real: str, links: _Links) -> Iterator[StoredFile]:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     # A link that leads to itself makes entry.is_dir() raise.
     return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
-
-
-@cache
-def _say_once(line: str) -> None:
-    """Several steps of a command list the same folder."""
-    say(line)
 
 
 def exists(uri: str) -> bool:

@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import obstore
 from obstore.store import ObjectStore, S3Store
@@ -43,6 +43,8 @@ from segbatch.storage.failures import (
     Unreadable,
     as_os_error,
     classify,
+    has_no_length,
+    is_behind_the_end,
     reading_input,
 )
 from segbatch.storage.text import decode_text
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     from obstore import ObjectMeta
 
 DISK_THREADS = 8  # for local files, which may be on a network file system
+LONGEST_DOWNLOAD_S = 86_400.0  # of a file, each megabyte of which has its own limit
 LAST_CALLS_S = 1.0  # how long the end of a process waits for calls of obstore's threads
 
 # Buckets whose ETags look like an MD5 of the content and are not: SSE-KMS, SSE-C.
@@ -61,12 +64,16 @@ BUCKETS_WITHOUT_MD5: set[str] = set()
 
 @dataclass(frozen=True)
 class ReadLimits:
-    """Limits of :func:`read_many`: of each object, of each request, and of requests at a time."""
+    """Limits of :func:`read_many`: of each object, of each request, and of requests at a time.
+
+    ``max_pixels`` is for pictures that are decoded to read a part of them: panoramas.
+    """
 
     max_bytes: int = 256_000_000
     timeout_s: float = 30.0
     retries: int = 5
     concurrency: int = 32
+    max_pixels: int = 200_000_000
 
     def why_too_large(self, size: int) -> Unreadable | None:
         """Why an object of ``size`` bytes is not read; ``None`` if it is."""
@@ -113,8 +120,8 @@ def read_many(wanted: Sequence[str | Piece], limits: ReadLimits) -> list[bytes |
     Costs one GET each and no HEAD, ``limits.concurrency`` at a time. A transient failure is
     retried at most ``limits.retries`` times, after waits that grow to twenty seconds. The length is
     checked before the body is read, and compared with what arrived; ``limits.max_bytes`` is for
-    whole objects. A piece that begins or ends behind the end of its object is shorter. Raises no
-    storage errors.
+    whole objects. A piece that ends behind the end of its object is shorter. One that begins there
+    is empty, which costs a HEAD. Raises no storage errors.
     """
     pieces = [Piece(item) if isinstance(item, str) else item for item in wanted]
     if all(is_local(piece.uri) for piece in pieces):
@@ -179,6 +186,23 @@ def read_bytes(uri: str) -> bytes:
     return content
 
 
+def download(address: str, path: str) -> None:
+    """Copy a file on a web server to the local ``path``; its length costs no memory.
+
+    Raises ``FileNotFoundError``, ``PermissionError`` or ``OSError``.
+    """
+    contents: list[bytes | Unreadable] = []
+
+    async def copy(file: IO[bytes]) -> None:
+        contents.append(await _finish(Download(Piece(address), SINGLE, file)))
+
+    with open(path, "wb") as file:
+        _run_to_end(copy(file))
+    [content] = contents
+    if isinstance(content, Unreadable):
+        raise content.as_os_error(address)
+
+
 def read_input(uri: str, wrong: type[InputError], missing: str = "no such file") -> bytes:
     """Read an object that a user named; its errors are those of :func:`reading_input`."""
     with reading_input(uri, wrong, missing):
@@ -229,13 +253,19 @@ async def _read_piece(piece: Piece, limits: ReadLimits) -> bytes | Unreadable:
     """Read one object or a piece of it, with retries."""
     if is_local(piece.uri):
         return await asyncio.to_thread(_read_local, piece, limits)
-    download = Download(piece, limits)
-    waits = retry_waits(limits.retries)
+    if piece.start == piece.end:
+        return b""
+    return await _finish(Download(piece, limits))
+
+
+async def _finish(download: Download) -> bytes | Unreadable:
+    """Repeat the request of a download until it is complete or its retries are used up."""
+    waits = retry_waits(download.limits.retries)
     while True:
         try:
             return await download.request()
         except Exception as error:
-            failure = classify(piece.uri, error)
+            failure = classify(download.piece.uri, error)
         wait = next(waits, None) if failure.transient else None
         if wait is None:
             return failure
@@ -247,58 +277,99 @@ class Download:
 
     After a timeout the next request asks for the rest only, so an object that takes longer than the
     limit arrives in several requests. After any other failure the download starts over.
+
+    With a ``file`` the bytes go there and not into memory. Such an object may be of any length, so
+    the time limit is for each megabyte of it.
     """
 
-    def __init__(self, piece: Piece, limits: ReadLimits) -> None:
+    def __init__(self, piece: Piece, limits: ReadLimits, file: IO[bytes] | None = None) -> None:
         self.piece = piece
         self.limits = limits
+        self._file = file
+        self._part_timeout_s = None if file is None else limits.timeout_s
         self._parts: list[bytes] = []
+        self._arrived = 0  # bytes
         self._etag: str | None = None
 
     async def request(self) -> bytes:
-        """Make one request; returns the bytes if they are complete with it.
+        """Make one request; returns the bytes if they are complete with it, none with a ``file``.
 
         Raises :class:`~segbatch.storage.failures.TooLarge`,
         :class:`~segbatch.storage.failures.Replaced`, ``OSError`` for an incomplete object, and the
         client's own exceptions.
         """
-        client = reading_client(self.piece.uri, self.limits.timeout_s, retries=0)
+        timeout_s = self.limits.timeout_s if self._file is None else LONGEST_DOWNLOAD_S
+        client = reading_client(self.piece.uri, timeout_s, retries=0)
         if client is None:
             return await asyncio.to_thread(_read_with_fsspec, self.piece, self.limits)
         try:
             size = await self._receive(*client)
         except Exception as error:
+            if self.piece.start and not self._arrived and is_behind_the_end(error):
+                await self._check_end(*client, error)
+                return b""
+            if self._file is not None and has_no_length(error):
+                await asyncio.to_thread(_copy_with_fsspec, self.piece, self.limits, self._file)
+                return b""
             if self._etag is None or classify(self.piece.uri, error).kind != "timeout":
-                self._parts = []
+                self._start_over()
             raise
-        data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-        self._parts = []
-        if len(data) != size:
-            raise OSError(f"{len(data)} of {size} announced bytes arrived")
-        if self.piece.is_whole:
+        arrived, data = self._arrived, b"".join(self._parts)
+        if arrived != size:
+            self._start_over()
+            raise OSError(f"{arrived} of {size} announced bytes arrived")
+        self._parts, self._arrived = [], 0
+        if self.piece.is_whole and self._file is None:
             await self._verify(*client, data)
         return data
 
+    def _start_over(self) -> None:
+        self._parts, self._arrived = [], 0
+        if self._file is not None:
+            self._file.seek(0)
+            self._file.truncate()
+
     async def _receive(self, store: ObjectStore, key: str) -> int:
-        """Append what arrives to the parts; returns the size of all of them."""
+        """Append what arrives to the parts or to the file; returns the size of all of it."""
         options: Any = {}
-        start, end = self.piece.start + sum(map(len, self._parts)), self.piece.end
+        start, end = self.piece.start + self._arrived, self.piece.end
         if start or end is not None:
             options["range"] = {"offset": start} if end is None else (start, end)
-        if self._parts:
+        if self._arrived:
             options["if_match"] = self._etag
         count_request()
-        result = await obstore.get_async(store, key, options=options or None)
+        async with asyncio.timeout(self._part_timeout_s):
+            result = await obstore.get_async(store, key, options=options or None)
         self._etag = result.meta["e_tag"]
         size: int = result.meta["size"]
         if self.piece.is_whole:
             _check_size(size, self.limits)
         if not hub.is_on_hub(self.piece.uri):  # files of a commit do not change
             self.piece.check(_version_of_object(result.meta))
-        async for part in result.stream(min_chunk_size=1 << 20):
+        parts = aiter(result.stream(min_chunk_size=1 << 20))
+        while True:
+            async with asyncio.timeout(self._part_timeout_s):
+                part = await anext(parts, None)
+            if part is None:
+                break
             count_bytes(len(part))
-            self._parts.append(bytes(part))
+            self._arrived += len(part)
+            if self._file is None:
+                self._parts.append(bytes(part))
+            else:
+                self._file.write(part)
         return min(size, size if end is None else end) - self.piece.start
+
+    async def _check_end(self, store: ObjectStore, key: str, refused: Exception) -> None:
+        """Raises :class:`~segbatch.storage.failures.Replaced` if the object has another version,
+        and ``refused`` if the piece does not begin behind its end.
+        """
+        count_request()
+        meta = await obstore.head_async(store, key)
+        if not hub.is_on_hub(self.piece.uri):
+            self.piece.check(_version_of_object(meta))
+        if self.piece.start < meta["size"]:
+            raise refused
 
     async def _verify(self, store: ObjectStore, key: str, data: bytes) -> None:
         """Raises ``OSError`` if the announced size was wrong, as from a cache with half an object.
@@ -336,6 +407,22 @@ def _read_with_fsspec(piece: Piece, limits: ReadLimits) -> bytes:
     count_bytes(len(data))
     _check_size(len(data), limits)
     return data
+
+
+def _copy_with_fsspec(piece: Piece, limits: ReadLimits, file: IO[bytes]) -> None:
+    """Copy a file on a web server that announces no length, as of a page that it makes."""
+    from aiohttp import ClientTimeout
+    from fsspec.implementations.http import HTTPFileSystem
+
+    timeout = ClientTimeout(total=None, sock_read=limits.timeout_s)
+    count_request()
+    try:
+        HTTPFileSystem(client_kwargs={"timeout": timeout}).get_file(piece.uri, file)
+        count_bytes(file.tell())
+    except Exception:
+        file.seek(0)
+        file.truncate()
+        raise
 
 
 def _read_local(piece: Piece, limits: ReadLimits) -> bytes | Unreadable:

@@ -47,13 +47,14 @@ def is_local(uri: str) -> bool:
 
 
 def local_path(uri: str) -> Path:
-    """The path behind a local URI; ``~`` is the home folder.
+    """The path behind a local URI; ``~`` is the home folder, and ``~name`` that of a user, if there
+    is one.
 
     ``file:///a%20b.jpg`` is ``/a b.jpg``, unless there is a file of the name as it is written.
     """
     if scheme_of(uri) != "file":
-        return Path(uri).expanduser()
-    path = Path(uri.removeprefix("file://")).expanduser()
+        return Path(os.path.expanduser(uri))
+    path = Path(os.path.expanduser(uri.removeprefix("file://")))
     if "%" in uri and not os.path.lexists(path):
         return Path(unquote(str(path), errors="surrogateescape"))
     return path

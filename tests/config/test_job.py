@@ -98,6 +98,31 @@ def test_set_overrides_any_key(load) -> None:
 
 
 @pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("predict.batch_size=many", "--set: predict.batch_size: should be a valid integer"),
+        ("predict.batch_sise=3", "--set: predict.batch_sise: unknown key; did you mean batch_size"),
+        ("predict.tile={size: x}", "--set: predict.tile.size: should be a valid integer, not 'x'"),
+        ("predict={flip: 3}", "--set: predict.flip: should be a valid boolean, not 3"),
+        ("predict.flip=on", "--set: predict.flip: YAML reads on as true; quote it: 'on'"),
+        ("predict.tile={size: 1, size: 2}", "--set: predict.tile.size: duplicate key"),
+        ("output=${NOWHERE}", "--set: output: the environment variable NOWHERE is not set"),
+        ("kind=x", "--set: kind: 'x' is unknown"),
+        ("stats=[confidence, foo]", "--set: stats[1]: should be 'confidence', 'components'"),
+        ("stats=[confidence", "--set stats:1: not valid YAML"),
+        ("rows_per_file=", "--set: rows_per_file: must be auto or"),
+        ("masks=none", "job.yaml:6: predict.scales: "),
+    ],
+)
+def test_a_mistake_in_an_override_is_named_with_its_key(
+    refusal, override: str, expected: str
+) -> None:
+    text = MINIMAL + "predict: {batch_size: 8, flip: false,\n          scales: 7}\n"
+    message = refusal(text, override)
+    assert any(line.startswith(expected) or expected in line for line in message.splitlines())
+
+
+@pytest.mark.parametrize(
     ("addition", "expected"),
     [
         ("predict: {batch_sise: 3}", "job.yaml:5: predict.batch_sise: unknown key; did you mean"),
@@ -125,6 +150,20 @@ def test_a_mistake_is_named_with_file_line_and_key(refusal, addition: str, expec
 def test_every_missing_key_is_named(refusal) -> None:
     lines = refusal("kind: segment\n").splitlines()
     assert [line.split(": ")[1] for line in lines] == ["images", "model", "output"]
+
+
+@pytest.mark.parametrize("scheme", ["abfss", "abfs", "wasbs"])
+def test_a_container_with_its_account_is_refused_with_what_to_write(refusal, load, scheme) -> None:
+    host = "dfs" if scheme.startswith("abfs") else "blob"
+    uri = f"{scheme}://facades@myaccount.{host}.core.windows.net/2024/"
+    message = refusal(MINIMAL.replace("s3://bucket/facades/", uri))
+    assert message.endswith(
+        f"{uri}: write abfss://facades/2024/ and set AZURE_STORAGE_ACCOUNT_NAME=myaccount in the"
+        " environment"
+    )
+    advised = "abfss://facades/2024/"
+    job = load(MINIMAL.replace("s3://bucket/facades/", advised))
+    assert job.sources == [Prefix(prefix=advised)]
 
 
 @pytest.mark.parametrize(

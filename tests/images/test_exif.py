@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import ExifTags, Image, TiffImagePlugin
+from PIL import ExifTags, Image, TiffImagePlugin, TiffTags
 
 from segbatch.images.decode import decode_image
 from segbatch.images.exif import Capture, capture_of, exif_of
@@ -72,6 +72,29 @@ def test_what_is_written_is_read(
     assert found.captured_at == given.captured_at
     numbers = [found.latitude, found.longitude, found.compass]
     assert numbers == pytest.approx([latitude, longitude, compass], abs=1e-5)
+
+
+SPHERE = '<rdf:Description GPano:PoseHeadingDegrees="275.5"/>'
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "compass"),
+    [
+        (TiffTags.BYTE, SPHERE.encode(), 275.5),
+        (TiffTags.UNDEFINED, SPHERE.encode(), 275.5),
+        (TiffTags.ASCII, SPHERE, 275.5),
+        (TiffTags.SHORT, 7, None),
+        (TiffTags.DOUBLE, 0.5, None),
+    ],
+)
+def test_the_xmp_of_a_tiff_may_have_any_type(kind: int, value: Any, compass: float | None) -> None:
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags.tagtype[700], tags[700] = kind, value
+    sink = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(sink, "TIFF", tiffinfo=tags)
+    decoded = decode_image(sink.getvalue(), max_pixels=10_000, long_side=None, exif=True)
+    assert not isinstance(decoded, Undecodable)
+    assert decoded.capture == Capture(compass=compass)
 
 
 @given(st.binary(max_size=200))

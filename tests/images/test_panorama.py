@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,13 @@ import numpy.typing as npt
 import py360convert
 import pyarrow as pa
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
 from segbatch import storage
 from segbatch.config.images import parse_source
+from segbatch.config.job import Limits
 from segbatch.errors import JobFileError
 from segbatch.images import panorama
 from segbatch.images.decode import decode
@@ -157,6 +161,33 @@ def test_what_is_no_panorama_fails_with_a_reason(tmp_path: Path) -> None:
     assert getattr(broken, "kind", None) == "undecodable"
 
 
+def test_a_panorama_may_have_as_many_pixels_as_the_job_allows(tmp_path: Path) -> None:
+    sphere(tmp_path / "data" / "0.jpg", room(200))
+    parts = parts_of(frozen(tmp_path, {"panorama": f"{tmp_path}/data/", "size": 32, "yaw": [0]}))
+    [found] = read_parts(parts, Limits(max_pixels=20_000).read_limits())
+    assert pixels_of(found).shape == (32, 32, 3)
+    [found] = read_parts(parts, Limits(max_pixels=19_999).read_limits())
+    assert getattr(found, "kind", None) == "too_large"
+    assert getattr(found, "message", "").endswith("limits.max_pixels is 19,999")
+
+
+@given(st.floats(-1e9, 1e9), st.floats(-90, 90), st.floats(1e-12, 150))
+@example(1e-05, -1e-07, 1e-05)
+@example(1_000_000.0, 0.0, 90.0)
+def test_every_view_has_a_uri_that_reads_back(yaw: float, pitch: float, fov: float) -> None:
+    uri = panorama.view_uri("s3://b/a.jpg", View(yaw, pitch, fov, 64))
+    assert panorama.is_view(uri)
+    assert re.fullmatch(panorama.FRAGMENT, uri.removeprefix("s3://b/a.jpg"))
+    image, view = panorama._split(uri)
+    assert image == "s3://b/a.jpg"
+    assert view[:3] == pytest.approx((yaw, pitch, fov), rel=1e-5)
+
+
+def test_uris_of_views_stay_as_earlier_runs_wrote_them() -> None:
+    uri = panorama.view_uri("a.jpg", View(123.4567, -12.5, 90.0, 1024))
+    assert uri == "a.jpg#yaw=123.457&pitch=-12.5&fov=90&size=1024"
+
+
 def test_large_panoramas_do_not_alias(tmp_path: Path) -> None:
     stripes = np.zeros((1024, 2048, 3), np.uint8)
     stripes[:, ::2] = 255
@@ -208,7 +239,15 @@ def test_the_heading_of_a_photo_sphere_counts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"yaw": []}, {"pitch": 91}, {"fov": 0}, {"size": 8}, {"panorama": {"video": "a.mp4"}}],
+    [
+        {"yaw": []},
+        {"yaw": [math.inf]},
+        {"yaw": [math.nan]},
+        {"pitch": 91},
+        {"fov": 0},
+        {"size": 8},
+        {"panorama": {"video": "a.mp4"}},
+    ],
 )
 def test_views_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"validation error|must be a source of photographs"):

@@ -316,6 +316,20 @@ def test_a_shard_that_was_replaced_gives_no_other_images(root: str, tmp_path: Pa
         assert getattr(reason, "kind", None) == "not_found"
 
 
+def test_a_shard_that_was_replaced_by_a_smaller_one_gives_no_other_images(
+    root: str, tmp_path: Path, s3: S3
+) -> None:
+    files = [(f"{n}.jpg", jpeg(n) + bytes(300_000)) for n in range(3)]
+    storage.write_bytes(f"{root}/0.tar", tar(files))
+    rows = frozen(tmp_path, f"{root}/0.tar")
+    storage.write_bytes(f"{root}/0.tar", tar(files[:1]))
+    s3.break_down()
+    parts = parts_of(rows)
+    for asked in (parts, parts[1:], parts[2:]):
+        assert read_parts(asked, LIMITS) == [storage.REPLACED] * len(asked)
+    assert sum(s3.requests("GET", "0.tar").values()) <= 6, "it asks again for what is not there"
+
+
 def test_a_shard_of_a_numbered_row_that_is_missing_is_refused(root: str, tmp_path: Path) -> None:
     storage.write_bytes(f"{root}/0.tar", tar(photographs(1)))
     storage.write_bytes(f"{root}/2.tar", tar(photographs(1, first=2)))

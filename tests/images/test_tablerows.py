@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,26 @@ def test_binary_columns_hold_images_too(root: str, tmp_path: Path) -> None:
     put(f"{root}/a.parquet", pa.table({"photo": photos, "name": ["a", "b"]}))
     rows = frozen(tmp_path, {"table": f"{root}/a.parquet"})
     assert read_images(rows["uri"].to_pylist(), LIMITS) == photos
+
+
+def test_large_row_groups_are_said_once_with_what_makes_them_small(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    photos = [{"bytes": jpeg(0), "path": None}] * 1001
+    for name in ("a b's.parquet", "c.parquet"):
+        put(str(tmp_path / name), pa.table({"image": pa.array(photos, STRUCT)}))
+    small = pa.table({"image": pa.array(photos, STRUCT)})
+    put(str(tmp_path / "d.parquet"), small, row_group_size=1000)
+    for run in ("one", "two"):  # a plan lists the images and a run does
+        frozen(tmp_path, {"table": f"{tmp_path}/*.parquet"}, run)
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{tmp_path}/a b's.parquet: a row group has 1,001 images (1 more file")
+    advised = line.partition("small ones: ")[2]
+    subprocess.run(advised.replace("python", sys.executable, 1), shell=True, check=True)
+    rows = frozen(tmp_path, {"table": "small-a b's.parquet"}, "small")
+    assert rows.num_rows == 1001
+    assert capsys.readouterr().err == ""
 
 
 def test_one_of_several_columns_is_chosen_by_name(root: str, tmp_path: Path) -> None:

@@ -6,10 +6,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from segbatch.errors import InputError
 from segbatch.masks.classes import (
     FACADE_COLORS,
     IGNORE_INDEX,
     PRESETS,
+    Classes,
     Color,
     voc_color,
 )
@@ -92,6 +94,15 @@ def test_presets_have_their_usual_ids_names_and_colours(
     classes = read_classes(preset)
     assert len(classes) == number
     assert (classes[class_id].name, classes[class_id].color) == (name, color)
+
+
+def test_two_classes_of_one_name_are_refused() -> None:
+    name = "wall"
+    for names in ([name, "door", name], ["wall", "door", "".join(["wa", "ll"])], ["wall", "Wall"]):
+        with pytest.raises(InputError, match="would share the column"):
+            Classes(names)
+    with pytest.raises(InputError, match="would share the column"):
+        read_classes("a,b,a")
 
 
 def test_colours_of_a_preset_differ_from_each_other_and_from_void() -> None:

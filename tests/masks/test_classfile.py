@@ -62,6 +62,16 @@ def test_the_colours_of_a_labelmap_are_taken(tmp_path: Path) -> None:
         ("labels.json", '["wall", ', "not a file of class names"),
         ("names.yaml", "names: [wall, {a", "not a file of class names"),
         ("twice.txt", "0 wall\n0 door\n", "the id 0 has two names"),
+        ("twice.txt", "wall\ndoor\nwall\n", "classes 'wall' and 'wall' would share the column"),
+        ("twice.txt", "0 wall\n1 door\n2 wall\n", "classes 'wall' and 'wall' would share"),
+        ("twice.json", '["a", "b", "a"]', "classes 'a' and 'a' would share the column 'a'"),
+        ("twice.json", '{"0": "wall", "1": "Wall"}', "classes 'wall' and 'Wall' would share"),
+        ("twice.yaml", "names: [a, b, a]\n", "classes 'a' and 'a' would share the column 'a'"),
+        (
+            "labelmap.txt",
+            "wall:0,0,0::\nwall:0,114,178::\n",
+            "classes 'wall' and 'wall' would share the column 'wall'",
+        ),
     ],
 )
 def test_a_file_of_another_form_is_refused_in_one_short_line(

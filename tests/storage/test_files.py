@@ -11,12 +11,14 @@ from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, Thread
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 
 from segbatch import storage
+from segbatch.demo.s3server import s3_server
 from segbatch.errors import Incomplete, InputError
 from segbatch.results.database import remote_filesystem
-from segbatch.storage import ReadLimits, StoredFile, Unreadable
+from segbatch.storage import ReadLimits, StoredFile, Unreadable, clients
 from tests.conftest import S3
 
 ONCE = ReadLimits(retries=0)
@@ -281,6 +283,17 @@ def test_a_signature_does_not_reach_the_message(server: FaultyServer, name: str)
     assert "SECRET" not in content.message
 
 
+def test_a_list_of_many_web_servers_keeps_a_bounded_number_of_clients() -> None:
+    buckets_kept = clients._cached_store.cache_info().currsize
+    found = [clients.obstore_client(f"http://host-{number}.test/a.jpg") for number in range(5)]
+    again = clients.obstore_client("http://host-4.test/b.jpg")
+    assert again is not None
+    assert found[-1] is not None
+    assert again[0] is found[-1][0], "connections are used again"
+    assert clients._cached_store.cache_info().currsize == buckets_kept
+    assert clients._cached_site.cache_info().maxsize == clients.MAX_SITES
+
+
 ODD_KEYS = [
     "a.jpg", "a//b.jpg", "p/../x.jpg", "./dot.jpg", "..", "p/%2F.jpg", "a%20b.jpg", "q?versionId=1",
     "x#y.jpg", "tab\tx.jpg", "ünï 🏠.jpg", "space and+plus.jpg", "[x]*?.jpg", "~t&=@:$,;.jpg",
@@ -384,6 +397,31 @@ def test_a_listing_with_odd_keys_is_complete(s3: S3) -> None:
     listed = [file.uri for file in storage.list_files(root)]
     assert len(listed) == len(uris)
     assert set(listed) == uris
+
+
+@pytest.fixture
+def pages(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A client of an S3 server that lists three keys a page."""
+    monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "3")
+    monkeypatch.delenv("AWS_PROFILE", raising=False)
+    with s3_server() as variables:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        yield boto3.client("s3")
+
+
+def test_a_listing_goes_on_behind_odd_keys_on_any_page(pages: Any) -> None:
+    for odd in ("a//b.jpg", "p/3//b.jpg", "p/5/../b.jpg"):
+        keys = sorted([*(f"p/{number}.jpg" for number in range(6)), "p0.jpg", odd])
+        bucket = next(buckets)
+        pages.create_bucket(Bucket=bucket)
+        for key in keys:
+            pages.put_object(Bucket=bucket, Key=key, Body=b"x")
+        for root in (f"s3://{bucket}", f"s3a://{bucket}"):
+            for folder in ("", "/p/"):
+                below = [key for key in keys if f"/{key}".startswith(folder)]
+                listed = list(storage.list_files(f"{root}{folder}"))
+                assert listed == [StoredFile(f"{root}/{key}", 1) for key in below]
 
 
 def test_listing_a_missing_bucket_is_an_error(s3: S3) -> None:
@@ -529,3 +567,16 @@ def test_joining_and_names() -> None:
     assert storage.split_bucket("s3://b/a//c") == ("s3://b", "a//c")
     assert storage.normalize("s3://b/a/") == "s3://b/a"
     assert storage.normalize("~") == str(Path.home())
+    assert storage.normalize("~root/a") == str(Path("~root/a").expanduser())
+
+
+@pytest.mark.parametrize("uri", ["~nobody-here/a.jpg", "file://~nobody-here/a.jpg"])
+def test_a_tilde_that_names_no_user_is_part_of_a_name(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert kind(uri) == "not_found"
+    assert list(storage.list_files(storage.join(uri, ".."))) == []
+    (tmp_path / "~nobody-here").mkdir()
+    (tmp_path / "~nobody-here" / "a.jpg").write_bytes(b"content")
+    assert read(uri) == b"content"

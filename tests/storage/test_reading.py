@@ -7,6 +7,7 @@ import hashlib
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -147,6 +148,28 @@ def test_an_object_that_takes_longer_than_the_limit_arrives_in_several_requests(
     s3.break_down({"method": "GET", "kind": "stall_body", "seconds": 1.0, "times": 2})
     assert storage.read_many([uri], ReadLimits(timeout_s=0.5, retries=2)) == [data]
     assert list(s3.requests("GET", "large/").values()) == [3]
+
+
+@pytest.mark.parametrize("place", ["disk", "s3", "odd", "memory"])
+def test_pieces_are_as_long_as_their_object_is(s3: S3, tmp_path: Path, place: str) -> None:
+    roots = {"disk": str(tmp_path), "memory": f"memory://{tmp_path}"}
+    uri = f"{roots.get(place) or s3.uri('pieces')}{'/' * (place == 'odd')}/a.bin"
+    data = bytes(range(100))
+    storage.write_bytes(uri, data)
+    spans: list[tuple[int, int | None]] = [
+        (0, 100), (0, 200), (10, 20), (99, 100), (99, 500), (100, 101), (100, None), (500, 900),
+        (500, None), (7, 7), (500, 500), (0, 0), (90, None),
+    ]  # fmt: skip
+    pieces = [storage.Piece(uri, start, end) for start, end in spans]
+    s3.break_down()
+    assert storage.read_many(pieces, ReadLimits(retries=2)) == [data[a:b] for a, b in spans]
+    if place == "s3":
+        assert sum(s3.requests("GET", "a.bin").values()) == len(spans) - 3
+        assert sum(s3.requests("HEAD", "a.bin").values()) == 4
+    version = storage.version_of(uri)
+    storage.write_bytes(uri, data[:50])
+    pieces = [storage.Piece(uri, start, start + 10, version) for start in (0, 45, 50, 80)]
+    assert storage.read_many(pieces, ReadLimits()) == [storage.REPLACED] * 4
 
 
 def test_a_bucket_without_md5_etags_costs_one_more_request(s3: S3) -> None:
