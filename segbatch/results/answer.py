@@ -22,7 +22,7 @@ from rich.text import Text
 from segbatch import storage
 from segbatch.console import say
 from segbatch.errors import InputError
-from segbatch.results.database import quoted_name, quoted_text, select_from
+from segbatch.results.database import quoted_name, quoted_text, select_from, without_zones
 from segbatch.results.query import query_failure
 from segbatch.results.workbook import require_excel, write_workbook
 
@@ -190,7 +190,7 @@ def _print_table(
     flat = select_from(
         relation, f"SELECT {_flat_columns(relation)} FROM answer LIMIT {shown_rows + 1}"
     )
-    rows = flat.fetchall()
+    rows = without_zones(flat).fetchall()
     limit = CELL_WIDTH if console.is_terminal else UNLIMITED
     columns = [
         [name, *(_cell(row[index], limit) for row in rows[:shown_rows])]

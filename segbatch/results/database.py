@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache, partial
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import duckdb
 import pyarrow as pa
@@ -25,6 +25,8 @@ SETTINGS = {
     "temp_directory": f"'{tempfile.gettempdir()}/segbatch-query'",  # not the current folder
 }
 
+ZONED_TIME = "timestamp with time zone"  # the id of DuckDB's type
+
 
 def open_database() -> duckdb.DuckDBPyConnection:
     """A DuckDB in memory with a schema ``segbatch``, in which :func:`scan` creates views."""
@@ -34,6 +36,9 @@ def open_database() -> duckdb.DuckDBPyConnection:
     # Not always: in a notebook without ipywidgets there is no bar, and the setting is refused.
     if con.execute("SELECT current_setting('enable_progress_bar')").fetchone() == (True,):
         con.execute("SET enable_progress_bar = false")
+    # Not the machine's own zone. Without ICU there is no such setting, and all times are in UTC.
+    with suppress(duckdb.CatalogException):
+        con.execute("SET TimeZone = 'UTC'")
     con.execute("CREATE SCHEMA segbatch")  # SHOW TABLES leaves it out
     return con
 
@@ -96,6 +101,20 @@ def _reading_exactly(fs: Any) -> Any:
 def select_from(relation: duckdb.DuckDBPyRelation, query: str) -> duckdb.DuckDBPyRelation:
     """The result of a ``query`` over ``relation``, which the query calls ``answer``."""
     return cast(duckdb.DuckDBPyRelation, relation.query("answer", query))
+
+
+def without_zones(
+    relation: duckdb.DuckDBPyRelation, kind: Literal["VARCHAR", "TIMESTAMP"] = "VARCHAR"
+) -> duckdb.DuckDBPyRelation:
+    """The same rows to be fetched as Python objects; times with a zone become UTC of another type.
+
+    DuckDB would need pytz to make Python objects of them.
+    """
+    columns = [
+        f"#{number}{f'::{kind}' if column.id == ZONED_TIME else ''}"
+        for number, column in enumerate(relation.types, 1)
+    ]
+    return select_from(relation, f"SELECT {', '.join(columns)} FROM answer")
 
 
 def quoted_text(value: str) -> str:

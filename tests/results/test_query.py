@@ -1,10 +1,11 @@
 import io
 import json
+import os
 import re
 import subprocess
 import sys
 import uuid
-from datetime import datetime
+from datetime import UTC, datetime, time
 from pathlib import Path
 
 import duckdb
@@ -124,6 +125,41 @@ def test_a_users_column_named_like_one_of_wide_is_still_there(tmp_path: Path) ->
     run = write_run(str(tmp_path / "run"), user_columns=[extra])
     assert columns_of(run, "wide").count("coverage_window") == 1
     assert "Coverage_Window_" in columns_of(run, "wide")
+
+
+def test_times_with_a_zone_are_utc_wherever_the_machine_is(tmp_path: Path) -> None:
+    """ICU finds the zone of the machine when a process begins."""
+    run = write_run(
+        str(tmp_path / "run"),
+        user_columns=[pa.field("taken", pa.timestamp("us", "UTC"))],
+        user_values={"taken": lambda image_id: datetime(2026, 7, 1, 12, image_id, tzinfo=UTC)},
+    )
+    program = (
+        "from segbatch.results.answer import write_answer\n"
+        "from segbatch.results.query import sql\n"
+        "from segbatch.review.browse.grid import Grid\n"
+        "from segbatch.run import open_run\n"
+        f"run = open_run({run.uri!r})\n"
+        "write_answer(sql([run], 'SELECT taken FROM images ORDER BY image_id LIMIT 1'))\n"
+        f"for name in ('a.csv', 'a.xlsx', 'a.parquet'):\n"
+        f"    format, out = name[2:], {str(tmp_path)!r} + '/' + name\n"
+        "    write_answer(sql([run], 'FROM images ORDER BY image_id'), format, out)\n"
+        "print(Grid(run).image(0)['columns']['taken'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "TZ": "Asia/Tokyo"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [lines[2].strip(), lines[-1]] == 2 * ["2026-07-01 12:00:00+00"]
+    assert "2026-07-01 12:00:00+00" in (tmp_path / "a.csv").read_text().splitlines()[1]
+    header, first, *_ = openpyxl.load_workbook(tmp_path / "a.xlsx")["answer"].values
+    assert dict(zip(header, first, strict=True))["taken"] == datetime(2026, 7, 1, 12)
+    assert pq.read_schema(tmp_path / "a.parquet").field("taken").type == pa.timestamp("us", "UTC")
 
 
 def test_runs_has_one_row_a_run(run: Run, running: Run) -> None:

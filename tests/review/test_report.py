@@ -2,10 +2,13 @@
 
 import sys
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from segbatch import storage
@@ -148,6 +151,17 @@ def test_groups_of_a_column_add_up_and_what_is_left_out_is_said(
     url = report_of(run, tmp_path, by="BUILDING_ID")
     said = browser.visit(url, lambda page: texts(page, "#groups p"))
     assert said[-1] == "Left out: 2 smaller groups with 4 images."
+
+
+def test_groups_of_times_with_a_zone_are_in_utc(tmp_path: Path) -> None:
+    run = write_run(
+        str(tmp_path / "run"),
+        user_columns=[pa.field("taken", pa.timestamp("us", "UTC"))],
+        user_values={"taken": lambda image_id: datetime(2026, 7, 1, image_id % 2, tzinfo=UTC)},
+    )
+    found = groups.group_images(run, "taken", [], [])
+    hours = [(f"2026-07-01 0{hour}:00:00+00", 7, 1, []) for hour in (0, 1)]
+    assert found.rows == hours
 
 
 def test_bars_compare_the_groups_of_a_column(browser: Visitor, page: str) -> None:
