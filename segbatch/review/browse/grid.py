@@ -74,17 +74,21 @@ class Grid:
         self._lock = threading.Lock()
         self._database = con = open_database()
         register_filesystems(con, [run.uri])
+        # Qualified: a column of the user's may be called as one of the counterparts' is.
         shown = ", ".join(
-            quoted_name(field.name) for field in schema if field.name not in HIDDEN_COLUMNS
+            f"ours.{quoted_name(field.name)}"
+            for field in schema
+            if field.name not in HIDDEN_COLUMNS
         )
         try:
             source = scan(con, "images", folder, table.files() if table else [], schema)
+            joined = ""
             if against is not None:
                 create_counterparts(con, source, run, against)
                 change = self._add_change(schema.names)
-                shown = f"{shown}, change AS {quoted_name(change)}"
-                source = f"{source} LEFT JOIN {COUNTERPARTS} USING (image_id)"
-            con.execute(f"CREATE VIEW images AS SELECT {shown} FROM {source}")
+                shown = f"{shown}, others.change AS {quoted_name(change)}"
+                joined = f" LEFT JOIN {COUNTERPARTS} AS others USING (image_id)"
+            con.execute(f"CREATE VIEW images AS SELECT {shown} FROM {source} AS ours{joined}")
             con.execute(f"SET allowed_directories = [{quoted_text(f'{folder}/')}]")
             con.execute("SET enable_external_access = false")
             con.execute("SET lock_configuration = true")
@@ -95,8 +99,8 @@ class Grid:
 
     def _add_change(self, taken: Sequence[str]) -> str:
         """Add the measure of the change from the other run; returns its column."""
-        name = CHANGE
-        while name in taken:
+        name, names = CHANGE, {column.lower() for column in taken}  # SQL ignores case
+        while name in names:
             name += "_"
         self.measures[name] = Measure(name, "change", "change of coverage", quoted_name(name))
         return name
@@ -116,8 +120,8 @@ class Grid:
         with self._exclusive():
             rows = self._select(
                 self._images,
-                f"{KIND} AS kind, count(*)",
-                "GROUP BY kind ORDER BY kind != 'ok', kind",
+                f"{KIND}, count(*)",  # by itself: an alias would be a user's column of its name
+                f"GROUP BY {KIND} ORDER BY {KIND} != 'ok', {KIND}",
             )
         return dict(rows)
 
