@@ -149,9 +149,9 @@ class Diff:
     def tables(self, limit: int = 20) -> dict[str, duckdb.DuckDBPyRelation]:
         """The tables to print, by title; empty ones are left out."""
         tables = {
-            "Coverage, mean over the images that are ok in both": self.coverage,
-            "Pixels whose class changed": self.changed_pixels(limit),
-            "Images that changed most": self.most_changed(limit),
+            "Coverage, mean over the images that are ok in both": _single(self.coverage),
+            "Pixels whose class changed": _single(self.changed_pixels(limit)),
+            "Images that changed most": _single(self.most_changed(limit)),
             "Images in one run only, or failed in one only": self.one_sided(limit),
         }
         return {title: rows for title, rows in tables.items() if rows.limit(1).fetchall()}
@@ -323,6 +323,15 @@ def _class_names(a: Classes, b: Classes) -> dict[str, str]:
     for c in b:
         names.setdefault(c.field, c.name)
     return names
+
+
+def _single(relation: duckdb.DuckDBPyRelation) -> duckdb.DuckDBPyRelation:
+    """The same rows with doubles in single precision, of which a table prints four digits."""
+    columns = [
+        f"{quoted_name(name)}{'::FLOAT' if kind.id == 'double' else ''} AS {quoted_name(name)}"
+        for name, kind in zip(relation.columns, relation.types, strict=True)
+    ]
+    return select_from(relation, f"SELECT {', '.join(columns)} FROM answer")
 
 
 def _records(relation: duckdb.DuckDBPyRelation) -> list[dict[str, Any]]:

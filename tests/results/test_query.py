@@ -561,6 +561,21 @@ def test_columns_that_do_not_fit_on_a_terminal_are_named(run: Run) -> None:
     assert "coverage_window" in " ".join(lines[16:])
 
 
+def test_ids_and_coordinates_are_printed_in_full_and_shares_are_not(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    question = (
+        "SELECT 190123456::DOUBLE AS id, 2683141.125::DOUBLE AS east, 151.20931::DOUBLE AS lon,"
+        " 0.1::DOUBLE + 0.2::DOUBLE AS sum, 1234567::FLOAT AS area, coverage.window AS glass,"
+        " 'inf'::FLOAT AS most FROM images WHERE image_id = 3"
+    )
+    write_answer(sql([run], question))
+    expected = ["190123456", "2683141.125", "151.20931", "0.3", "1234567", "0.06667", "inf"]
+    assert capsys.readouterr().out.splitlines()[2].split() == expected
+    write_answer(sql([run], question), "table", str(tmp_path / "answer.txt"))
+    assert (tmp_path / "answer.txt").read_text().splitlines()[2].split() == expected
+
+
 def test_a_plan_is_printed_as_it_is(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     write_answer(sql([run], "EXPLAIN SELECT 1"))
     assert "╭─ Projection ───╮\n│ Projections: 1 │" in capsys.readouterr().out

@@ -406,7 +406,7 @@ def test_people_filter_look_and_send_to_labelling(url: str, browser: Visitor) ->
     assert rows[0]["uri"] == f"s3://to-browse/{int(rows[0]['image_id']):04d}.jpg"
 
 
-def slide(page: "Page", name: str, value: int) -> None:
+def slide(page: "Page", name: str, value: float) -> None:
     move: Callable[..., Any] = page.get_by_label(name).first.evaluate
     move(f"e => {{ e.value = {value}; e.dispatchEvent(new Event('input')); }}")
 
@@ -431,6 +431,36 @@ def test_filters_are_those_of_the_users_columns_first(url: str, browser: Visitor
     assert absent == f"In no image: {HOSTILE}"
     assert not is_open
     assert active == "1 set"
+
+
+def test_sliders_and_numbers_have_all_digits_of_ids_and_coordinates(
+    tmp_path: Path, browser: Visitor
+) -> None:
+    values: dict[str, Any] = {
+        "east": lambda image_id: 2683141.125 + image_id / 10,
+        "lon": lambda image_id: 151.20 + image_id / 400,
+        "building": lambda image_id: 190123456.0 + image_id,
+    }
+    columns = [pa.field(name, pa.float64()) for name in values]
+    run = write_run(
+        str(tmp_path / "run"), user_columns=columns, user_values=values, photos=str(tmp_path)
+    )
+
+    def look(page: "Page") -> tuple[list[str], str]:
+        page.locator("#measuring").wait_for(state="detached")
+        page.select_option("#sort", "columns.building")
+        page.locator("figure .value", has_text="190123457").wait_for()
+        slide(page, "east at least", 2683141.6)
+        page.locator("#hits", has_text="9 images").wait_for()
+        slide(page, "lon at most", 151.221)
+        page.locator("#hits", has_text="4 images").wait_for()
+        ends = [page.get_by_label(f"{name}").input_value() for name in ("east from", "lon to")]
+        return ends, page.url.partition("#")[2]
+
+    with served(run) as url:
+        ends, address = browser.visit(url, look)
+    assert ends == ["2683141.6", "151.221"]
+    assert "columns.east=2683141.6.." in address
 
 
 def test_the_address_says_what_is_shown_and_marks_outlive_a_reload(
