@@ -20,7 +20,7 @@ from rich.console import Console
 from segbatch import storage
 from segbatch.errors import Incomplete, InputError, RunError, UnreadableMask
 from segbatch.results import workbook
-from segbatch.results.answer import _print_table, write_answer
+from segbatch.results.answer import AnswerFormat, _print_table, write_answer
 from segbatch.results.lookup import mask_png
 from segbatch.results.query import sql
 from segbatch.results.schema import rows_schema
@@ -581,9 +581,15 @@ def test_a_plan_is_printed_as_it_is(run: Run, capsys: pytest.CaptureFixture[str]
     assert "╭─ Projection ───╮\n│ Projections: 1 │" in capsys.readouterr().out
 
 
-def test_a_value_that_cannot_be_cast_is_the_fault_of_the_query(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="Could not convert"):
-        write_answer(sql([run], "SELECT uri::INT FROM images"), "csv", str(tmp_path / "out.csv"))
+@pytest.mark.parametrize("format", ["table", "csv", "json", "parquet", "xlsx"])
+def test_a_value_that_cannot_be_cast_is_the_fault_of_the_query(
+    run: Run, tmp_path: Path, format: AnswerFormat
+) -> None:
+    """Also if it comes after more rows than DuckDB computes before it answers."""
+    question = "SELECT if(range < 140_000, '1', 'house')::INT FROM range(140_001)"
+    with pytest.raises(InputError, match="Could not convert") as wrong:
+        write_answer(sql([run], question), format, str(tmp_path / "out"))
+    assert "\n" not in str(wrong.value)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -743,6 +749,29 @@ def test_a_workbook_has_all_rows_flat_columns_and_no_formula_of_a_stranger(
     assert first["taken"] == datetime(2026, 11, 29, 12)
     cell = sheet.cell(2, header.index("text") + 1)
     assert cell.data_type == "s", "a text and no formula"
+
+
+def test_a_workbook_has_values_of_every_type(run: Run, tmp_path: Path) -> None:
+    values = {
+        "INTERVAL 36 HOURS": "1 day, 12:00:00",
+        "'6f6fb47c-6d41-4b8a-9d4c-3a3c5ff1d2a7'::UUID": "6f6fb47c-6d41-4b8a-9d4c-3a3c5ff1d2a7",
+        "TIMESTAMPTZ '2026-07-01 12:00:00+02'": datetime(2026, 7, 1, 10),
+        "DATE '2026-07-01'": datetime(2026, 7, 1),
+        "TIME '01:02:03'": time(1, 2, 3),
+        "1.50::DECIMAL(4, 2)": 1.5,
+        "12::UHUGEINT": 12,
+        "true": True,
+        "'b'::ENUM ('a', 'b')": "b",
+        "'101'::BIT": "101",
+        "[1, 2]": "[1,2]",
+        "MAP {'a': 1}": '{"a":1}',
+        "'ab'::BLOB": "2 bytes",
+        "NULL": None,
+    }
+    out = str(tmp_path / "answer.xlsx")
+    write_answer(sql([run], f"SELECT {', '.join(values)}"), "xlsx", out)
+    _, row = openpyxl.load_workbook(out)["answer"].values
+    assert dict(zip(values, row, strict=True)) == values
 
 
 def test_a_workbook_takes_no_more_rows_than_a_sheet_has(

@@ -125,14 +125,14 @@ def export(
     is_begun = claim.is_begun(folder)
     condition = f" WHERE (\n{where}\n)" if where is not None else ""
     rest = f"{condition} ORDER BY image_id" + (f" LIMIT {limit}" if limit is not None else "")
-    if by is not None:
-        return _export_buildings(run, folder, TABLES[to], by, is_filtered=bool(where or limit))
-    if to in TABLES:
-        return _export_table(run, folder, TABLES[to], rest)
-    if to in points.FILES:
-        return _export_points(run, folder, to, rest)
-    chosen = sql([run], f"SELECT image_id, uri, status, width, height FROM images{rest}")
     try:
+        if by is not None:
+            return _export_buildings(run, folder, TABLES[to], by, is_filtered=bool(where or limit))
+        if to in TABLES:
+            return _export_table(run, folder, TABLES[to], rest)
+        if to in points.FILES:
+            return _export_points(run, folder, to, rest)
+        chosen = sql([run], f"SELECT image_id, uri, status, width, height FROM images{rest}")
         exported = _export_images(run, folder, WRITERS[to], chosen, claim, is_begun=is_begun)
     except duckdb.Error as error:
         raise query_failure(error) from error
