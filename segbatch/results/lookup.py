@@ -9,12 +9,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pyarrow import fs as arrow_fs
 
 from segbatch import storage
 from segbatch.errors import Damaged, RunError, SegbatchError, SourceError, UnreadableMask
 from segbatch.masks import decode_mask
-from segbatch.results.database import remote_filesystem
 from segbatch.results.log import read_failure
 from segbatch.results.runfolder import RunFolder, open_folder
 from segbatch.results.table import Table
@@ -102,12 +100,7 @@ def _read_row(folder: str, name: str, image_id: int, *columns: str) -> dict[str,
 
     Raises :class:`~segbatch.errors.Damaged`, or ``OSError`` if storage fails.
     """
-    uri = storage.join(folder, name)
-    if storage.is_local(uri):
-        source, path = arrow_fs.LocalFileSystem(), str(storage.local_path(uri))
-    else:
-        handler = arrow_fs.FSSpecHandler(remote_filesystem(storage.scheme_of(uri)))
-        source, path = arrow_fs.PyFileSystem(handler), uri
+    source, path = storage.arrow_filesystem(storage.join(folder, name))
     try:
         with pq.ParquetFile(path, filesystem=source, page_checksum_verification=True) as parquet:
             for group in range(parquet.num_row_groups):

@@ -647,6 +647,23 @@ def test_the_log_of_a_finished_run_is_read_once_for_many_masks(s3: S3) -> None:
         assert bool(s3.requests("GET", "/_delta_log/")) == is_asked
 
 
+def test_a_mask_that_was_committed_after_a_query_is_found(s3: S3) -> None:
+    run = write_run(s3.uri("run"), finished=False)
+    assert len(sql([run], "FROM images").fetchall()) == 14  # which lists the files
+    table = Table.open(f"{run.uri}/rows")
+    assert table is not None
+    rows = pq.read_table(io.BytesIO(storage.read_bytes(f"{table.uri}/{table.files()[0].name}")))
+    ids = pa.array(range(20, 20 + len(rows)), pa.int64())
+    written = io.BytesIO()
+    pq.write_table(rows.set_column(0, "image_id", ids), written)
+    name = file_name(2, "ok")
+    storage.write_bytes(f"{table.uri}/{name}", written.getvalue())
+    table.commit([DataFile(name, len(written.getvalue()), len(rows), 20, 25, "ok", "")])
+    mask = open_run(run.uri).mask(23)
+    assert mask is not None
+    np.testing.assert_array_equal(mask, label_map(3))
+
+
 def test_a_mask_is_found_after_stats_were_written_again(tmp_path: Path) -> None:
     run = write_run(str(tmp_path / "run"))
     assert mask_png(run, 2) is not None  # which opens the table
