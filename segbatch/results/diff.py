@@ -110,7 +110,7 @@ class Diff:
     def _summary(self) -> str:
         images = f"{self.facts['ok_in_both']:,} images are ok in both"
         share = self.facts["disagreement"]
-        return images if share is None else f"{images}, {share:.2%} of their pixels differ"
+        return images if share is None else f"{images}, on average {share:.2%} of an image differs"
 
     def most_changed(self, limit: int = 20) -> duckdb.DuckDBPyRelation:
         """Images with the largest disagreement or, without masks, coverage distance."""
