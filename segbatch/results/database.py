@@ -9,13 +9,15 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache, partial
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import duckdb
 import pyarrow as pa
 
 from segbatch import storage
 from segbatch.results.log import TableFile
+from segbatch.results.runfolder import RunFolder
+from segbatch.results.schema import rows_schema
 
 SETTINGS = {
     "autoinstall_known_extensions": "false",  # a query downloads no code
@@ -79,6 +81,27 @@ def scan(
         f" FROM read_parquet(getvariable('{name}'), hive_partitioning = false{filename})"
     )
     return f"segbatch.{name}"
+
+
+class RunRows(NamedTuple):
+    """The rows of a run in DuckDB: the name of a view over them, their schema and their folder."""
+
+    view: str
+    schema: pa.Schema
+    folder: str
+
+
+def scan_run(con: duckdb.DuckDBPyConnection, name: str, run: RunFolder) -> RunRows:
+    """Create a view over the committed rows of a run: ``stats/`` if it is finished, or ``rows/``.
+
+    Raises ``duckdb.Error``, :class:`~segbatch.errors.Damaged`, ``OSError`` if storage fails.
+    """
+    table = run.table("stats") if run.finished else None
+    table = table or run.table("rows")
+    folder = table.uri if table else storage.join(run.uri, "rows")
+    schema = table.schema if table else rows_schema(run.classes)
+    view = scan(con, name, folder, table.files() if table else [], schema)
+    return RunRows(view, schema, folder)
 
 
 def remote_filesystem(scheme: str) -> Any:

@@ -19,7 +19,6 @@ from typing import Any
 import duckdb
 import numpy as np
 
-from segbatch import storage
 from segbatch.console import Bar
 from segbatch.errors import RunError
 from segbatch.masks.classes import Classes
@@ -29,13 +28,13 @@ from segbatch.results.database import (
     quoted_name,
     quoted_text,
     register_filesystems,
-    scan,
+    scan_run,
     select_from,
 )
 from segbatch.results.disagreement import Counts, Pair, compare_masks
 from segbatch.results.query import query_failure
 from segbatch.results.runfolder import RunFolder
-from segbatch.results.schema import FAILED, OK, rows_schema
+from segbatch.results.schema import FAILED, OK
 
 MEMORY = "1GB"
 FETCHED_ROWS = 10_000  # from DuckDB at a time
@@ -195,14 +194,10 @@ def diff(a: RunFolder, b: RunFolder) -> Diff:
 
 def _rows(con: duckdb.DuckDBPyConnection, run: RunFolder, side: str) -> str:
     """The SELECT of a run's rows, numbered among rows with the same URI."""
-    stats = run.table("stats") if run.finished else None
-    table = stats or run.table("rows")
-    folder = storage.join(run.uri, "stats" if stats else "rows")
-    schema = table.schema if table else rows_schema(run.classes)
-    source = scan(con, f"source_{side}", folder, table.files() if table else [], schema)
+    source = scan_run(con, f"source_{side}", run)
     return (
         "SELECT image_id, uri, status, error, coverage, parse_filename(file) AS file,"
-        f" row_number() OVER (PARTITION BY uri ORDER BY image_id) AS nth FROM {source}"
+        f" row_number() OVER (PARTITION BY uri ORDER BY image_id) AS nth FROM {source.view}"
     )
 
 

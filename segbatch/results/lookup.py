@@ -44,6 +44,17 @@ def mask_png(run: RunFolder, image_id: int) -> bytes | None:
         return _mask_png(open_folder(run.uri), image_id)
 
 
+def image_uri(run: RunFolder, image_id: int) -> str:
+    """The URI of one image. Raises what :func:`mask_png` raises, except for damaged masks."""
+    try:
+        row = _find_row(_table(run), image_id, "uri")
+    except FileNotFoundError:  # as in mask_png
+        row = _find_row(_table(open_folder(run.uri)), image_id, "uri")
+    if row is None:
+        raise _no_row(run, image_id)
+    return str(row["uri"])
+
+
 def why_no_mask(run: RunFolder, image_id: int) -> str:
     """Why an image without a mask, whose :func:`mask_png` is ``None``, has none."""
     row = _find_row(_table(run), image_id, "error", "message") or {}
@@ -66,8 +77,7 @@ def _mask_png(run: RunFolder, image_id: int) -> bytes | None:
     try:
         row = _find_row(table, image_id, "file" if in_stats else "mask")
         if row is None:
-            missing = "has no row" if run.finished else "has no row yet"
-            raise RunError(f"{run.uri}: image_id {image_id} {missing}")
+            raise _no_row(run, image_id)
         if in_stats:
             folder, name = storage.join(run.uri, "rows"), row["file"]
             row = _read_row(folder, name, image_id, "mask")
@@ -79,6 +89,11 @@ def _mask_png(run: RunFolder, image_id: int) -> bytes | None:
         raise unreadable_mask(run, image_id, error) from error
     png: bytes | None = row["mask"]
     return png
+
+
+def _no_row(run: RunFolder, image_id: int) -> RunError:
+    yet = "" if run.finished else " yet"
+    return RunError(f"{run.uri}: image_id {image_id} has no row{yet}")
 
 
 def _table(run: RunFolder) -> Table | None:

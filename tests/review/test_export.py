@@ -109,7 +109,7 @@ def test_one_image_of_a_run_is_looked_at(run: Run) -> None:
     [(failed, error)] = run.sql("SELECT image_id, error FROM failures LIMIT 1").fetchall()
     with pytest.raises(RunError, match=f"image {failed} has no mask: it failed: {error}: "):
         run.overlay(failed)
-    with pytest.raises(RunError, match="has no row of image 77"):
+    with pytest.raises(RunError, match="image_id 77 has no row"):
         run.image(77)
 
 
