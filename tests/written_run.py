@@ -30,6 +30,10 @@ from segbatch.run import Run
 NAMES = ["background", "wall", "window", "traffic light"]
 CITIES = ["Zurich", "Basel", "Bern"]
 USER_COLUMNS = [pa.field("city", pa.string()), pa.field("building_id", pa.string())]
+USER_VALUES: dict[str, Callable[[int], Any]] = {
+    "city": lambda image_id: CITIES[image_id % 3],
+    "building_id": lambda image_id: f"B{image_id // 2}",
+}
 
 
 def write_run(
@@ -41,11 +45,13 @@ def write_run(
     masks: bool = True,
     finished: bool = True,
     user_columns: list[pa.Field] = USER_COLUMNS,
+    user_values: dict[str, Callable[[int], Any]] = USER_VALUES,
     photos: str = "s3://photos",
 ) -> Run:
     """A run of ``num_ok`` images in two files of rows, and then one file for each failed one.
 
-    Their photographs would be in ``photos``, called after their ids.
+    Their photographs would be in ``photos``, called after their ids. ``user_values`` are those of
+    the user's columns by image id; columns without them are null.
     """
     classes = Classes(names)
     schema = rows_schema(
@@ -57,9 +63,11 @@ def write_run(
     parts: dict[str, pa.Table] = {}
     for ids in (range(num_ok // 2), range(num_ok // 2, num_ok)):
         if ids:
-            parts[file_name(1, "ok")] = _ok_rows(ids, photos, classes, schema, masks=masks)
+            own = _user_values(ids, user_values)
+            parts[file_name(1, "ok")] = _ok_rows(ids, photos, classes, schema, own, masks=masks)
     for image_id, kind in enumerate(failed, start=num_ok):
-        parts[file_name(1, kind)] = _failed_row(image_id, photos, kind, schema)
+        own = _user_values(range(image_id, image_id + 1), user_values)
+        parts[file_name(1, kind)] = _failed_row(image_id, photos, kind, schema, own)
 
     table = Table.create(storage.join(uri, "rows"), schema)
     table.commit([_write(table.uri, name, rows, row_group_size=4) for name, rows in parts.items()])
@@ -115,7 +123,13 @@ def damage_mask(run: Run, image_id: int) -> None:
 
 
 def _ok_rows(
-    ids: range, photos: str, classes: Classes, schema: pa.Schema, *, masks: bool
+    ids: range,
+    photos: str,
+    classes: Classes,
+    schema: pa.Schema,
+    own: dict[str, Any],
+    *,
+    masks: bool,
 ) -> pa.Table:
     maps = [label_map(image_id) for image_id in ids]
     pixels = np.array([pixels_per_class(m, len(classes)) for m in maps])
@@ -140,28 +154,27 @@ def _ok_rows(
         "uncertainty": [0.05 * (image_id % 7) for image_id in ids],
         "boxes": boxes_column([find_regions(m) for m in maps], schema.field("boxes").type),
         **{n: struct_column(v, valid, schema.field(n).type) for n, v in per_class.items()},
-        **_user_values(ids),
+        **own,
     }
     return _table(columns, len(ids), schema)
 
 
-def _failed_row(image_id: int, photos: str, kind: str, schema: pa.Schema) -> pa.Table:
+def _failed_row(
+    image_id: int, photos: str, kind: str, schema: pa.Schema, own: dict[str, Any]
+) -> pa.Table:
     columns = {
         "image_id": [image_id],
         "uri": [f"{photos}/{image_id:04d}.jpg"],
         "status": ["failed"],
         "error": [kind],
         "message": [f"it was {kind}"],
-        **_user_values(range(image_id, image_id + 1)),
+        **own,
     }
     return _table(columns, 1, schema)
 
 
-def _user_values(ids: range) -> dict[str, Any]:
-    return {
-        "city": [CITIES[image_id % 3] for image_id in ids],
-        "building_id": [f"B{image_id // 2}" for image_id in ids],
-    }
+def _user_values(ids: range, values: dict[str, Callable[[int], Any]]) -> dict[str, Any]:
+    return {name: [value(image_id) for image_id in ids] for name, value in values.items()}
 
 
 def _table(columns: dict[str, Any], num_rows: int, schema: pa.Schema) -> pa.Table:

@@ -22,7 +22,7 @@ from rich.text import Text
 from segbatch import storage
 from segbatch.console import say
 from segbatch.errors import InputError
-from segbatch.results.database import quoted_name, quoted_text, select_from
+from segbatch.results.database import quoted_name, quoted_text, select_from, without_zones
 from segbatch.results.query import query_failure
 from segbatch.results.workbook import require_excel, write_workbook
 
@@ -36,6 +36,11 @@ EXTENSIONS: dict[str, AnswerFormat] = {
 SHOWN_ROWS = 40
 CELL_WIDTH = 60
 UNLIMITED = 1_000_000
+
+# Shares are in single precision. A double may be a coordinate or an id of the user's: it has all
+# digits in which a decimal number comes back as it was written.
+SINGLE_DIGITS = 4
+DOUBLE_DIGITS = 15
 
 # Control characters: a terminal would act on those in an object's name.
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -190,11 +195,11 @@ def _print_table(
     flat = select_from(
         relation, f"SELECT {_flat_columns(relation)} FROM answer LIMIT {shown_rows + 1}"
     )
-    rows = flat.fetchall()
+    rows = without_zones(flat).fetchall()
     limit = CELL_WIDTH if console.is_terminal else UNLIMITED
     columns = [
-        [name, *(_cell(row[index], limit) for row in rows[:shown_rows])]
-        for index, name in enumerate(flat.columns)
+        [name, *(_cell(row[index], limit, digits) for row in rows[:shown_rows])]
+        for index, (name, digits) in enumerate(zip(flat.columns, _digits(flat), strict=True))
     ]
     ends = accumulate(2 + max(map(cell_len, column)) for column in columns)
     num_fitting = max(1, sum(end <= console.width for end in ends))
@@ -219,11 +224,19 @@ def _print_table(
     console.print(Text("\n".join(lines)))
 
 
-def _cell(value: object, limit: int) -> str:
+def _digits(relation: duckdb.DuckDBPyRelation) -> list[int]:
+    """The significant digits to print of each column's numbers, unless they are whole."""
+    return [SINGLE_DIGITS if kind.id == "float" else DOUBLE_DIGITS for kind in relation.types]
+
+
+def _cell(value: object, limit: int, digits: int = DOUBLE_DIGITS) -> str:
     """A value on one line; a long value is cut in the middle, since URIs differ at the end."""
     if value is None:
         return "–"
-    text = f"{value:.4g}" if isinstance(value, float) else " ".join(str(value).split())
+    if isinstance(value, float):
+        text = f"{value:.{DOUBLE_DIGITS if value.is_integer() else digits}g}"
+    else:
+        text = " ".join(str(value).split())
     text = CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
     if len(text) > limit:
         return f"{text[: limit // 3]}…{text[-(limit - limit // 3 - 1) :]}"

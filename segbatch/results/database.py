@@ -9,13 +9,15 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache, partial
-from typing import Any, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import duckdb
 import pyarrow as pa
 
 from segbatch import storage
 from segbatch.results.log import TableFile
+from segbatch.results.runfolder import RunFolder
+from segbatch.results.schema import rows_schema
 
 SETTINGS = {
     "autoinstall_known_extensions": "false",  # a query downloads no code
@@ -24,6 +26,8 @@ SETTINGS = {
     "python_enable_replacements": "false",  # FROM x never reads a Python variable
     "temp_directory": f"'{tempfile.gettempdir()}/segbatch-query'",  # not the current folder
 }
+
+ZONED_TIME = "timestamp with time zone"  # the id of DuckDB's type
 
 
 def open_database() -> duckdb.DuckDBPyConnection:
@@ -34,6 +38,9 @@ def open_database() -> duckdb.DuckDBPyConnection:
     # Not always: in a notebook without ipywidgets there is no bar, and the setting is refused.
     if con.execute("SELECT current_setting('enable_progress_bar')").fetchone() == (True,):
         con.execute("SET enable_progress_bar = false")
+    # Not the machine's own zone. Without ICU there is no such setting, and all times are in UTC.
+    with suppress(duckdb.CatalogException):
+        con.execute("SET TimeZone = 'UTC'")
     con.execute("CREATE SCHEMA segbatch")  # SHOW TABLES leaves it out
     return con
 
@@ -76,6 +83,27 @@ def scan(
     return f"segbatch.{name}"
 
 
+class RunRows(NamedTuple):
+    """The rows of a run in DuckDB: the name of a view over them, their schema and their folder."""
+
+    view: str
+    schema: pa.Schema
+    folder: str
+
+
+def scan_run(con: duckdb.DuckDBPyConnection, name: str, run: RunFolder) -> RunRows:
+    """Create a view over the committed rows of a run: ``stats/`` if it is finished, or ``rows/``.
+
+    Raises ``duckdb.Error``, :class:`~segbatch.errors.Damaged`, ``OSError`` if storage fails.
+    """
+    table = run.table("stats") if run.finished else None
+    table = table or run.table("rows")
+    folder = table.uri if table else storage.join(run.uri, "rows")
+    schema = table.schema if table else rows_schema(run.classes)
+    view = scan(con, name, folder, table.files() if table else [], schema)
+    return RunRows(view, schema, folder)
+
+
 def remote_filesystem(scheme: str) -> Any:
     """The fsspec filesystem for reading parts of files, without read-ahead.
 
@@ -96,6 +124,20 @@ def _reading_exactly(fs: Any) -> Any:
 def select_from(relation: duckdb.DuckDBPyRelation, query: str) -> duckdb.DuckDBPyRelation:
     """The result of a ``query`` over ``relation``, which the query calls ``answer``."""
     return cast(duckdb.DuckDBPyRelation, relation.query("answer", query))
+
+
+def without_zones(
+    relation: duckdb.DuckDBPyRelation, kind: Literal["VARCHAR", "TIMESTAMP"] = "VARCHAR"
+) -> duckdb.DuckDBPyRelation:
+    """The same rows to be fetched as Python objects; times with a zone become UTC of another type.
+
+    DuckDB would need pytz to make Python objects of them.
+    """
+    columns = [
+        f"#{number}{f'::{kind}' if column.id == ZONED_TIME else ''}"
+        for number, column in enumerate(relation.types, 1)
+    ]
+    return select_from(relation, f"SELECT {', '.join(columns)} FROM answer")
 
 
 def quoted_text(value: str) -> str:

@@ -19,7 +19,6 @@ from typing import Any
 import duckdb
 import numpy as np
 
-from segbatch import storage
 from segbatch.console import Bar
 from segbatch.errors import RunError
 from segbatch.masks.classes import Classes
@@ -29,13 +28,13 @@ from segbatch.results.database import (
     quoted_name,
     quoted_text,
     register_filesystems,
-    scan,
+    scan_run,
     select_from,
 )
 from segbatch.results.disagreement import Counts, Pair, compare_masks
 from segbatch.results.query import query_failure
 from segbatch.results.runfolder import RunFolder
-from segbatch.results.schema import FAILED, OK, rows_schema
+from segbatch.results.schema import FAILED, OK
 
 MEMORY = "1GB"
 FETCHED_ROWS = 10_000  # from DuckDB at a time
@@ -110,7 +109,7 @@ class Diff:
     def _summary(self) -> str:
         images = f"{self.facts['ok_in_both']:,} images are ok in both"
         share = self.facts["disagreement"]
-        return images if share is None else f"{images}, {share:.2%} of their pixels differ"
+        return images if share is None else f"{images}, on average {share:.2%} of an image differs"
 
     def most_changed(self, limit: int = 20) -> duckdb.DuckDBPyRelation:
         """Images with the largest disagreement or, without masks, coverage distance."""
@@ -149,9 +148,9 @@ class Diff:
     def tables(self, limit: int = 20) -> dict[str, duckdb.DuckDBPyRelation]:
         """The tables to print, by title; empty ones are left out."""
         tables = {
-            "Coverage, mean over the images that are ok in both": self.coverage,
-            "Pixels whose class changed": self.changed_pixels(limit),
-            "Images that changed most": self.most_changed(limit),
+            "Coverage, mean over the images that are ok in both": _single(self.coverage),
+            "Pixels whose class changed": _single(self.changed_pixels(limit)),
+            "Images that changed most": _single(self.most_changed(limit)),
             "Images in one run only, or failed in one only": self.one_sided(limit),
         }
         return {title: rows for title, rows in tables.items() if rows.limit(1).fetchall()}
@@ -195,14 +194,10 @@ def diff(a: RunFolder, b: RunFolder) -> Diff:
 
 def _rows(con: duckdb.DuckDBPyConnection, run: RunFolder, side: str) -> str:
     """The SELECT of a run's rows, numbered among rows with the same URI."""
-    stats = run.table("stats") if run.finished else None
-    table = stats or run.table("rows")
-    folder = storage.join(run.uri, "stats" if stats else "rows")
-    schema = table.schema if table else rows_schema(run.classes)
-    source = scan(con, f"source_{side}", folder, table.files() if table else [], schema)
+    source = scan_run(con, f"source_{side}", run)
     return (
         "SELECT image_id, uri, status, error, coverage, parse_filename(file) AS file,"
-        f" row_number() OVER (PARTITION BY uri ORDER BY image_id) AS nth FROM {source}"
+        f" row_number() OVER (PARTITION BY uri ORDER BY image_id) AS nth FROM {source.view}"
     )
 
 
@@ -323,6 +318,15 @@ def _class_names(a: Classes, b: Classes) -> dict[str, str]:
     for c in b:
         names.setdefault(c.field, c.name)
     return names
+
+
+def _single(relation: duckdb.DuckDBPyRelation) -> duckdb.DuckDBPyRelation:
+    """The same rows with doubles in single precision, of which a table prints four digits."""
+    columns = [
+        f"{quoted_name(name)}{'::FLOAT' if kind.id == 'double' else ''} AS {quoted_name(name)}"
+        for name, kind in zip(relation.columns, relation.types, strict=True)
+    ]
+    return select_from(relation, f"SELECT {', '.join(columns)} FROM answer")
 
 
 def _records(relation: duckdb.DuckDBPyRelation) -> list[dict[str, Any]]:

@@ -9,12 +9,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pyarrow import fs as arrow_fs
 
 from segbatch import storage
 from segbatch.errors import Damaged, RunError, SegbatchError, SourceError, UnreadableMask
 from segbatch.masks import decode_mask
-from segbatch.results.database import remote_filesystem
 from segbatch.results.log import read_failure
 from segbatch.results.runfolder import RunFolder, open_folder
 from segbatch.results.table import Table
@@ -46,6 +44,17 @@ def mask_png(run: RunFolder, image_id: int) -> bytes | None:
         return _mask_png(open_folder(run.uri), image_id)
 
 
+def image_uri(run: RunFolder, image_id: int) -> str:
+    """The URI of one image. Raises what :func:`mask_png` raises, except for damaged masks."""
+    try:
+        row = _find_row(_table(run), image_id, "uri")
+    except FileNotFoundError:  # as in mask_png
+        row = _find_row(_table(open_folder(run.uri)), image_id, "uri")
+    if row is None:
+        raise _no_row(run, image_id)
+    return str(row["uri"])
+
+
 def why_no_mask(run: RunFolder, image_id: int) -> str:
     """Why an image without a mask, whose :func:`mask_png` is ``None``, has none."""
     row = _find_row(_table(run), image_id, "error", "message") or {}
@@ -68,8 +77,7 @@ def _mask_png(run: RunFolder, image_id: int) -> bytes | None:
     try:
         row = _find_row(table, image_id, "file" if in_stats else "mask")
         if row is None:
-            missing = "has no row" if run.finished else "has no row yet"
-            raise RunError(f"{run.uri}: image_id {image_id} {missing}")
+            raise _no_row(run, image_id)
         if in_stats:
             folder, name = storage.join(run.uri, "rows"), row["file"]
             row = _read_row(folder, name, image_id, "mask")
@@ -81,6 +89,11 @@ def _mask_png(run: RunFolder, image_id: int) -> bytes | None:
         raise unreadable_mask(run, image_id, error) from error
     png: bytes | None = row["mask"]
     return png
+
+
+def _no_row(run: RunFolder, image_id: int) -> RunError:
+    yet = "" if run.finished else " yet"
+    return RunError(f"{run.uri}: image_id {image_id} has no row{yet}")
 
 
 def _table(run: RunFolder) -> Table | None:
@@ -102,12 +115,7 @@ def _read_row(folder: str, name: str, image_id: int, *columns: str) -> dict[str,
 
     Raises :class:`~segbatch.errors.Damaged`, or ``OSError`` if storage fails.
     """
-    uri = storage.join(folder, name)
-    if storage.is_local(uri):
-        source, path = arrow_fs.LocalFileSystem(), str(storage.local_path(uri))
-    else:
-        handler = arrow_fs.FSSpecHandler(remote_filesystem(storage.scheme_of(uri)))
-        source, path = arrow_fs.PyFileSystem(handler), uri
+    source, path = storage.arrow_filesystem(storage.join(folder, name))
     try:
         with pq.ParquetFile(path, filesystem=source, page_checksum_verification=True) as parquet:
             for group in range(parquet.num_row_groups):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -83,10 +84,10 @@ def write_points(
 def _write_geojson(rows: duckdb.DuckDBPyRelation, coordinates: Coordinates, result: Path) -> None:
     """RFC 7946."""
     latitude, longitude = map(quoted_name, coordinates)
+    # One SELECT, so that no column of the user's is taken for a member of the feature.
     features = (
         f"SELECT 'Feature' AS type, {{'type': 'Point', 'coordinates': [{longitude}, {latitude}]}}"
-        f" AS geometry, properties FROM (SELECT properties, {longitude}, {latitude} FROM"
-        f" (SELECT *, struct_pack({json_columns(rows, ':=')}) AS properties FROM answer))"
+        f" AS geometry, struct_pack({json_columns(rows, ':=')}) AS properties FROM answer"
     )
     lines = result.with_suffix(".lines")
     select_from(rows, f"COPY ({features}) TO {quoted_text(str(lines))} (FORMAT json)")
@@ -105,9 +106,10 @@ def _write_geoparquet(
     bounds = f"min({longitude}), min({latitude}), max({longitude}), max({latitude})"
     [bbox] = select_from(rows, f"SELECT {bounds} FROM answer").fetchall()
     column = {"encoding": "WKB", "geometry_types": ["Point"], "bbox": [float(b) for b in bbox]}
-    geo = {"version": "1.1.0", "primary_column": GEOMETRY, "columns": {GEOMETRY: column}}
+    name = _geometry_column(rows.columns)
+    geo = {"version": "1.1.0", "primary_column": name, "columns": {name: column}}
     reader = select_from(rows, "FROM answer").to_arrow_reader(BATCH_ROWS)
-    schema = reader.schema.append(pa.field(GEOMETRY, pa.binary()))
+    schema = reader.schema.append(pa.field(name, pa.binary()))
     schema = schema.with_metadata({"geo": json.dumps(geo)})
     with pq.ParquetWriter(result, schema, compression="zstd") as writer:
         for batch in reader:
@@ -117,3 +119,11 @@ def _write_geoparquet(
             points["y"] = batch.column(coordinates.latitude).to_numpy(zero_copy_only=False)
             geometry = pa.array([point.tobytes() for point in points], pa.binary())
             writer.write_batch(pa.record_batch([*batch.columns, geometry], schema=schema))
+
+
+def _geometry_column(taken: Sequence[str]) -> str:
+    """A name for the column of points that no column of the run has, in any case."""
+    name, names = GEOMETRY, {column.lower() for column in taken}
+    while name in names:
+        name += "_"
+    return name

@@ -205,7 +205,7 @@ def _images(log: DeltaLog, remove: list[TableFile], first: int, end: int) -> pa.
     if not names:
         return None
     filesystem, path = storage.arrow_filesystem(storage.join(log.uri, names[0]))
-    ours = RESERVED_COLUMNS - {"image_id", "uri"}
+    ours = RESERVED_COLUMNS - {"image_id", "uri", "frame", "time_s"}  # the manifest has these
     columns = [n for n in pq.read_schema(path, filesystem=filesystem).names if n not in ours]
     with ThreadPoolExecutor(READERS) as threads:
         parts = threads.map(lambda name: read_columns(log.uri, name, columns), names)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import date, time
+from decimal import Decimal
 from importlib.util import find_spec
 from math import isfinite
 from pathlib import Path
@@ -10,9 +12,11 @@ from typing import Any
 import duckdb
 
 from segbatch.errors import InputError
+from segbatch.results.database import without_zones
 
 MAX_ROWS = 1_048_575  # of a sheet, under its header
 MAX_TEXT = 32_767  # characters of a cell
+CELL_TYPES = (int, Decimal, date, time)  # beside floats and texts; a datetime is a date
 
 # Texts stay texts: one that begins with "=" would be a formula of whoever named an object.
 OPTIONS = {
@@ -20,7 +24,7 @@ OPTIONS = {
     "strings_to_formulas": False,
     "strings_to_numbers": False,
     "strings_to_urls": False,
-    "remove_timezone": True,  # times are in UTC
+    "remove_timezone": True,
     "default_date_format": "yyyy-mm-dd hh:mm:ss",
 }
 
@@ -34,9 +38,9 @@ def require_excel() -> None:
 def write_workbook(relation: duckdb.DuckDBPyRelation, file: Path) -> int:
     """Write all rows of ``relation``, whose columns are no structs, to one sheet; returns how many.
 
-    Numbers that are not finite become empty cells, and texts end after 32,767 characters. Memory
-    does not grow with the number of rows. Raises :class:`~segbatch.errors.InputError` for more rows
-    than a sheet takes.
+    Numbers that are not finite become empty cells, texts end after 32,767 characters, and times are
+    in UTC. DuckDB holds the rows, at most as many as a sheet takes. Raises
+    :class:`~segbatch.errors.InputError` for more of them, and ``duckdb.Error``.
     """
     import xlsxwriter
 
@@ -45,20 +49,21 @@ def write_workbook(relation: duckdb.DuckDBPyRelation, file: Path) -> int:
         sheet = workbook.add_worksheet("answer")
         sheet.freeze_panes(1, 0)
         sheet.write_row(0, 0, relation.columns, workbook.add_format({"bold": True}))
-        for batch in relation.to_arrow_reader():
-            for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                num_rows += 1
-                if num_rows > MAX_ROWS:
-                    raise InputError(
-                        f"an Excel sheet takes {MAX_ROWS:,} rows, and the answer has more: write"
-                        " .csv or .parquet"
-                    )
-                sheet.write_row(num_rows, 0, [_cell(value) for value in row])
+        # Not as Arrow, where an error of DuckDB would be an OSError.
+        for row in without_zones(relation, "TIMESTAMP").limit(MAX_ROWS + 1).iter_rows():
+            num_rows += 1
+            if num_rows > MAX_ROWS:
+                raise InputError(
+                    f"an Excel sheet takes {MAX_ROWS:,} rows, and the answer has more: write .csv"
+                    " or .parquet"
+                )
+            sheet.write_row(num_rows, 0, [_cell(value) for value in row])
         sheet.autofilter(0, 0, num_rows, len(relation.columns) - 1)
     return num_rows
 
 
 def _cell(value: Any) -> Any:
-    if isinstance(value, str):
-        return value[:MAX_TEXT]
-    return value if not isinstance(value, float) or isfinite(value) else None
+    """What a cell can hold: values of other types, such as intervals, as text."""
+    if isinstance(value, float):
+        return value if isfinite(value) else None
+    return value if value is None or isinstance(value, CELL_TYPES) else str(value)[:MAX_TEXT]

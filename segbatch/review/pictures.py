@@ -19,8 +19,7 @@ from segbatch.images.parts import read_parts
 from segbatch.images.place import Part
 from segbatch.masks import decode_mask, overlay
 from segbatch.masks.classes import IGNORE_INDEX
-from segbatch.results.lookup import mask_png, why_no_mask
-from segbatch.results.query import sql
+from segbatch.results.lookup import image_uri, mask_png, why_no_mask
 from segbatch.results.runfolder import RunFolder
 
 THREADS = 8
@@ -109,7 +108,7 @@ def read_photograph(run: RunFolder, image_id: int) -> Image.Image:
     Raises :class:`~segbatch.errors.RunError` for an id without a row, and
     :class:`~segbatch.errors.SourceError` for a photograph that cannot be read.
     """
-    return Image.fromarray(_picture(run, image_id, _uri(run, image_id), None).photo)
+    return Image.fromarray(_picture(run, image_id, image_uri(run, image_id), None).photo)
 
 
 def read_overlay(run: RunFolder, image_id: int, alpha: float) -> Image.Image:
@@ -118,19 +117,12 @@ def read_overlay(run: RunFolder, image_id: int, alpha: float) -> Image.Image:
     Raises what :func:`read_photograph` does, :class:`~segbatch.errors.RunError` where there is no
     mask, with the reason, and :class:`~segbatch.errors.UnreadableMask` where it is damaged.
     """
-    uri = _uri(run, image_id)
+    uri = image_uri(run, image_id)
     png = mask_png(run, image_id)
     if png is None:
         raise RunError(why_no_mask(run, image_id))
     picture = _picture(run, image_id, uri, png)
     return overlay(picture.photo, picture.label_map, run.classes, alpha)
-
-
-def _uri(run: RunFolder, image_id: int) -> str:
-    rows = sql([run], f"SELECT uri FROM images WHERE image_id = {int(image_id)}").fetchall()
-    if not rows:
-        raise RunError(f"{run.uri}: has no row of image {image_id}")
-    return str(rows[0][0])
 
 
 def _picture(run: RunFolder, image_id: int, uri: str, png: bytes | None) -> Picture:

@@ -451,7 +451,7 @@ def test_a_glob_that_matches_nothing_is_one_line(
 
 def test_a_notebook_shows_how_much_differs_and_each_class(before: Run, after: Run) -> None:
     found = before.diff(after)
-    assert repr(found).endswith("5 images are ok in both, 22.00% of their pixels differ)")
+    assert repr(found).endswith("5 images are ok in both, on average 22.00% of an image differs)")
     page = found._repr_html_()
     assert "<td" in page
     for name in NAMES:

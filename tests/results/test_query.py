@@ -1,10 +1,11 @@
 import io
 import json
+import os
 import re
 import subprocess
 import sys
 import uuid
-from datetime import datetime
+from datetime import UTC, datetime, time
 from pathlib import Path
 
 import duckdb
@@ -19,7 +20,7 @@ from rich.console import Console
 from segbatch import storage
 from segbatch.errors import Incomplete, InputError, RunError, UnreadableMask
 from segbatch.results import workbook
-from segbatch.results.answer import _print_table, write_answer
+from segbatch.results.answer import AnswerFormat, _print_table, write_answer
 from segbatch.results.lookup import mask_png
 from segbatch.results.query import sql
 from segbatch.results.schema import rows_schema
@@ -124,6 +125,41 @@ def test_a_users_column_named_like_one_of_wide_is_still_there(tmp_path: Path) ->
     run = write_run(str(tmp_path / "run"), user_columns=[extra])
     assert columns_of(run, "wide").count("coverage_window") == 1
     assert "Coverage_Window_" in columns_of(run, "wide")
+
+
+def test_times_with_a_zone_are_utc_wherever_the_machine_is(tmp_path: Path) -> None:
+    """ICU finds the zone of the machine when a process begins."""
+    run = write_run(
+        str(tmp_path / "run"),
+        user_columns=[pa.field("taken", pa.timestamp("us", "UTC"))],
+        user_values={"taken": lambda image_id: datetime(2026, 7, 1, 12, image_id, tzinfo=UTC)},
+    )
+    program = (
+        "from segbatch.results.answer import write_answer\n"
+        "from segbatch.results.query import sql\n"
+        "from segbatch.review.browse.grid import Grid\n"
+        "from segbatch.run import open_run\n"
+        f"run = open_run({run.uri!r})\n"
+        "write_answer(sql([run], 'SELECT taken FROM images ORDER BY image_id LIMIT 1'))\n"
+        f"for name in ('a.csv', 'a.xlsx', 'a.parquet'):\n"
+        f"    format, out = name[2:], {str(tmp_path)!r} + '/' + name\n"
+        "    write_answer(sql([run], 'FROM images ORDER BY image_id'), format, out)\n"
+        "print(Grid(run).image(0)['columns']['taken'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "TZ": "Asia/Tokyo"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [lines[2].strip(), lines[-1]] == 2 * ["2026-07-01 12:00:00+00"]
+    assert "2026-07-01 12:00:00+00" in (tmp_path / "a.csv").read_text().splitlines()[1]
+    header, first, *_ = openpyxl.load_workbook(tmp_path / "a.xlsx")["answer"].values
+    assert dict(zip(header, first, strict=True))["taken"] == datetime(2026, 7, 1, 12)
+    assert pq.read_schema(tmp_path / "a.parquet").field("taken").type == pa.timestamp("us", "UTC")
 
 
 def test_runs_has_one_row_a_run(run: Run, running: Run) -> None:
@@ -525,14 +561,35 @@ def test_columns_that_do_not_fit_on_a_terminal_are_named(run: Run) -> None:
     assert "coverage_window" in " ".join(lines[16:])
 
 
+def test_ids_and_coordinates_are_printed_in_full_and_shares_are_not(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    question = (
+        "SELECT 190123456::DOUBLE AS id, 2683141.125::DOUBLE AS east, 151.20931::DOUBLE AS lon,"
+        " 0.1::DOUBLE + 0.2::DOUBLE AS sum, 1234567::FLOAT AS area, coverage.window AS glass,"
+        " 'inf'::FLOAT AS most FROM images WHERE image_id = 3"
+    )
+    write_answer(sql([run], question))
+    expected = ["190123456", "2683141.125", "151.20931", "0.3", "1234567", "0.06667", "inf"]
+    assert capsys.readouterr().out.splitlines()[2].split() == expected
+    write_answer(sql([run], question), "table", str(tmp_path / "answer.txt"))
+    assert (tmp_path / "answer.txt").read_text().splitlines()[2].split() == expected
+
+
 def test_a_plan_is_printed_as_it_is(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     write_answer(sql([run], "EXPLAIN SELECT 1"))
     assert "╭─ Projection ───╮\n│ Projections: 1 │" in capsys.readouterr().out
 
 
-def test_a_value_that_cannot_be_cast_is_the_fault_of_the_query(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="Could not convert"):
-        write_answer(sql([run], "SELECT uri::INT FROM images"), "csv", str(tmp_path / "out.csv"))
+@pytest.mark.parametrize("format", ["table", "csv", "json", "parquet", "xlsx"])
+def test_a_value_that_cannot_be_cast_is_the_fault_of_the_query(
+    run: Run, tmp_path: Path, format: AnswerFormat
+) -> None:
+    """Also if it comes after more rows than DuckDB computes before it answers."""
+    question = "SELECT if(range < 140_000, '1', 'house')::INT FROM range(140_001)"
+    with pytest.raises(InputError, match="Could not convert") as wrong:
+        write_answer(sql([run], question), format, str(tmp_path / "out"))
+    assert "\n" not in str(wrong.value)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -588,6 +645,23 @@ def test_the_log_of_a_finished_run_is_read_once_for_many_masks(s3: S3) -> None:
         s3.break_down()  # nothing fails; counts requests from here on
         assert run.mask(image_id) is not None
         assert bool(s3.requests("GET", "/_delta_log/")) == is_asked
+
+
+def test_a_mask_that_was_committed_after_a_query_is_found(s3: S3) -> None:
+    run = write_run(s3.uri("run"), finished=False)
+    assert len(sql([run], "FROM images").fetchall()) == 14  # which lists the files
+    table = Table.open(f"{run.uri}/rows")
+    assert table is not None
+    rows = pq.read_table(io.BytesIO(storage.read_bytes(f"{table.uri}/{table.files()[0].name}")))
+    ids = pa.array(range(20, 20 + len(rows)), pa.int64())
+    written = io.BytesIO()
+    pq.write_table(rows.set_column(0, "image_id", ids), written)
+    name = file_name(2, "ok")
+    storage.write_bytes(f"{table.uri}/{name}", written.getvalue())
+    table.commit([DataFile(name, len(written.getvalue()), len(rows), 20, 25, "ok", "")])
+    mask = open_run(run.uri).mask(23)
+    assert mask is not None
+    np.testing.assert_array_equal(mask, label_map(3))
 
 
 def test_a_mask_is_found_after_stats_were_written_again(tmp_path: Path) -> None:
@@ -692,6 +766,29 @@ def test_a_workbook_has_all_rows_flat_columns_and_no_formula_of_a_stranger(
     assert first["taken"] == datetime(2026, 11, 29, 12)
     cell = sheet.cell(2, header.index("text") + 1)
     assert cell.data_type == "s", "a text and no formula"
+
+
+def test_a_workbook_has_values_of_every_type(run: Run, tmp_path: Path) -> None:
+    values = {
+        "INTERVAL 36 HOURS": "1 day, 12:00:00",
+        "'6f6fb47c-6d41-4b8a-9d4c-3a3c5ff1d2a7'::UUID": "6f6fb47c-6d41-4b8a-9d4c-3a3c5ff1d2a7",
+        "TIMESTAMPTZ '2026-07-01 12:00:00+02'": datetime(2026, 7, 1, 10),
+        "DATE '2026-07-01'": datetime(2026, 7, 1),
+        "TIME '01:02:03'": time(1, 2, 3),
+        "1.50::DECIMAL(4, 2)": 1.5,
+        "12::UHUGEINT": 12,
+        "true": True,
+        "'b'::ENUM ('a', 'b')": "b",
+        "'101'::BIT": "101",
+        "[1, 2]": "[1,2]",
+        "MAP {'a': 1}": '{"a":1}',
+        "'ab'::BLOB": "2 bytes",
+        "NULL": None,
+    }
+    out = str(tmp_path / "answer.xlsx")
+    write_answer(sql([run], f"SELECT {', '.join(values)}"), "xlsx", out)
+    _, row = openpyxl.load_workbook(out)["answer"].values
+    assert dict(zip(values, row, strict=True)) == values
 
 
 def test_a_workbook_takes_no_more_rows_than_a_sheet_has(

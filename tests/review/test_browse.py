@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode, urlsplit
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -180,6 +181,49 @@ def test_what_the_page_never_asks_for_is_refused(url: str) -> None:
     assert "no such text" in ask(url, "count", values={"status": ["ok"]})["error"]
     assert "no such text" in ask(url, "images", sort="texts.message")["error"]
     assert ask(url, "images", limit=10**9)["error"].startswith("query: limit: ")
+
+
+def test_columns_of_the_users_may_be_called_as_anything_here_is(tmp_path: Path) -> None:
+    names = [
+        "kind", "text", "num", "value", "change", "other_id", "lon", "lat", "Coverage_Change", "m0",
+        "v", "bin", "nth", "a", "b", "ours", "others", "chosen", "answer", "images",
+    ]  # fmt: skip
+    texts: dict[str, Any] = {
+        name: lambda image_id, name=name: f"{name} {image_id % 2}" for name in names
+    }
+    places: dict[str, Any] = {
+        "latitude": lambda image_id: image_id / 10,
+        "longitude": lambda image_id: image_id / 5,
+    }
+    columns = [
+        *(pa.field(name, pa.string()) for name in names),
+        *(pa.field(name, pa.float64()) for name in places),
+    ]
+    runs = [
+        write_run(str(tmp_path / name), user_columns=columns, user_values=texts | places)
+        for name in ("march", "february")
+    ]
+    grid = Grid(*runs)
+    assert grid.kinds() == {"ok": 12, "not_found": 1, "timeout": 1}
+    facets = grid.facets()
+    assert facets.ranges["columns.latitude"].high == 1.3
+    for name in names:
+        values = [f"{name} 0", f"{name} 1"]
+        assert facets.values[name] == [(value, 7) for value in values]
+        page = grid.page(GridQuery(sort=f"texts.{name}"))
+        assert [image["value"] for image in page] == 7 * values[:1] + 7 * values[1:]
+        assert grid.count(GridQuery(values={name: values[:1]}, texts={name: "0"})) == 7
+    points = grid.points(GridQuery(kinds=["ok"], sort="texts.kind"))
+    assert [(point["lon"], point["value"]) for point in points[:2]] == [
+        (0, "kind 0"),
+        (0.2, "kind 1"),
+    ]
+    assert grid.image(3)["columns"] == {
+        **{name: f"{name} 1" for name in names}, "latitude": "0.3", "longitude": "0.6",
+    }  # fmt: skip
+    assert grid.other_id(3) == 3
+    changes = [image["value"] for image in grid.page(GridQuery(sort="coverage_change_"))]
+    assert changes == [0] * 12 + [None] * 2
 
 
 @pytest.mark.parametrize("num_ok", [6, 0])
@@ -362,7 +406,7 @@ def test_people_filter_look_and_send_to_labelling(url: str, browser: Visitor) ->
     assert rows[0]["uri"] == f"s3://to-browse/{int(rows[0]['image_id']):04d}.jpg"
 
 
-def slide(page: "Page", name: str, value: int) -> None:
+def slide(page: "Page", name: str, value: float) -> None:
     move: Callable[..., Any] = page.get_by_label(name).first.evaluate
     move(f"e => {{ e.value = {value}; e.dispatchEvent(new Event('input')); }}")
 
@@ -387,6 +431,36 @@ def test_filters_are_those_of_the_users_columns_first(url: str, browser: Visitor
     assert absent == f"In no image: {HOSTILE}"
     assert not is_open
     assert active == "1 set"
+
+
+def test_sliders_and_numbers_have_all_digits_of_ids_and_coordinates(
+    tmp_path: Path, browser: Visitor
+) -> None:
+    values: dict[str, Any] = {
+        "east": lambda image_id: 2683141.125 + image_id / 10,
+        "lon": lambda image_id: 151.20 + image_id / 400,
+        "building": lambda image_id: 190123456.0 + image_id,
+    }
+    columns = [pa.field(name, pa.float64()) for name in values]
+    run = write_run(
+        str(tmp_path / "run"), user_columns=columns, user_values=values, photos=str(tmp_path)
+    )
+
+    def look(page: "Page") -> tuple[list[str], str]:
+        page.locator("#measuring").wait_for(state="detached")
+        page.select_option("#sort", "columns.building")
+        page.locator("figure .value", has_text="190123457").wait_for()
+        slide(page, "east at least", 2683141.6)
+        page.locator("#hits", has_text="9 images").wait_for()
+        slide(page, "lon at most", 151.221)
+        page.locator("#hits", has_text="4 images").wait_for()
+        ends = [page.get_by_label(f"{name}").input_value() for name in ("east from", "lon to")]
+        return ends, page.url.partition("#")[2]
+
+    with served(run) as url:
+        ends, address = browser.visit(url, look)
+    assert ends == ["2683141.6", "151.221"]
+    assert "columns.east=2683141.6.." in address
 
 
 def test_the_address_says_what_is_shown_and_marks_outlive_a_reload(

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import ExifTags, Image
@@ -29,6 +30,8 @@ from segbatch.formats.voc import VOC, distinct_colors
 from segbatch.masks import FILL, overlay
 from segbatch.masks.classes import IGNORE_INDEX, Classes
 from segbatch.masks.classfile import read_classes
+from segbatch.results.lookup import mask_png
+from segbatch.results.table import DataFile, Table, file_name
 from segbatch.review.export.destination import CLAIM_FILE
 from segbatch.review.export.export import WRITERS
 from segbatch.run import Run
@@ -106,7 +109,7 @@ def test_one_image_of_a_run_is_looked_at(run: Run) -> None:
     [(failed, error)] = run.sql("SELECT image_id, error FROM failures LIMIT 1").fetchall()
     with pytest.raises(RunError, match=f"image {failed} has no mask: it failed: {error}: "):
         run.overlay(failed)
-    with pytest.raises(RunError, match="has no row of image 77"):
+    with pytest.raises(RunError, match="image_id 77 has no row"):
         run.image(77)
 
 
@@ -343,6 +346,46 @@ def test_damaged_masks_are_named_and_all_others_exported(s3: S3, tmp_path: Path)
     export = run.export(str(tmp_path / "b"), "png")
     assert export.left_out == {"damaged mask": 6}
     assert len({line.split("damaged mask: ")[1] for line in export.unread}) == 2
+
+
+def test_files_whose_ids_interleave_are_exported_and_damage_costs_its_own_images(
+    tmp_path: Path,
+) -> None:
+    """A later pass writes files whose ranges of ids enclose those of other files."""
+    run = write_run(str(tmp_path / "run"), failed=())
+    table = Table.open(f"{run.uri}/rows")
+    assert table is not None
+    first, second = table.files()
+    rows = pa.concat_tables(pq.read_table(f"{table.uri}/{file.name}") for file in (first, second))
+    ids_of = {file_name(2, "ok"): [0, 4, 11], file_name(3, "ok"): [1, 2, 3, 5, 6, 7, 8, 9, 10]}
+    for name, ids in ids_of.items():
+        pq.write_table(rows.take(ids), f"{table.uri}/{name}")
+    mixed = [DataFile(name, 1, len(i), i[0], i[-1], "ok", "") for name, i in ids_of.items()]
+    table.commit(mixed, [first, second])
+    exported = run.export(str(tmp_path / "all"), "png")
+    assert (exported.chosen, exported.written, exported.left_out) == (12, 12, {})
+    few = run.export(str(tmp_path / "few"), "png", where="image_id IN (4, 5)")
+    assert (few.chosen, few.written) == (2, 2)
+    for image_id in (4, 5):
+        assert (tmp_path / "few" / f"{image_id:04d}.png").read_bytes() == mask_png(run, image_id)
+
+    Path(table.uri, mixed[0].name).write_bytes(b"PAR1")
+    exported = run.export(str(tmp_path / "rest"), "png")
+    assert (exported.chosen, exported.written) == (12, 9)
+    assert exported.left_out == {"damaged mask": 3}
+    uris = [line.partition(": ")[0] for line in exported.unread]
+    assert uris == [f"s3://photos/{image_id:04d}.jpg" for image_id in (0, 4, 11)]
+
+
+@pytest.mark.parametrize("to", ["png", "csv", "parquet", "geojson", "geoparquet"])
+def test_a_condition_that_fails_on_a_value_is_one_line(tmp_path: Path, to: str) -> None:
+    columns = [pa.field(name, pa.float64()) for name in ("lat", "lon")]
+    values: dict[str, Any] = {"lat": lambda image_id: 47.0, "lon": lambda image_id: 8.0}
+    run = write_run(str(tmp_path / "run"), user_columns=columns, user_values=values)
+    with pytest.raises(InputError, match="Could not convert string") as wrong:
+        run.export(str(tmp_path / "out"), to, where="uri::INT > 3")
+    assert "\n" not in str(wrong.value)
+    assert files_in(str(tmp_path / "out")) == {}
 
 
 def test_frames_of_videos_are_exported_as_pictures(tmp_path: Path) -> None:

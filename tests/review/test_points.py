@@ -7,9 +7,10 @@ import json
 import math
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import geopandas
+import pyarrow as pa
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -25,6 +26,7 @@ from tests.images.test_panorama import room, sphere
 from tests.review.conftest import Visitor
 from tests.review.test_browse import served
 from tests.runs import rows_of
+from tests.written_run import write_run
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -100,6 +102,34 @@ def test_some_images_are_chosen(run: Run, tmp_path: Path) -> None:
 def test_a_run_without_coordinates_says_how_to_get_them(whole_run: Run, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"has no coordinates: .*exif: true"):
         whole_run.export(str(tmp_path), "geoparquet")
+
+
+def test_columns_called_as_parts_of_the_formats_are_still_there(tmp_path: Path) -> None:
+    names = ["geometry", "Geometry_", "properties", "type", "coordinates", "features", "id"]
+    values: dict[str, Any] = {
+        **{name: lambda image_id, name=name: f"{name} {image_id}" for name in names},
+        "lat": lambda image_id: 47 + image_id / 10,
+        "lon": lambda image_id: 8.5,
+    }
+    columns = [
+        *(pa.field(name, pa.string()) for name in names),
+        *(pa.field(name, pa.float64()) for name in ("lat", "lon")),
+    ]
+    run = write_run(str(tmp_path / "run"), user_columns=columns, user_values=values)
+    run.export(str(tmp_path / "a"), "geoparquet")
+    read = geopandas.read_parquet(tmp_path / "a" / "images.parquet")
+    assert read.geometry.name == "geometry__"
+    assert list(read.geometry.y[:2]) == [47, 47.1]
+    run.export(str(tmp_path / "b"), "geojson")
+    collection = json.loads((tmp_path / "b" / "images.geojson").read_text())
+    assert len(read) == len(collection["features"]) == 14
+    feature = collection["features"][3]
+    assert feature.keys() == {"type", "geometry", "properties"}
+    assert feature["type"] == "Feature"
+    assert feature["geometry"] == {"type": "Point", "coordinates": [8.5, 47.3]}
+    for name in names:
+        assert read[name][3] == feature["properties"][name] == f"{name} 3"
+    assert len(geopandas.read_file(tmp_path / "b" / "images.geojson")) == 14
 
 
 def test_the_report_has_a_map_that_asks_for_nothing(

@@ -2,10 +2,13 @@
 
 import sys
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from segbatch import storage
@@ -150,6 +153,17 @@ def test_groups_of_a_column_add_up_and_what_is_left_out_is_said(
     assert said[-1] == "Left out: 2 smaller groups with 4 images."
 
 
+def test_groups_of_times_with_a_zone_are_in_utc(tmp_path: Path) -> None:
+    run = write_run(
+        str(tmp_path / "run"),
+        user_columns=[pa.field("taken", pa.timestamp("us", "UTC"))],
+        user_values={"taken": lambda image_id: datetime(2026, 7, 1, image_id % 2, tzinfo=UTC)},
+    )
+    found = groups.group_images(run, "taken", [], [])
+    hours = [(f"2026-07-01 0{hour}:00:00+00", 7, 1, []) for hour in (0, 1)]
+    assert found.rows == hours
+
+
 def test_bars_compare_the_groups_of_a_column(browser: Visitor, page: str) -> None:
     script = """bars => bars.map(({ parentElement: cell, style }) => [
       cell.dataset.label, cell.firstChild.textContent, style.width])"""
@@ -167,6 +181,7 @@ def test_bars_compare_the_groups_of_a_column(browser: Visitor, page: str) -> Non
 
 def test_another_run_is_compared_with_pictures_of_both(browser: Visitor, page: str) -> None:
     def look(page: "Page") -> tuple[list[str], list[str], list[str], int]:
+        assert "pixels of another class, mean per image" in texts(page, "#comparison dt")
         pairs = page.locator(".pair")
         above = texts(page, ".pair >> nth=0 >> .four p")
         num = pairs.locator("button").count()
@@ -231,6 +246,21 @@ def test_the_gallery_holds_what_is_typical_uncertain_and_extreme(
     most, least = first("coverage.window DESC", 2), first("coverage.window", 1)
     assert sections["window: most and least"] == [*most, *least]
     assert "traffic light: most and least" not in sections
+
+
+def test_a_model_that_gives_class_ids_alone_has_no_certain_images(tmp_path: Path) -> None:
+    run = write_run(str(tmp_path / "run"), finished=False, photos=str(tmp_path))
+    for path in Path(run.uri, "rows").glob("*.parquet"):
+        rows = pq.read_table(path)
+        for name in ("confidence", "uncertainty"):
+            at = rows.schema.get_field_index(name)
+            nulls = pa.nulls(len(rows), rows.schema.field(name).type)
+            rows = rows.set_column(at, rows.schema.field(name), nulls)
+        pq.write_table(rows, path)
+    run.report(str(tmp_path / "report.html"))
+    page = (tmp_path / "report.html").read_text()
+    assert "window: most and least" in page
+    assert "certain</h3>" not in page
 
 
 def test_an_image_that_is_gone_is_named_and_the_others_are_shown(

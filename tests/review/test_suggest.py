@@ -5,11 +5,13 @@ import io
 import json
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -112,6 +114,32 @@ def test_failed_images_are_taken_if_they_can_be_read_now(run: Run, tmp_path: Pat
         "cannot be read now: not_found": 1,
         "failed in the run, too_large: cannot be labelled": 1,
     }
+
+
+@pytest.mark.parametrize("by", ["uncertainty", "disagreement", "failures", "diverse"])
+def test_columns_of_the_users_have_any_name_and_type(photos: S3, tmp_path: Path, by: str) -> None:
+    names = ["score", "scores", "taken", "reason"]
+    zoned = pa.timestamp("us", "UTC")  # DuckDB would need pytz to fetch it
+    values: dict[str, Any] = {
+        name: lambda image_id: datetime(2026, 7, 1, image_id, tzinfo=UTC) for name in names
+    }
+    run, other = (
+        write_run(
+            str(tmp_path / name),
+            names=["background", "wall", of_class, "sign"],
+            user_columns=[pa.field(name, zoned) for name in names],
+            user_values=values,
+            failed=("not_found",),
+        )
+        for name, of_class in (("run", "window"), ("other", "glass"))
+    )
+    against = other if by == "disagreement" else None
+    suggestions = suggest(run, str(tmp_path / "to"), count=1, by=by, against=against)
+    expected = {"uncertainty": [6], "disagreement": [11], "failures": []}
+    if by in expected:
+        assert ids(suggestions) == expected[by]
+    else:
+        assert len(suggestions.images) == 1
 
 
 def test_damaged_masks_are_left_out_and_counted(photos: S3, tmp_path: Path) -> None:

@@ -291,6 +291,19 @@ def test_overlays_lie_as_the_files_do_however_the_folder_is_written(
     assert capfd.readouterr().err == "left out 1 system file (._*)\n"
 
 
+def test_overlays_inside_the_source_are_made_again_from_the_originals(
+    model_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = Path("photos/overlays")
+    names = {"a.png", "overlays-of-last-year/b.png"}
+    for path in (folder / name for folder in (Path("photos"), made) for name in names):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32)).save(path)
+    assert predict_files("photos/", model_uri, str(tmp_path / made)) == len(names)
+    assert {str(path.relative_to(made)) for path in made.rglob("*.*")} == names
+
+
 def test_a_video_is_no_picture(model_uri: str, tmp_path: Path) -> None:
     film(tmp_path / "clip.mp4", [0])
     with pytest.raises(InputError, match=r"overlay\.png: a video is written as \.mp4"):

@@ -34,6 +34,8 @@ function slider(measure, range, color) {
   pair.dataset.measure = measure.name;
   if (color) pair.style.setProperty("--color", color);
   const sign = (text, bound) => range.is_cut && bound === null ? text : "";
+  // Bounds are rounded to less than a thousandth of the range.
+  const places = Math.min(Math.max(3 - Math.floor(Math.log10(range.high - range.low)), 0), 100);
   let bounds = [null, null];
   const exact = exactInputs(measure, range, (which, bound) => { bounds[which] = bound; draw(); changed(); });
 
@@ -59,7 +61,7 @@ function slider(measure, range, color) {
   function move(which) {
     const values = [+low.value, +high.value];
     values[which] = which ? Math.max(...values) : Math.min(...values);
-    const tidy = (value) => measure.whole || isDate ? Math.round(value) : +value.toPrecision(4);
+    const tidy = (value) => measure.whole || isDate ? Math.round(value) : +value.toFixed(places);
     bounds[which] = values[which] === (which ? range.high : range.low) ? null : tidy(values[which]);
     draw();
     changed();

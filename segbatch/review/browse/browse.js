@@ -27,7 +27,9 @@ function element(tag, properties = {}, ...children) {
 
 const integer = (value) => value.toLocaleString("en");
 const percent = (value) => value === null || value === undefined ? "–" : `${(100 * value).toFixed(1)} %`;
-const number = (value) => value === null || value === undefined ? "–" : String(+value.toPrecision(6));
+// Six significant digits below 1, otherwise six decimals: ids and coordinates have many digits.
+const number = (value) => value === null || value === undefined ? "–"
+  : String(+(Math.abs(value) < 1 ? value.toPrecision(6) : value.toFixed(6)));
 const moment = (value) => value === null ? "–" : isoDate(value).slice(0, 16).replace("T", " ");
 
 

@@ -5,14 +5,11 @@ As in ``segbatch diff``, images are joined on their URIs, and those of one URI i
 
 from __future__ import annotations
 
-from typing import Literal
-
 import duckdb
 
-from segbatch import storage
-from segbatch.results.database import quoted_name, register_filesystems, scan
+from segbatch.results.database import quoted_name, register_filesystems, scan_run
 from segbatch.results.runfolder import RunFolder
-from segbatch.results.schema import OK, rows_schema
+from segbatch.results.schema import OK
 
 COUNTERPARTS = "segbatch.counterparts"  # image_id, other_id, change
 CHANGE = "coverage_change"
@@ -28,11 +25,7 @@ def create_counterparts(
     to 1, null unless both are ok. Raises ``duckdb.Error``, and ``OSError`` if storage fails.
     """
     register_filesystems(con, [other.uri])
-    kind: Literal["stats", "rows"] = "stats" if other.finished else "rows"
-    table = other.table(kind)
-    schema = table.schema if table else rows_schema(other.classes)
-    files = table.files() if table else []
-    others = scan(con, "others", storage.join(other.uri, kind), files, schema)
+    others = scan_run(con, "others", other).view
     changes = [
         f"abs({_share('a', field, run)} - {_share('b', field, other)})"
         for field in dict.fromkeys([*run.classes.fields, *other.classes.fields])

@@ -63,8 +63,8 @@ def find_facets(ask: Ask, read: Read, measures: Sequence[Measure], texts: Sequen
     for text in texts:
         if num_distinct[text] <= 2 * FEW_VALUES:  # it is an estimate
             rows = ask(
-                f"SELECT {columns[text]} AS text, count(*) AS num FROM answer GROUP BY text"
-                f" ORDER BY num DESC, text LIMIT {FEW_VALUES + 1}"
+                f"SELECT {columns[text]}, count(*) FROM answer GROUP BY ALL"
+                f" ORDER BY 2 DESC, 1 LIMIT {FEW_VALUES + 1}"
             )
             if 1 < len(rows) <= FEW_VALUES:
                 values[text] = rows

@@ -16,14 +16,13 @@ from typing import Any, cast
 import duckdb
 import pyarrow as pa
 
-from segbatch import storage
 from segbatch.errors import InputError, RunError
 from segbatch.results.database import (
     open_database,
     quoted_name,
     quoted_text,
     register_filesystems,
-    scan,
+    scan_run,
     select_from,
 )
 from segbatch.results.points import coordinates_in
@@ -35,7 +34,6 @@ from segbatch.results.query import (
     sql_error,
 )
 from segbatch.results.runfolder import RunFolder
-from segbatch.results.schema import rows_schema
 from segbatch.review.browse.counterparts import CHANGE, COUNTERPARTS, create_counterparts
 from segbatch.review.browse.facets import Facets, find_facets
 from segbatch.review.browse.measures import Measure, double, is_number, measures_in
@@ -60,43 +58,43 @@ class Grid:
     def __init__(self, run: RunFolder, against: RunFolder | None = None) -> None:
         self.run = run
         self.against = against
-        table = run.table("stats" if run.finished else "rows")
-        folder = storage.join(run.uri, "stats" if run.finished else "rows")
-        schema = table.schema if table else rows_schema(run.classes)
-        ours = {*HIDDEN_COLUMNS, *RESULT_COLUMNS, *FACTS}
-        self._own_columns = [field for field in schema if field.name not in ours]
-        measures = measures_in(schema, run.classes, self._own_columns)
-        self.measures = {measure.name: measure for measure in measures}
-        self.own_columns = [field.name for field in self._own_columns]
-        self.texts = ["uri", *(f.name for f in self._own_columns if not is_number(f.type))]
-
         self._facets: Facets | None = None
         self._lock = threading.Lock()
         self._database = con = open_database()
         register_filesystems(con, [run.uri])
-        shown = ", ".join(
-            quoted_name(field.name) for field in schema if field.name not in HIDDEN_COLUMNS
-        )
         try:
-            source = scan(con, "images", folder, table.files() if table else [], schema)
+            source, schema, folder = scan_run(con, "images", run)
+            ours = {*HIDDEN_COLUMNS, *RESULT_COLUMNS, *FACTS}
+            self._own_columns = [field for field in schema if field.name not in ours]
+            measures = measures_in(schema, run.classes, self._own_columns)
+            self.measures = {measure.name: measure for measure in measures}
+            # Qualified: a column of the user's may be called as one of the counterparts' is.
+            shown = ", ".join(
+                f"ours.{quoted_name(field.name)}"
+                for field in schema
+                if field.name not in HIDDEN_COLUMNS
+            )
+            joined = ""
             if against is not None:
                 create_counterparts(con, source, run, against)
                 change = self._add_change(schema.names)
-                shown = f"{shown}, change AS {quoted_name(change)}"
-                source = f"{source} LEFT JOIN {COUNTERPARTS} USING (image_id)"
-            con.execute(f"CREATE VIEW images AS SELECT {shown} FROM {source}")
+                shown = f"{shown}, others.change AS {quoted_name(change)}"
+                joined = f" LEFT JOIN {COUNTERPARTS} AS others USING (image_id)"
+            con.execute(f"CREATE VIEW images AS SELECT {shown} FROM {source} AS ours{joined}")
             con.execute(f"SET allowed_directories = [{quoted_text(f'{folder}/')}]")
             con.execute("SET enable_external_access = false")
             con.execute("SET lock_configuration = true")
         except duckdb.Error as error:
             raise query_failure(error) from error
+        self.own_columns = [field.name for field in self._own_columns]
+        self.texts = ["uri", *(f.name for f in self._own_columns if not is_number(f.type))]
         self._images = con.table("images")
         self.coordinates = coordinates_in(self._images)
 
     def _add_change(self, taken: Sequence[str]) -> str:
         """Add the measure of the change from the other run; returns its column."""
-        name = CHANGE
-        while name in taken:
+        name, names = CHANGE, {column.lower() for column in taken}  # SQL ignores case
+        while name in names:
             name += "_"
         self.measures[name] = Measure(name, "change", "change of coverage", quoted_name(name))
         return name
@@ -116,8 +114,8 @@ class Grid:
         with self._exclusive():
             rows = self._select(
                 self._images,
-                f"{KIND} AS kind, count(*)",
-                "GROUP BY kind ORDER BY kind != 'ok', kind",
+                f"{KIND}, count(*)",  # by itself: an alias would be a user's column of its name
+                f"GROUP BY {KIND} ORDER BY {KIND} != 'ok', {KIND}",
             )
         return dict(rows)
 

@@ -62,7 +62,8 @@ SELECT
     image_id, uri, width, height,
     CASE WHEN count(*) OVER (PARTITION BY lower(name)) > 1 THEN name || '@' || image_id ELSE name
     END AS name
-FROM (SELECT *, safe_name(uri) AS name FROM chosen)"""
+FROM (SELECT *, safe_name(uri) AS name FROM chosen)
+ORDER BY image_id"""  # so that a range of ids is found without reading all
 
 
 @dataclass
@@ -125,14 +126,14 @@ def export(
     is_begun = claim.is_begun(folder)
     condition = f" WHERE (\n{where}\n)" if where is not None else ""
     rest = f"{condition} ORDER BY image_id" + (f" LIMIT {limit}" if limit is not None else "")
-    if by is not None:
-        return _export_buildings(run, folder, TABLES[to], by, is_filtered=bool(where or limit))
-    if to in TABLES:
-        return _export_table(run, folder, TABLES[to], rest)
-    if to in points.FILES:
-        return _export_points(run, folder, to, rest)
-    chosen = sql([run], f"SELECT image_id, uri, status, width, height FROM images{rest}")
     try:
+        if by is not None:
+            return _export_buildings(run, folder, TABLES[to], by, is_filtered=bool(where or limit))
+        if to in TABLES:
+            return _export_table(run, folder, TABLES[to], rest)
+        if to in points.FILES:
+            return _export_points(run, folder, to, rest)
+        chosen = sql([run], f"SELECT image_id, uri, status, width, height FROM images{rest}")
         exported = _export_images(run, folder, WRITERS[to], chosen, claim, is_begun=is_begun)
     except duckdb.Error as error:
         raise query_failure(error) from error
@@ -280,43 +281,47 @@ class _Mask:
 def _rows_with_masks(
     con: duckdb.DuckDBPyConnection, run: RunFolder
 ) -> Iterator[tuple[_NamedImage, _Mask | Damaged]]:
-    """The images of ``named``, each with its mask, or why that cannot be read; holds one file of
-    ``rows/`` in memory.
+    """Take the images out of ``named``, each with its mask, or why that cannot be read; holds one
+    file of ``rows/`` in memory.
     """
     table = run.table("rows")
     files = [file for file in table.files() if kind_of(file.name) == OK] if table else []
     wanted = {"image_id", "mask", "confidence"}
     columns = [name for name in table.schema.names if name in wanted] if table else []
-    folder, num_found = storage.join(run.uri, "rows"), 0
+    folder = storage.join(run.uri, "rows")
+    damaged: list[tuple[str, Damaged]] = []
     for file in files:
-        found = con.execute(
-            "SELECT image_id, uri, width, height, name FROM named"
-            " WHERE image_id BETWEEN ? AND ? ORDER BY image_id",
-            [file.first_id, file.last_id],
-        ).fetchall()
-        rows = [_NamedImage(*values) for values in found]
-        if not rows:
+        in_range = f"image_id BETWEEN {file.first_id} AND {file.last_id}"
+        if not con.execute(f"SELECT 1 FROM named WHERE {in_range} LIMIT 1").fetchall():
             continue
         try:
             read = read_columns(folder, file.name, columns)
         except Damaged as error:
-            num_found += len(rows)
-            yield from ((row, error) for row in rows)
+            damaged.append((in_range, error))
             continue
         places = {image_id: n for n, image_id in enumerate(read["image_id"].to_pylist())}
-        for row in rows:
-            if row.image_id in places:  # or else in another file of the same range
-                num_found += 1
-                mask, confidence = (
-                    read[name][places[row.image_id]].as_py() if name in columns else None
-                    for name in ("mask", "confidence")
-                )
-                yield row, _Mask(mask, confidence or {})
-    [(num_named,)] = con.execute("SELECT count(*) FROM named").fetchall()
-    if num_found != num_named:
-        raise RunError(
-            f"{run.uri}: {num_named - num_found:,} images have no row with a mask: audit the run"
-        )
+        # By id: the range of a file of few images may hold a million.
+        for row in _take(con, f"{in_range} AND image_id IN (SELECT unnest(?))", [list(places)]):
+            mask, confidence = (
+                read[name][places[row.image_id]].as_py() if name in columns else None
+                for name in ("mask", "confidence")
+            )
+            yield row, _Mask(mask, confidence or {})
+    for in_range, damage in damaged:  # those that no other file has
+        yield from ((row, damage) for row in _take(con, in_range))
+    [(num_rest,)] = con.execute("SELECT count(*) FROM named").fetchall()
+    if num_rest:
+        raise RunError(f"{run.uri}: {num_rest:,} images have no row with a mask: audit the run")
+
+
+def _take(
+    con: duckdb.DuckDBPyConnection, condition: str, values: Sequence[object] = ()
+) -> list[_NamedImage]:
+    """Remove the rows of ``named`` that fulfil a condition, and return them by ``image_id``."""
+    taken = con.execute(
+        f"DELETE FROM named WHERE {condition} RETURNING image_id, uri, width, height, name", values
+    ).fetchall()
+    return sorted(_NamedImage(*row) for row in taken)
 
 
 @dataclass(frozen=True)

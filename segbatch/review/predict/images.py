@@ -34,7 +34,7 @@ from segbatch.model.predict import Model, load_model
 from segbatch.review.names import safe_name
 from segbatch.review.predict.film import ENCODERS
 from segbatch.review.predict.videos import predict_video
-from segbatch.storage.uris import without_query
+from segbatch.storage.uris import is_inside, without_query
 
 _VIDEOS = {f".{extension}" for extension in VIDEO_EXTENSIONS}
 _EXTENSIONS = _VIDEOS | {f".{extension}" for extension in IMAGE_EXTENSIONS}
@@ -46,7 +46,8 @@ def predict_files(source: str, model_uri: str, output: str, fill: float = FILL) 
     ``fill`` is the opacity of the class colours, 0 to 1; with 0 there are only outlines.
 
     ``output`` is a file for one image or video, in the format of its extension. It is a folder if
-    ``source`` is one, or if ``output`` ends in ``/`` or is a folder already. Raises
+    ``source`` is one, or if ``output`` ends in ``/`` or is a folder already; below ``source``, it
+    is left out of what is predicted. Raises
     :class:`~segbatch.errors.InputError` for a source, model or output that cannot be used, and
     :class:`~segbatch.errors.JobFailed` at the end if some files could not be read.
     """
@@ -96,6 +97,8 @@ def _outputs(source: str, output: str) -> Iterator[tuple[str, str]]:
         yield source, storage.join(output, name) if into_folder else output
         return
     taken: set[str] = set()
+    if is_inside(output, source) and not is_inside(source, output):  # earlier overlays
+        files = [uri for uri in files if not is_inside(uri, output)]
     system = storage.SystemFiles()
     for uri in system.left_out(files, partial(storage.path_below, folder=source)):
         relative = PurePosixPath(storage.path_below(uri, source))

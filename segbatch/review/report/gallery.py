@@ -77,9 +77,9 @@ def choose_images(
             ("Least certain", "uncertainty DESC", NUM_UNCERTAIN),
             ("Most certain", "uncertainty", NUM_CERTAIN),
         ):
-            yield Section(
-                title, _cards(ask, run, order, num, why="uncertainty", value="uncertainty")
-            )
+            cards = _cards(ask, run, order, num, why="uncertainty", value="uncertainty")
+            if cards:  # none where the model gives class ids alone
+                yield Section(title, cards)
     for c in [c for c, mean in means.items() if mean][:MAX_CLASSES]:
         share = _share(c)
         has = f"nullif({share}, 0)"

@@ -8,7 +8,7 @@ from typing import Any
 
 from segbatch.masks.classes import SegClass
 from segbatch.results.buildings import VIEW
-from segbatch.results.database import quoted_name
+from segbatch.results.database import quoted_name, without_zones
 from segbatch.results.query import sql
 from segbatch.results.runfolder import RunFolder
 from segbatch.review.report.classes import ClassFacts
@@ -51,13 +51,14 @@ def group_images(
     computed = [name for name in formulas if name in job_has]
     values = [f"coverage.{quoted_name(c.field)}" for c in covering]
     values += [f"formulas.{quoted_name(name)}" for name in computed]
-    found = sql(
+    groups = sql(
         [run],
         f"SELECT building, images + failed, failed, [{', '.join(values)}]::DOUBLE[],"
         " count(*) OVER (), sum(images + failed) OVER ()"
         f" FROM {VIEW}({quoted_name(column)})"
         f" ORDER BY images + failed DESC, building LIMIT {NUM_GROUPS}",
-    ).fetchall()
+    )
+    found = without_zones(groups).fetchall()
     rows = [row[:4] for row in found]
     num_groups, num_images = found[0][4:] if found else (0, 0)
     return Groups(

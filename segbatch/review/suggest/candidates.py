@@ -25,6 +25,11 @@ FACTOR = 10  # candidates for each wanted image; Zhdanov (2019) takes 10 to 50
 ROWS_PER_CANDIDATE = 4
 MIN_FACTOR = 2
 
+# Those of a run that a candidate has; a run may have no confidence and no uncertainty.
+COLUMNS = (
+    "image_id", "uri", "status", "error", "width", "height", "coverage", "confidence", "uncertainty"
+)  # fmt: skip
+
 # Images that cannot be labelled; one that crashed a worker would crash a labelling tool, too.
 UNLABELLABLE = ("truncated", "undecodable", "unsupported", "too_large", "crashed")
 
@@ -137,6 +142,14 @@ class Ranking(NamedTuple):
     reason: str
 
 
+def _images(run: RunFolder) -> str:
+    """SQL: the images with the columns of a candidate, and with none of the user's: one of these
+    may be called ``score``.
+    """
+    there = sql([run], "FROM images LIMIT 0").columns
+    return f"(SELECT {', '.join(name for name in COLUMNS if name in there)} FROM images)"
+
+
 def _by_uncertainty(run: RunFolder, scope: str, _: RunFolder | None, __: int) -> Ranking:
     if "uncertainty" not in sql([run], "FROM images LIMIT 0").columns:
         raise InputError(
@@ -150,7 +163,7 @@ def _by_uncertainty(run: RunFolder, scope: str, _: RunFolder | None, __: int) ->
             " diverse"
         )
     which = f"uncertainty IS NOT NULL AND {scope}"
-    select = f"SELECT *, uncertainty AS score FROM images WHERE {which}"
+    select = f"SELECT *, uncertainty AS score FROM {_images(run)} WHERE {which}"
     return Ranking(select, "uncertainty {:.3f}")
 
 
@@ -166,18 +179,19 @@ def _by_disagreement(run: RunFolder, scope: str, against: RunFolder | None, most
     ).fetchall()
     values = ", ".join(f"({image_id}, {score})" for image_id, score in pairs or [(-1, 0)])
     scores = f"(VALUES {values}) AS scores (image_id, score)"
-    select = f"SELECT * FROM images JOIN {scores} USING (image_id)"
+    select = f"SELECT * FROM {_images(run)} JOIN {scores} USING (image_id)"
     return Ranking(select, "disagreement {:.3f}")
 
 
 def _by_failure(run: RunFolder, scope: str, _: RunFolder | None, __: int) -> Ranking:
     kinds = ", ".join(map(quoted_text, UNLABELLABLE))
     which = f"status = '{FAILED}' AND error NOT IN ({kinds}) AND {scope}"
-    return Ranking(f"SELECT *, 0 AS score FROM images WHERE {which}", "")
+    return Ranking(f"SELECT *, 0 AS score FROM {_images(run)} WHERE {which}", "")
 
 
 def _for_diversity(run: RunFolder, scope: str, _: RunFolder | None, __: int) -> Ranking:
-    return Ranking(f"SELECT *, 0 AS score FROM images WHERE status = '{OK}' AND {scope}", "")
+    which = f"status = '{OK}' AND {scope}"
+    return Ranking(f"SELECT *, 0 AS score FROM {_images(run)} WHERE {which}", "")
 
 
 # The parameters: the run, an SQL condition on the rows, the other run, and the most rows needed.
