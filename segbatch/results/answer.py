@@ -37,10 +37,11 @@ SHOWN_ROWS = 40
 CELL_WIDTH = 60
 UNLIMITED = 1_000_000
 
-# Shares are in single precision. A double may be a coordinate or an id of the user's: it has all
-# digits in which a decimal number comes back as it was written.
+# Significant digits. Shares are in single precision; a double may be a coordinate of the user's
+# (centimetres on the earth), and a whole one an id.
 SINGLE_DIGITS = 4
-DOUBLE_DIGITS = 15
+DOUBLE_DIGITS = 10
+WHOLE_DIGITS = 15
 
 # Control characters: a terminal would act on those in an object's name.
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -234,7 +235,7 @@ def _cell(value: object, limit: int, digits: int = DOUBLE_DIGITS) -> str:
     if value is None:
         return "–"
     if isinstance(value, float):
-        text = f"{value:.{DOUBLE_DIGITS if value.is_integer() else digits}g}"
+        text = f"{value:.{WHOLE_DIGITS if value.is_integer() else digits}g}"
     else:
         text = " ".join(str(value).split())
     text = CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
