@@ -194,7 +194,9 @@ def measured(
         "nodes lost": sum(slot.lost for slot in slots),
         "node-seconds": round(node_seconds),
         "images per node-second": images / node_seconds,
-        "s until a new node has a predict worker, median": statistics.median(waits) if waits else None,
+        "s until a new node has a predict worker, median": statistics.median(waits)
+        if waits
+        else None,
         "the same, longest": max(waits, default=None),
         "longest s between lines with new images": arrivals.longest_gap(began),
     }

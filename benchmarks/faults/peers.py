@@ -47,6 +47,8 @@ ABOUT = (
     " be read. `read again` counts reads of images beyond those of the undisturbed run. `extra s`"
     " is against the undisturbed run of the same program, whose row shows its seconds."
 )
+MIDDLE = 0.7  # of the time of an undisturbed run: programs start in the first half
+LOOK_S = 0.2
 LOST_NODE = "the node of its workers is lost, another joins"
 POISON = "an image that kills its process"
 MAX_STARTS = 5
@@ -104,7 +106,7 @@ class Contender:
             "driver killed -9, 3 times":
                 lambda name: self.row(name, [], _Kill(self.undisturbed_s, KILLS)),
             "a worker killed -9":
-                lambda name: self.row(name, [], _Once(self.undisturbed_s, _kill_worker)),
+                lambda name: self.row(name, [], _Once(self.is_in_the_middle(), _kill_worker)),
             LOST_NODE: self.lost_node,
             "S3 answers 503 for a minute": lambda name: self.row(name, [burst], _nothing),
             "20 % of requests are reset": lambda name: self.row(name, [resets], _nothing),
@@ -160,7 +162,10 @@ class Contender:
             node = OneNode(nodes)
             self.address = node.address
             try:
-                return self.row(fault, [], _Once(self.undisturbed_s, lambda _: node.lose()))
+                # Not after some time: the program that finds a Ray has started sooner than others.
+                half = self.bench.num_images // 2
+                losing = _Once(lambda: self.images_read() >= half, lambda _: node.lose())
+                return self.row(fault, [], losing)
             finally:
                 self.address = "local"
 
@@ -204,13 +209,22 @@ class Contender:
                 start_new_session=True,
             )
 
-    def judged(self, fault: str, task: Task, seconds: float, by_hand: str) -> PeerRow:
+    def is_in_the_middle(self) -> Callable[[], bool]:
+        """Whether the time has come in which an undisturbed run is at work, from now on."""
+        due = time.monotonic() + self.undisturbed_s * MIDDLE
+        return lambda: time.monotonic() >= due
+
+    def images_read(self) -> int:
+        """Reads of images since the faults were set."""
         with urllib.request.urlopen(self.bench.proxy + REQUESTS) as answer:
-            read = sum(
+            return sum(
                 n
                 for method, path, n in json.load(answer)
                 if path.endswith(".jpg") and method == "GET"
             )
+
+    def judged(self, fault: str, task: Task, seconds: float, by_hand: str) -> PeerRow:
+        read = self.images_read()
         self.bench.set_faults([])
         seen: Counter[str] = Counter()
         wrong = 0
@@ -272,7 +286,7 @@ class _Kill:
     """Kills the driver in the middle of its work, as often as it may."""
 
     def __init__(self, seconds: float, times: int) -> None:
-        self.seconds, self.times = seconds * 0.7, times
+        self.seconds, self.times = seconds * MIDDLE, times
 
     def __call__(self, process: Process) -> None:
         if self.times:
@@ -287,19 +301,18 @@ class _Kill:
 
 
 class _Once:
-    """Does harm once, in the middle of the work."""
+    """Does harm once, as soon as ``is_due``."""
 
-    def __init__(self, seconds: float, harm: Damage) -> None:
-        self.seconds, self.harm = seconds * 0.7, harm
+    def __init__(self, is_due: Callable[[], bool], harm: Damage) -> None:
+        self.is_due, self.harm = is_due, harm
         self.done = False
 
     def __call__(self, process: Process) -> None:
-        if self.done:
-            return
-        self.done = True
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(self.seconds)
-        self.harm(process)
+        while not self.done and process.poll() is None:
+            time.sleep(LOOK_S)
+            if self.is_due():
+                self.done = True
+                self.harm(process)
 
 
 def _kill_worker(process: Process) -> None:
