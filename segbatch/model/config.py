@@ -136,9 +136,7 @@ class ModelConfig:
         if missing := {"arch", "backbone", "output_stride", "classes"} - values.keys():
             raise InputError(f"{', '.join(sorted(missing))}: missing")
         if (written := values.get("format", 1)) not in range(1, FORMAT + 1):
-            raise InputError(
-                f"format: {written!r} is of a newer segbatch: install a newer version"
-            )
+            raise InputError(f"format: {written!r} is of a newer segbatch: install a newer version")
         values = {key: value for key, value in values.items() if key != "format"}
         if unknown := values.keys() - {key.name for key in fields(cls)}:
             raise InputError(f"{', '.join(sorted(unknown))}: unknown")

@@ -103,7 +103,7 @@ def test_a_checkpoint_of_mmsegmentation_brings_its_classes_and_configuration(
         "mobilenet_v2",
         "mmsegmentation",
     )
-    assert (config.output_stride, config.long_side) == (16, 2048)
+    assert (config.output_stride, config.long_side) == (16, 1365)
     assert config.classes.names == NAMES
     assert [c.color for c in config.classes] == [tuple(color) for color in PALETTE]
     assert config.mean == pytest.approx((0.485, 0.456, 0.406))
@@ -113,6 +113,40 @@ def test_a_checkpoint_of_mmsegmentation_brings_its_classes_and_configuration(
         expected = network.coarse(picture(65, 97))
         assert torch.equal(found.coarse(picture(65, 97)), expected)
     assert not any(key.startswith("auxiliary_head") for key in found.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("step", "long_side", "note"),
+    [
+        ("dict(type='Resize', scale=(2048, 512), keep_ratio=True)", 683, "scale=(2048, 512)"),
+        ("dict(type='Resize', scale=(512, 2048), keep_ratio=True)", 683, "scale=(512, 2048)"),
+        ("dict(type='Resize', scale=[640, 600], keep_ratio=True)", 640, "scale=(640, 600)"),
+        ("dict(type='Resize', scale=(2048, 512))", 2048, None),  # to exactly that size
+        (
+            "dict(type='MultiScaleFlipAug', img_scale=(2048, 512), transforms=[dict(type='Pad')])",
+            683,
+            "img_scale=(2048, 512)",
+        ),
+    ],
+)
+def test_the_scale_of_mmsegmentation_limits_both_sides(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    step: str,
+    long_side: int,
+    note: str | None,
+) -> None:
+    text = MMSEG_CONFIG.partition("test_pipeline")[0] + f"test_pipeline = [{step}]\n"
+    saved = {"meta": {"cfg": text}, "state_dict": mmsegmentation_network().state_dict()}
+    torch.save(saved, tmp_path / "a.pth")
+    _, config = imported(tmp_path / "a.pth", tmp_path, NAMED)
+    assert config.long_side == long_side
+    told = capsys.readouterr().err
+    assumed = f"{note}: taken as a longer side of {long_side} pixels, which is right for"
+    assert (assumed in told) if note else ("4:3" not in told)
+    _, config = imported(tmp_path / "a.pth", tmp_path, Known(classes=Classes(NAMES), long_side=900))
+    assert config.long_side == 900
+    assert "4:3" not in capsys.readouterr().err
 
 
 def test_an_old_checkpoint_of_mmsegmentation_takes_the_configuration_beside_it(
@@ -212,6 +246,31 @@ def test_a_segformer_of_transformers_gives_what_it_gave(
     torch.save({"model": theirs.state_dict()}, tmp_path / "sf.pth")
     again, _ = imported(tmp_path / "sf.pth", tmp_path, NAMED)
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in ours.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("processor", "long_side"),
+    [
+        ({"size": {"shortest_edge": 513}}, 684),
+        ({"size": {"shortest_edge": 513, "longest_edge": 600}}, 600),
+        ({"size": 513, "image_processor_type": "MobileNetV2ImageProcessor"}, 684),
+        ({"size": 512, "feature_extractor_type": "SegformerFeatureExtractor"}, 512),
+        ({"size": {"height": 512, "width": 640}}, 640),
+        ({"size": {"shortest_edge": 513}, "do_resize": False}, None),
+    ],
+)
+def test_the_shortest_edge_of_transformers_is_the_shorter_side(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    processor: dict[str, Any],
+    long_side: int | None,
+) -> None:
+    segformer().save_pretrained(tmp_path / "hf")
+    (tmp_path / "hf" / "preprocessor_config.json").write_text(json.dumps(processor))
+    _, config = imported(tmp_path / "hf", tmp_path)
+    assert config.long_side == long_side
+    is_assumed = long_side in (684, 600)
+    assert ("4:3; --long-side sets another" in capsys.readouterr().err) == is_assumed
 
 
 def test_a_segformer_of_other_sizes_is_refused(tmp_path: Path) -> None:

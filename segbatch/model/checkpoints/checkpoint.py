@@ -144,6 +144,21 @@ def inner_state(state: State, signature: str, *, needs: str = "") -> State | Non
     return None
 
 
+def long_side_of(read: str, short: int, long: int | None = None) -> tuple[int, str]:
+    """The longer side of a photograph of 4:3 whose sides are scaled to at most ``short`` and
+    ``long``, and a note that says so; ``read`` is what the files say.
+
+    A model has a longer side alone, and the shape of the photographs is not known.
+    """
+    side = round(short * 4 / 3)
+    if long is not None:
+        side = min(side, long)
+    return side, (
+        f"{read}: taken as a longer side of {side} pixels, which is right for photographs of 4:3;"
+        " --long-side sets another"
+    )
+
+
 def resnet_of(keys: Collection[str], stage: str) -> str | None:
     """Which ResNet of bottlenecks a network has, by the blocks of its third stage; ``None`` if it
     is another one. ``stage`` is the prefix of that stage's keys.

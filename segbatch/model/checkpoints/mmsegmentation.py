@@ -19,6 +19,7 @@ from segbatch.model.checkpoints.checkpoint import (
     Checkpoint,
     Known,
     inner_state,
+    long_side_of,
     read_text,
     resnet_of,
 )
@@ -60,6 +61,9 @@ def recognise(checkpoint: Checkpoint, known: Known) -> Candidate | None:
             " normalisation of ImageNet are assumed; put its .py next to it to have them read"
         ]
     )
+    long_side, note = _long_side(config)
+    if note and known.long_side is None:
+        notes.append(note)
     return Candidate(
         what=f"{_NAMES[arch]} of MMSegmentation on {backbone}",
         library="mmsegmentation",
@@ -72,7 +76,7 @@ def recognise(checkpoint: Checkpoint, known: Known) -> Candidate | None:
         colors=colors,
         mean=mean,
         std=std,
-        long_side=_long_side(config),
+        long_side=long_side,
         notes=tuple(notes),
     )
 
@@ -212,15 +216,21 @@ def _rgb(values: Any) -> RGB | None:
     return red, green, blue
 
 
-def _long_side(config: Mapping[str, Any]) -> int | None:
-    """The longer side to which its test pipeline brings images."""
+def _long_side(config: Mapping[str, Any]) -> tuple[int | None, str | None]:
+    """The longer side to which its test pipeline brings images, and a note if that is assumed."""
     steps = config.get("test_pipeline")
     for step in steps if isinstance(steps, list | tuple) else ():
-        if isinstance(step, dict) and step.get("type") in ("Resize", "MultiScaleFlipAug"):
-            scale = step.get("scale") or step.get("img_scale")
-            if isinstance(scale, list | tuple) and len(scale) == 2:
-                return max(int(side) for side in scale)
-    return None
+        if not isinstance(step, dict) or step.get("type") not in ("Resize", "MultiScaleFlipAug"):
+            continue
+        key = "scale" if "scale" in step else "img_scale"  # of version 1, and of version 0
+        scale = step.get(key)
+        if not isinstance(scale, list | tuple) or [type(side) for side in scale] != [int, int]:
+            continue
+        if not step.get("keep_ratio", key == "img_scale"):  # their defaults
+            return max(scale), None
+        # mmcv's `imrescale` takes both as limits, whichever way the photograph lies.
+        return long_side_of(f"{key}={tuple(scale)}", min(scale), max(scale))
+    return None, None
 
 
 def _dict(values: Any, key: str) -> dict[str, Any]:
