@@ -32,8 +32,8 @@ from segbatch.model.graph import (
 )
 from segbatch.model.networks import Network
 
-# int8: the layers that were not quantised.
 ONNX_ON_GPU = "CUDAExecutionProvider"
+# OpenVINO's names of precisions; for int8 that of the layers that were not quantised.
 HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 
 
