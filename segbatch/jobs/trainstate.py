@@ -49,6 +49,7 @@ class TrainState:
                 "images": dataset.splits,
             },
             "start_sha256": start_sha256,
+            "normalisation": "backbone",  # earlier versions: that of ImageNet, without this key
             "software": software(),
             "starts": [],
         }
@@ -88,6 +89,13 @@ class TrainState:
     @property
     def finished(self) -> bool:
         return bool(self.info["status"] == "complete")
+
+    @property
+    def normalises_as_backbone(self) -> bool:
+        """Whether pixels are normalised as for the weights of the backbone; a training that an
+        earlier version began goes on with the numbers of ImageNet.
+        """
+        return self.info.get("normalisation") == "backbone"
 
     @property
     def training_uri(self) -> str:

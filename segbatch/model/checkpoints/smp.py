@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import segmentation_models_pytorch as smp
-import timm
 import torch
 
 from segbatch.errors import ModelError
 from segbatch.model.checkpoints.checkpoint import Candidate, Checkpoint, Known, inner_state
 from segbatch.model.networks.smp import CLASSES, DEPRECATED, DILATED, UNIVERSAL, options_of
+from segbatch.model.normalisation import normalisation_of
 from segbatch.model.weights import State
 
 SIGNATURE = "segmentation_head.0.weight"
@@ -52,6 +52,7 @@ def recognise(checkpoint: Checkpoint, known: Known) -> Candidate | None:
             f"{checkpoint.uri}: {_name(arch)} of segmentation_models_pytorch, on a backbone that"
             " its weights do not tell: name it with --backbone, one of timm as tu-NAME"
         )
+    mean, std = normalisation_of(backbone)
     weights = {k: v for k, v in checkpoint.state.items() if "classification_head." not in k}
     return Candidate(
         what=f"{_name(arch)} of segmentation_models_pytorch on {backbone}",
@@ -61,7 +62,8 @@ def recognise(checkpoint: Checkpoint, known: Known) -> Candidate | None:
         state=weights,
         output_stride=known.output_stride or _stride(arch, config),
         options=_options(arch, config, checkpoint.folder) or _widths(arch, state),
-        **_normalisation(backbone),
+        mean=mean,
+        std=std,
     )
 
 
@@ -117,16 +119,6 @@ def _defaults(arch: str) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
-
-
-def _normalisation(backbone: str) -> dict[str, Any]:
-    """Mean and deviation that its published weights were trained with; asks no network."""
-    if backbone.startswith(UNIVERSAL):
-        found = timm.get_pretrained_cfg(backbone.removeprefix(UNIVERSAL))
-        return {} if found is None else {"mean": tuple(found.mean), "std": tuple(found.std)}
-    settings = smp.encoders.encoders.get(backbone, {}).get("pretrained_settings") or {}
-    of_imagenet = settings.get("imagenet", {})
-    return {key: tuple(of_imagenet[key]) for key in ("mean", "std") if key in of_imagenet}
 
 
 def _backbone(state: State) -> str | None:
