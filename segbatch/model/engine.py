@@ -238,12 +238,30 @@ def check_graph(options: Predict, config: ModelConfig, device: torch.device) -> 
                 f"the model is a graph in ONNX, which needs ONNX Runtime on {device}: pip install"
                 " onnxruntime-gpu, or set resources.device to cpu"
             )
-        return
-    if config.is_quantized and options.precision not in ("auto", "int8"):
+    _check_graph_precision(options.precision, config, device)
+    if device.type == "cpu":
+        import_openvino()
+
+
+def _check_graph_precision(asked: str, config: ModelConfig, device: torch.device) -> None:
+    key = "predict.precision: the model is a graph, which"
+    if device.type != "cpu":
+        if asked not in ("auto", "fp32"):
+            raise InputError(f"{key} computes in fp32 on {device}, not in {asked}: set auto")
+    elif config.is_quantized:
+        if asked not in ("auto", "int8"):
+            raise InputError(
+                f"predict.precision: the model computes in int8, not in {asked}: set auto"
+            )
+    elif asked == "int8":
         raise InputError(
-            f"predict.precision: the model computes in int8, not in {options.precision}: set auto"
+            f"{key} computes in int8 once it is quantised: segbatch model quantize BUNDLE OUT"
+            " --images FOLDER"
         )
-    import_openvino()
+    elif asked == "fp16":
+        raise InputError(f"{key} OpenVINO computes in fp32 or bf16, not in fp16: set auto")
+    elif asked == "bf16" and not computes_bf16():
+        raise InputError("predict.precision: this CPU does not compute bf16: set auto")
 
 
 def resolve_engine(

@@ -339,6 +339,42 @@ def test_graphs_on_a_gpu_need_onnx_and_its_runtime(
         engine.check_graph(Predict(), config, gpu)
 
 
+@pytest.mark.parametrize(
+    ("asked", "device", "message"),
+    [
+        ("fp16", "cpu", "OpenVINO computes in fp32 or bf16, not in fp16: set auto"),
+        ("int8", "cpu", "in int8 once it is quantised: segbatch model quantize BUNDLE OUT"),
+        ("bf16", "cpu", "this CPU does not compute bf16: set auto"),
+        ("fp16", "cuda", "computes in fp32 on cuda, not in fp16: set auto"),
+        ("bf16", "cuda", "computes in fp32 on cuda, not in bf16: set auto"),
+        ("int8", "cuda", "computes in fp32 on cuda, not in int8: set auto"),
+    ],
+)
+def test_a_precision_that_a_graph_does_not_compute_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, device: str, message: str
+) -> None:
+    monkeypatch.setattr(engine, "has_onnxruntime_on_gpu", lambda: True)
+    monkeypatch.setattr(engine, "computes_bf16", lambda: False)
+    config = imported(graph_file(tmp_path / "g.onnx"), tmp_path)
+    with pytest.raises(InputError, match=f"^predict.precision: .*{message}") as refused:
+        engine.check_graph(Predict(precision=asked), config, torch.device(device))  # type: ignore[arg-type]
+    assert "\n" not in str(refused.value)
+    if device == "cpu":
+        with pytest.raises(InputError, match=message):
+            load_model(str(tmp_path / "m"), "cpu", precision=asked)
+    for precision in ("auto", "fp32"):
+        options = Predict(precision=precision)  # type: ignore[arg-type]
+        engine.check_graph(options, config, torch.device(device))
+
+
+def test_a_graph_computes_in_bf16_where_the_cpu_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "computes_bf16", lambda: True)
+    config = imported(graph_file(tmp_path / "g.onnx"), tmp_path)
+    engine.check_graph(Predict(precision="bf16"), config, torch.device("cpu"))
+
+
 def test_class_ids_that_are_none_end_the_job(tmp_path: Path) -> None:
     path = graph_file(tmp_path / "g.onnx", kinds=("labels",), stride=1)
     config = imported(path, tmp_path)
