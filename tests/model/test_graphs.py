@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -123,6 +124,41 @@ def test_layout_and_kind_are_found_and_the_label_map_is_the_graphs(
     assert len(np.unique(prediction.mask)) > 2
     assert np.array_equal(prediction.mask, given[0])
     assert np.isnan(prediction.uncertainty) == (kind == "labels")
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("size", [("h", "w"), (320, 320)])
+def test_an_output_with_as_many_rows_and_columns_as_classes_is_not_turned_over(
+    tmp_path: Path, layout: str, size: tuple[int | str, int | str]
+) -> None:
+    path = graph_file(tmp_path / "g.onnx", layout=layout, size=size, stride=64)
+    config = imported(path, tmp_path)
+    assert config.output is not None
+    assert (config.output.layout, config.output.stride) == (layout, 64)
+    model = load_model(str(tmp_path / "m"), "cpu", precision="fp32")
+    pixels = torch.from_numpy(np.stack([picture(320, 320)]))  # five cells of 64, and five classes
+    found = model.engine(model._normalized(pixels)).numpy()
+    given = pixels.numpy().astype(np.float32) / 255
+    is_nchw = layout == "NCHW"
+    given = np.ascontiguousarray(given.transpose(0, 3, 1, 2)) if is_nchw else given
+    expected = runs(path, given, "logits")
+    assert expected.shape == (1, 5, 5, 5)
+    if not is_nchw:
+        expected = expected.transpose(0, 3, 1, 2)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_the_layout_of_a_bundle_of_earlier_versions_is_guessed(tmp_path: Path) -> None:
+    path = graph_file(tmp_path / "g.onnx", layout="NHWC", stride=1)
+    values = imported(path, tmp_path).to_json()
+    expected = load_model(str(tmp_path / "m"), "cpu").predict(picture(64, 64))
+    del values["output"]["layout"]
+    (tmp_path / "m" / "config.json").write_text(json.dumps(values))
+    old = load_config(str(tmp_path / "m"))
+    assert old.output is not None
+    assert old.output.layout is None
+    found = load_model(str(tmp_path / "m"), "cpu").predict(picture(64, 64))
+    assert np.array_equal(found.mask, expected.mask)
 
 
 def test_probabilities_stay_what_they_are(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from segbatch import storage
 from segbatch.console import say
 from segbatch.errors import JobFailed, ModelError
 from segbatch.model.checkpoints.checkpoint import Known
-from segbatch.model.config import RGB, GraphInput, GraphOutput
-from segbatch.model.graph import as_logits, import_openvino
+from segbatch.model.config import RGB, GraphInput, GraphOutput, Layout
+from segbatch.model.graph import CLASS_AXIS, as_logits, import_openvino
 from segbatch.model.zoo import IMAGENET_MEAN, IMAGENET_STD
 
 Kind = Literal["logits", "probabilities", "labels"]
@@ -52,7 +52,7 @@ def input_of(source: str, model: Any, known: Known) -> tuple[GraphInput, RGB, RG
     sides = [None if one.is_dynamic else one.get_length() for one in shape]
     if 3 not in (sides[1], sides[3]):
         raise ModelError(f"{source}: takes {shape}, which is neither NCHW nor NHWC of RGB")
-    layout: Literal["NCHW", "NHWC"] = "NCHW" if sides[1] == 3 else "NHWC"
+    layout: Layout = "NCHW" if sides[1] == 3 else "NHWC"
     height, width = (sides[2], sides[3]) if layout == "NCHW" else (sides[1], sides[2])
     size = None if height is None or width is None else (height, width)
     dtype = cast(Any, DTYPES[str(taken.element_type.to_string())])
@@ -225,14 +225,16 @@ def _kind(value: npt.NDArray[Any]) -> Kind:
     return "logits"
 
 
-def num_classes(answer: npt.NDArray[Any], takes: GraphInput, known: Known) -> int:
-    """The number of classes of logits or probabilities, on the axis where the input has colours, or
-    on the one that has as many as the user names.
+def classes_of(answer: npt.NDArray[Any], takes: GraphInput, known: Known) -> tuple[int, Layout]:
+    """The number of classes of logits or probabilities, and the layout: that of the input, or the
+    other one where only that has as many classes as the user names.
     """
-    number = answer.shape[1 if takes.layout == "NCHW" else 3]
-    if known.classes is not None and len(known.classes) in (answer.shape[1], answer.shape[3]):
-        number = len(known.classes)
-    return int(number)
+    numbers: dict[Layout, int] = {key: answer.shape[axis] for key, axis in CLASS_AXIS.items()}
+    layout = takes.layout
+    if known.classes is not None and numbers[layout] != len(known.classes):
+        fitting = (key for key, number in numbers.items() if number == len(known.classes))
+        layout = next(fitting, layout)
+    return numbers[layout], layout
 
 
 def stride_of(gives: GraphOutput, answer: npt.NDArray[Any], num: int, takes: GraphInput) -> int:
