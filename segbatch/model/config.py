@@ -32,7 +32,7 @@ class GraphInput:
 
     name: str
     layout: Layout = "NHWC"
-    dtype: Literal["float32", "uint8"] = "float32"
+    dtype: Literal["float32", "uint8", "int8"] = "float32"
     range: tuple[float, float] = (0.0, 1.0)
     size: tuple[int, int] | None = None
 

@@ -400,6 +400,27 @@ def test_what_the_user_knows_better_is_taken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("mean", "std", "found"),
+    [
+        ((0.0,) * 3, (255.0,) * 3, ((0.0,) * 3, (1.0,) * 3)),
+        ((0.0,) * 3, (1.0,) * 3, ((0.0,) * 3, (1.0,) * 3)),
+        ((103.53,) * 3, (1.0,) * 3, ((0.406,) * 3, (0.003922,) * 3)),
+    ],
+)
+def test_mean_and_deviation_are_of_one_range_and_belong_together(
+    tmp_path: Path, mean: Any, std: Any, found: Any
+) -> None:
+    theirs = smp.Unet("resnet18", encoder_weights=None, classes=3)
+    torch.save(theirs.state_dict(), tmp_path / "a.pth")
+    _, config = imported(tmp_path / "a.pth", tmp_path, Known(None, None, Classes(NAMES),
+                                                             mean=mean, std=std))  # fmt: skip
+    assert (config.mean, config.std) == found
+    for known in (Known(mean=mean), Known(std=std)):
+        with pytest.raises(ModelError, match="--mean and --std belong together: give both"):
+            imported(tmp_path / "a.pth", tmp_path, known)
+
+
+@pytest.mark.parametrize(
     ("state", "known", "message"),
     [
         (lambda: smp.Unet("resnet18", encoder_weights=None, classes=3).state_dict(), Known(),

@@ -31,6 +31,7 @@ pytestmark = pytest.mark.unit
 
 ORIGINALS = Path(__file__).with_name("originals")  # of benchmarks/originals/keras_deeplab.py
 CLASSES = Classes(["a", "b", "c", "d", "e"])
+NAMED = Known(classes=CLASSES)
 FROM_0_TO_1 = Known(classes=CLASSES, input_range=(0.0, 1.0))
 
 
@@ -209,6 +210,26 @@ def test_a_range_that_cannot_be_seen_is_asked_for(tmp_path: Path) -> None:
     assert imported(path, tmp_path, half).fill == (128, 128, 128)
 
 
+@pytest.mark.parametrize("dtype", [TensorProto.UINT8, TensorProto.INT8])
+def test_a_graph_of_whole_numbers_has_one_range(tmp_path: Path, dtype: int) -> None:
+    path = graph_file(tmp_path / "g.onnx", dtype=dtype, stride=1)
+    own = (0.0, 255.0) if dtype == TensorProto.UINT8 else (-128.0, 127.0)
+    for mean, std in (((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), ((127.5,) * 3, (127.5,) * 3)):
+        with pytest.raises(ModelError, match="int8 and normalises by itself: leave --mean and"):
+            imported(path, tmp_path, Known(classes=CLASSES, mean=mean, std=std))
+    for limits in ((0.0, 1.0), (-1.0, 1.0)):
+        with pytest.raises(ModelError, match=f"pixels from {own[0]:g} to {own[1]:g}: leave --in"):
+            imported(path, tmp_path, Known(classes=CLASSES, input_range=limits))
+    for known in (Known(classes=CLASSES), Known(classes=CLASSES, input_range=own)):
+        config = imported(path, tmp_path, known)
+        assert (config.range, config.mean, config.std) == (own, (0.0,) * 3, (1.0,) * 3)
+    image = picture(64, 64)
+    mask = load_model(str(tmp_path / "m"), "cpu", precision="fp32").predict(image).mask
+    given = (image[None].astype(np.int16) + int(own[0])).transpose(0, 3, 1, 2)
+    whole = np.ascontiguousarray(given, np.uint8 if dtype == TensorProto.UINT8 else np.int8)
+    assert np.mean(mask != runs(path, whole, "logits").argmax(1)[0]) < 1e-3
+
+
 @pytest.mark.parametrize("size", [(40, 64), (64, 64), (300, 80), (97, 331)])
 def test_images_are_brought_to_the_one_size_that_a_graph_takes(
     tmp_path: Path, size: tuple[int, int]
@@ -344,8 +365,9 @@ def test_what_model_export_writes_comes_back_with_its_classes(
 
 
 def test_onnx_runtime_gives_what_openvino_gives(tmp_path: Path) -> None:
-    for keys in ({}, {"layout": "NHWC", "dtype": TensorProto.UINT8}, {"batch": 1}):
-        imported(graph_file(tmp_path / "g.onnx", **keys), tmp_path)
+    of_bytes = {"layout": "NHWC", "dtype": TensorProto.UINT8}
+    for keys, known in (({}, FROM_0_TO_1), (of_bytes, NAMED), ({"batch": 1}, FROM_0_TO_1)):
+        imported(graph_file(tmp_path / "g.onnx", **keys), tmp_path, known)
         model = load_model(str(tmp_path / "m"), "cpu", precision="fp32")
         other = OnnxRuntimeEngine(model.graph, torch.device("cpu"), len(CLASSES))
         beside = Model(None, model.config, "cpu", model.options, engine=other)
@@ -370,7 +392,7 @@ def test_graphs_on_a_gpu_need_onnx_and_its_runtime(
     engine.check_graph(Predict(), config, gpu)
     assert engine.model_precision("auto", config, gpu) == "fp32"
     shutil.copy(ORIGINALS / "frozen.pb", tmp_path)
-    config = imported(tmp_path / "frozen.pb", tmp_path)
+    config = imported(tmp_path / "frozen.pb", tmp_path, NAMED)
     with pytest.raises(InputError, match="runs on CPUs, not on cuda"):
         engine.check_graph(Predict(), config, gpu)
 

@@ -65,6 +65,8 @@ def import_model(source: str, bundle_uri: str, known: Known) -> ModelConfig:
     """
     if {"arch", "provenance"} <= (read_json(storage.join(source, CONFIG)) or {}).keys():
         raise ModelError(f"{source}: is a bundle already: name it as the model of a job")
+    if (known.mean is None) != (known.std is None):
+        raise ModelError("--mean and --std belong together: give both, or neither")
     if graphs.is_graph(source):
         return graphs.import_graph(source, bundle_uri, known)
     checkpoint = _open(source)

@@ -36,9 +36,16 @@ class Known:
     input_range: tuple[float, float] | None = None
     output: str | None = None
 
+    @property
+    def is_up_to_255(self) -> bool:
+        """Whether ``mean`` and ``std`` are of pixels up to 255."""
+        if self.mean is None or self.std is None:
+            return False
+        return max(self.mean) > 1 or max(self.std) > 1.5
+
     def from_0_to_1(self, values: RGB | None) -> RGB | None:
-        """``mean`` or ``std`` for pixels from 0 to 1; a mean above 1 is of pixels up to 255."""
-        if values is None or self.mean is None or max(self.mean) <= 1:
+        """``mean`` or ``std`` for pixels from 0 to 1."""
+        if values is None or not self.is_up_to_255:
             return values
         red, green, blue = (round(value / 255, 6) for value in values)
         return red, green, blue

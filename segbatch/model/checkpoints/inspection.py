@@ -21,6 +21,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)  # in the order in which outputs are pr
 
 ZERO, ONE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 DTYPES = {"f32": "float32", "u8": "uint8", "i8": "int8"}
+WHOLE_RANGES = {"uint8": (0.0, 255.0), "int8": (-128.0, 127.0)}  # of black and white
 LAYERS = ("Convolution", "GroupConvolution", "MatMul")
 EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
 SMALLEST_SPAN, LARGEST_SPAN = 0.5, 8  # between black and white, once they are normalised
@@ -64,14 +65,23 @@ def _range(
     source: str, model: Any, dtype: str, known: Known
 ) -> tuple[tuple[float, float], RGB, RGB]:
     """Black and white, and the mean and deviation by which the caller normalises them."""
-    if known.mean is not None or known.std is not None:
-        mean, std = known.mean or ZERO, known.std or ONE
-        default = (0.0, 255.0) if max(mean) > 1 or max(std) > 1.5 else (0.0, 1.0)
-        return known.input_range or default, mean, std
+    if (own := WHOLE_RANGES.get(dtype)) is not None:
+        # Normalised pixels would be rounded to a few whole numbers.
+        if known.mean is not None:
+            raise ModelError(
+                f"{source}: takes {dtype} and normalises by itself: leave --mean and --std out"
+            )
+        if known.input_range not in (None, own):
+            raise ModelError(
+                f"{source}: takes {dtype}, pixels from {own[0]:g} to {own[1]:g}: leave"
+                " --input-range out"
+            )
+        return own, ZERO, ONE
+    if known.mean is not None and known.std is not None:
+        default = (0.0, 255.0) if known.is_up_to_255 else (0.0, 1.0)
+        return known.input_range or default, known.mean, known.std
     if known.input_range is not None:
         return known.input_range, ZERO, ONE
-    if dtype != "float32":
-        return ((0.0, 255.0) if dtype == "uint8" else (-128.0, 127.0)), ZERO, ONE
     if (found := _own_range(model)) is not None:
         say(f"{source}: normalises by itself, pixels from {found[0]:g} to {found[1]:g}")
         return found, ZERO, ONE
