@@ -35,9 +35,10 @@ def recognise(checkpoint: Checkpoint, known: Known) -> Candidate | None:
 
     Raises :class:`~segbatch.errors.ModelError` for another network of MMSegmentation.
     """
-    state = inner_state(checkpoint.state, SIGNATURE, needs="backbone.")
-    if state is None:
+    inner = inner_state(checkpoint.state, SIGNATURE, needs="backbone.")
+    if inner is None:
         return None
+    state = inner.state
     config, config_uri = _configuration(checkpoint)
     backbone = _backbone(state, checkpoint.uri)
     arch, options = _head(state, checkpoint.uri)
@@ -69,7 +70,8 @@ def recognise(checkpoint: Checkpoint, known: Known) -> Candidate | None:
         library="mmsegmentation",
         arch=arch,
         backbone=backbone,
-        state=checkpoint.state,
+        state=state,
+        left_out=inner.left_out,
         output_stride=stride,
         options=options,
         names=names,

@@ -40,9 +40,10 @@ def recognise(checkpoint: Checkpoint, known: Known) -> Candidate | None:
     Raises :class:`~segbatch.errors.ModelError` for another network of smp than segbatch has, and
     for a backbone that the weights do not tell.
     """
-    state = inner_state(checkpoint.state, SIGNATURE, needs="encoder.")
-    if state is None:
+    inner = inner_state(checkpoint.state, SIGNATURE, needs="encoder.")
+    if inner is None:
         return None
+    state = {k: v for k, v in inner.state.items() if not k.startswith("classification_head.")}
     config = checkpoint.read_json("config.json") or {}
     config = config if "encoder_name" in config else {}
     arch = _arch(state, config, checkpoint.uri)
@@ -53,13 +54,13 @@ def recognise(checkpoint: Checkpoint, known: Known) -> Candidate | None:
             " its weights do not tell: name it with --backbone, one of timm as tu-NAME"
         )
     mean, std = normalisation_of(backbone)
-    weights = {k: v for k, v in checkpoint.state.items() if "classification_head." not in k}
     return Candidate(
         what=f"{_name(arch)} of segmentation_models_pytorch on {backbone}",
         library="smp",
         arch=arch,
         backbone=backbone,
-        state=weights,
+        state=state,
+        left_out=inner.left_out,
         output_stride=known.output_stride or _stride(arch, config),
         options=_options(arch, config, checkpoint.folder) or _widths(arch, state),
         mean=mean,

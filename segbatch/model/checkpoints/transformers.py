@@ -17,6 +17,7 @@ from segbatch.errors import ModelError
 from segbatch.model.checkpoints.checkpoint import (
     Candidate,
     Checkpoint,
+    Inner,
     Known,
     inner_state,
     long_side_of,
@@ -59,10 +60,10 @@ def recognise(checkpoint: Checkpoint, known: Known) -> Candidate | None:
     another SegFormer than b0 to b5.
     """
     for signature in SEGFORMER:
-        if (state := inner_state(checkpoint.state, signature, needs="segformer.")) is not None:
-            return _segformer(checkpoint, state, known)
-    if (state := inner_state(checkpoint.state, MOBILENET, needs="mobilenet_v2.")) is not None:
-        return _mobilenet(checkpoint, state, known)
+        if (inner := inner_state(checkpoint.state, signature, needs="segformer.")) is not None:
+            return _segformer(checkpoint, inner, known)
+    if (inner := inner_state(checkpoint.state, MOBILENET, needs="mobilenet_v2.")) is not None:
+        return _mobilenet(checkpoint, inner, known)
     config = checkpoint.read_json("config.json") or {}
     if "transformers_version" in config:
         what = ", ".join(map(str, config.get("architectures") or ["?"]))
@@ -74,9 +75,9 @@ def recognise(checkpoint: Checkpoint, known: Known) -> Candidate | None:
     return None
 
 
-def _segformer(checkpoint: Checkpoint, state: State, known: Known) -> Candidate:
+def _segformer(checkpoint: Checkpoint, inner: Inner, known: Known) -> Candidate:
     config = checkpoint.read_json("config.json") or {}
-    translated = to_smp(state)
+    translated = to_smp(inner.state)
     backbone = mix_transformer(translated)
     if backbone is None:
         raise ModelError(f"{checkpoint.uri}: a SegFormer of other sizes than b0 to b5")
@@ -87,12 +88,13 @@ def _segformer(checkpoint: Checkpoint, state: State, known: Known) -> Candidate:
         arch="segformer",
         backbone=backbone,
         state=translated,
+        left_out=inner.left_out,
         options={"align_corners": False, "decoder_segmentation_channels": hidden},
         **_facts(checkpoint, config, known),
     )
 
 
-def _mobilenet(checkpoint: Checkpoint, state: State, known: Known) -> Candidate:
+def _mobilenet(checkpoint: Checkpoint, inner: Inner, known: Known) -> Candidate:
     config = checkpoint.read_json("config.json")
     if config is None:
         raise ModelError(
@@ -105,7 +107,8 @@ def _mobilenet(checkpoint: Checkpoint, state: State, known: Known) -> Candidate:
         library="transformers",
         arch="deeplabv3plus",
         backbone="mobilenet_v2",
-        state=state,
+        state=inner.state,
+        left_out=inner.left_out,
         output_stride=options.get("output_stride", 32),
         options=options,
         **_facts(checkpoint, config, known),
