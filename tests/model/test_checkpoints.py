@@ -35,9 +35,11 @@ PALETTE = [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
 MMSEG_CONFIG = """
 norm_cfg = dict(requires_grad=True, type='SyncBN')
 data_preprocessor = dict(
-    mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], type='SegDataPreProcessor')
+    mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True,
+    type='SegDataPreProcessor')
 model = dict(
-    backbone=dict(type='MobileNetV2', strides=(1, 2, 2, 2, 1, 1, 1), norm_cfg=norm_cfg),
+    backbone=dict(type='MobileNetV2', strides=(1, 2, 2, 2, 1, 1, 1),
+        dilations=(1, 1, 1, 1, 1, 2, 2), norm_cfg=norm_cfg),
     data_preprocessor=data_preprocessor,
     decode_head=dict(align_corners=True, dilations=(1, 6, 12, 18)))
 test_pipeline = [
@@ -147,6 +149,101 @@ def test_the_scale_of_mmsegmentation_limits_both_sides(
     _, config = imported(tmp_path / "a.pth", tmp_path, Known(classes=Classes(NAMES), long_side=900))
     assert config.long_side == 900
     assert "4:3" not in capsys.readouterr().err
+
+
+RESNET = "backbone=dict(strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4), contract_dilation=True)"
+MEAN = "mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375]"
+
+
+def mmsegmentation_checkpoint(path: Path, config: str, backbone: str = "resnet50_v1c") -> Network:
+    """Write a checkpoint with the text of its configuration, and return the network."""
+    network = networks.build("deeplabv3", backbone, 3, 8, library="mmsegmentation").eval()
+    fill(network)
+    torch.save({"meta": {"cfg": config}, "state_dict": network.state_dict()}, path)
+    return network
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    ("backbone", "text", "is_bgr"),
+    [
+        ("resnet50", f"data_preprocessor = dict({MEAN}, bgr_to_rgb=False)", True),
+        ("resnet50_v1c", f"data_preprocessor = dict({MEAN})", True),
+        ("mobilenet_v2", f"img_norm_cfg = dict({MEAN}, to_rgb=False)", True),
+        ("mobilenet_v2", f"img_norm_cfg = dict({MEAN})", False),
+        ("mobilenet_v2", f"data_preprocessor = dict({MEAN}, bgr_to_rgb=True)", False),
+        ("mobilenet_v2", f"_base_ = 'a.py'\ndata_preprocessor = dict({MEAN})", False),
+    ],
+)
+def test_a_network_that_was_trained_on_bgr_gives_the_same_for_rgb(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    backbone: str,
+    text: str,
+    is_bgr: bool,
+) -> None:
+    theirs = mmsegmentation_checkpoint(tmp_path / "a.pth", text, backbone)
+    ours, config = imported(tmp_path / "a.pth", tmp_path, NAMED)
+    image = picture(65, 97)
+    expected = theirs.coarse(image.flip(1) if is_bgr else image)
+    torch.testing.assert_close(ours.coarse(image), expected, rtol=1e-4, atol=1e-4)
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    if is_bgr:
+        mean, std = mean[::-1], std[::-1]
+    assert config.mean == pytest.approx(mean)
+    assert config.std == pytest.approx(std)
+    assert ("trained on BGR" in capsys.readouterr().err) == is_bgr
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("(1, 1, 2, 4)", "(1, 1, 1, 1)", r"has dilations=\(1, 1, 1, 1\) in the backbone.*MMDeploy"),
+        (", dilations=(1, 1, 2, 4)", "", r"has dilations=\(1, 1, 1, 1\) in the backbone"),
+        ("=True", "=False", "has contract_dilation=False in the backbone, and segbatch has True"),
+        (", contract_dilation=True", "", "has contract_dilation=False in the backbone"),
+        ("=True", "=True, style='caffe'", "has style=caffe in the backbone"),
+        ("(1, 2, 1, 1)", "(1, 2, 2, 2)", "has output stride 8 or 16, not 32"),
+    ],
+)
+def test_a_backbone_of_mmsegmentation_that_computes_otherwise_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], old: str, new: str, message: str
+) -> None:
+    mmsegmentation_checkpoint(tmp_path / "a.pth", f"model = dict({RESNET})")
+    imported(tmp_path / "a.pth", tmp_path, NAMED)
+    assert "the normalisation of ImageNet is assumed; --mean and" in capsys.readouterr().err
+    mmsegmentation_checkpoint(tmp_path / "b.pth", f"model = dict({RESNET.replace(old, new)})")
+    with pytest.raises(ModelError, match=message) as refused:
+        imported(tmp_path / "b.pth", tmp_path, NAMED)
+    assert "\n" not in str(refused.value)
+
+
+def test_what_a_configuration_has_in_another_file_is_assumed_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "_base_ = 'a.py'\nmodel = dict(backbone=dict(depth=50))\n"
+    mmsegmentation_checkpoint(tmp_path / "a.pth", text)
+    _, config = imported(tmp_path / "a.pth", tmp_path, NAMED)
+    assert config.output_stride == 8
+    told = capsys.readouterr().err
+    assert "it builds on others (_base_), which are not read" in told
+    assert "output stride 8 is assumed; --output-stride sets another" in told
+
+
+def test_the_head_of_a_whole_configuration_has_the_dilations_of_mmsegmentation(
+    tmp_path: Path,
+) -> None:
+    text = f"model = dict({RESNET}, decode_head=dict(align_corners=False))"
+    mmsegmentation_checkpoint(tmp_path / "a.pth", text)
+    _, config = imported(tmp_path / "a.pth", tmp_path, NAMED)
+    assert config.options == {"aspp_dilations": [1, 6, 12, 18]}
+
+
+def test_an_output_stride_that_mmsegmentation_does_not_have_is_refused(tmp_path: Path) -> None:
+    mmsegmentation_checkpoint(tmp_path / "a.pth", "x = 1")
+    for stride in (4, 32):
+        with pytest.raises(ModelError, match=f"has output stride 8 or 16, not {stride}"):
+            imported(tmp_path / "a.pth", tmp_path, Known(output_stride=stride))
 
 
 def test_an_old_checkpoint_of_mmsegmentation_takes_the_configuration_beside_it(
@@ -370,6 +467,16 @@ def test_a_deeplab_of_torchvision_is_recognised_by_its_keys(tmp_path: Path) -> N
         "mobilenet_v3_large",
         None,
     )
+
+
+def test_a_backbone_that_torchvision_does_not_have_is_refused(tmp_path: Path) -> None:
+    message = "the deeplabv3 of torchvision has resnet50, resnet101, mobilenet_v3_large, not"
+    with pytest.raises(ModelError, match=f"{message} resnet18"):
+        networks.build("deeplabv3", "resnet18", 3, library="torchvision")
+    theirs = networks.build("deeplabv3", "mobilenet_v3_large", 3)
+    torch.save(theirs.state_dict(), tmp_path / "a.pth")
+    with pytest.raises(ModelError, match=f"{message} resnet18"):
+        imported(tmp_path / "a.pth", tmp_path, Known(backbone="resnet18", classes=Classes(NAMES)))
 
 
 @pytest.mark.parametrize(
