@@ -12,8 +12,9 @@ import threading
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from importlib.util import find_spec
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -31,10 +32,15 @@ from segbatch.model.graph import (
     import_openvino,
 )
 from segbatch.model.networks import Network
+from segbatch.storage import one_line
 
 ONNX_ON_GPU = "CUDAExecutionProvider"
 # OpenVINO's names of precisions; for int8 that of the layers that were not quantised.
 HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
+
+
+# How ONNX Runtime and the libraries below it say that memory is not enough, in lower case.
+OUT_OF_MEMORY = ("failed to allocate memory", "out of memory", "bad_alloc", "alloc_failed")
 
 
 class EngineChoice(NamedTuple):
@@ -182,12 +188,21 @@ class OnnxRuntimeEngine:
         step = batch if isinstance(batch, int) else len(pixels)
         logits = []
         for start in range(0, len(pixels), step):
-            [given] = self._session.run(
-                [self._graph.output.name],
-                {self._graph.input.name: pixels[start : start + step]},
-            )
+            given = self._run(pixels[start : start + step])
             logits.append(as_logits(given, self._graph.output, self._num_classes))
         return torch.cat(logits).to(self._device)
+
+    def _run(self, pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """What the graph gives; raises ``torch.OutOfMemoryError`` where that does not fit."""
+        graph = self._graph
+        try:
+            [given] = self._session.run([graph.output.name], {graph.input.name: pixels})
+        except Exception as error:  # its types have no other base, and none is for memory
+            reason = str(error).lower()
+            if isinstance(error, MemoryError) or any(text in reason for text in OUT_OF_MEMORY):
+                raise torch.OutOfMemoryError(one_line(error)) from None
+            raise
+        return cast(npt.NDArray[Any], given)
 
 
 def has_onnxruntime_on_gpu() -> bool:

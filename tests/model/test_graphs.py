@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -379,6 +380,54 @@ def test_onnx_runtime_gives_what_openvino_gives(tmp_path: Path) -> None:
         )
         for one, two in pairs:
             assert np.mean(one.mask != two.mask) < 1e-3
+
+
+def greedy_model(tmp_path: Path, exponent: int) -> Model:
+    """A graph in ONNX Runtime that takes 2^(exponent × n) floats for a batch of n images."""
+    config = imported(graph_file(tmp_path / "g.onnx"), tmp_path)
+    graph = load_model(str(tmp_path / "m"), "cpu", precision="fp32").graph
+    model = onnx.load_from_string(graph.model)
+    numbers = {"first": 0, "exponent": exponent, "base": 2}
+    for name, number in numbers.items():
+        array = np.array([number], np.int64)
+        model.graph.initializer.append(numpy_helper.from_array(array, name))
+    [last] = [node for node in model.graph.node if node.output[0] == "logits"]
+    last.output[0] = "plain"
+    model.graph.node.extend(
+        helper.make_node(kind, inputs, [output], **attributes)
+        for kind, inputs, output, attributes in (
+            ("Shape", ["image"], "shape", {}),
+            ("Gather", ["shape", "first"], "batch", {}),
+            ("Mul", ["batch", "exponent"], "power", {}),
+            ("Pow", ["base", "power"], "number", {}),
+            ("ConstantOfShape", ["number"], "zeros", {}),
+            ("ReduceMax", ["zeros"], "zero", {"keepdims": 0}),
+            ("Add", ["plain", "zero"], "logits", {}),
+        )
+    )
+    greedy = replace(graph, model=model.SerializeToString())
+    runtime = OnnxRuntimeEngine(greedy, torch.device("cpu"), len(CLASSES))
+    return Model(None, config, "cpu", Predict(batch_size=2), engine=runtime)
+
+
+def test_out_of_memory_in_onnx_runtime_halves_the_batch(tmp_path: Path) -> None:
+    # 2^46 floats are more than a process has addresses for.
+    model = greedy_model(tmp_path, 23)
+    images = [picture(64, 64, seed) for seed in range(3)]
+    plain = load_model(str(tmp_path / "m"), "cpu", precision="fp32")
+    pairs = zip(
+        model.predict_batch(images, [None] * 3),
+        plain.predict_batch(images, [None] * 3),
+        strict=True,
+    )
+    for found, expected in pairs:
+        assert np.mean(found.mask != expected.mask) < 1e-3
+    assert model._fitting == {(64, 64): 1}
+
+
+def test_an_image_that_does_not_fit_onnx_runtime_says_what_to_set(tmp_path: Path) -> None:
+    with pytest.raises(JobFailed, match=r"one image of 64×64: set predict\.long_side"):
+        greedy_model(tmp_path, 46).predict(picture(64, 64))
 
 
 def test_graphs_on_a_gpu_need_onnx_and_its_runtime(
