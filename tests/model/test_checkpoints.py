@@ -21,7 +21,10 @@ from segbatch.errors import ModelError
 from segbatch.masks.classes import Classes
 from segbatch.model import networks
 from segbatch.model.bundle import load_bundle
-from segbatch.model.checkpoints import Known, import_model
+from segbatch.model.checkpoints import Known, import_model, mmsegmentation
+from segbatch.model.checkpoints import smp as of_smp
+from segbatch.model.checkpoints import transformers as of_transformers
+from segbatch.model.checkpoints.checkpoint import Candidate, Checkpoint
 from segbatch.model.checkpoints.mmsegmentation import parse_config
 from segbatch.model.config import ModelConfig
 from segbatch.model.networks import Network
@@ -60,6 +63,21 @@ def mmsegmentation_network() -> Network:
     )
     fill(network)
     return network.eval()
+
+
+def mmsegmentation_candidate(
+    config: str, backbone: str = "resnet50_v1c", known: Known = NOTHING, **values: torch.Tensor
+) -> Candidate:
+    """What a checkpoint with the text of a configuration is recognised as, without its weights but
+    for ``values``.
+    """
+    with torch.device("meta"):
+        network = networks.build("deeplabv3", backbone, 3, 8, library="mmsegmentation")
+    saved = {"meta": {"cfg": config}}
+    state = network.state_dict() | values
+    candidate = mmsegmentation.recognise(Checkpoint("a.pth", ".", state, saved, ""), known)
+    assert candidate is not None
+    return candidate
 
 
 def imported(source: Path, tmp_path: Path, known: Known = NOTHING) -> tuple[Network, ModelConfig]:
@@ -132,67 +150,72 @@ def test_a_checkpoint_of_mmsegmentation_brings_its_classes_and_configuration(
     ],
 )
 def test_the_scale_of_mmsegmentation_limits_both_sides(
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    step: str,
-    long_side: int,
-    note: str | None,
+    step: str, long_side: int, note: str | None
 ) -> None:
-    text = MMSEG_CONFIG.partition("test_pipeline")[0] + f"test_pipeline = [{step}]\n"
-    saved = {"meta": {"cfg": text}, "state_dict": mmsegmentation_network().state_dict()}
-    torch.save(saved, tmp_path / "a.pth")
-    _, config = imported(tmp_path / "a.pth", tmp_path, NAMED)
-    assert config.long_side == long_side
-    told = capsys.readouterr().err
-    assumed = f"{note}: taken as a longer side of {long_side} pixels, which is right for"
-    assert (assumed in told) if note else ("4:3" not in told)
-    _, config = imported(tmp_path / "a.pth", tmp_path, Known(classes=Classes(NAMES), long_side=900))
-    assert config.long_side == 900
-    assert "4:3" not in capsys.readouterr().err
+    candidate = mmsegmentation_candidate(f"test_pipeline = [{step}]")
+    assert candidate.long_side == long_side
+    assumed = (
+        f"{note}: taken as a longer side of {long_side} pixels, which is right for photographs"
+    )
+    assert any(line.startswith(assumed) for line in candidate.notes) == (note is not None)
+    known = Known(long_side=900)
+    notes = mmsegmentation_candidate(f"test_pipeline = [{step}]", known=known).notes
+    assert "4:3" not in "".join(notes)
 
 
 RESNET = "backbone=dict(strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4), contract_dilation=True)"
 MEAN = "mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375]"
 
 
-def mmsegmentation_checkpoint(path: Path, config: str, backbone: str = "resnet50_v1c") -> Network:
-    """Write a checkpoint with the text of its configuration, and return the network."""
-    network = networks.build("deeplabv3", backbone, 3, 8, library="mmsegmentation").eval()
-    fill(network)
-    torch.save({"meta": {"cfg": config}, "state_dict": network.state_dict()}, path)
-    return network
-
-
 @torch.inference_mode()
+def test_a_network_that_was_trained_on_bgr_gives_the_same_for_rgb(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = mmsegmentation_network()
+    config = MMSEG_CONFIG.replace("bgr_to_rgb=True", "bgr_to_rgb=False")
+    torch.save({"meta": {"cfg": config}, "state_dict": theirs.state_dict()}, tmp_path / "a.pth")
+    ours, found = imported(tmp_path / "a.pth", tmp_path, NAMED)
+    expected = theirs.coarse(picture(65, 97).flip(1))
+    # Sums are taken in another order.
+    difference = (ours.coarse(picture(65, 97)) - expected).abs().max()
+    assert difference / expected.abs().max() < 1e-4
+    assert found.mean == pytest.approx((0.406, 0.456, 0.485))
+    assert found.std == pytest.approx((0.225, 0.224, 0.229))
+    assert "it was trained on BGR; its first layer is changed" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
-    ("backbone", "text", "is_bgr"),
+    ("backbone", "stem"),
     [
-        ("resnet50", f"data_preprocessor = dict({MEAN}, bgr_to_rgb=False)", True),
-        ("resnet50_v1c", f"data_preprocessor = dict({MEAN})", True),
-        ("mobilenet_v2", f"img_norm_cfg = dict({MEAN}, to_rgb=False)", True),
-        ("mobilenet_v2", f"img_norm_cfg = dict({MEAN})", False),
-        ("mobilenet_v2", f"data_preprocessor = dict({MEAN}, bgr_to_rgb=True)", False),
-        ("mobilenet_v2", f"_base_ = 'a.py'\ndata_preprocessor = dict({MEAN})", False),
+        ("resnet50", "backbone.conv1.weight"),
+        ("resnet50_v1c", "backbone.stem.0.weight"),
+        ("mobilenet_v2", "backbone.conv1.conv.weight"),
     ],
 )
-def test_a_network_that_was_trained_on_bgr_gives_the_same_for_rgb(
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    backbone: str,
-    text: str,
-    is_bgr: bool,
+@pytest.mark.parametrize(
+    ("text", "is_bgr"),
+    [
+        (f"data_preprocessor = dict({MEAN}, bgr_to_rgb=False)", True),
+        (f"data_preprocessor = dict({MEAN})", True),
+        (f"data_preprocessor = dict({MEAN}, bgr_to_rgb=True)", False),
+        (f"data_preprocessor = dict({MEAN}, rgb_to_bgr=True)", False),
+        (f"_base_ = 'a.py'\ndata_preprocessor = dict({MEAN})", False),
+        (f"img_norm_cfg = dict({MEAN}, to_rgb=False)", True),
+        (f"img_norm_cfg = dict({MEAN})", False),
+        ("model = dict()", False),
+    ],
+)
+def test_the_order_of_colours_is_the_configurations(
+    backbone: str, stem: str, text: str, is_bgr: bool
 ) -> None:
-    theirs = mmsegmentation_checkpoint(tmp_path / "a.pth", text, backbone)
-    ours, config = imported(tmp_path / "a.pth", tmp_path, NAMED)
-    image = picture(65, 97)
-    expected = theirs.coarse(image.flip(1) if is_bgr else image)
-    torch.testing.assert_close(ours.coarse(image), expected, rtol=1e-4, atol=1e-4)
-    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    if is_bgr:
-        mean, std = mean[::-1], std[::-1]
-    assert config.mean == pytest.approx(mean)
-    assert config.std == pytest.approx(std)
-    assert ("trained on BGR" in capsys.readouterr().err) == is_bgr
+    weight = torch.arange(3.0).reshape(1, 3, 1, 1)
+    candidate = mmsegmentation_candidate(text, backbone, **{stem: weight})
+    assert torch.equal(candidate.state[stem], weight.flip(1) if is_bgr else weight)
+    if "mean" in text:
+        mean = (0.485, 0.456, 0.406)
+        assert candidate.mean == pytest.approx(mean[::-1] if is_bgr else mean)
+    is_assumed = "the normalisation of ImageNet is assumed; --mean and --std set others"
+    assert (is_assumed in candidate.notes) == ("mean" not in text)
 
 
 @pytest.mark.parametrize(
@@ -207,43 +230,31 @@ def test_a_network_that_was_trained_on_bgr_gives_the_same_for_rgb(
     ],
 )
 def test_a_backbone_of_mmsegmentation_that_computes_otherwise_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], old: str, new: str, message: str
+    old: str, new: str, message: str
 ) -> None:
-    mmsegmentation_checkpoint(tmp_path / "a.pth", f"model = dict({RESNET})")
-    imported(tmp_path / "a.pth", tmp_path, NAMED)
-    assert "the normalisation of ImageNet is assumed; --mean and" in capsys.readouterr().err
-    mmsegmentation_checkpoint(tmp_path / "b.pth", f"model = dict({RESNET.replace(old, new)})")
+    mmsegmentation_candidate(f"model = dict({RESNET})")
     with pytest.raises(ModelError, match=message) as refused:
-        imported(tmp_path / "b.pth", tmp_path, NAMED)
+        mmsegmentation_candidate(f"model = dict({RESNET.replace(old, new)})")
     assert "\n" not in str(refused.value)
 
 
-def test_what_a_configuration_has_in_another_file_is_assumed_and_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    text = "_base_ = 'a.py'\nmodel = dict(backbone=dict(depth=50))\n"
-    mmsegmentation_checkpoint(tmp_path / "a.pth", text)
-    _, config = imported(tmp_path / "a.pth", tmp_path, NAMED)
-    assert config.output_stride == 8
-    told = capsys.readouterr().err
-    assert "it builds on others (_base_), which are not read" in told
-    assert "output stride 8 is assumed; --output-stride sets another" in told
+def test_what_a_configuration_has_in_another_file_is_assumed_and_said() -> None:
+    candidate = mmsegmentation_candidate("_base_ = 'a.py'\nmodel = dict(backbone=dict(depth=50))")
+    assert candidate.output_stride == 8
+    notes = "\n".join(candidate.notes)
+    assert "it builds on others (_base_), which are not read" in notes
+    assert "output stride 8 is assumed; --output-stride sets another" in notes
 
 
-def test_the_head_of_a_whole_configuration_has_the_dilations_of_mmsegmentation(
-    tmp_path: Path,
-) -> None:
+def test_the_head_of_a_whole_configuration_has_the_dilations_of_mmsegmentation() -> None:
     text = f"model = dict({RESNET}, decode_head=dict(align_corners=False))"
-    mmsegmentation_checkpoint(tmp_path / "a.pth", text)
-    _, config = imported(tmp_path / "a.pth", tmp_path, NAMED)
-    assert config.options == {"aspp_dilations": [1, 6, 12, 18]}
+    assert mmsegmentation_candidate(text).options == {"aspp_dilations": [1, 6, 12, 18]}
 
 
-def test_an_output_stride_that_mmsegmentation_does_not_have_is_refused(tmp_path: Path) -> None:
-    mmsegmentation_checkpoint(tmp_path / "a.pth", "x = 1")
-    for stride in (4, 32):
-        with pytest.raises(ModelError, match=f"has output stride 8 or 16, not {stride}"):
-            imported(tmp_path / "a.pth", tmp_path, Known(output_stride=stride))
+@pytest.mark.parametrize("stride", [4, 32])
+def test_an_output_stride_that_mmsegmentation_does_not_have_is_refused(stride: int) -> None:
+    with pytest.raises(ModelError, match=f"has output stride 8 or 16, not {stride}"):
+        mmsegmentation_candidate("x = 1", known=Known(output_stride=stride))
 
 
 def test_an_old_checkpoint_of_mmsegmentation_takes_the_configuration_beside_it(
@@ -357,17 +368,17 @@ def test_a_segformer_of_transformers_gives_what_it_gave(
     ],
 )
 def test_the_shortest_edge_of_transformers_is_the_shorter_side(
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    processor: dict[str, Any],
-    long_side: int | None,
+    tmp_path: Path, processor: dict[str, Any], long_side: int | None
 ) -> None:
-    segformer().save_pretrained(tmp_path / "hf")
-    (tmp_path / "hf" / "preprocessor_config.json").write_text(json.dumps(processor))
-    _, config = imported(tmp_path / "hf", tmp_path)
-    assert config.long_side == long_side
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    with torch.device("meta"):
+        state = segformer().state_dict()
+    checkpoint = Checkpoint("a.safetensors", str(tmp_path), state, state, "")
+    candidate = of_transformers.recognise(checkpoint, NOTHING)
+    assert candidate is not None
+    assert candidate.long_side == long_side
     is_assumed = long_side in (684, 600)
-    assert ("4:3; --long-side sets another" in capsys.readouterr().err) == is_assumed
+    assert ("4:3; --long-side sets another" in "".join(candidate.notes)) == is_assumed
 
 
 def test_a_segformer_of_other_sizes_is_refused(tmp_path: Path) -> None:
@@ -453,6 +464,32 @@ def test_a_deeplab_of_smp_with_a_narrow_decoder_is_recognised(tmp_path: Path) ->
     torch.save(theirs.state_dict(), tmp_path / "a.pth")
     _, config = imported(tmp_path / "a.pth", tmp_path, NAMED)
     assert config.options == {"decoder_channels": 64}
+
+
+@pytest.mark.parametrize(
+    ("make", "assumed", "other"), [(smp.DeepLabV3Plus, 16, 8), (smp.DeepLabV3, 8, 16)]
+)
+def test_the_output_stride_of_smp_is_said_where_no_file_says_it(
+    tmp_path: Path, make: Any, assumed: int, other: int
+) -> None:
+    with torch.device("meta"):
+        state = make("resnet18", encoder_weights=None, classes=3).state_dict()
+
+    def found(folder: Path, stride: int | None = None) -> tuple[int | None, tuple[str, ...]]:
+        checkpoint = Checkpoint("a.pth", str(folder), state, {}, "")
+        known = Known(backbone="resnet18", output_stride=stride)
+        candidate = of_smp.recognise(checkpoint, known)
+        assert candidate is not None
+        return candidate.output_stride, candidate.notes
+
+    stride, [note] = found(tmp_path)
+    assert stride == assumed
+    assert note.startswith(f"output stride {assumed} is assumed, as is smp's default")
+    assert f"--output-stride {other} for a network that was trained so" in note
+    assert found(tmp_path, other) == (other, ())
+    theirs = make("resnet18", encoder_weights=None, classes=3, encoder_output_stride=other)
+    theirs.save_pretrained(tmp_path / "saved")
+    assert found(tmp_path / "saved") == (other, ())
 
 
 def test_a_deeplab_of_torchvision_is_recognised_by_its_keys(tmp_path: Path) -> None:

@@ -54,6 +54,14 @@ def recognise(checkpoint: Checkpoint, known: Known) -> Candidate | None:
             " its weights do not tell: name it with --backbone, one of timm as tu-NAME"
         )
     mean, std = normalisation_of(backbone)
+    stride = known.output_stride or _stride(arch, config)
+    notes: tuple[str, ...] = ()
+    if stride is None and arch in DILATED:
+        stride = DILATED[arch]
+        notes = (
+            f"output stride {stride} is assumed, as is smp's default: --output-stride"
+            f" {8 if stride == 16 else 16} for a network that was trained so",
+        )
     return Candidate(
         what=f"{_name(arch)} of segmentation_models_pytorch on {backbone}",
         library="smp",
@@ -61,10 +69,11 @@ def recognise(checkpoint: Checkpoint, known: Known) -> Candidate | None:
         backbone=backbone,
         state=state,
         left_out=inner.left_out,
-        output_stride=known.output_stride or _stride(arch, config),
+        output_stride=stride,
         options=_options(arch, config, checkpoint.folder) or _widths(arch, state),
         mean=mean,
         std=std,
+        notes=notes,
     )
 
 
