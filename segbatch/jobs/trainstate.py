@@ -125,8 +125,9 @@ class TrainState:
             raise  # run.json is another driver's now
         except SegbatchError as error:
             ended = {Interrupted: "interrupted", JobFailed: "failed"}
+            kinds = (status for kind, status in ended.items() if isinstance(error, kind))
             with contextlib.suppress(OSError):
-                self.write(ended.get(type(error), "incomplete"))
+                self.write(next(kinds, "incomplete"))
             raise
 
     def summary(self) -> dict[str, Any]:
