@@ -9,6 +9,7 @@
     │       ├── Damaged             one of its files is not what was written
     │       └── UnreadableMask      the mask of one image is damaged
     ├── JobFailed           1   the job ran and will fail again unchanged
+    │   └── DoesNotFit          one image needs more memory than the device has
     ├── Incomplete          3   run the same command again
     │   ├── LeaseHeld           another driver works on this run
     │   ├── Fenced              another driver has taken over this run
@@ -106,6 +107,10 @@ class JobFailed(SegbatchError):
     """The job ran to its end and failed; it will fail again unchanged."""
 
     exit_code = 1
+
+
+class DoesNotFit(JobFailed):
+    """One image needs more memory than the device has."""
 
 
 class Incomplete(SegbatchError):

@@ -27,6 +27,7 @@ from segbatch.jobs.runtime.workers import choose_device, connected, share_out_tr
 from segbatch.jobs.trainstate import TrainState
 from segbatch.labels.dataset import Dataset, open_dataset
 from segbatch.model import bundle
+from segbatch.model.zoo import IMAGENET_MEAN, IMAGENET_STD
 from segbatch.results.lease import Lease, WorkerLease
 from segbatch.signals import interruptible
 from segbatch.training.checkpoint import load_checkpoint
@@ -65,7 +66,7 @@ def train(job: FinetuneJob, dataset: Dataset, state: TrainState, lease: Lease) -
     """Train on Ray, from the last checkpoint or the start, and make the model."""
     if not state.info["starts"]:
         refuse_empty_classes(job, dataset)
-    plan = make_training_plan(job, dataset, state.training_uri, lease.worker_lease)
+    plan = make_training_plan(job, dataset, state, lease.worker_lease)
     with connected(say):
         workers = share_out_training(job.resources, choose_device(job.resources))
         check_batch_norm(job, workers.device)
@@ -155,11 +156,13 @@ def initial_sha256(job: FinetuneJob) -> str | None:
 
 
 def make_training_plan(
-    job: FinetuneJob, dataset: Dataset, training_uri: str, lease: WorkerLease
+    job: FinetuneJob, dataset: Dataset, state: TrainState, lease: WorkerLease
 ) -> TrainingPlan:
     """The plan for all workers. Builds the network, so that its faults show before they start."""
     seed_everything(job.train.seed)
     network, config = build_network(job.model, dataset.classes, say)
+    if isinstance(job.model, FromBackbone) and not state.normalises_as_backbone:
+        config = replace(config, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     weights = job.train.loss.class_weights
     if isinstance(weights, list) and len(weights) != len(dataset.classes):
         raise InputError(
@@ -174,7 +177,7 @@ def make_training_plan(
         class_weights=(
             median_frequency_weights(dataset) if weights == "median_frequency" else weights
         ),
-        training_uri=training_uri,
+        training_uri=state.training_uri,
         lease=lease,
         track=list(job.track),
         identity=job.identity(),

@@ -49,6 +49,7 @@ class TrainState:
                 "images": dataset.splits,
             },
             "start_sha256": start_sha256,
+            "normalisation": "backbone",  # earlier versions: that of ImageNet, without this key
             "software": software(),
             "starts": [],
         }
@@ -90,6 +91,13 @@ class TrainState:
         return bool(self.info["status"] == "complete")
 
     @property
+    def normalises_as_backbone(self) -> bool:
+        """Whether pixels are normalised as for the weights of the backbone; a training that an
+        earlier version began goes on with the numbers of ImageNet.
+        """
+        return self.info.get("normalisation") == "backbone"
+
+    @property
     def training_uri(self) -> str:
         """Folder of metrics, curves and checkpoints."""
         return storage.join(self.uri, "training")
@@ -117,8 +125,9 @@ class TrainState:
             raise  # run.json is another driver's now
         except SegbatchError as error:
             ended = {Interrupted: "interrupted", JobFailed: "failed"}
+            kinds = (status for kind, status in ended.items() if isinstance(error, kind))
             with contextlib.suppress(OSError):
-                self.write(ended.get(type(error), "incomplete"))
+                self.write(next(kinds, "incomplete"))
             raise
 
     def summary(self) -> dict[str, Any]:

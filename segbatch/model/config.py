@@ -17,6 +17,7 @@ from segbatch.model.networks import Network
 from segbatch.model.zoo import IMAGENET_MEAN, IMAGENET_STD
 
 RGB = tuple[float, float, float]
+Layout = Literal["NCHW", "NHWC"]
 GRAPH = "graph"  # the ``arch`` of models that are no network, which can only predict
 FORMAT = 2  # of ``config.json``; 1 had no ``format``, ``library`` and ``options``
 
@@ -30,8 +31,8 @@ class GraphInput:
     """
 
     name: str
-    layout: Literal["NCHW", "NHWC"] = "NHWC"
-    dtype: Literal["float32", "uint8"] = "float32"
+    layout: Layout = "NHWC"
+    dtype: Literal["float32", "uint8", "int8"] = "float32"
     range: tuple[float, float] = (0.0, 1.0)
     size: tuple[int, int] | None = None
 
@@ -41,13 +42,15 @@ class GraphOutput:
     """What a graph gives: logits, probabilities, or a label map, at 1/``stride`` of the input's
     resolution.
 
-    ``align_corners``: as its authors upsample them to the image's size.
+    ``align_corners``: as its authors upsample them to the image's size. ``layout`` says where the
+    classes are; bundles of earlier versions do not know, and it is guessed by the shape.
     """
 
     name: str
     kind: Literal["logits", "probabilities", "labels"] = "logits"
     stride: int | None = None
     align_corners: bool = False
+    layout: Layout | None = None
 
 
 @dataclass(frozen=True)

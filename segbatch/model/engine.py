@@ -12,8 +12,9 @@ import threading
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from importlib.util import find_spec
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -31,10 +32,15 @@ from segbatch.model.graph import (
     import_openvino,
 )
 from segbatch.model.networks import Network
+from segbatch.storage import one_line
 
-# int8: the layers that were not quantised.
 ONNX_ON_GPU = "CUDAExecutionProvider"
+# OpenVINO's names of precisions; for int8 that of the layers that were not quantised.
 HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
+
+
+# How ONNX Runtime and the libraries below it say that memory is not enough, in lower case.
+OUT_OF_MEMORY = ("failed to allocate memory", "out of memory", "bad_alloc", "alloc_failed")
 
 
 class EngineChoice(NamedTuple):
@@ -182,12 +188,21 @@ class OnnxRuntimeEngine:
         step = batch if isinstance(batch, int) else len(pixels)
         logits = []
         for start in range(0, len(pixels), step):
-            [given] = self._session.run(
-                [self._graph.output.name],
-                {self._graph.input.name: pixels[start : start + step]},
-            )
+            given = self._run(pixels[start : start + step])
             logits.append(as_logits(given, self._graph.output, self._num_classes))
         return torch.cat(logits).to(self._device)
+
+    def _run(self, pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """What the graph gives; raises ``torch.OutOfMemoryError`` where that does not fit."""
+        graph = self._graph
+        try:
+            [given] = self._session.run([graph.output.name], {graph.input.name: pixels})
+        except Exception as error:  # its types have no other base, and none is for memory
+            reason = str(error).lower()
+            if isinstance(error, MemoryError) or any(text in reason for text in OUT_OF_MEMORY):
+                raise torch.OutOfMemoryError(one_line(error)) from None
+            raise
+        return cast(npt.NDArray[Any], given)
 
 
 def has_onnxruntime_on_gpu() -> bool:
@@ -238,12 +253,30 @@ def check_graph(options: Predict, config: ModelConfig, device: torch.device) -> 
                 f"the model is a graph in ONNX, which needs ONNX Runtime on {device}: pip install"
                 " onnxruntime-gpu, or set resources.device to cpu"
             )
-        return
-    if config.is_quantized and options.precision not in ("auto", "int8"):
+    _check_graph_precision(options.precision, config, device)
+    if device.type == "cpu":
+        import_openvino()
+
+
+def _check_graph_precision(asked: str, config: ModelConfig, device: torch.device) -> None:
+    key = "predict.precision: the model is a graph, which"
+    if device.type != "cpu":
+        if asked not in ("auto", "fp32"):
+            raise InputError(f"{key} computes in fp32 on {device}, not in {asked}: set auto")
+    elif config.is_quantized:
+        if asked not in ("auto", "int8"):
+            raise InputError(
+                f"predict.precision: the model computes in int8, not in {asked}: set auto"
+            )
+    elif asked == "int8":
         raise InputError(
-            f"predict.precision: the model computes in int8, not in {options.precision}: set auto"
+            f"{key} computes in int8 once it is quantised: segbatch model quantize BUNDLE OUT"
+            " --images FOLDER"
         )
-    import_openvino()
+    elif asked == "fp16":
+        raise InputError(f"{key} OpenVINO computes in fp32 or bf16, not in fp16: set auto")
+    elif asked == "bf16" and not computes_bf16():
+        raise InputError("predict.precision: this CPU does not compute bf16: set auto")
 
 
 def resolve_engine(

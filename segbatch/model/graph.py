@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from segbatch.errors import InputError, JobFailed
-from segbatch.model.config import GraphInput, GraphOutput
+from segbatch.model.config import GraphInput, GraphOutput, Layout
 from segbatch.model.networks import Network
 
 XML, WEIGHTS = "model.xml", "model.bin"
@@ -40,6 +40,7 @@ ONNX_BACKBONE = "onnx"  # the ``backbone`` of a bundle whose graph is in ONNX
 DIGEST = "sha256"  # of both, next to a kept graph
 KEPT = 8  # graphs on a machine; those that were not used for longest are deleted
 SMALLEST_PROBABILITY = 1e-12  # below it, a logarithm tells nothing
+CLASS_AXIS: dict[Layout, int] = {"NCHW": 1, "NHWC": 3}
 EXAMPLE_SIDE = 64  # pixels of the image with which a network is traced
 _importing = threading.Lock()
 
@@ -122,7 +123,8 @@ def convert(network: Network) -> Graph:
 
 def of_network(network: Network) -> tuple[GraphInput, GraphOutput]:
     """What the graph of a network takes and gives."""
-    return GraphInput("images"), GraphOutput("logits", align_corners=network.align_corners)
+    output = GraphOutput("logits", align_corners=network.align_corners, layout="NCHW")
+    return GraphInput("images"), output
 
 
 def serialized(model: Any, input: GraphInput, output: GraphOutput) -> Graph:
@@ -165,9 +167,10 @@ def as_logits(given: npt.NDArray[Any], output: GraphOutput, num_classes: int) ->
                 f" {num_classes} classes: import it again with all its --classes"
             )
         return torch.from_numpy(ids.astype(np.float32))
-    if given.shape[class_axis(given.shape, num_classes)] != num_classes:
+    layout = output.layout or guessed_layout(given.shape, num_classes)
+    if given.shape[CLASS_AXIS[layout]] != num_classes:
         raise JobFailed(f"the graph gives {given.shape}, which are not {num_classes} classes")
-    if class_axis(given.shape, num_classes) == 3:
+    if layout == "NHWC":
         given = given.transpose(0, 3, 1, 2)
     if output.kind == "probabilities":
         given = np.log(np.maximum(given, SMALLEST_PROBABILITY))
@@ -175,9 +178,9 @@ def as_logits(given: npt.NDArray[Any], output: GraphOutput, num_classes: int) ->
     return torch.from_numpy(np.array(given, np.float32, order="C"))
 
 
-def class_axis(shape: Sequence[int], num_classes: int) -> int:
-    """The axis of the classes in logits or probabilities: 1, or 3 where only that fits."""
-    return 3 if shape[1] != num_classes and shape[3] == num_classes else 1
+def guessed_layout(shape: Sequence[int], num_classes: int) -> Layout:
+    """The layout of logits or probabilities: NCHW, or NHWC where only that fits."""
+    return "NHWC" if shape[1] != num_classes and shape[3] == num_classes else "NCHW"
 
 
 def _sides_of_labels(shape: Sequence[int]) -> tuple[int, int]:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from segbatch.errors import InputError, JobFailed
+from segbatch.errors import DoesNotFit, InputError
 from segbatch.model.patches import Pixels
 from segbatch.storage import one_line
 
@@ -23,14 +23,14 @@ def decode_jpegs(files: Sequence[bytes], device: torch.device) -> list[Pixels | 
     """RGB of each file, ``(height, width, 3)`` uint8 on the host; ``None`` where ``device`` cannot
     decode a file.
 
-    Raises :class:`~segbatch.errors.JobFailed` for an image too large for the device.
+    Raises :class:`~segbatch.errors.DoesNotFit` for an image too large for the device.
     """
     try:
         return list(_decoded(files, device)) if files else []
     except RuntimeError as error:  # of one of the files, and it does not say which
         if len(files) == 1:
             if isinstance(error, torch.OutOfMemoryError):
-                raise JobFailed(
+                raise DoesNotFit(
                     f"{device} has not enough memory to decode a JPEG: set predict.decode: cpu"
                 ) from None
             return [None]

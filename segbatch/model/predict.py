@@ -34,7 +34,7 @@ from segbatch import masks
 from segbatch.config.job import Predict
 from segbatch.config.validation import explain
 from segbatch.console import say
-from segbatch.errors import InputError, JobFailed
+from segbatch.errors import DoesNotFit, InputError
 from segbatch.images.scaling import FILTER, downscale
 from segbatch.masks.classes import Classes, SegClass
 from segbatch.masks.html import picture_html, swatch, table_html
@@ -239,7 +239,7 @@ class Model:
         network and one waiting, on the CPU two for each lane, and the coarse logits of
         ``batch_size`` images, or of one image in tiles.
         Raises :class:`~segbatch.errors.InputError` for other arrays and
-        :class:`~segbatch.errors.JobFailed` for an image too large for the device.
+        :class:`~segbatch.errors.DoesNotFit` for an image too large for the device.
         """
         for image in images:
             _check(image)
@@ -315,7 +315,7 @@ class Model:
             return list(self.engine(self._normalized(pixels)))
         except torch.OutOfMemoryError:
             if num_images == 1:
-                raise JobFailed(
+                raise DoesNotFit(
                     f"{self.device} has not enough memory for one image of {width}×{height}:"
                     " set predict.long_side or predict.tile"
                 ) from None

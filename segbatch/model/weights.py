@@ -12,8 +12,7 @@ import pickle
 import shlex
 import warnings
 import zipfile
-from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -76,16 +75,20 @@ def read_file(uri: str) -> bytes:
 
 
 def decode_state(data: bytes, where: str) -> State:
-    """The state_dict in a file; as :func:`decode_checkpoint`."""
-    return decode_checkpoint(data, where)[1]
+    """The state_dict in a file, without :data:`PREFIXES`; as :func:`decode_checkpoint`."""
+    state = decode_checkpoint(data, where)[1]
+    for prefix in PREFIXES:
+        if all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
 
 
 def decode_checkpoint(data: bytes, where: str) -> tuple[dict[str, Any], State]:
     """What a file holds, and the state_dict in it.
 
     The file is one of safetensors, or of ``torch.save``, which is not unpickled. The latter may
-    have the state_dict in mappings, and its keys may have :data:`PREFIXES`, which are removed.
-    Raises :class:`~segbatch.errors.ModelError`, naming the file ``where``, for anything else.
+    have the state_dict in mappings. Raises :class:`~segbatch.errors.ModelError`, naming the file
+    ``where``, for anything else.
     """
     if where.lower().endswith(".safetensors") and not data.startswith(b"PK"):
         state = decode_safetensors(data, where)
@@ -185,31 +188,7 @@ def fit(network: Network, state: State, what: str, where: str) -> None:
     network.load_state_dict(state)
 
 
-def unwrapped(state: State, expected: Collection[str]) -> tuple[State, list[str]]:
-    """The weights of a network with the keys ``expected``, and the keys that are left out.
-
-    A wrapper gives all keys of its network a prefix (``model.``, ``module.net.``), and may have
-    tensors of its own beside them: buffers, the weights of a loss, averages. The longest prefix
-    that most keys of the network have is taken off. If no key fits, the state stays as it is.
-    """
-    counts: Counter[str] = Counter()
-    for key in state:
-        parts = key.split(".")
-        for start in range(len(parts)):
-            if ".".join(parts[start:]) in expected:
-                counts["".join(f"{part}." for part in parts[:start])] += 1
-                break
-    if not counts:
-        return state, []
-    most = max(counts.values())
-    prefix = next(prefix for prefix in counts if counts[prefix] == most)
-    inner = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-    beside = [key for key in inner if prefix == "" and key not in expected and _is_beside(key)]
-    outside = [key for key in state if not key.startswith(prefix)]
-    return {key: value for key, value in inner.items() if key not in beside}, beside + outside
-
-
-def _is_beside(key: str) -> bool:
+def is_beside(key: str) -> bool:
     """Whether a tensor next to a network's own is known to be no part of one."""
     return key in ("n_averaged", "mean", "std") or key.startswith(("criterion.", "loss"))
 
@@ -223,9 +202,6 @@ def _plain(saved: Any, where: str) -> State:
         raise ModelError(f"{where}: no state_dict in it; it has {keys[:200]}")
     ranks = {name: rank for rank, name in enumerate(("", *WRAPPERS))}
     _, state = min(found, key=lambda pair: (ranks.get(pair[0], len(ranks)), -len(pair[1])))
-    for prefix in PREFIXES:
-        if all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state
 
 

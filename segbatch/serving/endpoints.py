@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse
 from ray import serve
 
 from segbatch.__version__ import __version__
-from segbatch.errors import InputError
+from segbatch.errors import InputError, JobFailed
 from segbatch.formats.labelconfig import write_label_config
 from segbatch.images.faults import Undecodable
 from segbatch.serving import labelstudio
@@ -140,6 +140,12 @@ async def part_of_page(name: str) -> Response:
 async def wrong_input(_: Request, error: InputError) -> Response:
     """A request that is not what the endpoint takes."""
     return JSONResponse({"detail": one_line(error)}, 422)
+
+
+@api.exception_handler(JobFailed)
+async def failed(_: Request, error: JobFailed) -> Response:
+    """The model cannot predict, whatever the image is."""
+    return JSONResponse({"detail": one_line(error)}, 500)
 
 
 @api.exception_handler(Exception)

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import ray
 from ray import serve
 
-from segbatch.errors import JobFailed
+from segbatch.errors import DoesNotFit
 from segbatch.images.decode import Decoded, decode_image
 from segbatch.images.faults import Undecodable
 from segbatch.model.bundle import fingerprint
@@ -48,14 +48,15 @@ class Predictor:
     async def predict(self, data: bytes) -> Predicted | Undecodable:
         """Predict an image file, together with those of other requests.
 
-        Returns why, if it cannot be decoded or is too large for the device.
+        Returns why, if it cannot be decoded or is too large for the device. Raises
+        :class:`~segbatch.errors.JobFailed` where the model fails, whatever the image.
         """
         image = await self.in_thread(self._decode, data)
         if isinstance(image, Undecodable):
             return image
         await self._idle.wait()
         prediction = await self._batch(image)
-        if isinstance(prediction, JobFailed):
+        if isinstance(prediction, DoesNotFit):
             return Undecodable("too_large", str(prediction))
         return Predicted(data, self.service.max_pixels, image, prediction, self.name)
 
@@ -73,7 +74,7 @@ class Predictor:
     # wait for the device before they join its queue: a batch is all that came meanwhile, and a
     # request that comes alone waits for nobody.
     @serve.batch(batch_wait_timeout_s=0.0)
-    async def _batch(self, images: list[Decoded]) -> list[Prediction | JobFailed]:
+    async def _batch(self, images: list[Decoded]) -> list[Prediction | DoesNotFit]:
         self._idle.clear()
         try:
             loop = asyncio.get_running_loop()
@@ -81,12 +82,15 @@ class Predictor:
         finally:
             self._idle.set()
 
-    def _predict(self, images: Sequence[Decoded]) -> list[Prediction | JobFailed]:
-        """A prediction for each image, or why it is too large for the device."""
+    def _predict(self, images: Sequence[Decoded]) -> list[Prediction | DoesNotFit]:
+        """A prediction for each image, or why it is too large for the device.
+
+        Raises :class:`~segbatch.errors.JobFailed` where the model fails otherwise.
+        """
         sizes = [(image.height, image.width) for image in images]
         try:
             return [*self.model.predict_batch([image.pixels for image in images], sizes)]
-        except JobFailed as error:
+        except DoesNotFit as error:
             if len(images) == 1:
                 return [error]
         return [result for image in images for result in self._predict([image])]

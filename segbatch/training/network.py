@@ -15,6 +15,7 @@ from segbatch.masks.classes import Classes
 from segbatch.model import bundle, networks, weights
 from segbatch.model.config import ModelConfig
 from segbatch.model.networks import Network
+from segbatch.model.normalisation import normalisation_of
 
 
 def build_network(
@@ -22,7 +23,8 @@ def build_network(
 ) -> tuple[Network, ModelConfig]:
     """The network to train, on the CPU and with its auxiliary head, and the config of its bundle.
 
-    New weights are drawn from torch's random numbers. ``say`` gets a line where the head of a model
+    It normalises as its model, or as the weights of its backbone, were trained. New weights are
+    drawn from torch's random numbers. ``say`` gets a line where the head of a model
     is rebuilt. Raises :class:`~segbatch.errors.ModelError` for a network that cannot be built, or
     weights that do not fit.
     """
@@ -39,6 +41,9 @@ def build_network(
     if keys.backbone_weights not in (None, "imagenet"):
         load_backbone(network, keys.backbone_weights)
     config = ModelConfig(keys.arch, keys.backbone, network.output_stride, classes)
+    if keys.backbone_weights is not None:
+        mean, std = normalisation_of(keys.backbone)
+        config = replace(config, mean=mean, std=std)
     return network, config
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
+import torch
 from PIL import Image
 
 import segbatch
@@ -18,9 +20,17 @@ from segbatch.config.job import FinetuneJob, load_kind
 from segbatch.demo.facades.facades import render_facade
 from segbatch.errors import Fenced, InputError, JobFailed, RunError, SourceError
 from segbatch.jobs.epochs import check_lease
-from segbatch.jobs.finetune import check_batch_norm, finetune, refuse_empty_classes
+from segbatch.jobs.finetune import (
+    check_batch_norm,
+    finetune,
+    initial_sha256,
+    make_training_plan,
+    refuse_empty_classes,
+)
+from segbatch.jobs.trainstate import TrainState
 from segbatch.labels.dataset import Dataset, write_shard
 from segbatch.masks.classes import Classes
+from segbatch.model.config import ModelConfig
 from segbatch.results.lease import Lease, read_lease
 from segbatch.training.journal import read_journal
 from tests.conftest import S3
@@ -256,6 +266,29 @@ def test_training_goes_on_from_a_model_and_ends_when_nothing_gets_better(
     assert journal(output)[0]["loss"] < journal(trained)[0]["loss"]
     epochs = [line for line in journal(output) if line["kind"] == "epoch"]
     assert len(epochs) < 9
+
+
+def test_a_training_that_an_earlier_version_began_keeps_its_normalisation(
+    labels: Dataset, tmp_path: Path
+) -> None:
+    weights = str(tmp_path / "weights.pth")
+    torch.save(timm.create_model("test_resnet").state_dict(), weights)
+    output = str(tmp_path / "model")
+    work = training(labels, output) | {"model": NETWORK | {"backbone_weights": weights}}
+    job = load_kind(work, FinetuneJob)
+    lease = Lease(output, print).worker_lease
+
+    def config() -> ModelConfig:
+        state = TrainState.open(output, job, labels, initial_sha256(job))
+        state.write("interrupted")
+        return make_training_plan(job, labels, state, lease).config
+
+    assert [config().mean for _ in range(2)] == [(0.5, 0.5, 0.5)] * 2  # fresh, and resumed
+    info = run_json(output)
+    del info["normalisation"]  # as earlier versions wrote it
+    storage.write_bytes(storage.join(output, "run.json"), json.dumps(info).encode())
+    old = config()
+    assert (old.mean, old.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def test_classes_without_pixels_are_not_trained_on_by_accident(labels: Dataset) -> None:

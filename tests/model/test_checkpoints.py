@@ -21,7 +21,10 @@ from segbatch.errors import ModelError
 from segbatch.masks.classes import Classes
 from segbatch.model import networks
 from segbatch.model.bundle import load_bundle
-from segbatch.model.checkpoints import Known, import_model
+from segbatch.model.checkpoints import Known, import_model, mmsegmentation
+from segbatch.model.checkpoints import smp as of_smp
+from segbatch.model.checkpoints import transformers as of_transformers
+from segbatch.model.checkpoints.checkpoint import Candidate, Checkpoint
 from segbatch.model.checkpoints.mmsegmentation import parse_config
 from segbatch.model.config import ModelConfig
 from segbatch.model.networks import Network
@@ -35,9 +38,11 @@ PALETTE = [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
 MMSEG_CONFIG = """
 norm_cfg = dict(requires_grad=True, type='SyncBN')
 data_preprocessor = dict(
-    mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], type='SegDataPreProcessor')
+    mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True,
+    type='SegDataPreProcessor')
 model = dict(
-    backbone=dict(type='MobileNetV2', strides=(1, 2, 2, 2, 1, 1, 1), norm_cfg=norm_cfg),
+    backbone=dict(type='MobileNetV2', strides=(1, 2, 2, 2, 1, 1, 1),
+        dilations=(1, 1, 1, 1, 1, 2, 2), norm_cfg=norm_cfg),
     data_preprocessor=data_preprocessor,
     decode_head=dict(align_corners=True, dilations=(1, 6, 12, 18)))
 test_pipeline = [
@@ -58,6 +63,21 @@ def mmsegmentation_network() -> Network:
     )
     fill(network)
     return network.eval()
+
+
+def mmsegmentation_candidate(
+    config: str, backbone: str = "resnet50_v1c", known: Known = NOTHING, **values: torch.Tensor
+) -> Candidate:
+    """What a checkpoint with the text of a configuration is recognised as, without its weights but
+    for ``values``.
+    """
+    with torch.device("meta"):
+        network = networks.build("deeplabv3", backbone, 3, 8, library="mmsegmentation")
+    saved = {"meta": {"cfg": config}}
+    state = network.state_dict() | values
+    candidate = mmsegmentation.recognise(Checkpoint("a.pth", ".", state, saved, ""), known)
+    assert candidate is not None
+    return candidate
 
 
 def imported(source: Path, tmp_path: Path, known: Known = NOTHING) -> tuple[Network, ModelConfig]:
@@ -103,7 +123,7 @@ def test_a_checkpoint_of_mmsegmentation_brings_its_classes_and_configuration(
         "mobilenet_v2",
         "mmsegmentation",
     )
-    assert (config.output_stride, config.long_side) == (16, 2048)
+    assert (config.output_stride, config.long_side) == (16, 1365)
     assert config.classes.names == NAMES
     assert [c.color for c in config.classes] == [tuple(color) for color in PALETTE]
     assert config.mean == pytest.approx((0.485, 0.456, 0.406))
@@ -113,6 +133,128 @@ def test_a_checkpoint_of_mmsegmentation_brings_its_classes_and_configuration(
         expected = network.coarse(picture(65, 97))
         assert torch.equal(found.coarse(picture(65, 97)), expected)
     assert not any(key.startswith("auxiliary_head") for key in found.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("step", "long_side", "note"),
+    [
+        ("dict(type='Resize', scale=(2048, 512), keep_ratio=True)", 683, "scale=(2048, 512)"),
+        ("dict(type='Resize', scale=(512, 2048), keep_ratio=True)", 683, "scale=(512, 2048)"),
+        ("dict(type='Resize', scale=[640, 600], keep_ratio=True)", 640, "scale=(640, 600)"),
+        ("dict(type='Resize', scale=(2048, 512))", 2048, None),  # to exactly that size
+        (
+            "dict(type='MultiScaleFlipAug', img_scale=(2048, 512), transforms=[dict(type='Pad')])",
+            683,
+            "img_scale=(2048, 512)",
+        ),
+    ],
+)
+def test_the_scale_of_mmsegmentation_limits_both_sides(
+    step: str, long_side: int, note: str | None
+) -> None:
+    candidate = mmsegmentation_candidate(f"test_pipeline = [{step}]")
+    assert candidate.long_side == long_side
+    assumed = (
+        f"{note}: taken as a longer side of {long_side} pixels, which is right for photographs"
+    )
+    assert any(line.startswith(assumed) for line in candidate.notes) == (note is not None)
+    known = Known(long_side=900)
+    notes = mmsegmentation_candidate(f"test_pipeline = [{step}]", known=known).notes
+    assert "4:3" not in "".join(notes)
+
+
+RESNET = "backbone=dict(strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4), contract_dilation=True)"
+MEAN = "mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375]"
+
+
+@torch.inference_mode()
+def test_a_network_that_was_trained_on_bgr_gives_the_same_for_rgb(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = mmsegmentation_network()
+    config = MMSEG_CONFIG.replace("bgr_to_rgb=True", "bgr_to_rgb=False")
+    torch.save({"meta": {"cfg": config}, "state_dict": theirs.state_dict()}, tmp_path / "a.pth")
+    ours, found = imported(tmp_path / "a.pth", tmp_path, NAMED)
+    expected = theirs.coarse(picture(65, 97).flip(1))
+    # Sums are taken in another order.
+    difference = (ours.coarse(picture(65, 97)) - expected).abs().max()
+    assert difference / expected.abs().max() < 1e-4
+    assert found.mean == pytest.approx((0.406, 0.456, 0.485))
+    assert found.std == pytest.approx((0.225, 0.224, 0.229))
+    assert "it was trained on BGR; its first layer is changed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("backbone", "stem"),
+    [
+        ("resnet50", "backbone.conv1.weight"),
+        ("resnet50_v1c", "backbone.stem.0.weight"),
+        ("mobilenet_v2", "backbone.conv1.conv.weight"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("text", "is_bgr"),
+    [
+        (f"data_preprocessor = dict({MEAN}, bgr_to_rgb=False)", True),
+        (f"data_preprocessor = dict({MEAN})", True),
+        (f"data_preprocessor = dict({MEAN}, bgr_to_rgb=True)", False),
+        (f"data_preprocessor = dict({MEAN}, rgb_to_bgr=True)", False),
+        (f"_base_ = 'a.py'\ndata_preprocessor = dict({MEAN})", False),
+        (f"img_norm_cfg = dict({MEAN}, to_rgb=False)", True),
+        (f"img_norm_cfg = dict({MEAN})", False),
+        ("model = dict()", False),
+    ],
+)
+def test_the_order_of_colours_is_the_configurations(
+    backbone: str, stem: str, text: str, is_bgr: bool
+) -> None:
+    weight = torch.arange(3.0).reshape(1, 3, 1, 1)
+    candidate = mmsegmentation_candidate(text, backbone, **{stem: weight})
+    assert torch.equal(candidate.state[stem], weight.flip(1) if is_bgr else weight)
+    if "mean" in text:
+        mean = (0.485, 0.456, 0.406)
+        assert candidate.mean == pytest.approx(mean[::-1] if is_bgr else mean)
+    is_assumed = "the normalisation of ImageNet is assumed; --mean and --std set others"
+    assert (is_assumed in candidate.notes) == ("mean" not in text)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("(1, 1, 2, 4)", "(1, 1, 1, 1)", r"has dilations=\(1, 1, 1, 1\) in the backbone.*MMDeploy"),
+        (", dilations=(1, 1, 2, 4)", "", r"has dilations=\(1, 1, 1, 1\) in the backbone"),
+        ("=True", "=False", "has contract_dilation=False in the backbone, and segbatch has True"),
+        (", contract_dilation=True", "", "has contract_dilation=False in the backbone"),
+        ("=True", "=True, style='caffe'", "has style=caffe in the backbone"),
+        ("(1, 2, 1, 1)", "(1, 2, 2, 2)", "has output stride 8 or 16, not 32"),
+    ],
+)
+def test_a_backbone_of_mmsegmentation_that_computes_otherwise_is_refused(
+    old: str, new: str, message: str
+) -> None:
+    mmsegmentation_candidate(f"model = dict({RESNET})")
+    with pytest.raises(ModelError, match=message) as refused:
+        mmsegmentation_candidate(f"model = dict({RESNET.replace(old, new)})")
+    assert "\n" not in str(refused.value)
+
+
+def test_what_a_configuration_has_in_another_file_is_assumed_and_said() -> None:
+    candidate = mmsegmentation_candidate("_base_ = 'a.py'\nmodel = dict(backbone=dict(depth=50))")
+    assert candidate.output_stride == 8
+    notes = "\n".join(candidate.notes)
+    assert "it builds on others (_base_), which are not read" in notes
+    assert "output stride 8 is assumed; --output-stride sets another" in notes
+
+
+def test_the_head_of_a_whole_configuration_has_the_dilations_of_mmsegmentation() -> None:
+    text = f"model = dict({RESNET}, decode_head=dict(align_corners=False))"
+    assert mmsegmentation_candidate(text).options == {"aspp_dilations": [1, 6, 12, 18]}
+
+
+@pytest.mark.parametrize("stride", [4, 32])
+def test_an_output_stride_that_mmsegmentation_does_not_have_is_refused(stride: int) -> None:
+    with pytest.raises(ModelError, match=f"has output stride 8 or 16, not {stride}"):
+        mmsegmentation_candidate("x = 1", known=Known(output_stride=stride))
 
 
 def test_an_old_checkpoint_of_mmsegmentation_takes_the_configuration_beside_it(
@@ -214,6 +356,31 @@ def test_a_segformer_of_transformers_gives_what_it_gave(
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in ours.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    ("processor", "long_side"),
+    [
+        ({"size": {"shortest_edge": 513}}, 684),
+        ({"size": {"shortest_edge": 513, "longest_edge": 600}}, 600),
+        ({"size": 513, "image_processor_type": "MobileNetV2ImageProcessor"}, 684),
+        ({"size": 512, "feature_extractor_type": "SegformerFeatureExtractor"}, 512),
+        ({"size": {"height": 512, "width": 640}}, 640),
+        ({"size": {"shortest_edge": 513}, "do_resize": False}, None),
+    ],
+)
+def test_the_shortest_edge_of_transformers_is_the_shorter_side(
+    tmp_path: Path, processor: dict[str, Any], long_side: int | None
+) -> None:
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    with torch.device("meta"):
+        state = segformer().state_dict()
+    checkpoint = Checkpoint("a.safetensors", str(tmp_path), state, state, "")
+    candidate = of_transformers.recognise(checkpoint, NOTHING)
+    assert candidate is not None
+    assert candidate.long_side == long_side
+    is_assumed = long_side in (684, 600)
+    assert ("4:3; --long-side sets another" in "".join(candidate.notes)) == is_assumed
+
+
 def test_a_segformer_of_other_sizes_is_refused(tmp_path: Path) -> None:
     segformer(depths=[1, 1, 1, 1]).save_pretrained(tmp_path / "hf")
     with pytest.raises(ModelError, match="other sizes than b0 to b5"):
@@ -299,6 +466,32 @@ def test_a_deeplab_of_smp_with_a_narrow_decoder_is_recognised(tmp_path: Path) ->
     assert config.options == {"decoder_channels": 64}
 
 
+@pytest.mark.parametrize(
+    ("make", "assumed", "other"), [(smp.DeepLabV3Plus, 16, 8), (smp.DeepLabV3, 8, 16)]
+)
+def test_the_output_stride_of_smp_is_said_where_no_file_says_it(
+    tmp_path: Path, make: Any, assumed: int, other: int
+) -> None:
+    with torch.device("meta"):
+        state = make("resnet18", encoder_weights=None, classes=3).state_dict()
+
+    def found(folder: Path, stride: int | None = None) -> tuple[int | None, tuple[str, ...]]:
+        checkpoint = Checkpoint("a.pth", str(folder), state, {}, "")
+        known = Known(backbone="resnet18", output_stride=stride)
+        candidate = of_smp.recognise(checkpoint, known)
+        assert candidate is not None
+        return candidate.output_stride, candidate.notes
+
+    stride, [note] = found(tmp_path)
+    assert stride == assumed
+    assert note.startswith(f"output stride {assumed} is assumed, as is smp's default")
+    assert f"--output-stride {other} for a network that was trained so" in note
+    assert found(tmp_path, other) == (other, ())
+    theirs = make("resnet18", encoder_weights=None, classes=3, encoder_output_stride=other)
+    theirs.save_pretrained(tmp_path / "saved")
+    assert found(tmp_path / "saved") == (other, ())
+
+
 def test_a_deeplab_of_torchvision_is_recognised_by_its_keys(tmp_path: Path) -> None:
     theirs = torchvision.models.get_model(
         "deeplabv3_mobilenet_v3_large", weights=None, weights_backbone=None, num_classes=3,
@@ -311,6 +504,16 @@ def test_a_deeplab_of_torchvision_is_recognised_by_its_keys(tmp_path: Path) -> N
         "mobilenet_v3_large",
         None,
     )
+
+
+def test_a_backbone_that_torchvision_does_not_have_is_refused(tmp_path: Path) -> None:
+    message = "the deeplabv3 of torchvision has resnet50, resnet101, mobilenet_v3_large, not"
+    with pytest.raises(ModelError, match=f"{message} resnet18"):
+        networks.build("deeplabv3", "resnet18", 3, library="torchvision")
+    theirs = networks.build("deeplabv3", "mobilenet_v3_large", 3)
+    torch.save(theirs.state_dict(), tmp_path / "a.pth")
+    with pytest.raises(ModelError, match=f"{message} resnet18"):
+        imported(tmp_path / "a.pth", tmp_path, Known(backbone="resnet18", classes=Classes(NAMES)))
 
 
 @pytest.mark.parametrize(
@@ -338,6 +541,27 @@ def test_what_the_user_knows_better_is_taken(tmp_path: Path) -> None:
     )
     _, config = imported(tmp_path / "a.pth", tmp_path, known)
     assert (config.mean, config.std, config.long_side) == ((0.5,) * 3, (0.2,) * 3, 700)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "found"),
+    [
+        ((0.0,) * 3, (255.0,) * 3, ((0.0,) * 3, (1.0,) * 3)),
+        ((0.0,) * 3, (1.0,) * 3, ((0.0,) * 3, (1.0,) * 3)),
+        ((103.53,) * 3, (1.0,) * 3, ((0.406,) * 3, (0.003922,) * 3)),
+    ],
+)
+def test_mean_and_deviation_are_of_one_range_and_belong_together(
+    tmp_path: Path, mean: Any, std: Any, found: Any
+) -> None:
+    theirs = smp.Unet("resnet18", encoder_weights=None, classes=3)
+    torch.save(theirs.state_dict(), tmp_path / "a.pth")
+    _, config = imported(tmp_path / "a.pth", tmp_path, Known(None, None, Classes(NAMES),
+                                                             mean=mean, std=std))  # fmt: skip
+    assert (config.mean, config.std) == found
+    for known in (Known(mean=mean), Known(std=std)):
+        with pytest.raises(ModelError, match="--mean and --std belong together: give both"):
+            imported(tmp_path / "a.pth", tmp_path, known)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from segbatch.model.networks import Network
 from segbatch.model.onnx import export_onnx
 from segbatch.model.patches import Pixels
 from segbatch.model.predict import Model, load_model
-from segbatch.model.quantize import quantize_bundle
+from segbatch.model.quantize import quantize_bundle, quantized
 from tests.collection import encoded
 from tests.model.conftest import BACKBONES, CLASSES, config_of, normalized, picture
 
@@ -258,6 +258,23 @@ def test_a_quantised_bundle_predicts_nearly_the_same(model_uri: str, int8_uri: s
         sum(path.stat().st_size for path in Path(uri).iterdir()) for uri in (int8_uri, model_uri)
     )
     assert smaller < 0.5 * larger
+
+
+@pytest.mark.long
+def test_residuals_and_norms_of_a_segformer_stay_in_float() -> None:
+    pytest.importorskip("nncf")
+    torch.manual_seed(0)
+    network = networks.build("segformer", "mit_b0", len(CLASSES)).eval()
+    config = ModelConfig("segformer", "mit_b0", network.output_stride, CLASSES)
+    found = quantized(Model(network, config, "cpu"), [picture(64, 64)])
+    taken = {
+        target.get_node().get_type_name()
+        for op in graph.deserialized(found).get_ops()
+        if op.get_type_name() == "FakeQuantize"
+        for target in op.output(0).get_target_inputs()
+    }
+    assert {"MatMul", "Convolution"} <= taken
+    assert not {"Add", "MVN"} & taken
 
 
 def test_nothing_is_sent_anywhere(int8_uri: str) -> None:

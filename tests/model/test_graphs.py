@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ pytestmark = pytest.mark.unit
 
 ORIGINALS = Path(__file__).with_name("originals")  # of benchmarks/originals/keras_deeplab.py
 CLASSES = Classes(["a", "b", "c", "d", "e"])
+NAMED = Known(classes=CLASSES)
 FROM_0_TO_1 = Known(classes=CLASSES, input_range=(0.0, 1.0))
 
 
@@ -125,6 +128,41 @@ def test_layout_and_kind_are_found_and_the_label_map_is_the_graphs(
     assert np.isnan(prediction.uncertainty) == (kind == "labels")
 
 
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("size", [("h", "w"), (320, 320)])
+def test_an_output_with_as_many_rows_and_columns_as_classes_is_not_turned_over(
+    tmp_path: Path, layout: str, size: tuple[int | str, int | str]
+) -> None:
+    path = graph_file(tmp_path / "g.onnx", layout=layout, size=size, stride=64)
+    config = imported(path, tmp_path)
+    assert config.output is not None
+    assert (config.output.layout, config.output.stride) == (layout, 64)
+    model = load_model(str(tmp_path / "m"), "cpu", precision="fp32")
+    pixels = torch.from_numpy(np.stack([picture(320, 320)]))  # five cells of 64, and five classes
+    found = model.engine(model._normalized(pixels)).numpy()
+    given = pixels.numpy().astype(np.float32) / 255
+    is_nchw = layout == "NCHW"
+    given = np.ascontiguousarray(given.transpose(0, 3, 1, 2)) if is_nchw else given
+    expected = runs(path, given, "logits")
+    assert expected.shape == (1, 5, 5, 5)
+    if not is_nchw:
+        expected = expected.transpose(0, 3, 1, 2)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_the_layout_of_a_bundle_of_earlier_versions_is_guessed(tmp_path: Path) -> None:
+    path = graph_file(tmp_path / "g.onnx", layout="NHWC", stride=1)
+    values = imported(path, tmp_path).to_json()
+    expected = load_model(str(tmp_path / "m"), "cpu").predict(picture(64, 64))
+    del values["output"]["layout"]
+    (tmp_path / "m" / "config.json").write_text(json.dumps(values))
+    old = load_config(str(tmp_path / "m"))
+    assert old.output is not None
+    assert old.output.layout is None
+    found = load_model(str(tmp_path / "m"), "cpu").predict(picture(64, 64))
+    assert np.array_equal(found.mask, expected.mask)
+
+
 def test_probabilities_stay_what_they_are(tmp_path: Path) -> None:
     imported(graph_file(tmp_path / "g.onnx", stride=1), tmp_path)
     of_logits = load_model(str(tmp_path / "m"), "cpu", precision="fp32").predict(picture(64, 64))
@@ -171,6 +209,26 @@ def test_a_range_that_cannot_be_seen_is_asked_for(tmp_path: Path) -> None:
     assert load_config(str(tmp_path / "m")).fill == (124, 116, 104)
     half = Known(classes=CLASSES, input_range=(-1.0, 1.0))
     assert imported(path, tmp_path, half).fill == (128, 128, 128)
+
+
+@pytest.mark.parametrize("dtype", [TensorProto.UINT8, TensorProto.INT8])
+def test_a_graph_of_whole_numbers_has_one_range(tmp_path: Path, dtype: int) -> None:
+    path = graph_file(tmp_path / "g.onnx", dtype=dtype, stride=1)
+    own = (0.0, 255.0) if dtype == TensorProto.UINT8 else (-128.0, 127.0)
+    for mean, std in (((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), ((127.5,) * 3, (127.5,) * 3)):
+        with pytest.raises(ModelError, match="int8 and normalises by itself: leave --mean and"):
+            imported(path, tmp_path, Known(classes=CLASSES, mean=mean, std=std))
+    for limits in ((0.0, 1.0), (-1.0, 1.0)):
+        with pytest.raises(ModelError, match=f"pixels from {own[0]:g} to {own[1]:g}: leave --in"):
+            imported(path, tmp_path, Known(classes=CLASSES, input_range=limits))
+    for known in (Known(classes=CLASSES), Known(classes=CLASSES, input_range=own)):
+        config = imported(path, tmp_path, known)
+        assert (config.range, config.mean, config.std) == (own, (0.0,) * 3, (1.0,) * 3)
+    image = picture(64, 64)
+    mask = load_model(str(tmp_path / "m"), "cpu", precision="fp32").predict(image).mask
+    given = (image[None].astype(np.int16) + int(own[0])).transpose(0, 3, 1, 2)
+    whole = np.ascontiguousarray(given, np.uint8 if dtype == TensorProto.UINT8 else np.int8)
+    assert np.mean(mask != runs(path, whole, "logits").argmax(1)[0]) < 1e-3
 
 
 @pytest.mark.parametrize("size", [(40, 64), (64, 64), (300, 80), (97, 331)])
@@ -308,8 +366,9 @@ def test_what_model_export_writes_comes_back_with_its_classes(
 
 
 def test_onnx_runtime_gives_what_openvino_gives(tmp_path: Path) -> None:
-    for keys in ({}, {"layout": "NHWC", "dtype": TensorProto.UINT8}, {"batch": 1}):
-        imported(graph_file(tmp_path / "g.onnx", **keys), tmp_path)
+    of_bytes = {"layout": "NHWC", "dtype": TensorProto.UINT8}
+    for keys, known in (({}, FROM_0_TO_1), (of_bytes, NAMED), ({"batch": 1}, FROM_0_TO_1)):
+        imported(graph_file(tmp_path / "g.onnx", **keys), tmp_path, known)
         model = load_model(str(tmp_path / "m"), "cpu", precision="fp32")
         other = OnnxRuntimeEngine(model.graph, torch.device("cpu"), len(CLASSES))
         beside = Model(None, model.config, "cpu", model.options, engine=other)
@@ -323,6 +382,54 @@ def test_onnx_runtime_gives_what_openvino_gives(tmp_path: Path) -> None:
             assert np.mean(one.mask != two.mask) < 1e-3
 
 
+def greedy_model(tmp_path: Path, exponent: int) -> Model:
+    """A graph in ONNX Runtime that takes 2^(exponent × n) floats for a batch of n images."""
+    config = imported(graph_file(tmp_path / "g.onnx"), tmp_path)
+    graph = load_model(str(tmp_path / "m"), "cpu", precision="fp32").graph
+    model = onnx.load_from_string(graph.model)
+    numbers = {"first": 0, "exponent": exponent, "base": 2}
+    for name, number in numbers.items():
+        array = np.array([number], np.int64)
+        model.graph.initializer.append(numpy_helper.from_array(array, name))
+    [last] = [node for node in model.graph.node if node.output[0] == "logits"]
+    last.output[0] = "plain"
+    model.graph.node.extend(
+        helper.make_node(kind, inputs, [output], **attributes)
+        for kind, inputs, output, attributes in (
+            ("Shape", ["image"], "shape", {}),
+            ("Gather", ["shape", "first"], "batch", {}),
+            ("Mul", ["batch", "exponent"], "power", {}),
+            ("Pow", ["base", "power"], "number", {}),
+            ("ConstantOfShape", ["number"], "zeros", {}),
+            ("ReduceMax", ["zeros"], "zero", {"keepdims": 0}),
+            ("Add", ["plain", "zero"], "logits", {}),
+        )
+    )
+    greedy = replace(graph, model=model.SerializeToString())
+    runtime = OnnxRuntimeEngine(greedy, torch.device("cpu"), len(CLASSES))
+    return Model(None, config, "cpu", Predict(batch_size=2), engine=runtime)
+
+
+def test_out_of_memory_in_onnx_runtime_halves_the_batch(tmp_path: Path) -> None:
+    # 2^46 floats are more than a process has addresses for.
+    model = greedy_model(tmp_path, 23)
+    images = [picture(64, 64, seed) for seed in range(3)]
+    plain = load_model(str(tmp_path / "m"), "cpu", precision="fp32")
+    pairs = zip(
+        model.predict_batch(images, [None] * 3),
+        plain.predict_batch(images, [None] * 3),
+        strict=True,
+    )
+    for found, expected in pairs:
+        assert np.mean(found.mask != expected.mask) < 1e-3
+    assert model._fitting == {(64, 64): 1}
+
+
+def test_an_image_that_does_not_fit_onnx_runtime_says_what_to_set(tmp_path: Path) -> None:
+    with pytest.raises(JobFailed, match=r"one image of 64×64: set predict\.long_side"):
+        greedy_model(tmp_path, 46).predict(picture(64, 64))
+
+
 def test_graphs_on_a_gpu_need_onnx_and_its_runtime(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -334,9 +441,45 @@ def test_graphs_on_a_gpu_need_onnx_and_its_runtime(
     engine.check_graph(Predict(), config, gpu)
     assert engine.model_precision("auto", config, gpu) == "fp32"
     shutil.copy(ORIGINALS / "frozen.pb", tmp_path)
-    config = imported(tmp_path / "frozen.pb", tmp_path)
+    config = imported(tmp_path / "frozen.pb", tmp_path, NAMED)
     with pytest.raises(InputError, match="runs on CPUs, not on cuda"):
         engine.check_graph(Predict(), config, gpu)
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "message"),
+    [
+        ("fp16", "cpu", "OpenVINO computes in fp32 or bf16, not in fp16: set auto"),
+        ("int8", "cpu", "in int8 once it is quantised: segbatch model quantize BUNDLE OUT"),
+        ("bf16", "cpu", "this CPU does not compute bf16: set auto"),
+        ("fp16", "cuda", "computes in fp32 on cuda, not in fp16: set auto"),
+        ("bf16", "cuda", "computes in fp32 on cuda, not in bf16: set auto"),
+        ("int8", "cuda", "computes in fp32 on cuda, not in int8: set auto"),
+    ],
+)
+def test_a_precision_that_a_graph_does_not_compute_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, device: str, message: str
+) -> None:
+    monkeypatch.setattr(engine, "has_onnxruntime_on_gpu", lambda: True)
+    monkeypatch.setattr(engine, "computes_bf16", lambda: False)
+    config = imported(graph_file(tmp_path / "g.onnx"), tmp_path)
+    with pytest.raises(InputError, match=f"^predict.precision: .*{message}") as refused:
+        engine.check_graph(Predict(precision=asked), config, torch.device(device))  # type: ignore[arg-type]
+    assert "\n" not in str(refused.value)
+    if device == "cpu":
+        with pytest.raises(InputError, match=message):
+            load_model(str(tmp_path / "m"), "cpu", precision=asked)
+    for precision in ("auto", "fp32"):
+        options = Predict(precision=precision)  # type: ignore[arg-type]
+        engine.check_graph(options, config, torch.device(device))
+
+
+def test_a_graph_computes_in_bf16_where_the_cpu_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "computes_bf16", lambda: True)
+    config = imported(graph_file(tmp_path / "g.onnx"), tmp_path)
+    engine.check_graph(Predict(precision="bf16"), config, torch.device("cpu"))
 
 
 def test_class_ids_that_are_none_end_the_job(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import segmentation_models_pytorch as smp
 import torch
 from torch import Tensor, nn
 
@@ -86,6 +87,39 @@ def test_checkpoints_of_training_scripts_are_imported(
     state = imported(str(path), tmp_path)
     for key, value in network.state_dict().items():
         torch.testing.assert_close(state[key], value, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_of_two_networks_in_a_file_the_one_that_is_recognised_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], is_first: bool
+) -> None:
+    """A student, and the average of a teacher with another decoder, without its buffers."""
+    student, teacher = (
+        smp.DeepLabV3Plus("resnet18", encoder_weights=None, classes=5, decoder_channels=width)
+        for width in (64, 32)
+    )
+    average = prefixed("ema.", dict(teacher.named_parameters()))
+    parts = [average, prefixed("net.", student.state_dict())]
+    first, second = parts if is_first else reversed(parts)
+    torch.save({"state_dict": first | second}, tmp_path / "a.ckpt")
+    import_model(str(tmp_path / "a.ckpt"), str(tmp_path / "out"), Known(classes=CLASSES))
+    network, config = load_bundle(str(tmp_path / "out"))
+    assert config.options == {"decoder_channels": 64}
+    for key, value in student.state_dict().items():
+        assert torch.equal(network.state_dict()[key], value), key
+    assert f"left out, because they are not the network's: {next(iter(average))}" in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_copy_next_to_a_bare_network_is_left_out(network: Network, tmp_path: Path) -> None:
+    average = {key: value + 1 for key, value in network.state_dict().items()}
+    for copy in (prefixed("ema.module.", average), prefixed("ema.module.", average, n_averaged=1)):
+        both = {k: torch.as_tensor(v) for k, v in (network.state_dict() | copy).items()}
+        torch.save(both, tmp_path / "a.pth")
+        state = imported(str(tmp_path / "a.pth"), tmp_path)
+        for key, value in network.state_dict().items():
+            assert torch.equal(state[key], value)
 
 
 def test_what_is_left_out_is_said(

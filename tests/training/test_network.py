@@ -102,6 +102,21 @@ def test_a_file_may_be_of_older_torch_and_without_counters(tmp_path: Path) -> No
     assert torch.equal(trunk["model.conv1.0.weight"], state["conv1.0.weight"])
 
 
+def test_pixels_are_normalised_as_for_the_weights_of_the_backbone(tmp_path: Path) -> None:
+    def config_of(backbone: str, weights: str | None) -> ModelConfig:
+        keys = FromBackbone(arch="unet", backbone=backbone, backbone_weights=weights)  # type: ignore[arg-type]
+        return build_network(keys, CLASSES, lambda line: None)[1]
+
+    imagenet = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    of_test_resnet = saved(of_timm("test_resnet"), tmp_path)
+    found = config_of("tu-test_resnet", of_test_resnet)
+    assert (found.mean, found.std) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    random = config_of("tu-test_resnet", None)
+    assert (random.mean, random.std) == imagenet
+    found = config_of("resnet18", saved(of_torchvision("resnet18"), tmp_path))
+    assert (found.mean, found.std) == imagenet
+
+
 @pytest.mark.parametrize(
     ("backbone", "state", "trouble"),
     [

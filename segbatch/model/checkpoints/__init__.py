@@ -31,13 +31,15 @@ from segbatch.model.checkpoints.checkpoint import (
     WEIGHT_FILES,
     Candidate,
     Checkpoint,
+    Inner,
     Known,
     exists,
+    inner_state,
     read_json,
 )
 from segbatch.model.config import ModelConfig
 from segbatch.model.networks import Network
-from segbatch.model.weights import listed
+from segbatch.model.weights import State, listed
 from segbatch.model.zoo import IMAGENET_MEAN, IMAGENET_STD
 
 __all__ = ["Known", "import_model"]
@@ -65,6 +67,8 @@ def import_model(source: str, bundle_uri: str, known: Known) -> ModelConfig:
     """
     if {"arch", "provenance"} <= (read_json(storage.join(source, CONFIG)) or {}).keys():
         raise ModelError(f"{source}: is a bundle already: name it as the model of a job")
+    if (known.mean is None) != (known.std is None):
+        raise ModelError("--mean and --std belong together: give both, or neither")
     if graphs.is_graph(source):
         return graphs.import_graph(source, bundle_uri, known)
     checkpoint = _open(source)
@@ -78,8 +82,7 @@ def import_model(source: str, bundle_uri: str, known: Known) -> ModelConfig:
         library=candidate.library,
         options=candidate.options,
     )
-    state, left_out = weights.unwrapped(candidate.state, network.state_dict().keys())
-    state = network.without_auxiliary(state)
+    state, left_out = _without_beside(candidate, network)
     weights.fit(network, state, f"{candidate.arch} with {candidate.backbone}", checkpoint.uri)
     config = _config(candidate, network, classes, known)
     say(f"{checkpoint.uri}: {candidate.what}, {len(classes)} classes")
@@ -97,6 +100,15 @@ def import_model(source: str, bundle_uri: str, known: Known) -> ModelConfig:
     config = replace(config, provenance=provenance)
     save_bundle(bundle_uri, network, config)
     return config
+
+
+def _without_beside(candidate: Candidate, network: Network) -> tuple[State, list[str]]:
+    """The weights without those of training, and all keys that are left out of the file."""
+    own = network.without_auxiliary(candidate.state)
+    expected = network.state_dict()
+    beside = [key for key in own if key not in expected and weights.is_beside(key)]
+    state = {key: value for key, value in own.items() if key not in beside}
+    return state, beside + candidate.left_out
 
 
 def _open(source: str) -> Checkpoint:
@@ -140,13 +152,18 @@ def _recognised(checkpoint: Checkpoint, known: Known) -> Candidate:
             " --backbone, or export the network to ONNX and import that"
         )
     library = networks.library_of(known.arch, known.backbone)
+    # For the names of its parts.
+    network = networks.build(known.arch, known.backbone, 1, known.output_stride, library=library)
+    inner = inner_state(
+        checkpoint.state, f"{network.head_key}.weight", needs=f"{network.trunk_key}."
+    ) or Inner(checkpoint.state, [])
     return Candidate(
         f"{known.arch} on {known.backbone}",
         library,
         known.arch,
         known.backbone,
-        checkpoint.state,
-        known.output_stride,
+        *inner,
+        output_stride=known.output_stride,
     )
 
 

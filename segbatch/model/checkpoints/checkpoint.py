@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from segbatch import storage
 from segbatch.errors import ModelError
@@ -36,9 +36,16 @@ class Known:
     input_range: tuple[float, float] | None = None
     output: str | None = None
 
+    @property
+    def is_up_to_255(self) -> bool:
+        """Whether ``mean`` and ``std`` are of pixels up to 255."""
+        if self.mean is None or self.std is None:
+            return False
+        return max(self.mean) > 1 or max(self.std) > 1.5
+
     def from_0_to_1(self, values: RGB | None) -> RGB | None:
-        """``mean`` or ``std`` for pixels from 0 to 1; a mean above 1 is of pixels up to 255."""
-        if values is None or self.mean is None or max(self.mean) <= 1:
+        """``mean`` or ``std`` for pixels from 0 to 1."""
+        if values is None or not self.is_up_to_255:
             return values
         red, green, blue = (round(value / 255, 6) for value in values)
         return red, green, blue
@@ -66,13 +73,20 @@ class Checkpoint:
         return read_json(storage.join(self.folder, name))
 
 
+class Inner(NamedTuple):
+    """The weights of one network, under its own keys, and the other keys of its file."""
+
+    state: State
+    left_out: list[str]
+
+
 @dataclass(frozen=True)
 class Candidate:
     """A network that a checkpoint was recognised as.
 
-    ``what`` names it in words, ``state`` has its weights under the keys of ``library``. ``names``
-    and ``colors`` are those of its classes, ``notes`` lines to say. ``None`` where the files do not
-    know.
+    ``what`` names it in words, ``state`` has its weights under the keys of ``library``,
+    ``left_out`` the other keys of the file. ``names`` and ``colors`` are those of its classes,
+    ``notes`` lines to say. ``None`` where the files do not know.
     """
 
     what: str
@@ -80,6 +94,7 @@ class Candidate:
     arch: str
     backbone: str
     state: State
+    left_out: list[str]
     output_stride: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
     names: list[str] | None = None
@@ -129,19 +144,45 @@ def exists(uri: str) -> bool:
         return True
 
 
-def inner_state(state: State, signature: str, *, needs: str = "") -> State | None:
-    """The part of a state_dict whose keys have the prefix of the key that ends in ``signature``.
+def inner_state(state: State, signature: str, *, needs: str = "") -> Inner | None:
+    """The network that a state_dict has under the prefix of a key that ends in ``signature``.
 
-    The prefix is what wrappers add. Returns it without the prefix, or ``None`` if no key ends so,
-    or none begins with the prefix and ``needs``.
+    The prefix is what wrappers add (``module.``, ``net.``). Of several networks, as of a student
+    and its average, the one with the most tensors is taken, or the first. ``None`` if no key ends
+    so, or none of that network begins with ``needs``.
     """
-    for key in state:
-        if key == signature or key.endswith(f".{signature}"):
-            prefix = key.removesuffix(signature)
-            inner = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-            if any(k.startswith(needs) for k in inner):
-                return inner
-    return None
+    prefixes = [
+        key.removesuffix(signature)
+        for key in state
+        if key == signature or key.endswith(f".{signature}")
+    ]
+    found = []
+    for prefix in prefixes:
+        within = tuple(one for one in prefixes if one != prefix and one.startswith(prefix))
+        keys = [key for key in state if key.startswith(prefix) and not key.startswith(within)]
+        if any(key.startswith(prefix + needs) for key in keys):
+            found.append((prefix, keys))
+    if not found:
+        return None
+    prefix, keys = max(found, key=lambda pair: len(pair[1]))
+    inner = {key.removeprefix(prefix): state[key] for key in keys}
+    left_out = state.keys() - keys
+    return Inner(inner, [key for key in state if key in left_out])
+
+
+def long_side_of(read: str, short: int, long: int | None = None) -> tuple[int, str]:
+    """The longer side of a photograph of 4:3 whose sides are scaled to at most ``short`` and
+    ``long``, and a note that says so; ``read`` is what the files say.
+
+    A model has a longer side alone, and the shape of the photographs is not known.
+    """
+    side = round(short * 4 / 3)
+    if long is not None:
+        side = min(side, long)
+    return side, (
+        f"{read}: taken as a longer side of {side} pixels, which is right for photographs of 4:3;"
+        " --long-side sets another"
+    )
 
 
 def resnet_of(keys: Collection[str], stage: str) -> str | None:

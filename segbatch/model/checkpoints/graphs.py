@@ -115,7 +115,8 @@ def import_graph(source: str, bundle_uri: str, known: Known) -> ModelConfig:
     if gives.kind == "labels":
         number = inspection.num_labels(model, gives.name)
     else:
-        number = inspection.num_classes(answer, takes, known)
+        number, layout = inspection.classes_of(answer, takes, known)
+        gives = replace(gives, layout=layout)
     classes = _classes(source, number, known)
     gives = replace(gives, stride=inspection.stride_of(gives, answer, len(classes), takes))
     is_whole = kind == "onnx" and not is_changed and _is_self_contained(content)

@@ -12,8 +12,8 @@ from segbatch import storage
 from segbatch.console import say
 from segbatch.errors import JobFailed, ModelError
 from segbatch.model.checkpoints.checkpoint import Known
-from segbatch.model.config import RGB, GraphInput, GraphOutput
-from segbatch.model.graph import as_logits, import_openvino
+from segbatch.model.config import RGB, GraphInput, GraphOutput, Layout
+from segbatch.model.graph import CLASS_AXIS, as_logits, import_openvino
 from segbatch.model.zoo import IMAGENET_MEAN, IMAGENET_STD
 
 Kind = Literal["logits", "probabilities", "labels"]
@@ -21,6 +21,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)  # in the order in which outputs are pr
 
 ZERO, ONE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 DTYPES = {"f32": "float32", "u8": "uint8", "i8": "int8"}
+WHOLE_RANGES = {"uint8": (0.0, 255.0), "int8": (-128.0, 127.0)}  # of black and white
 LAYERS = ("Convolution", "GroupConvolution", "MatMul")
 EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
 SMALLEST_SPAN, LARGEST_SPAN = 0.5, 8  # between black and white, once they are normalised
@@ -52,7 +53,7 @@ def input_of(source: str, model: Any, known: Known) -> tuple[GraphInput, RGB, RG
     sides = [None if one.is_dynamic else one.get_length() for one in shape]
     if 3 not in (sides[1], sides[3]):
         raise ModelError(f"{source}: takes {shape}, which is neither NCHW nor NHWC of RGB")
-    layout: Literal["NCHW", "NHWC"] = "NCHW" if sides[1] == 3 else "NHWC"
+    layout: Layout = "NCHW" if sides[1] == 3 else "NHWC"
     height, width = (sides[2], sides[3]) if layout == "NCHW" else (sides[1], sides[2])
     size = None if height is None or width is None else (height, width)
     dtype = cast(Any, DTYPES[str(taken.element_type.to_string())])
@@ -64,14 +65,23 @@ def _range(
     source: str, model: Any, dtype: str, known: Known
 ) -> tuple[tuple[float, float], RGB, RGB]:
     """Black and white, and the mean and deviation by which the caller normalises them."""
-    if known.mean is not None or known.std is not None:
-        mean, std = known.mean or ZERO, known.std or ONE
-        default = (0.0, 255.0) if max(mean) > 1 or max(std) > 1.5 else (0.0, 1.0)
-        return known.input_range or default, mean, std
+    if (own := WHOLE_RANGES.get(dtype)) is not None:
+        # Normalised pixels would be rounded to a few whole numbers.
+        if known.mean is not None:
+            raise ModelError(
+                f"{source}: takes {dtype} and normalises by itself: leave --mean and --std out"
+            )
+        if known.input_range not in (None, own):
+            raise ModelError(
+                f"{source}: takes {dtype}, pixels from {own[0]:g} to {own[1]:g}: leave"
+                " --input-range out"
+            )
+        return own, ZERO, ONE
+    if known.mean is not None and known.std is not None:
+        default = (0.0, 255.0) if known.is_up_to_255 else (0.0, 1.0)
+        return known.input_range or default, known.mean, known.std
     if known.input_range is not None:
         return known.input_range, ZERO, ONE
-    if dtype != "float32":
-        return ((0.0, 255.0) if dtype == "uint8" else (-128.0, 127.0)), ZERO, ONE
     if (found := _own_range(model)) is not None:
         say(f"{source}: normalises by itself, pixels from {found[0]:g} to {found[1]:g}")
         return found, ZERO, ONE
@@ -225,14 +235,16 @@ def _kind(value: npt.NDArray[Any]) -> Kind:
     return "logits"
 
 
-def num_classes(answer: npt.NDArray[Any], takes: GraphInput, known: Known) -> int:
-    """The number of classes of logits or probabilities, on the axis where the input has colours, or
-    on the one that has as many as the user names.
+def classes_of(answer: npt.NDArray[Any], takes: GraphInput, known: Known) -> tuple[int, Layout]:
+    """The number of classes of logits or probabilities, and the layout: that of the input, or the
+    other one where only that has as many classes as the user names.
     """
-    number = answer.shape[1 if takes.layout == "NCHW" else 3]
-    if known.classes is not None and len(known.classes) in (answer.shape[1], answer.shape[3]):
-        number = len(known.classes)
-    return int(number)
+    numbers: dict[Layout, int] = {key: answer.shape[axis] for key, axis in CLASS_AXIS.items()}
+    layout = takes.layout
+    if known.classes is not None and numbers[layout] != len(known.classes):
+        fitting = (key for key, number in numbers.items() if number == len(known.classes))
+        layout = next(fitting, layout)
+    return numbers[layout], layout
 
 
 def stride_of(gives: GraphOutput, answer: npt.NDArray[Any], num: int, takes: GraphInput) -> int:

@@ -7,6 +7,7 @@ configuration. A configuration is Python; its assignments of literals are read, 
 from __future__ import annotations
 
 import ast
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,14 +20,30 @@ from segbatch.model.checkpoints.checkpoint import (
     Checkpoint,
     Known,
     inner_state,
+    long_side_of,
     read_text,
     resnet_of,
 )
 from segbatch.model.config import RGB
-from segbatch.model.networks.mmsegmentation import ASPP_DILATIONS
+from segbatch.model.networks.mmsegmentation import (
+    ASPP_DILATIONS,
+    MOBILENET_STAGES,
+    RESNET_STAGES,
+)
 from segbatch.model.weights import State
 
 SIGNATURE = "decode_head.conv_seg.weight"
+# The first convolution of a ResNetV1c, a MobileNetV2 and a ResNet.
+STEMS = ("backbone.stem.0.weight", "backbone.conv1.conv.weight", "backbone.conv1.weight")
+# What MMSegmentation takes for keys that a configuration does not have.
+OF_HEAD: dict[str, Any] = {"dilations": (1, 6, 12, 18)}
+OF_RESNET: dict[str, Any] = {
+    "strides": (1, 2, 2, 2), "dilations": (1, 1, 1, 1), "contract_dilation": False,
+    "style": "pytorch",
+}  # fmt: skip
+OF_MOBILENET: dict[str, Any] = {
+    "strides": (1, 2, 2, 2, 1, 2, 1), "dilations": (1, 1, 1, 1, 1, 1, 1),
+}  # fmt: skip
 
 
 def recognise(checkpoint: Checkpoint, known: Known) -> Candidate | None:
@@ -34,15 +51,25 @@ def recognise(checkpoint: Checkpoint, known: Known) -> Candidate | None:
 
     Raises :class:`~segbatch.errors.ModelError` for another network of MMSegmentation.
     """
-    state = inner_state(checkpoint.state, SIGNATURE, needs="backbone.")
-    if state is None:
+    inner = inner_state(checkpoint.state, SIGNATURE, needs="backbone.")
+    if inner is None:
         return None
+    state = inner.state
     config, config_uri = _configuration(checkpoint)
-    backbone = _backbone(state, checkpoint.uri)
-    arch, options = _head(state, checkpoint.uri)
+    uri = checkpoint.uri
+    backbone = _backbone(state, uri)
+    arch, options = _head(state, uri)
     model = _dict(config, "model")
     of_head, of_backbone = _dict(model, "decode_head"), _dict(model, "backbone")
-    stride = known.output_stride or _output_stride(of_backbone) or 8
+    is_whole = "_base_" not in config  # else what it does not have is in another file
+    if is_whole:
+        of_head, of_backbone = _with_defaults(of_head, of_backbone, backbone)
+    stride = known.output_stride or _output_stride(of_backbone, backbone) or 8
+    if stride not in ASPP_DILATIONS:
+        raise ModelError(
+            f"{uri}: {_NAMES[arch]} of MMSegmentation has output stride 8 or 16, not {stride}"
+        )
+    _refuse_other_stages(of_backbone, backbone, stride, uri, is_asked=bool(known.output_stride))
     if of_head.get("align_corners"):
         options["align_corners"] = True
     dilations = list(of_head.get("dilations") or ASPP_DILATIONS[stride])
@@ -51,28 +78,29 @@ def recognise(checkpoint: Checkpoint, known: Known) -> Candidate | None:
     if of_backbone.get("multi_grid"):
         options["multi_grid"] = list(of_backbone["multi_grid"])
     names, colors = _classes(checkpoint.saved)
-    mean, std = _normalisation(config)
-    notes = (
-        [f"configuration: {config_uri}"]
-        if config_uri
-        else [
-            f"no configuration with it: output stride {stride}, align_corners false and the"
-            " normalisation of ImageNet are assumed; put its .py next to it to have them read"
-        ]
-    )
+    mean, std, is_bgr = _normalisation(config)
+    long_side, assumed = _long_side(config)
+    notes = _notes(config, config_uri, known, stride)
+    if is_bgr:
+        notes.append("it was trained on BGR; its first layer is changed so that it takes RGB")
+        stem = next(key for key in STEMS if key in state)
+        state = {**state, stem: state[stem].flip(1)}
+    if assumed and known.long_side is None:
+        notes.append(assumed)
     return Candidate(
         what=f"{_NAMES[arch]} of MMSegmentation on {backbone}",
         library="mmsegmentation",
         arch=arch,
         backbone=backbone,
-        state=checkpoint.state,
+        state=state,
+        left_out=inner.left_out,
         output_stride=stride,
         options=options,
         names=names,
         colors=colors,
         mean=mean,
         std=std,
-        long_side=_long_side(config),
+        long_side=long_side,
         notes=tuple(notes),
     )
 
@@ -183,44 +211,105 @@ def _value(node: ast.expr, values: Mapping[str, Any]) -> Any:
     return ast.literal_eval(node)
 
 
-def _output_stride(backbone: Mapping[str, Any]) -> int | None:
-    strides = backbone.get("strides")
+def _notes(
+    config: Mapping[str, Any], config_uri: str | None, known: Known, stride: int
+) -> list[str]:
+    """Where the configuration was found, and what is assumed because it does not have it."""
+    if config_uri is None:
+        return [
+            f"no configuration with it: output stride {stride}, align_corners false and the"
+            " normalisation of ImageNet are assumed; put its .py next to it to have them read"
+        ]
+    notes = [f"configuration: {config_uri}"]
+    if "_base_" in config:
+        notes.append(
+            "it builds on others (_base_), which are not read: the one that MMSegmentation writes"
+            " into the work_dir of a training has all"
+        )
+    if "strides" not in _dict(_dict(config, "model"), "backbone") and not known.output_stride:
+        notes.append(f"output stride {stride} is assumed; --output-stride sets another")
+    if None in _normalisation(config) and known.mean is None:
+        notes.append("the normalisation of ImageNet is assumed; --mean and --std set others")
+    return notes
+
+
+def _with_defaults(
+    of_head: dict[str, Any], of_backbone: dict[str, Any], backbone: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The keys of both, with MMSegmentation's defaults if a configuration has them at all."""
+    defaults = OF_MOBILENET if backbone == "mobilenet_v2" else OF_RESNET
+    return (OF_HEAD | of_head if of_head else {}), (defaults | of_backbone if of_backbone else {})
+
+
+def _refuse_other_stages(
+    of_backbone: Mapping[str, Any], backbone: str, stride: int, uri: str, *, is_asked: bool
+) -> None:
+    """Raises :class:`~segbatch.errors.ModelError` for a backbone that computes otherwise than the
+    one that is built; ``is_asked``: the user says the stride, whatever the configuration does.
+    """
+    stages = MOBILENET_STAGES if backbone == "mobilenet_v2" else RESNET_STAGES
+    strides, dilations = stages[stride]
+    built: dict[str, Any] = {"contract_dilation": True, "style": "pytorch"}
+    if not is_asked:
+        built |= {"strides": strides, "dilations": dilations}
+    for key, value in built.items():
+        found = of_backbone.get(key, value)
+        if (tuple(found) if isinstance(found, list) else found) != value:
+            raise ModelError(
+                f"{uri}: its configuration has {key}={found} in the backbone, and segbatch has"
+                f" {value} at output stride {stride}: export it to ONNX with MMDeploy, and import"
+                " that"
+            )
+
+
+def _output_stride(of_backbone: Mapping[str, Any], backbone: str) -> int | None:
+    strides = of_backbone.get("strides")
     if not isinstance(strides, list | tuple):
         return None
-    stem = 2 if backbone.get("type") == "MobileNetV2" else 4
-    product = stem
-    for stride in strides:
-        product *= int(stride)
-    return product
+    return (2 if backbone == "mobilenet_v2" else 4) * math.prod(int(stride) for stride in strides)
 
 
-def _normalisation(config: Mapping[str, Any]) -> tuple[RGB | None, RGB | None]:
-    """Mean and deviation of RGB from 0 to 1; those of a configuration are from 0 to 255."""
-    keys = (
-        _dict(config, "data_preprocessor")
-        or _dict(_dict(config, "model"), "data_preprocessor")
-        or _dict(config, "img_norm_cfg")
-    )
-    mean, std = (_rgb(keys.get(key)) for key in ("mean", "std"))
-    return mean, std
+def _normalisation(config: Mapping[str, Any]) -> tuple[RGB | None, RGB | None, bool]:
+    """Mean and deviation of RGB from 0 to 1, and whether the network takes BGR.
+
+    Those of a configuration are from 0 to 255, in the order that the network takes. It reads images
+    as BGR, and turns them into RGB where it is told to, in version 0 unless it is told not to.
+    """
+    keys = _dict(config, "data_preprocessor") or _dict(_dict(config, "model"), "data_preprocessor")
+    if keys:
+        turned = [keys[key] for key in ("bgr_to_rgb", "rgb_to_bgr") if key in keys]
+        is_known = bool(turned) or ("_base_" not in config and "mean" in keys)
+        is_bgr = is_known and not any(turned)
+    else:
+        keys = _dict(config, "img_norm_cfg")
+        is_bgr = not keys.get("to_rgb", True)
+    mean, std = (_rgb(keys.get(key), is_bgr) for key in ("mean", "std"))
+    return mean, std, is_bgr
 
 
-def _rgb(values: Any) -> RGB | None:
+def _rgb(values: Any, is_bgr: bool) -> RGB | None:
     if not isinstance(values, list | tuple) or len(values) != 3:
         return None
-    red, green, blue = (round(float(value) / 255, 6) for value in values)
+    ordered = values[::-1] if is_bgr else values
+    red, green, blue = (round(float(value) / 255, 6) for value in ordered)
     return red, green, blue
 
 
-def _long_side(config: Mapping[str, Any]) -> int | None:
-    """The longer side to which its test pipeline brings images."""
+def _long_side(config: Mapping[str, Any]) -> tuple[int | None, str | None]:
+    """The longer side to which its test pipeline brings images, and a note if that is assumed."""
     steps = config.get("test_pipeline")
     for step in steps if isinstance(steps, list | tuple) else ():
-        if isinstance(step, dict) and step.get("type") in ("Resize", "MultiScaleFlipAug"):
-            scale = step.get("scale") or step.get("img_scale")
-            if isinstance(scale, list | tuple) and len(scale) == 2:
-                return max(int(side) for side in scale)
-    return None
+        if not isinstance(step, dict) or step.get("type") not in ("Resize", "MultiScaleFlipAug"):
+            continue
+        key = "scale" if "scale" in step else "img_scale"  # of version 1, and of version 0
+        scale = step.get(key)
+        if not isinstance(scale, list | tuple) or [type(side) for side in scale] != [int, int]:
+            continue
+        if not step.get("keep_ratio", key == "img_scale"):  # their defaults
+            return max(scale), None
+        # mmcv's `imrescale` takes both as limits, whichever way the photograph lies.
+        return long_side_of(f"{key}={tuple(scale)}", min(scale), max(scale))
+    return None, None
 
 
 def _dict(values: Any, key: str) -> dict[str, Any]:

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import segmentation_models_pytorch as smp
-import timm
 import torch
 
 from segbatch.errors import ModelError
 from segbatch.model.checkpoints.checkpoint import Candidate, Checkpoint, Known, inner_state
 from segbatch.model.networks.smp import CLASSES, DEPRECATED, DILATED, UNIVERSAL, options_of
+from segbatch.model.normalisation import normalisation_of
 from segbatch.model.weights import State
 
 SIGNATURE = "segmentation_head.0.weight"
@@ -40,9 +40,10 @@ def recognise(checkpoint: Checkpoint, known: Known) -> Candidate | None:
     Raises :class:`~segbatch.errors.ModelError` for another network of smp than segbatch has, and
     for a backbone that the weights do not tell.
     """
-    state = inner_state(checkpoint.state, SIGNATURE, needs="encoder.")
-    if state is None:
+    inner = inner_state(checkpoint.state, SIGNATURE, needs="encoder.")
+    if inner is None:
         return None
+    state = {k: v for k, v in inner.state.items() if not k.startswith("classification_head.")}
     config = checkpoint.read_json("config.json") or {}
     config = config if "encoder_name" in config else {}
     arch = _arch(state, config, checkpoint.uri)
@@ -52,16 +53,27 @@ def recognise(checkpoint: Checkpoint, known: Known) -> Candidate | None:
             f"{checkpoint.uri}: {_name(arch)} of segmentation_models_pytorch, on a backbone that"
             " its weights do not tell: name it with --backbone, one of timm as tu-NAME"
         )
-    weights = {k: v for k, v in checkpoint.state.items() if "classification_head." not in k}
+    mean, std = normalisation_of(backbone)
+    stride = known.output_stride or _stride(arch, config)
+    notes: tuple[str, ...] = ()
+    if stride is None and arch in DILATED:
+        stride = DILATED[arch]
+        notes = (
+            f"output stride {stride} is assumed, as is smp's default: --output-stride"
+            f" {8 if stride == 16 else 16} for a network that was trained so",
+        )
     return Candidate(
         what=f"{_name(arch)} of segmentation_models_pytorch on {backbone}",
         library="smp",
         arch=arch,
         backbone=backbone,
-        state=weights,
-        output_stride=known.output_stride or _stride(arch, config),
+        state=state,
+        left_out=inner.left_out,
+        output_stride=stride,
         options=_options(arch, config, checkpoint.folder) or _widths(arch, state),
-        **_normalisation(backbone),
+        mean=mean,
+        std=std,
+        notes=notes,
     )
 
 
@@ -117,16 +129,6 @@ def _defaults(arch: str) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
-
-
-def _normalisation(backbone: str) -> dict[str, Any]:
-    """Mean and deviation that its published weights were trained with; asks no network."""
-    if backbone.startswith(UNIVERSAL):
-        found = timm.get_pretrained_cfg(backbone.removeprefix(UNIVERSAL))
-        return {} if found is None else {"mean": tuple(found.mean), "std": tuple(found.std)}
-    settings = smp.encoders.encoders.get(backbone, {}).get("pretrained_settings") or {}
-    of_imagenet = settings.get("imagenet", {})
-    return {key: tuple(of_imagenet[key]) for key in ("mean", "std") if key in of_imagenet}
 
 
 def _backbone(state: State) -> str | None:

@@ -15,9 +15,10 @@ SIGNATURE = "classifier.4.weight"
 
 def recognise(checkpoint: Checkpoint, known: Known) -> Candidate | None:
     """A DeepLabV3 of torchvision; ``None`` for anything that has another kind of keys."""
-    state = inner_state(checkpoint.state, SIGNATURE, needs="backbone.")
-    if state is None or "classifier.0.convs.0.0.weight" not in state:
+    inner = inner_state(checkpoint.state, SIGNATURE, needs="backbone.")
+    if inner is None or "classifier.0.convs.0.0.weight" not in inner.state:
         return None
+    state = inner.state
     is_mobile = "backbone.0.0.weight" in state
     found = "mobilenet_v3_large" if is_mobile else resnet_of(state, "backbone.layer3.")
     backbone = known.backbone or found
@@ -28,6 +29,7 @@ def recognise(checkpoint: Checkpoint, known: Known) -> Candidate | None:
         library="torchvision",
         arch="deeplabv3",
         backbone=backbone,
-        state=checkpoint.state,
+        state=state,
+        left_out=inner.left_out,
         output_stride=known.output_stride,
     )

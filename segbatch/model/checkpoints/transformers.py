@@ -6,6 +6,7 @@ transformers need not be installed for it.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +14,14 @@ from typing import Any
 import torch
 
 from segbatch.errors import ModelError
-from segbatch.model.checkpoints.checkpoint import Candidate, Checkpoint, Known, inner_state
+from segbatch.model.checkpoints.checkpoint import (
+    Candidate,
+    Checkpoint,
+    Inner,
+    Known,
+    inner_state,
+    long_side_of,
+)
 from segbatch.model.checkpoints.smp import mix_transformer
 from segbatch.model.config import RGB
 from segbatch.model.networks.transformers import OPTIONS
@@ -52,10 +60,10 @@ def recognise(checkpoint: Checkpoint, known: Known) -> Candidate | None:
     another SegFormer than b0 to b5.
     """
     for signature in SEGFORMER:
-        if (state := inner_state(checkpoint.state, signature, needs="segformer.")) is not None:
-            return _segformer(checkpoint, state)
-    if (state := inner_state(checkpoint.state, MOBILENET, needs="mobilenet_v2.")) is not None:
-        return _mobilenet(checkpoint, state)
+        if (inner := inner_state(checkpoint.state, signature, needs="segformer.")) is not None:
+            return _segformer(checkpoint, inner, known)
+    if (inner := inner_state(checkpoint.state, MOBILENET, needs="mobilenet_v2.")) is not None:
+        return _mobilenet(checkpoint, inner, known)
     config = checkpoint.read_json("config.json") or {}
     if "transformers_version" in config:
         what = ", ".join(map(str, config.get("architectures") or ["?"]))
@@ -67,9 +75,9 @@ def recognise(checkpoint: Checkpoint, known: Known) -> Candidate | None:
     return None
 
 
-def _segformer(checkpoint: Checkpoint, state: State) -> Candidate:
+def _segformer(checkpoint: Checkpoint, inner: Inner, known: Known) -> Candidate:
     config = checkpoint.read_json("config.json") or {}
-    translated = to_smp(state)
+    translated = to_smp(inner.state)
     backbone = mix_transformer(translated)
     if backbone is None:
         raise ModelError(f"{checkpoint.uri}: a SegFormer of other sizes than b0 to b5")
@@ -80,12 +88,13 @@ def _segformer(checkpoint: Checkpoint, state: State) -> Candidate:
         arch="segformer",
         backbone=backbone,
         state=translated,
+        left_out=inner.left_out,
         options={"align_corners": False, "decoder_segmentation_channels": hidden},
-        **_facts(checkpoint, config),
+        **_facts(checkpoint, config, known),
     )
 
 
-def _mobilenet(checkpoint: Checkpoint, state: State) -> Candidate:
+def _mobilenet(checkpoint: Checkpoint, inner: Inner, known: Known) -> Candidate:
     config = checkpoint.read_json("config.json")
     if config is None:
         raise ModelError(
@@ -98,10 +107,11 @@ def _mobilenet(checkpoint: Checkpoint, state: State) -> Candidate:
         library="transformers",
         arch="deeplabv3plus",
         backbone="mobilenet_v2",
-        state=state,
+        state=inner.state,
+        left_out=inner.left_out,
         output_stride=options.get("output_stride", 32),
         options=options,
-        **_facts(checkpoint, config),
+        **_facts(checkpoint, config, known),
     )
 
 
@@ -144,14 +154,16 @@ DECODER = {
 }
 
 
-def _facts(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Any]:
+def _facts(checkpoint: Checkpoint, config: Mapping[str, Any], known: Known) -> dict[str, Any]:
     """Names of classes, normalisation and size, as ``config.json`` and the processor have them."""
     processor = checkpoint.read_json("preprocessor_config.json") or {}
+    long_side, note = _long_side(processor)
     return {
         "names": _names(config.get("id2label")),
         "mean": _rgb(processor.get("image_mean")),
         "std": _rgb(processor.get("image_std")),
-        "long_side": _long_side(processor),
+        "long_side": long_side,
+        "notes": (note,) if note and known.long_side is None else (),
     }
 
 
@@ -174,10 +186,20 @@ def _rgb(values: Any) -> RGB | None:
     return red, green, blue
 
 
-def _long_side(processor: Mapping[str, Any]) -> int | None:
-    """The side to which its processor brings images; it squeezes them to a square."""
+def _long_side(processor: Mapping[str, Any]) -> tuple[int | None, str | None]:
+    """The longer side to which its processor brings images, and a note if that is assumed.
+
+    It keeps their shape where it has limits for edges, and squeezes them to a square elsewhere.
+    """
     if not processor.get("do_resize", True):
-        return None
+        return None, None
     size = processor.get("size")
-    sides = list(size.values()) if isinstance(size, dict) else [size]
-    return max((side for side in sides if isinstance(side, int)), default=None)
+    kind = processor.get("image_processor_type") or processor.get("feature_extractor_type")
+    if isinstance(size, int):
+        size = {"shortest_edge" if str(kind).startswith("MobileNetV2") else "height": size}
+    sides = size.items() if isinstance(size, dict) else ()
+    found = {key: side for key, side in sides if type(side) is int}
+    if "shortest_edge" in found:
+        read = f"size={json.dumps(found)}"
+        return long_side_of(read, found["shortest_edge"], found.get("longest_edge"))
+    return max(found.values(), default=None), None

@@ -22,9 +22,10 @@ def recognise(checkpoint: Checkpoint, known: Known) -> Candidate | None:
     Raises :class:`~segbatch.errors.ModelError` for one on a backbone that segbatch does not have.
     """
     for arch, signature in SIGNATURES.items():
-        state = inner_state(checkpoint.state, signature, needs="backbone.")
-        if state is None:
+        inner = inner_state(checkpoint.state, signature, needs="backbone.")
+        if inner is None:
             continue
+        state = inner.state
         is_mobile = "backbone.high_level_features.4.conv.0.0.weight" in state
         backbone = "mobilenet_v2" if is_mobile else resnet_of(state, "backbone.layer3.")
         if backbone is None:
@@ -39,7 +40,8 @@ def recognise(checkpoint: Checkpoint, known: Known) -> Candidate | None:
             library="vainf",
             arch=arch,
             backbone=backbone,
-            state=checkpoint.state,
+            state=state,
+            left_out=inner.left_out,
             output_stride=stride,
             notes=()
             if known.output_stride

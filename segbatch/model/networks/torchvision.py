@@ -42,6 +42,10 @@ class DeepLabV3(Network):
 
 def deeplabv3(spec: Spec) -> Network:
     """DeepLabV3 on one of the backbones of :data:`STRIDES`."""
+    if spec.backbone not in STRIDES:
+        raise ModelError(
+            f"the deeplabv3 of torchvision has {', '.join(STRIDES)}, not {spec.backbone}"
+        )
     stride = STRIDES[spec.backbone]
     if spec.output_stride not in (None, stride):
         raise ModelError(
