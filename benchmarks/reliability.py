@@ -107,7 +107,9 @@ def compare(
     figures: dict[str, Any] = machine()
     if fault:
         before = json.loads(newest("reliability-peers").read_text())
-        figures = before | {"note": f"{before.get('note', '')} {date.today()}: {fault}.".strip()}
+        added = f"On {date.today()}, with {num_images} images: {fault}."
+        note = before.get("note", "")
+        figures = before | {"note": note if added in note else f"{note} {added}".strip()}
         entries = [peers.PeerRow(**row) for row in before["rows"] if row["fault"] != fault]
     names = list(peers.PEERS.values())
     for entry in peers.rows(bench, folder, fault):

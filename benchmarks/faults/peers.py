@@ -148,7 +148,7 @@ class Contender:
             if ended != 0:
                 said = _last_line(Path(f"{task.output}.log"))
                 print(f"{self.name}, {fault}: start {starts} ends with {ended}: {said}", flush=True)
-        by_hand = "nothing" if starts == 1 else f"start it again, {starts - 1} times"
+        by_hand = "nothing" if starts == 1 else f"start it again, {_times(starts - 1)}"
         if ended != 0:
             by_hand = f"does not end well: {said[:120]}"
         return self.judged(fault, task, time.perf_counter() - began, by_hand)
@@ -266,6 +266,10 @@ def _python(name: str) -> list[str]:
     uv = str(Path(sys.executable).with_name("uv"))
     return [uv, "run", "--quiet", "--no-project", "--python", sys.executable,
             "--with", f"daft=={daft_udf.VERSION}", "python"]  # fmt: skip
+
+
+def _times(number: int) -> str:
+    return "once" if number == 1 else f"{number} times"
 
 
 def _wait(process: Process) -> int:
