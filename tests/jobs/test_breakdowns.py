@@ -193,7 +193,7 @@ def test_taking_up_what_failed_survives_a_kill(
     with driver(work, tmp_path, ray_address, "--retry-failed", "--only", "truncated") as process:
         wait_until(lambda: "retry failed" in log_of(run), process)
         process.kill()
-    assert segbatch.open_run(str(run)).status == "running"
+    assert segbatch.open_run(str(run)).status == "interrupted"
     assert segbatch.open_run(str(run)).audit(deep=True).exit_code == 3
     assert_whole(segment(work), 8)
 
