@@ -138,7 +138,7 @@ def test_a_storage_that_refuses_connections_is_no_endless_wait(
         endpoint = f"http://127.0.0.1:{unused.getsockname()[1]}"
     file = tmp_path / "job.yaml"
     file.write_text(yaml.safe_dump(job("s3://bucket/images/", model_uri, "s3://bucket/run")))
-    result = cli("run", str(file), timeout=90, AWS_ENDPOINT_URL=endpoint)
+    result = cli("run", str(file), timeout=180, AWS_ENDPOINT_URL=endpoint)
     assert result.returncode in (2, 3), result.stderr
     assert result.stderr.splitlines()[-1].startswith("segbatch: ")
     assert "Traceback" not in result.stderr
