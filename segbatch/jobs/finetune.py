@@ -55,6 +55,7 @@ def finetune(job: str | Mapping[str, Any] | Job) -> dict[str, Any]:
             check_output(uri)
             with Lease(uri, say) as lease:
                 state = open_state()  # another driver may have written to it meanwhile
+                state.lease = lease.worker_lease
                 if not state.finished:
                     train(job, dataset, state, lease)
                     return state.summary()
@@ -89,7 +90,6 @@ def train(job: FinetuneJob, dataset: Dataset, state: TrainState, lease: Lease) -
                     check=lease.check,
                     on_progress=on_progress,
                 )
-            lease.confirm()
             state.write("running")
             save_model(job, plan, state, result)
 

@@ -14,6 +14,7 @@ from segbatch.errors import Fenced, Interrupted, JobFailed, RunError, SegbatchEr
 from segbatch.jobs.runtime.workers import Workers
 from segbatch.jobs.stamp import software, submission
 from segbatch.labels.dataset import Dataset
+from segbatch.results.lease import WorkerLease
 
 
 class TrainState:
@@ -26,6 +27,7 @@ class TrainState:
     def __init__(self, uri: str, info: dict[str, Any]) -> None:
         self.uri = uri
         self.info = info
+        self.lease: WorkerLease | None = None  # what every write is checked against, once it is set
         self._began: float | None = None  # of this start, on the monotonic clock
 
     @classmethod
@@ -103,7 +105,12 @@ class TrainState:
         return storage.join(self.uri, "training")
 
     def write(self, status: str, **facts: Any) -> None:
-        """Replace ``run.json``, atomically."""
+        """Replace ``run.json``, atomically.
+
+        Raises ``Fenced`` if another driver has taken over meanwhile, and ``OSError``.
+        """
+        if self.lease is not None:
+            self.lease.check()
         if self._began is not None:
             self.info["starts"][-1]["seconds"] = round(time.monotonic() - self._began, 1)
         now = {"status": status, "submission": submission(), "updated": time.time()}
@@ -126,7 +133,7 @@ class TrainState:
         except SegbatchError as error:
             ended = {Interrupted: "interrupted", JobFailed: "failed"}
             kinds = (status for kind, status in ended.items() if isinstance(error, kind))
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, Fenced):
                 self.write(next(kinds, "incomplete"))
             raise
 

@@ -232,14 +232,20 @@ def test_a_driver_whose_training_another_one_has_taken_over_writes_nothing_more(
     assert read_lease(output) == {"driver": "another", "beat": 1}
 
 
-def test_a_worker_without_its_driver_ends(tmp_path: Path) -> None:
+def test_a_worker_ends_and_a_driver_writes_nothing_without_the_lease(tmp_path: Path) -> None:
     ours = Lease(str(tmp_path), print)
     plan = namedtuple("Plan", "lease")(ours.worker_lease)
+    state = TrainState(str(tmp_path), {"starts": []})
+    state.lease = ours.worker_lease
     with ours:
         check_lease(plan)
+        state.write("running")
         storage.write_bytes(f"{tmp_path}/lease.json", b'{"driver": "another"}')
         with pytest.raises(Fenced, match="taken over"):
             check_lease(plan)
+        with pytest.raises(Fenced, match="taken over"):
+            state.write("complete")
+        assert run_json(str(tmp_path))["status"] == "running"
         storage.delete([f"{tmp_path}/lease.json"])
         with pytest.raises(Fenced, match="was given up"):
             check_lease(plan)
