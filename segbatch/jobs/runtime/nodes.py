@@ -115,18 +115,22 @@ def _node_type(name: str, entry: Mapping[str, Any], most_in_all: int) -> NodeTyp
 
 def node_types() -> list[NodeType] | None:
     """The types of nodes that the autoscaler may start; ``None`` if that is unknown (KubeRay)."""
-    path = Path(BOOTSTRAP).expanduser()
-    if path.exists():
-        return read_cluster_file(str(path)).workers
+    if cluster := _launched_cluster():
+        return cluster.workers
     return None if KUBERAY in os.environ else []
 
 
 def may_come(resource: str) -> float:
     """The most CPUs or GPUs of all nodes that the autoscaler may start; infinite if unknown."""
-    path = Path(BOOTSTRAP).expanduser()
-    if path.exists():
-        return read_cluster_file(str(path)).most_of(resource)
+    if cluster := _launched_cluster():
+        return cluster.most_of(resource)
     return math.inf if KUBERAY in os.environ else 0.0
+
+
+def _launched_cluster() -> ClusterFile | None:
+    """The file of the ``ray up`` that launched this head; ``None`` where there is none."""
+    path = Path(BOOTSTRAP).expanduser()
+    return read_cluster_file(str(path)) if path.exists() else None
 
 
 def alive_nodes() -> list[dict[str, Any]]:
@@ -142,8 +146,7 @@ class NodeClock:
     """
 
     def __init__(self) -> None:
-        path = Path(BOOTSTRAP).expanduser()
-        self._cluster = read_cluster_file(str(path)) if path.exists() else None
+        self._cluster = _launched_cluster()
         self._seconds: defaultdict[Kind, float] = defaultdict(float)
         self._read = time.monotonic()
 
