@@ -188,7 +188,7 @@ def fit(network: Network, state: State, what: str, where: str) -> None:
     network.load_state_dict(state)
 
 
-def is_beside(key: str) -> bool:
+def is_extra(key: str) -> bool:
     """Whether a tensor next to a network's own is known to be no part of one."""
     return key in ("n_averaged", "mean", "std") or key.startswith(("criterion.", "loss"))
 

@@ -144,7 +144,7 @@ async def wrong_input(_: Request, error: InputError) -> Response:
 
 @api.exception_handler(JobFailed)
 async def failed(_: Request, error: JobFailed) -> Response:
-    """The model cannot predict, whatever the image is."""
+    """The model fails for every image."""
     return JSONResponse({"detail": one_line(error)}, 500)
 
 

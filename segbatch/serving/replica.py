@@ -49,7 +49,7 @@ class Predictor:
         """Predict an image file, together with those of other requests.
 
         Returns why, if it cannot be decoded or is too large for the device. Raises
-        :class:`~segbatch.errors.JobFailed` where the model fails, whatever the image.
+        :class:`~segbatch.errors.JobFailed` where the model fails for every image.
         """
         image = await self.in_thread(self._decode, data)
         if isinstance(image, Undecodable):

@@ -82,7 +82,7 @@ def import_model(source: str, bundle_uri: str, known: Known) -> ModelConfig:
         library=candidate.library,
         options=candidate.options,
     )
-    state, left_out = _without_beside(candidate, network)
+    state, left_out = _without_extra(candidate, network)
     weights.fit(network, state, f"{candidate.arch} with {candidate.backbone}", checkpoint.uri)
     config = _config(candidate, network, classes, known)
     say(f"{checkpoint.uri}: {candidate.what}, {len(classes)} classes")
@@ -102,13 +102,13 @@ def import_model(source: str, bundle_uri: str, known: Known) -> ModelConfig:
     return config
 
 
-def _without_beside(candidate: Candidate, network: Network) -> tuple[State, list[str]]:
+def _without_extra(candidate: Candidate, network: Network) -> tuple[State, list[str]]:
     """The weights without those of training, and all keys that are left out of the file."""
     own = network.without_auxiliary(candidate.state)
     expected = network.state_dict()
-    beside = [key for key in own if key not in expected and weights.is_beside(key)]
-    state = {key: value for key, value in own.items() if key not in beside}
-    return state, beside + candidate.left_out
+    extra = [key for key in own if key not in expected and weights.is_extra(key)]
+    state = {key: value for key, value in own.items() if key not in extra}
+    return state, extra + candidate.left_out
 
 
 def _open(source: str) -> Checkpoint:

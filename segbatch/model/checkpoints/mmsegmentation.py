@@ -245,7 +245,7 @@ def _refuse_other_stages(
     of_backbone: Mapping[str, Any], backbone: str, stride: int, uri: str, *, is_asked: bool
 ) -> None:
     """Raises :class:`~segbatch.errors.ModelError` for a backbone that computes otherwise than the
-    one that is built; ``is_asked``: the user says the stride, whatever the configuration does.
+    one that is built; ``is_asked``: the user gives the stride, not the configuration.
     """
     stages = MOBILENET_STAGES if backbone == "mobilenet_v2" else RESNET_STAGES
     strides, dilations = stages[stride]
@@ -273,7 +273,8 @@ def _normalisation(config: Mapping[str, Any]) -> tuple[RGB | None, RGB | None, b
     """Mean and deviation of RGB from 0 to 1, and whether the network takes BGR.
 
     Those of a configuration are from 0 to 255, in the order that the network takes. It reads images
-    as BGR, and turns them into RGB where it is told to, in version 0 unless it is told not to.
+    as BGR and converts them to RGB where ``bgr_to_rgb`` is true, in version 0 unless ``to_rgb`` is
+    false.
     """
     keys = _dict(config, "data_preprocessor") or _dict(_dict(config, "model"), "data_preprocessor")
     if keys:
