@@ -17,7 +17,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import PurePosixPath
 from typing import IO, Any, NamedTuple, cast
@@ -542,7 +542,7 @@ def _for_duckdb(file: str, scratch: str) -> str:
 
 def in_memory_duckdb(memory_limit: str) -> duckdb.DuckDBPyConnection:
     """A DuckDB in memory that spills to the local disk and never downloads an extension."""
-    return duckdb.connect(
+    database = duckdb.connect(
         config={
             "memory_limit": memory_limit,
             "temp_directory": tempfile.gettempdir(),
@@ -550,6 +550,15 @@ def in_memory_duckdb(memory_limit: str) -> duckdb.DuckDBPyConnection:
             "autoload_known_extensions": False,
         }
     )
+    count_times_in_utc(database)
+    return database
+
+
+def count_times_in_utc(database: duckdb.DuckDBPyConnection) -> None:
+    """Let a query over times give the same on each machine, whatever the machine's own zone is."""
+    # Without ICU there is no such setting, and all times are in UTC.
+    with suppress(duckdb.CatalogException):
+        database.execute("SET TimeZone = 'UTC'")
 
 
 def _database_for(files: Sequence[str]) -> duckdb.DuckDBPyConnection:

@@ -15,6 +15,7 @@ import duckdb
 import pyarrow as pa
 
 from segbatch import storage
+from segbatch.images.tables import count_times_in_utc
 from segbatch.results.log import TableFile
 from segbatch.results.runfolder import RunFolder
 from segbatch.results.schema import rows_schema
@@ -38,9 +39,7 @@ def open_database() -> duckdb.DuckDBPyConnection:
     # Not always: in a notebook without ipywidgets there is no bar, and the setting is refused.
     if con.execute("SELECT current_setting('enable_progress_bar')").fetchone() == (True,):
         con.execute("SET enable_progress_bar = false")
-    # Not the machine's own zone. Without ICU there is no such setting, and all times are in UTC.
-    with suppress(duckdb.CatalogException):
-        con.execute("SET TimeZone = 'UTC'")
+    count_times_in_utc(con)
     con.execute("CREATE SCHEMA segbatch")  # SHOW TABLES leaves it out
     return con
 

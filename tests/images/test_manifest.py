@@ -4,10 +4,12 @@ import hashlib
 import json
 import os
 import re
+import subprocess
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -494,6 +496,28 @@ def test_where_is_a_condition_on_the_table_and_nothing_else(
     source = parquet(tmp_path / "m.parquet", uri=["a"], n=[1], city=["x"])
     said = run.refusal({"manifest": source, "where": where})
     assert said.startswith(f"{source}: where: {where}: ")
+
+
+def test_where_gives_the_same_images_in_each_time_zone(tmp_path: Path) -> None:
+    """ICU finds the zone of the machine when a process begins."""
+    midnight = datetime(2026, 5, 2, tzinfo=UTC)
+    source = parquet(
+        tmp_path / "m.parquet",
+        uri=["before", "after"],
+        taken=pa.array([midnight - timedelta(minutes=1), midnight], pa.timestamp("us", "UTC")),
+    )
+    where = "taken >= TIMESTAMP '2026-05-02' AND taken::DATE = DATE '2026-05-02'"
+    folder = str(tmp_path / "manifest")
+    program = (
+        "from segbatch.config.images import parse_source\n"
+        "from segbatch.images.manifest import freeze\n"
+        f"source = parse_source({{'manifest': {source!r}, 'where': {where!r}}})\n"
+        f"freeze([source], {folder!r}, reserved=set(), leave_out={folder!r})\n"
+    )
+    environment = {**os.environ, "TZ": "Asia/Tokyo"}
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True)
+    [file] = Path(folder).glob("**/*.parquet")
+    assert pq.read_table(file)["uri"].to_pylist() == ["after"]
 
 
 def test_where_that_no_row_matches_is_refused(run: Run, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import shutil
 import sys
 import types
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import segmentation_models_pytorch as smp
 import torch
@@ -238,6 +240,39 @@ def test_a_backbone_of_mmsegmentation_that_computes_otherwise_is_refused(
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("part", "keys", "message"),
+    [
+        ("backbone", "act_cfg=dict(type='SiLU')", "has act_cfg=dict(type='SiLU') in the backbone"),
+        ("decode_head", "act_cfg=dict(type='GELU')", "in the decode_head, and segbatch has ReLU"),
+        ("decode_head", "conv_cfg=dict(type='ConvWS')", "and segbatch has Conv2d: export it"),
+        ("decode_head", "norm_cfg=dict(type='BN', eps=0.1)", "has one eps in the norm_cfg of"),
+    ],
+)
+def test_layers_of_mmsegmentation_that_compute_otherwise_are_refused(
+    part: str, keys: str, message: str
+) -> None:
+    text = f"_base_ = 'a.py'\nmodel = dict({part}=dict({keys}))"
+    with pytest.raises(ModelError, match=re.escape(message)):
+        mmsegmentation_candidate(text)
+    built = "act_cfg=dict(type='ReLU'), conv_cfg=None, norm_cfg=dict(type='SyncBN', eps=1e-5)"
+    assert "norm_eps" not in mmsegmentation_candidate(text.replace(keys, built)).options
+
+
+@torch.inference_mode()
+def test_batch_norms_have_the_eps_of_the_configuration(tmp_path: Path) -> None:
+    theirs = mmsegmentation_network()
+    norms = [m for m in theirs.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.eps = 0.01
+    config = MMSEG_CONFIG.replace("SyncBN'", "SyncBN', eps=0.01").replace(
+        "align_corners=True", "align_corners=True, norm_cfg=norm_cfg"
+    )
+    torch.save({"meta": {"cfg": config}, "state_dict": theirs.state_dict()}, tmp_path / "a.pth")
+    ours, _ = imported(tmp_path / "a.pth", tmp_path, NAMED)
+    assert torch.equal(ours.coarse(picture(65, 97)), theirs.coarse(picture(65, 97)))
+
+
 def test_what_a_configuration_has_in_another_file_is_assumed_and_said() -> None:
     candidate = mmsegmentation_candidate("_base_ = 'a.py'\nmodel = dict(backbone=dict(depth=50))")
     assert candidate.output_stride == 8
@@ -379,6 +414,30 @@ def test_the_shortest_edge_of_transformers_is_the_shorter_side(
     assert candidate.long_side == long_side
     is_assumed = long_side in (684, 600)
     assert ("4:3; --long-side sets another" in "".join(candidate.notes)) == is_assumed
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"do_normalize": False},
+        {"do_rescale": False},
+        {"do_rescale": False, "do_normalize": False},
+        {"rescale_factor": 1 / 127.5, "image_mean": [0.9, 1.0, 1.1]},
+    ],
+)
+def test_pixels_are_normalised_as_the_processor_of_transformers_does(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    processor = transformers.SegformerImageProcessor(do_resize=False, **options)
+    segformer().save_pretrained(tmp_path / "hf")
+    processor.save_pretrained(tmp_path / "hf")
+    _, config = imported(tmp_path / "hf", tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    theirs = processor(pixels, return_tensors="np")["pixel_values"][0]
+    ours = (pixels / 255 - config.mean) / config.std
+    np.testing.assert_allclose(ours.transpose(2, 0, 1), theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_a_segformer_of_other_sizes_is_refused(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from segbatch.model.config import RGB
 from segbatch.model.networks.mmsegmentation import (
     ASPP_DILATIONS,
     MOBILENET_STAGES,
+    NORM_EPS,
     RESNET_STAGES,
 )
 from segbatch.model.weights import State
@@ -70,6 +71,9 @@ def recognise(checkpoint: Checkpoint, known: Known) -> Candidate | None:
             f"{uri}: {_NAMES[arch]} of MMSegmentation has output stride 8 or 16, not {stride}"
         )
     _refuse_other_stages(of_backbone, backbone, stride, uri, is_asked=bool(known.output_stride))
+    _refuse_other_layers(of_head, of_backbone, backbone, uri)
+    if (eps := _norm_eps(of_head, of_backbone, uri)) != NORM_EPS:
+        options["norm_eps"] = eps
     if of_head.get("align_corners"):
         options["align_corners"] = True
     dilations = list(of_head.get("dilations") or ASPP_DILATIONS[stride])
@@ -260,6 +264,37 @@ def _refuse_other_stages(
                 f" {value} at output stride {stride}: export it to ONNX with MMDeploy, and import"
                 " that"
             )
+
+
+def _refuse_other_layers(
+    of_head: Mapping[str, Any], of_backbone: Mapping[str, Any], backbone: str, uri: str
+) -> None:
+    """Raises :class:`~segbatch.errors.ModelError` for activations and convolutions that compute
+    otherwise than those that are built; their weights have the same keys.
+    """
+    of_trunk = "ReLU6" if backbone == "mobilenet_v2" else "ReLU"
+    for part, keys, activation in (
+        ("backbone", of_backbone, of_trunk),
+        ("decode_head", of_head, "ReLU"),
+    ):
+        for key, built in (("act_cfg", activation), ("conv_cfg", "Conv2d")):
+            found = _dict(keys, key).get("type", built)
+            if found not in (built, "Conv"):
+                raise ModelError(
+                    f"{uri}: its configuration has {key}=dict(type={found!r}) in the {part}, and"
+                    f" segbatch has {built}: export it to ONNX with MMDeploy, and import that"
+                )
+
+
+def _norm_eps(of_head: Mapping[str, Any], of_backbone: Mapping[str, Any], uri: str) -> float:
+    """What the batch norms add to variances."""
+    found = {float(_dict(keys, "norm_cfg").get("eps", NORM_EPS)) for keys in (of_head, of_backbone)}
+    if len(found) > 1:
+        raise ModelError(
+            f"{uri}: its configuration has one eps in the norm_cfg of the backbone and another in"
+            " that of the decode_head: export it to ONNX with MMDeploy, and import that"
+        )
+    return found.pop()
 
 
 def _output_stride(of_backbone: Mapping[str, Any], backbone: str) -> int | None:

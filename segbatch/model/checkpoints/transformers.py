@@ -158,10 +158,11 @@ def _facts(checkpoint: Checkpoint, config: Mapping[str, Any], known: Known) -> d
     """Names of classes, normalisation and size, as ``config.json`` and the processor have them."""
     processor = checkpoint.read_json("preprocessor_config.json") or {}
     long_side, note = _long_side(processor)
+    mean, std = _normalisation(processor)
     return {
         "names": _names(config.get("id2label")),
-        "mean": _rgb(processor.get("image_mean")),
-        "std": _rgb(processor.get("image_std")),
+        "mean": mean,
+        "std": std,
         "long_side": long_side,
         "notes": (note,) if note and known.long_side is None else (),
     }
@@ -179,10 +180,24 @@ def _names(id2label: Any) -> list[str] | None:
     return [str(name) for name in names]
 
 
-def _rgb(values: Any) -> RGB | None:
+def _normalisation(processor: Mapping[str, Any]) -> tuple[RGB | None, RGB | None]:
+    """Mean and deviation of RGB from 0 to 1 that do what the processor does with pixels up to 255.
+
+    It multiplies them by a factor, 1/255 by default, and normalises the products; either step can
+    be switched off.
+    """
+    mean, std = processor.get("image_mean"), processor.get("image_std")
+    if not processor.get("do_normalize", True):
+        mean, std = [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]
+    factor = processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 1.0
+    return _rgb(mean, factor * 255), _rgb(std, factor * 255)
+
+
+def _rgb(values: Any, largest: float) -> RGB | None:
+    """Three values for pixels up to ``largest`` as values for pixels up to 1."""
     if not isinstance(values, list) or len(values) != 3:
         return None
-    red, green, blue = (float(value) for value in values)
+    red, green, blue = (round(float(value) / largest, 9) for value in values)
     return red, green, blue
 
 

@@ -33,8 +33,9 @@ MOBILENET_V2 = (
     (1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3), (6, 320, 1),
 )  # fmt: skip
 AUXILIARY_CHANNELS = 256
+NORM_EPS = 1e-5
 
-OPTIONS = {"align_corners", "channels", "c1_channels", "aspp_dilations", "multi_grid"}
+OPTIONS = {"align_corners", "channels", "c1_channels", "aspp_dilations", "multi_grid", "norm_eps"}
 
 
 class ConvModule(nn.Sequential):
@@ -271,6 +272,9 @@ class MMSegDeepLab(Network):
             align_corners=self.align_corners,
         )
         self.auxiliary_head = AuxiliaryHead(middle, spec.num_classes) if spec.auxiliary else None
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eps = options.get("norm_eps", NORM_EPS)
 
     def coarse(self, images: Tensor) -> Tensor:
         return self.heads(images)[0]
