@@ -155,7 +155,7 @@ def as_input(images: Tensor, input: GraphInput) -> npt.NDArray[Any]:
 
 def as_logits(given: npt.NDArray[Any], output: GraphOutput, num_classes: int) -> Tensor:
     """What a graph gives, as logits, ``(n, classes, h, w)`` float32 and contiguous; labels as class
-    ids, ``(n, 1, h, w)`` float32.
+    ids, ``(n, 1, h, w)`` float32. One channel of two classes is that of the second one.
 
     Raises :class:`~segbatch.errors.JobFailed` for class ids that are none.
     """
@@ -168,10 +168,14 @@ def as_logits(given: npt.NDArray[Any], output: GraphOutput, num_classes: int) ->
             )
         return torch.from_numpy(ids.astype(np.float32))
     layout = output.layout or guessed_layout(given.shape, num_classes)
-    if given.shape[CLASS_AXIS[layout]] != num_classes:
+    number = given.shape[CLASS_AXIS[layout]]
+    if number != num_classes and (number, num_classes) != (1, 2):
         raise JobFailed(f"the graph gives {given.shape}, which are not {num_classes} classes")
     if layout == "NHWC":
         given = given.transpose(0, 3, 1, 2)
+    if number == 1 < num_classes:
+        other = 1 - given if output.kind == "probabilities" else np.zeros_like(given)
+        given = np.concatenate([other, given], axis=1)
     if output.kind == "probabilities":
         given = np.log(np.maximum(given, SMALLEST_PROBABILITY))
     # A copy: the next call writes into the request's memory.

@@ -551,6 +551,44 @@ def test_the_output_stride_of_smp_is_said_where_no_file_says_it(
     assert found(tmp_path / "saved") == (other, ())
 
 
+@torch.inference_mode()
+def test_one_channel_of_smp_is_the_sigmoid_of_the_second_class(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = smp.DeepLabV3Plus("mobilenet_v2", encoder_weights=None, classes=1).eval()
+    fill(theirs)
+    torch.save(theirs.state_dict(), tmp_path / "a.pth")
+    with pytest.raises(ModelError, match=r"one channel, a sigmoid.*--classes background,crack"):
+        imported(tmp_path / "a.pth", tmp_path, Known(classes=Classes(["crack"])))
+    ours, config = imported(
+        tmp_path / "a.pth", tmp_path, Known(classes=Classes(["background", "crack"]))
+    )
+    assert "crack where that is above 0.5, else background" in capsys.readouterr().err
+    assert config.classes.names == ["background", "crack"]
+    probabilities = ours(picture(64, 96)).softmax(1)
+    torch.testing.assert_close(probabilities[:, 1:], theirs(picture(64, 96)).sigmoid())
+
+
+@pytest.mark.parametrize(("keys", "threshold"), [("", 0.3), (", threshold=0.8", 0.8)])
+@torch.inference_mode()
+def test_one_channel_of_mmsegmentation_has_its_threshold(
+    tmp_path: Path, keys: str, threshold: float
+) -> None:
+    theirs = networks.build(
+        "deeplabv3plus", "mobilenet_v2", 1, 16, library="mmsegmentation",
+        options={"align_corners": True},
+    )  # fmt: skip
+    fill(theirs)
+    text = MMSEG_CONFIG.replace("align_corners=True", f"align_corners=True, out_channels=1{keys}")
+    meta = {"cfg": text, "dataset_meta": {"classes": ["background", "crack"]}}
+    torch.save({"meta": meta, "state_dict": theirs.state_dict()}, tmp_path / "a.pth")
+    ours, _ = imported(tmp_path / "a.pth", tmp_path)
+    scores = theirs.eval()(picture(64, 96)).sigmoid()[:, 0]
+    is_clear = (scores - threshold).abs() > 1e-5
+    assert torch.equal(ours(picture(64, 96)).argmax(1)[is_clear], (scores > threshold)[is_clear])
+
+
+@torch.inference_mode()
 def test_a_deeplab_of_torchvision_is_recognised_by_its_keys(tmp_path: Path) -> None:
     theirs = torchvision.models.get_model(
         "deeplabv3_mobilenet_v3_large", weights=None, weights_backbone=None, num_classes=3,

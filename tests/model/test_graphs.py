@@ -47,10 +47,11 @@ def graph_file(
     before: tuple[tuple[str, float], ...] = (),
     kinds: tuple[str, ...] = ("logits",),
     channels: int = 3,
+    number: int = 5,
 ) -> Path:
     """A network of one convolution in ONNX, with what people have around it."""
     random = np.random.default_rng(1)
-    weights = random.normal(0, 1, (5, channels, 3, 3)).astype(np.float32)
+    weights = random.normal(0, 1, (number, channels, 3, 3)).astype(np.float32)
     nodes: list[Any] = []
     constants = [numpy_helper.from_array(weights, "weights")]
     last = "image"
@@ -72,12 +73,14 @@ def graph_file(
     then("Conv", "weights", strides=[stride] * 2, pads=[1] * 4)
     logits, outputs = last, []
     for kind in kinds:
-        last, shape, of = logits, ["n", 5, "y", "x"], TensorProto.FLOAT
-        if kind == "probabilities":
+        last, shape, of = logits, ["n", number, "y", "x"], TensorProto.FLOAT
+        if kind == "probabilities" and number == 1:
+            then("Sigmoid")
+        elif kind == "probabilities":
             then("Softmax", axis=1)
         if layout == "NHWC" and kind != "labels":
             then("Transpose", perm=[0, 2, 3, 1])
-            shape = ["n", "y", "x", 5]
+            shape = ["n", "y", "x", number]
         if kind == "labels":
             then("ArgMax", axis=1, keepdims=0)
             shape, of = ["n", "y", "x"], TensorProto.INT64
@@ -161,6 +164,35 @@ def test_the_layout_of_a_bundle_of_earlier_versions_is_guessed(tmp_path: Path) -
     assert old.output.layout is None
     found = load_model(str(tmp_path / "m"), "cpu").predict(picture(64, 64))
     assert np.array_equal(found.mask, expected.mask)
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("kind", ["logits", "probabilities"])
+def test_one_channel_is_that_of_the_second_class(
+    tmp_path: Path, layout: str, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = graph_file(tmp_path / "g.onnx", layout=layout, kinds=(kind,), stride=1, number=1)
+    crack = Known(classes=Classes(["background", "crack"]), input_range=(0.0, 1.0))
+    config = imported(path, tmp_path, crack)
+    assert config.output is not None
+    assert config.output.kind == kind
+    assert "crack where that is likelier than not, else background" in capsys.readouterr().err
+    image = picture(64, 128)
+    given = (image / 255).astype(np.float32)[None]
+    given = given if layout == "NHWC" else given.transpose(0, 3, 1, 2)
+    answer = runs(path, given, kind).squeeze()
+    probability = answer if kind == "probabilities" else 1 / (1 + np.exp(-answer))
+    prediction = load_model(str(tmp_path / "m"), "cpu", precision="fp32").predict(image)
+    assert np.array_equal(prediction.mask, probability > 0.5)
+    assert 0 < prediction.mask.mean() < 1
+    expected = probability[probability > 0.5].mean()
+    assert prediction.confidences[1] == pytest.approx(expected, abs=1e-3)
+
+
+def test_one_channel_needs_two_names(tmp_path: Path) -> None:
+    path = graph_file(tmp_path / "g.onnx", number=1)
+    with pytest.raises(ModelError, match="--classes background,crack"):
+        imported(path, tmp_path, Known(classes=Classes(["crack"]), input_range=(0.0, 1.0)))
 
 
 def test_probabilities_stay_what_they_are(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 
+import torch
+
 from segbatch import storage
 from segbatch.console import say
 from segbatch.errors import ModelError
@@ -33,6 +35,7 @@ from segbatch.model.checkpoints.checkpoint import (
     Checkpoint,
     Inner,
     Known,
+    check_names_of_one_channel,
     exists,
     inner_state,
     read_json,
@@ -83,11 +86,20 @@ def import_model(source: str, bundle_uri: str, known: Known) -> ModelConfig:
         options=candidate.options,
     )
     state, left_out = _without_extra(candidate, network)
+    is_sigmoid = len(state.get(f"{network.head_key}.weight", ())) == 1
+    if is_sigmoid:
+        check_names_of_one_channel(checkpoint.uri, classes)
+        state = _with_background(state, network.head_key, candidate.threshold)
     weights.fit(network, state, f"{candidate.arch} with {candidate.backbone}", checkpoint.uri)
     config = _config(candidate, network, classes, known)
     say(f"{checkpoint.uri}: {candidate.what}, {len(classes)} classes")
     for note in candidate.notes:
         say(note)
+    if is_sigmoid:
+        say(
+            f"it has one channel, a sigmoid: {classes[1].name} where that is above"
+            f" {candidate.threshold:g}, else {classes[0].name}"
+        )
     if left_out:
         say(f"{checkpoint.uri}: left out, because they are not the network's: {listed(left_out)}")
     if config.backbone.startswith("mit_"):
@@ -109,6 +121,21 @@ def _without_extra(candidate: Candidate, network: Network) -> tuple[State, list[
     extra = [key for key in own if key not in expected and weights.is_extra(key)]
     state = {key: value for key, value in own.items() if key not in extra}
     return state, extra + candidate.left_out
+
+
+def _with_background(state: State, head: str, threshold: float) -> State:
+    """The weights of a network with one channel and a sigmoid as those of two classes.
+
+    The softmax over a constant b and x is the sigmoid of x - b, so with the logit of ``threshold``
+    for b the second class wins where the sigmoid of x is above ``threshold``.
+    """
+    weight, bias = (state[f"{head}.{kind}"] for kind in ("weight", "bias"))
+    constant = torch.full_like(bias, threshold).float().logit().to(bias)
+    return {
+        **state,
+        f"{head}.weight": torch.cat([torch.zeros_like(weight), weight]),
+        f"{head}.bias": torch.cat([constant, bias]),
+    }
 
 
 def _open(source: str) -> Checkpoint:

@@ -86,7 +86,8 @@ class Candidate:
 
     ``what`` names it in words, ``state`` has its weights under the keys of ``library``,
     ``left_out`` the other keys of the file. ``names`` and ``colors`` are those of its classes,
-    ``notes`` lines to say. ``None`` where the files do not know.
+    ``notes`` lines to say. ``None`` where the files do not know. ``threshold`` is the probability
+    from which a network of one channel sees its class.
     """
 
     what: str
@@ -103,6 +104,7 @@ class Candidate:
     std: RGB | None = None
     long_side: int | None = None
     notes: tuple[str, ...] = ()
+    threshold: float = 0.5
 
 
 def read_text(uri: str) -> str | None:
@@ -183,6 +185,15 @@ def long_side_of(read: str, short: int, long: int | None = None) -> tuple[int, s
         f"{read}: taken as a longer side of {side} pixels, which is right for photographs of 4:3;"
         " --long-side sets another"
     )
+
+
+def check_names_of_one_channel(source: str, classes: Classes) -> None:
+    """Raise :class:`~segbatch.errors.ModelError` for one class of a model with one channel."""
+    if len(classes) == 1:
+        raise ModelError(
+            f"{source}: has one channel, a sigmoid, and needs a name for the other pixels, too:"
+            f" --classes background,{classes[0].name}"
+        )
 
 
 def resnet_of(keys: Collection[str], stage: str) -> str | None:

@@ -23,7 +23,7 @@ from segbatch.errors import InputError, ModelError, shortened
 from segbatch.masks.classes import PRESETS, Classes
 from segbatch.model.bundle import save_graph_bundle
 from segbatch.model.checkpoints import inspection
-from segbatch.model.checkpoints.checkpoint import Known, exists
+from segbatch.model.checkpoints.checkpoint import Known, check_names_of_one_channel, exists
 from segbatch.model.config import ModelConfig
 from segbatch.model.graph import (
     ONNX_BACKBONE,
@@ -117,6 +117,9 @@ def import_graph(source: str, bundle_uri: str, known: Known) -> ModelConfig:
     else:
         number, layout = inspection.classes_of(answer, takes, known)
         gives = replace(gives, layout=layout)
+    is_sigmoid = gives.kind != "labels" and inspection.is_one_channel(answer)
+    if is_sigmoid and known.classes is not None:
+        check_names_of_one_channel(source, known.classes)
     classes = _classes(source, number, known)
     gives = replace(gives, stride=inspection.stride_of(gives, answer, len(classes), takes))
     is_whole = kind == "onnx" and not is_changed and _is_self_contained(content)
@@ -137,6 +140,11 @@ def import_graph(source: str, bundle_uri: str, known: Known) -> ModelConfig:
     )
     config = save_graph_bundle(bundle_uri, graph, config)
     _say(source, NAMES[kind], config)
+    if is_sigmoid:
+        say(
+            f"it has one channel: {classes[1].name} where that is likelier than not, else"
+            f" {classes[0].name}"
+        )
     return config
 
 

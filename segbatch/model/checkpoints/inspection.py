@@ -176,9 +176,10 @@ def output_of(
     name, kind = _asked_output(source, answers, known.output)
     if name is not None:
         answers = {name: answers[name]}
-    found = [
-        (GraphOutput(key, _kind(value)), value) for key, value in answers.items() if _fits(value)
-    ]
+    fitting = {key: value for key, value in answers.items() if _fits(value)}
+    if not fitting:
+        fitting = {key: value for key, value in answers.items() if is_one_channel(value)}
+    found = [(GraphOutput(key, _kind(value)), value) for key, value in fitting.items()]
     if kind is not None:
         found = [(replace(one, kind=kind), value) for one, value in found]
     if not found:
@@ -221,13 +222,23 @@ def _fits(value: npt.NDArray[Any]) -> bool:
     return _is_whole(value) if 1 in (value.shape[1], value.shape[3]) else True
 
 
+def is_one_channel(value: npt.NDArray[Any]) -> bool:
+    """Whether an output has one value for each pixel: a sigmoid, or its logit."""
+    if value.ndim != 4:
+        return False
+    sides = value.shape[2:] if value.shape[1] == 1 else value.shape[1:3]
+    return 1 in (value.shape[1], value.shape[3]) and min(sides) > 1
+
+
 def _is_whole(value: npt.NDArray[Any]) -> bool:
     return bool(value.dtype.kind in "iu" or (value == np.rint(value)).all())
 
 
 def _kind(value: npt.NDArray[Any]) -> Kind:
-    if value.ndim == 3 or 1 in (value.shape[1], value.shape[3]):
+    if value.ndim == 3 or (1 in (value.shape[1], value.shape[3]) and _is_whole(value)):
         return "labels"
+    if is_one_channel(value):
+        return "probabilities" if 0 <= value.min() <= value.max() <= 1 else "logits"
     if value.dtype.kind == "f" and value.min() >= 0:
         for axis in (1, 3):
             if np.allclose(value.sum(axis), 1, atol=SUM_TOLERANCE):
@@ -237,9 +248,11 @@ def _kind(value: npt.NDArray[Any]) -> Kind:
 
 def classes_of(answer: npt.NDArray[Any], takes: GraphInput, known: Known) -> tuple[int, Layout]:
     """The number of classes of logits or probabilities, and the layout: that of the input, or the
-    other one where only that has as many classes as the user names.
+    other one where only that has as many classes as the user names. One channel has two classes.
     """
-    numbers: dict[Layout, int] = {key: answer.shape[axis] for key, axis in CLASS_AXIS.items()}
+    numbers: dict[Layout, int] = {
+        key: max(2, answer.shape[axis]) for key, axis in CLASS_AXIS.items()
+    }
     layout = takes.layout
     if known.classes is not None and numbers[layout] != len(known.classes):
         fitting = (key for key, number in numbers.items() if number == len(known.classes))

@@ -42,6 +42,7 @@ OF_RESNET: dict[str, Any] = {
     "strides": (1, 2, 2, 2), "dilations": (1, 1, 1, 1), "contract_dilation": False,
     "style": "pytorch",
 }  # fmt: skip
+ONE_CHANNEL_THRESHOLD = 0.3
 OF_MOBILENET: dict[str, Any] = {
     "strides": (1, 2, 2, 2, 1, 2, 1), "dilations": (1, 1, 1, 1, 1, 1, 1),
 }  # fmt: skip
@@ -106,6 +107,7 @@ def recognise(checkpoint: Checkpoint, known: Known) -> Candidate | None:
         std=std,
         long_side=long_side,
         notes=tuple(notes),
+        threshold=float(of_head.get("threshold") or ONE_CHANNEL_THRESHOLD),
     )
 
 
