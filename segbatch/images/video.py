@@ -1,7 +1,8 @@
 """Videos as sources of images: a row for each frame, and the frames as image files.
 
 A row's URI is that of its video followed by ``#t=12.480``, the frame's time in seconds (W3C Media
-Fragments). The fragment alone makes it a frame: every other URI is a file.
+Fragments), or by ``#t=0``, the whole video, where its frames are not known. The fragment alone
+makes it a frame: every other URI is a file.
 Frames are read as image files and take the same way as every other image from there on.
 
 PyAV reads any format that it opens, from any storage. A video is read by ranges while it is
@@ -43,7 +44,8 @@ if TYPE_CHECKING:
     from av.container import InputContainer
 
 FRAME_COLUMNS = [pa.field("frame", pa.int64()), pa.field("time_s", pa.float64())]
-FRAGMENT = r"#t=-?\d+\.\d{3}"  # at the end of a frame's URI
+FRAGMENT = r"#t=(?:-?\d+\.\d{3}|0)"  # at the end of a frame's URI
+WHOLE = "0"  # instead of the time of a frame
 _FRAME_URI = re.compile(rf"(.+){FRAGMENT}", re.S)
 
 DEFAULT_RATE = 25  # frames a second of a stream that says nothing, as FFmpeg assumes
@@ -59,6 +61,10 @@ _DECLARING_FORMATS = ("mov", "matroska")
 
 _NO_FRAME = Undecodable("undecodable", "this frame cannot be decoded")
 _AFTER_THE_END = Undecodable("truncated", "the video breaks off before this frame")
+_UNLISTED = Undecodable(
+    "undecodable",
+    "the video can be read now, and could not when the images were listed: choose a new output",
+)
 
 
 def is_frame(uri: str) -> bool:
@@ -70,9 +76,9 @@ def is_frame(uri: str) -> bool:
     return frame is not None and not is_photograph_name(frame[1])
 
 
-def frame_uri(video: str, time_s: float) -> str:
-    """The URI of the frame of ``video`` that is shown at ``time_s``."""
-    return f"{video}#t={time_s:.3f}"
+def frame_uri(video: str, time_s: float | None) -> str:
+    """The URI of the frame of ``video`` that is shown at ``time_s``; ``None`` for all of it."""
+    return f"{video}#t={WHOLE if time_s is None else f'{time_s:.3f}'}"
 
 
 # ----------------------------------------------------------------------------------- listing frames
@@ -82,10 +88,10 @@ def expand_videos(batch: pa.RecordBatch, every: float | None) -> Iterator[pa.Rec
     """A row for each frame of the videos in ``batch``, with ``frame`` (from 0) and ``time_s``.
 
     ``every`` takes the first frame in each interval of so many seconds. A video that breaks off has
-    one row more, for the frame that would come next. One that cannot be read has one row, for the
-    frame at its beginning, with neither number nor time. Reading these rows gives the reason. A
-    photograph, by its name, passes through. Raises ``Incomplete`` where storage does not answer,
-    and ``SourceError`` where it refuses our credentials: the other frames would be lost.
+    one row more, for the frame that would come next. One that cannot be read has one row, with
+    neither number nor time. Reading these rows gives the reason. A photograph, by its name, passes
+    through. Raises ``Incomplete`` where storage does not answer, and ``SourceError`` where it
+    refuses our credentials: the other frames would be lost.
     """
     for row, video in enumerate(batch.column("uri").to_pylist()):
         times: list[float | None] = [None]
@@ -107,7 +113,7 @@ def expand_videos(batch: pa.RecordBatch, every: float | None) -> Iterator[pa.Rec
             repeated = batch.take(pa.array([row] * len(part)))
             columns = dict(zip(batch.schema.names, repeated.columns, strict=True))
             columns["uri"] = pa.array(
-                [video if is_photograph else frame_uri(video, time or 0.0) for time in chosen]
+                [video if is_photograph else frame_uri(video, time) for time in chosen]
             )
             known = [None if time is None else n for n, time in zip(part, chosen, strict=True)]
             columns["frame"] = pa.array(known, pa.int64())
@@ -188,6 +194,9 @@ Frames = dict[str, bytes | Undecodable]  # by their times, as written in their U
 
 def _read_frames_of(video: str, wanted: Sequence[str], encode: _FrameEncoder) -> Frames:
     """Frames that can be decoded; :data:`_AFTER_THE_END` for those after the end of the video."""
+    if WHOLE in wanted:
+        frame_times(video)  # raises why it still has no frames
+        return dict.fromkeys(wanted, _UNLISTED)
     first = min(map(float, wanted))
     if first > _SEEK_BEFORE_S:
         found, begins = _scan(video, wanted, encode, first - _SEEK_BEFORE_S)
