@@ -45,7 +45,7 @@ from segbatch.machine import num_cores  # noqa: E402
 RECIPE = ROOT / "benchmarks" / "recipes" / "facades.yaml"
 OTHERS = "IMG_"
 POOL = 100
-NUMBERS = (20, 50, 100)
+NUMBERS = (20, 50, 100)  # of own photographs
 
 
 def main() -> None:
@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument(
         "--weights", required=True, help="ImageNet weights of the recipe's backbone"
     )
+    parser.add_argument("--numbers", type=int, nargs="+", default=NUMBERS)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=60, help="of the model of the other camera")
     parser.add_argument("--crop", type=int, default=320)
@@ -66,7 +67,7 @@ def main() -> None:
         trainings = [train_source(folder, options)]
         tasks = [
             {"number": number, "start": start, "seed": seed, "source": folder, "options": options}
-            for number in NUMBERS
+            for number in options["numbers"]
             for start in ("model", "ImageNet")
             for seed in range(arguments.seeds)
         ]
