@@ -185,11 +185,14 @@ def _library(key: str, value: Any) -> str | None:
 
 
 def _options(key: str, value: Any) -> dict[str, Any]:
-    """Numbers, names and lists of them, so that no option can name what is loaded or run."""
+    """Numbers, names, and lists and dicts of them, so that no option can name what is loaded or
+    run.
+    """
     if not isinstance(value, dict):
         raise InputError(f"{key}: {value!r} is no dict")
     for name, option in value.items():
-        for item in option if isinstance(option, list | tuple) else [option]:
+        items = [*option, *option.values()] if isinstance(option, dict) else option
+        for item in items if isinstance(items, list | tuple) else [items]:
             if not isinstance(item, int | float | str | None):
                 raise InputError(f"{key}.{name}: {option!r} is neither a number nor a name")
             if isinstance(item, str):

@@ -146,7 +146,7 @@ def test_a_pickle_named_safetensors_is_refused(saved, tmp_path):
         ),
         (lambda text: text.replace('"library": null', '"library": "my"'), "library: 'my' is none"),
         (lambda text: text.replace('"options": {}', '"options": {"depth": 3}'), "unknown options"),
-        (lambda text: text.replace('"options": {}', '"options": {"a": {"b": 1}}'), "options.a"),
+        (lambda text: text.replace('"options": {}', '"options": {"a": {"b": {}}}'), "options.a"),
         (lambda text: text.replace('"options": {}', '"options": {"a": "../x"}'), "no name"),
         (lambda text: "[" * 100_000, "recursion"),
         (lambda text: " " * 10_000_001 + text, "too large for a model's configuration"),

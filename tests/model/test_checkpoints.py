@@ -243,10 +243,15 @@ def test_a_backbone_of_mmsegmentation_that_computes_otherwise_is_refused(
 @pytest.mark.parametrize(
     ("part", "keys", "message"),
     [
-        ("backbone", "act_cfg=dict(type='SiLU')", "has act_cfg=dict(type='SiLU') in the backbone"),
+        ("backbone", "act_cfg=dict(type='SiLU')", "has act_cfg of type SiLU in the backbone"),
         ("decode_head", "act_cfg=dict(type='GELU')", "in the decode_head, and segbatch has ReLU"),
+        ("decode_head", "act_cfg=None", "has act_cfg of type None in the decode_head"),
         ("decode_head", "conv_cfg=dict(type='ConvWS')", "and segbatch has Conv2d: export it"),
-        ("decode_head", "norm_cfg=dict(type='BN', eps=0.1)", "has one eps in the norm_cfg of"),
+        (
+            "backbone",
+            "norm_cfg=dict(type='BN')), decode_head=dict(norm_cfg=dict(type='BN', eps=0.1)",
+            "has one eps in the norm_cfg of",
+        ),
     ],
 )
 def test_layers_of_mmsegmentation_that_compute_otherwise_are_refused(
@@ -257,6 +262,61 @@ def test_layers_of_mmsegmentation_that_compute_otherwise_are_refused(
         mmsegmentation_candidate(text)
     built = "act_cfg=dict(type='ReLU'), conv_cfg=None, norm_cfg=dict(type='SyncBN', eps=1e-5)"
     assert "norm_eps" not in mmsegmentation_candidate(text.replace(keys, built)).options
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "_base_ = 'a.py'\nmodel = dict(decode_head=dict(norm_cfg=dict(type='BN', eps=0.1)))",
+        "n = dict(type='BN', eps=0.1)\n"
+        "model = dict(backbone=dict(strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4),"
+        " contract_dilation=True, norm_cfg=n), decode_head=dict(norm_cfg=n))",
+    ],
+)
+def test_the_eps_that_is_known_is_that_of_all_batch_norms(text: str) -> None:
+    assert mmsegmentation_candidate(text).options["norm_eps"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("text", "mean", "long_side"),
+    [
+        # MMEngine takes a variable only where the field that it stands for is missing.
+        (
+            f"data_preprocessor = dict({MEAN}, bgr_to_rgb=True)\n"
+            "model = dict(data_preprocessor=dict(mean=[0, 0, 0], std=[255, 255, 255],"
+            " bgr_to_rgb=True))",
+            0.0,
+            None,
+        ),
+        (
+            "img_norm_cfg = dict(mean=[0, 0, 0], std=[1, 1, 1])\n"
+            f"data = dict(test=dict(pipeline=[dict(type='MultiScaleFlipAug', img_scale=(999, 512),"
+            f" transforms=[dict(type='Normalize', {MEAN}, to_rgb=True)])]))",
+            0.485,
+            683,
+        ),
+        (
+            "test_pipeline = [dict(type='Resize', scale=(2048, 1024), keep_ratio=True)]\n"
+            "test_dataloader = dict(dataset=dict(pipeline=[dict(type='Resize', scale=(1024, 512),"
+            " keep_ratio=True)]))",
+            None,
+            683,
+        ),
+    ],
+)
+def test_the_value_that_is_used_counts_and_not_the_variable(
+    text: str, mean: float | None, long_side: int | None
+) -> None:
+    candidate = mmsegmentation_candidate(text)
+    assert (candidate.mean or [None])[0] == (None if mean is None else pytest.approx(mean))
+    assert candidate.long_side == long_side
+
+
+def test_a_network_that_was_tested_in_crops_says_how_to_do_the_same() -> None:
+    text = "model = dict(test_cfg=dict(mode='slide', crop_size=(769, 769), stride=(513, 513)))"
+    notes = "\n".join(mmsegmentation_candidate(text).notes)
+    assert "predict: {tile: {size: 769, overlap: 256}}" in notes
+    assert "crops" not in "".join(mmsegmentation_candidate("model = dict()").notes)
 
 
 @torch.inference_mode()
@@ -424,20 +484,28 @@ def test_the_shortest_edge_of_transformers_is_the_shorter_side(
         {"do_rescale": False},
         {"do_rescale": False, "do_normalize": False},
         {"rescale_factor": 1 / 127.5, "image_mean": [0.9, 1.0, 1.1]},
+        {"do_rescale": False, "image_mean": [123.7, 116.3, 103.5], "image_std": 58.0},
     ],
 )
 def test_pixels_are_normalised_as_the_processor_of_transformers_does(
-    tmp_path: Path, options: dict[str, Any]
+    tmp_path: Path, options: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     transformers = pytest.importorskip("transformers")
     processor = transformers.SegformerImageProcessor(do_resize=False, **options)
     segformer().save_pretrained(tmp_path / "hf")
     processor.save_pretrained(tmp_path / "hf")
+    capsys.readouterr()
     _, config = imported(tmp_path / "hf", tmp_path)
+    off = [key for key in ("do_rescale", "do_normalize") if options.get(key) is False]
+    said = " and ".join(f"{key}: false" for key in off)
+    assert (f"its processor has {said}: taken are mean" in capsys.readouterr().err) == bool(off)
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
-    theirs = processor(pixels, return_tensors="np")["pixel_values"][0]
+    # Without do_rescale it takes pixels from 0 to 1, unless its mean is of others.
+    is_up_to_1 = "do_rescale" in off and "image_mean" not in options
+    given = (pixels / 255).astype(np.float32) if is_up_to_1 else pixels
+    theirs = processor(given, return_tensors="np")["pixel_values"][0]
     ours = (pixels / 255 - config.mean) / config.std
-    np.testing.assert_allclose(ours.transpose(2, 0, 1), theirs, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(ours.transpose(2, 0, 1), theirs, rtol=1e-4, atol=1e-3)
 
 
 def test_a_segformer_of_other_sizes_is_refused(tmp_path: Path) -> None:
@@ -449,7 +517,7 @@ def test_a_segformer_of_other_sizes_is_refused(tmp_path: Path) -> None:
 @torch.inference_mode()
 @pytest.mark.parametrize(("stride", "padding"), [(16, True), (32, False)])
 def test_a_mobilenet_of_transformers_gives_what_it_gave(
-    tmp_path: Path, stride: int, padding: bool
+    tmp_path: Path, stride: int, padding: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.MobileNetV2Config(
@@ -460,6 +528,9 @@ def test_a_mobilenet_of_transformers_gives_what_it_gave(
     theirs.save_pretrained(tmp_path / "hf")
     ours, found = imported(tmp_path / "hf", tmp_path, NAMED)
     assert (found.library, found.output_stride) == ("transformers", stride)
+    processor = transformers.MobileNetV2ImageProcessor()
+    assert (found.mean, found.std) == (processor.image_mean, processor.image_std)
+    assert "no preprocessor_config.json with it: taken are" in capsys.readouterr().err
     for size in ((97, 129), (64, 96)):
         torch.testing.assert_close(ours.coarse(picture(*size)), theirs(picture(*size)).logits)
 
@@ -551,6 +622,105 @@ def test_the_output_stride_of_smp_is_said_where_no_file_says_it(
     assert found(tmp_path / "saved") == (other, ())
 
 
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (smp.Unet, {"decoder_channels": [128, 64, 32, 32, 16], "decoder_attention_type": "scse"}),
+        (smp.Unet, {"encoder_depth": 4, "decoder_channels": [64, 48, 32, 16]}),
+        (smp.FPN, {"decoder_merge_policy": "cat"}),
+        (smp.FPN, {"decoder_pyramid_channels": 64, "decoder_segmentation_channels": 32}),
+    ],
+)
+@torch.inference_mode()
+def test_other_decoders_of_smp_are_recognised_by_their_weights(
+    tmp_path: Path, make: Callable[..., Any], options: dict[str, Any]
+) -> None:
+    theirs = make("resnet18", encoder_weights=None, classes=3, **options)
+    fill(theirs)
+    state = {
+        **theirs.state_dict(),
+        "encoder.total_ops": torch.zeros(1),
+        "total_params": torch.ones(1),
+    }
+    torch.save(state, tmp_path / "a.pth")
+    ours, config = imported(tmp_path / "a.pth", tmp_path, NAMED)
+    assert config.options == options
+    image = picture(64, 96)
+    torch.testing.assert_close(ours(image), theirs.eval()(image), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (smp.Unet, {"in_channels": 1}, "takes 1 channels, not RGB"),
+        (smp.DeepLabV3Plus, {"in_channels": 4}, "takes 4 channels, not RGB"),
+        (smp.MAnet, {}, "MAnet of segmentation_models_pytorch that segbatch does not have"),
+    ],
+)
+def test_what_segbatch_does_not_have_of_smp_is_named(
+    tmp_path: Path, make: Callable[..., Any], options: dict[str, Any], message: str
+) -> None:
+    theirs = make("resnet18", encoder_weights=None, classes=3, **options)
+    torch.save(theirs.state_dict(), tmp_path / "a.pth")
+    with pytest.raises(ModelError, match=message):
+        imported(tmp_path / "a.pth", tmp_path, NAMED)
+
+
+def test_mean_and_deviation_in_a_checkpoint_are_taken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in smp's own example of Lightning, which gives its network pixels from 0 to 255."""
+    theirs = smp.Unet("resnet18", encoder_weights=None, classes=3)
+    state = {f"model.{key}": value for key, value in theirs.state_dict().items()}
+    for name, value in (("mean", 0.4), ("std", 0.2)):
+        state[name] = torch.full((1, 3, 1, 1), value)
+    torch.save({"state_dict": state}, tmp_path / "a.ckpt")
+    _, config = imported(tmp_path / "a.ckpt", tmp_path, NAMED)
+    assert (config.mean, config.std) == ((0.4,) * 3, (0.2,) * 3)
+    said = capsys.readouterr().err
+    assert "if it took them from 0 to 255: --mean 0.00157," in said
+    assert "left out" not in said
+    advised = Known(classes=Classes(NAMES), mean=(0.00157,) * 3, std=(0.000784,) * 3)
+    shutil.rmtree(tmp_path / "bundle")
+    assert imported(tmp_path / "a.ckpt", tmp_path, advised)[1].std == (0.000784,) * 3
+
+
+@torch.inference_mode()
+def test_sigmoids_of_smp_get_a_class_for_the_pixels_that_none_sees(tmp_path: Path) -> None:
+    theirs = smp.DeepLabV3Plus(
+        "mobilenet_v2", encoder_weights=None, classes=2, activation="sigmoid"
+    ).eval()
+    fill(theirs)
+    theirs.save_pretrained(tmp_path / "smp")
+    with pytest.raises(ModelError, match=r"has 2 sigmoids.*background,window,door"):
+        imported(tmp_path / "smp", tmp_path, Known(classes=Classes(["window", "door"])))
+    ours, _ = imported(
+        tmp_path / "smp", tmp_path, Known(classes=Classes(["background", "window", "door"]))
+    )
+    scores = theirs(picture(64, 96))
+    expected = torch.where(scores.max(1).values > 0.5, scores.argmax(1) + 1, 0)
+    is_clear = (scores - 0.5).abs().min(1).values > 1e-5
+    assert torch.equal(ours(picture(64, 96)).argmax(1)[is_clear], expected[is_clear])
+
+
+def test_options_without_effect_are_refused(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(1)}, tmp_path / "a.pth")
+    known = Known(input_range=(0.0, 1.0), output="labels")
+    with pytest.raises(ModelError, match="is no graph: leave --input-range and --output out"):
+        imported(tmp_path / "a.pth", tmp_path, known)
+    (tmp_path / "a.onnx").write_bytes(b"")
+    with pytest.raises(ModelError, match="is a graph: leave --arch out"):
+        imported(tmp_path / "a.onnx", tmp_path, Known(arch="unet"))
+
+
+def test_options_of_smp_in_a_dict_are_kept(tmp_path: Path) -> None:
+    norm = {"type": "batchnorm", "eps": 0.001}
+    theirs = smp.Unet("resnet18", encoder_weights=None, classes=3, decoder_use_norm=norm)
+    theirs.save_pretrained(tmp_path / "smp")
+    _, config = imported(tmp_path / "smp", tmp_path, NAMED)
+    assert config.options == {"decoder_use_norm": norm}
+
+
 @torch.inference_mode()
 def test_one_channel_of_smp_is_the_sigmoid_of_the_second_class(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -558,12 +728,13 @@ def test_one_channel_of_smp_is_the_sigmoid_of_the_second_class(
     theirs = smp.DeepLabV3Plus("mobilenet_v2", encoder_weights=None, classes=1).eval()
     fill(theirs)
     torch.save(theirs.state_dict(), tmp_path / "a.pth")
-    with pytest.raises(ModelError, match=r"one channel, a sigmoid.*--classes background,crack"):
+    with pytest.raises(ModelError, match=r"one channel, a sigmoid.*background,crack"):
         imported(tmp_path / "a.pth", tmp_path, Known(classes=Classes(["crack"])))
     ours, config = imported(
         tmp_path / "a.pth", tmp_path, Known(classes=Classes(["background", "crack"]))
     )
-    assert "crack where that is above 0.5, else background" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "a sigmoid for crack; where none is above 0.5, pixels are background" in said
     assert config.classes.names == ["background", "crack"]
     probabilities = ours(picture(64, 96)).softmax(1)
     torch.testing.assert_close(probabilities[:, 1:], theirs(picture(64, 96)).sigmoid())

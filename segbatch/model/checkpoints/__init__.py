@@ -10,14 +10,14 @@ To add a library, write a function ``recognise`` and add a line to ``LIBRARIES``
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import torch
 
 from segbatch import storage
 from segbatch.console import say
-from segbatch.errors import ModelError
+from segbatch.errors import InputError, ModelError
 from segbatch.masks.classes import Classes
 from segbatch.model import networks, weights
 from segbatch.model.bundle import CONFIG, save_bundle
@@ -35,12 +35,12 @@ from segbatch.model.checkpoints.checkpoint import (
     Checkpoint,
     Inner,
     Known,
-    check_names_of_one_channel,
+    check_names_of_sigmoids,
     exists,
     inner_state,
     read_json,
 )
-from segbatch.model.config import ModelConfig
+from segbatch.model.config import RGB, ModelConfig
 from segbatch.model.networks import Network
 from segbatch.model.weights import State, listed
 from segbatch.model.zoo import IMAGENET_MEAN, IMAGENET_STD
@@ -55,6 +55,8 @@ LIBRARIES: dict[str, Callable[[Checkpoint, Known], Candidate | None]] = {
     "VainF/DeepLabV3Plus-Pytorch": vainf.recognise,
     "torchvision": torchvision.recognise,
 }
+
+MEAN_AND_STD = ("mean", "std")
 
 LICENCE = (
     "NVIDIA's own SegFormer weights are for research and evaluation, not for commercial use: see"
@@ -73,8 +75,10 @@ def import_model(source: str, bundle_uri: str, known: Known) -> ModelConfig:
     if (known.mean is None) != (known.std is None):
         raise ModelError("--mean and --std belong together: give both, or neither")
     if graphs.is_graph(source):
+        _refuse(known, ("arch", "backbone", "output_stride"), f"{source}: is a graph")
         return graphs.import_graph(source, bundle_uri, known)
     checkpoint = _open(source)
+    _refuse(known, ("input_range", "output"), f"{checkpoint.uri}: has weights, and is no graph")
     candidate = _recognised(checkpoint, known)
     classes = _classes(candidate, known, checkpoint.uri)
     network = networks.build(
@@ -86,19 +90,30 @@ def import_model(source: str, bundle_uri: str, known: Known) -> ModelConfig:
         options=candidate.options,
     )
     state, left_out = _without_extra(candidate, network)
-    is_sigmoid = len(state.get(f"{network.head_key}.weight", ())) == 1
-    if is_sigmoid:
-        check_names_of_one_channel(checkpoint.uri, classes)
+    num_channels = len(state.get(f"{network.head_key}.weight", ()))
+    has_sigmoids = num_channels == 1 or (num_channels > 1 and candidate.has_sigmoids)
+    if has_sigmoids:
+        check_names_of_sigmoids(checkpoint.uri, classes, num_channels)
         state = _with_background(state, network.head_key, candidate.threshold)
     weights.fit(network, state, f"{candidate.arch} with {candidate.backbone}", checkpoint.uri)
+    own = _own_normalisation(checkpoint)
+    if own is not None:
+        candidate = replace(candidate, mean=own[0], std=own[1])
+        left_out = [key for key in left_out if not key.endswith(MEAN_AND_STD)]
     config = _config(candidate, network, classes, known)
     say(f"{checkpoint.uri}: {candidate.what}, {len(classes)} classes")
+    if own is not None and known.mean is None:
+        mean, std = (",".join(f"{value / 255:.3g}" for value in values) for values in own)
+        say(
+            f"its file has the mean and deviation of its training, taken for pixels from 0 to 1; if"
+            f" it took them from 0 to 255: --mean {mean} --std {std}"
+        )
     for note in candidate.notes:
         say(note)
-    if is_sigmoid:
+    if has_sigmoids:
         say(
-            f"it has one channel, a sigmoid: {classes[1].name} where that is above"
-            f" {candidate.threshold:g}, else {classes[0].name}"
+            f"it has a sigmoid for {', '.join(classes.names[1:])}; where none is above"
+            f" {candidate.threshold:g}, pixels are {classes[0].name}"
         )
     if left_out:
         say(f"{checkpoint.uri}: left out, because they are not the network's: {listed(left_out)}")
@@ -110,6 +125,10 @@ def import_model(source: str, bundle_uri: str, known: Known) -> ModelConfig:
         "recognised_as": candidate.what,
     }
     config = replace(config, provenance=provenance)
+    try:
+        ModelConfig.from_json(config.to_json())
+    except InputError as error:
+        raise ModelError(f"{checkpoint.uri}: cannot become a bundle: {error}") from error
     save_bundle(bundle_uri, network, config)
     return config
 
@@ -124,18 +143,41 @@ def _without_extra(candidate: Candidate, network: Network) -> tuple[State, list[
 
 
 def _with_background(state: State, head: str, threshold: float) -> State:
-    """The weights of a network with one channel and a sigmoid as those of two classes.
+    """The weights of a network with a sigmoid for each channel, with one more class before them.
 
-    The softmax over a constant b and x is the sigmoid of x - b, so with the logit of ``threshold``
-    for b the second class wins where the sigmoid of x is above ``threshold``.
+    Its logit is a constant, that of ``threshold``: it wins where no sigmoid is above ``threshold``.
+    With one channel x and a constant b, the softmax of the second class is the sigmoid of x - b.
     """
-    weight, bias = (state[f"{head}.{kind}"] for kind in ("weight", "bias"))
-    constant = torch.full_like(bias, threshold).float().logit().to(bias)
+    weight = state[f"{head}.weight"]
+    bias = state.get(f"{head}.bias", torch.zeros(len(weight)))
+    constant = torch.full((1,), threshold).logit().to(bias)
     return {
         **state,
-        f"{head}.weight": torch.cat([torch.zeros_like(weight), weight]),
+        f"{head}.weight": torch.cat([torch.zeros_like(weight[:1]), weight]),
         f"{head}.bias": torch.cat([constant, bias]),
     }
+
+
+def _refuse(known: Known, names: Iterable[str], why: str) -> None:
+    """Raise for options that would have no effect."""
+    given = [f"--{name.replace('_', '-')}" for name in names if getattr(known, name) is not None]
+    if given:
+        raise ModelError(f"{why}: leave {' and '.join(given)} out; --mean and --std normalise")
+
+
+def _own_normalisation(checkpoint: Checkpoint) -> tuple[RGB, RGB] | None:
+    """Mean and deviation that a training saved as buffers next to its network, as in the examples
+    of segmentation_models_pytorch; ``None`` if there are none of three channels from 0 to 1.
+    """
+    found = []
+    for name in MEAN_AND_STD:
+        values = [v for k, v in checkpoint.state.items() if k == name or k.endswith(f".{name}")]
+        if len(values) != 1 or values[0].numel() != 3:
+            return None
+        red, green, blue = (round(float(value), 6) for value in values[0].flatten())
+        found.append((red, green, blue))
+    mean, std = found
+    return (mean, std) if 0 <= min(mean) <= max(mean) <= 1 and min(std) > 0 else None
 
 
 def _open(source: str) -> Checkpoint:

@@ -86,8 +86,9 @@ class Candidate:
 
     ``what`` names it in words, ``state`` has its weights under the keys of ``library``,
     ``left_out`` the other keys of the file. ``names`` and ``colors`` are those of its classes,
-    ``notes`` lines to say. ``None`` where the files do not know. ``threshold`` is the probability
-    from which a network of one channel sees its class.
+    ``notes`` lines to say. ``None`` where the files do not know. ``has_sigmoids``: each class was
+    trained with a sigmoid of its own, as one channel always is; ``threshold`` is the probability
+    above which such a class is seen.
     """
 
     what: str
@@ -104,6 +105,7 @@ class Candidate:
     std: RGB | None = None
     long_side: int | None = None
     notes: tuple[str, ...] = ()
+    has_sigmoids: bool = False
     threshold: float = 0.5
 
 
@@ -187,12 +189,20 @@ def long_side_of(read: str, short: int, long: int | None = None) -> tuple[int, s
     )
 
 
-def check_names_of_one_channel(source: str, classes: Classes) -> None:
-    """Raise :class:`~segbatch.errors.ModelError` for one class of a model with one channel."""
-    if len(classes) == 1:
+def check_names_of_sigmoids(source: str, classes: Classes, num_channels: int) -> None:
+    """Raise :class:`~segbatch.errors.ModelError` unless there is a name for the pixels that none of
+    the channels sees, and one for each channel.
+    """
+    has = "one channel, a sigmoid" if num_channels == 1 else f"{num_channels} sigmoids"
+    if len(classes) == num_channels:
         raise ModelError(
-            f"{source}: has one channel, a sigmoid, and needs a name for the other pixels, too:"
-            f" --classes background,{classes[0].name}"
+            f"{source}: has {has}, and needs a name for the other pixels, too: --classes"
+            f" background,{','.join(classes.names)}"
+        )
+    if len(classes) != num_channels + 1:
+        raise ModelError(
+            f"{source}: has {has}: it needs {num_channels + 1} names, that of the other pixels"
+            f" first, and {len(classes)} were given"
         )
 
 

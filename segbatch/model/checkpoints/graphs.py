@@ -23,7 +23,7 @@ from segbatch.errors import InputError, ModelError, shortened
 from segbatch.masks.classes import PRESETS, Classes
 from segbatch.model.bundle import save_graph_bundle
 from segbatch.model.checkpoints import inspection
-from segbatch.model.checkpoints.checkpoint import Known, check_names_of_one_channel, exists
+from segbatch.model.checkpoints.checkpoint import Known, check_names_of_sigmoids, exists
 from segbatch.model.config import ModelConfig
 from segbatch.model.graph import (
     ONNX_BACKBONE,
@@ -119,7 +119,7 @@ def import_graph(source: str, bundle_uri: str, known: Known) -> ModelConfig:
         gives = replace(gives, layout=layout)
     is_sigmoid = gives.kind != "labels" and inspection.is_one_channel(answer)
     if is_sigmoid and known.classes is not None:
-        check_names_of_one_channel(source, known.classes)
+        check_names_of_sigmoids(source, known.classes, 1)
     classes = _classes(source, number, known)
     gives = replace(gives, stride=inspection.stride_of(gives, answer, len(classes), takes))
     is_whole = kind == "onnx" and not is_changed and _is_self_contained(content)

@@ -73,7 +73,7 @@ def recognise(checkpoint: Checkpoint, known: Known) -> Candidate | None:
         )
     _refuse_other_stages(of_backbone, backbone, stride, uri, is_asked=bool(known.output_stride))
     _refuse_other_layers(of_head, of_backbone, backbone, uri)
-    if (eps := _norm_eps(of_head, of_backbone, uri)) != NORM_EPS:
+    if (eps := _norm_eps(of_head, of_backbone, uri, is_whole=is_whole)) != NORM_EPS:
         options["norm_eps"] = eps
     if of_head.get("align_corners"):
         options["align_corners"] = True
@@ -92,6 +92,8 @@ def recognise(checkpoint: Checkpoint, known: Known) -> Candidate | None:
         state = {**state, stem: state[stem].flip(1)}
     if assumed and known.long_side is None:
         notes.append(assumed)
+    if (crops := _crops(_dict(model, "test_cfg"))) is not None:
+        notes.append(crops)
     return Candidate(
         what=f"{_NAMES[arch]} of MMSegmentation on {backbone}",
         library="mmsegmentation",
@@ -279,18 +281,26 @@ def _refuse_other_layers(
         ("backbone", of_backbone, of_trunk),
         ("decode_head", of_head, "ReLU"),
     ):
-        for key, built in (("act_cfg", activation), ("conv_cfg", "Conv2d")):
-            found = _dict(keys, key).get("type", built)
-            if found not in (built, "Conv"):
+        for key, built in (("act_cfg", (activation,)), ("conv_cfg", ("Conv2d", "Conv", None))):
+            found = _dict(keys, key).get("type") if key in keys else built[0]
+            if found not in built:
                 raise ModelError(
-                    f"{uri}: its configuration has {key}=dict(type={found!r}) in the {part}, and"
-                    f" segbatch has {built}: export it to ONNX with MMDeploy, and import that"
+                    f"{uri}: its configuration has {key} of type {found} in the {part}, and"
+                    f" segbatch has {built[0]}: export it to ONNX with MMDeploy, and import that"
                 )
 
 
-def _norm_eps(of_head: Mapping[str, Any], of_backbone: Mapping[str, Any], uri: str) -> float:
-    """What the batch norms add to variances."""
-    found = {float(_dict(keys, "norm_cfg").get("eps", NORM_EPS)) for keys in (of_head, of_backbone)}
+def _norm_eps(
+    of_head: Mapping[str, Any], of_backbone: Mapping[str, Any], uri: str, *, is_whole: bool
+) -> float:
+    """What the batch norms add to variances; of a part that another file configures, as the other
+    part has it.
+    """
+    found = {
+        float(_dict(keys, "norm_cfg").get("eps", NORM_EPS))
+        for keys in (of_head, of_backbone)
+        if "norm_cfg" in keys or (is_whole and keys is of_backbone)
+    } or {NORM_EPS}
     if len(found) > 1:
         raise ModelError(
             f"{uri}: its configuration has one eps in the norm_cfg of the backbone and another in"
@@ -313,13 +323,15 @@ def _normalisation(config: Mapping[str, Any]) -> tuple[RGB | None, RGB | None, b
     as BGR and converts them to RGB where ``bgr_to_rgb`` is true, in version 0 unless ``to_rgb`` is
     false.
     """
-    keys = _dict(config, "data_preprocessor") or _dict(_dict(config, "model"), "data_preprocessor")
+    # MMEngine takes the variable only where the model has none of its own.
+    keys = _dict(_dict(config, "model"), "data_preprocessor") or _dict(config, "data_preprocessor")
     if keys:
         turned = [keys[key] for key in ("bgr_to_rgb", "rgb_to_bgr") if key in keys]
         is_known = bool(turned) or ("_base_" not in config and "mean" in keys)
         is_bgr = is_known and not any(turned)
     else:
-        keys = _dict(config, "img_norm_cfg")
+        steps = [step for step in _test_steps(config) if step.get("type") == "Normalize"]
+        keys = steps[0] if steps else _dict(config, "img_norm_cfg")
         is_bgr = not keys.get("to_rgb", True)
     mean, std = (_rgb(keys.get(key), is_bgr) for key in ("mean", "std"))
     return mean, std, is_bgr
@@ -333,11 +345,39 @@ def _rgb(values: Any, is_bgr: bool) -> RGB | None:
     return red, green, blue
 
 
+def _test_steps(config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The steps of its test pipeline, with those inside of others.
+
+    The pipeline of the data is the one that is used (version 1: ``test_dataloader``, version 0:
+    ``data.test``); the variable that it was made from may have another value by then.
+    """
+    of_version_1 = _dict(_dict(config, "test_dataloader"), "dataset").get("pipeline")
+    of_version_0 = _dict(_dict(config, "data"), "test").get("pipeline")
+    steps = of_version_1 or of_version_0 or config.get("test_pipeline")
+    found: list[dict[str, Any]] = []
+    for step in steps if isinstance(steps, list | tuple) else ():
+        if isinstance(step, dict):
+            inner = step.get("transforms")
+            found += [step, *(_test_steps({"test_pipeline": inner}) if inner else ())]
+    return found
+
+
+def _crops(test_cfg: Mapping[str, Any]) -> str | None:
+    """A note for a network that was tested on crops of the image, with what does the same here."""
+    size, stride = test_cfg.get("crop_size"), test_cfg.get("stride")
+    if test_cfg.get("mode") != "slide" or not size or not stride:
+        return None
+    overlap = min(size[0] - stride[0], size[0] // 2)  # a job allows no more
+    return (
+        f"it was tested in crops (mode slide, crop_size {size}, stride {stride}): for the same,"
+        f" give the job predict: {{tile: {{size: {size[0]}, overlap: {overlap}}}}}"
+    )
+
+
 def _long_side(config: Mapping[str, Any]) -> tuple[int | None, str | None]:
     """The longer side to which its test pipeline brings images, and a note if that is assumed."""
-    steps = config.get("test_pipeline")
-    for step in steps if isinstance(steps, list | tuple) else ():
-        if not isinstance(step, dict) or step.get("type") not in ("Resize", "MultiScaleFlipAug"):
+    for step in _test_steps(config):
+        if step.get("type") not in ("Resize", "MultiScaleFlipAug"):
             continue
         key = "scale" if "scale" in step else "img_scale"  # of version 1, and of version 0
         scale = step.get(key)

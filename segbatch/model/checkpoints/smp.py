@@ -16,6 +16,7 @@ from segbatch.model.normalisation import normalisation_of
 from segbatch.model.weights import State
 
 SIGNATURE = "segmentation_head.0.weight"
+COUNTERS = ("total_ops", "total_params")  # of thop, which counts a network's operations
 
 # The first key of its decoder, by architecture.
 DECODERS = {
@@ -43,11 +44,15 @@ def recognise(checkpoint: Checkpoint, known: Known) -> Candidate | None:
     inner = inner_state(checkpoint.state, SIGNATURE, needs="encoder.")
     if inner is None:
         return None
-    state = {k: v for k, v in inner.state.items() if not k.startswith("classification_head.")}
+    state = {
+        key: value
+        for key, value in inner.state.items()
+        if not key.startswith("classification_head.") and not key.endswith(COUNTERS)
+    }
     config = checkpoint.read_json("config.json") or {}
     config = config if "encoder_name" in config else {}
     arch = _arch(state, config, checkpoint.uri)
-    backbone = known.backbone or config.get("encoder_name") or _backbone(state)
+    backbone = known.backbone or config.get("encoder_name") or _backbone(state, checkpoint.uri)
     if backbone is None:
         raise ModelError(
             f"{checkpoint.uri}: {_name(arch)} of segmentation_models_pytorch, on a backbone that"
@@ -74,11 +79,14 @@ def recognise(checkpoint: Checkpoint, known: Known) -> Candidate | None:
         mean=mean,
         std=std,
         notes=notes,
+        has_sigmoids=config.get("activation") in ("sigmoid", "logsigmoid"),
     )
 
 
 def _arch(state: State, config: Mapping[str, Any], uri: str) -> str:
     name = str(config.get("_model_class", ""))
+    if not name and "decoder.center.top_conv.weight" in state:  # otherwise it looks like a Unet
+        name = "MAnet"
     for arch, key in DECODERS.items():
         if name == CLASSES[arch].__name__ or (not name and key in state):
             return arch
@@ -109,17 +117,29 @@ def _options(arch: str, config: Mapping[str, Any], where: str) -> dict[str, Any]
 
 
 def _widths(arch: str, state: State) -> dict[str, Any]:
-    """The width of a decoder as its weights have it, where it is not the constructor's default."""
+    """Options of a decoder as its weights tell them, where they are not the constructor's."""
     keys = {
-        "deeplabv3plus": ("decoder_channels", DECODERS["deeplabv3plus"]),
-        "deeplabv3": ("decoder_channels", DECODERS["deeplabv3"]),
-        "segformer": ("decoder_segmentation_channels", "decoder.fuse_stage.0.weight"),
+        "deeplabv3plus": {"decoder_channels": DECODERS["deeplabv3plus"]},
+        "deeplabv3": {"decoder_channels": DECODERS["deeplabv3"]},
+        "segformer": {"decoder_segmentation_channels": "decoder.fuse_stage.0.weight"},
+        "fpn": {
+            "decoder_pyramid_channels": DECODERS["fpn"],
+            "decoder_segmentation_channels": "decoder.seg_blocks.0.block.0.block.0.weight",
+        },
     }
-    if arch not in keys:
-        return {}
-    option, key = keys[arch]
-    width = len(state[key]) if key in state else None
-    return {} if width in (None, _defaults(arch)[option]) else {option: width}
+    found: dict[str, Any] = {
+        option: len(state[key]) for option, key in keys.get(arch, {}).items() if key in state
+    }
+    if arch == "fpn" and state[SIGNATURE].shape[1] == 4 * found["decoder_segmentation_channels"]:
+        found["decoder_merge_policy"] = "cat"
+    if arch == "unet":
+        blocks = [f"decoder.blocks.{index}.conv1.0.weight" for index in range(5)]
+        found["decoder_channels"] = [len(state[key]) for key in blocks if key in state]
+        found["encoder_depth"] = len(found["decoder_channels"])
+        if any(".attention1.attention.cSE." in key for key in state):
+            found["decoder_attention_type"] = "scse"
+    defaults = _defaults(arch)
+    return {option: value for option, value in found.items() if value != _plain(defaults[option])}
 
 
 def _defaults(arch: str) -> dict[str, Any]:
@@ -131,8 +151,11 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _backbone(state: State) -> str | None:
-    """The backbone of smp whose keys and shapes are those of ``encoder.``; ``None`` for timm's."""
+def _backbone(state: State, uri: str) -> str | None:
+    """The backbone of smp whose keys and shapes are those of ``encoder.``; ``None`` for timm's.
+
+    Raises :class:`~segbatch.errors.ModelError` for one that takes something else than RGB.
+    """
     own = {
         key.removeprefix("encoder."): value.shape
         for key, value in state.items()
@@ -148,8 +171,14 @@ def _backbone(state: State) -> str | None:
         with torch.device("meta"):
             encoder = smp.encoders.get_encoder(name, weights=None)
         expected = {key: value.shape for key, value in encoder.state_dict().items()}
-        if own.items() <= expected.items() and len(own) > len(expected) / 4:
+        if not own.keys() <= expected.keys() or len(own) <= len(expected) / 4:
+            continue
+        others = [key for key, shape in own.items() if shape != expected[key]]
+        if not others:
             return str(name)
+        channels = own[others[0]][1:2]
+        if len(others) == 1 and tuple(channels) != (3,) == tuple(expected[others[0]][1:2]):
+            raise ModelError(f"{uri}: takes {channels[0]} channels, not RGB")
     return None
 
 

@@ -26,8 +26,10 @@ from segbatch.model.checkpoints.smp import mix_transformer
 from segbatch.model.config import RGB
 from segbatch.model.networks.transformers import OPTIONS
 from segbatch.model.weights import State
+from segbatch.model.zoo import IMAGENET_MEAN, IMAGENET_STD
 
 SEGFORMER = ("decode_head.linear_c.0.proj.weight", "decode_head.linear_projections.0.proj.weight")
+HALF = (0.5, 0.5, 0.5)  # mean and deviation of MobileNetV2ImageProcessor
 MOBILENET = "segmentation_head.classifier.convolution.weight"
 
 # What the parts of a block are called, up to transformers 4 and since 5, and in smp.
@@ -90,7 +92,7 @@ def _segformer(checkpoint: Checkpoint, inner: Inner, known: Known) -> Candidate:
         state=translated,
         left_out=inner.left_out,
         options={"align_corners": False, "decoder_segmentation_channels": hidden},
-        **_facts(checkpoint, config, known),
+        **_facts(checkpoint, config, known, (IMAGENET_MEAN, IMAGENET_STD)),
     )
 
 
@@ -111,7 +113,7 @@ def _mobilenet(checkpoint: Checkpoint, inner: Inner, known: Known) -> Candidate:
         left_out=inner.left_out,
         output_stride=options.get("output_stride", 32),
         options=options,
-        **_facts(checkpoint, config, known),
+        **_facts(checkpoint, config, known, (HALF, HALF)),
     )
 
 
@@ -154,17 +156,30 @@ DECODER = {
 }
 
 
-def _facts(checkpoint: Checkpoint, config: Mapping[str, Any], known: Known) -> dict[str, Any]:
-    """Names of classes, normalisation and size, as ``config.json`` and the processor have them."""
+def _facts(
+    checkpoint: Checkpoint, config: Mapping[str, Any], known: Known, default: tuple[RGB, RGB]
+) -> dict[str, Any]:
+    """Names of classes, normalisation and size, as ``config.json`` and the processor have them.
+
+    ``default`` are mean and deviation that the network's processor has if nobody sets others.
+    """
     processor = checkpoint.read_json("preprocessor_config.json") or {}
-    long_side, note = _long_side(processor)
-    mean, std = _normalisation(processor)
+    long_side, assumed_side = _long_side(processor)
+    (mean, std), assumed = _normalisation(processor, default)
+    notes = []
+    if assumed_side and known.long_side is None:
+        notes.append(assumed_side)
+    if assumed and known.mean is None:
+        notes.append(
+            f"{assumed}: taken are mean {_listed(mean)} and deviation {_listed(std)} of pixels from"
+            " 0 to 1; --mean and --std set others"
+        )
     return {
         "names": _names(config.get("id2label")),
         "mean": mean,
         "std": std,
         "long_side": long_side,
-        "notes": (note,) if note and known.long_side is None else (),
+        "notes": tuple(notes),
     }
 
 
@@ -180,25 +195,49 @@ def _names(id2label: Any) -> list[str] | None:
     return [str(name) for name in names]
 
 
-def _normalisation(processor: Mapping[str, Any]) -> tuple[RGB | None, RGB | None]:
-    """Mean and deviation of RGB from 0 to 1 that do what the processor does with pixels up to 255.
+def _normalisation(
+    processor: Mapping[str, Any], default: tuple[RGB, RGB]
+) -> tuple[tuple[RGB, RGB], str | None]:
+    """Mean and deviation of RGB from 0 to 1 that do what the processor does, and why they are
+    assumed, if they are.
 
-    It multiplies them by a factor, 1/255 by default, and normalises the products; either step can
-    be switched off.
+    It multiplies pixels by a factor, 1/255 by default, and normalises the products. Either step can
+    be switched off by somebody who did it before: ``do_rescale`` for pixels from 0 to 1.
     """
-    mean, std = processor.get("image_mean"), processor.get("image_std")
-    if not processor.get("do_normalize", True):
-        mean, std = [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]
-    factor = processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 1.0
-    return _rgb(mean, factor * 255), _rgb(std, factor * 255)
+    mean = _rgb(processor.get("image_mean")) or default[0]
+    std = _rgb(processor.get("image_std")) or default[1]
+    off = [key for key in ("do_rescale", "do_normalize") if processor.get(key) is False]
+    if "do_normalize" in off:
+        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    largest = 255 * float(processor.get("rescale_factor") or 1 / 255)
+    if "do_rescale" in off:
+        largest = 255.0 if max(mean) > 1 else 1.0
+    scaled = _divided(mean, largest), _divided(std, largest)
+    if not processor:
+        return scaled, "no preprocessor_config.json with it"
+    return (
+        scaled,
+        f"its processor has {' and '.join(f'{key}: false' for key in off)}" if off else None,
+    )
 
 
-def _rgb(values: Any, largest: float) -> RGB | None:
-    """Three values for pixels up to ``largest`` as values for pixels up to 1."""
+def _rgb(values: Any) -> RGB | None:
+    """Three numbers, or one for all three channels."""
+    if isinstance(values, int | float):
+        values = [values] * 3
     if not isinstance(values, list) or len(values) != 3:
         return None
-    red, green, blue = (round(float(value) / largest, 9) for value in values)
+    red, green, blue = (float(value) for value in values)
     return red, green, blue
+
+
+def _divided(values: RGB, divisor: float) -> RGB:
+    red, green, blue = (round(value / divisor, 9) for value in values)
+    return red, green, blue
+
+
+def _listed(values: RGB) -> str:
+    return ",".join(f"{value:g}" for value in values)
 
 
 def _long_side(processor: Mapping[str, Any]) -> tuple[int | None, str | None]:
