@@ -2,6 +2,8 @@
 
     scripts/bench predict [--quick] [--device cpu] [--batches 1,2,…] [-o RESULT.json]
 
+The engine is torch; `scripts/bench engines` compares it with the others.
+
 For each network and size, batch by batch: `bare` is the network alone on tensors that lie ready on
 the device; `predict` is `Model.predict_batch` from arrays to label maps, upsampling, statistics and
 confidence included. At one batch size also the other precision, the other memory layout, and
