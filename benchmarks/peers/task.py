@@ -20,7 +20,6 @@ import numpy.typing as npt
 
 INSTANT = "instant"  # the model that only looks at a pixel here and there
 CELL = 16  # side of the squares that it labels; masks of such are as flat as real ones
-INSTANT_CLASSES = 4
 
 Pixels = npt.NDArray[np.uint8]
 
