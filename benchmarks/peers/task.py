@@ -1,4 +1,4 @@
-"""What each contender is told, and what they share: the same network, and one way to say how far.
+"""The task of each contender, the shared network, and the progress file.
 
 Each contender is a program, ``python -m benchmarks.peers.NAME TASK.json``, with a function
 ``masks(output)`` that reads back what it wrote. So what it takes to start belongs to it alone.
