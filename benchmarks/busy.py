@@ -15,7 +15,7 @@ from segbatch.model.predict import Model
 def busy_share(model: Model, images: list[Any]) -> float:
     """Share of the time of predicting ``images`` in which the GPU ran a kernel, on any stream.
 
-    Copies do not count. ``torch.profiler``, which tells, slows the host a little.
+    Copies do not count. Measured with ``torch.profiler``, which slows the host a little.
     """
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         start = time.perf_counter()

@@ -88,16 +88,20 @@ class _Row:
             "requests an image": self.reading["requests"] / self.number,
             "bytes an image": self.reading["bytes"] / self.number,
             "listing: images/s": self.number / self.list_s,
-            "listing: requests an image": self.listing["requests"] / self.number,
+            "listing: reads an image": self.listing["requests"] / self.number,
             "listing: bytes an image": self.listing["bytes"] / self.number,
         }
 
 
 @contextmanager
 def counted() -> Iterator[Counter[str]]:
-    """Count the requests for objects in the block, and the bytes that they ask for."""
+    """Count the requests for objects in the block, and the bytes that they ask for.
+
+    Pages of a listing are not counted: obstore does not tell how many it asks for.
+    """
     counts: Counter[str] = Counter()
-    get_async, get_range, head = obstore.get_async, obstore.get_range, obstore.head
+    get_async, get_range = obstore.get_async, obstore.get_range
+    head, head_async = obstore.head, obstore.head_async
 
     async def count_get(*args: Any, **kwargs: Any) -> Any:
         result = await get_async(*args, **kwargs)
@@ -113,10 +117,15 @@ def counted() -> Iterator[Counter[str]]:
         counts.update(requests=1)
         return head(*args, **kwargs)
 
+    async def count_head_async(*args: Any, **kwargs: Any) -> Any:
+        counts.update(requests=1)
+        return await head_async(*args, **kwargs)
+
     with ExitStack() as stack:
         stack.enter_context(patch.object(obstore, "get_async", count_get))
         stack.enter_context(patch.object(obstore, "get_range", count_range))
         stack.enter_context(patch.object(obstore, "head", count_head))
+        stack.enter_context(patch.object(obstore, "head_async", count_head_async))
         yield counts
 
 

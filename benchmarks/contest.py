@@ -2,8 +2,8 @@
 
 Each contender runs in processes of its own and is looked at from outside: when its images were
 finished, what the S3 server took meanwhile, and what it wrote. The steady state is the rate between
-the images that bring it to 10 % and to 90 %; what is left of the wall time is start and end. Of a
-contender that first reads far ahead, few images tell too good a steady state: see its wall.
+the images that bring it to 10 % and to 90 %; what is left of the wall time is start and end. With
+few images the steady rate of a contender that reads ahead is too high; compare wall times.
 Threads wait as in a job of ours, asleep: those that spin take the cores from all else there.
 """
 

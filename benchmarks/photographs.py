@@ -17,7 +17,7 @@ from PIL import Image
 from segbatch import storage
 from segbatch.config.images import IMAGE_EXTENSIONS
 
-DISTINCT = 16  # more are copies: nothing on their way looks whether it has seen one before
+DISTINCT = 16  # the others are copies: nothing caches by content
 NOISE = 7.0
 QUALITY = 85
 

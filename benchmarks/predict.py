@@ -2,6 +2,8 @@
 
     scripts/bench predict [--quick] [--device cpu] [--batches 1,2,…] [-o RESULT.json]
 
+The engine is torch; `scripts/bench engines` compares it with the others.
+
 For each network and size, batch by batch: `bare` is the network alone on tensors that lie ready on
 the device; `predict` is `Model.predict_batch` from arrays to label maps, upsampling, statistics and
 confidence included. At one batch size also the other precision, the other memory layout, and
@@ -78,10 +80,11 @@ BATCHES = {"cpu": [1, 4, 16], "cuda": [1, 2, 4, 8, 16, 32, 64]}
 VARIED_AT = {"cpu": 1, "cuda": 32}  # the batch at which precision, layout and compiling are tried
 MATRIX = {"cpu": 2048, "cuda": 16384}
 USUAL = {"cpu": "fp32", "cuda": "bf16"}
-ENOUGH_S = 2.0  # of runs of one thing, but at least three of them,
-AT_MOST_S = 5.0  # unless they take so long together; one there always is
-MANY = 100  # runs: of what is short, no more are needed
-TOO_LONG_S = 10.0  # of one batch, as far as smaller ones tell: left out, and said to be
+ENOUGH_S = 2.0  # time budget of the runs of one thing, after MIN_RUNS
+AT_MOST_S = 5.0  # time budget of its first MIN_RUNS; it is always run once
+MIN_RUNS = 3
+MAX_RUNS = 100
+TOO_LONG_S = 10.0  # batches predicted to take longer are skipped and reported
 BUSY_BATCHES = 16  # in which the GPU is watched
 
 
@@ -337,10 +340,10 @@ def seconds_of(run: Callable[[], Any], device: torch.device) -> list[float]:
 
 
 def wanted(num_runs: int, spent: float) -> bool:
-    """Whether there should be another run of what was run so often and has taken so long."""
-    if num_runs < 3:
+    """Whether to run again, given the number of runs and the seconds spent."""
+    if num_runs < MIN_RUNS:
         return num_runs == 0 or spent < AT_MOST_S
-    return num_runs < MANY and spent < ENOUGH_S
+    return num_runs < MAX_RUNS and spent < ENOUGH_S
 
 
 def _settled(device: torch.device) -> None:

@@ -3,8 +3,8 @@
     scripts/bench reliability [--only storage] [--endpoint NAME] [-o RESULT.json]
     scripts/bench reliability --peers [-o RESULT.json]
 
-Each part breaks a real job in its ways and yields a row of the table a fault; one that is new is a
-module in benchmarks/faults and a line in PARTS. The S3 server is moto; with `--endpoint`, the one
+Each part injects its faults into a real job; to add one, write a module in benchmarks/faults and a
+line in PARTS. The S3 server is moto; with `--endpoint`, the one
 of the AWS_* variables, called NAME in the table. The rows go to `-o` as JSON, beside those of parts
 and servers that are there already, and all of them to benchmarks/reliability.md. With `--peers`,
 segbatch, Ray Data and Daft with their checkpoints and a plain script that skips what exists go

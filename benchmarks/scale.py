@@ -8,7 +8,8 @@ resumed when half of it is done, audited, finished, resumed once more (by the dr
 by `segbatch run` as a user types it) and asked. Real Delta tables and Parquet on a local disk; what
 workers do with images is measured elsewhere (`scripts/bench segment`), and so is their memory
 (`scripts/bench memory`). Each size runs in a process of its own, whose memory is its own; of each
-tenth of its images it notes what one took and what the process holds.
+tenth of its images it notes what one took and what the process holds. GOALS apply to each size: how
+much the last tenth may take more than the first, and how long a finished run may take again.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ from segbatch.run import open_run  # noqa: E402
 FILE_ROWS = 500
 COMMIT_EVERY_S = 1.0  # a run of millions commits some hundred times, and this one is short
 TENTHS = 10
-GOALS = {
+GOALS = {  # of each size; what is above them is marked with a !
     "ms an image, last tenth ÷ first": 1.1,
     "driver MB, last tenth ÷ first": 1.2,
     "command_again_s": 15.0,
@@ -259,7 +260,7 @@ class Tenths:
             "driver MB, last tenth": self.memory[-1],
             "driver MB, last tenth ÷ first": self.memory[-1] / self.memory[0],
         }
-        return {name: round(value, 3) for name, value in facts.items()}
+        return {name: round(value, 5) for name, value in facts.items()}
 
 
 class Instant:
@@ -319,7 +320,7 @@ def template(prepared: Any) -> pa.Table:
 
 
 def peak_mb() -> int:
-    """The most memory that this process has had to itself so far."""
+    """Peak resident memory, shared pages included."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 

@@ -1,4 +1,4 @@
-"""How long one waits for the first thing to happen: scripts/bench startup.
+"""Start-up times: scripts/bench startup.
 
     scripts/bench startup [--rounds 10] [--no-ray] [-o RESULT.json]
 

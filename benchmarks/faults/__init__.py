@@ -1,1 +1,1 @@
-"""What is broken: a module a part, each with ``rows(bench)``, which yields a row a fault."""
+"""Fault modules; ``rows(bench)`` yields one table row for each fault."""

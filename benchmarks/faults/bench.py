@@ -1,4 +1,4 @@
-"""The job that is broken over and over: a few hundred small images on S3, behind a proxy."""
+"""The job that is broken over and over: small images on S3, behind a proxy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each contender is told, and what they share: the same network, and one way to say how far.
+"""The task of each contender, the shared network, and the progress file.
 
 Each contender is a program, ``python -m benchmarks.peers.NAME TASK.json``, with a function
 ``masks(output)`` that reads back what it wrote. So what it takes to start belongs to it alone.
@@ -20,7 +20,6 @@ import numpy.typing as npt
 
 INSTANT = "instant"  # the model that only looks at a pixel here and there
 CELL = 16  # side of the squares that it labels; masks of such are as flat as real ones
-INSTANT_CLASSES = 4
 
 Pixels = npt.NDArray[np.uint8]
 
