@@ -55,7 +55,12 @@ from segbatch.config.training import (  # noqa: E402
 from segbatch.labels.dataset import Dataset, open_dataset  # noqa: E402
 from segbatch.masks.classes import IGNORE_INDEX  # noqa: E402
 from segbatch.model.predict import Model  # noqa: E402
-from segbatch.review.suggest.candidates import FACTOR, MIN_FACTOR, ROWS_PER_CANDIDATE  # noqa: E402
+from segbatch.review.suggest.candidates import (  # noqa: E402
+    FACTOR,
+    MIN_FACTOR,
+    PRESENT,
+    ROWS_PER_CANDIDATE,
+)
 from segbatch.review.suggest.diversity import describe_images, diverse_order  # noqa: E402
 from segbatch.review.suggest.suggest import LONG_SIDE  # noqa: E402
 from segbatch.training.examples import decode_sample  # noqa: E402
@@ -239,13 +244,13 @@ def predicted_error(seen: Seen, held_out: Seen) -> Floats:
 
 def doubt_by_class(seen: Seen) -> Floats:
     """The mean of 1 - confidence over the classes of an image, each as heavy as the others."""
-    present = np.where(seen.coverage > 0.002, 1 - seen.confidence, np.nan)
+    present = np.where(seen.coverage >= PRESENT, 1 - seen.confidence, np.nan)
     return np.nan_to_num(np.nanmean(present, axis=1))
 
 
 def rare_classes(seen: Seen) -> Floats:
     """How many of the classes an image shows, each weighted by how few images show it."""
-    present = seen.coverage > 0.002
+    present = seen.coverage >= PRESENT
     weights = 1 / np.maximum(present.sum(axis=0), 1)
     rarity: Floats = present @ weights
     return rarity

@@ -178,7 +178,7 @@ def labels_suggest(
     *,
     count: Annotated[int, Option(min=1, help="Maximum number of images.")] = 20,
     by: Annotated[
-        str, Option(help="uncertainty, disagreement, failures, diverse.")
+        str, Option(help="uncertainty, rare, disagreement, failures, diverse.")
     ] = "uncertainty",
     against: Annotated[
         str | None, Option(metavar="RUN_B", help="Other run for disagreement.")

@@ -26,6 +26,7 @@ from segbatch.review.suggest.labelling import copy_name
 from segbatch.review.suggest.suggest import LabelledImages, Suggestions, suggest
 from segbatch.run import Run
 from segbatch.storage import clients
+from tests import written_run
 from tests.conftest import S3
 from tests.films import film
 from tests.written_run import damage_mask, label_map, with_uris, write_run
@@ -97,6 +98,29 @@ def test_the_same_run_gives_the_same_images(run: Run, tmp_path: Path) -> None:
     assert len({entry.cluster for entry in first.images}) == 5
 
 
+def test_images_with_classes_that_few_images_show(
+    photos: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def with_rare_classes(image_id: int) -> Any:
+        """Image 4 alone has a traffic light; 1, 3 and 5 have no window; a dot in 2 is none."""
+        labels = label_map(image_id)
+        labels[labels == 2] = 1 if image_id in (1, 3, 5) else 2
+        labels[0, : {4: 3, 2: 1}.get(image_id, 0)] = 3
+        return labels
+
+    monkeypatch.setattr(written_run, "label_map", with_rare_classes)
+    run = write_run(str(tmp_path / "run"), num_ok=6, failed=())
+    images = suggest(run, str(tmp_path / "a"), count=2, by="rare").images
+    assert (images[0].image_id, images[0].reason) == (4, "rarity 1.000")
+    assert images[1].image_id in (0, 2)
+    without_window, whole = 2 / 6, 2 / 6 + 1 / 3 + 1
+    assert images[1].reason == f"rarity {(whole - 1) / whole:.3f}"
+    rest = suggest(run, str(tmp_path / "a"), count=6, by="rare").images
+    assert {entry.reason for entry in rest} <= {
+        images[1].reason, f"rarity {without_window / whole:.3f}"
+    }  # fmt: skip
+
+
 def test_images_on_which_another_run_disagrees_most(run: Run, tmp_path: Path) -> None:
     other = write_run(str(tmp_path / "other"), names=["background", "wall", "glass", "sign"])
     suggestions = suggest(run, str(tmp_path / "to"), count=1, by="disagreement", against=other)
@@ -116,7 +140,7 @@ def test_failed_images_are_taken_if_they_can_be_read_now(run: Run, tmp_path: Pat
     }
 
 
-@pytest.mark.parametrize("by", ["uncertainty", "disagreement", "failures", "diverse"])
+@pytest.mark.parametrize("by", ["uncertainty", "rare", "disagreement", "failures", "diverse"])
 def test_columns_of_the_users_have_any_name_and_type(photos: S3, tmp_path: Path, by: str) -> None:
     names = ["score", "scores", "taken", "reason"]
     zoned = pa.timestamp("us", "UTC")  # DuckDB would need pytz to fetch it
@@ -215,7 +239,7 @@ def test_a_folder_gets_others_when_it_is_asked_again_and_keeps_what_was_correcte
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"by": "luck"}, "--by luck: must be one of uncertainty, disagreement, failures, diverse"),
+        ({"by": "luck"}, "--by luck: must be one of uncertainty, rare, disagreement"),
         ({"by": "disagreement"}, "--by disagreement and --against RUN_B go together"),
         ({"to": "voc"}, "--to voc: must be one of labelme, coco, labelstudio"),
     ],

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, cast
 import duckdb
 
 from segbatch.errors import InputError
-from segbatch.results.database import quoted_text
+from segbatch.results.database import quoted_name, quoted_text
 from segbatch.results.diff import diff
 from segbatch.results.query import query_failure, sql
 from segbatch.results.runfolder import RunFolder
@@ -24,6 +24,7 @@ FACTOR = 10  # candidates for each wanted image; Zhdanov (2019) takes 10 to 50
 # A ranking by score takes at most one of four rows, but at least two for each wanted image.
 ROWS_PER_CANDIDATE = 4
 MIN_FACTOR = 2
+PRESENT = 0.002  # share of an image from which on it shows a class
 
 # Those of a run that a candidate has; a run may have no confidence and no uncertainty.
 COLUMNS = (
@@ -154,17 +155,33 @@ def _by_uncertainty(run: RunFolder, scope: str, _: RunFolder | None, __: int) ->
     if "uncertainty" not in sql([run], "FROM images LIMIT 0").columns:
         raise InputError(
             f"{run.uri}: has no uncertainty; run the job with stats: [confidence], or choose"
-            " --by diverse"
+            " --by rare or --by diverse"
         )
     [(num,)] = sql([run], "SELECT count(uncertainty) FROM images").fetchall()
     if not num:
         raise InputError(
             f"{run.uri}: has no uncertainty, because its model gives class ids alone: choose --by"
-            " diverse"
+            " rare or --by diverse"
         )
     which = f"uncertainty IS NOT NULL AND {scope}"
     select = f"SELECT *, uncertainty AS score FROM {_images(run)} WHERE {which}"
     return Ranking(select, "uncertainty {:.3f}")
+
+
+def _by_rarity(run: RunFolder, scope: str, _: RunFolder | None, __: int) -> Ranking:
+    """Each class that an image shows counts as much as few images of the run show it; the score is
+    divided by that of an image with all classes.
+    """
+    shown = [f"(coverage.{quoted_name(c.field)} >= {PRESENT})" for c in run.classes]
+    counts = ", ".join(f"count(*) FILTER ({shows})" for shows in shown)
+    [numbers] = sql([run], f"SELECT {counts} FROM images WHERE status = '{OK}'").fetchall()
+    weights = [1 / number if number else 0.0 for number in numbers]
+    score = " + ".join(
+        f"{weight / (sum(weights) or 1.0)} * {shows}::INTEGER"
+        for weight, shows in zip(weights, shown, strict=True)
+    )
+    which = f"status = '{OK}' AND {scope}"
+    return Ranking(f"SELECT *, {score} AS score FROM {_images(run)} WHERE {which}", "rarity {:.3f}")
 
 
 def _by_disagreement(run: RunFolder, scope: str, against: RunFolder | None, most: int) -> Ranking:
@@ -197,6 +214,7 @@ def _for_diversity(run: RunFolder, scope: str, _: RunFolder | None, __: int) -> 
 # The parameters: the run, an SQL condition on the rows, the other run, and the most rows needed.
 RANKINGS: dict[str, Callable[[RunFolder, str, RunFolder | None, int], Ranking]] = {
     "uncertainty": _by_uncertainty,
+    "rare": _by_rarity,
     "disagreement": _by_disagreement,
     "failures": _by_failure,
     "diverse": _for_diversity,
