@@ -8,8 +8,8 @@
 A model of facades is trained on the first camera's, as zoo:facades is on both. The other camera's
 are somebody's own: in the order in which they were taken, the first hundred can be labelled, the
 last 66 are measured with. Between both lie 18 minutes of a walk, so that no building is in both:
-the 13 photographs before that gap, of buildings among the hundred, are left out. From the model and from ImageNet,
-networks are trained on 20, 50 and 100 of the hundred, all for as many steps.
+the 13 photographs before that gap, of buildings among the hundred, are left out. From the model and
+from ImageNet, networks are trained on 20, 50 and 100 of the hundred, all for as many steps.
 """
 
 from __future__ import annotations
