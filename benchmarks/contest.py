@@ -28,6 +28,7 @@ from benchmarks import photographs
 from benchmarks.cpuclock import CpuClock, children
 from benchmarks.peers import daft_udf
 from benchmarks.peers.task import Task
+from benchmarks.programs import program
 from segbatch import storage
 from segbatch.demo.s3server import s3_server
 from segbatch.jobs.runtime.sharing import PASSIVE_THREADS
@@ -155,18 +156,15 @@ class Contest:
 
 def _exit_code(name: str, task: Path, log: IO[str]) -> int | None:
     """Run a contender on a task; ``None`` if it took too long."""
-    try:
-        return subprocess.run(
-            [*python_for(name), "-m", f"benchmarks.peers.{name}", str(task)],
-            cwd=ROOT,
-            env=PASSIVE_THREADS | os.environ | {"PYTHONPATH": str(ROOT)},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            timeout=TIMEOUT_S,
-            check=False,
-        ).returncode
-    except subprocess.TimeoutExpired:
-        return None
+    command = [*python_for(name), "-m", f"benchmarks.peers.{name}", str(task)]
+    environment = PASSIVE_THREADS | os.environ | {"PYTHONPATH": str(ROOT)}
+    with program(
+        command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT
+    ) as process:
+        try:
+            return process.wait(TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            return None
 
 
 def steady_window(progress: Path) -> tuple[float, float, int] | None:

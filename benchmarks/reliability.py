@@ -111,7 +111,7 @@ def compare(
         note = before.get("note", "")
         figures = before | {"note": note if added in note else f"{note} {added}".strip()}
         entries = [peers.PeerRow(**row) for row in before["rows"] if row["fault"] != fault]
-    names = list(peers.PEERS.values())
+    names = list(peers.CONTENDERS.values())
     for entry in peers.rows(bench, folder, fault):
         print(*asdict(entry).values(), sep=" | ", flush=True)
         entries.append(entry)
