@@ -38,6 +38,9 @@ ROOT = Path(__file__).parents[1]
 SAMPLE = 16  # masks that are held against ours
 TIES = 0.001  # share of pixels that may differ: ties, and decoders that round otherwise
 TIMEOUT_S = 3600
+# Below these, the window of the steady state shows what was read ahead, and not a rate.
+MIN_MARKS = 8
+MIN_WINDOW_S = 5.0
 
 CONTENDERS = {  # the module of each, and its name in tables
     "in_memory": "the limit, in memory",
@@ -168,16 +171,16 @@ def _exit_code(name: str, task: Path, log: IO[str]) -> int | None:
 
 
 def steady_window(progress: Path) -> tuple[float, float, int] | None:
-    """Begin, end, and images finished in between; ``None`` where too few marks tell of it."""
+    """Begin, end, and images finished in between; ``None`` if that is too short to show a rate."""
     lines = progress.read_text().split()
     marks = sorted(zip(map(float, lines[::2]), map(int, lines[1::2]), strict=True))
-    if not marks:
+    if len(marks) < MIN_MARKS:
         return None
     times = np.array([moment for moment, _ in marks])
     done = np.cumsum([images for _, images in marks])
     first = int(np.searchsorted(done, 0.1 * done[-1]))
     last = int(np.searchsorted(done, 0.9 * done[-1], side="right")) - 1
-    if last <= first or times[last] == times[first]:
+    if times[last] - times[first] < MIN_WINDOW_S:
         return None
     return times[first], times[last], int(done[last] - done[first])
 
