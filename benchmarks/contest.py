@@ -61,8 +61,8 @@ class Outcome:
     wall_s: float
     steady: float | None = None
     start_and_end_s: float | None = None
-    server_cores: float = 0.0
-    idle_cores: float = 0.0
+    server_cores: float | None = None
+    idle_cores: float | None = None
     masks: int | None = None  # None: it keeps none
     differing: float | None = None  # share of pixels of the worst mask of a sample, against ours
     error: str = ""
@@ -70,7 +70,7 @@ class Outcome:
     @property
     def corrected(self) -> float | None:
         """The steady rate, had the server's time on these cores been the contender's."""
-        if self.steady is None:
+        if self.steady is None or self.server_cores is None:
             return None
         return self.steady * num_cores() / max(num_cores() - self.server_cores, 0.1)
 
