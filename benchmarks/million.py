@@ -48,6 +48,7 @@ from benchmarks import result  # noqa: E402
 from benchmarks.faults.nodes import Nodes, OneNode  # noqa: E402
 from benchmarks.memory import images_done, private_mb, workers_mb  # noqa: E402
 from benchmarks.programs import kill, program  # noqa: E402
+from benchmarks.scale import size_of  # noqa: E402
 from segbatch import open_run  # noqa: E402
 from segbatch.demo.facades.facades import render_facade  # noqa: E402
 from segbatch.demo.s3server import s3_variables, served  # noqa: E402
@@ -355,9 +356,8 @@ def facts_of(run: Path) -> dict[str, Any]:
         "log entries": len(list((run / "rows" / "_delta_log").glob("*.json"))),
     }  # fmt: skip
     for name in ("manifest", "rows", "stats"):
-        files = list((run / name).glob("*.parquet"))
-        facts[f"{name} files"] = len(files)
-        facts[f"{name} bytes"] = sum(path.stat().st_size for path in files)
+        facts[f"{name} files"] = len(list((run / name).glob("*.parquet")))
+        facts[f"{name} bytes"] = size_of(run / name)
     return facts
 
 
@@ -447,9 +447,9 @@ def page(figures: dict[str, Any]) -> str:
     came_out = (
         f"**What came out: {run['rows']:,} rows, {figures['images'] - run['rows']:,} lost,"
         f" {run['twice']:,} twice, {sum(run['failed'].values()):,} failed.** The rows are in"
-        f" {run['rows files']:,} files, {run['rows bytes'] / 1e6:,.0f} MB in all, with"
-        f" {run['log entries']:,} log entries, the statistics in {run['stats files']:,} files,"
-        f" {run['stats bytes'] / 1e6:,.0f} MB in all, and the list of images in"
+        f" {run['rows files']:,} files, {run['rows bytes'] / 1e6:,.0f} MB in all with the"
+        f" {run['log entries']:,} entries of their log; the statistics take"
+        f" {run['stats bytes'] / 1e6:,.0f} MB, the list of images"
         f" {run['manifest bytes'] / 1e6:,.0f} MB. In the last sitting moto answered"
         f" {requests['GET object']:,} requests for images and {lists:,} for lists."
     )
