@@ -110,8 +110,9 @@ def main() -> None:
             "tenths": list(tenths(journal.samples, arguments.images)),
             "run": facts_of(folder / "run"), "used": used(folder, journal),
         }  # fmt: skip
-    print(result.save("million", figures, arguments.output))
-    PAGE.write_text(page(figures))
+    saved = result.save("million", figures, arguments.output)
+    print(saved)
+    PAGE.write_text(page(figures, saved))
     print(PAGE)
 
 
@@ -428,7 +429,7 @@ def browsed(run: str) -> Iterator[dict[str, Any]]:
 # --------------------------------------------------------------------------------------- the page
 
 
-def page(figures: dict[str, Any]) -> str:
+def page(figures: dict[str, Any], saved: Path) -> str:
     """benchmarks/scale-million.md."""
     run, [end] = figures["run"], figures["ended"]
     kills = ", ".join(f"{kill['images']:,}" for kill in figures["driver killed"])
@@ -442,7 +443,8 @@ def page(figures: dict[str, Any]) -> str:
         f" {MODEL['predict']['long_side']} pixels, a Ray of two nodes. The driver was killed (-9)"
         f" when {kills} images had arrived, and the node with all its workers at"
         f" {lost['images']:,}. The same command was typed {end['commands']} times, and took"
-        f" {end['seconds'] / 60:.0f} minutes in all. moto ran on the same two cores."
+        f" {end['seconds'] / 60:.0f} minutes in all. moto ran on the same two cores"
+        f"{result.link(saved)}."
     )
     came_out = (
         f"**What came out: {run['rows']:,} rows, {figures['images'] - run['rows']:,} lost,"

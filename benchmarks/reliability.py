@@ -183,8 +183,9 @@ def write_page(ours: Path, others: Path) -> None:
     table = [" | ".join(names).replace("_", " "), " | ".join("---" for _ in names), *lines]
     text = (
         f"# Reliability\n\n{ours.stem.removesuffix('-reliability')}, written by"
-        " `scripts/bench reliability`. `extra s` is the time added compared with an undisturbed run"
-        " of the same session; the rows of no fault show the total seconds of those runs. `starts`"
+        f" `scripts/bench reliability`{result.link(ours)}. `extra s` is the time added compared"
+        " with an undisturbed run of the same session; the rows of no fault show the total seconds"
+        " of those runs. `starts`"
         " counts runs of the same job; it is above one if a run ended with exit 3. `requests per"
         " image` covers the whole job. `broken` counts the requests that the proxy broke, of images"
         " and of all else; – stands where it was to break none or did not count them.\n\n"
@@ -193,8 +194,8 @@ def write_page(ours: Path, others: Path) -> None:
     compared = json.loads(others.read_text())
     text += (
         "\n## The others, through the same faults\n\n"
-        f"{compared['date']}, {compared['cores']} cores, by `scripts/bench reliability --peers`."
-        f" {compared.get('note', '')} {peers.ABOUT}\n\n"
+        f"{compared['date']}, {compared['cores']} cores, by `scripts/bench reliability --peers`"
+        f"{result.link(others)}. {compared.get('note', '')} {peers.ABOUT}\n\n"
         + peers.table([peers.PeerRow(**row) for row in compared["rows"]])
         + "\n"
     )

@@ -53,6 +53,13 @@ def save(name: str, figures: Mapping[str, Any], path: Path | None = None) -> Pat
     return path
 
 
+def link(path: Path) -> str:
+    """A result in brackets, for a page in benchmarks; nothing if it is not kept with the others."""
+    return (
+        f" ([figures](results/{path.name}))" if path.resolve().parent == RESULTS.resolve() else ""
+    )
+
+
 def _shown(value: Any) -> str:
     if value is None:
         return "–"
