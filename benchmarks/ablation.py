@@ -27,6 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import result  # noqa: E402
 from benchmarks.training import (  # noqa: E402
+    Kept,
     Row,
     in_parallel,
     rows_of,
@@ -76,6 +77,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=60, help="of the recipe")
     parser.add_argument("--only", nargs="*", choices=[*CHANGES], default=[*CHANGES])
     parser.add_argument("--processes", type=int, default=1, help="trainings at a time, on one GPU")
+    parser.add_argument("--note", help="what to write beside the figures: what else was going on")
     parser.add_argument("-o", "--output", type=Path, help="write the figures here, as JSON")
     arguments = parser.parse_args()
     tasks = [
@@ -91,12 +93,10 @@ def main() -> None:
         for change in arguments.only
     ]
     tasks.sort(key=lambda task: [*CHANGES].index(str(task["change"])))  # the longest first
-    trainings = in_parallel(tasks, train_changed, arguments.processes)
-    rows = summary(trainings)
-    print(result.markdown(rows))
-    options = {key: str(value) for key, value in vars(arguments).items()}
-    figures = {"options": options, "summary": rows, "trainings": trainings}
-    print(result.save("ablation", {**result.machine(), **figures}, arguments.output))
+    kept = Kept("ablation", arguments, summary)
+    trainings = in_parallel(tasks, train_changed, arguments.processes, kept.write)
+    print(result.markdown(summary(trainings)))
+    print(kept.write(trainings))
 
 
 def train_changed(

@@ -13,7 +13,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
-OURS, LIMIT, PEERS = "#1f6fb4", "#c8ccd0", "#9aa3ab"
+OURS, LIMIT, OTHERS = "#1f6fb4", "#c8ccd0", "#9aa3ab"
 RATE = "server taken off, images/s"
 
 
@@ -56,7 +56,7 @@ def draw(figures: Mapping[str, Any], path: Path) -> None:
 def _color(contender: str) -> str:
     if contender == "segbatch":
         return OURS
-    return LIMIT if contender.startswith("the limit") else PEERS
+    return LIMIT if contender.startswith("the limit") else OTHERS
 
 
 def _machine(figures: Mapping[str, Any]) -> str:

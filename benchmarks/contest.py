@@ -28,6 +28,7 @@ from benchmarks import photographs
 from benchmarks.cpuclock import CpuClock, children
 from benchmarks.peers import daft_udf
 from benchmarks.peers.task import Task
+from benchmarks.programs import program
 from segbatch import storage
 from segbatch.demo.s3server import s3_server
 from segbatch.jobs.runtime.sharing import PASSIVE_THREADS
@@ -37,6 +38,9 @@ ROOT = Path(__file__).parents[1]
 SAMPLE = 16  # masks that are held against ours
 TIES = 0.001  # share of pixels that may differ: ties, and decoders that round otherwise
 TIMEOUT_S = 3600
+# Below these, the window of the steady state shows what was read ahead, and not a rate.
+MIN_MARKS = 8
+MIN_WINDOW_S = 5.0
 
 CONTENDERS = {  # the module of each, and its name in tables
     "in_memory": "the limit, in memory",
@@ -57,8 +61,8 @@ class Outcome:
     wall_s: float
     steady: float | None = None
     start_and_end_s: float | None = None
-    server_cores: float = 0.0
-    idle_cores: float = 0.0
+    server_cores: float | None = None
+    idle_cores: float | None = None
     masks: int | None = None  # None: it keeps none
     differing: float | None = None  # share of pixels of the worst mask of a sample, against ours
     error: str = ""
@@ -66,7 +70,7 @@ class Outcome:
     @property
     def corrected(self) -> float | None:
         """The steady rate, had the server's time on these cores been the contender's."""
-        if self.steady is None:
+        if self.steady is None or self.server_cores is None:
             return None
         return self.steady * num_cores() / max(num_cores() - self.server_cores, 0.1)
 
@@ -155,31 +159,28 @@ class Contest:
 
 def _exit_code(name: str, task: Path, log: IO[str]) -> int | None:
     """Run a contender on a task; ``None`` if it took too long."""
-    try:
-        return subprocess.run(
-            [*python_for(name), "-m", f"benchmarks.peers.{name}", str(task)],
-            cwd=ROOT,
-            env=PASSIVE_THREADS | os.environ | {"PYTHONPATH": str(ROOT)},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            timeout=TIMEOUT_S,
-            check=False,
-        ).returncode
-    except subprocess.TimeoutExpired:
-        return None
+    command = [*python_for(name), "-m", f"benchmarks.peers.{name}", str(task)]
+    environment = PASSIVE_THREADS | os.environ | {"PYTHONPATH": str(ROOT)}
+    with program(
+        command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT
+    ) as process:
+        try:
+            return process.wait(TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            return None
 
 
 def steady_window(progress: Path) -> tuple[float, float, int] | None:
-    """Begin, end, and images finished in between; ``None`` where too few marks tell of it."""
+    """Begin, end, and images finished in between; ``None`` if that is too short to show a rate."""
     lines = progress.read_text().split()
     marks = sorted(zip(map(float, lines[::2]), map(int, lines[1::2]), strict=True))
-    if not marks:
+    if len(marks) < MIN_MARKS:
         return None
     times = np.array([moment for moment, _ in marks])
     done = np.cumsum([images for _, images in marks])
     first = int(np.searchsorted(done, 0.1 * done[-1]))
     last = int(np.searchsorted(done, 0.9 * done[-1], side="right")) - 1
-    if last <= first or times[last] == times[first]:
+    if times[last] - times[first] < MIN_WINDOW_S:
         return None
     return times[first], times[last], int(done[last] - done[first])
 

@@ -1,7 +1,7 @@
 """What the data path costs, with a model that answers at once: scripts/bench data.
 
     scripts/bench data [--only stages | contest | containers] [--megapixels 0.3,1,12]
-        [--number 2000] [--local] [--rounds 5] [-o RESULT.json]
+        [--number 4000] [--local] [--rounds 5] [-o RESULT.json]
 
 Three parts, for photographs of each size:
 
@@ -41,6 +41,7 @@ from benchmarks.photographs import side_of  # noqa: E402
 from segbatch import storage  # noqa: E402
 from segbatch.config.job import Predict  # noqa: E402
 from segbatch.jobs.stages import (  # noqa: E402
+    BLOCK_BYTES,
     Predicting,
     Reading,
     decode_stage,
@@ -54,9 +55,11 @@ from segbatch.results.schema import rows_schema  # noqa: E402
 from segbatch.results.write import Writing  # noqa: E402
 
 BLOCK_MEGAPIXELS = 32.0  # of the block that goes through the stages, well below its limit
+MIN_BLOCK = 8  # images, as far as the limit allows
+MIN_IMAGES = 160  # fewer end before a steady state shows
 GOAL = 1.25
 # The limit and the OpenVINO script have no instant model.
-PEERS = [name for name in CONTENDERS if name not in (LIMIT, "openvino_script")]
+INSTANT_CONTENDERS = [name for name in CONTENDERS if name not in (LIMIT, "openvino_script")]
 
 
 def main() -> None:
@@ -64,10 +67,10 @@ def main() -> None:
     parser.add_argument("--only", choices=["stages", "contest", "containers"])
     parser.add_argument("--megapixels", default="0.3,1,12")
     parser.add_argument("--long-side", type=int, help="of the model, in the stages: decode less")
-    parser.add_argument("--number", type=int, default=2000, help="images of 0.3 megapixels; else"
-                        " as many as have their pixels, 48 at least")  # fmt: skip
+    parser.add_argument("--number", type=int, default=4000, help="images of 0.3 megapixels; else"
+                        f" as many as have their pixels, {MIN_IMAGES} at least")  # fmt: skip
     parser.add_argument("--local", action="store_true", help="read from local disk, not from S3")
-    parser.add_argument("--contenders", default=",".join(PEERS))
+    parser.add_argument("--contenders", default=",".join(INSTANT_CONTENDERS))
     parser.add_argument("--rounds", type=int, default=5, help="of the stages")
     parser.add_argument("-o", "--output", type=Path, help="write the figures here, as JSON")
     arguments = parser.parse_args()
@@ -75,7 +78,7 @@ def main() -> None:
     for size in arguments.megapixels.split(","):
         megapixels = float(size)
         side = side_of(megapixels)
-        number = max(min(48, arguments.number), int(arguments.number * 0.3 / megapixels))
+        number = max(min(MIN_IMAGES, arguments.number), int(arguments.number * 0.3 / megapixels))
         if arguments.only in (None, "containers"):
             with collection(None, side, number, local=False) as (prefix, _, _):
                 rows = containers.compare(prefix, arguments.rounds)
@@ -118,7 +121,8 @@ def held(side: int, number: int, arguments: argparse.Namespace) -> Contest:
 
 def stages(side: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Milliseconds of CPU an image of each stage and of the libraries under it."""
-    number = max(2, min(64, int(BLOCK_MEGAPIXELS * 1e6 / side**2)))
+    number = max(MIN_BLOCK, min(64, int(BLOCK_MEGAPIXELS * 1e6 / side**2)))
+    number = max(1, min(number, BLOCK_BYTES // (3 * side**2)))  # what is beyond is not decoded
     with (
         collection(None, side, number, local=arguments.local) as (prefix, _, _),
         tempfile.TemporaryDirectory(prefix="bench-data-") as folder,

@@ -8,8 +8,8 @@
 A model of facades is trained on the first camera's, as zoo:facades is on both. The other camera's
 are somebody's own: in the order in which they were taken, the first hundred can be labelled, the
 last 66 are measured with. Between both lie 18 minutes of a walk, so that no building is in both:
-the 13 photographs before that gap, of buildings among the hundred, are left out. From the model and from ImageNet,
-networks are trained on 20, 50 and 100 of the hundred, all for as many steps.
+the 13 photographs before that gap, of buildings among the hundred, are left out. From the model and
+from ImageNet, networks are trained on 20, 50 and 100 of the hundred, all for as many steps.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import result  # noqa: E402
 from benchmarks.training import (  # noqa: E402
+    Kept,
     Row,
     in_parallel,
     rows_of,
@@ -62,27 +63,25 @@ def main() -> None:
     parser.add_argument("--crop", type=int, default=320)
     parser.add_argument("--steps", type=int, default=500, help="of each training on a few")
     parser.add_argument("--processes", type=int, default=1, help="trainings at a time, on one GPU")
+    parser.add_argument("--note", help="what to write beside the figures: what else was going on")
     parser.add_argument("-o", "--output", type=Path, help="write the figures here, as JSON")
     arguments = parser.parse_args()
     options = vars(arguments)
+    kept = Kept("few", arguments, summary)
     with tempfile.TemporaryDirectory() as folder:
-        trainings = [train_source(folder, options)]
+        source = train_source(folder, options)
+        saved = kept.write([source])
         tasks = [
             {"number": number, "start": start, "seed": seed, "source": folder, "options": options}
             for number in options["numbers"]
             for start in ("model", "ImageNet")
             for seed in range(arguments.seeds)
         ]
-        trainings += in_parallel(tasks, train_few, arguments.processes)
-    rows = summary(trainings)
-    print(result.markdown(rows))
-    figures = {
-        "options": {key: str(value) for key, value in options.items()},
-        "summary": rows,
-        "trainings": trainings,
-    }
-    saved = result.save("few", {**result.machine(), **figures}, arguments.output)
-    draw(trainings, saved.with_suffix(".png"))
+        few = in_parallel(
+            tasks, train_few, arguments.processes, lambda done: kept.write([source, *done])
+        )
+    print(result.markdown(summary([source, *few])))
+    draw([source, *few], saved.with_suffix(".png"))
     print(saved)
 
 

@@ -56,10 +56,19 @@ def main() -> None:
     parser.add_argument("--precision", default="auto", help="of everybody")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--local", action="store_true", help="read from local disk, not from S3")
-    parser.add_argument("--contenders", default=",".join(CONTENDERS))
+    parser.add_argument("--contenders", help="names, with commas; by default all that can run")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("-o", "--output", type=Path, help="write the figures here, as JSON")
     arguments = parser.parse_args()
+    device = resolve_device(arguments.device)
+    precision = resolve_precision(arguments.precision, device)
+    able = able_to_run(device.type, precision)
+    names = arguments.contenders.split(",") if arguments.contenders else able
+    if unable := [name for name in names if name not in able]:
+        parser.error(
+            f"--contenders: on {device.type} in {precision} there is no {', '.join(unable)}:"
+            f" take from {', '.join(able)}"
+        )
     facts = result.machine()
     with (
         tempfile.TemporaryDirectory(prefix="bench-job-") as folder,
@@ -71,8 +80,11 @@ def main() -> None:
         if model is None:
             pictures = [Image.fromarray(photographs.photograph(256, seed)) for seed in range(4)]
             model = random_bundle(folder, arguments.arch, arguments.backbone, pictures)
-        contest = Contest(task(prefix, number, model, arguments), server)
-        contest.hold(arguments.contenders.split(","), arguments.rounds)
+        contest = Contest(
+            task(prefix, number, model, device=device, precision=precision, arguments=arguments),
+            server,
+        )
+        contest.hold(names, arguments.rounds)
     print(result.markdown(contest.table()))
     network = arguments.model or f"{arguments.arch} {arguments.backbone}"
     source = arguments.photographs or f"generated, {arguments.side}×{arguments.side} pixels"
@@ -88,9 +100,22 @@ def main() -> None:
     print(f"\n{path}\n{path.with_suffix('.png')}")
 
 
-def task(prefix: str, number: int, model: str, arguments: argparse.Namespace) -> Task:
+def able_to_run(device: str, precision: str) -> list[str]:
+    """The contenders; the OpenVINO script is one on CPUs alone, in the precisions that it has."""
+    has_openvino = device == "cpu" and precision in ("fp32", "bf16")
+    return [name for name in CONTENDERS if has_openvino or name != "openvino_script"]
+
+
+def task(
+    prefix: str,
+    number: int,
+    model: str,
+    *,
+    device: torch.device,
+    precision: str,
+    arguments: argparse.Namespace,
+) -> Task:
     """As many workers and threads for everybody as a local run of ours takes."""
-    device = resolve_device(arguments.device)
     workers, threads = torch.cuda.device_count(), 1
     if device.type == "cpu":
         logical = float(max(MIN_LOGICAL_CPUS, num_cores()))
@@ -103,7 +128,7 @@ def task(prefix: str, number: int, model: str, arguments: argparse.Namespace) ->
         progress="",
         model=model,
         device=device.type,
-        precision=resolve_precision(arguments.precision, device),
+        precision=precision,
         workers=workers,
         threads=threads,
         batch_size=arguments.batch_size,

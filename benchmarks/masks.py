@@ -1,6 +1,6 @@
 """What a mask costs: our codec against others, and the statistics of a label map.
 
-    python benchmarks/masks.py result.json [--data FOLDER] [--images 40] [--rounds 7]
+    scripts/bench masks [--data FOLDER] [--images 40] [--rounds 7] [-o RESULT.json]
 
 FOLDER holds a COCO file (``val.coco.json``, or another ``*.coco.json``) whose polygons are drawn
 at the size of their photos; without it, smooth label maps are generated. Figures are the CPU time
@@ -14,7 +14,7 @@ import argparse
 import importlib.metadata
 import io
 import json
-import platform
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -28,9 +28,17 @@ import numpy.typing as npt
 import pyarrow as pa
 from PIL import Image, ImageDraw
 
-from segbatch.masks import decode_mask, encode_mask
-from segbatch.masks.classes import PRESETS
-from segbatch.results.stats import count_components, find_regions, pixels_per_class
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import result  # noqa: E402
+from segbatch.masks import decode_mask, encode_mask  # noqa: E402
+from segbatch.masks.classes import PRESETS  # noqa: E402
+from segbatch.results.stats import (  # noqa: E402
+    count_components,
+    find_regions,
+    pixels_per_class,
+)
 
 LabelMap = npt.NDArray[np.uint8]
 PALETTE = PRESETS["voc"].palette
@@ -177,42 +185,42 @@ def measure(label_maps: Sequence[LabelMap], rounds: int) -> dict[str, dict[str, 
     }
 
 
-def print_tables(result: dict[str, Any]) -> None:
+def print_tables(figures: dict[str, Any]) -> None:
     print(f"{'codec':32}{'encode ms/MP':>14}{'decode ms/MP':>14}{'bytes/image':>13}")
-    for name, row in result["codecs"].items():
+    for name, row in figures["codecs"].items():
         print(
             f"{name:32}{row['encode_ms_per_mp']:14.2f}{row['decode_ms_per_mp']:14.2f}"
             f"{row['bytes_per_image']:13,}"
         )
     print(f"\n{'statistic':32}{'ms/MP':>14}")
-    for name, row in result["statistics"].items():
+    for name, row in figures["statistics"].items():
         print(f"{name:32}{row['ms_per_mp']:14.2f}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("output", type=Path, help="JSON file to write")
     parser.add_argument("--data", type=Path, help="folder with a COCO file")
     parser.add_argument("--images", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("-o", "--output", type=Path, help="write the figures here, as JSON")
     args = parser.parse_args()
+    facts = result.machine()
 
     cv2.setNumThreads(1)
     label_maps = (
         coco_label_maps(args.data, args.images) if args.data else smooth_label_maps(args.images)
     )
-    result = {
+    figures = {
+        **facts,
         "label_maps": args.data.resolve().name if args.data else "generated",
         "num_images": len(label_maps),
         "megapixels_per_image": round(np.mean([m.size for m in label_maps]) / 1e6, 3),
         "rounds": args.rounds,
-        "machine": platform.machine(),
-        "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         **measure(label_maps, args.rounds),
     }
-    print_tables(result)
-    args.output.write_text(json.dumps(result, indent=2) + "\n")
+    print_tables(figures)
+    print(f"\n{result.save('masks', figures, args.output)}")
 
 
 if __name__ == "__main__":

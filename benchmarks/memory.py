@@ -10,14 +10,12 @@ each tenth of them the memory that the driver and the largest of its workers hav
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
 from contextlib import suppress
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +26,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import result  # noqa: E402
 from benchmarks.faults.bench import small_model  # noqa: E402
 from tests.collection import jpeg  # noqa: E402
 
@@ -38,19 +37,18 @@ WORKERS = ("fetch_stage", "PredictStage", "encode_stage", "write_stage")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=200_000)
-    parser.add_argument(
-        "-o", "--output", type=Path,
-        default=ROOT / f"benchmarks/results/{date.today()}-memory.json",
-    )  # fmt: skip
+    parser.add_argument("-o", "--output", type=Path, help="write the figures here, as JSON")
     arguments = parser.parse_args()
+    facts = result.machine()
     with tempfile.TemporaryDirectory() as folder:
         job = prepare(Path(folder), arguments.images)
         tenths = watch(job, arguments.images)
-    arguments.output.write_text(json.dumps(tenths, indent=1) + "\n")
+    saved = result.save("memory", {**facts, "tenths": tenths}, arguments.output)
     print("| images | seconds | driver MB | largest worker MB | workers in all MB |")
     print("| --- | --- | --- | --- | --- |")
     for row in tenths:
         print("|", " | ".join(f"{value:,}" for value in row.values()), "|")
+    print(f"\n{saved}")
 
 
 def prepare(folder: Path, num_images: int) -> Path:

@@ -47,6 +47,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import result  # noqa: E402
 from benchmarks.faults.nodes import Nodes, OneNode  # noqa: E402
 from benchmarks.memory import images_done, private_mb, workers_mb  # noqa: E402
+from benchmarks.programs import kill, program  # noqa: E402
 from benchmarks.scale import size_of  # noqa: E402
 from segbatch import open_run  # noqa: E402
 from segbatch.demo.facades.facades import render_facade  # noqa: E402
@@ -60,6 +61,7 @@ NODE_LOST = 0.5
 SAMPLES = 50
 TENTHS = 10
 LOOK_S = 0.05  # between looks at the memory of a command
+LIMIT_S = 1800.0  # of one command
 PAGE = ROOT / "benchmarks/scale-million.md"
 MODEL: dict[str, Any] = {"model": "zoo:facades", "predict": {"long_side": 64}}
 SEGBATCH = (sys.executable, "-m", "segbatch")
@@ -108,8 +110,9 @@ def main() -> None:
             "tenths": list(tenths(journal.samples, arguments.images)),
             "run": facts_of(folder / "run"), "used": used(folder, journal),
         }  # fmt: skip
-    print(result.save("million", figures, arguments.output))
-    PAGE.write_text(page(figures))
+    saved = result.save("million", figures, arguments.output)
+    print(saved)
+    PAGE.write_text(page(figures, saved))
     print(PAGE)
 
 
@@ -236,23 +239,21 @@ def run_once(folder: Path, node: OneNode, journal: Journal, num_images: int) -> 
     """Start the driver once, and watch it until it ends or it or the node is killed."""
     start = len(journal.of("start"))
     journal.add("start", number=start, after=(journal.samples or [{"images": 0}])[-1]["images"])
-    driver = subprocess.Popen(
-        [*SEGBATCH, "run", str(job_file(folder))],
-        stderr=subprocess.PIPE, text=True, start_new_session=True,
-        env={**os.environ, "RAY_ADDRESS": node.address},
-    )  # fmt: skip
-    watch = Watch(driver, node, journal, num_images, start)
-    assert driver.stderr is not None
-    with (folder / "driver.log").open("a") as log:
-        for line in driver.stderr:
-            log.write(line)
-            images = images_done(line) or 0
-            watch.sample(images)
-            if images and watch.driver_is_due(images):
-                os.killpg(driver.pid, signal.SIGKILL)
-            elif images and watch.node_is_due(images):
-                node.lose()
-    code = driver.wait()
+    command = [*SEGBATCH, "run", str(job_file(folder))]
+    environment = {**os.environ, "RAY_ADDRESS": node.address}
+    with program(command, stderr=subprocess.PIPE, text=True, env=environment) as driver:
+        watch = Watch(driver, node, journal, num_images, start)
+        assert driver.stderr is not None
+        with (folder / "driver.log").open("a") as log:
+            for line in driver.stderr:
+                log.write(line)
+                images = images_done(line) or 0
+                watch.sample(images)
+                if images and watch.driver_is_due(images):
+                    kill(driver)
+                elif images and watch.node_is_due(images):
+                    node.lose()
+        code = driver.wait()
     if code == 0:
         journal.add("ended", seconds=round(watch.seconds, 1), commands=start + 1)
     elif code != -signal.SIGKILL:
@@ -353,10 +354,10 @@ def facts_of(run: Path) -> dict[str, Any]:
     audit, counts = opened.audit(), opened.info.counts
     facts = {
         "rows": audit.rows, "twice": audit.twice, "ok": counts.ok, "failed": dict(counts.failed),
-        "commits": len(list((run / "rows" / "_delta_log").glob("*.json"))),
+        "log entries": len(list((run / "rows" / "_delta_log").glob("*.json"))),
     }  # fmt: skip
     for name in ("manifest", "rows", "stats"):
-        facts[f"{name} files"] = sum(path.is_file() for path in (run / name).rglob("*"))
+        facts[f"{name} files"] = len(list((run / name).glob("*.parquet")))
         facts[f"{name} bytes"] = size_of(run / name)
     return facts
 
@@ -390,19 +391,19 @@ def used(folder: Path, journal: Journal) -> list[dict[str, Any]]:
 
 
 def timed(name: str, words: list[str], folder: Path) -> dict[str, Any]:
-    """One command to its end."""
+    """One command to its end, or to ``LIMIT_S``."""
     began = time.perf_counter()
     with (folder / "used.log").open("a") as log:
         log.write(f"$ segbatch {' '.join(words)}\n")
         log.flush()
-        process = subprocess.Popen([*SEGBATCH, *words], stdout=log, stderr=log)
-        peak_mb = 0
-        while process.poll() is None:
-            peak_mb = max(peak_mb, private_mb(process.pid))
-            time.sleep(LOOK_S)
+        peak_mb, code = 0, None
+        with program([*SEGBATCH, *words], stdout=log, stderr=log) as process:
+            while (code := process.poll()) is None and time.perf_counter() - began < LIMIT_S:
+                peak_mb = max(peak_mb, private_mb(process.pid))
+                time.sleep(LOOK_S)
     return {
         "command": name,
-        "exit code": process.returncode,
+        "exit code": f"stopped after {LIMIT_S:.0f} s" if code is None else code,
         "seconds": round(time.perf_counter() - began, 1),
         "peak MB": peak_mb,
     }
@@ -411,25 +412,24 @@ def timed(name: str, words: list[str], folder: Path) -> dict[str, Any]:
 def browsed(run: str) -> Iterator[dict[str, Any]]:
     """The requests of the browse page."""
     command = [*SEGBATCH, "browse", run]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as page:
+    with program(command, stdout=subprocess.PIPE, text=True) as page:
         assert page.stdout is not None
         began = time.perf_counter()
         url = page.stdout.readline().strip()
         yield {"command": "browse: its address", "seconds": round(time.perf_counter() - began, 1)}
         for path in ("run", "facets", "count", "images"):
             began = time.perf_counter()
-            with urllib.request.urlopen(url + path) as answer:
+            with urllib.request.urlopen(url + path, timeout=LIMIT_S) as answer:
                 size = len(answer.read())
             seconds = round(time.perf_counter() - began, 2)
             yield {"command": f"browse: GET /{path}", "seconds": seconds, "bytes": size}
         yield {"command": "browse: memory", "peak MB": private_mb(page.pid)}
-        page.send_signal(signal.SIGINT)
 
 
 # --------------------------------------------------------------------------------------- the page
 
 
-def page(figures: dict[str, Any]) -> str:
+def page(figures: dict[str, Any], saved: Path) -> str:
     """benchmarks/scale-million.md."""
     run, [end] = figures["run"], figures["ended"]
     kills = ", ".join(f"{kill['images']:,}" for kill in figures["driver killed"])
@@ -443,14 +443,15 @@ def page(figures: dict[str, Any]) -> str:
         f" {MODEL['predict']['long_side']} pixels, a Ray of two nodes. The driver was killed (-9)"
         f" when {kills} images had arrived, and the node with all its workers at"
         f" {lost['images']:,}. The same command was typed {end['commands']} times, and took"
-        f" {end['seconds'] / 60:.0f} minutes in all. moto ran on the same two cores."
+        f" {end['seconds'] / 60:.0f} minutes in all. moto ran on the same two cores"
+        f"{result.link(saved)}."
     )
     came_out = (
         f"**What came out: {run['rows']:,} rows, {figures['images'] - run['rows']:,} lost,"
         f" {run['twice']:,} twice, {sum(run['failed'].values()):,} failed.** The rows are in"
-        f" {run['rows files']:,} files of {run['rows bytes'] / 1e6:,.0f} MB by {run['commits']:,}"
-        f" commits, the statistics in {run['stats files']:,} files of"
-        f" {run['stats bytes'] / 1e6:,.0f} MB, the list of images in"
+        f" {run['rows files']:,} files, {run['rows bytes'] / 1e6:,.0f} MB in all with the"
+        f" {run['log entries']:,} entries of their log; the statistics take"
+        f" {run['stats bytes'] / 1e6:,.0f} MB, the list of images"
         f" {run['manifest bytes'] / 1e6:,.0f} MB. In the last sitting moto answered"
         f" {requests['GET object']:,} requests for images and {lists:,} for lists."
     )

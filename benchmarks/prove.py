@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -26,6 +27,7 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.programs import program  # noqa: E402
 from segbatch import open_run, storage  # noqa: E402
 from segbatch.demo.facades.facades import render_facade  # noqa: E402
 from segbatch.demo.s3server import s3_server  # noqa: E402
@@ -57,9 +59,13 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=120)
     arguments = parser.parse_args()
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="segbatch-prove-") as folder, s3_server() as variables:
+    with (
+        tempfile.TemporaryDirectory(prefix="segbatch-prove-") as folder,
+        s3_server() as variables,
+        ExitStack() as drivers,
+    ):
         os.environ |= variables
-        proof = Proof(Path(folder), arguments.images)
+        proof = Proof(Path(folder), arguments.images, drivers)
         steps: list[Callable[[], Outcome]] = [
             proof.undisturbed,
             proof.killed,
@@ -79,10 +85,13 @@ def shown(number: int, outcome: Outcome) -> Outcome:
 
 
 class Proof:
-    """The images in the bucket, and the runs over them; ``folder`` is for job files and logs."""
+    """The images in the bucket, and the runs over them.
 
-    def __init__(self, folder: Path, num_images: int) -> None:
-        self.folder, self.num_images = folder, num_images
+    ``folder`` is for job files and logs; ``drivers`` ends those that still run.
+    """
+
+    def __init__(self, folder: Path, num_images: int, drivers: ExitStack) -> None:
+        self.folder, self.num_images, self.drivers = folder, num_images, drivers
         storage.filesystem(BUCKET)[0].mkdir(BUCKET.removeprefix("s3://"))
         for number in range(num_images):
             sink = BytesIO()
@@ -160,12 +169,8 @@ class Proof:
         )
         number = len(list(self.folder.glob(f"{name}-*.log")))
         log = (self.folder / f"{name}-{number}.log").open("wb")
-        return subprocess.Popen(
-            [sys.executable, "-c", SEGBATCH, "run", str(job), *options],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        command = [sys.executable, "-c", SEGBATCH, "run", str(job), *options]
+        return self.drivers.enter_context(program(command, stdout=log, stderr=subprocess.STDOUT))
 
     def command(self, *words: str) -> int:
         """The exit code of a command."""

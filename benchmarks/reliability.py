@@ -1,7 +1,8 @@
 """What faults cost, and that they lose nothing: scripts/bench reliability.
 
-    scripts/bench reliability [--only storage] [--endpoint NAME] [-o RESULT.json]
-    scripts/bench reliability --peers [-o RESULT.json]
+    scripts/bench reliability [--only storage | bursts | processes] [--endpoint NAME]
+        [--images 200] [-o RESULT.json]
+    scripts/bench reliability --peers [--fault FAULT] [--images 200] [-o RESULT.json]
 
 Each part injects its faults into a real job; to add one, write a module in benchmarks/faults and a
 line in PARTS. The S3 server is moto; with `--endpoint`, the one
@@ -32,9 +33,11 @@ import ray
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import result  # noqa: E402
+from benchmarks.buckets import new_bucket  # noqa: E402
 from benchmarks.faults import peers, processes, storage  # noqa: E402
 from benchmarks.faults.bench import Bench, Row, small_model  # noqa: E402
-from benchmarks.result import RESULTS, machine  # noqa: E402
+from benchmarks.result import RESULTS  # noqa: E402
 from segbatch.demo.s3server import s3_server  # noqa: E402
 from tests.proxy import proxy  # noqa: E402
 
@@ -61,8 +64,15 @@ def main() -> None:
         help="by default among the results",
     )
     arguments = parser.parse_args()
+    if arguments.peers and arguments.only:
+        parser.error("--only names a part of the table without --peers: leave one of them out")
+    if arguments.peers and arguments.endpoint:
+        parser.error("--peers uses moto: leave --endpoint out")
+    if arguments.fault and not arguments.peers:
+        parser.error("--fault names a fault of the table of --peers: add --peers")
     name = "reliability-peers" if arguments.peers else "reliability"
     output = arguments.output or RESULTS / f"{date.today()}-{name}.json"
+    facts = result.machine()
     rows: list[Row] = []
     with contextlib.ExitStack() as stack:
         if not arguments.endpoint:
@@ -71,7 +81,7 @@ def main() -> None:
         os.environ["AWS_ENDPOINT_URL"] = url  # of Ray's workers, too
         os.environ["PYTHONPATH"] = str(ROOT)  # of the workers: tests.poison is here
         if arguments.peers:
-            compare(stack, url, arguments.images, output, arguments.fault)
+            compare(stack, url, arguments.images, facts, output, fault=arguments.fault)
             return
         os.environ |= {
             "RAY_memory_usage_threshold": f"{threshold():.3f}",
@@ -86,38 +96,48 @@ def main() -> None:
         )
         stack.callback(ray.shutdown)
         model = small_model(stack.enter_context(tempfile.TemporaryDirectory()))
-        bench = Bench(arguments.endpoint or "moto", url, model, arguments.images)
+        root = stack.enter_context(new_bucket("bench-reliability"))
+        bench = Bench(arguments.endpoint or "moto", url, root, model, arguments.images)
+        stack.callback(bench.set_faults, [])  # the bucket is emptied through the proxy
         for part in [arguments.only] if arguments.only else PARTS:
             for row in PARTS[part](bench):
                 print(*asdict(row).values(), flush=True)
                 rows.append(row)
-                save(output, rows)
+                save(output, facts, rows)
 
 
 def compare(
-    stack: contextlib.ExitStack, url: str, num_images: int, output: Path, fault: str | None
+    stack: contextlib.ExitStack,
+    url: str,
+    num_images: int,
+    facts: dict[str, Any],
+    output: Path,
+    *,
+    fault: str | None,
 ) -> None:
     """The same faults for everybody; each program starts a Ray of its own where it needs one.
 
     With ``fault`` only its rows are new, and stand last among those of their program.
     """
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-    bench = Bench("moto", url, small_model(str(folder)), num_images, warm=False)
+    root = stack.enter_context(new_bucket("bench-reliability"))
+    bench = Bench("moto", url, root, small_model(str(folder)), num_images, warm=False)
+    stack.callback(bench.set_faults, [])
     entries: list[peers.PeerRow] = []
-    figures: dict[str, Any] = machine()
+    figures = facts
     if fault:
         before = json.loads(newest("reliability-peers").read_text())
         added = f"On {date.today()}, with {num_images} images: {fault}."
         note = before.get("note", "")
         figures = before | {"note": note if added in note else f"{note} {added}".strip()}
         entries = [peers.PeerRow(**row) for row in before["rows"] if row["fault"] != fault]
-    names = list(peers.PEERS.values())
+    names = list(peers.CONTENDERS.values())
     for entry in peers.rows(bench, folder, fault):
         print(*asdict(entry).values(), sep=" | ", flush=True)
         entries.append(entry)
         entries.sort(key=lambda row: names.index(row.peer))
         figures["rows"] = [asdict(row) for row in entries]
-        output.write_text(json.dumps(figures, indent=1) + "\n")
+        result.save("reliability-peers", figures, output)
     if fault not in (None, *(row.fault for row in entries)):
         sys.exit(f"no program has the fault {fault!r}: see benchmarks/reliability.md")
     write_page(newest("reliability"), output)
@@ -130,13 +150,24 @@ def threshold() -> float:
     return 1 - (kb["MemAvailable"] - MEMORY_KB) / kb["MemTotal"]
 
 
-def save(path: Path, rows: list[Row]) -> None:
+def save(path: Path, facts: dict[str, Any], rows: list[Row]) -> None:
     """Rows of parts that were not run now stay."""
-    before = [Row(**row) for row in json.loads(path.read_text())] if path.exists() else []
+    before = rows_in(path) if path.exists() else []
     new = {row.part for row in rows}
     every = [row for row in before if row.part not in new] + rows
-    path.write_text(json.dumps([asdict(row) for row in every], indent=1) + "\n")
+    result.save("reliability", {**facts, "rows": [asdict(row) for row in every]}, path)
     write_page(path, newest("reliability-peers"))
+
+
+def rows_in(path: Path) -> list[Row]:
+    """The rows of a result; before 2026-11-30 it was a list of them."""
+    found = json.loads(path.read_text())
+    return [Row(**row) for row in (found if isinstance(found, list) else found["rows"])]
+
+
+def shown(broken: int | None) -> str:
+    """``broken`` of a row in the table, where a row without any says that it measures nothing."""
+    return {None: "–", 0: "**0: nothing was measured**"}.get(broken, str(broken))
 
 
 def newest(name: str) -> Path:
@@ -146,23 +177,25 @@ def newest(name: str) -> Path:
 
 def write_page(ours: Path, others: Path) -> None:
     """Write benchmarks/reliability.md from two results."""
-    rows = json.loads(ours.read_text())
     names = [field.name for field in fields(Row)]
+    rows = [asdict(row) | {"broken": shown(row.broken)} for row in rows_in(ours)]
     lines = [" | ".join(str(value) for value in row.values()) for row in rows]
     table = [" | ".join(names).replace("_", " "), " | ".join("---" for _ in names), *lines]
     text = (
         f"# Reliability\n\n{ours.stem.removesuffix('-reliability')}, written by"
-        " `scripts/bench reliability`. `extra s` is the time added compared with an undisturbed run"
-        " of the same session; the rows of no fault show the total seconds of those runs. `starts`"
+        f" `scripts/bench reliability`{result.link(ours)}. `extra s` is the time added compared"
+        " with an undisturbed run of the same session; the rows of no fault show the total seconds"
+        " of those runs. `starts`"
         " counts runs of the same job; it is above one if a run ended with exit 3. `requests per"
-        " image` covers the whole job.\n\n"
+        " image` covers the whole job. `broken` counts the requests that the proxy broke, of images"
+        " and of all else; – stands where it was to break none or did not count them.\n\n"
     )
     text += "\n".join(f"| {line} |" for line in table) + "\n"
     compared = json.loads(others.read_text())
     text += (
         "\n## The others, through the same faults\n\n"
-        f"{compared['date']}, {compared['cores']} cores, by `scripts/bench reliability --peers`."
-        f" {compared.get('note', '')} {peers.ABOUT}\n\n"
+        f"{compared['date']}, {compared['cores']} cores, by `scripts/bench reliability --peers`"
+        f"{result.link(others)}. {compared.get('note', '')} {peers.ABOUT}\n\n"
         + peers.table([peers.PeerRow(**row) for row in compared["rows"]])
         + "\n"
     )

@@ -47,10 +47,17 @@ def mean_and_deviation(values: Sequence[float]) -> str:
 
 
 def save(name: str, figures: Mapping[str, Any], path: Path | None = None) -> Path:
-    """Write ``figures`` to ``path``, or where results are kept."""
-    path = path or RESULTS / f"{date.today().isoformat()}-{name}.json"
+    """Write ``figures`` to ``path``, or where results are kept, under the date that they have."""
+    path = path or RESULTS / f"{figures['date']}-{name}.json"
     path.write_text(json.dumps(figures, indent=2) + "\n")
     return path
+
+
+def link(path: Path) -> str:
+    """A result in brackets, for a page in benchmarks; nothing if it is not kept with the others."""
+    return (
+        f" ([figures](results/{path.name}))" if path.resolve().parent == RESULTS.resolve() else ""
+    )
 
 
 def _shown(value: Any) -> str:

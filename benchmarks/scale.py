@@ -24,7 +24,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import result  # noqa: E402
 from benchmarks.faults.bench import small_model  # noqa: E402
 from benchmarks.memory import private_mb  # noqa: E402
 from segbatch.config.job import SegmentJob, load_kind  # noqa: E402
@@ -71,22 +71,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--folder", type=Path, help="of the runs; a temporary one by default")
-    parser.add_argument(
-        "-o", "--output", type=Path,
-        default=ROOT / f"benchmarks/results/{date.today()}-scale.json",
-    )  # fmt: skip
+    parser.add_argument("-o", "--output", type=Path, help="write the figures here, as JSON")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
         print(json.dumps(measure(arguments.folder, arguments.one)))
         return
-    results = []
+    facts = result.machine()
+    results: list[dict[str, Any]] = []
     for num_images in arguments.images:
         with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
             command = [sys.executable, __file__, "--one", str(num_images), "--folder", folder]
             ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         results.append(json.loads(ended.stdout.splitlines()[-1]))
-        arguments.output.write_text(json.dumps(results, indent=1) + "\n")
+        result.save("scale", {**facts, "runs": results}, arguments.output)
     print("| | " + " | ".join(f"{row['images']:,}" for row in results) + " |")
     print("| --- " * (len(results) + 1) + "|")
     for name in results[0]:

@@ -4,7 +4,7 @@
 
 Copies the images into moto (an S3 server in a process of its own, on the same cores), runs the
 whole job, audits it, and writes what it took as JSON. With `--endpoint`, the S3 server of the
-AWS_* variables is used instead.
+AWS_* variables is used instead, in a bucket of its own, which is deleted in the end.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import platform
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -26,13 +27,17 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-import segbatch
-from segbatch import storage
-from segbatch.config.images import IMAGE_EXTENSIONS
-from segbatch.demo.s3server import s3_server
-from segbatch.machine import num_cores
-from segbatch.masks import overlay, with_legend
-from segbatch.run import Run
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+import segbatch  # noqa: E402
+from benchmarks.buckets import new_bucket  # noqa: E402
+from segbatch import storage  # noqa: E402
+from segbatch.config.images import IMAGE_EXTENSIONS  # noqa: E402
+from segbatch.demo.s3server import s3_server  # noqa: E402
+from segbatch.machine import num_cores  # noqa: E402
+from segbatch.masks import overlay, with_legend  # noqa: E402
+from segbatch.run import Run  # noqa: E402
 
 
 def main() -> None:
@@ -48,15 +53,16 @@ def main() -> None:
         if not arguments.endpoint:
             stack.enter_context(_environment())
         folder = stack.enter_context(tempfile.TemporaryDirectory())
-        uris = upload(arguments.images)
+        prefix = f"{stack.enter_context(new_bucket('bench-segment'))}/images/"
+        upload(arguments.images, prefix)
         job = {
             "kind": "segment",
-            "images": "s3://bench-segment/images/",
+            "images": prefix,
             "model": arguments.model,
             "output": f"{folder}/run",
             "limits": {"max_failed_fraction": 1.0},
         }
-        run, figures = measure(segbatch.load_job(job, arguments.set), len(uris))
+        run, figures = measure(segbatch.load_job(job, arguments.set))
         if arguments.overlays:
             write_overlays(run, arguments.overlays)
     show(figures)
@@ -76,19 +82,15 @@ def _environment() -> Iterator[None]:
             os.environ.update(before)
 
 
-def upload(images: str) -> list[str]:
-    """Copy the images into the bucket; returns their URIs there."""
-    with contextlib.suppress(FileExistsError):
-        storage.filesystem("s3://bench-segment")[0].mkdir("bench-segment")
-    uris = []
+def upload(images: str, prefix: str) -> None:
+    """Copy the images of a folder below ``prefix``."""
     for file in storage.list_files(images):
         if Path(file.uri).suffix.lower().lstrip(".") in IMAGE_EXTENSIONS:
-            uris.append(f"s3://bench-segment/images/{storage.name_of(file.uri)}")
-            storage.write_bytes(uris[-1], storage.read_bytes(file.uri))
-    return uris
+            data = storage.read_bytes(file.uri)
+            storage.write_bytes(f"{prefix}{storage.name_of(file.uri)}", data)
 
 
-def measure(job: Any, num_images: int) -> tuple[Run, dict[str, Any]]:
+def measure(job: Any) -> tuple[Run, dict[str, Any]]:
     """Run the job once; seconds are wall time, those of stages summed over workers."""
     start = time.perf_counter()
     run = segbatch.segment(job)
@@ -103,13 +105,13 @@ def measure(job: Any, num_images: int) -> tuple[Run, dict[str, Any]]:
         "machine": f"{num_cores()} cores, {platform.processor() or platform.machine()}",
         "software": info.software,
         "model": info.model.model_dump(include={"arch", "backbone", "long_side", "sha256"}),
-        "images": num_images,
+        "images": audit.rows,
         "rows": audit.rows,
         "failed": info.counts.failed,
         "audit_exit_code": audit.exit_code,
         "wall_s": round(wall, 1),
         "pipeline_wall_s": started.wall_s,
-        "images_per_second": round(num_images / started.wall_s, 2),
+        "images_per_second": round(audit.rows / started.wall_s, 2),
         "stage_s": started.stage_s,
         "bytes_per_row": round(size / max(1, audit.rows)),
     }

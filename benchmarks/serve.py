@@ -21,7 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ sys.path.insert(0, str(ROOT))
 import aiohttp  # noqa: E402
 
 from benchmarks import photographs, result  # noqa: E402
+from benchmarks.programs import program  # noqa: E402
 from segbatch.images.decode import Decoded, decode_image  # noqa: E402
 from segbatch.machine import num_cores  # noqa: E402
 from segbatch.model.predict import load_model  # noqa: E402
@@ -91,10 +92,13 @@ def main() -> None:
 def served(model: str) -> Iterator[str]:
     """The URL of `segbatch serve`, which ends with the block."""
     command = [sys.executable, "-m", "segbatch", "serve", model, "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as server:
+    with program(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as server:
         assert server.stdout is not None
         try:
-            yield server.stdout.readline().strip()
+            url = server.stdout.readline().strip()
+            if not url:
+                sys.exit("segbatch serve did not start: see above")
+            yield url
         finally:
             server.terminate()
             server.wait(60)
@@ -107,17 +111,23 @@ def alone(model: str, files: list[bytes]) -> Iterator[Any]:
     here, there = context.Pipe()
     process = context.Process(target=_predict_on_request, args=(there, model, files))
     process.start()
+    there.close()  # only the process has that end, so that its death ends the waiting for it
 
     def measure(seconds: float) -> float:
-        here.send(seconds)
-        return float(here.recv())
+        try:
+            here.send(seconds)
+            return float(here.recv())
+        except (EOFError, ConnectionError):
+            sys.exit("predict_batch ended before it was measured: see above")
 
     try:
         measure(WARM_S)
         yield measure
     finally:
-        here.send(None)
+        with suppress(ConnectionError):
+            here.send(None)
         process.join(60)
+        process.kill()
 
 
 def _predict_on_request(requests: Connection, model_uri: str, files: list[bytes]) -> None:

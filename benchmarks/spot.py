@@ -38,6 +38,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import result  # noqa: E402
 from benchmarks.faults.nodes import Nodes, raylet_of  # noqa: E402
 from benchmarks.memory import command_line, descendants, images_done, prepare  # noqa: E402
+from benchmarks.programs import program  # noqa: E402
 from segbatch import open_run  # noqa: E402
 
 NODES = 3  # besides the head's, where the driver is
@@ -161,25 +162,23 @@ def measured(
     ]
     slots = [Slot(cluster, schedule) for schedule in schedules]
     environment = {**os.environ, "RAY_ADDRESS": cluster.address}
-    driver = subprocess.Popen(
-        [sys.executable, "-m", "segbatch", "run", str(job), "--set", f"output={output}"],
-        stderr=subprocess.PIPE, text=True, env=environment,
-    )  # fmt: skip
-    arrivals = Arrivals(driver)
-    began = arrivals.next_after(0.0)
-    for slot in slots:
-        slot.start()
-    due = time.monotonic() + seconds
-    while arrivals.last.moment < due:
-        arrivals.check()
+    command = [sys.executable, "-m", "segbatch", "run", str(job), "--set", f"output={output}"]
+    with program(command, stderr=subprocess.PIPE, text=True, env=environment) as driver:
+        arrivals = Arrivals(driver)
+        began = arrivals.next_after(0.0)
         for slot in slots:
-            slot.look()
-        time.sleep(LOOK_S)
-    ended = arrivals.last
-    for slot in slots:
-        slot.count()
-    driver.send_signal(signal.SIGINT)
-    driver.wait(STOP_S)
+            slot.start()
+        due = time.monotonic() + seconds
+        while arrivals.last.moment < due:
+            arrivals.check()
+            for slot in slots:
+                slot.look()
+            time.sleep(LOOK_S)
+        ended = arrivals.last
+        for slot in slots:
+            slot.count()
+        driver.send_signal(signal.SIGINT)
+        driver.wait(STOP_S)
     for slot in slots:
         slot.lose()
     audit = open_run(str(output)).audit()

@@ -34,6 +34,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import result  # noqa: E402
 from benchmarks.training import (  # noqa: E402
     DEVICE,
+    Kept,
     Row,
     Trained,
     in_parallel,
@@ -84,16 +85,19 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--crop", type=int, default=320)
     parser.add_argument("--processes", type=int, default=1, help="seeds at a time, on one GPU")
+    parser.add_argument("--note", help="what to write beside the figures: what else was going on")
     parser.add_argument("-o", "--output", type=Path, help="write the figures here, as JSON")
     arguments = parser.parse_args()
     tasks = [{"seed": seed, "options": vars(arguments)} for seed in range(arguments.seeds)]
-    rounds = in_parallel(tasks, one_round, arguments.processes)
-    trainings = [training for seed in rounds for training in seed]
-    rows = summary(trainings)
-    print(result.markdown(rows))
-    options = {key: str(value) for key, value in vars(arguments).items()}
-    figures = {"options": options, "summary": rows, "trainings": trainings}
-    print(result.save("suggest", {**result.machine(), **figures}, arguments.output))
+    kept = Kept("suggest", arguments, summary)
+
+    def keep(rounds: list[list[dict[str, Any]]]) -> Path:
+        return kept.write([training for seed in rounds for training in seed])
+
+    rounds = in_parallel(tasks, one_round, arguments.processes, keep)
+    saved = keep(rounds)
+    print(result.markdown(summary([training for seed in rounds for training in seed])))
+    print(saved)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ training stays short, and several share a large GPU.
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,11 +14,13 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import torch
 from timm.utils import ModelEmaV3
 
+from benchmarks import result
 from segbatch.config.training import FromBackbone, FromBundle, Train
 from segbatch.labels.dataset import Dataset
 from segbatch.labels.samples import Sample
@@ -152,21 +155,53 @@ def threads_each(processes: int) -> int:
 
 
 def in_parallel(
-    tasks: Sequence[Mapping[str, Any]], work: Callable[..., Any], processes: int
+    tasks: Sequence[Mapping[str, Any]],
+    work: Callable[..., Any],
+    processes: int,
+    keep: Callable[[list[Any]], object],
 ) -> list[Any]:
     """The results of ``work(**task)``, in the order of the tasks, ``processes`` at a time.
 
-    Each is printed as it comes. Tasks start in their order: put the longest first.
+    Each is printed as it comes, and all that have come so far are given to ``keep``. Tasks start in
+    their order: put the longest first.
     """
+    found: dict[int, Any] = {}
+
+    def come(index: int, value: Any) -> None:
+        print(json.dumps(value), flush=True)
+        found[index] = value
+        keep([found[number] for number in sorted(found)])
+
     if processes == 1:
-        return [_printed(work(**task)) for task in tasks]
-    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
-        waiting = [pool.submit(work, **task) for task in tasks]
-        for done in as_completed(waiting):
-            _printed(done.result())
-        return [done.result() for done in waiting]
+        for index, task in enumerate(tasks):
+            come(index, work(**task))
+    else:
+        with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+            waiting = {pool.submit(work, **task): index for index, task in enumerate(tasks)}
+            for done in as_completed(waiting):
+                come(waiting[done], done.result())
+    return [found[index] for index in range(len(tasks))]
 
 
-def _printed(value: Any) -> Any:
-    print(json.dumps(value), flush=True)
-    return value
+class Kept:
+    """The result of a benchmark of trainings, written after each, so that a stopped run has it."""
+
+    def __init__(
+        self,
+        name: str,
+        arguments: argparse.Namespace,
+        summary: Callable[[list[dict[str, Any]]], list[dict[str, Any]]],
+    ) -> None:
+        self.name, self.output, self.summary = name, arguments.output, summary
+        self.facts = result.machine() | ({"note": arguments.note} if arguments.note else {})
+        self.options = {key: str(v) for key, v in vars(arguments).items() if key != "note"}
+
+    def write(self, trainings: list[dict[str, Any]]) -> Path:
+        """Write what there is so far; returns where."""
+        figures = {
+            **self.facts,
+            "options": self.options,
+            "summary": self.summary(trainings),
+            "trainings": trainings,
+        }
+        return result.save(self.name, figures, self.output)

@@ -19,7 +19,7 @@ from segbatch.demo.s3server import s3_server
 from segbatch.jobs.runtime.sharing import FEW_CORES
 from segbatch.run import Run
 from tests.collection import broken, various
-from tests.proxy import CONTROL, REQUESTS, proxy
+from tests.proxy import BROKEN, CONTROL, REQUESTS, proxy
 
 # One Ray serves all tests, and drivers in processes of their own: without a token they find it.
 os.environ |= {
@@ -89,6 +89,12 @@ class S3:
         with urllib.request.urlopen(self.url + REQUESTS) as answer:
             counts = json.load(answer)
         return {path: num for asked, path, num in counts if asked == method and part in path}
+
+    def broken(self) -> int:
+        """How many requests were broken since the last break-down."""
+        with urllib.request.urlopen(self.url + BROKEN) as answer:
+            number: int = json.load(answer)
+            return number
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,12 @@
 
 Faults are set by a ``PUT`` of JSON to ``/-/faults``: a list of objects, of which the first that
 fits a request is done to it. ``GET /-/requests`` tells how many requests came since then, as
-``[[method, path, number], …]``. A fault has:
+``[[method, path, number], …]``, and ``GET /-/broken`` how many of them were broken. A fault has:
 
 - ``kind``: one of :data:`KINDS`; ``error`` by default
 - ``method``, ``part``: of the requests that it fits, ``part`` of their path; any by default
 - ``rate``: of these requests, the share that is broken; all by default. Which ones depends on the
-  path and on how often it was asked for, and not on the order in which requests come
+  fault, the path and how often it was asked for, and not on the order in which requests come
 - ``times``: of each path, how many requests at most are broken
 - ``between``: ``[from, to]`` in seconds since the faults were set
 - ``status``, ``code``: of the answer, where ``kind`` is ``error`` or ``lost_error``
@@ -48,6 +48,7 @@ KINDS = (
 HALVES = ("short", "cut", "reset_body", "stall_body")  # of the body are sent
 CONTROL = "/-/faults"
 REQUESTS = "/-/requests"
+BROKEN = "/-/broken"
 ERROR = "<?xml version='1.0'?>\n<Error><Code>{}</Code><Message>injected</Message></Error>"
 
 
@@ -68,6 +69,8 @@ class Proxy:
         if path == CONTROL:
             self.set_faults(json.loads(body))
             return b""
+        if path == BROKEN:
+            return json.dumps(self.broken.total()).encode()
         return json.dumps([[*key, number] for key, number in self.requests.items()]).encode()
 
     def fault(self, method: str, path: str) -> dict[str, Any] | None:
@@ -78,7 +81,9 @@ class Proxy:
             if not start <= time.monotonic() - self.since < end:
                 continue
             self.fitting[number, path] += 1
-            chance = random.Random(f"{number} {method} {path} {self.fitting[number, path]}")
+            # The kind is in it, so that faults of one rate do not all break the same requests.
+            kind = fault.get("kind", "error"), fault.get("code")
+            chance = random.Random(f"{number} {kind} {method} {path} {self.fitting[number, path]}")
             if chance.random() >= fault.get("rate", 1):
                 continue
             if self.broken[number, path] < fault.get("times", sys.maxsize):
@@ -102,7 +107,7 @@ class Proxy:
             writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         body = await read_body(head, reader)
         path = unquote(urlsplit(target).path)
-        if path in (CONTROL, REQUESTS):
+        if path in (CONTROL, REQUESTS, BROKEN):
             writer.write(response(200, "OK", self.told(path, body)))
             return True
         self.requests[method, path] += 1

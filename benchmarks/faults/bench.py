@@ -22,14 +22,18 @@ from segbatch.model.config import ModelConfig
 from tests.collection import jpeg
 from tests.drivers import driver
 from tests.model.conftest import BACKBONES, CLASSES, random_network
-from tests.proxy import CONTROL, REQUESTS
+from tests.proxy import BROKEN, CONTROL, REQUESTS
 
 MAX_STARTS = 5
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table. ``extra_s`` is against an undisturbed run of the same session."""
+    """One line of the table. ``extra_s`` is against an undisturbed run of the same session.
+
+    ``broken`` requests are those that the proxy broke; ``None`` where it was to break none, and in
+    results from before they were counted.
+    """
 
     part: str
     fault: str
@@ -40,21 +44,22 @@ class Row:
     starts: int
     extra_s: float
     requests_per_image: float
+    broken: int | None = None
 
 
 class Bench:
     """``proxy`` is the URL that the AWS_* variables name; ``name`` says which server is behind.
 
-    With ``warm`` the job is run twice on Ray, for the time that it takes undisturbed.
+    Everything is in the bucket ``root``. With ``warm`` the job is run twice on Ray, for the time
+    that it takes undisturbed.
     """
 
     def __init__(
-        self, name: str, proxy: str, model: str, num_images: int, *, warm: bool = True
+        self, name: str, proxy: str, root: str, model: str, num_images: int, *, warm: bool = True
     ) -> None:
-        self.name, self.proxy, self.model, self.num_images = name, proxy, model, num_images
-        self.root = f"s3://bench-reliability-{int(time.time())}"
+        self.name, self.proxy, self.root = name, proxy, root
+        self.model, self.num_images = model, num_images
         self.numbers = itertools.count()
-        storage.filesystem(self.root)[0].mkdir(self.root.removeprefix("s3://"))
         for number in range(num_images):
             storage.write_bytes(f"{self.root}/images/{number:04d}.jpg", jpeg(number, 192, 256))
         self.undisturbed_s = 0.0
@@ -87,7 +92,10 @@ class Bench:
                 continue
             break
         seconds = time.perf_counter() - start - self.undisturbed_s
-        return self._row((part, fault, how_often), job, starts, seconds)
+        broken = self._asked(BROKEN) if faults else None
+        if broken == 0:
+            print(f"{fault} {how_often}: no request was broken: take more --images", flush=True)
+        return self._row((part, fault, how_often), job, starts, seconds, broken)
 
     def driven(
         self,
@@ -127,9 +135,15 @@ class Bench:
             "rows_per_file": 32,
         }
 
-    def _row(self, what: tuple[str, str, str], job: dict[str, Any], starts: int, s: float) -> Row:
-        with urllib.request.urlopen(self.proxy + REQUESTS) as answer:
-            counts = [num for method, path, num in json.load(answer) if path.endswith(".jpg")]
+    def _row(
+        self,
+        what: tuple[str, str, str],
+        job: dict[str, Any],
+        starts: int,
+        s: float,
+        broken: int | None = None,
+    ) -> Row:
+        counts = [num for _, path, num in self._asked(REQUESTS) if path.endswith(".jpg")]
         self.set_faults([])
         run = segbatch.open_run(job["output"])
         audit = run.audit(deep=True)
@@ -137,10 +151,14 @@ class Bench:
         done = run.info.counts.ok + run.info.counts.failed.get("crashed", 0)
         lost = self.num_images - done + len(audit.damaged)
         requests = round(sum(counts) / self.num_images, 2)
-        return Row(*what, self.num_images, lost, audit.twice, starts, round(s, 1), requests)
+        return Row(*what, self.num_images, lost, audit.twice, starts, round(s, 1), requests, broken)
+
+    def _asked(self, path: str) -> Any:
+        with urllib.request.urlopen(self.proxy + path) as answer:
+            return json.load(answer)
 
     def set_faults(self, faults: list[dict[str, Any]]) -> None:
-        """What the proxy does from now on; its counts of requests begin again."""
+        """What the proxy does from now on; its counts begin again."""
         body = json.dumps(faults).encode()
         urllib.request.urlopen(
             urllib.request.Request(self.proxy + CONTROL, body, method="PUT")

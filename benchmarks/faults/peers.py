@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -28,13 +27,14 @@ from benchmarks.faults.nodes import Nodes, OneNode
 from benchmarks.faults.storage import BURST_S, EVERYWHERE
 from benchmarks.peers import daft_udf
 from benchmarks.peers.task import Task
+from benchmarks.programs import kill, program
 from segbatch import storage
 from tests import poison
 from tests.collection import jpeg
 from tests.proxy import REQUESTS
 
 ROOT = Path(__file__).parents[2]
-PEERS = {
+CONTENDERS = {
     "segbatch_again": "segbatch",
     "ray_checkpoint": "Ray Data, CheckpointConfig",
     "daft_checkpoint": "Daft, CheckpointStore",
@@ -77,10 +77,10 @@ class PeerRow:
 
 
 class Contender:
-    """One of the programs, which is broken over and over."""
+    """One of the programs, which is broken over and over; ``started`` ends what still runs."""
 
-    def __init__(self, bench: Bench, name: str, folder: Path) -> None:
-        self.bench, self.name, self.folder = bench, name, folder
+    def __init__(self, bench: Bench, name: str, folder: Path, started: ExitStack) -> None:
+        self.bench, self.name, self.folder, self.started = bench, name, folder, started
         self.count = 0
         self.address = "local"  # a Ray of its own, even if another one runs on this machine
         self.undisturbed_s = 0.0
@@ -199,14 +199,11 @@ class Contender:
     def start(self, task: Task) -> Process:
         file = Path(f"{task.output}.json")
         task.save(file)
+        command = [*_python(self.name), "-m", f"benchmarks.peers.{self.name}", str(file)]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": self.address}
         with Path(f"{task.output}.log").open("ab") as log:
-            return subprocess.Popen(
-                [*_python(self.name), "-m", f"benchmarks.peers.{self.name}", str(file)],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                cwd=ROOT,
-                env={**os.environ, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": self.address},
-                start_new_session=True,
+            return self.started.enter_context(
+                program(command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, env=environment)
             )
 
     def is_in_the_middle(self) -> Callable[[], bool]:
@@ -245,7 +242,7 @@ class Contender:
             lost -= 1  # the image itself, of which nobody can have a mask
         again = read - (self.read or self.bench.num_images)
         return PeerRow(
-            PEERS[self.name], fault, images, lost, sum(seen.values()) - len(seen),
+            CONTENDERS[self.name], fault, images, lost, sum(seen.values()) - len(seen),
             wrong, max(0, again), round(seconds - self.undisturbed_s, 1), by_hand,
         )  # fmt: skip
 
@@ -256,8 +253,9 @@ def rows(bench: Bench, folder: Path, only: str | None = None) -> Iterator[PeerRo
         harm = poison.KILL if number == bench.num_images // 2 else b""
         data = jpeg(number, 192, 256, harm)
         storage.write_bytes(f"{bench.root}/poison/{number:04d}.jpg", data)
-    for name in PEERS:
-        yield from Contender(bench, name, folder).rows(only)
+    for name in CONTENDERS:
+        with ExitStack() as started:
+            yield from Contender(bench, name, folder, started).rows(only)
 
 
 def _python(name: str) -> list[str]:
@@ -277,8 +275,7 @@ def _wait(process: Process) -> int:
     try:
         return process.wait(LIMIT_S)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        kill(process)
         return ENDLESS
 
 
