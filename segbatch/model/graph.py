@@ -173,6 +173,8 @@ def as_logits(given: npt.NDArray[Any], output: GraphOutput, num_classes: int) ->
         raise JobFailed(f"the graph gives {given.shape}, which are not {num_classes} classes")
     if layout == "NHWC":
         given = given.transpose(0, 3, 1, 2)
+    # In half precision, the smallest probability would be 0.
+    given = given.astype(np.promote_types(given.dtype, np.float32), copy=False)
     if number == 1 < num_classes:
         other = 1 - given if output.kind == "probabilities" else np.zeros_like(given)
         given = np.concatenate([other, given], axis=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,57 @@ def graph_file(
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path
     )
     return path
+
+
+Step = tuple[Any, ...]  # operation, attributes, constants
+
+
+def graph_with(
+    path: Path,
+    number: int,
+    outputs: dict[str, list[Step]],
+    *,
+    first: tuple[Step, ...] = (),
+    sides: tuple[int | str, ...] = ("n", 3, "h", "w"),
+) -> Path:
+    """A convolution to ``number`` channels in ONNX, and after it the steps to each output."""
+    weights = np.random.default_rng(1).normal(0, 1, (number, 3, 3, 3))
+    is_half = first[:1] == (TO_HALF,)
+    nodes: list[Any] = []
+    constants: list[Any] = []
+
+    def chain(last: str, steps: Sequence[Step]) -> str:
+        for kind, attributes, *arrays in steps:
+            names = [f"constant{len(constants) + index}" for index in range(len(arrays))]
+            constants.extend(map(numpy_helper.from_array, arrays, names))
+            # The optional regions of a Resize come before its scales.
+            inputs = [last, "", *names] if kind == "Resize" else [last, *names]
+            last = f"{kind}{len(nodes)}"
+            nodes.append(helper.make_node(kind, inputs, [last], **attributes))
+        return last
+
+    kernel = weights.astype(np.float16 if is_half else np.float32)
+    logits = chain("image", [*first, ("Conv", {"pads": [1] * 4}, kernel)])
+    for name, steps in outputs.items():
+        nodes.append(helper.make_node("Identity", [chain(logits, steps)], [name]))
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, sides)
+    results = [helper.make_empty_tensor_value_info(name) for name in outputs]
+    graph = helper.make_graph(nodes, "g", [image], results, constants)
+    opset = [helper.make_opsetid("", 17)]
+    model = helper.make_model(graph, opset_imports=opset, ir_version=9)
+    onnx.save(onnx.shape_inference.infer_shapes(model, strict_mode=True), path)
+    return path
+
+
+TO_HALF: Step = ("Cast", {"to": TensorProto.FLOAT16})
+SIGMOID: Step = ("Sigmoid", {})
+SOFTMAX: Step = ("Softmax", {"axis": 1})
+TWO = Known(classes=Classes(["background", "crack"]), input_range=(0.0, 1.0))
+
+
+def as_one_image(image: np.ndarray) -> np.ndarray:
+    """A picture as the graphs with NCHW float32 from 0 to 1 take it."""
+    return np.ascontiguousarray((image[None] / np.float32(255)).transpose(0, 3, 1, 2))
 
 
 def imported(path: Path, tmp_path: Path, known: Known = FROM_0_TO_1) -> ModelConfig:
@@ -203,6 +254,29 @@ def test_probabilities_stay_what_they_are(tmp_path: Path) -> None:
     found = load_model(str(tmp_path / "m"), "cpu", precision="fp32").predict(picture(64, 64))
     np.testing.assert_allclose(found.confidences, of_logits.confidences, atol=1e-4)
     assert found.uncertainty == pytest.approx(of_logits.uncertainty, abs=1e-4)
+
+
+@pytest.mark.parametrize(("number", "last"), [(5, SOFTMAX), (1, SIGMOID)])
+def test_probabilities_in_half_precision_are_what_they_are(
+    tmp_path: Path, number: int, last: Step
+) -> None:
+    path = graph_with(
+        tmp_path / "g.onnx",
+        number,
+        {"p": [("Mul", {}, np.float16(20)), last]},
+        first=(TO_HALF,),
+    )
+    imported(path, tmp_path, FROM_0_TO_1 if number == 5 else TWO)
+    image = picture(64, 64)
+    given = runs(path, as_one_image(image), "p")[0].astype(np.float32)
+    assert given.min() == 0  # which has no logarithm
+    given = given if number == 5 else np.concatenate([1 - given, given])
+    prediction = load_model(str(tmp_path / "m"), "cpu", precision="fp32").predict(image)
+    assert np.mean(prediction.mask != given.argmax(0)) < 1e-2
+    seen = [index for index, pixels in enumerate(prediction.pixels) if pixels]
+    expected = [given.max(0)[given.argmax(0) == index].mean() for index in seen]
+    np.testing.assert_allclose(prediction.confidences[seen], expected, atol=1e-2)
+    assert 0 <= prediction.uncertainty < 1
 
 
 @pytest.mark.parametrize(
@@ -405,6 +479,25 @@ def test_onnx_runtime_gives_what_openvino_gives(tmp_path: Path) -> None:
         other = OnnxRuntimeEngine(model.graph, torch.device("cpu"), len(CLASSES))
         beside = Model(None, model.config, "cpu", model.options, engine=other)
         assert_same_masks(model, beside, [picture(64, 64), picture(64, 64, 1)])
+
+
+@pytest.mark.parametrize(
+    "step", [("Identity", {}), ("Dropout", {}), ("Cast", {"to": TensorProto.FLOAT})]
+)
+def test_onnx_runtime_calls_input_and_output_by_the_names_of_the_file(
+    tmp_path: Path, step: Step
+) -> None:
+    imported(graph_with(tmp_path / "g.onnx", 5, {"logits": []}, first=(step,)), tmp_path)
+    model = load_model(str(tmp_path / "m"), "cpu", precision="fp32")
+    old = replace(
+        model.graph,  # as earlier versions wrote it
+        input=replace(model.graph.input, name="Identity0"),
+        output=replace(model.graph.output, name="Conv1"),
+    )
+    for graph in (model.graph, old):
+        other = OnnxRuntimeEngine(graph, torch.device("cpu"), len(CLASSES))
+        beside = Model(None, model.config, "cpu", model.options, engine=other)
+        assert_same_masks(model, beside, [picture(64, 64)])
 
 
 def assert_same_masks(one: Model, other: Model, images: list[Any]) -> None:
