@@ -306,6 +306,41 @@ def test_the_range_of_a_graph_that_normalises_is_found(
     assert np.mean(prediction.mask != expected) < 1e-3
 
 
+NHWC_TO_NCHW: Step = ("Transpose", {"perm": [0, 3, 1, 2]})
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_an_open_number_of_channels_is_that_of_the_first_convolution(
+    tmp_path: Path, layout: str
+) -> None:
+    first = (NHWC_TO_NCHW,) if layout == "NHWC" else ()
+    sides = tuple("nxyz")
+    path = graph_with(tmp_path / "g.onnx", 5, {"logits": []}, first=first, sides=sides)
+    model = onnx.load(path)  # the exporters read the sizes of the input, too
+    model.graph.node.insert(0, helper.make_node("Shape", ["image"], ["shape"]))
+    model.graph.output.append(helper.make_tensor_value_info("shape", TensorProto.INT64, [4]))
+    onnx.save(model, path)
+    config = imported(path, tmp_path)
+    assert config.input is not None
+    assert (config.input.layout, config.input.size) == (layout, None)
+    image = picture(64, 128)
+    given = as_one_image(image)
+    given = given if layout == "NCHW" else given.transpose(0, 2, 3, 1)
+    expected = runs(path, given, "logits").argmax(1)[0]
+    prediction = load_model(str(tmp_path / "m"), "cpu", precision="fp32").predict(image)
+    assert np.mean(prediction.mask != expected) < 1e-3
+
+
+def test_an_open_number_of_channels_that_is_not_three_is_refused(tmp_path: Path) -> None:
+    path = graph_file(tmp_path / "g.onnx", channels=4)
+    model = onnx.load(path)
+    for side in model.graph.input[0].type.tensor_type.shape.dim:
+        side.dim_param = "any"
+    onnx.save(model, path)
+    with pytest.raises(ModelError, match="neither NCHW nor NHWC of RGB"):
+        imported(path, tmp_path)
+
+
 def test_a_range_that_cannot_be_seen_is_asked_for(tmp_path: Path) -> None:
     path = graph_file(tmp_path / "g.onnx")
     with pytest.raises(ModelError, match=r"--input-range=-1,1 .*or --mean 0\.485.* --std 0\.229"):

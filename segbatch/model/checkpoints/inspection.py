@@ -50,6 +50,9 @@ def input_of(source: str, model: Any, known: Known) -> tuple[GraphInput, RGB, RG
     shape = taken.partial_shape
     if shape.rank.is_dynamic or len(shape) != 4:
         raise ModelError(f"{source}: takes {shape}, not a batch of images (4 dimensions)")
+    if any(one.is_dynamic for one in shape):
+        _set_channels(model)
+        shape = taken.partial_shape
     sides = [None if one.is_dynamic else one.get_length() for one in shape]
     if 3 not in (sides[1], sides[3]):
         raise ModelError(f"{source}: takes {shape}, which is neither NCHW nor NHWC of RGB")
@@ -59,6 +62,37 @@ def input_of(source: str, model: Any, known: Known) -> tuple[GraphInput, RGB, RG
     dtype = cast(Any, DTYPES[str(taken.element_type.to_string())])
     limits, mean, std = _range(source, model, dtype, known)
     return GraphInput(_name(taken, 0), layout, dtype, limits, size), mean, std
+
+
+def _first_layer(model: Any) -> tuple[Any, Layout] | None:
+    """The first layer, and the layout of the input: NHWC where it is transposed before that layer.
+
+    ``None`` where the pixels go more than one way before it.
+    """
+    node = model.inputs[0].get_node()
+    layout: Layout = "NCHW"
+    while node.get_type_name() not in LAYERS:
+        users = [one.get_node() for one in node.output(0).get_target_inputs()]
+        users = [one for one in users if one.get_type_name() != "ShapeOf"]  # takes no pixels
+        if len(users) != 1:
+            return None
+        [node] = users
+        if node.get_type_name() == "Transpose":
+            layout = "NHWC"
+    return node, layout
+
+
+def _set_channels(model: Any) -> None:
+    """Set a number of channels that the input leaves open to that of the first convolution."""
+    shape = model.inputs[0].partial_shape
+    first = _first_layer(model)
+    if first is None or first[0].get_type_name() != "Convolution":
+        return
+    layer, layout = first
+    channels = layer.input_value(1).partial_shape[1]  # of its weights
+    if shape[CLASS_AXIS[layout]].is_dynamic:
+        shape[CLASS_AXIS[layout]] = channels
+        model.reshape(shape)
 
 
 def _range(
@@ -99,13 +133,10 @@ def _own_range(model: Any) -> tuple[float, float] | None:
     ``None`` if there is none, or it fits neither 0 to 1 nor 0 to 255.
     """
     ov = import_openvino()
-    node = model.inputs[0].get_node()
-    while node.get_type_name() not in LAYERS:
-        users = list(node.output(0).get_target_inputs())
-        if len(users) != 1:
-            return None
-        node = users[0].get_node()
-    before = ov.Model([node.input_value(0)], model.get_parameters())
+    first = _first_layer(model)
+    if first is None:
+        return None
+    before = ov.Model([first[0].input_value(0)], model.get_parameters())
     compiled = ov.Core().compile_model(before, "CPU", EXACT)
     shape = [1 if side.is_dynamic else side.get_length() for side in model.inputs[0].partial_shape]
     shape = [64 if index in (1, 2, 3) and side == 1 else side for index, side in enumerate(shape)]
