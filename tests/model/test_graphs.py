@@ -352,6 +352,69 @@ def test_a_range_that_cannot_be_seen_is_asked_for(tmp_path: Path) -> None:
     assert imported(path, tmp_path, half).fill == (128, 128, 128)
 
 
+@pytest.mark.parametrize(
+    ("mean", "std", "limits"),
+    [
+        ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), (0.0, 255.0)),
+        ((123.675, 116.28, 103.53), (58.4, 57.1, 57.4), (0.0, 1.0)),
+        ((123.675, 116.28, 103.53), (58.4, 57.1, 57.4), (-1.0, 1.0)),
+    ],
+)
+def test_a_mean_of_another_range_than_the_one_that_is_named_is_refused(
+    tmp_path: Path, mean: Any, std: Any, limits: tuple[float, float]
+) -> None:
+    path = graph_file(tmp_path / "g.onnx")
+    known = Known(classes=CLASSES, mean=mean, std=std)
+    with pytest.raises(ModelError, match=r"is of pixels up to (1|255), .*: leave --input-range"):
+        imported(path, tmp_path, replace(known, input_range=limits))
+    own = (0.0, 1.0) if mean[0] < 1 else (0.0, 255.0)
+    assert imported(path, tmp_path, known).range == own
+    assert imported(path, tmp_path, replace(known, input_range=own)).range == own
+    plain = Known(classes=CLASSES, mean=(0.0,) * 3, std=(1.0,) * 3, input_range=(0.0, 255.0))
+    assert imported(path, tmp_path, plain).range == (0, 255)
+
+
+def batch_normalisation(mean: float, deviation: float) -> Step:
+    ones = np.ones(3, np.float32)
+    return "BatchNormalization", {}, ones, ones * 0, ones * mean, ones * deviation**2
+
+
+@pytest.mark.parametrize(
+    ("mean", "deviation"), [(0.0, 1.0), (-0.1, 0.9), (0.1, 1.2), (-0.5, 0.8), (-0.02, 0.7)]
+)
+def test_a_batch_normalisation_of_normalised_pixels_is_no_range(
+    tmp_path: Path, mean: float, deviation: float
+) -> None:
+    first = (batch_normalisation(mean, deviation),)
+    path = graph_with(tmp_path / "g.onnx", 5, {"logits": []}, first=first)
+    with pytest.raises(ModelError, match="it cannot be seen how it was trained"):
+        imported(path, tmp_path, NAMED)
+
+
+@pytest.mark.parametrize(
+    ("mean", "deviation", "white"), [(0.45, 0.25, 1), (0.3, 0.2, 1), (115, 60, 255)]
+)
+def test_a_batch_normalisation_of_plain_pixels_shows_their_range(
+    tmp_path: Path, mean: float, deviation: float, white: int
+) -> None:
+    first = (batch_normalisation(mean, deviation),)
+    path = graph_with(tmp_path / "g.onnx", 5, {"logits": []}, first=first)
+    assert imported(path, tmp_path, NAMED).range == (0, white)
+
+
+PADDING: Step = ("Pad", {}, np.array([0, 9, 9, 0, 0, 9, 9, 0]), np.float32(0))
+
+
+def test_padding_before_the_first_layer_is_no_normalisation(tmp_path: Path) -> None:
+    first = (PADDING, NHWC_TO_NCHW)
+    path = graph_with(tmp_path / "g.onnx", 5, {"logits": []}, first=first, sides=("n", "h", "w", 3))
+    with pytest.raises(ModelError, match="it cannot be seen how it was trained"):
+        imported(path, tmp_path, NAMED)
+    first = (("Sub", {}, np.float32(127.5)), ("Div", {}, np.float32(127.5)), *first)
+    path = graph_with(tmp_path / "g.onnx", 5, {"logits": []}, first=first, sides=("n", "h", "w", 3))
+    assert imported(path, tmp_path, NAMED).range == (0, 255)
+
+
 @pytest.mark.parametrize("dtype", [TensorProto.UINT8, TensorProto.INT8])
 def test_a_graph_of_whole_numbers_has_one_range(tmp_path: Path, dtype: int) -> None:
     path = graph_file(tmp_path / "g.onnx", dtype=dtype, stride=1)

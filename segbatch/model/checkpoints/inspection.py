@@ -25,6 +25,7 @@ WHOLE_RANGES = {"uint8": (0.0, 255.0), "int8": (-128.0, 127.0)}  # of black and 
 LAYERS = ("Convolution", "GroupConvolution", "MatMul")
 EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
 SMALLEST_SPAN, LARGEST_SPAN = 0.5, 8  # between black and white, once they are normalised
+SMALLEST_OWN_SPAN = 2  # the same of a graph that takes 0 to 1, if the middle is not near 0
 OFF_CENTRE = 0.35  # how far the middle of both may be from 0, as a share of that
 PICTURE = (256, 320)  # height and width, for graphs that take any size
 SUM_TOLERANCE = 1e-2  # of probabilities, of quantised graphs too
@@ -113,7 +114,14 @@ def _range(
         return own, ZERO, ONE
     if known.mean is not None and known.std is not None:
         default = (0.0, 255.0) if known.is_up_to_255 else (0.0, 1.0)
-        return known.input_range or default, known.mean, known.std
+        low, high = limits = known.input_range or default
+        is_too_small = high > 2 and any(known.mean) and not known.is_up_to_255
+        if is_too_small or max(known.mean) > high:
+            raise ModelError(
+                f"{source}: --mean {','.join(f'{value:g}' for value in known.mean)} is of pixels up"
+                f" to {default[1]:g}, --input-range of {low:g} to {high:g}: leave --input-range out"
+            )
+        return limits, known.mean, known.std
     if known.input_range is not None:
         return known.input_range, ZERO, ONE
     if (found := _own_range(model)) is not None:
@@ -142,16 +150,23 @@ def _own_range(model: Any) -> tuple[float, float] | None:
     shape = [64 if index in (1, 2, 3) and side == 1 else side for index, side in enumerate(shape)]
     for white in (1.0, 255.0):
         black_out, white_out = (
-            float(compiled(np.full(shape, value, np.float32))[0].mean()) for value in (0.0, white)
+            _of_centre(compiled(np.full(shape, value, np.float32))[0]) for value in (0.0, white)
         )
         span, middle = abs(white_out - black_out), (white_out + black_out) / 2
-        is_plain = black_out == 0 and white_out == white
+        # As they are, or after a batch normalisation of pixels that were normalised before.
+        is_plain = white == 1 and span < SMALLEST_OWN_SPAN
         is_scaled = SMALLEST_SPAN <= span <= LARGEST_SPAN and abs(middle) <= span
         # OpenVINO moves a factor into the weights of the layer, and leaves the shift.
         is_centred = black_out != 0 and abs(middle) <= OFF_CENTRE * span
-        if not is_plain and (is_scaled or is_centred):
+        if is_centred or (is_scaled and not is_plain):
             return 0.0, white
     return None
+
+
+def _of_centre(value: npt.NDArray[Any]) -> float:
+    """The mean of the pixel in the middle, which no padding has changed."""
+    rows, columns = value.shape[-2:]
+    return float(value[..., rows // 2, columns // 2].mean())
 
 
 def num_labels(model: Any, name: str) -> int | None:
