@@ -21,8 +21,9 @@ from segbatch.masks.classes import PRESETS, Classes
 from segbatch.model import engine
 from segbatch.model.bundle import describe, fingerprint, list_bundles, load_config
 from segbatch.model.checkpoints import Known, import_model
-from segbatch.model.config import ModelConfig
+from segbatch.model.config import GraphOutput, ModelConfig
 from segbatch.model.engine import OnnxRuntimeEngine
+from segbatch.model.graph import as_logits
 from segbatch.model.onnx import export_onnx
 from segbatch.model.predict import Model, load_model
 from segbatch.model.quantize import quantize_bundle
@@ -238,6 +239,213 @@ def test_one_channel_is_that_of_the_second_class(
     assert 0 < prediction.mask.mean() < 1
     expected = probability[probability > 0.5].mean()
     assert prediction.confidences[1] == pytest.approx(expected, abs=1e-3)
+
+
+def quantized(scale: float) -> list[Step]:
+    constants = (np.float32(scale), np.uint8(0))
+    return [("QuantizeLinear", {}, *constants), ("DequantizeLinear", {}, *constants)]
+
+
+def resized(scale: float, mode: str) -> Step:
+    return "Resize", {"mode": mode}, np.array([1, 1, scale, scale], np.float32)
+
+
+def head(number: int) -> Step:
+    """A second convolution, from 16 channels."""
+    weights = np.random.default_rng(2).normal(0, 1, (number, 16, 1, 1)).astype(np.float32)
+    return "Conv", {}, weights - weights.mean(1, keepdims=True)
+
+
+HARD_SIGMOID: Step = ("HardSigmoid", {})
+ROUND: Step = ("Round", {})
+ABOVE_0: Step = ("Greater", {}, np.float32(0))
+CLIP: Step = ("Clip", {}, np.float32(0), np.float32(1))
+WITHOUT_CHANNELS: Step = ("Squeeze", {}, np.array([1]))
+TO_FLOAT: Step = ("Cast", {"to": TensorProto.FLOAT})
+TO_BYTES: Step = ("Cast", {"to": TensorProto.UINT8})
+ARGMAX_4D: Step = ("ArgMax", {"axis": 1})
+ARGMAX: Step = ("ArgMax", {"axis": 1, "keepdims": 0})
+MORE_THAN_1 = 1.000001  # by rounding
+LOUD: Step = ("Mul", {}, np.float32(50))
+SHIFT: Step = ("Sub", {}, np.float32(100))  # after which a sigmoid is 0 everywhere
+
+
+@pytest.mark.parametrize(
+    ("kind", "steps"),
+    [
+        ("probabilities", [SIGMOID, *quantized(1 / 255)]),
+        ("probabilities", [LOUD, SIGMOID, *quantized(MORE_THAN_1 / 255)]),
+        ("probabilities", [LOUD, CLIP, *quantized(MORE_THAN_1 / 255)]),
+        ("probabilities", [HARD_SIGMOID]),
+        ("probabilities", [HARD_SIGMOID, WITHOUT_CHANNELS]),
+        ("probabilities", [resized(0.5, "linear"), LOUD, SIGMOID, resized(2, "cubic")]),
+        ("probabilities", [resized(0.5, "linear"), CLIP, resized(2, "linear")]),
+        ("labels", [ABOVE_0, TO_FLOAT]),
+        ("labels", [SIGMOID, ROUND, WITHOUT_CHANNELS]),
+        ("labels", [resized(0.5, "linear"), ABOVE_0, TO_BYTES, resized(2, "nearest")]),
+    ],
+)
+def test_the_kind_of_one_channel_is_that_of_its_last_operations(
+    tmp_path: Path, kind: str, steps: list[Step]
+) -> None:
+    path = graph_with(tmp_path / "g.onnx", 1, {"out": steps})
+    config = imported(path, tmp_path, TWO)
+    assert config.output is not None
+    assert config.output.kind == kind
+    image = picture(64, 128)
+    answer = runs(path, as_one_image(image), "out").squeeze()
+    prediction = load_model(str(tmp_path / "m"), "cpu", precision="fp32").predict(image)
+    assert np.mean(prediction.mask != (answer > 0.5)) < 1e-3
+    assert 0.01 < prediction.mask.mean() < 0.99
+
+
+@pytest.mark.parametrize(
+    ("kind", "steps"),
+    [
+        ("probabilities", [SHIFT, SIGMOID, *quantized(1 / 255)]),
+        ("probabilities", [SHIFT, HARD_SIGMOID, WITHOUT_CHANNELS]),
+        ("labels", [SHIFT, ABOVE_0, TO_FLOAT]),
+        ("labels", [SHIFT, ABOVE_0, TO_BYTES]),
+    ],
+)
+def test_nothing_on_the_test_picture_does_not_change_the_kind(
+    tmp_path: Path, kind: str, steps: list[Step]
+) -> None:
+    config = imported(graph_with(tmp_path / "g.onnx", 1, {"out": steps}), tmp_path, TWO)
+    assert config.output is not None
+    assert config.output.kind == kind
+
+
+def test_a_kind_that_cannot_be_seen_is_asked_for(tmp_path: Path) -> None:
+    path = graph_with(tmp_path / "g.onnx", 1, {"out": [SHIFT, CLIP]})
+    with pytest.raises(ModelError, match="out is 0 at each pixel of a test picture") as refused:
+        imported(path, tmp_path, TWO)
+    for asked in ("out=labels", "out=probabilities", "out=logits"):
+        assert asked in str(refused.value)
+        config = imported(path, tmp_path, replace(TWO, output=asked))
+        assert config.output is not None
+        assert config.output.kind == asked.removeprefix("out=")
+
+
+@pytest.mark.parametrize(
+    ("number", "steps", "asked", "message"),
+    [
+        (1, [SIGMOID], "labels", "out gives probabilities, not labels: --output out=prob"),
+        (1, [SIGMOID], "out=logits", "out gives probabilities, not logits: --output out=prob"),
+        (1, [CLIP], "labels", r"gives 0\.\d+ as a class id: import it without --output labels"),
+        (1, [ABOVE_0, TO_FLOAT], "logits", "out gives labels, not logits: --output out=labels"),
+        (1, [SIGMOID, ROUND, ("Mul", {}, np.float32(255)), TO_BYTES], None, "scaled to 0 and 255"),
+        (1, [SIGMOID, quantized(1 / 255)[0]], None, "probabilities as uint8: export it with an ou"),
+        (2, [ARGMAX], "probabilities", "out gives labels, not probabilities"),
+        (2, [ARGMAX], "out=logits", "out gives labels, not logits"),
+        (2, [], "labels", r"gives out \(.*\); labels must be \(n, h, w\)"),
+        (2, [SOFTMAX], "out=labels", r"gives out \(.*\); labels must be \(n, h, w\)"),
+        (
+            2,
+            [ARGMAX, ("Squeeze", {}, np.array([0]))],
+            None,
+            r"gives out \(64, 96\); an output must",
+        ),
+        (2, [("Reshape", {}, np.array([1, 384, 32]))], None, "an output must be"),
+        (
+            2,
+            [resized(0.5, "linear"), ARGMAX_4D, TO_FLOAT, resized(2, "linear")],
+            None,
+            "as a class",
+        ),
+    ],
+)
+def test_outputs_that_are_not_what_was_said_or_seen_are_refused_in_one_line(
+    tmp_path: Path, number: int, steps: list[Step], asked: str | None, message: str
+) -> None:
+    path = graph_with(tmp_path / "g.onnx", number, {"out": steps}, sides=(1, 3, 64, 96))
+    with pytest.raises(ModelError, match=message) as refused:
+        imported(path, tmp_path, replace(TWO, output=asked))
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (np.array([0, 255], np.uint8), "masks scaled to 0 and 255, and class ids are 0 and 1"),
+        (np.array([0, 255, 7], np.uint8), "class ids from 0 to 255, and the model has 2 classes"),
+        (np.array([0, 1, 0.25], np.float32), r"gives 0\.25 as a class id"),
+    ],
+)
+def test_labels_that_are_no_class_ids_end_the_job(ids: np.ndarray, message: str) -> None:
+    with pytest.raises(JobFailed, match=message):
+        as_logits(ids[None, None], GraphOutput("out", "labels"), 2)
+
+
+@pytest.mark.parametrize("last", [SIGMOID, HARD_SIGMOID, CLIP])
+def test_classes_with_a_sigmoid_each_need_a_background(tmp_path: Path, last: Step) -> None:
+    path = graph_with(tmp_path / "g.onnx", 2, {"out": [SHIFT, last]})
+    with pytest.raises(ModelError, match="2 classes from 0 to 1 that do not sum to 1") as refused:
+        imported(path, tmp_path, TWO)
+    assert "--output out=probabilities" in str(refused.value)
+    background = ("Pad", {}, np.array([0, 1, 0, 0, 0, 0, 0, 0]), np.float32(0.5))
+    path = graph_with(tmp_path / "g.onnx", 2, {"out": [last, background]})
+    names = Classes(["background", "window", "door"])
+    known = Known(classes=names, input_range=(0.0, 1.0), output="out=probabilities")
+    imported(path, tmp_path, known)
+    image = picture(64, 64)
+    answer = runs(path, as_one_image(image), "out")[0]
+    mask = load_model(str(tmp_path / "m"), "cpu", precision="fp32").predict(image).mask
+    assert np.mean(mask != answer.argmax(0)) < 1e-3
+    assert np.array_equal(np.unique(mask), [0, 1, 2])
+
+
+def test_a_quantised_softmax_of_many_classes_gives_probabilities(tmp_path: Path) -> None:
+    steps = [("Mul", {}, np.float32(0.1)), SOFTMAX, *quantized(1 / 255)]
+    path = graph_with(tmp_path / "g.onnx", 60, {"out": steps})
+    assert abs(runs(path, as_one_image(picture(64, 64)), "out").sum(1) - 1).max() > 0.01
+    many = Classes([f"c{index}" for index in range(60)])
+    config = imported(path, tmp_path, Known(classes=many, input_range=(0.0, 1.0)))
+    assert config.output is not None
+    assert config.output.kind == "probabilities"
+
+
+@pytest.mark.parametrize(
+    ("outputs", "asked", "taken"),
+    [
+        ({"f": [], "mask": [head(1)]}, None, "mask"),
+        ({"f": [], "l": [head(2)]}, None, "l"),
+        ({"m": [head(1), ABOVE_0, TO_BYTES], "prob": [head(1), SIGMOID]}, None, "prob"),
+        ({"m": [head(1), ABOVE_0, TO_BYTES], "prob": [head(1), SIGMOID]}, "labels", "m"),
+        ({"x": [head(1)], "p": [head(1), SIGMOID]}, None, "x"),
+        ({"x": [head(1)], "p": [head(1), SIGMOID]}, "probabilities", "p"),
+        (
+            {"c": [head(2), SOFTMAX, ("ReduceMax", {"axes": [1]})], "m": [head(2), ARGMAX]},
+            None,
+            "m",
+        ),
+        ({"f": [SIGMOID], "l": [head(2), ARGMAX]}, None, "l"),
+    ],
+)
+def test_the_output_that_is_taken_is_the_likeliest(
+    tmp_path: Path, outputs: dict[str, list[Step]], asked: str | None, taken: str
+) -> None:
+    path = graph_with(tmp_path / "g.onnx", 16, outputs)
+    config = imported(path, tmp_path, replace(TWO, output=asked))
+    assert config.output is not None
+    assert config.output.name == taken
+
+
+def test_of_one_channel_and_labels_with_one_name_the_background_is_asked_for(
+    tmp_path: Path,
+) -> None:
+    outputs: dict[str, list[Step]] = {"m": [ABOVE_0, TO_BYTES], "prob": [SIGMOID]}
+    path = graph_with(tmp_path / "g.onnx", 1, outputs)
+    with pytest.raises(ModelError, match="--classes background,crack"):
+        imported(path, tmp_path, Known(classes=Classes(["crack"]), input_range=(0.0, 1.0)))
+
+
+def test_a_wrong_number_of_classes_names_the_other_outputs(tmp_path: Path) -> None:
+    path = graph_with(tmp_path / "g.onnx", 16, {"f": [], "l": [head(3)]})
+    with pytest.raises(
+        ModelError, match=r"f gives 16 classes, but 2 were given; --output NAME .*: l$"
+    ):
+        imported(path, tmp_path, TWO)
 
 
 def test_one_channel_needs_two_names(tmp_path: Path) -> None:
