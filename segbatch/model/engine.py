@@ -181,6 +181,11 @@ class OnnxRuntimeEngine:
         if device.type == "cuda":
             provider = (ONNX_ON_GPU, {"device_id": device.index or 0})
         self._session = onnxruntime.InferenceSession(graph.model, providers=[provider])
+        # OpenVINO may know both by the names of tensors next to them.
+        [taken] = self._session.get_inputs()
+        outputs = [one.name for one in self._session.get_outputs()]
+        self._input = taken.name
+        self._output = outputs[0] if len(outputs) == 1 else graph.output.name
 
     def __call__(self, images: Tensor) -> Tensor:
         pixels = as_input(images, self._graph.input)
@@ -194,9 +199,8 @@ class OnnxRuntimeEngine:
 
     def _run(self, pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """What the graph gives; raises ``torch.OutOfMemoryError`` where that does not fit."""
-        graph = self._graph
         try:
-            [given] = self._session.run([graph.output.name], {graph.input.name: pixels})
+            [given] = self._session.run([self._output], {self._input: pixels})
         except Exception as error:  # its types have no other base, and none is for memory
             reason = str(error).lower()
             if isinstance(error, MemoryError) or any(text in reason for text in OUT_OF_MEMORY):

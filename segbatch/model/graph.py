@@ -160,19 +160,20 @@ def as_logits(given: npt.NDArray[Any], output: GraphOutput, num_classes: int) ->
     Raises :class:`~segbatch.errors.JobFailed` for class ids that are none.
     """
     if output.kind == "labels":
-        ids = given.reshape(given.shape[0], 1, *_sides_of_labels(given.shape))
-        if ids.size and not 0 <= ids.min() <= ids.max() < num_classes:
-            raise JobFailed(
-                f"the graph gives class ids from {ids.min():g} to {ids.max():g}, and the model has"
-                f" {num_classes} classes: import it again with all its --classes"
-            )
+        ids = given.reshape(given.shape[0], 1, *sides_of_labels(given.shape))
+        if ids.size:
+            _check_labels(ids, num_classes)
         return torch.from_numpy(ids.astype(np.float32))
+    if given.ndim == 3:
+        given = given[:, None]
     layout = output.layout or guessed_layout(given.shape, num_classes)
     number = given.shape[CLASS_AXIS[layout]]
     if number != num_classes and (number, num_classes) != (1, 2):
         raise JobFailed(f"the graph gives {given.shape}, which are not {num_classes} classes")
     if layout == "NHWC":
         given = given.transpose(0, 3, 1, 2)
+    # In half precision, the smallest probability would be 0.
+    given = given.astype(np.promote_types(given.dtype, np.float32), copy=False)
     if number == 1 < num_classes:
         other = 1 - given if output.kind == "probabilities" else np.zeros_like(given)
         given = np.concatenate([other, given], axis=1)
@@ -182,12 +183,33 @@ def as_logits(given: npt.NDArray[Any], output: GraphOutput, num_classes: int) ->
     return torch.from_numpy(np.array(given, np.float32, order="C"))
 
 
+def _check_labels(ids: npt.NDArray[Any], num_classes: int) -> None:
+    fractions = ids[ids != np.rint(ids)] if ids.dtype.kind == "f" else ids[:0]
+    if fractions.size:
+        raise JobFailed(
+            f"the graph gives {fractions[0]:g} as a class id: import it without --output"
+            " labels, or export it without a resize that blends class ids"
+        )
+    low, high = ids.min(), ids.max()
+    if 0 <= low <= high < num_classes:
+        return
+    if high == 255 and np.isin(ids, (0, 255)).all():
+        raise JobFailed(
+            "the graph gives masks scaled to 0 and 255, and class ids are 0 and 1: export it"
+            " without the factor of 255, and import it again"
+        )
+    raise JobFailed(
+        f"the graph gives class ids from {low:g} to {high:g}, and the model has {num_classes}"
+        " classes: import it again with all its --classes"
+    )
+
+
 def guessed_layout(shape: Sequence[int], num_classes: int) -> Layout:
     """The layout of logits or probabilities: NCHW, or NHWC where only that fits."""
     return "NHWC" if shape[1] != num_classes and shape[3] == num_classes else "NCHW"
 
 
-def _sides_of_labels(shape: Sequence[int]) -> tuple[int, int]:
+def sides_of_labels(shape: Sequence[int]) -> tuple[int, int]:
     """Height and width of label maps ``(n, h, w)``, ``(n, 1, h, w)`` or ``(n, h, w, 1)``."""
     if len(shape) == 4:
         return (shape[2], shape[3]) if shape[1] == 1 else (shape[1], shape[2])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from segbatch.masks.classes import PRESETS, Classes
 from segbatch.model import engine
 from segbatch.model.bundle import describe, fingerprint, list_bundles, load_config
 from segbatch.model.checkpoints import Known, import_model
-from segbatch.model.config import ModelConfig
+from segbatch.model.config import GraphOutput, ModelConfig
 from segbatch.model.engine import OnnxRuntimeEngine
+from segbatch.model.graph import as_logits
 from segbatch.model.onnx import export_onnx
 from segbatch.model.predict import Model, load_model
 from segbatch.model.quantize import quantize_bundle
@@ -94,6 +95,57 @@ def graph_file(
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path
     )
     return path
+
+
+Step = tuple[Any, ...]  # operation, attributes, constants
+
+
+def graph_with(
+    path: Path,
+    number: int,
+    outputs: dict[str, list[Step]],
+    *,
+    first: tuple[Step, ...] = (),
+    sides: tuple[int | str, ...] = ("n", 3, "h", "w"),
+) -> Path:
+    """A convolution to ``number`` channels in ONNX, and after it the steps to each output."""
+    weights = np.random.default_rng(1).normal(0, 1, (number, 3, 3, 3))
+    is_half = first[:1] == (TO_HALF,)
+    nodes: list[Any] = []
+    constants: list[Any] = []
+
+    def chain(last: str, steps: Sequence[Step]) -> str:
+        for kind, attributes, *arrays in steps:
+            names = [f"constant{len(constants) + index}" for index in range(len(arrays))]
+            constants.extend(map(numpy_helper.from_array, arrays, names))
+            # The optional regions of a Resize come before its scales.
+            inputs = [last, "", *names] if kind == "Resize" else [last, *names]
+            last = f"{kind}{len(nodes)}"
+            nodes.append(helper.make_node(kind, inputs, [last], **attributes))
+        return last
+
+    kernel = weights.astype(np.float16 if is_half else np.float32)
+    logits = chain("image", [*first, ("Conv", {"pads": [1] * 4}, kernel)])
+    for name, steps in outputs.items():
+        nodes.append(helper.make_node("Identity", [chain(logits, steps)], [name]))
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, sides)
+    results = [helper.make_empty_tensor_value_info(name) for name in outputs]
+    graph = helper.make_graph(nodes, "g", [image], results, constants)
+    opset = [helper.make_opsetid("", 17)]
+    model = helper.make_model(graph, opset_imports=opset, ir_version=9)
+    onnx.save(onnx.shape_inference.infer_shapes(model, strict_mode=True), path)
+    return path
+
+
+TO_HALF: Step = ("Cast", {"to": TensorProto.FLOAT16})
+SIGMOID: Step = ("Sigmoid", {})
+SOFTMAX: Step = ("Softmax", {"axis": 1})
+TWO = Known(classes=Classes(["background", "crack"]), input_range=(0.0, 1.0))
+
+
+def as_one_image(image: np.ndarray) -> np.ndarray:
+    """A picture as the graphs with NCHW float32 from 0 to 1 take it."""
+    return np.ascontiguousarray((image[None] / np.float32(255)).transpose(0, 3, 1, 2))
 
 
 def imported(path: Path, tmp_path: Path, known: Known = FROM_0_TO_1) -> ModelConfig:
@@ -189,6 +241,213 @@ def test_one_channel_is_that_of_the_second_class(
     assert prediction.confidences[1] == pytest.approx(expected, abs=1e-3)
 
 
+def quantized(scale: float) -> list[Step]:
+    constants = (np.float32(scale), np.uint8(0))
+    return [("QuantizeLinear", {}, *constants), ("DequantizeLinear", {}, *constants)]
+
+
+def resized(scale: float, mode: str) -> Step:
+    return "Resize", {"mode": mode}, np.array([1, 1, scale, scale], np.float32)
+
+
+def head(number: int) -> Step:
+    """A second convolution, from 16 channels."""
+    weights = np.random.default_rng(2).normal(0, 1, (number, 16, 1, 1)).astype(np.float32)
+    return "Conv", {}, weights - weights.mean(1, keepdims=True)
+
+
+HARD_SIGMOID: Step = ("HardSigmoid", {})
+ROUND: Step = ("Round", {})
+ABOVE_0: Step = ("Greater", {}, np.float32(0))
+CLIP: Step = ("Clip", {}, np.float32(0), np.float32(1))
+WITHOUT_CHANNELS: Step = ("Squeeze", {}, np.array([1]))
+TO_FLOAT: Step = ("Cast", {"to": TensorProto.FLOAT})
+TO_BYTES: Step = ("Cast", {"to": TensorProto.UINT8})
+ARGMAX_4D: Step = ("ArgMax", {"axis": 1})
+ARGMAX: Step = ("ArgMax", {"axis": 1, "keepdims": 0})
+MORE_THAN_1 = 1.000001  # by rounding
+LOUD: Step = ("Mul", {}, np.float32(50))
+SHIFT: Step = ("Sub", {}, np.float32(100))  # after which a sigmoid is 0 everywhere
+
+
+@pytest.mark.parametrize(
+    ("kind", "steps"),
+    [
+        ("probabilities", [SIGMOID, *quantized(1 / 255)]),
+        ("probabilities", [LOUD, SIGMOID, *quantized(MORE_THAN_1 / 255)]),
+        ("probabilities", [LOUD, CLIP, *quantized(MORE_THAN_1 / 255)]),
+        ("probabilities", [HARD_SIGMOID]),
+        ("probabilities", [HARD_SIGMOID, WITHOUT_CHANNELS]),
+        ("probabilities", [resized(0.5, "linear"), LOUD, SIGMOID, resized(2, "cubic")]),
+        ("probabilities", [resized(0.5, "linear"), CLIP, resized(2, "linear")]),
+        ("labels", [ABOVE_0, TO_FLOAT]),
+        ("labels", [SIGMOID, ROUND, WITHOUT_CHANNELS]),
+        ("labels", [resized(0.5, "linear"), ABOVE_0, TO_BYTES, resized(2, "nearest")]),
+    ],
+)
+def test_the_kind_of_one_channel_is_that_of_its_last_operations(
+    tmp_path: Path, kind: str, steps: list[Step]
+) -> None:
+    path = graph_with(tmp_path / "g.onnx", 1, {"out": steps})
+    config = imported(path, tmp_path, TWO)
+    assert config.output is not None
+    assert config.output.kind == kind
+    image = picture(64, 128)
+    answer = runs(path, as_one_image(image), "out").squeeze()
+    prediction = load_model(str(tmp_path / "m"), "cpu", precision="fp32").predict(image)
+    assert np.mean(prediction.mask != (answer > 0.5)) < 1e-3
+    assert 0.01 < prediction.mask.mean() < 0.99
+
+
+@pytest.mark.parametrize(
+    ("kind", "steps"),
+    [
+        ("probabilities", [SHIFT, SIGMOID, *quantized(1 / 255)]),
+        ("probabilities", [SHIFT, HARD_SIGMOID, WITHOUT_CHANNELS]),
+        ("labels", [SHIFT, ABOVE_0, TO_FLOAT]),
+        ("labels", [SHIFT, ABOVE_0, TO_BYTES]),
+    ],
+)
+def test_nothing_on_the_test_picture_does_not_change_the_kind(
+    tmp_path: Path, kind: str, steps: list[Step]
+) -> None:
+    config = imported(graph_with(tmp_path / "g.onnx", 1, {"out": steps}), tmp_path, TWO)
+    assert config.output is not None
+    assert config.output.kind == kind
+
+
+def test_a_kind_that_cannot_be_seen_is_asked_for(tmp_path: Path) -> None:
+    path = graph_with(tmp_path / "g.onnx", 1, {"out": [SHIFT, CLIP]})
+    with pytest.raises(ModelError, match="out is 0 at each pixel of a test picture") as refused:
+        imported(path, tmp_path, TWO)
+    for asked in ("out=labels", "out=probabilities", "out=logits"):
+        assert asked in str(refused.value)
+        config = imported(path, tmp_path, replace(TWO, output=asked))
+        assert config.output is not None
+        assert config.output.kind == asked.removeprefix("out=")
+
+
+@pytest.mark.parametrize(
+    ("number", "steps", "asked", "message"),
+    [
+        (1, [SIGMOID], "labels", "out gives probabilities, not labels: --output out=prob"),
+        (1, [SIGMOID], "out=logits", "out gives probabilities, not logits: --output out=prob"),
+        (1, [CLIP], "labels", r"gives 0\.\d+ as a class id: import it without --output labels"),
+        (1, [ABOVE_0, TO_FLOAT], "logits", "out gives labels, not logits: --output out=labels"),
+        (1, [SIGMOID, ROUND, ("Mul", {}, np.float32(255)), TO_BYTES], None, "scaled to 0 and 255"),
+        (1, [SIGMOID, quantized(1 / 255)[0]], None, "probabilities as uint8: export it with an ou"),
+        (2, [ARGMAX], "probabilities", "out gives labels, not probabilities"),
+        (2, [ARGMAX], "out=logits", "out gives labels, not logits"),
+        (2, [], "labels", r"gives out \(.*\); labels must be \(n, h, w\)"),
+        (2, [SOFTMAX], "out=labels", r"gives out \(.*\); labels must be \(n, h, w\)"),
+        (
+            2,
+            [ARGMAX, ("Squeeze", {}, np.array([0]))],
+            None,
+            r"gives out \(64, 96\); an output must",
+        ),
+        (2, [("Reshape", {}, np.array([1, 384, 32]))], None, "an output must be"),
+        (
+            2,
+            [resized(0.5, "linear"), ARGMAX_4D, TO_FLOAT, resized(2, "linear")],
+            None,
+            "as a class",
+        ),
+    ],
+)
+def test_outputs_that_are_not_what_was_said_or_seen_are_refused_in_one_line(
+    tmp_path: Path, number: int, steps: list[Step], asked: str | None, message: str
+) -> None:
+    path = graph_with(tmp_path / "g.onnx", number, {"out": steps}, sides=(1, 3, 64, 96))
+    with pytest.raises(ModelError, match=message) as refused:
+        imported(path, tmp_path, replace(TWO, output=asked))
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (np.array([0, 255], np.uint8), "masks scaled to 0 and 255, and class ids are 0 and 1"),
+        (np.array([0, 255, 7], np.uint8), "class ids from 0 to 255, and the model has 2 classes"),
+        (np.array([0, 1, 0.25], np.float32), r"gives 0\.25 as a class id"),
+    ],
+)
+def test_labels_that_are_no_class_ids_end_the_job(ids: np.ndarray, message: str) -> None:
+    with pytest.raises(JobFailed, match=message):
+        as_logits(ids[None, None], GraphOutput("out", "labels"), 2)
+
+
+@pytest.mark.parametrize("last", [SIGMOID, HARD_SIGMOID, CLIP])
+def test_classes_with_a_sigmoid_each_need_a_background(tmp_path: Path, last: Step) -> None:
+    path = graph_with(tmp_path / "g.onnx", 2, {"out": [SHIFT, last]})
+    with pytest.raises(ModelError, match="2 classes from 0 to 1 that do not sum to 1") as refused:
+        imported(path, tmp_path, TWO)
+    assert "--output out=probabilities" in str(refused.value)
+    background = ("Pad", {}, np.array([0, 1, 0, 0, 0, 0, 0, 0]), np.float32(0.5))
+    path = graph_with(tmp_path / "g.onnx", 2, {"out": [last, background]})
+    names = Classes(["background", "window", "door"])
+    known = Known(classes=names, input_range=(0.0, 1.0), output="out=probabilities")
+    imported(path, tmp_path, known)
+    image = picture(64, 64)
+    answer = runs(path, as_one_image(image), "out")[0]
+    mask = load_model(str(tmp_path / "m"), "cpu", precision="fp32").predict(image).mask
+    assert np.mean(mask != answer.argmax(0)) < 1e-3
+    assert np.array_equal(np.unique(mask), [0, 1, 2])
+
+
+def test_a_quantised_softmax_of_many_classes_gives_probabilities(tmp_path: Path) -> None:
+    steps = [("Mul", {}, np.float32(0.1)), SOFTMAX, *quantized(1 / 255)]
+    path = graph_with(tmp_path / "g.onnx", 60, {"out": steps})
+    assert abs(runs(path, as_one_image(picture(64, 64)), "out").sum(1) - 1).max() > 0.01
+    many = Classes([f"c{index}" for index in range(60)])
+    config = imported(path, tmp_path, Known(classes=many, input_range=(0.0, 1.0)))
+    assert config.output is not None
+    assert config.output.kind == "probabilities"
+
+
+@pytest.mark.parametrize(
+    ("outputs", "asked", "taken"),
+    [
+        ({"f": [], "mask": [head(1)]}, None, "mask"),
+        ({"f": [], "l": [head(2)]}, None, "l"),
+        ({"m": [head(1), ABOVE_0, TO_BYTES], "prob": [head(1), SIGMOID]}, None, "prob"),
+        ({"m": [head(1), ABOVE_0, TO_BYTES], "prob": [head(1), SIGMOID]}, "labels", "m"),
+        ({"x": [head(1)], "p": [head(1), SIGMOID]}, None, "x"),
+        ({"x": [head(1)], "p": [head(1), SIGMOID]}, "probabilities", "p"),
+        (
+            {"c": [head(2), SOFTMAX, ("ReduceMax", {"axes": [1]})], "m": [head(2), ARGMAX]},
+            None,
+            "m",
+        ),
+        ({"f": [SIGMOID], "l": [head(2), ARGMAX]}, None, "l"),
+    ],
+)
+def test_the_output_that_is_taken_is_the_likeliest(
+    tmp_path: Path, outputs: dict[str, list[Step]], asked: str | None, taken: str
+) -> None:
+    path = graph_with(tmp_path / "g.onnx", 16, outputs)
+    config = imported(path, tmp_path, replace(TWO, output=asked))
+    assert config.output is not None
+    assert config.output.name == taken
+
+
+def test_of_one_channel_and_labels_with_one_name_the_background_is_asked_for(
+    tmp_path: Path,
+) -> None:
+    outputs: dict[str, list[Step]] = {"m": [ABOVE_0, TO_BYTES], "prob": [SIGMOID]}
+    path = graph_with(tmp_path / "g.onnx", 1, outputs)
+    with pytest.raises(ModelError, match="--classes background,crack"):
+        imported(path, tmp_path, Known(classes=Classes(["crack"]), input_range=(0.0, 1.0)))
+
+
+def test_a_wrong_number_of_classes_names_the_other_outputs(tmp_path: Path) -> None:
+    path = graph_with(tmp_path / "g.onnx", 16, {"f": [], "l": [head(3)]})
+    with pytest.raises(
+        ModelError, match=r"f gives 16 classes, but 2 were given; --output NAME .*: l$"
+    ):
+        imported(path, tmp_path, TWO)
+
+
 def test_one_channel_needs_two_names(tmp_path: Path) -> None:
     path = graph_file(tmp_path / "g.onnx", number=1)
     with pytest.raises(ModelError, match="--classes background,crack"):
@@ -203,6 +462,29 @@ def test_probabilities_stay_what_they_are(tmp_path: Path) -> None:
     found = load_model(str(tmp_path / "m"), "cpu", precision="fp32").predict(picture(64, 64))
     np.testing.assert_allclose(found.confidences, of_logits.confidences, atol=1e-4)
     assert found.uncertainty == pytest.approx(of_logits.uncertainty, abs=1e-4)
+
+
+@pytest.mark.parametrize(("number", "last"), [(5, SOFTMAX), (1, SIGMOID)])
+def test_probabilities_in_half_precision_are_what_they_are(
+    tmp_path: Path, number: int, last: Step
+) -> None:
+    path = graph_with(
+        tmp_path / "g.onnx",
+        number,
+        {"p": [("Mul", {}, np.float16(20)), last]},
+        first=(TO_HALF,),
+    )
+    imported(path, tmp_path, FROM_0_TO_1 if number == 5 else TWO)
+    image = picture(64, 64)
+    given = runs(path, as_one_image(image), "p")[0].astype(np.float32)
+    assert given.min() == 0  # which has no logarithm
+    given = given if number == 5 else np.concatenate([1 - given, given])
+    prediction = load_model(str(tmp_path / "m"), "cpu", precision="fp32").predict(image)
+    assert np.mean(prediction.mask != given.argmax(0)) < 1e-2
+    seen = [index for index, pixels in enumerate(prediction.pixels) if pixels]
+    expected = [given.max(0)[given.argmax(0) == index].mean() for index in seen]
+    np.testing.assert_allclose(prediction.confidences[seen], expected, atol=1e-2)
+    assert 0 <= prediction.uncertainty < 1
 
 
 @pytest.mark.parametrize(
@@ -232,6 +514,41 @@ def test_the_range_of_a_graph_that_normalises_is_found(
     assert np.mean(prediction.mask != expected) < 1e-3
 
 
+NHWC_TO_NCHW: Step = ("Transpose", {"perm": [0, 3, 1, 2]})
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_an_open_number_of_channels_is_that_of_the_first_convolution(
+    tmp_path: Path, layout: str
+) -> None:
+    first = (NHWC_TO_NCHW,) if layout == "NHWC" else ()
+    sides = tuple("nxyz")
+    path = graph_with(tmp_path / "g.onnx", 5, {"logits": []}, first=first, sides=sides)
+    model = onnx.load(path)  # the exporters read the sizes of the input, too
+    model.graph.node.insert(0, helper.make_node("Shape", ["image"], ["shape"]))
+    model.graph.output.append(helper.make_tensor_value_info("shape", TensorProto.INT64, [4]))
+    onnx.save(model, path)
+    config = imported(path, tmp_path)
+    assert config.input is not None
+    assert (config.input.layout, config.input.size) == (layout, None)
+    image = picture(64, 128)
+    given = as_one_image(image)
+    given = given if layout == "NCHW" else given.transpose(0, 2, 3, 1)
+    expected = runs(path, given, "logits").argmax(1)[0]
+    prediction = load_model(str(tmp_path / "m"), "cpu", precision="fp32").predict(image)
+    assert np.mean(prediction.mask != expected) < 1e-3
+
+
+def test_an_open_number_of_channels_that_is_not_three_is_refused(tmp_path: Path) -> None:
+    path = graph_file(tmp_path / "g.onnx", channels=4)
+    model = onnx.load(path)
+    for side in model.graph.input[0].type.tensor_type.shape.dim:
+        side.dim_param = "any"
+    onnx.save(model, path)
+    with pytest.raises(ModelError, match="neither NCHW nor NHWC of RGB"):
+        imported(path, tmp_path)
+
+
 def test_a_range_that_cannot_be_seen_is_asked_for(tmp_path: Path) -> None:
     path = graph_file(tmp_path / "g.onnx")
     with pytest.raises(ModelError, match=r"--input-range=-1,1 .*or --mean 0\.485.* --std 0\.229"):
@@ -241,6 +558,69 @@ def test_a_range_that_cannot_be_seen_is_asked_for(tmp_path: Path) -> None:
     assert load_config(str(tmp_path / "m")).fill == (124, 116, 104)
     half = Known(classes=CLASSES, input_range=(-1.0, 1.0))
     assert imported(path, tmp_path, half).fill == (128, 128, 128)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "limits"),
+    [
+        ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), (0.0, 255.0)),
+        ((123.675, 116.28, 103.53), (58.4, 57.1, 57.4), (0.0, 1.0)),
+        ((123.675, 116.28, 103.53), (58.4, 57.1, 57.4), (-1.0, 1.0)),
+    ],
+)
+def test_a_mean_of_another_range_than_the_one_that_is_named_is_refused(
+    tmp_path: Path, mean: Any, std: Any, limits: tuple[float, float]
+) -> None:
+    path = graph_file(tmp_path / "g.onnx")
+    known = Known(classes=CLASSES, mean=mean, std=std)
+    with pytest.raises(ModelError, match=r"is of pixels up to (1|255), .*: leave --input-range"):
+        imported(path, tmp_path, replace(known, input_range=limits))
+    own = (0.0, 1.0) if mean[0] < 1 else (0.0, 255.0)
+    assert imported(path, tmp_path, known).range == own
+    assert imported(path, tmp_path, replace(known, input_range=own)).range == own
+    plain = Known(classes=CLASSES, mean=(0.0,) * 3, std=(1.0,) * 3, input_range=(0.0, 255.0))
+    assert imported(path, tmp_path, plain).range == (0, 255)
+
+
+def batch_normalisation(mean: float, deviation: float) -> Step:
+    ones = np.ones(3, np.float32)
+    return "BatchNormalization", {}, ones, ones * 0, ones * mean, ones * deviation**2
+
+
+@pytest.mark.parametrize(
+    ("mean", "deviation"), [(0.0, 1.0), (-0.1, 0.9), (0.1, 1.2), (-0.5, 0.8), (-0.02, 0.7)]
+)
+def test_a_batch_normalisation_of_normalised_pixels_is_no_range(
+    tmp_path: Path, mean: float, deviation: float
+) -> None:
+    first = (batch_normalisation(mean, deviation),)
+    path = graph_with(tmp_path / "g.onnx", 5, {"logits": []}, first=first)
+    with pytest.raises(ModelError, match="it cannot be seen how it was trained"):
+        imported(path, tmp_path, NAMED)
+
+
+@pytest.mark.parametrize(
+    ("mean", "deviation", "white"), [(0.45, 0.25, 1), (0.3, 0.2, 1), (115, 60, 255)]
+)
+def test_a_batch_normalisation_of_plain_pixels_shows_their_range(
+    tmp_path: Path, mean: float, deviation: float, white: int
+) -> None:
+    first = (batch_normalisation(mean, deviation),)
+    path = graph_with(tmp_path / "g.onnx", 5, {"logits": []}, first=first)
+    assert imported(path, tmp_path, NAMED).range == (0, white)
+
+
+PADDING: Step = ("Pad", {}, np.array([0, 9, 9, 0, 0, 9, 9, 0]), np.float32(0))
+
+
+def test_padding_before_the_first_layer_is_no_normalisation(tmp_path: Path) -> None:
+    first = (PADDING, NHWC_TO_NCHW)
+    path = graph_with(tmp_path / "g.onnx", 5, {"logits": []}, first=first, sides=("n", "h", "w", 3))
+    with pytest.raises(ModelError, match="it cannot be seen how it was trained"):
+        imported(path, tmp_path, NAMED)
+    first = (("Sub", {}, np.float32(127.5)), ("Div", {}, np.float32(127.5)), *first)
+    path = graph_with(tmp_path / "g.onnx", 5, {"logits": []}, first=first, sides=("n", "h", "w", 3))
+    assert imported(path, tmp_path, NAMED).range == (0, 255)
 
 
 @pytest.mark.parametrize("dtype", [TensorProto.UINT8, TensorProto.INT8])
@@ -405,6 +785,25 @@ def test_onnx_runtime_gives_what_openvino_gives(tmp_path: Path) -> None:
         other = OnnxRuntimeEngine(model.graph, torch.device("cpu"), len(CLASSES))
         beside = Model(None, model.config, "cpu", model.options, engine=other)
         assert_same_masks(model, beside, [picture(64, 64), picture(64, 64, 1)])
+
+
+@pytest.mark.parametrize(
+    "step", [("Identity", {}), ("Dropout", {}), ("Cast", {"to": TensorProto.FLOAT})]
+)
+def test_onnx_runtime_calls_input_and_output_by_the_names_of_the_file(
+    tmp_path: Path, step: Step
+) -> None:
+    imported(graph_with(tmp_path / "g.onnx", 5, {"logits": []}, first=(step,)), tmp_path)
+    model = load_model(str(tmp_path / "m"), "cpu", precision="fp32")
+    old = replace(
+        model.graph,  # as earlier versions wrote it
+        input=replace(model.graph.input, name="Identity0"),
+        output=replace(model.graph.output, name="Conv1"),
+    )
+    for graph in (model.graph, old):
+        other = OnnxRuntimeEngine(graph, torch.device("cpu"), len(CLASSES))
+        beside = Model(None, model.config, "cpu", model.options, engine=other)
+        assert_same_masks(model, beside, [picture(64, 64)])
 
 
 def assert_same_masks(one: Model, other: Model, images: list[Any]) -> None:

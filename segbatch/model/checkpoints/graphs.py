@@ -1,7 +1,7 @@
 """Graphs of other tools: ONNX, TensorFlow, TensorFlow Lite, Paddle and OpenVINO.
 
 OpenVINO reads them, and they can only predict. What a graph takes and gives is found out by its
-shapes, by the arithmetic before its first layer, and by running it on a picture.
+shapes, by its first and last operations, and by running it on a picture.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from segbatch.console import say
 from segbatch.errors import InputError, ModelError, shortened
 from segbatch.masks.classes import PRESETS, Classes
 from segbatch.model.bundle import save_graph_bundle
-from segbatch.model.checkpoints import inspection
+from segbatch.model.checkpoints import inspection, outputs
 from segbatch.model.checkpoints.checkpoint import Known, check_names_of_sigmoids, exists
 from segbatch.model.config import ModelConfig
 from segbatch.model.graph import (
@@ -111,17 +111,11 @@ def import_graph(source: str, bundle_uri: str, known: Known) -> ModelConfig:
     model, is_changed = inspection.with_plain_types(model)
     takes, mean, std = inspection.input_of(source, model, known)
     answers = inspection.run(source, model, takes)
-    gives, answer = inspection.output_of(source, answers, known)
-    if gives.kind == "labels":
-        number = inspection.num_labels(model, gives.name)
-    else:
-        number, layout = inspection.classes_of(answer, takes, known)
-        gives = replace(gives, layout=layout)
-    is_sigmoid = gives.kind != "labels" and inspection.is_one_channel(answer)
-    if is_sigmoid and known.classes is not None:
+    found, others = outputs.output_of(source, model, answers, takes, known)
+    if found.is_one_channel and known.classes is not None:
         check_names_of_sigmoids(source, known.classes, 1)
-    classes = _classes(source, number, known)
-    gives = replace(gives, stride=inspection.stride_of(gives, answer, len(classes), takes))
+    classes = _classes(source, found, others, known)
+    gives = found.output(len(classes), takes)
     is_whole = kind == "onnx" and not is_changed and _is_self_contained(content)
     graph = (
         Graph(content, np.empty(0, np.uint8), takes, gives)
@@ -140,7 +134,7 @@ def import_graph(source: str, bundle_uri: str, known: Known) -> ModelConfig:
     )
     config = save_graph_bundle(bundle_uri, graph, config)
     _say(source, NAMES[kind], config)
-    if is_sigmoid:
+    if found.is_one_channel:
         say(
             f"it has one channel: {classes[1].name} where that is likelier than not, else"
             f" {classes[0].name}"
@@ -255,8 +249,9 @@ def _is_self_contained(content: bytes) -> bool:
     return True
 
 
-def _classes(source: str, number: int | None, known: Known) -> Classes:
-    """The classes that the user names; ``number`` is how many the graph has, if that is known."""
+def _classes(source: str, found: outputs.Found, others: list[str], known: Known) -> Classes:
+    """The classes that the user names; ``others`` are the names of the graph's other outputs."""
+    number = found.number
     if known.classes is None:
         gives = "label maps" if number is None else f"{number} classes"
         presets = [name for name, preset in PRESETS.items() if len(preset) == number]
@@ -266,5 +261,9 @@ def _classes(source: str, number: int | None, known: Known) -> Classes:
             f" with --classes a,b,c or --classes FILE{like}"
         )
     if number not in (None, len(known.classes)):
-        raise ModelError(f"{source}: gives {number} classes, but {len(known.classes)} were given")
+        other = f"; --output NAME takes another output: {', '.join(others)}" if others else ""
+        raise ModelError(
+            f"{source}: {found.name} gives {number} classes, but {len(known.classes)} were"
+            f" given{other}"
+        )
     return known.classes
