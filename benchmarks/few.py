@@ -43,6 +43,7 @@ from benchmarks.training import (  # noqa: E402
 from segbatch.config.training import FromBackbone, FromBundle, Train  # noqa: E402
 from segbatch.labels.dataset import open_dataset  # noqa: E402
 from segbatch.machine import num_cores  # noqa: E402
+from segbatch.model.bundle import CONFIG, load_bundle  # noqa: E402
 
 RECIPE = ROOT / "benchmarks" / "recipes" / "facades.yaml"
 OTHERS = "IMG_"
@@ -60,6 +61,9 @@ def main() -> None:
     parser.add_argument("--numbers", type=int, nargs="+", default=NUMBERS)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=60, help="of the model of the other camera")
+    parser.add_argument(
+        "--source", help="folder of that model, which is trained if it is not there"
+    )
     parser.add_argument("--crop", type=int, default=320)
     parser.add_argument("--steps", type=int, default=500, help="of each training on a few")
     parser.add_argument("--processes", type=int, default=1, help="trainings at a time, on one GPU")
@@ -68,7 +72,8 @@ def main() -> None:
     arguments = parser.parse_args()
     options = vars(arguments)
     kept = Kept("few", arguments, summary)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = arguments.source or scratch
         source = train_source(folder, options)
         saved = kept.write([source])
         tasks = [
@@ -127,18 +132,22 @@ def backbone(options: Mapping[str, Any]) -> FromBackbone:
 
 
 def train_source(folder: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Train the model of the other camera into ``folder``; its scores without any own label."""
+    """Train the model of the other camera into ``folder``, unless it is there; its scores without
+    any own label.
+    """
     torch.set_num_threads(num_cores())
     others, _, test = dealt(options["dataset"])
-    opened = open_dataset(options["dataset"])
-    train = recipe(options, epochs=options["epochs"])
-    trained = train_network(
-        others, opened, backbone(options), train, threads=num_cores(), average=True
-    )
-    trained.save(folder)
-    return {
-        "start": "model", "number": 0, "seed": 0, **scores(trained.final, trained.config, test)
-    }  # fmt: skip
+    if not Path(folder, CONFIG).exists():
+        train_network(
+            others,
+            open_dataset(options["dataset"]),
+            backbone(options),
+            recipe(options, epochs=options["epochs"]),
+            threads=num_cores(),
+            average=True,
+        ).save(folder)
+    network, config = load_bundle(folder)
+    return {"start": "model", "number": 0, "seed": 0, **scores(network, config, test)}
 
 
 def train_few(
