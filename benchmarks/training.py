@@ -194,7 +194,9 @@ class Kept:
     ) -> None:
         self.name, self.output, self.summary = name, arguments.output, summary
         self.facts = result.machine() | ({"note": arguments.note} if arguments.note else {})
-        self.options = {key: str(v) for key, v in vars(arguments).items() if key != "note"}
+        given = {key: v for key, v in vars(arguments).items() if key not in ("note", "output")}
+        # Of a path the name: where somebody keeps his files concerns nobody.
+        self.options = {key: str(value).rpartition("/")[2] for key, value in given.items()}
 
     def write(self, trainings: list[dict[str, Any]]) -> Path:
         """Write what there is so far; returns where."""
