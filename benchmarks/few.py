@@ -9,7 +9,8 @@ A model of facades is trained on the first camera's, as zoo:facades is on both. 
 are somebody's own: in the order in which they were taken, the first hundred can be labelled, the
 last 66 are measured with. Between both lie 18 minutes of a walk, so that no building is in both:
 the 13 photographs before that gap, of buildings among the hundred, are left out. From the model and
-from ImageNet, networks are trained on 20, 50 and 100 of the hundred, all for as many steps.
+from ImageNet, networks are trained on 20, 50 and 100 of the hundred, all for as many steps. A run
+that was stopped goes on with the same options, --source and --output.
 """
 
 from __future__ import annotations
@@ -74,19 +75,22 @@ def main() -> None:
     kept = Kept("few", arguments, summary)
     with tempfile.TemporaryDirectory() as scratch:
         folder = arguments.source or scratch
-        source = train_source(folder, options)
-        saved = kept.write([source])
+        earlier = [training for training in kept.earlier() if training["number"]]
+        have = {(training["number"], training["start"], training["seed"]) for training in earlier}
+        trainings = [train_source(folder, options), *earlier]
+        saved = kept.write(trainings)
         tasks = [
             {"number": number, "start": start, "seed": seed, "source": folder, "options": options}
             for number in options["numbers"]
             for start in ("model", "ImageNet")
             for seed in range(arguments.seeds)
+            if (number, start, seed) not in have
         ]
-        few = in_parallel(
-            tasks, train_few, arguments.processes, lambda done: kept.write([source, *done])
+        trainings += in_parallel(
+            tasks, train_few, arguments.processes, lambda done: kept.write([*trainings, *done])
         )
-    print(result.markdown(summary([source, *few])))
-    draw([source, *few], saved.with_suffix(".png"))
+    print(result.markdown(summary(trainings)))
+    draw(trainings, saved.with_suffix(".png"))
     print(saved)
 
 

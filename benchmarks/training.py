@@ -198,6 +198,14 @@ class Kept:
         # Of a path the name: where somebody keeps his files concerns nobody.
         self.options = {key: str(value).rpartition("/")[2] for key, value in given.items()}
 
+    def earlier(self) -> list[dict[str, Any]]:
+        """The trainings of a run with the same options, if its result is in the same place."""
+        if self.output is None or not self.output.exists():
+            return []
+        figures = json.loads(self.output.read_text())
+        found: list[dict[str, Any]] = figures["trainings"]
+        return found if figures["options"] == self.options else []
+
     def write(self, trainings: list[dict[str, Any]]) -> Path:
         """Write what there is so far; returns where."""
         figures = {

@@ -78,7 +78,11 @@ def import_model(source: str, bundle_uri: str, known: Known) -> ModelConfig:
         _refuse(known, ("arch", "backbone", "output_stride"), f"{source}: is a graph")
         return graphs.import_graph(source, bundle_uri, known)
     checkpoint = _open(source)
-    _refuse(known, ("input_range", "output"), f"{checkpoint.uri}: has weights, and is no graph")
+    _refuse(
+        known,
+        ("input_range", "output"),
+        f"{checkpoint.uri}: has weights and is no graph, so --mean and --std say what it takes",
+    )
     candidate = _recognised(checkpoint, known)
     classes = _classes(candidate, known, checkpoint.uri)
     network = networks.build(
@@ -99,7 +103,7 @@ def import_model(source: str, bundle_uri: str, known: Known) -> ModelConfig:
     own = _own_normalisation(checkpoint)
     if own is not None:
         candidate = replace(candidate, mean=own[0], std=own[1])
-        left_out = [key for key in left_out if not key.endswith(MEAN_AND_STD)]
+        left_out = [key for key in left_out if key.rpartition(".")[2] not in MEAN_AND_STD]
     config = _config(candidate, network, classes, known)
     say(f"{checkpoint.uri}: {candidate.what}, {len(classes)} classes")
     if own is not None and known.mean is None:
@@ -162,7 +166,7 @@ def _refuse(known: Known, names: Iterable[str], why: str) -> None:
     """Raise for options that would have no effect."""
     given = [f"--{name.replace('_', '-')}" for name in names if getattr(known, name) is not None]
     if given:
-        raise ModelError(f"{why}: leave {' and '.join(given)} out; --mean and --std normalise")
+        raise ModelError(f"{why}: leave {' and '.join(given)} out")
 
 
 def _own_normalisation(checkpoint: Checkpoint) -> tuple[RGB, RGB] | None:
@@ -171,7 +175,7 @@ def _own_normalisation(checkpoint: Checkpoint) -> tuple[RGB, RGB] | None:
     """
     found = []
     for name in MEAN_AND_STD:
-        values = [v for k, v in checkpoint.state.items() if k == name or k.endswith(f".{name}")]
+        values = [v for k, v in checkpoint.state.items() if k.rpartition(".")[2] == name]
         if len(values) != 1 or values[0].numel() != 3:
             return None
         red, green, blue = (round(float(value), 6) for value in values[0].flatten())
