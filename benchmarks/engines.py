@@ -32,6 +32,7 @@ import torch  # noqa: E402
 
 from benchmarks import photographs, result  # noqa: E402
 from benchmarks.networks import random_network  # noqa: E402
+from segbatch.config.job import Predict  # noqa: E402
 from segbatch.demo.facades.facades import CLASSES  # noqa: E402
 from segbatch.images.decode import Decoded, decode_image  # noqa: E402
 from segbatch.labels.dataset import Dataset, open_dataset  # noqa: E402
@@ -109,18 +110,19 @@ def models_of(
     """The model on every engine and in every precision that this CPU computes."""
     graph = kept_graph(network, config.architecture)
     packed = Packed(config, graph=graph)
-    fp32 = load_model(packed, "cpu")
+    fp32 = load_model(packed, "cpu", precision="fp32")
     calibrating = images
     if dataset is not None:
         read = (image for image, _ in labelled(dataset, "train", fp32.long_side))
         calibrating = list(itertools.islice(read, NUM_IMAGES))
     int8 = Packed(config, graph=quantized(fp32, calibrating))
     models = {
-        "torch fp32": Model(network, config, "cpu"),
+        "torch fp32": Model(network, config, "cpu", Predict(precision="fp32")),
         "openvino fp32": fp32,
         "openvino int8": load_model(int8, "cpu"),
     }
     if computes_bf16():
+        models["torch bf16"] = Model(network, config, "cpu", Predict(precision="bf16"))
         models["openvino bf16"] = load_model(packed, "cpu", precision="bf16")
     return models
 

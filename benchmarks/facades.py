@@ -107,7 +107,7 @@ def ship(trained: Path) -> None:
 
 def measure(labels: Path) -> dict[str, Any]:
     """Figures of the shipped model on ``val``, and the pictures of its best and worst images."""
-    model = load_model("zoo:facades", "cpu")
+    model = load_model("zoo:facades", "cpu", precision="fp32")
     classes = model.classes
     confusion = ConfusionMatrix(len(classes))
     confidence, predicted = np.zeros(len(classes)), np.zeros(len(classes))

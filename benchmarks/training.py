@@ -21,6 +21,7 @@ import torch
 from timm.utils import ModelEmaV3
 
 from benchmarks import result
+from segbatch.config.job import Predict
 from segbatch.config.training import FromBackbone, FromBundle, Train
 from segbatch.labels.dataset import Dataset
 from segbatch.labels.samples import Sample
@@ -134,7 +135,7 @@ def train_network(
 
 def scores(network: Network, config: ModelConfig, rows: Sequence[Row]) -> dict[str, Any]:
     """mIoU, pixel accuracy and IoU by class of a network on ``rows``."""
-    model = Model(network, config, DEVICE, confidence=False)
+    model = Model(network, config, DEVICE, Predict(precision="fp32"), confidence=False)
     confusion: ConfusionMatrix = measure(model, (sample_of(row) for row in rows))
     return {
         "miou": round(float(confusion.miou()), 4),
