@@ -75,15 +75,15 @@ def import_model(source: str, bundle_uri: str, known: Known) -> ModelConfig:
     if (known.mean is None) != (known.std is None):
         raise ModelError("--mean and --std belong together: give both, or neither")
     if graphs.is_graph(source):
-        _refuse(known, ("arch", "backbone", "output_stride"), f"{source}: is a graph")
+        _refuse_options(known, ("arch", "backbone", "output_stride"), f"{source}: is a graph")
         return graphs.import_graph(source, bundle_uri, known)
     checkpoint = _open(source)
-    _refuse(
+    _refuse_options(
         known,
         ("input_range", "output"),
         f"{checkpoint.uri}: has weights and is no graph, so --mean and --std say what it takes",
     )
-    candidate = _recognised(checkpoint, known)
+    candidate = _with_own_normalisation(_recognised(checkpoint, known), checkpoint, known)
     classes = _classes(candidate, known, checkpoint.uri)
     network = networks.build(
         candidate.arch,
@@ -100,18 +100,8 @@ def import_model(source: str, bundle_uri: str, known: Known) -> ModelConfig:
         check_names_of_sigmoids(checkpoint.uri, classes, num_channels)
         state = _with_background(state, network.head_key, candidate.threshold)
     weights.fit(network, state, f"{candidate.arch} with {candidate.backbone}", checkpoint.uri)
-    own = _own_normalisation(checkpoint)
-    if own is not None:
-        candidate = replace(candidate, mean=own[0], std=own[1])
-        left_out = [key for key in left_out if key.rpartition(".")[2] not in MEAN_AND_STD]
     config = _config(candidate, network, classes, known)
     say(f"{checkpoint.uri}: {candidate.what}, {len(classes)} classes")
-    if own is not None and known.mean is None:
-        mean, std = (",".join(f"{value / 255:.3g}" for value in values) for values in own)
-        say(
-            f"its file has the mean and deviation of its training, taken for pixels from 0 to 1; if"
-            f" it took them from 0 to 255: --mean {mean} --std {std}"
-        )
     for note in candidate.notes:
         say(note)
     if has_sigmoids:
@@ -162,26 +152,48 @@ def _with_background(state: State, head: str, threshold: float) -> State:
     }
 
 
-def _refuse(known: Known, names: Iterable[str], why: str) -> None:
-    """Raise for options that would have no effect."""
+def _refuse_options(known: Known, names: Iterable[str], why: str) -> None:
+    """Raise for options of these names, which would have no effect."""
     given = [f"--{name.replace('_', '-')}" for name in names if getattr(known, name) is not None]
     if given:
         raise ModelError(f"{why}: leave {' and '.join(given)} out")
 
 
-def _own_normalisation(checkpoint: Checkpoint) -> tuple[RGB, RGB] | None:
-    """Mean and deviation that a training saved as buffers next to its network, as in the examples
-    of segmentation_models_pytorch; ``None`` if there are none of three channels from 0 to 1.
+def _with_own_normalisation(
+    candidate: Candidate, checkpoint: Checkpoint, known: Known
+) -> Candidate:
+    """The candidate with the mean and deviation that a training saved as buffers next to its
+    network, as in the examples of segmentation_models_pytorch; unchanged if there are none of three
+    channels from 0 to 1.
     """
-    found = []
+    found: list[RGB] = []
     for name in MEAN_AND_STD:
         values = [v for k, v in checkpoint.state.items() if k.rpartition(".")[2] == name]
         if len(values) != 1 or values[0].numel() != 3:
-            return None
+            return candidate
         red, green, blue = (round(float(value), 6) for value in values[0].flatten())
         found.append((red, green, blue))
     mean, std = found
-    return (mean, std) if 0 <= min(mean) <= max(mean) <= 1 and min(std) > 0 else None
+    if not 0 <= min(mean) <= max(mean) <= 1 or min(std) <= 0:
+        return candidate
+    notes = candidate.notes
+    if known.mean is None:
+        of_bytes = [",".join(f"{value / 255:.3g}" for value in values) for values in found]
+        note = (
+            "its file has the mean and deviation of its training, taken for pixels from 0 to 1; if"
+            f" it took them from 0 to 255: --mean {of_bytes[0]} --std {of_bytes[1]}"
+        )
+        notes = (note, *notes)
+    return replace(
+        candidate,
+        state={
+            k: v for k, v in candidate.state.items() if k.rpartition(".")[2] not in MEAN_AND_STD
+        },
+        left_out=[k for k in candidate.left_out if k.rpartition(".")[2] not in MEAN_AND_STD],
+        mean=mean,
+        std=std,
+        notes=notes,
+    )
 
 
 def _open(source: str) -> Checkpoint:

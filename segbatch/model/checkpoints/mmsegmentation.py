@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,7 @@ OF_RESNET: dict[str, Any] = {
     "style": "pytorch",
 }  # fmt: skip
 ONE_CHANNEL_THRESHOLD = 0.3
+INSTEAD = "export it to ONNX with MMDeploy, and import that"
 OF_MOBILENET: dict[str, Any] = {
     "strides": (1, 2, 2, 2, 1, 2, 1), "dilations": (1, 1, 1, 1, 1, 1, 1),
 }  # fmt: skip
@@ -143,8 +144,7 @@ def _head(state: State, uri: str) -> tuple[str, dict[str, Any]]:
 def _other(uri: str, part: str) -> ModelError:
     return ModelError(
         f"{uri}: a checkpoint of MMSegmentation with another {part} than segbatch has (DeepLabV3"
-        " and DeepLabV3+ on ResNet-50, ResNet-101, ResNetV1c and MobileNetV2): export it to ONNX"
-        " with MMDeploy, and import that"
+        f" and DeepLabV3+ on ResNet-50, ResNet-101, ResNetV1c and MobileNetV2): {INSTEAD}"
     )
 
 
@@ -265,8 +265,7 @@ def _refuse_other_stages(
         if (tuple(found) if isinstance(found, list) else found) != value:
             raise ModelError(
                 f"{uri}: its configuration has {key}={found} in the backbone, and segbatch has"
-                f" {value} at output stride {stride}: export it to ONNX with MMDeploy, and import"
-                " that"
+                f" {value} at output stride {stride}: {INSTEAD}"
             )
 
 
@@ -286,7 +285,7 @@ def _refuse_other_layers(
             if found not in built:
                 raise ModelError(
                     f"{uri}: its configuration has {key} of type {found} in the {part}, and"
-                    f" segbatch has {built[0]}: export it to ONNX with MMDeploy, and import that"
+                    f" segbatch has {built[0]}: {INSTEAD}"
                 )
 
 
@@ -304,7 +303,7 @@ def _norm_eps(
     if len(found) > 1:
         raise ModelError(
             f"{uri}: its configuration has one eps in the norm_cfg of the backbone and another in"
-            " that of the decode_head: export it to ONNX with MMDeploy, and import that"
+            f" that of the decode_head: {INSTEAD}"
         )
     return found.pop()
 
@@ -330,8 +329,8 @@ def _normalisation(config: Mapping[str, Any]) -> tuple[RGB | None, RGB | None, b
         is_known = bool(turned) or ("_base_" not in config and "mean" in keys)
         is_bgr = is_known and not any(turned)
     else:
-        steps = [step for step in _test_steps(config) if step.get("type") == "Normalize"]
-        keys = steps[0] if steps else _dict(config, "img_norm_cfg")
+        steps = (step for step in _test_steps(config) if step.get("type") == "Normalize")
+        keys = next(steps, _dict(config, "img_norm_cfg"))
         is_bgr = not keys.get("to_rgb", True)
     mean, std = (_rgb(keys.get(key), is_bgr) for key in ("mean", "std"))
     return mean, std, is_bgr
@@ -345,7 +344,7 @@ def _rgb(values: Any, is_bgr: bool) -> RGB | None:
     return red, green, blue
 
 
-def _test_steps(config: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _test_steps(config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """The steps of its test pipeline, with those inside of others.
 
     The pipeline of the data is the one that is used (version 1: ``test_dataloader``, version 0:
@@ -353,13 +352,14 @@ def _test_steps(config: Mapping[str, Any]) -> list[dict[str, Any]]:
     """
     of_version_1 = _dict(_dict(config, "test_dataloader"), "dataset").get("pipeline")
     of_version_0 = _dict(_dict(config, "data"), "test").get("pipeline")
-    steps = of_version_1 or of_version_0 or config.get("test_pipeline")
-    found: list[dict[str, Any]] = []
+    return _with_inner(of_version_1 or of_version_0 or config.get("test_pipeline"))
+
+
+def _with_inner(steps: Any) -> Iterator[dict[str, Any]]:
     for step in steps if isinstance(steps, list | tuple) else ():
         if isinstance(step, dict):
-            inner = step.get("transforms")
-            found += [step, *(_test_steps({"test_pipeline": inner}) if inner else ())]
-    return found
+            yield step
+            yield from _with_inner(step.get("transforms"))
 
 
 def _crops(test_cfg: Mapping[str, Any]) -> str | None:

@@ -176,9 +176,9 @@ def _by_rarity(run: RunFolder, scope: str, _: RunFolder | None, __: int) -> Rank
     counts = ", ".join(f"count(*) FILTER ({shows})" for shows in shown)
     [numbers] = sql([run], f"SELECT {counts} FROM images WHERE status = '{OK}'").fetchall()
     weights = [1 / number if number else 0.0 for number in numbers]
+    whole = sum(weights) or 1.0
     score = " + ".join(
-        f"{weight / (sum(weights) or 1.0)} * {shows}::INTEGER"
-        for weight, shows in zip(weights, shown, strict=True)
+        f"{weight / whole} * {shows}::INTEGER" for weight, shows in zip(weights, shown, strict=True)
     )
     which = f"status = '{OK}' AND {scope}"
     return Ranking(f"SELECT *, {score} AS score FROM {_images(run)} WHERE {which}", "rarity {:.3f}")
