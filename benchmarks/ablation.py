@@ -29,6 +29,7 @@ from benchmarks import result  # noqa: E402
 from benchmarks.training import (  # noqa: E402
     Kept,
     Row,
+    add_options,
     in_parallel,
     rows_of,
     scores,
@@ -76,9 +77,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=60, help="of the recipe")
     parser.add_argument("--only", nargs="*", choices=[*CHANGES], default=[*CHANGES])
-    parser.add_argument("--processes", type=int, default=1, help="trainings at a time, on one GPU")
-    parser.add_argument("--note", help="what to write beside the figures: what else was going on")
-    parser.add_argument("-o", "--output", type=Path, help="write the figures here, as JSON")
+    add_options(parser, "trainings")
     arguments = parser.parse_args()
     tasks = [
         {

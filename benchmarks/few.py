@@ -35,6 +35,7 @@ from benchmarks import result  # noqa: E402
 from benchmarks.training import (  # noqa: E402
     Kept,
     Row,
+    add_options,
     in_parallel,
     rows_of,
     scores,
@@ -67,9 +68,7 @@ def main() -> None:
     )
     parser.add_argument("--crop", type=int, default=320)
     parser.add_argument("--steps", type=int, default=500, help="of each training on a few")
-    parser.add_argument("--processes", type=int, default=1, help="trainings at a time, on one GPU")
-    parser.add_argument("--note", help="what to write beside the figures: what else was going on")
-    parser.add_argument("-o", "--output", type=Path, help="write the figures here, as JSON")
+    add_options(parser, "trainings")
     arguments = parser.parse_args()
     options = vars(arguments)
     kept = Kept("few", arguments, summary)

@@ -19,6 +19,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -37,6 +38,7 @@ from benchmarks.training import (  # noqa: E402
     Kept,
     Row,
     Trained,
+    add_options,
     in_parallel,
     rows_of,
     sample_of,
@@ -84,20 +86,16 @@ def main() -> None:
     parser.add_argument("--first-steps", type=int, default=600)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--crop", type=int, default=320)
-    parser.add_argument("--processes", type=int, default=1, help="seeds at a time, on one GPU")
-    parser.add_argument("--note", help="what to write beside the figures: what else was going on")
-    parser.add_argument("-o", "--output", type=Path, help="write the figures here, as JSON")
+    add_options(parser, "seeds")
     arguments = parser.parse_args()
     tasks = [{"seed": seed, "options": vars(arguments)} for seed in range(arguments.seeds)]
     kept = Kept("suggest", arguments, summary)
-
-    def keep(rounds: list[list[dict[str, Any]]]) -> Path:
-        return kept.write([training for seed in rounds for training in seed])
-
-    rounds = in_parallel(tasks, one_round, arguments.processes, keep)
-    saved = keep(rounds)
-    print(result.markdown(summary([training for seed in rounds for training in seed])))
-    print(saved)
+    rounds = in_parallel(
+        tasks, one_round, arguments.processes, lambda done: kept.write(list(chain(*done)))
+    )
+    trainings = list(chain(*rounds))
+    print(result.markdown(summary(trainings)))
+    print(kept.write(trainings))
 
 
 @dataclass(frozen=True)

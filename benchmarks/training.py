@@ -150,6 +150,13 @@ def _without_auxiliary(config: ModelConfig, trained: Any) -> Network:
     return network
 
 
+def add_options(parser: argparse.ArgumentParser, what: str) -> None:
+    """The options of :func:`in_parallel` and :class:`Kept`; ``what`` is done in parallel."""
+    parser.add_argument("--processes", type=int, default=1, help=f"{what} at a time, on one GPU")
+    parser.add_argument("--note", help="what to write beside the figures: what else was going on")
+    parser.add_argument("-o", "--output", type=Path, help="write the figures here, as JSON")
+
+
 def threads_each(processes: int) -> int:
     """CPU threads of one of so many processes on this machine."""
     return max(1, num_cores() // processes)
