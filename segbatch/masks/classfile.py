@@ -50,8 +50,8 @@ def read_classes(text: str) -> Classes:
         content = storage.decode_text(storage.read_bytes(text), f"--classes {text}")
     except OSError as error:
         raise InputError(
-            f"--classes {text}: not a,b,c, not a preset ({', '.join(PRESETS)}), and not a file of"
-            f" names: {storage.one_line(error)}"
+            f"--classes {text}: not names by id (such as background,window), not a preset"
+            f" ({', '.join(PRESETS)}), and not a file of names: {storage.one_line(error)}"
         ) from error
     try:
         return _parse(content, storage.name_of(text).lower())

@@ -84,3 +84,8 @@ def test_a_file_of_another_form_is_refused_in_one_short_line(
     assert told in message
     assert message.startswith(f"--classes {tmp_path / name}: ")
     assert "\n" not in message
+
+
+def test_one_name_alone_is_answered_with_how_names_are_written() -> None:
+    with pytest.raises(InputError, match=r"not names by id \(such as background,window\), not a"):
+        read_classes("window")

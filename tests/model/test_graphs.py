@@ -316,6 +316,18 @@ def test_nothing_on_the_test_picture_does_not_change_the_kind(
     assert config.output.kind == kind
 
 
+def test_ids_that_are_moved_after_the_choice_have_as_many_names_as_the_user_says(
+    tmp_path: Path,
+) -> None:
+    path = graph_with(tmp_path / "g.onnx", 2, {"out": [ARGMAX, ("Add", {}, np.int64(1))]})
+    names = Classes(["background", "window", "door"])
+    imported(path, tmp_path, Known(classes=names, input_range=(0.0, 1.0)))
+    image = picture(64, 64)
+    mask = load_model(str(tmp_path / "m"), "cpu", precision="fp32").predict(image).mask
+    assert np.array_equal(np.unique(mask), [1, 2])
+    assert np.mean(mask != runs(path, as_one_image(image), "out")[0]) < 1e-3
+
+
 def test_a_kind_that_cannot_be_seen_is_asked_for(tmp_path: Path) -> None:
     path = graph_with(tmp_path / "g.onnx", 1, {"out": [SHIFT, CLIP]})
     with pytest.raises(ModelError, match="out is 0 at each pixel of a test picture") as refused:

@@ -192,12 +192,14 @@ def _found(
 
 
 def _num_labels(port: Any) -> int | None:
-    """The number of classes among which a label map chooses; ``None`` if it is not seen."""
+    """The number of classes among which a label map chooses; ``None`` if it is not seen, as where
+    the ids are computed with afterwards.
+    """
     node = port.get_node()
-    while node.get_type_name() != "TopK":
-        if node.get_input_size() == 0:
-            return None
+    while node.get_type_name() in KEEPING:
         node = node.input_value(0).get_node()
+    if node.get_type_name() != "TopK":
+        return None
     side = node.input_value(0).partial_shape[node.get_axis()]
     return None if side.is_dynamic else int(side.get_length())
 
