@@ -190,9 +190,14 @@ def _is_released(package: Path) -> bool:
 
 
 def _requirements() -> list[str]:
-    """What segbatch requires except Ray, which the cluster has."""
+    """What segbatch requires except Ray, which the cluster has, and its extras.
+
+    A requirement for some platforms keeps its condition, which pip evaluates on the node.
+    """
     parsed = map(Requirement, distribution("segbatch").requires or [])
-    return [str(one) for one in parsed if one.marker is None and one.name != "ray"]
+    return [
+        str(one) for one in parsed if one.name != "ray" and "extra ==" not in str(one.marker or "")
+    ]
 
 
 def _refuse_ray(version: str, where: str) -> None:
