@@ -22,8 +22,10 @@ exits with ``exit_code``. :func:`segbatch.storage.translate_errors` makes these 
 
 from __future__ import annotations
 
+import copyreg
 import re
 import signal
+from typing import Any
 
 MAX_WORD = 250  # characters: file names have up to 255 bytes
 MAX_LINE = 700
@@ -37,6 +39,10 @@ class SegbatchError(Exception):
 
     def __init__(self, message: str = "") -> None:
         super().__init__(presentable(message))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by the message: some errors are made of something else."""
+        return copyreg.__newobj__, (type(self), str(self)), self.__dict__  # type: ignore[attr-defined]
 
 
 def presentable(message: str) -> str:

@@ -4,7 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segbatch.errors import MAX_LINE, InputError, presentable
+from segbatch.errors import (
+    MAX_LINE,
+    Damaged,
+    InputError,
+    Interrupted,
+    SegbatchError,
+    UnreadableMask,
+    presentable,
+)
 
 
 def test_a_long_value_is_cut_in_the_middle_and_the_words_around_it_stay() -> None:
@@ -30,6 +38,19 @@ def test_a_presentable_message_stays_as_it_is(text: str) -> None:
     assert shown == text or len(text) > 200 or any(not c.isprintable() for c in text)
 
 
-@pytest.mark.parametrize("error", [InputError("wrong"), InputError()])
-def test_errors_travel_between_processes(error: InputError) -> None:
-    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+@pytest.mark.parametrize(
+    "error",
+    [
+        InputError("wrong"),
+        InputError(),
+        Damaged("s3://b/run", "it is gone"),
+        UnreadableMask("run", 7, "s3://b/7.jpg", Damaged("s3://b/f.parquet", "it is cut")),
+        Interrupted(15),
+    ],
+    ids=repr,
+)
+def test_errors_travel_between_processes(error: SegbatchError) -> None:
+    there = pickle.loads(pickle.dumps(error))
+    assert type(there) is type(error)
+    assert str(there) == str(error)
+    assert (there.exit_code, vars(there)) == (error.exit_code, vars(error))
