@@ -28,8 +28,8 @@ from segbatch.errors import Incomplete, InputError, JobFailed
 from segbatch.images.sources import stream_images
 from segbatch.jobs.preflight import SAMPLE_IMAGES, check_first_images, prepare
 from segbatch.jobs.runstate import RunState
-from segbatch.jobs.runtime.executor import known_error
 from segbatch.jobs.runtime.nodes import alive_nodes
+from segbatch.jobs.runtime.rayerrors import known_error
 from segbatch.jobs.runtime.sharing import PASSIVE_THREADS, worker_cpus
 from segbatch.jobs.runtime.workers import (
     MIN_LOGICAL_CPUS,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,17 +24,18 @@ import pyarrow.parquet as pq
 import ray.data
 from ray.exceptions import WorkerCrashedError
 
-from segbatch import errors, storage
+from segbatch import storage
 from segbatch.config.job import EvaluateJob, Job, Limits, Predict, load_kind
 from segbatch.config.keys import identity_of
 from segbatch.console import EVERY_S, say
-from segbatch.errors import Incomplete, InputError, RunError, SegbatchError, SourceError
+from segbatch.errors import Incomplete, InputError, RunError, SourceError
 from segbatch.images.decode import Decoded, decode_image
 from segbatch.jobs.passes import ExecutionStopped
 from segbatch.jobs.preflight import Prepared, check_output, prepare_model
 from segbatch.jobs.runtime.compat import map_blocks
 from segbatch.jobs.runtime.engines import engine_on_workers, share_model
 from segbatch.jobs.runtime.executor import data_context, in_background
+from segbatch.jobs.runtime.rayerrors import causes_of, raised_on_purpose
 from segbatch.jobs.runtime.sharing import ENCODE_CPUS, PARQUET_CPUS, READ_CPUS, worker_cpus
 from segbatch.jobs.runtime.workers import Workers, choose_device, connected, share_out
 from segbatch.jobs.scoring import ClassMapping, Scores, read_stage, score_stage
@@ -225,28 +225,12 @@ def _errors_of_stages() -> Iterator[None]:
     try:
         yield
     except ExecutionStopped as stopped:
+        if known := raised_on_purpose(stopped):
+            raise known from stopped
         why = str(stopped)
-        error: BaseException | None = stopped
-        while error is not None:
-            if isinstance(error, SegbatchError):
-                raise error from stopped
-            if isinstance(error, WorkerCrashedError):
-                why = "a worker's process died twice over the same images"
-            error = getattr(error, "cause", None) or error.__cause__
-        raise _named_in(str(stopped.__cause__)) or Incomplete(f"{why}; run again") from stopped
-
-
-def _named_in(text: str) -> SegbatchError | None:
-    """The error of ours that a text of Ray names, if it names one.
-
-    Ray Data raises an error of its own from that of a stage, and pickling it loses its cause.
-    """
-    found = re.findall(rf"^{errors.__name__}\.(\w+): (.+)$", text, re.MULTILINE)
-    for name, message in reversed(found):
-        kind = getattr(errors, name, None)
-        if isinstance(kind, type) and issubclass(kind, SegbatchError):
-            return kind(message)
-    return None
+        if any(isinstance(cause, WorkerCrashedError) for cause in causes_of(stopped)):
+            why = "a worker's process died twice over the same images"
+        raise Incomplete(f"{why}; run again") from stopped
 
 
 def pipeline(

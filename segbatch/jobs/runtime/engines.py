@@ -13,8 +13,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from segbatch.config.job import Limits, Predict
 from segbatch.console import say
-from segbatch.jobs.runtime.executor import known_error, wait_for
+from segbatch.jobs.runtime.executor import wait_for
 from segbatch.jobs.runtime.nodes import alive_nodes
+from segbatch.jobs.runtime.rayerrors import known_error
 from segbatch.jobs.runtime.workers import Workers
 from segbatch.jobs.watch import Watch
 from segbatch.model.bundle import Packed, pack

@@ -25,7 +25,7 @@ from ray.exceptions import (
 
 from segbatch import storage
 from segbatch.console import say
-from segbatch.errors import Incomplete, InputError, SegbatchError
+from segbatch.errors import Incomplete, InputError
 from segbatch.jobs.passes import Accounts, ExecutionStopped
 from segbatch.jobs.runtime import compat
 from segbatch.jobs.runtime.metrics import Metrics
@@ -182,15 +182,6 @@ def wait_for(running: Any, watch: Watch, waiting: str | None = None) -> Any:
             raise NothingYet from None
 
     return next(watch.over(result))
-
-
-def known_error(error: RayError) -> SegbatchError | None:
-    """The error of a task as one of ours: what its worker raised on purpose, or that the worker was
-    lost; ``None`` for a fault of the program.
-    """
-    if not isinstance(error, RayTaskError):
-        return Incomplete(f"a worker was lost: {storage.one_line(error)}; run it again")
-    return error.cause if isinstance(error.cause, SegbatchError) else None
 
 
 def sample_sizes(images: pa.Table, reading: Reading, watch: Watch) -> list[ImageSize]:

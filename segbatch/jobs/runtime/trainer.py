@@ -17,14 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import ray.train
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError
 from ray.train import Checkpoint
 from ray.train.torch import TorchConfig, get_device
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from segbatch import signals, storage
-from segbatch.errors import Incomplete, JobFailed, SegbatchError
+from segbatch.errors import Incomplete, JobFailed
+from segbatch.jobs.runtime.rayerrors import raised_on_purpose
 from segbatch.jobs.runtime.workers import ON_RAY, Workers
 from segbatch.storage import one_line
 
@@ -202,8 +203,7 @@ def _explained(error: BaseException) -> Exception:
         return JobFailed(f"training: {one_line(error)}")
     causes = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else []
     for cause in causes:
-        known = cause.cause if isinstance(cause, RayTaskError) else cause
-        if isinstance(known, SegbatchError):
+        if known := raised_on_purpose(cause):
             return known
     if causes and all(isinstance(cause, RayActorError) for cause in causes):
         return Incomplete(
