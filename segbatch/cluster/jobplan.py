@@ -41,7 +41,10 @@ BUSY = 0.6  # share of its cores that predicting gets on a busy machine; 0.8 and
 
 @dataclass(frozen=True)
 class MeasuredNode:
-    """A node on which the sample was measured, and what the job would take on it alone."""
+    """A node on which the sample was measured, and what the job would take on it alone.
+
+    The names are those of ``segbatch plan --format json``.
+    """
 
     sample: Measurement
     pace: Throughput
@@ -142,75 +145,77 @@ def make_plan(
     job: SegmentJob, survey: Survey, cluster: ClusterFile, prices: Prices, wish: Wish
 ) -> JobPlan:
     """The plan that follows from a survey; only arithmetic."""
-    samples = sorted(survey.samples, key=lambda sample: not sample.on_gpu)
-    sample = samples[0]
-    bill = _bill(job, survey, sample, prices)
+    counts = survey.counts
+    measurements = sorted(survey.measurements, key=lambda each: not each.on_gpu)
+    measured = measurements[0]
+    bill = _bill(job, survey, measured, prices)
     fixed_cost = bill.requests_money + bill.transfer_money
-    terms = Terms(survey.left, job.resources, cluster, prices, fixed_cost, wish)
+    terms = Terms(counts.left, job.resources, cluster, prices, fixed_cost, wish)
     return JobPlan(
         output=job.output,
-        images=survey.images,
-        at_least=not survey.whole,
-        left=survey.left,
-        skipped=survey.skipped,
+        images=counts.images,
+        at_least=not counts.whole,
+        left=counts.left,
+        skipped=counts.skipped,
         on_cluster=survey.on_cluster,
-        measured=[_measured_node(job, survey, sample) for sample in samples],
-        options=node_options(samples, terms),
+        measured=[_measured_node(job, survey, each) for each in measurements],
+        options=node_options(measurements, terms),
         bill=bill,
         failures=[
             Failures(
                 kind=kind,
                 seen=seen,
-                expected=round(survey.left * seen / sample.images),
-                share=seen / sample.images,
-                share_at_most=share_at_most(seen, sample.images),
+                expected=round(counts.left * seen / measured.images),
+                share=seen / measured.images,
+                share_at_most=share_at_most(seen, measured.images),
             )
-            for kind, seen in sorted(sample.failed.items())
+            for kind, seen in sorted(measured.failed.items())
         ],
-        failed_share_at_most=share_at_most(sum(sample.failed.values()), sample.images),
+        failed_share_at_most=share_at_most(sum(measured.failed.values()), measured.images),
         currency=prices.currency,
-        notes=_notes(job, survey, samples, cluster, prices),
+        notes=_notes(job, survey, measurements, cluster, prices),
     )
 
 
-def _measured_node(job: SegmentJob, survey: Survey, sample: Measurement) -> MeasuredNode:
-    node, beside = sample.node, cpus_beside_worker(sample.cost)
-    reached = throughput(sample.cost, node)
-    start_s = start_up_s(sample.load_s) + (0.0 if survey.on_cluster else COMMAND_S)
-    work = Work(survey.left, start_s, fixed_cost=0.0, head_price=0.0)
+def _measured_node(job: SegmentJob, survey: Survey, measured: Measurement) -> MeasuredNode:
+    node, beside = measured.node, cpus_beside_worker(measured.cost)
+    reached = throughput(measured.cost, node)
+    start_s = start_up_s(measured.load_s) + (0.0 if survey.on_cluster else COMMAND_S)
+    work = Work(survey.counts.left, start_s, fixed_cost=0.0, head_price=0.0)
     cpus_per_gpu = None
-    if sample.on_gpu:
+    if measured.on_gpu:
         cpus_per_gpu = (beside + node.worker_cpus) / job.resources.gpus_per_worker
     return MeasuredNode(
-        sample=sample,
+        sample=measured,
         pace=reached,
         offer=estimate(work, Unit([UnitPart("", 1.0, None)], reached, max_units=1), 1),
-        images_per_second_per_worker=1 / sample.stages["predict"].wall_s,
+        images_per_second_per_worker=1 / measured.stages["predict"].wall_s,
         cpus_beside_worker=beside,
         cpus_per_gpu=cpus_per_gpu,
     )
 
 
-def _bill(job: SegmentJob, survey: Survey, sample: Measurement, prices: Prices) -> Bill:
-    transient = sum(sample.failed.get(kind, 0) for kind in TRANSIENT_ERRORS)
+def _bill(job: SegmentJob, survey: Survey, measured: Measurement, prices: Prices) -> Bill:
+    counts = survey.counts
+    transient = sum(measured.failed.get(kind, 0) for kind in TRANSIENT_ERRORS)
     num_requests = count_requests(
-        survey.left,
-        survey.listed,
-        block_rows=sample.block_rows,
-        file_rows=sample.file_rows,
-        passing_failures=transient / sample.images,
+        counts.left,
+        counts.listed,
+        block_rows=measured.block_rows,
+        file_rows=measured.file_rows,
+        passing_failures=transient / measured.images,
         tries=job.limits.passes * (1 + job.limits.retries),
-        parts=sample.parts,
-        part_requests=sample.part_requests,
-        headers=survey.headers,
+        parts=measured.parts,
+        part_requests=measured.part_requests,
+        headers=counts.headers,
         views=views_each(job.sources),
     )
     reads = survey.in_object_storage
     writes = storage.scheme_of(job.output) in storage.OBJECT_SCHEMES
     billed = {"get": reads, "list": reads, "put": float(writes)}
     num_requests = {kind: round(num * billed[kind]) for kind, num in num_requests.items()}
-    read_gb = survey.left * sample.read_bytes / GB
-    stored_gb = survey.images * (sample.rows_bytes + sample.stats_bytes) / GB
+    read_gb = counts.left * measured.read_bytes / GB
+    stored_gb = counts.images * (measured.rows_bytes + measured.stats_bytes) / GB
     return Bill(
         requests=num_requests,
         requests_money=prices.for_requests(num_requests),
@@ -224,42 +229,47 @@ def _bill(job: SegmentJob, survey: Survey, sample: Measurement, prices: Prices) 
 def _notes(
     job: SegmentJob,
     survey: Survey,
-    samples: list[Measurement],
+    measurements: list[Measurement],
     cluster: ClusterFile,
     prices: Prices,
 ) -> list[str]:
     """What a reader must know to judge the figures."""
-    sample = samples[0]
+    counts, measured = survey.counts, measurements[0]
     notes = []
-    if not survey.whole:
+    if not counts.whole:
         notes.append(
-            f"listing was stopped at {survey.images:,} images, and the sample is of these: all"
+            f"listing was stopped at {counts.images:,} images, and the sample is of these: all"
             " figures are lower bounds; --list-seconds lists longer"
         )
-    if survey.done:
+    if counts.done:
         notes.append(
-            f"{survey.done:,} of {survey.images:,} images are done: the plan is for the rest"
+            f"{counts.done:,} of {counts.images:,} images are done: the plan is for the rest"
         )
-    if sum(s.images for s in samples) < SMALL_SAMPLE:
-        notes.append(f"a sample of {sample.images} images is small: figures are rough")
+    if sum(each.images for each in measurements) < SMALL_SAMPLE:
+        notes.append(f"a sample of {measured.images} images is small: figures are rough")
     if not survey.on_cluster:
         notes.append(
-            f"measured on this machine ({sample.machine}): times differ with another CPU or another"
-            " connection to the storage; RAY_ADDRESS or --address measures a cluster"
+            f"measured on this machine ({measured.machine}): times differ with another CPU or"
+            " another connection to the storage; RAY_ADDRESS or --address measures a cluster"
         )
-    got = sample.stages["predict"].cpu_s / (sample.threads * sample.stages["predict"].wall_s)
-    if not sample.on_gpu and got < BUSY:
+    got = measured.stages["predict"].cpu_s / (measured.threads * measured.stages["predict"].wall_s)
+    if not measured.on_gpu and got < BUSY:
         notes.append(
             f"the machine was busy with other work: predicting got {got:.0%} of its"
-            f" {sample.threads} cores and is faster on an idle machine"
+            f" {measured.threads} cores and is faster on an idle machine"
         )
-    limit = throughput(sample.cost, sample.node).limit
-    if sample.on_gpu and limit == "decode" and job.predict.decode == "cpu" and sample.plain_share:
+    limit = throughput(measured.cost, measured.node).limit
+    if (
+        measured.on_gpu
+        and limit == "decode"
+        and job.predict.decode == "cpu"
+        and measured.plain_share
+    ):
         notes.append(
             "CPUs are the limit: with predict.decode: device the GPU decodes the JPEGs that need no"
-            f" downscaling, {sample.plain_share:.0%} of all; or use nodes with more CPUs per GPU"
+            f" downscaling, {measured.plain_share:.0%} of all; or use nodes with more CPUs per GPU"
         )
-    failed = sum(sample.failed.values()) / sample.images
+    failed = sum(measured.failed.values()) / measured.images
     if failed > job.limits.max_failed_fraction:
         notes.append(
             f"{failed:.1%} of the sample failed, and limits.max_failed_fraction allows"

@@ -77,7 +77,7 @@ class _Group:
     parts: list[tuple[NodeType, float]]  # how many nodes of each, which may be a fraction
     node: Node
     throughput: Throughput
-    sample: Measurement
+    measured: Measurement
 
     @property
     def per_worker(self) -> float:
@@ -85,11 +85,11 @@ class _Group:
         return self.throughput.bounds["device"] / self.node.workers
 
 
-def node_options(samples: Sequence[Measurement], terms: Terms) -> list[NodeOption]:
+def node_options(measurements: Sequence[Measurement], terms: Terms) -> list[NodeOption]:
     """The options for each node type, with and without others that prepare images for it."""
     found = []
     for kind in terms.cluster.workers:
-        groups = (_gpu_groups if kind.gpus else _cpu_groups)(kind, samples, terms)
+        groups = (_gpu_groups if kind.gpus else _cpu_groups)(kind, measurements, terms)
         if isinstance(groups, str):
             found.append(NodeOption(kind.name, _market(kind), {}, reason=groups))
         else:
@@ -97,10 +97,12 @@ def node_options(samples: Sequence[Measurement], terms: Terms) -> list[NodeOptio
     return found
 
 
-def _cpu_groups(kind: NodeType, samples: Sequence[Measurement], terms: Terms) -> list[_Group] | str:
+def _cpu_groups(
+    kind: NodeType, measurements: Sequence[Measurement], terms: Terms
+) -> list[_Group] | str:
     """Nodes that predict on their CPUs, or the reason why nothing is known of them."""
-    sample = next((sample for sample in samples if not sample.on_gpu), None)
-    if sample is None or terms.resources.device == "cuda":
+    measured = next((each for each in measurements if not each.on_gpu), None)
+    if measured is None or terms.resources.device == "cuda":
         return "prepares images for the GPUs of other nodes"
     requested = terms.resources.cpus_per_worker
     threads = threads_on(kind.cpus) if requested == "auto" else int(requested)
@@ -111,13 +113,15 @@ def _cpu_groups(kind: NodeType, samples: Sequence[Measurement], terms: Terms) ->
         worker_cpus=worker_cpus(threads),
         gbps=_gbps(kind, terms.prices),
     )
-    reached = throughput(with_threads(sample.cost, threads / sample.threads), node)
+    reached = throughput(with_threads(measured.cost, threads / measured.threads), node)
     if not reached.images_per_second:
         return f"has no room for workers of {threads} CPUs and for reading images for them"
-    return [_Group(kind.name, [(kind, 1.0)], node, reached, sample)]
+    return [_Group(kind.name, [(kind, 1.0)], node, reached, measured)]
 
 
-def _gpu_groups(kind: NodeType, samples: Sequence[Measurement], terms: Terms) -> list[_Group] | str:
+def _gpu_groups(
+    kind: NodeType, measurements: Sequence[Measurement], terms: Terms
+) -> list[_Group] | str:
     """Nodes that predict on their GPUs, alone and with CPU nodes that prepare images for them.
 
     Or the reason why nothing is known of them.
@@ -126,29 +130,29 @@ def _gpu_groups(kind: NodeType, samples: Sequence[Measurement], terms: Terms) ->
     gpu = kind.gpu or (instance.gpu if instance else None)
     if gpu is None:
         return f"neither cluster.yaml nor the prices say which GPU {kind.instance or 'it'} has"
-    sample = next((sample for sample in samples if _same_gpu(gpu, sample.device)), None)
-    if sample is None:
+    measured = next((each for each in measurements if _same_gpu(gpu, each.device)), None)
+    if measured is None:
         return f"no {gpu} was measured"
     node = Node(
         cpus=kind.cpus,
         cores=kind.cpus,
         workers=kind.gpus / terms.resources.gpus_per_worker,
-        worker_cpus=worker_cpus(sample.threads),
+        worker_cpus=worker_cpus(measured.threads),
         gbps=_gbps(kind, terms.prices),
     )
-    alone = throughput(sample.cost, node)
+    alone = throughput(measured.cost, node)
     groups = []
     if alone.images_per_second:
-        groups.append(_Group(kind.name, [(kind, 1.0)], node, alone, sample))
+        groups.append(_Group(kind.name, [(kind, 1.0)], node, alone, measured))
     helper = next((other for other in terms.cluster.workers if not other.gpus), None)
     if helper is not None and alone.bounds["cpus"] < alone.bounds["device"]:
-        missing = alone.bounds["device"] * sample.cost.slot_s
+        missing = alone.bounds["device"] * measured.cost.slot_s
         missing -= max(0.0, node.cpus - node.workers * node.worker_cpus)
         cpus = node.cpus + missing
-        together = throughput(sample.cost, replace(node, cpus=cpus, cores=cpus))
+        together = throughput(measured.cost, replace(node, cpus=cpus, cores=cpus))
         name = f"{kind.name} + {helper.name}"
         parts = [(kind, 1.0), (helper, missing / helper.cpus)]
-        groups.append(_Group(name, parts, node, together, sample))
+        groups.append(_Group(name, parts, node, together, measured))
     return groups or "has no CPU left to read images with"
 
 
@@ -176,7 +180,7 @@ def _option(group: _Group, terms: Terms) -> NodeOption:
     of_each = min(kind.most / share for kind, share in group.parts)
     in_all = terms.cluster.most / sum(share for _, share in group.parts)
     max_units = max(1, int(min(of_each, in_all)))
-    caps = {"driver": BLOCKS_PER_S * group.sample.block_rows}
+    caps = {"driver": BLOCKS_PER_S * group.measured.block_rows}
     _, max_workers = pool_size(terms.resources, now=1)
     if max_workers is not None:
         caps["resources.workers"] = max_workers * group.per_worker
@@ -184,7 +188,7 @@ def _option(group: _Group, terms: Terms) -> NodeOption:
     cap = min(caps, key=caps.__getitem__)
     work = Work(
         images=terms.images,
-        start_up_s=start_up_s(group.sample.load_s, prices.node_start_minutes * 60),
+        start_up_s=start_up_s(group.measured.load_s, prices.node_start_minutes * 60),
         fixed_cost=terms.fixed_cost,
         head_price=(prices.per_hour(head.instance, spot=False) or 0.0) if head else 0.0,
         max_images_per_second=caps[cap],

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 import numpy as np
@@ -28,7 +28,7 @@ from segbatch.errors import Incomplete, InputError, JobFailed
 from segbatch.images.sources import stream_images
 from segbatch.jobs.preflight import SAMPLE_IMAGES, check_first_images, prepare
 from segbatch.jobs.runstate import RunState
-from segbatch.jobs.runtime.nodes import alive_nodes
+from segbatch.jobs.runtime.nodes import ACCELERATOR, alive_nodes
 from segbatch.jobs.runtime.rayerrors import known_error
 from segbatch.jobs.runtime.sharing import PASSIVE_THREADS, worker_cpus
 from segbatch.jobs.runtime.workers import (
@@ -58,19 +58,30 @@ class Effort:
 
 
 @dataclass(frozen=True)
+class Counts:
+    """The number of images in a job's sources, and what it took to count them."""
+
+    images: int  # a lower bound unless whole
+    whole: bool
+    done: int = 0  # images that have a row in the results already
+    listed: int = 0  # keys that were listed to count them; 0 for a manifest
+    headers: int = 0  # requests for headers of shards
+    skipped: dict[str, int] = field(default_factory=dict)  # files that are no images
+
+    @property
+    def left(self) -> int:
+        return self.images - self.done
+
+
+@dataclass(frozen=True)
 class Census:
-    """The number of images in a job's sources, and a sample of them.
+    """The counts of a job's images, and a sample of them.
 
     ``sample`` has ``image_id``, ``uri`` and the user's columns under the names in which they travel
     through a run, sorted by ``image_id``.
     """
 
-    images: int  # a lower bound unless whole
-    whole: bool
-    done: int  # images that have a row in the results already
-    listed: int  # keys that were listed to count them; 0 for a manifest
-    headers: int  # requests for headers of shards
-    skipped: dict[str, int]  # files that are not images, by extension
+    counts: Counts
     sample: pa.Table
 
 
@@ -81,27 +92,19 @@ class Survey:
     ``in_object_storage``: the share of the sample's images that are there, 0 to 1.
     """
 
-    images: int
-    whole: bool
-    done: int
-    listed: int
-    headers: int
-    skipped: dict[str, int]
-    samples: list[Measurement]
+    counts: Counts
+    measurements: list[Measurement]
     on_cluster: bool
     in_object_storage: float = 1.0
-
-    @property
-    def left(self) -> int:
-        return self.images - self.done
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_json(cls, facts: dict[str, Any]) -> Self:
-        samples = [Measurement.from_json(sample) for sample in facts["samples"]]
-        return cls(**facts | {"samples": samples})
+        counts = Counts(**facts["counts"])
+        measurements = [Measurement.from_json(each) for each in facts["measurements"]]
+        return cls(**facts | {"counts": counts, "measurements": measurements})
 
 
 def survey_job(job: SegmentJob, effort: Effort) -> Survey:
@@ -114,37 +117,28 @@ def survey_job(job: SegmentJob, effort: Effort) -> Survey:
     with storage.translate_errors("storage:"):
         state = RunState.read(storage.normalize(job.output))
         if state is None:
-            census = count_images(job, effort.images, effort.list_s)
+            census = take_census(job, effort.images, effort.list_s)
         else:
             state.refuse_changes(job, prepared.model_sha256)
             census = count_left(state, effort.images)
         check_first_images(census.sample.slice(0, SAMPLE_IMAGES), prepared)
         on_cluster = ray.is_initialized() or bool(os.environ.get("RAY_ADDRESS"))
         if on_cluster:
-            samples = _measure_on_nodes(job, census, effort)
+            measurements = _measure_on_nodes(job, census, effort)
         else:
             say(f"measuring {len(census.sample)} images on this machine")
-            samples = [
+            measurements = [
                 measure_stages(
                     job,
                     prepared,
                     census.sample,
                     local_setup(job.resources),
-                    num_images=census.images,
+                    num_images=census.counts.images,
                     seconds=effort.sample_s,
                 )
             ]
-    return Survey(
-        census.images,
-        census.whole,
-        census.done,
-        census.listed,
-        census.headers,
-        census.skipped,
-        samples,
-        on_cluster,
-        _share_in_object_storage(census.sample["uri"].to_pylist()),
-    )
+    share = _share_in_object_storage(census.sample["uri"].to_pylist())
+    return Survey(census.counts, measurements, on_cluster, share)
 
 
 def _share_in_object_storage(uris: Sequence[str]) -> float:
@@ -155,7 +149,7 @@ def _share_in_object_storage(uris: Sequence[str]) -> float:
 # ------------------------------------------------------------------------------------ counting
 
 
-def count_images(job: SegmentJob, size: int, list_s: float) -> Census:
+def take_census(job: SegmentJob, size: int, list_s: float) -> Census:
     """List the sources for at most ``list_s`` seconds, and draw a sample of ``size`` images.
 
     Raises what freezing the manifest raises.
@@ -176,15 +170,14 @@ def count_images(job: SegmentJob, size: int, list_s: float) -> Census:
         headers = stream.listing.header_requests
     lists = any(isinstance(source, Prefix | Glob) for source in job.sources)
     rows = sample.rows()
-    return Census(
+    counts = Counts(
         images=sample.seen,
         whole=whole,
-        done=0,
         listed=sample.seen + sum(skipped.values()) if lists else 0,
         headers=headers,
         skipped=skipped,
-        sample=rows.rename_columns([carried(name) for name in rows.column_names]),
     )
+    return Census(counts, rows.rename_columns([carried(name) for name in rows.column_names]))
 
 
 class Reservoir:
@@ -227,15 +220,8 @@ def count_left(state: RunState, size: int) -> Census:
     for first, end in (state.bounds[index] for index in slices):
         ids = random.choice(end - first, min(each, end - first), replace=False) + first
         drawn.append(state.images_of(np.sort(ids).astype(np.int64)))
-    return Census(
-        images=state.num_images,
-        whole=True,
-        done=done,
-        listed=0,
-        headers=0,
-        skipped={},
-        sample=pa.concat_tables(drawn).slice(0, size),
-    )
+    counts = Counts(images=state.num_images, whole=True, done=done)
+    return Census(counts, pa.concat_tables(drawn).slice(0, size))
 
 
 # ----------------------------------------------------------------------------------- measuring
@@ -284,7 +270,9 @@ def _measure_on_nodes(job: SegmentJob, census: Census, effort: Effort) -> list[M
                 runtime_env={"env_vars": dict(PASSIVE_THREADS)},
                 scheduling_strategy=strategy,
             )(_measure_on_worker)
-            running.append(task.remote(job, census.sample, setup, census.images, effort.sample_s))
+            running.append(
+                task.remote(job, census.sample, setup, census.counts.images, effort.sample_s)
+            )
         say(f"measuring {len(census.sample)} images on {len(running)} kinds of nodes ({device})")
         return [_result(task) for task in running]
 
@@ -298,7 +286,7 @@ def _node_kinds(device: str) -> list[tuple[str | None, int, float]]:
     for node in alive_nodes():
         resources = node["Resources"]
         if resources.get("CPU") and (device == "cpu" or resources.get("GPU")):
-            accelerators = tuple(key for key in resources if key.startswith("accelerator_type:"))
+            accelerators = tuple(key for key in resources if key.startswith(ACCELERATOR))
             cpus, gpus = int(resources["CPU"]), float(resources.get("GPU", 0))
             kinds.setdefault((cpus, gpus, accelerators), (node["NodeID"], cpus, gpus))
     return list(kinds.values())

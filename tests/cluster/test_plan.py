@@ -31,7 +31,7 @@ from segbatch.cluster.estimate import (
 from segbatch.cluster.jobplan import JobPlan, make_plan, plan
 from segbatch.cluster.measure import Measurement, measure_stages
 from segbatch.cluster.nodeoptions import NodeOption, Wish
-from segbatch.cluster.survey import Effort, Survey, count_images, count_left, local_setup
+from segbatch.cluster.survey import Counts, Effort, Survey, count_left, local_setup, take_census
 from segbatch.config.job import Resources, SegmentJob, load_job
 from segbatch.errors import InputError, SourceError
 from segbatch.jobs.preflight import prepare
@@ -191,6 +191,7 @@ SAMPLE = Measurement(
     block_rows=100,
     file_rows=500,
 )
+COUNTS = Counts(1_000_000, whole=True, listed=1_000_000)
 JOB = SegmentJob.model_validate(
     {"kind": "segment", "images": "s3://b/i/", "model": "s3://b/m", "output": "s3://b/o"}
 )
@@ -199,7 +200,7 @@ JOB = SegmentJob.model_validate(
 def planned(
     sample: Measurement, wish: Wish | None = None, cluster: ClusterFile | None = None
 ) -> JobPlan:
-    found = Survey(1_000_000, True, 0, 1_000_000, 0, {}, [sample], on_cluster=True)
+    found = Survey(COUNTS, [sample], on_cluster=True)
     nodes = cluster or read_cluster_file(str(ROOT / "cluster.yaml"))
     return make_plan(JOB, found, nodes, read_prices(None), wish or Wish())
 
@@ -271,7 +272,7 @@ def test_a_deadline_and_a_budget_settle_the_nodes() -> None:
 
 def test_no_more_workers_are_reckoned_with_than_the_job_file_allows() -> None:
     three = JOB.model_copy(update={"resources": Resources(workers=[1, 3])})
-    found = Survey(1_000_000, True, 0, 1_000_000, 0, {}, [SAMPLE], on_cluster=True)
+    found = Survey(COUNTS, [SAMPLE], on_cluster=True)
     nodes = read_cluster_file(str(ROOT / "cluster.yaml"))
     for wish in (Wish(), Wish(deadline_h=0.5)):
         gpu = option(make_plan(three, found, nodes, read_prices(None), wish), "gpu")
@@ -301,7 +302,7 @@ def test_a_node_without_a_price_has_hours_and_no_money() -> None:
 )
 def test_only_object_storage_costs_money(share: float, output: str, billed: set[str]) -> None:
     job = JOB.model_copy(update={"output": output})
-    found = Survey(1_000_000, True, 0, 1_000_000, 10, {}, [SAMPLE], True, share)
+    found = Survey(replace(COUNTS, headers=10), [SAMPLE], True, share)
     nodes = read_cluster_file(str(ROOT / "cluster.yaml"))
     bill = make_plan(job, found, nodes, read_prices(None), Wish()).bill
     assert {kind for kind, number in bill.requests.items() if number} == billed
@@ -398,8 +399,8 @@ def segment_job(on_s3: str, model_uri: str, s3: S3) -> Segment:
 
 def test_a_sample_goes_through_the_real_stages(segment_job: Segment) -> None:
     asked = segment_job(**EVERYTHING)
-    census = count_images(asked, 100, list_s=60)
-    assert (census.images, census.whole, census.listed) == (21, True, 21)
+    census = take_census(asked, 100, list_s=60)
+    assert (census.counts.images, census.counts.whole, census.counts.listed) == (21, True, 21)
     prepared = prepare(asked)
     sample = measure_stages(
         asked, prepared, census.sample, local_setup(Resources()), num_images=21, seconds=60
@@ -417,11 +418,11 @@ def test_a_sample_goes_through_the_real_stages(segment_job: Segment) -> None:
 
 
 def test_the_sample_is_drawn_from_all_over_the_list(segment_job: Segment) -> None:
-    drawn = count_images(segment_job(), 6, list_s=60).sample
+    drawn = take_census(segment_job(), 6, list_s=60).sample
     ids = drawn["image_id"].to_pylist()
     assert len(ids) == len(set(ids)) == 6
     assert ids == sorted(ids)
-    whole = count_images(segment_job(), 100, list_s=60).sample
+    whole = take_census(segment_job(), 100, list_s=60).sample
     assert drawn["uri"].to_pylist() == whole.take(ids)["uri"].to_pylist()
 
 
@@ -434,9 +435,9 @@ def test_listing_is_stopped_and_that_is_said(
     sources = [f"{tmp_path}/1/", f"{tmp_path}/2/"]
     asked = load_job(job(sources, model_uri, str(tmp_path / "run")))
     assert isinstance(asked, SegmentJob)
-    census = count_images(asked, 10, list_s=0)
-    assert (census.images, census.whole) == (1, False)
-    found = Survey(1, False, 0, 1, 0, {}, [SAMPLE], on_cluster=False)
+    census = take_census(asked, 10, list_s=0)
+    assert (census.counts.images, census.counts.whole) == (1, False)
+    found = Survey(census.counts, [SAMPLE], on_cluster=False)
     print_plan(make_plan(asked, found, ClusterFile(None, [], None, 0), read_prices(None), Wish()))
     shown = capsys.readouterr().out
     assert "at least 1 images" in shown
@@ -447,15 +448,15 @@ def test_a_manifest_asks_for_no_listing(model_uri: str, tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_text("uri\nfile:///a.jpg\nfile:///b.jpg\n")
     asked = load_job(job(f"{tmp_path}/m.csv", model_uri, str(tmp_path / "run")))
     assert isinstance(asked, SegmentJob)
-    census = count_images(asked, 10, list_s=60)
-    assert (census.images, census.listed) == (2, 0)
+    census = take_census(asked, 10, list_s=60)
+    assert (census.counts.images, census.counts.listed) == (2, 0)
 
 
 def test_a_prefix_without_images_is_refused(s3: S3, model_uri: str) -> None:
     asked = load_job(job(f"{s3.uri('nothing')}/", model_uri, s3.uri("run")))
     assert isinstance(asked, SegmentJob)
     with pytest.raises(SourceError, match="nothing in it"):
-        count_images(asked, 10, list_s=60)
+        take_census(asked, 10, list_s=60)
 
 
 # -------------------------------------------------------------------------------------- on Ray
@@ -484,7 +485,7 @@ def test_what_a_run_has_done_is_left_out(whole_run: Run) -> None:
     state = RunState.read(whole_run.uri)
     assert state is not None
     census = count_left(state, 5)
-    assert (census.images, census.done, census.listed) == (21, 21, 0)
+    assert (census.counts.images, census.counts.done, census.counts.listed) == (21, 21, 0)
     assert census.sample.num_rows == 5
 
 
