@@ -19,7 +19,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
 from segbatch.errors import Incomplete, InputError, SegbatchError
-from segbatch.jobs.runtime.compat import api_server_url
+from segbatch.jobs.runtime.compat import JOBS_CLIENT_LOGS, api_server_url
 from segbatch.storage import one_line
 
 ADDRESS = "RAY_API_SERVER_ADDRESS"
@@ -29,16 +29,10 @@ UPLOAD_S = 120.0
 EXAMPLE = "--address http://head:8265"
 SERVE = "/api/serve/applications/"
 
-# These log every closed socket and every upload.
-for _module in (
-    "ray.dashboard.modules.dashboard_sdk",
-    "ray.dashboard.modules.job.sdk",
-    "ray._private.runtime_env.packaging",
-):
-    logging.getLogger(_module).setLevel(logging.WARNING)
-
-
 GONE_S = 60.0  # without an answer, a server is taken for gone
+
+for _name in JOBS_CLIENT_LOGS:
+    logging.getLogger(_name).setLevel(logging.WARNING)
 
 
 class Unanswered(Incomplete):
@@ -49,7 +43,8 @@ class Dashboard(JobSubmissionClient):
     """Ray's Jobs client with time-outs, which Ray's own does not set, and one-line errors.
 
     Two methods that it overrides are private. In a Ray that no longer calls them, requests have no
-    time-out and errors are Ray's.
+    time-out and errors are Ray's. A third, which it calls, uploads a checkout for ``segbatch
+    serve``.
 
     Every method raises :class:`~segbatch.errors.InputError` for a missing or wrong token and for
     requests that the server refuses, and :class:`Unanswered` where the server does not answer.
@@ -62,12 +57,12 @@ class Dashboard(JobSubmissionClient):
         except AuthenticationError as error:
             reason = str(error).splitlines()[0].rstrip(".")
             raise InputError(
-                f"{self._address}: {reason}; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH (or"
-                " RAY_AUTH_TOKEN) to the cluster's token"
+                f"{self.get_address()}: {reason}; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH"
+                " (or RAY_AUTH_TOKEN) to the cluster's token"
             ) from error
         except requests.RequestException as error:
-            reason = f"{_reason(error)}{_proxy_hint(self._address)}"
-            raise Unanswered(f"{self._address}: does not answer: {reason}") from error
+            reason = f"{_reason(error)}{_proxy_hint(self.get_address())}"
+            raise Unanswered(f"{self.get_address()}: does not answer: {reason}") from error
 
     def serve_details(self) -> dict[str, Any]:
         """What Ray Serve runs on the cluster, as its REST API says it."""
@@ -90,9 +85,9 @@ class Dashboard(JobSubmissionClient):
         return answer
 
     def _raise_error(self, r: requests.Response) -> NoReturn:
-        message = f"{self._address}: {last_line(r.text).removeprefix('ValueError: ')}"
+        message = f"{self.get_address()}: {last_line(r.text).removeprefix('ValueError: ')}"
         if r.status_code >= 500 or r.status_code in (403, 407):
-            message += _proxy_hint(self._address)
+            message += _proxy_hint(self.get_address())
         raise InputError(message) if r.status_code < 500 else Unanswered(message)
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from importlib.metadata import version
 
 from segbatch.__version__ import __version__
+from segbatch.jobs.runtime import compat
 
 LIBRARIES = ("ray", "torch", "torchvision", "segmentation-models-pytorch")
 ADDRESS = "SEGBATCH_SUBMISSION_ADDRESS"  # set by segbatch submit; the Jobs server does not know it
-JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray for every entrypoint of the Jobs API
 
 
 def software(*more: str) -> dict[str, str]:
@@ -32,8 +31,7 @@ def submission() -> dict[str, str | None] | None:
     ``None`` if the driver was not submitted; the address is ``None`` unless ``segbatch submit``
     sent it (a KubeRay RayJob, ``ray job submit``).
     """
-    try:
-        submission_id = json.loads(os.environ[JOB_CONFIG])["metadata"]["job_submission_id"]
-    except (KeyError, TypeError, ValueError):
+    submission_id = compat.submission_id()
+    if submission_id is None:
         return None
     return {"id": submission_id, "address": os.environ.get(ADDRESS)}

@@ -1,13 +1,15 @@
 """What segbatch uses of Ray that is not its public API, or that Ray is about to remove.
 
 Each use says why it is needed, what upstream says of it, and what holds in a version of Ray without
-it. What was found in which version: docs/decisions/0012-what-depends-on-ray.md. One use is where
-its class is: :class:`~segbatch.cluster.dashboard.Dashboard` overrides two methods of Ray's client.
+it. What was found in which version: docs/decisions/0012-what-depends-on-ray.md. Two uses are where
+they belong: :class:`~segbatch.cluster.dashboard.Dashboard` uses three private methods of the client
+that it extends, and :mod:`segbatch.jobs.runtime.rayerrors` reads tracebacks that Ray quotes.
 """
 
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import sys
 import tempfile
@@ -195,7 +197,42 @@ def disconnect(*, for_good: bool) -> None:
     ray.shutdown()
 
 
+# --------------------------------------------------------------------------- nodes of the cluster
+
+# A resource that only the head has. In a Ray without it, the hours of the head count as those of a
+# worker of its size.
+HEAD = "node:__internal_head__"
+
+# `ray up` leaves its file there on the head, where drivers run, and KubeRay sets this variable in
+# its pods. Where neither is, no node is expected to start: a job for GPUs does not wait for one.
+BOOTSTRAP = "~/ray_bootstrap_config.yaml"
+KUBERAY = "KUBERAY_GEN_RAY_START_CMD"
+
+
 # ------------------------------------------------------------------------------- the Jobs server
+
+# Set for every entrypoint of a job that was submitted.
+JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+
+# These log every closed socket and every upload. In a Ray that calls them otherwise, that is shown.
+JOBS_CLIENT_LOGS = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
+
+
+def submission_id() -> str | None:
+    """The submission id of this driver; ``None`` if it was not submitted.
+
+    Ray has no public way to ask for it. In a version of Ray that does not set the variable so,
+    ``run.json`` holds no submission, and ``segbatch logs`` and ``stop`` need ``--address``.
+    """
+    try:
+        name: str = json.loads(os.environ[JOB_CONFIG])["metadata"]["job_submission_id"]
+    except (KeyError, TypeError, ValueError):
+        return None
+    return name
 
 
 def log_header(submission_id: str, entrypoint: str) -> str:

@@ -21,13 +21,11 @@ import yaml
 
 from segbatch import storage
 from segbatch.errors import InputError
+from segbatch.jobs.runtime.compat import BOOTSTRAP, HEAD, KUBERAY
 from segbatch.results.runinfo import NodeTime
 
 ACCELERATOR = "accelerator_type:"  # prefix of the resource that names the kind of a GPU
-HEAD = "node:__internal_head__"  # a resource that only Ray's head has
-BOOTSTRAP = "~/ray_bootstrap_config.yaml"  # `ray up` writes it on the head, where drivers run
 MAX_WORKERS = 2  # of a file that does not say it, by Ray's own defaults
-KUBERAY = "KUBERAY_GEN_RAY_START_CMD"  # set in KubeRay's pods
 
 # CPUs and GPUs that Ray gives out, the cloud's name of the machine, whether it is a spot machine;
 # None if unknown.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import signal
@@ -17,7 +18,9 @@ import pytest
 import ray
 import ray.data
 from ray.exceptions import RayActorError
+from ray.job_submission import JobSubmissionClient
 
+from segbatch.cluster.dashboard import Dashboard
 from segbatch.jobs.runtime import compat
 from segbatch.jobs.runtime.executor import data_context, in_background
 from segbatch.jobs.watch import NothingYet
@@ -123,13 +126,45 @@ def test_an_execution_that_is_left_early_ends(
 
 
 def test_every_use_of_ray_that_is_private_is_in_one_file() -> None:
-    private = re.compile(r"^\s*(?:from|import) ray\S*\.(?:_\w+|dashboard|_raylet)\b", re.MULTILINE)
+    names = (compat.HEAD, compat.BOOTSTRAP, compat.KUBERAY, compat.JOB_CONFIG)
+    private = re.compile(
+        # Imports of modules, names of modules as those of loggers, names that Ray gives things.
+        r"(?:^\s*(?:from|import) |[\"'])ray\S*\.(?:_\w+|dashboard|_raylet)\b"
+        rf"|{'|'.join(map(re.escape, names))}",
+        re.MULTILINE,
+    )
     found = {
         str(path.relative_to(ROOT))
         for path in (ROOT / "segbatch").rglob("*.py")
         if private.search(path.read_text())
     }
     assert found == {"segbatch/jobs/runtime/compat.py"}
+
+
+def test_the_client_of_the_jobs_server_uses_three_private_methods() -> None:
+    used = re.findall(r"(?:self|super\(\))\.(_\w+)|def (_\w+)\(self", inspect.getsource(Dashboard))
+    names = {name for pair in used for name in pair if hasattr(JobSubmissionClient, name)}
+    assert names == {"_do_request", "_raise_error", "_upload_py_modules_if_needed"}
+    assert "_address" not in {name for pair in used for name in pair}
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ('{"metadata": {"job_submission_id": "raysubmit_1", "job_name": "x"}}', "raysubmit_1"),
+        ('{"metadata": {}}', None),
+        ("null", None),
+        ("otherwise", None),
+        (None, None),
+    ],
+)
+def test_a_driver_knows_as_which_job_it_was_submitted(
+    config: str | None, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(compat.JOB_CONFIG, raising=False)
+    if config is not None:
+        monkeypatch.setenv(compat.JOB_CONFIG, config)
+    assert compat.submission_id() == expected
 
 
 @pytest.mark.usefixtures("ray_address")
