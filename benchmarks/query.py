@@ -46,12 +46,12 @@ from segbatch.machine import cpu_model, num_cores  # noqa: E402
 from segbatch.masks import decode_mask, encode_mask  # noqa: E402
 from segbatch.masks.classes import Classes  # noqa: E402
 from segbatch.results.database import open_database, register_filesystems, scan  # noqa: E402
-from segbatch.results.finish import LOW_CARDINALITY, STATS_ROW_GROUP_ROWS  # noqa: E402
+from segbatch.results.finish import STATS_ROW_GROUP_ROWS, write_stats_file  # noqa: E402
 from segbatch.results.runinfo import FORMAT, parse_info, write_info  # noqa: E402
 from segbatch.results.schema import rows_schema, stats_schema  # noqa: E402
 from segbatch.results.stats import coverage, struct_column  # noqa: E402
-from segbatch.results.table import STATISTICS, DataFile, Table, file_name  # noqa: E402
-from segbatch.results.write import ROW_GROUP_ROWS, write_file, write_parquet  # noqa: E402
+from segbatch.results.table import DataFile, Table, file_name  # noqa: E402
+from segbatch.results.write import ROW_GROUP_ROWS, write_file  # noqa: E402
 from segbatch.run import open_run  # noqa: E402
 
 GOAL = 1.1  # of flat columns
@@ -131,15 +131,11 @@ def write_layouts(folder: str, num_rows: int) -> None:
     epoch = rows.commit(note={"driver": "bench", "event": "driver"})
     with_masks: list[DataFile] = []
     without: list[DataFile] = []
-    as_stats = partial(
-        write_parquet, epoch=epoch, kind=STATISTICS, compression_level=3,
-        row_group_size=STATS_ROW_GROUP_ROWS, use_dictionary=LOW_CARDINALITY,
-    )  # fmt: skip
     for start in range(0, num_rows, STATS_FILE_ROWS):
         part = random_rows(start, min(start + STATS_FILE_ROWS, num_rows))
         peer = part.drop_columns("mask")
-        as_stats(flattened(peer), storage.join(folder, FLAT_COLUMNS))
-        as_stats(listed(peer), storage.join(folder, LIST_OF_STRUCTS))
+        write_stats_file(flattened(peer), storage.join(folder, FLAT_COLUMNS), epoch)
+        write_stats_file(listed(peer), storage.join(folder, LIST_OF_STRUCTS), epoch)
         for first in range(0, len(part), TOGETHER_FILE_ROWS):
             block = masked(part.slice(first, TOGETHER_FILE_ROWS), masks)
             write_file(block, storage.join(folder, TOGETHER), epoch, "ok")
@@ -153,7 +149,7 @@ def write_layouts(folder: str, num_rows: int) -> None:
                 files += [file_name(epoch, "ok")] * len(block)
         where = [pa.array(files), pa.array(np.arange(len(part)) % FILE_ROWS)]
         placed = peer.append_column("file", where[0]).append_column("file_row", where[1])
-        without.append(as_stats(placed.cast(stats.schema), stats.uri))
+        without.append(write_stats_file(placed.cast(stats.schema), stats.uri, epoch))
     rows.commit(with_masks, note={"driver": "bench", "event": "rows"})
     stats.commit(without, note={"event": "stats", "rows": rows.version})
     now = time.time()

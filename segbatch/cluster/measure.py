@@ -7,7 +7,6 @@ temporary folder.
 
 from __future__ import annotations
 
-import io
 import tempfile
 import time
 from collections import Counter, defaultdict
@@ -18,7 +17,6 @@ from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from segbatch import storage
 from segbatch.cluster.estimate import ImageCost, Node, StageCost
@@ -54,7 +52,7 @@ from segbatch.model.quantize import (
 )
 from segbatch.results.cost import part_requests
 from segbatch.results.encode import Encoding, user_fields
-from segbatch.results.finish import LOW_CARDINALITY
+from segbatch.results.finish import write_stats_file
 from segbatch.results.lease import Lease
 from segbatch.results.schema import OK, rows_schema
 from segbatch.results.write import NEVER_WRITTEN, Writing
@@ -293,7 +291,7 @@ class TimedPipeline:
             return encode_stage(table, self.encoding)
 
     def write(self, rows: pa.Table, file_rows: int) -> None:
-        """Write rows to files as a run does, and measure the table of statistics in memory."""
+        """Write rows to files as a run does, and a file of statistics as its finish does."""
         for start in range(0, rows.num_rows, file_rows):
             with self._timed("write"):
                 written = write_stage(rows.slice(start, file_rows), self.writing)
@@ -301,16 +299,8 @@ class TimedPipeline:
                 self.counts["rows"] += account.file.size if account.file else 0
                 if account.kind != OK:
                     self.failed[account.kind] += len(account.image_ids)
-        columns = [name for name in self.writing.schema.names if name != "mask"]
-        sink = io.BytesIO()
-        pq.write_table(
-            rows.select(columns),
-            sink,
-            compression="zstd",
-            compression_level=3,
-            use_dictionary=LOW_CARDINALITY[:-1],
-        )
-        self.counts["stats"] += sink.tell()
+        without_masks = rows.drop_columns("mask")
+        self.counts["stats"] += write_stats_file(without_masks, self.writing.folder, 0).size
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from segbatch import signals, storage
 from segbatch.results.log import TableFile, read_columns
 from segbatch.results.schema import stats_schema
-from segbatch.results.table import STATISTICS, Table, epoch_of
+from segbatch.results.table import STATISTICS, DataFile, Table, epoch_of
 from segbatch.results.write import write_parquet
 
 STATS_ROW_GROUP_ROWS = 131_072
@@ -41,20 +41,22 @@ def write_stats(rows: Table, stats: Table, epoch: int) -> None:
     ``PART_BYTES``. Memory: at most three times that, plus rows of files whose ids reach far beyond
     those of the others. Raises ``Damaged``, ``Fenced``, ``OSError``.
     """
-    written = [
-        write_parquet(
-            part,
-            stats.uri,
-            epoch,
-            STATISTICS,
-            compression_level=3,
-            row_group_size=STATS_ROW_GROUP_ROWS,
-            use_dictionary=LOW_CARDINALITY,
-        )
-        for part in _parts(rows)
-    ]
+    written = [write_stats_file(part, stats.uri, epoch) for part in _parts(rows)]
     note = {"event": "stats", "rows": rows.version}
     stats.commit(written, remove=stats.files(), note=note)
+
+
+def write_stats_file(rows: pa.Table, folder: str, epoch: int) -> DataFile:
+    """Write ``rows`` without masks, sorted by ``image_id``, as one file of ``stats/``."""
+    return write_parquet(
+        rows,
+        folder,
+        epoch,
+        STATISTICS,
+        compression_level=3,
+        row_group_size=STATS_ROW_GROUP_ROWS,
+        use_dictionary=LOW_CARDINALITY,
+    )
 
 
 def _parts(rows: Table) -> Iterator[pa.Table]:
