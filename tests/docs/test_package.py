@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from segbatch.__version__ import __version__
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -51,6 +53,11 @@ def test_the_wheel_and_the_sdist_hold_every_file_of_the_package(built: Path) -> 
     with tarfile.open(next(built.glob("*.tar.gz"))) as sdist:
         names = {name.partition("/")[2] for name in sdist.getnames()}
     assert expected <= names
+
+
+def test_the_package_has_the_version_of_the_code(built: Path) -> None:
+    assert next(built.glob("*.whl")).name == f"segbatch-{__version__}-py3-none-any.whl"
+    assert [file.name for file in built.glob("*.tar.gz")] == [f"segbatch-{__version__}.tar.gz"]
 
 
 def test_the_wheel_works_without_the_checkout(built: Path, tmp_path: Path) -> None:
