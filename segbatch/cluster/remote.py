@@ -17,7 +17,12 @@ from typing import Any
 from segbatch.cluster.dashboard import connect
 from segbatch.cluster.environment import with_segbatch, with_variables
 from segbatch.cluster.submission import NoAnswer, Submission
-from segbatch.cluster.submit import MAX_ENTRYPOINT, metadata_of, refuse_local_paths, values_hidden
+from segbatch.cluster.submit import (
+    metadata_of,
+    refuse_local_paths,
+    refuse_too_long,
+    values_hidden,
+)
 from segbatch.cluster.survey import START_S, Effort, Survey, survey_job
 from segbatch.config.job import SegmentJob
 from segbatch.config.reading import read_document
@@ -40,8 +45,7 @@ def survey_remotely(
     refuse_local_paths(read_document(values))
     request = json.dumps({"job": values, "effort": asdict(effort)})
     entrypoint = shlex.join(["exec", "python", "-m", "segbatch.cluster.remote", request])
-    if len(entrypoint.encode()) > MAX_ENTRYPOINT:
-        raise InputError("the job file is too long to submit: list the images in a manifest")
+    refuse_too_long(entrypoint)
     dashboard = connect(address)
     metadata = metadata_of(job) | {"kind": "plan"}
     environment = with_variables({}, {}, env_vars or {})

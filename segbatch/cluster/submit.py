@@ -138,13 +138,18 @@ def entrypoint_of(values: Mapping[str, Any], options: Sequence[str] = ()) -> str
         delimiter += "_"
     command = shlex.join(["exec", "python", "-m", "segbatch", "run", "-", *options])
     entrypoint = f"{command} <<'{delimiter}'\n{text}{delimiter}\n"
+    refuse_too_long(entrypoint)
+    return entrypoint
+
+
+def refuse_too_long(entrypoint: str) -> None:
+    """Raises :class:`~segbatch.errors.InputError` for a command that Linux would not start."""
     size = len(entrypoint.encode())
     if size > MAX_ENTRYPOINT:
         raise InputError(
             f"the job file is too long to submit: {size:,} bytes of at most {MAX_ENTRYPOINT:,};"
             " list the images in a manifest instead"
         )
-    return entrypoint
 
 
 def metadata_of(job: Job) -> dict[str, str]:

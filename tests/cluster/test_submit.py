@@ -9,7 +9,7 @@ import threading
 import time
 import tomllib
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from segbatch.cluster.environment import (
     with_variables,
 )
 from segbatch.cluster.follow import JobLog
+from segbatch.cluster.jobplan import plan
 from segbatch.cluster.submission import (
     Submission,
     exit_code,
@@ -228,6 +229,13 @@ def test_a_cluster_without_segbatch_gets_this_checkout_and_what_it_needs() -> No
     assert environment["env_vars"] == {"A": "1"}
     with pytest.raises(InputError, match="uv has no segbatch in it"):
         add_segbatch({"uv": ["mine"]})
+
+
+@pytest.mark.parametrize("send", [submit, plan])
+def test_a_job_that_is_too_long_for_a_command_is_refused(send: Callable[..., Any]) -> None:
+    many = CLOUD | {"images": [f"s3://bucket/facades/{number:06d}.jpg" for number in range(4000)]}
+    with pytest.raises(InputError, match=r"too long to submit: [\d,]+ bytes of at most 100,000"):
+        send(many, NOWHERE)
 
 
 # --------------------------------------------------------------------------- who answers
