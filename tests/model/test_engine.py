@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from segbatch.model.networks import Network
 from segbatch.model.onnx import export_onnx
 from segbatch.model.patches import Pixels
 from segbatch.model.predict import Model, load_model
-from segbatch.model.quantize import quantize_bundle, quantized
+from segbatch.model.quantize import drawn, quantize_bundle, quantized
 from tests.collection import encoded
 from tests.model.conftest import BACKBONES, CLASSES, config_of, normalized, picture
 
@@ -258,6 +259,18 @@ def test_a_quantised_bundle_predicts_nearly_the_same(model_uri: str, int8_uri: s
         sum(path.stat().st_size for path in Path(uri).iterdir()) for uri in (int8_uri, model_uri)
     )
     assert smaller < 0.5 * larger
+
+
+@pytest.mark.parametrize("number", [1, 99, 101, 20_000, 10**8])
+def test_drawing_images_to_calibrate_with_takes_no_memory_for_the_others(number: int) -> None:
+    tracemalloc.start()
+    positions = drawn(number)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10e6
+    assert len(set(positions)) == len(positions) == min(100, number)
+    assert 0 <= min(positions) <= max(positions) < number
+    assert positions == drawn(number)
 
 
 @pytest.mark.long
