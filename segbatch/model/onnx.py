@@ -23,10 +23,10 @@ from torch.nn.functional import pad
 
 from segbatch import storage
 from segbatch.errors import InputError, JobFailed
+from segbatch.images.scaling import PADDING_MULTIPLE
 from segbatch.model.bundle import fingerprint, load_bundle
 from segbatch.model.config import ModelConfig
 from segbatch.model.networks import Network
-from segbatch.model.patches import PADDING_MULTIPLE
 
 REQUIRED = ("onnx", "onnxruntime", "onnxscript")
 OPSET = 18
