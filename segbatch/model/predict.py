@@ -56,6 +56,7 @@ from segbatch.model.engine import (
 from segbatch.model.graph import Graph, as_input, kept_graph
 from segbatch.model.logits import LazyLogits, combine, logits_of
 from segbatch.model.networks import Network
+from segbatch.model.normalisation import normalized
 from segbatch.model.patches import (
     Patch,
     Pixels,
@@ -334,11 +335,8 @@ class Model:
 
     def _normalized(self, pixels: Tensor) -> Tensor:
         """NHWC uint8 as normalised NCHW float32, channels last as the bytes were."""
-        values = pixels.permute(0, 3, 1, 2).float().div_(255)
-        low, high = self.config.range
-        if (low, high) != (0.0, 1.0):
-            values.mul_(high - low).add_(low)
-        return values.sub_(self._mean).div_(self._std)
+        values = pixels.permute(0, 3, 1, 2).float()
+        return normalized(values, self._mean, self._std, self.config.range)
 
     def _reduce(
         self, logits: LazyLogits, mask_size: Size | None
