@@ -141,7 +141,7 @@ class OpenVinoEngine:
 
     @cached_property
     def graph(self) -> Graph:
-        """The graph that this engine runs."""
+        """The graph that this engine runs; a network is converted at first use."""
         if isinstance(self._source, Graph):
             return self._source
         return kept_graph(self._source, self._architecture)
