@@ -62,7 +62,8 @@ def evaluate(job: str | Mapping[str, Any] | Job) -> dict[str, Any]:
     """Score a model on a split of a labelled dataset; returns the content of ``metrics.json``.
 
     Writes ``metrics.json``, ``confusion.parquet``, ``per_image.parquet`` and ``worst.html`` to the
-    job's output; running the same job again replaces them. Raises
+    job's output, and ``int8/`` where it quantises the model; running the same job again replaces
+    them. Raises
     :class:`~segbatch.errors.InputError` for what is wrong with the job, also classes that are not
     those of the labels, :class:`~segbatch.errors.JobFailed` for images that cannot be scored, and
     :class:`~segbatch.errors.Incomplete` if it should be run again.
