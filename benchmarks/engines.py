@@ -44,7 +44,7 @@ from segbatch.model.device import computes_bf16  # noqa: E402
 from segbatch.model.graph import kept_graph  # noqa: E402
 from segbatch.model.networks import Network  # noqa: E402
 from segbatch.model.patches import Pixels  # noqa: E402
-from segbatch.model.predict import Model, load_model  # noqa: E402
+from segbatch.model.predict import Model, unpack_model  # noqa: E402
 from segbatch.model.quantize import NUM_IMAGES, quantized  # noqa: E402
 from segbatch.training.confusion import ConfusionMatrix  # noqa: E402
 
@@ -110,7 +110,7 @@ def models_of(
     """The model on every engine and in every precision that this CPU computes."""
     graph = kept_graph(network, config.architecture)
     packed = Packed(config, graph=graph)
-    fp32 = load_model(packed, "cpu", precision="fp32")
+    fp32 = unpack_model(packed, "cpu", options=Predict(precision="fp32"))
     calibrating = images
     if dataset is not None:
         read = (image for image, _ in labelled(dataset, "train", fp32.long_side))
@@ -119,11 +119,11 @@ def models_of(
     models = {
         "torch fp32": Model(network, config, "cpu", Predict(precision="fp32")),
         "openvino fp32": fp32,
-        "openvino int8": load_model(int8, "cpu"),
+        "openvino int8": unpack_model(int8, "cpu"),
     }
     if computes_bf16():
         models["torch bf16"] = Model(network, config, "cpu", Predict(precision="bf16"))
-        models["openvino bf16"] = load_model(packed, "cpu", precision="bf16")
+        models["openvino bf16"] = unpack_model(packed, "cpu", options=Predict(precision="bf16"))
     return models
 
 

@@ -43,7 +43,7 @@ from segbatch.machine import cpu_model
 from segbatch.model.bundle import Packed
 from segbatch.model.device import computes_bf16, device_name
 from segbatch.model.patches import Pixels
-from segbatch.model.predict import Model, load_model
+from segbatch.model.predict import Model, unpack_model
 from segbatch.model.quantize import (
     has_nncf,
     quantized,
@@ -194,9 +194,10 @@ def speed_of_other_precisions(
     packed = Packed(model.config, graph=model.graph)
     if has_nncf():
         packed_int8 = replace(packed, graph=quantized(model, images))
-        others["int8"] = load_model(packed_int8, "cpu", options=model.options)
+        others["int8"] = unpack_model(packed_int8, "cpu", options=model.options)
     if model.precision == "fp32" and computes_bf16():
-        others["bf16"] = load_model(packed, "cpu", precision="bf16", options=model.options)
+        in_bf16 = model.options.model_copy(update={"precision": "bf16"})
+        others["bf16"] = unpack_model(packed, "cpu", options=in_bf16)
     usual = _seconds(model, images)
     return {name: usual / _seconds(other, images) for name, other in others.items()}
 

@@ -38,11 +38,13 @@ from segbatch.config.training import (
 )
 from segbatch.errors import InputError, JobFileError
 
+MIN_TILE = 64  # pixels: smaller ones would be padded to that
+
 
 class Tile(Strict):
     """Sliding tiles over the image at full size."""
 
-    size: Annotated[int, Field(ge=64, le=8192)]
+    size: Annotated[int, Field(ge=MIN_TILE, le=8192)]
     """Side of a tile, in pixels."""
     overlap: Annotated[int, Field(ge=0)] = 128
     """Overlap of neighbouring tiles, in pixels."""

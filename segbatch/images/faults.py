@@ -23,6 +23,7 @@ from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError, featur
 
 from segbatch import storage
 from segbatch.errors import Incomplete, SourceError
+from segbatch.images.scaling import PADDING_MULTIPLE
 from segbatch.storage.failures import NoCredentials
 
 DecodeErrorKind = Literal["truncated", "undecodable", "unsupported", "too_large"]
@@ -37,7 +38,6 @@ MAX_SCANS = 1000  # of a JPEG, each over all of its pixels; libjpeg itself write
 MAX_EXIF_PARTS = 100  # of a JPEG, 64 KB each; Pillow copies all previous ones for each new one
 MAX_EXIF_BYTES = 1 << 23
 MAX_COMMENTS = 1000  # of a plain PPM; Pillow copies a megabyte for each
-PADDED_TO = 64  # the model pads both sides to a multiple of this
 
 # Types of TIFF tags whose values stay bytes instead of becoming one Python number each.
 _BYTE_TAG_TYPES = frozenset({1, 2, 6, 7})
@@ -230,7 +230,7 @@ def refuse_strip(width: int, height: int, max_pixels: int) -> None:
 
     A panorama of 100,000 × 1 pixels may pass, one of 100,000,000 × 1 not.
     """
-    padded = (width + -width % PADDED_TO) * (height + -height % PADDED_TO)
+    padded = (width + -width % PADDING_MULTIPLE) * (height + -height % PADDING_MULTIPLE)
     if padded > 4 * max_pixels:
         raise RefusedImage(
             f"{width}×{height}, padded to {padded:,} pixels; limits.max_pixels is {max_pixels:,}",

@@ -1,5 +1,5 @@
 """Downscaling to ``long_side``: one way for training and prediction, so that the scores of a
-training hold in production.
+training hold in production. Also the multiple to which images are padded for the network.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from PIL import Image
 
 # Pillow's BILINEAR is a triangle filter over the whole footprint of a pixel, so it does not alias.
 FILTER = Image.Resampling.BILINEAR
+
+PADDING_MULTIPLE = 64  # pixels: prediction pads both sides of an image to a multiple of this
 
 
 def scaled_size(width: int, height: int, long_side: int | None) -> tuple[int, int]:

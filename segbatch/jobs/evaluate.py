@@ -33,7 +33,12 @@ from segbatch.images.decode import Decoded, decode_image
 from segbatch.jobs.passes import ExecutionStopped
 from segbatch.jobs.preflight import Prepared, check_output, prepare_model
 from segbatch.jobs.runtime.compat import map_blocks
-from segbatch.jobs.runtime.engines import engine_on_workers, share_model
+from segbatch.jobs.runtime.engines import (
+    Calibration,
+    engine_on_workers,
+    quantize_on_worker,
+    share_model,
+)
 from segbatch.jobs.runtime.executor import data_context, in_background
 from segbatch.jobs.runtime.rayerrors import causes_of, raised_on_purpose
 from segbatch.jobs.runtime.sharing import ENCODE_CPUS, PARQUET_CPUS, READ_CPUS, worker_cpus
@@ -45,6 +50,7 @@ from segbatch.jobs.watch import Watch
 from segbatch.jobs.worst import PICTURE_SIDE, WorstImage, worst_page
 from segbatch.labels.dataset import Dataset, open_dataset
 from segbatch.masks import decode_mask
+from segbatch.model.quantize import drawn
 from segbatch.results.lease import Lease
 from segbatch.signals import interruptible
 
@@ -56,7 +62,8 @@ def evaluate(job: str | Mapping[str, Any] | Job) -> dict[str, Any]:
     """Score a model on a split of a labelled dataset; returns the content of ``metrics.json``.
 
     Writes ``metrics.json``, ``confusion.parquet``, ``per_image.parquet`` and ``worst.html`` to the
-    job's output; running the same job again replaces them. Raises
+    job's output, and ``int8/`` where it quantises the model; running the same job again replaces
+    them. Raises
     :class:`~segbatch.errors.InputError` for what is wrong with the job, also classes that are not
     those of the labels, :class:`~segbatch.errors.JobFailed` for images that cannot be scored, and
     :class:`~segbatch.errors.Incomplete` if it should be run again.
@@ -75,6 +82,8 @@ def evaluate(job: str | Mapping[str, Any] | Job) -> dict[str, Any]:
         check_output(uri)
         with Lease(uri, say) as lease:
             with connected(say):
+                if job.predict.precision == "int8" and not prepared.config.is_graph:
+                    prepared = quantize(job, dataset, prepared, storage.join(uri, "int8"), lease)
                 scores, used = score_images(job, dataset, prepared, mapping, lease)
                 scores.check(dataset.num_rows(job.split))
                 metrics = scores.metrics()
@@ -86,6 +95,28 @@ def evaluate(job: str | Mapping[str, Any] | Job) -> dict[str, Any]:
             write(uri, metrics, scores, _worst_images(scores, dataset, prepared.reading, mapping))
     say(f"{storage.join(uri, 'worst.html')} shows the images with the worst predictions")
     return metrics
+
+
+def quantize(
+    job: EvaluateJob, dataset: Dataset, prepared: Prepared, out: str, lease: Lease
+) -> Prepared:
+    """The model in int8, whose bundle goes to ``out``.
+
+    One worker calibrates it with images of the split, as in a segment job with images of the run.
+    """
+    watch = Watch(lease, Limits().stall_minutes)
+    device = choose_device(job.resources)
+    choice = engine_on_workers(job.predict, prepared.config, device, watch)
+    rows = [
+        f"{storage.join(dataset.uri, shard.path)}#row={row}&column=image"
+        for shard in dataset.shards_of(job.split)
+        for row in range(shard.rows)
+    ]
+    uris = [rows[position] for position in drawn(len(rows))]
+    calibration = Calibration(job.model, out, uris, prepared.model.options, Limits())
+    packed = share_model(prepared.model, choice.engine)
+    quantize_on_worker(packed, calibration, share_out(job.resources, device), watch)
+    return prepare_model(out, job.predict, Limits(), confidence=False)
 
 
 def cost_of_int8(

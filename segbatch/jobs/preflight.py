@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from segbatch import storage
-from segbatch.config.job import Limits, Predict, SegmentJob
+from segbatch.config.job import MIN_TILE, Limits, Predict, SegmentJob
 from segbatch.errors import Incomplete, JobFileError, RunError, SourceError
 from segbatch.images.faults import HEAD_BYTES, VIDEO_HINT, is_video
 from segbatch.images.fetch import fetch
@@ -93,9 +93,11 @@ def prepare_model(uri: str, predict: Predict, limits: Limits, *, confidence: boo
     if (
         predict.tile is not None
         and predict.scales != [1.0]
-        and min(predict.scales) < 64 / predict.tile.size
+        and min(predict.scales) < MIN_TILE / predict.tile.size
     ):
-        raise JobFileError("predict.scales: a tile would be smaller than 64 pixels at that scale")
+        raise JobFileError(
+            f"predict.scales: a tile would be smaller than {MIN_TILE} pixels at that scale"
+        )
     reading = Reading(
         limits.read_limits(),
         limits.max_pixels,

@@ -201,18 +201,21 @@ class PredictStage:
     def __init__(
         self, predicting: Predicting, reading: Reading, worker_lease: WorkerLease | None = None
     ) -> None:
-        from segbatch.model.predict import load_model
+        from segbatch.model.predict import load_model, unpack_model
 
         self.predicting = predicting
         self.reading = reading
         self.worker_lease = worker_lease
-        self.model = load_model(
-            predicting.model if isinstance(predicting.model, str) else predicting.model(),
-            device=predicting.device,
-            options=predicting.options,
-            threads=predicting.threads,
-            confidence=predicting.confidence,
-        )
+        arguments: dict[str, Any] = {
+            "device": predicting.device,
+            "options": predicting.options,
+            "threads": predicting.threads,
+            "confidence": predicting.confidence,
+        }
+        if isinstance(predicting.model, str):
+            self.model = load_model(predicting.model, **arguments)
+        else:
+            self.model = unpack_model(predicting.model(), **arguments)
         if reading.jpegs_on_device:
             from segbatch.model.jpeg import require_jpeg_decoder
 

@@ -66,15 +66,13 @@ def overlay(
     label_map: npt.NDArray[np.uint8],
     classes: Classes,
     alpha: float = FILL,
-    *,
-    outline: bool = True,
 ) -> Image.Image:
     """The photograph with the class colours over it, and an outline around what each class covers.
 
     ``image`` is ``(height, width, 3)`` uint8 RGB, ``label_map`` ``(height, width)`` uint8, and
-    ``alpha`` the opacity of the colours, 0 (with ``outline``, outlines only) to 1 (colours only).
-    Ignored pixels are left as they are. Returns an RGB picture of the same size. Raises
-    ``ValueError`` if the shapes differ or ``alpha`` is out of range.
+    ``alpha`` the opacity of the colours, 0 (outlines only) to 1 (colours only). Ignored pixels are
+    left as they are. Returns an RGB picture of the same size. Raises ``ValueError`` if the shapes
+    differ or ``alpha`` is out of range.
     """
     if image.shape != (*label_map.shape, 3):
         raise ValueError(
@@ -87,11 +85,10 @@ def overlay(
     opacity = (label_map != IGNORE_INDEX) * np.uint8(round(alpha * 255))
     picture = Image.fromarray(image)
     picture.paste(colors.convert("RGB"), mask=Image.fromarray(opacity))
-    if outline:
-        colors.putpalette(_brightened(classes.palette).tobytes())
-        width = max(1, round(max(label_map.shape) / OUTLINE))
-        border = _borders(label_map, width) & (label_map != IGNORE_INDEX)
-        picture.paste(colors.convert("RGB"), mask=Image.fromarray(border))
+    colors.putpalette(_brightened(classes.palette).tobytes())
+    width = max(1, round(max(label_map.shape) / OUTLINE))
+    border = _borders(label_map, width) & (label_map != IGNORE_INDEX)
+    picture.paste(colors.convert("RGB"), mask=Image.fromarray(border))
     return picture
 
 

@@ -216,10 +216,11 @@ class Packed:
     state: dict[str, npt.NDArray[Any]] | None = None
     graph: Graph | None = None
 
-    def unpack(self) -> Network | None:
-        """A copy of the network, in ``eval`` mode on the CPU; ``None`` if there is only a graph."""
-        if self.state is None:
-            return None
+    def unpack(self) -> Network | Graph:
+        """The graph, or a copy of the network, in ``eval`` mode on the CPU."""
+        if self.graph is not None:
+            return self.graph
+        assert self.state is not None
         network = self.config.build()
         network.load_state_dict({key: torch.tensor(value) for key, value in self.state.items()})
         return network.eval()

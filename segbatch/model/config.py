@@ -102,7 +102,7 @@ class ModelConfig:
 
     @property
     def range(self) -> tuple[float, float]:
-        """Black and white, before they are normalised."""
+        """Values of black and white pixels, before they are normalised."""
         return (0.0, 1.0) if self.input is None else self.input.range
 
     @property

@@ -64,7 +64,7 @@ class Graph:
 
     @property
     def sha256(self) -> str:
-        """Of both files, 64 hex digits."""
+        """SHA-256 of both files, 64 hex digits."""
         digest = hashlib.sha256(self.model + b"\0")
         digest.update(self.weights.data)
         return digest.hexdigest()

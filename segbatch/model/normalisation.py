@@ -1,4 +1,4 @@
-"""Normalisation: the mean and deviation of pixels with which a backbone's weights were trained."""
+"""Normalisation of pixels: how it is done, and the mean and deviation of a backbone's weights."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from timm.data.constants import (
     IMAGENET_INCEPTION_MEAN,
     IMAGENET_INCEPTION_STD,
 )
+from torch import Tensor
 
 from segbatch.model.config import RGB
 from segbatch.model.networks.smp import UNIVERSAL
@@ -26,6 +27,20 @@ OTHERS: dict[str, tuple[RGB, RGB]] = {
     "timm-tf_efficientnet_lite": INCEPTION,
     "dpn": (IMAGENET_DPN_MEAN, cast(RGB, IMAGENET_DPN_STD)),
 }
+
+
+def normalized(
+    pixels: Tensor, mean: Tensor, std: Tensor, range: tuple[float, float] = (0.0, 1.0)
+) -> Tensor:
+    """Pixels from 0 to 255, ``(n, 3, height, width)`` float32, normalised in place.
+
+    They are brought to ``range`` first; ``mean`` and ``std`` are ``(3, 1, 1)``.
+    """
+    pixels.div_(255)
+    low, high = range
+    if (low, high) != (0.0, 1.0):
+        pixels.mul_(high - low).add_(low)
+    return pixels.sub_(mean).div_(std)
 
 
 def normalisation_of(backbone: str) -> tuple[RGB, RGB]:

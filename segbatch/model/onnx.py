@@ -23,10 +23,11 @@ from torch.nn.functional import pad
 
 from segbatch import storage
 from segbatch.errors import InputError, JobFailed
+from segbatch.images.scaling import PADDING_MULTIPLE
 from segbatch.model.bundle import fingerprint, load_bundle
 from segbatch.model.config import ModelConfig
 from segbatch.model.networks import Network
-from segbatch.model.patches import PADDING_MULTIPLE
+from segbatch.model.normalisation import normalized
 
 REQUIRED = ("onnx", "onnxruntime", "onnxscript")
 OPSET = 18
@@ -65,7 +66,7 @@ class RawImageNetwork(nn.Module):
         columns = (width + PADDING_MULTIPLE - 1) // PADDING_MULTIPLE * PADDING_MULTIPLE
         relative = image.permute(0, 3, 1, 2).float() - self.fill
         padded = pad(relative, (0, columns - width, 0, rows - height)) + self.fill
-        logits: Tensor = self.network((padded / 255 - self.mean) / self.std)
+        logits: Tensor = self.network(normalized(padded, self.mean, self.std))
         return logits[:, :, :height, :width]
 
 

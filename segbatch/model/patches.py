@@ -18,9 +18,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from segbatch.config.job import Predict
-from segbatch.images.scaling import FILTER
-
-PADDING_MULTIPLE = 64
+from segbatch.images.scaling import FILTER, PADDING_MULTIPLE
 
 Item = TypeVar("Item")
 Pixels = npt.NDArray[np.uint8]  # HWC, RGB

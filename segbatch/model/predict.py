@@ -33,7 +33,6 @@ from torch import Tensor
 from segbatch import masks
 from segbatch.config.job import Predict
 from segbatch.config.validation import explain
-from segbatch.console import say
 from segbatch.errors import DoesNotFit, InputError
 from segbatch.images.scaling import FILTER, downscale
 from segbatch.masks.classes import Classes, SegClass
@@ -48,16 +47,16 @@ from segbatch.model.device import (
 )
 from segbatch.model.engine import (
     Engine,
-    OnnxRuntimeEngine,
     OpenVinoEngine,
-    TorchEngine,
-    check_graph,
+    choose_engine,
     model_precision,
-    resolve_engine,
+    require_quantized,
+    start_engine,
 )
-from segbatch.model.graph import Graph, as_input, kept_graph, of_network
+from segbatch.model.graph import Graph, as_input, kept_graph
 from segbatch.model.logits import LazyLogits, combine, logits_of
 from segbatch.model.networks import Network
+from segbatch.model.normalisation import normalized
 from segbatch.model.patches import (
     Patch,
     Pixels,
@@ -73,7 +72,7 @@ CPU_BATCH_PIXELS = 512 * 512  # at most, so that layers stay in a core's cache
 
 
 def load_model(
-    uri: str | Packed,
+    uri: str,
     device: str | torch.device = "auto",
     engine: str = "auto",
     precision: str = "auto",
@@ -86,48 +85,59 @@ def load_model(
 
     ``engine`` (``torch``, ``openvino``) and ``precision`` (``fp32``, ``bf16``, ``fp16``) are those
     of ``options`` where they are ``auto``; ``options`` and ``confidence`` are those of
-    :class:`Model`. A model that another process has packed is unpacked. ``threads`` sets the number
-    of CPU threads that the engine takes. Raises :class:`~segbatch.errors.ModelError` if the model
-    cannot be loaded, and :class:`~segbatch.errors.InputError` for an engine that does not run here.
+    :class:`Model`. ``threads`` sets the number of CPU threads that the engine takes. Raises
+    :class:`~segbatch.errors.ModelError` if the model cannot be loaded, and
+    :class:`~segbatch.errors.InputError` for an engine or a precision that does not run here.
     """
     options = _options(options or Predict(), engine, precision)
+    place, config = resolve_device(device), load_config(uri)
+    chosen = choose_engine(options, config, place)
+    require_quantized(options, config, uri)
+    source = load_graph(uri, config) if config.is_graph else load_network(uri, config)
+    return _with_engine(
+        source, config, place, options, engine=chosen.engine, threads=threads, confidence=confidence
+    )
+
+
+def unpack_model(
+    packed: Packed,
+    device: str | torch.device = "auto",
+    *,
+    options: Predict | None = None,
+    threads: int | None = None,
+    confidence: bool = True,
+) -> Model:
+    """The model that another process has packed; arguments as for :func:`load_model`.
+
+    That process has chosen the engine, and packed what it runs.
+    """
+    return _with_engine(
+        packed.unpack(),
+        packed.config,
+        resolve_device(device),
+        options or Predict(),
+        engine="torch",
+        threads=threads,
+        confidence=confidence,
+    )
+
+
+def _with_engine(
+    source: Network | Graph,
+    config: ModelConfig,
+    device: torch.device,
+    options: Predict,
+    *,
+    engine: str,
+    threads: int | None,
+    confidence: bool,
+) -> Model:
+    """A model whose engine is started; ``engine`` runs a network, a graph has no choice."""
     if threads is not None:
         torch.set_num_threads(threads)
-    place = resolve_device(device)
-    module: Network | None = None
-    graph: Graph | None = None
-    if isinstance(uri, Packed):
-        module, graph, config = uri.unpack(), uri.graph, uri.config
-    elif (config := load_config(uri)).is_graph:
-        check_graph(options, config, place)
-        graph = load_graph(uri, config)
-    else:
-        module = load_network(uri, config)
-    if graph is not None:
-        if place.type != "cpu":
-            on_gpu = OnnxRuntimeEngine(graph, place, len(config.classes))
-            return Model(None, config, place, options, engine=on_gpu, confidence=confidence)
-        make_graph, takes, gives = partial(_same, graph), graph.input, graph.output
-    else:
-        assert module is not None
-        if isinstance(uri, Packed) or resolve_engine(options, place, say) == "torch":
-            return Model(module, config, place, options, confidence=confidence)
-        make_graph = partial(kept_graph, module, config.architecture)
-        takes, gives = of_network(module)
-        if options.precision == "int8":
-            raise InputError(
-                f"{uri}: computes in int8 once it is quantised: segbatch model quantize {uri} OUT"
-                " --images FOLDER"
-            )
-    precision = model_precision(options.precision, config, place)
-    started = OpenVinoEngine(
-        make_graph, precision, Lanes.count(), len(config.classes), input=takes, output=gives
-    )
-    return Model(module, config, place, options, engine=started, confidence=confidence)
-
-
-def _same(graph: Graph) -> Graph:
-    return graph
+    running = start_engine(source, config, device, options, engine)
+    module = None if isinstance(source, Graph) else source
+    return Model(module, config, device, options, engine=running, confidence=confidence)
 
 
 def _options(options: Predict, engine: str, precision: str) -> Predict:
@@ -177,9 +187,7 @@ class Model:
         self.module = module
         if engine is None:
             assert module is not None
-            # Channels last: up to 1.7 times as fast on the CPU, and as tensor cores take it.
-            module.eval().to(self.device).to(memory_format=torch.channels_last)
-            engine = TorchEngine(module, self.device, self.precision, compile=self.options.compile)
+            engine = start_engine(module, config, self.device, self.options)
         self.engine = engine
         self._lanes = Lanes() if self.device.type == "cpu" else None
         self._transfer = Transfer(self.device)
@@ -327,11 +335,8 @@ class Model:
 
     def _normalized(self, pixels: Tensor) -> Tensor:
         """NHWC uint8 as normalised NCHW float32, channels last as the bytes were."""
-        values = pixels.permute(0, 3, 1, 2).float().div_(255)
-        low, high = self.config.range
-        if (low, high) != (0.0, 1.0):
-            values.mul_(high - low).add_(low)
-        return values.sub_(self._mean).div_(self._std)
+        values = pixels.permute(0, 3, 1, 2).float()
+        return normalized(values, self._mean, self._std, self.config.range)
 
     def _reduce(
         self, logits: LazyLogits, mask_size: Size | None

@@ -69,9 +69,13 @@ def quantize_bundle(uri: str, out: str, images: str) -> ModelConfig:
 
 
 def drawn(number: int) -> list[int]:
-    """The positions of the images to calibrate with, out of ``number``: random, always the same."""
-    order = np.random.default_rng(SEED).permutation(number)[:NUM_IMAGES]
-    return [int(row) for row in order]
+    """The positions of the images to calibrate with, out of ``number``: random, always the same.
+
+    Memory and time do not grow with ``number``.
+    """
+    size = min(NUM_IMAGES, number)
+    chosen = np.random.default_rng(SEED).choice(number, size, replace=False)
+    return [int(position) for position in chosen]
 
 
 def save_quantized(

@@ -41,13 +41,9 @@ def reduce_in_strips(
     device: torch.device,
     *,
     confidence: bool = True,
-    strip_bytes: int | None = None,
 ) -> Reduced:
-    """Reduce ``logits`` to class ids on a grid of ``mask_size`` and their statistics.
-
-    ``strip_bytes`` bounds the logits that are held at once; ``None`` is what suits the device.
-    """
-    strip_bytes = strip_bytes or STRIP_BYTES.get(device.type, STRIP_BYTES["cuda"])
+    """Reduce ``logits`` to class ids on a grid of ``mask_size`` and their statistics."""
+    strip_bytes = STRIP_BYTES.get(device.type, STRIP_BYTES["cuda"])
     max_pixels = strip_bytes // (4 * num_classes)
     own_grid = mask_size == logits.size
     target = logits if own_grid else Resized(logits, mask_size)

@@ -12,6 +12,7 @@ from torch.nn.functional import interpolate, pad
 
 from segbatch.config.training import Loss
 from segbatch.masks.classes import IGNORE_INDEX
+from segbatch.model.normalisation import normalized
 
 HARDEST = 0.25  # share of the pixels that `ohem` looks at
 
@@ -46,7 +47,7 @@ class NetworkWithLoss(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
     def forward(self, pixels: Tensor, truth: Tensor) -> Tensor:
-        images = (pixels.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
+        images = normalized(pixels.permute(0, 3, 1, 2).float(), self.mean, self.std)
         return torch.stack(
             [self._at_scale(scale, images, truth) for scale in self.keys.scales]
         ).mean()

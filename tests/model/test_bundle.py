@@ -18,7 +18,7 @@ from segbatch.masks.classes import Classes
 from segbatch.model import bundle
 from segbatch.model.checkpoints import Known, import_model
 from segbatch.model.config import ModelConfig
-from segbatch.model.predict import load_model
+from segbatch.model.predict import unpack_model
 from tests.model.conftest import CLASSES, config_of
 
 
@@ -65,7 +65,7 @@ def test_a_bundle_comes_back_as_it_was(networks, tmp_path):
 def test_a_packed_model_crosses_to_another_process_as_it_was(saved):
     module, config = bundle.load_bundle(str(saved))
     packed = pickle.loads(pickle.dumps(bundle.pack(module, config), protocol=5))
-    unpacked = load_model(packed, device="cpu")
+    unpacked = unpack_model(packed, device="cpu")
     assert unpacked.config == config
     assert not unpacked.module.training
     for key, value in module.state_dict().items():

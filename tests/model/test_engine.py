@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,8 @@ from segbatch.model.graph import kept_graph
 from segbatch.model.networks import Network
 from segbatch.model.onnx import export_onnx
 from segbatch.model.patches import Pixels
-from segbatch.model.predict import Model, load_model
-from segbatch.model.quantize import quantize_bundle, quantized
+from segbatch.model.predict import Model, load_model, unpack_model
+from segbatch.model.quantize import drawn, quantize_bundle, quantized
 from tests.collection import encoded
 from tests.model.conftest import BACKBONES, CLASSES, config_of, normalized, picture
 
@@ -87,7 +88,7 @@ def test_every_kind_of_network_is_converted(arch: str, backbone: str, stride: in
     config = ModelConfig(arch, backbone, network.output_stride, CLASSES)
     whole = Model(network, config, "cpu")
     converted = graph.convert(network)
-    found = load_model(Packed(config, graph=converted), "cpu")
+    found = unpack_model(Packed(config, graph=converted), "cpu")
     for size in SIZES:
         inputs = normalized(picture(*size))[None]
         with torch.inference_mode():
@@ -224,7 +225,7 @@ def test_only_the_newest_graphs_are_kept_and_none_where_nothing_can_be_written(
 def test_a_packed_graph_needs_no_network(model_uri: str) -> None:
     model = load_model(model_uri, "cpu")
     packed = pickle.loads(pickle.dumps(Packed(model.config, graph=model.graph), protocol=5))
-    sent = load_model(packed, "cpu")
+    sent = unpack_model(packed, "cpu")
     assert sent.module is None
     image = picture(100, 80)
     assert np.array_equal(sent.predict(image).mask, model.predict(image).mask)
@@ -258,6 +259,32 @@ def test_a_quantised_bundle_predicts_nearly_the_same(model_uri: str, int8_uri: s
         sum(path.stat().st_size for path in Path(uri).iterdir()) for uri in (int8_uri, model_uri)
     )
     assert smaller < 0.5 * larger
+
+
+def test_int8_of_a_model_that_is_not_quantised_is_refused_and_not_computed_in_fp32(
+    networks: dict[str, Network],
+) -> None:
+    network = networks["deeplabv3plus"]
+    config = config_of(network, "deeplabv3plus")
+    in_fp32 = graph.Graph(b"<xml/>", np.zeros(9, np.uint8), *graph.of_network(network))
+    int8 = Predict(precision="int8")
+    for packed in (Packed(config, graph=in_fp32), bundle.pack(network, config)):
+        with pytest.raises(InputError, match="int8 once it is quantised: segbatch model quantize"):
+            unpack_model(packed, "cpu", options=int8)
+    with pytest.raises(InputError, match="int8 once it is quantised: segbatch model quantize"):
+        Model(network, config, "cpu", int8)
+
+
+@pytest.mark.parametrize("number", [1, 99, 101, 20_000, 10**8])
+def test_drawing_images_to_calibrate_with_takes_no_memory_for_the_others(number: int) -> None:
+    tracemalloc.start()
+    positions = drawn(number)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10e6
+    assert len(set(positions)) == len(positions) == min(100, number)
+    assert 0 <= min(positions) <= max(positions) < number
+    assert positions == drawn(number)
 
 
 @pytest.mark.long

@@ -21,8 +21,8 @@ from segbatch.jobs.watch import Watch
 from segbatch.model.bundle import Packed, pack
 from segbatch.model.config import ModelConfig
 from segbatch.model.device import resolve_device
-from segbatch.model.engine import EngineChoice, check_graph, model_precision, resolve_engine
-from segbatch.model.predict import Model, load_model
+from segbatch.model.engine import EngineChoice, choose_engine
+from segbatch.model.predict import Model, unpack_model
 
 
 def engine_on_workers(
@@ -61,13 +61,7 @@ def _cpu_nodes() -> list[str]:
 
 
 def _choose(asked: Predict, config: ModelConfig, device: str) -> EngineChoice:
-    place = resolve_device(device)
-    if config.is_graph:
-        check_graph(asked, config, place)
-        engine = "openvino" if place.type == "cpu" else "onnxruntime"
-    else:
-        engine = resolve_engine(asked, place, say)
-    return EngineChoice(engine, model_precision(asked.precision, config, place))
+    return choose_engine(asked, config, resolve_device(device))
 
 
 @dataclass(frozen=True)
@@ -99,7 +93,7 @@ def quantize_on_worker(
 def _quantize(packed: Callable[[], Packed], calibration: Calibration, threads: int) -> None:
     from segbatch.model.quantize import save_quantized
 
-    model = load_model(packed(), "cpu", options=calibration.options, threads=threads)
+    model = unpack_model(packed(), "cpu", options=calibration.options, threads=threads)
     save_quantized(
         model, calibration.model_uri, calibration.out, calibration.uris, calibration.limits
     )

@@ -38,7 +38,7 @@ class Size(NamedTuple):
 
     @property
     def licence(self) -> str:
-        """That of the ImageNet weights of the backbone."""
+        """Licence of the backbone's ImageNet weights."""
         found = (text for start, text in LICENCES.items() if self.backbone.startswith(start))
         return next(found, "see its library")
 
