@@ -13,7 +13,6 @@ An existing file may have been corrected and is never overwritten.
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +26,12 @@ import numpy.typing as npt
 from segbatch import storage
 from segbatch.errors import InputError
 from segbatch.formats.coco import shapes_digest, to_categories
-from segbatch.formats.folder import COPIES_LIST, PROVENANCE_KEY
+from segbatch.formats.folder import (
+    COPIES_LIST,
+    PROVENANCE_KEY,
+    read_copies_list,
+    uri_digest,
+)
 from segbatch.formats.labelconfig import LABEL_CONFIG, write_label_config
 from segbatch.formats.labelme import labelme_json
 from segbatch.formats.labelstudio import to_prediction, write_task
@@ -79,14 +83,13 @@ def read_list(folder: str) -> list[dict[str, str]]:
     """
     where = storage.join(folder, COPIES_LIST)
     try:
-        text = storage.decode_text(storage.read_bytes(where), where)
+        content = storage.read_bytes(where)
     except FileNotFoundError:
         return []
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    missing = {"uri", "file", "sha256"} - set(reader.fieldnames or ())
-    if missing:
-        raise InputError(f"{where}: is not a list of suggestions; choose another folder")
-    return list(reader)
+    lines = read_copies_list(content, where)
+    if lines and "sha256" not in lines[0]:
+        raise InputError(f"{where}: has no column sha256; choose another folder")
+    return lines
 
 
 def write_list(folder: str, earlier: Sequence[dict[str, str]], copies: Sequence[Copy]) -> None:
@@ -115,9 +118,8 @@ def copy_name(uri: str, content: bytes) -> str:
     is_http = storage.scheme_of(uri) in storage.HTTP_SCHEMES
     path = cut_query(uri) if is_http else uri
     name = safe_name(uri, path[: path.rfind("/") + 1])
-    digest = hashlib.sha256(uri.encode()).hexdigest()[:8]
     extension = PurePosixPath(path).suffix if is_image_name(path) else part_extension(uri, content)
-    return f"{name}-{digest}{extension}"
+    return f"{name}-{uri_digest(uri)}{extension}"
 
 
 def write_missing(folder: str, name: str, data: bytes) -> None:
