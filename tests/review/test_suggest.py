@@ -22,7 +22,7 @@ from segbatch.formats.polygons import without_specks
 from segbatch.labels.dataset import open_dataset
 from segbatch.masks import decode_mask
 from segbatch.review.suggest.diversity import describe_images, diverse_order
-from segbatch.review.suggest.labelling import copy_name
+from segbatch.review.suggest.labelling import LABEL_WRITERS, copy_name, write_coco
 from segbatch.review.suggest.suggest import LabelledImages, Suggestions, suggest
 from segbatch.run import Run
 from segbatch.storage import clients
@@ -355,6 +355,38 @@ def test_suggestions_are_known_without_their_list(
         import_labels(str(folder), dataset, format=format)
     import_labels(str(folder), dataset, format=format, accept_unchanged=True)
     assert rows(dataset).keys() == {entry.uri for entry in suggestions.images}
+
+
+@pytest.mark.parametrize("format", ["coco", "labelstudio"])
+def test_every_image_has_its_labels_although_the_list_is_lost(
+    run: Run, photos: S3, tmp_path: Path, format: str
+) -> None:
+    folder, dataset = tmp_path / "to", str(tmp_path / "labels")
+    first = suggest(run, str(folder), count=2, to=format)
+    (folder / "suggested.csv").rename(tmp_path / "elsewhere.csv")
+    second = suggest(run, str(folder), count=2, by="diverse", to=format)
+    again = suggest(run, str(folder), count=2, images=[e.uri for e in first.images], to=format)
+    uris = {entry.uri for each in (first, second, again) for entry in each.images}
+    assert len(uris) > 2
+    import_labels(str(folder), dataset, format=format, accept_unchanged=True)
+    assert rows(dataset).keys() == uris
+
+
+def test_the_list_keeps_the_lines_of_a_call_at_the_same_time(
+    run: Run, photos: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = str(tmp_path / "to")
+
+    def write_after_another_call(*arguments: Any) -> None:
+        monkeypatch.undo()
+        suggest(run, folder, count=2, by="diverse", to="coco")
+        write_coco(*arguments)
+
+    monkeypatch.setitem(LABEL_WRITERS, "coco", write_after_another_call)
+    suggest(run, folder, count=3, to="coco")
+    files = [row["file"] for row in listed(folder)]
+    assert sorted(files) == sorted(path.name for path in Path(folder).glob("*.jpg"))
+    assert len(files) > 3
 
 
 def test_label_studio_gets_the_copies_with_predictions_and_its_configuration(

@@ -13,6 +13,7 @@ An existing file may have been corrected and is never overwritten.
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -92,19 +93,22 @@ def read_list(folder: str) -> list[dict[str, str]]:
     return lines
 
 
-def write_list(folder: str, earlier: Sequence[dict[str, str]], copies: Sequence[Copy]) -> None:
-    """Write the list again, with a line added for each of ``copies``.
+def write_list(folder: str, copies: Sequence[Copy]) -> None:
+    """Write the list again, with a line added for each of ``copies`` that has none.
 
     Raises :class:`~segbatch.errors.InputError` if the folder cannot be written to, and
     :class:`~segbatch.errors.Incomplete` if storage does not answer.
     """
+    earlier = read_list(folder)  # here: another call may have added lines meanwhile
+    listed = {line["file"] for line in earlier}
+    suggestions = [copy.suggestion for copy in copies if copy.suggestion.file not in listed]
     sink = io.StringIO(newline="")
     own = [field.name for field in fields(Suggestion)]  # users may add others
     columns = list(dict.fromkeys([*own, *(name for line in earlier for name in line)]))
     writer = csv.DictWriter(sink, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(earlier)
-    writer.writerows(asdict(copy.suggestion) for copy in copies)
+    writer.writerows(map(asdict, suggestions))
     with storage.translate_errors("cannot write", InputError):
         storage.write_bytes(storage.join(folder, COPIES_LIST), sink.getvalue().encode())
 
@@ -128,6 +132,20 @@ def write_missing(folder: str, name: str, data: bytes) -> None:
     with storage.translate_errors("cannot write", InputError):
         if not storage.exists(where):
             storage.write_bytes(where, data)
+
+
+def write_beside(folder: str, name: str, data: bytes) -> None:
+    """Write a JSON file; where one of the name has other content, with a digest in its name.
+
+    Raises as :func:`write_list`.
+    """
+    where = storage.join(folder, name)
+    with storage.translate_errors("cannot read", InputError):
+        is_taken = storage.exists(where) and storage.read_bytes(where) != data
+    if is_taken:
+        digest = hashlib.sha256(data).hexdigest()[:8]
+        name = f"{name.removesuffix('.json')}-{digest}.json"
+    write_missing(folder, name, data)
 
 
 # ------------------------------------------------------------------------------------------ labels
@@ -192,7 +210,7 @@ def write_coco(folder: str, copies: Sequence[Copy], classes: Classes, earlier: i
         "categories": to_categories(classes),
     }
     name = f"instances_{earlier + 1}-{earlier + len(copies)}.json"
-    write_missing(folder, name, json.dumps(document, ensure_ascii=False, indent=1).encode())
+    write_beside(folder, name, json.dumps(document, ensure_ascii=False, indent=1).encode())
 
 
 def write_labelstudio(folder: str, copies: Sequence[Copy], classes: Classes, earlier: int) -> None:
@@ -208,7 +226,7 @@ def write_labelstudio(folder: str, copies: Sequence[Copy], classes: Classes, ear
         for copy in copies
     ]
     name = f"tasks_{earlier + 1}-{earlier + len(copies)}.json"
-    write_missing(folder, name, "[\n{}\n]\n".format(",\n".join(tasks)).encode())
+    write_beside(folder, name, "[\n{}\n]\n".format(",\n".join(tasks)).encode())
     write_missing(folder, LABEL_CONFIG, write_label_config(classes).encode())
 
 
