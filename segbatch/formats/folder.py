@@ -8,9 +8,7 @@ others (CVAT), the folder has a list of its copies, :data:`COPIES_LIST`, too.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import posixpath
 import re
 from collections import defaultdict
@@ -160,15 +158,13 @@ def read_copies_list(content: bytes, where: str) -> list[dict[str, str]]:
     letters: without the list, suggestions count as labels that somebody drew.
     """
     text = storage.decode_text(content, where, SourceError)
-    columns = {"uri", "file"}
-    readers = (csv.DictReader(io.StringIO(text, newline=""), delimiter=each) for each in ",;\t")
-    try:
-        lines = list(next(each for each in readers if columns <= set(each.fieldnames or ())))
-    except (csv.Error, StopIteration) as error:
+    table = storage.csv_reader(text, ["uri", "file"])
+    if table is None:
         raise SourceError(
             f"{where}: is not a list of suggestions, a CSV with the columns uri and file: bring"
             " back the list that labels suggest wrote, or rename this file"
-        ) from error
+        )
+    lines = list(table)
     for line in lines:
         if line["uri"] and line["file"] and _is_garbled(line["uri"], line["file"]):
             raise SourceError(

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from segbatch import import_labels, storage
+from segbatch.cli.labels import read_uris
 from segbatch.cli.main import main
 from segbatch.errors import InputError, SourceError
 from segbatch.formats.polygons import without_specks
@@ -209,6 +210,30 @@ def test_a_list_limits_the_choice_and_the_rest_is_counted(run: Run, tmp_path: Pa
         "not in the run": 1,
         "failed in the run, not_found: see --by failures": 1,
     }
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "s3://photos/1.jpg\n\n s3://photos/ü.jpg \n",
+        "image_id,uri\n1,s3://photos/1.jpg\n2,s3://photos/ü.jpg\n",
+        "\ufeffimage_id;uri;x\r\n1;s3://photos/1.jpg;a\r\n2;s3://photos/ü.jpg;b\r\n",
+        "uri\timage_id\ns3://photos/1.jpg\t1\ns3://photos/ü.jpg\t2\n",
+        '[{"image_id": 1, "uri": "s3://photos/1.jpg"}, {"uri": "s3://photos/ü.jpg"}]',
+        '["s3://photos/1.jpg", "s3://photos/ü.jpg"]',
+    ],
+)
+def test_a_list_of_images_is_read_in_any_form(tmp_path: Path, text: str) -> None:
+    (tmp_path / "list").write_bytes(text.encode())
+    assert read_uris(str(tmp_path / "list")) == ["s3://photos/1.jpg", "s3://photos/ü.jpg"]
+
+
+def test_names_in_brackets_are_no_json(tmp_path: Path) -> None:
+    (tmp_path / "list").write_text("[1].jpg\n[2].jpg\n")
+    assert read_uris(str(tmp_path / "list")) == ["[1].jpg", "[2].jpg"]
+    (tmp_path / "list").write_text('[{"image_id": 1}]')
+    with pytest.raises(InputError, match="list: no URIs: give one a line, or a CSV or a JSON"):
+        read_uris(str(tmp_path / "list"))
 
 
 def test_an_image_that_is_labelled_is_left_out_by_its_uri_or_its_content(
@@ -458,6 +483,10 @@ def test_the_command_says_how_to_go_on_and_leaves_a_dataset_out(
         tmp_path / "b", "--exclude", tmp_path / "labels", "--images", tmp_path / "list.csv"
     )
     assert "is labelled already 1" in out
+    (tmp_path / "strangers.txt").write_text("photos/0006.jpg\n")
+    _, err = command(tmp_path / "b", "--images", tmp_path / "strangers.txt", code=2)
+    assert f"none of the list is in {run.uri}: it says photos/0006.jpg" in err
+    assert "and the run s3://photos/0000.jpg" in err
     out, err = command(tmp_path / "c", "--count", 1, "--to", "coco", "--format", "json")
     told = json.loads(out)
     assert (told["folder"], told["suggested"], told["left_out"]) == (f"{tmp_path}/c", 1, {})

@@ -19,6 +19,7 @@ from segbatch.results.diff import diff
 from segbatch.results.query import query_failure, sql
 from segbatch.results.runfolder import RunFolder
 from segbatch.results.schema import FAILED, OK
+from segbatch.storage.uris import without_query
 
 FACTOR = 10  # candidates for each wanted image; Zhdanov (2019) takes 10 to 50
 # A ranking by score takes at most one of four rows, but at least two for each wanted image.
@@ -115,10 +116,19 @@ def _candidate(row: Mapping[str, Any], reason: str) -> Candidate:
 
 
 def _left_out(run: RunFolder, by: str, scope: str, among: Collection[str] | None) -> Counter[str]:
-    """Images that were asked for but cannot be candidates, by reason."""
+    """Images that were asked for but cannot be candidates, by reason.
+
+    Raises :class:`~segbatch.errors.InputError` if none of them is in the run.
+    """
     left_out: Counter[str] = Counter()
     if among is not None:
         [(there,)] = sql([run], f"SELECT count(DISTINCT uri) FROM images WHERE {scope}").fetchall()
+        first = sql([run], "SELECT uri FROM images ORDER BY image_id LIMIT 1").fetchall()
+        if first and not there:
+            asked, known = without_query(next(iter(among))), without_query(first[0][0])
+            raise InputError(
+                f"--images: none of the list is in {run.uri}: it says {asked}, and the run {known}"
+            )
         left_out["not in the run"] = len(among) - there
     if by == "failures" or among is not None:
         errors = sql([run], f"SELECT error, count(*) FROM failures WHERE {scope} GROUP BY error")
