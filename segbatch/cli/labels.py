@@ -230,7 +230,7 @@ def labels_suggest(
         say("images that are labelled already are left out only with --exclude DATASET")
     is_local = storage.is_local(suggestions.folder)
     if suggestions.images and to == "labelme" and is_local:
-        say(f"correct them with: labelme {quote(suggestions.folder)} --nodata --autosave")
+        say(f"correct them with: labelme {quote(suggestions.folder)}")
     if suggestions.images and to == "labelstudio":
         if is_local:
             root = quote(suggestions.folder.rpartition("/")[0] or "/")

@@ -474,6 +474,7 @@ def test_the_command_says_how_to_go_on_and_leaves_a_dataset_out(
 
     out, err = command(tmp_path / "to", "--count", 2)
     assert "suggested         2" in out
+    assert f"correct them with: labelme {tmp_path}/to\n" in err
     assert f"segbatch labels import {tmp_path}/to DATASET --from labelme --append" in err
     import_labels(
         str(tmp_path / "to"), str(tmp_path / "labels"), format="labelme", accept_unchanged=True
