@@ -136,6 +136,15 @@ def test_the_card_says_what_is_there(street: Path, tmp_path: Path) -> None:
     assert f'images = datasets.load_dataset("{tmp_path}/labels")\n' in text
 
 
+def test_a_dataset_named_from_the_folder_next_to_it_has_one_plain_path(
+    street: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere" / "deep")
+    assert labelme(street, tmp_path / "link/../labels").dataset == f"{tmp_path}/elsewhere/labels"
+    assert labelme(street, tmp_path / "street/../labels").dataset == f"{tmp_path}/labels"
+
+
 def test_the_card_loads_a_local_copy_of_a_dataset_in_a_bucket(street: Path, s3: S3) -> None:
     dataset = s3.uri("labels/facades")
     labelme(street, dataset)
