@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import json
 from shlex import quote
-from typing import Annotated
+from typing import Annotated, Any
 
 from typer import Argument, Exit, Option, Typer
 
@@ -189,7 +188,7 @@ def labels_suggest(
     ] = None,
     images: Annotated[
         str | None,
-        Option(metavar="LIST", help="Only these images: a URI a line, or a CSV with uri."),
+        Option(metavar="LIST", help="Only these images: a URI a line, or a CSV or JSON with uri."),
     ] = None,
     to: Annotated[
         str, Option("--to", help="Format of labels: labelme, coco (CVAT), labelstudio.")
@@ -231,7 +230,7 @@ def labels_suggest(
         say("images that are labelled already are left out only with --exclude DATASET")
     is_local = storage.is_local(suggestions.folder)
     if suggestions.images and to == "labelme" and is_local:
-        say(f"correct them with: labelme {quote(suggestions.folder)} --nodata --autosave")
+        say(f"correct them with: labelme {quote(suggestions.folder)}")
     if suggestions.images and to == "labelstudio":
         if is_local:
             root = quote(suggestions.folder.rpartition("/")[0] or "/")
@@ -251,19 +250,29 @@ def labels_suggest(
 
 
 def read_uris(where: str) -> list[str]:
-    """The distinct URIs of a list of images: one a line, or the column ``uri`` of a CSV.
+    """The distinct URIs of a list of images: one a line, or ``uri`` of a CSV or a JSON list.
 
     Raises :class:`~segbatch.errors.InputError` if there is no such list, or no URI in it.
     """
     from segbatch import storage
 
-    text = storage.read_text(where, InputError)
-    table = csv.DictReader(io.StringIO(text, newline=""))
-    if "uri" in (table.fieldnames or ()):
-        found = [row["uri"] for row in table]
-    else:
-        found = [line.strip() for line in text.splitlines()]
-    uris = list(dict.fromkeys(uri for uri in found if uri))
+    entries = _entries(storage.read_text(where, InputError))
+    found = [entry.get("uri") if isinstance(entry, dict) else entry for entry in entries]
+    uris = list(dict.fromkeys(uri for uri in found if isinstance(uri, str) and uri))
     if not uris:
-        raise InputError(f"--images {where}: no URIs: give one a line, or a CSV with uri")
+        raise InputError(
+            f"--images {where}: no URIs: give one a line, or a CSV or a JSON list with uri"
+        )
     return uris
+
+
+def _entries(text: str) -> list[Any]:
+    from segbatch import storage
+
+    if text.lstrip().startswith("["):
+        try:
+            return list(json.loads(text))
+        except (ValueError, RecursionError):
+            pass  # names that begin with a bracket
+    table = storage.csv_reader(text, ["uri"])
+    return list(table) if table is not None else [line.strip() for line in text.splitlines()]

@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from segbatch import storage
-from segbatch.config.job import load_job
+from segbatch.config.job import Job, load_job
 from segbatch.console import ImageBar, say
 from segbatch.demo.facades.facades import CLASSES, Scene, render_facade
 from segbatch.demo.s3server import require_server, s3_server
@@ -55,11 +55,11 @@ MARKER = "demo.json"
 # Trains from random weights in a minute on two cores: a tiny network (timm's smallest ResNet),
 # small images, little augmentation.
 FINETUNE = """\
-# The demo's training: segbatch run {folder}/finetune.yaml
+# The demo's training: segbatch run {file}
 kind: finetune
-dataset: {folder}/labels
+dataset: {dataset}
 model: {{arch: deeplabv3plus, backbone: tu-test_resnet, output_stride: 8, backbone_weights: null}}
-output: {folder}/model
+output: {output}
 train:
   epochs: 12
   batch_size: 8
@@ -72,18 +72,18 @@ resources: {{workers: 2}}
 """
 
 PHOTOS = """\
-# Your photographs, with the model that comes with segbatch: segbatch run {folder}/photos.yaml
+# Your photographs, with the model that comes with segbatch: segbatch run {file}
 kind: segment
 images: {images}
 model: zoo:facades
-output: {folder}/photos
+output: {output}
 formulas:
   window_to_wall: window / (window + facade + shop + balcony_fence)
 limits: {{max_failed_fraction: 1}}   # a broken photograph is a failed row, and no reason to stop
 """
 
 SEGMENT = """\
-# The same job as in the demo, on this machine's own files: segbatch run {folder}/segment.yaml
+# The same job as in the demo, on this machine's own files: segbatch run {file}
 kind: segment
 images: {images}
 model: {model}
@@ -104,6 +104,7 @@ def tour(folder: Path, photos: str | None = None) -> float:
     folder = folder.absolute()
     require_server()
     _make_room(folder)
+    training = _load_training(folder)  # refuses a folder that no job may write to
     if photos is not None:
         _segment_photos(photos, folder)
     say(f"rendering {NUM_TRAIN + NUM_SEGMENT} facades")
@@ -111,7 +112,8 @@ def tour(folder: Path, photos: str | None = None) -> float:
     train, rest = scenes[:NUM_TRAIN], scenes[NUM_TRAIN:]
     with own_s3() as endpoint, connected(say):
         _import(train, folder)
-        _finetune(folder)
+        say("fine-tuning a small DeepLabV3+, about a minute and a half")
+        finetune(training)
         say(f"S3 server at {endpoint}: photographs in {BUCKET}/facades, model in {BUCKET}/model")
         _upload(rest, folder)
         run = _segment(folder)
@@ -143,8 +145,8 @@ def _make_room(folder: Path) -> None:
 def _segment_photos(photos: str, folder: Path) -> None:
     """Segment the user's photographs, and write a report of them."""
     images = photos if storage.name_of(photos).count(".") else photos.rstrip("/") + "/"
-    (folder / "photos.yaml").write_text(PHOTOS.format(folder=folder, images=json.dumps(images)))
-    run = segment(load_job(str(folder / "photos.yaml")))
+    job = _write_job(folder / "photos.yaml", PHOTOS, images=images, output=folder / "photos")
+    run = segment(load_job(job))
     run.report(str(folder / "photos.html"))
     say(f"your photographs: open {folder / 'photos.html'} in a browser")
 
@@ -175,10 +177,21 @@ def _import(scenes: Sequence[Scene], folder: Path) -> None:
     )
 
 
-def _finetune(folder: Path) -> None:
-    (folder / "finetune.yaml").write_text(FINETUNE.format(folder=folder))
-    say("fine-tuning a small DeepLabV3+, about a minute and a half")
-    finetune(load_job(str(folder / "finetune.yaml")))
+def _load_training(folder: Path) -> Job:
+    paths = {"dataset": folder / "labels", "output": folder / "model"}
+    return load_job(_write_job(folder / "finetune.yaml", FINETUNE, **paths))
+
+
+def _write_job(where: Path, template: str, **paths: Path | str) -> str:
+    """Write a job file with ``paths`` of any characters; returns its own."""
+    values = {key: _yaml_text(path) for key, path in paths.items()}
+    text = template.format(file=quote(str(where)), **values)
+    where.write_text(text, encoding="utf-8")
+    return str(where)
+
+
+def _yaml_text(path: Path | str) -> str:
+    return json.dumps(str(path), ensure_ascii=False)
 
 
 def _jpeg(scene: Scene) -> bytes:
@@ -223,19 +236,19 @@ def _upload(scenes: Sequence[Scene], folder: Path) -> None:
 
 
 def _segment(folder: Path) -> Run:
-    here = SEGMENT.format(
-        folder=folder,
+    here = _write_job(
+        folder / "segment.yaml",
+        SEGMENT,
         images=folder / "facades",
         model=folder / "model",
         output=folder / "run-again",
     )
-    (folder / "segment.yaml").write_text(here)
     job = load_job(
-        str(folder / "segment.yaml"),
+        here,
         [
             f"images={BUCKET}/facades.parquet",
             f"model={BUCKET}/model",
-            f"output={folder / 'run'}",
+            f"output={_yaml_text(folder / 'run')}",
         ],
     )
     return segment(job)

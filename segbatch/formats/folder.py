@@ -8,8 +8,7 @@ others (CVAT), the folder has a list of its copies, :data:`COPIES_LIST`, too.
 
 from __future__ import annotations
 
-import csv
-import io
+import hashlib
 import posixpath
 import re
 from collections import defaultdict
@@ -21,7 +20,7 @@ from typing import Any, NamedTuple
 
 from segbatch import storage
 from segbatch.config.images import IMAGE_EXTENSIONS
-from segbatch.errors import Incomplete, InputError, SourceError
+from segbatch.errors import Incomplete, SourceError
 from segbatch.formats.format import Skipped
 from segbatch.formats.photo import LIMITS, ONE_FILE_FAILURES
 from segbatch.masks.classes import CONTROL
@@ -31,6 +30,7 @@ from segbatch.masks.classes import CONTROL
 PROVENANCE_KEY = "segbatch"
 COPIES_LIST = "suggested.csv"
 MAX_URI = 4096
+COPY_DIGEST = re.compile(r"-([0-9a-f]{8})(\.\w+)?$")
 CHUNK = 32  # files read at once; with images in them, each has megabytes
 
 # Label Studio's COCO puts the number of the project in the path of an image, not of its file.
@@ -150,20 +150,42 @@ class Original(NamedTuple):
     shapes: str
 
 
-def read_originals(copies_list: bytes) -> dict[str, Original]:
-    """The original images by the file names of their copies, from the bytes of a
-    :data:`COPIES_LIST`. Lines that do not name both are ignored, as are other files.
+def read_copies_list(content: bytes, where: str) -> list[dict[str, str]]:
+    """The lines of a :data:`COPIES_LIST`, also as a spreadsheet saves it: with commas, semicolons
+    or tabs.
+
+    Raises :class:`~segbatch.errors.SourceError` for a file that is something else, or that lost
+    letters: without the list, suggestions count as labels that somebody drew.
     """
-    try:
-        text = storage.decode_text(copies_list, COPIES_LIST)
-    except InputError:
-        return {}
-    rows = csv.DictReader(io.StringIO(text, newline=""))
-    return {
-        row["file"]: Original(row["uri"], row.get("shapes") or "")
-        for row in rows
-        if row.get("file") and _is_uri(row.get("uri"))
-    }
+    text = storage.decode_text(content, where, SourceError)
+    table = storage.csv_reader(text, ["uri", "file"])
+    if table is None:
+        raise SourceError(
+            f"{where}: is not a list of suggestions, a CSV with the columns uri and file: bring"
+            " back the list that labels suggest wrote, or rename this file"
+        )
+    lines = list(table)
+    for line in lines:
+        if line["uri"] and line["file"] and _is_garbled(line["uri"], line["file"]):
+            raise SourceError(
+                f"{where}: letters were lost in {line['file']} or its uri when the list was saved:"
+                " bring back the list that labels suggest wrote, and save it as UTF-8 only"
+            )
+    return lines
+
+
+def uri_digest(uri: str) -> str:
+    """What the name of a copy ends with: it tells images of one name apart."""
+    return hashlib.sha256(uri.encode()).hexdigest()[:8]
+
+
+def _is_garbled(uri: str, file: str) -> bool:
+    """Whether the line of a copy was saved in an encoding that lacks its letters, or that was taken
+    for another one. Other changes of a URI are its users', who may have moved their images.
+    """
+    digest = COPY_DIGEST.search(file)
+    is_plain = uri.isascii() and "?" not in uri
+    return digest is not None and not is_plain and digest[1] != uri_digest(uri)
 
 
 def _is_uri(uri: Any) -> bool:
@@ -266,11 +288,18 @@ class ImageFiles:
 
     @cached_property
     def originals(self) -> dict[str, Original]:
-        """The original images of the copies made by ``labels suggest``, by the copies' URIs."""
+        """The original images of the copies made by ``labels suggest``, by the copies' URIs.
+
+        Raises as :func:`read_copies_list`.
+        """
+        spellings = Spellings(self.uris)
         return {
-            storage.join(folder_of(copies_list), name): original
-            for copies_list in self._by_name.get(folded(COPIES_LIST), [])
-            for name, original in read_originals(read_label_file(copies_list)).items()
+            spellings.find(storage.join(folder_of(where), line["file"])): Original(
+                line["uri"], line.get("shapes") or ""
+            )
+            for where in self._by_name.get(folded(COPIES_LIST), [])
+            for line in read_copies_list(read_label_file(where), where)
+            if line["file"] and _is_uri(line["uri"])
         }
 
     def split_of(self, uri: str) -> str | None:

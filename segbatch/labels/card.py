@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import yaml
@@ -55,10 +56,18 @@ def dataset_card(dataset: Dataset, balance: Balance) -> str:
         "",
         "```python",
         "import datasets",
-        f'images = datasets.load_dataset("{dataset.uri}")',
+        _load_dataset(dataset.uri),
         "```",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _load_dataset(uri: str) -> str:
+    """The line of Python that loads the dataset; `datasets` loads no folder of object storage."""
+    is_local = storage.is_local(uri)
+    folder = json.dumps(uri if is_local else f"./{storage.name_of(uri)}", ensure_ascii=False)
+    copied = "" if is_local else f"  # a copy of {uri}"
+    return f"images = datasets.load_dataset({folder}){copied}"
 
 
 def _front_matter(dataset: Dataset) -> dict[str, Any]:

@@ -129,14 +129,14 @@ def import_labels(
     unchanged = [] if accept_unchanged else [image for image in annotated if image.unchanged]
     annotated = [image for image in annotated if accept_unchanged or not image.unchanged]
     if not annotated:
-        raise SourceError(f"{source}: {_unchanged(len(unchanged))}")
+        raise SourceError(f"{source}: {_say_unchanged(len(unchanged))}")
 
     # Name the classes.
     renames = map or {}
     naming = name_classes(
         source, found, given=given, renames=renames, before=before, add_class=add_class
     )
-    rest = unlabelled_id(unlabelled, naming.classes)
+    rest_id = unlabelled_id(unlabelled, naming.classes)
 
     # Assign the splits of images that are new.
     existing = ExistingImages(writer.base, {image.uri for image in annotated})
@@ -148,7 +148,7 @@ def import_labels(
     splits = rules.assign(new, existing.splits_of_groups(rules))
 
     # Read and draw the images, and write them into shards and `classes.json`.
-    drawing = Drawing(reader.read, naming.ids, rest, naming.classes.palette)
+    drawing = Drawing(reader.read, naming.ids, rest_id, naming.classes.palette)
     with interruptible(), writer.writing():
         result = _write_images(
             annotated, drawing, writer, existing=existing, splits=splits, rules=rules
@@ -156,9 +156,9 @@ def import_labels(
         untouched = [Skipped(image.labels_uri, NOBODY_CHANGED) for image in unchanged]
         skipped = [*found.skipped, *repeated, *untouched, *result.skipped]
         if not result.images:
-            raise SourceError(f"{source}: no image there can be used; {_first(skipped)}")
+            raise SourceError(f"{source}: no image there can be used; {_left_out(skipped)}")
         if not result.shapes and skipped:
-            raise SourceError(f"{source}: no shape there could be drawn; {_first(skipped)}")
+            raise SourceError(f"{source}: no shape there could be drawn; {_left_out(skipped)}")
         if not result.has_class:
             raise SourceError(f"{source}: every pixel is void: there is nothing to learn from")
         this_source = {
@@ -176,7 +176,7 @@ def import_labels(
         written = Dataset(writer.uri, naming.classes, shards, sources, result.balance.pixels)
         writer.publish(written, dataset_card(written, result.balance), to_json_lines(skipped))
 
-    rest_name = next((c.name for c in naming.classes if c.id == rest), "ignore")
+    rest_name = next((c.name for c in naming.classes if c.id == rest_id), "ignore")
     return ImportReport(
         dataset=writer.uri,
         classes=naming.classes,
@@ -188,13 +188,13 @@ def import_labels(
         replaced=result.replaced,
         added=naming.added,
         notes=[
-            *([_unchanged(len(unchanged))] if unchanged else []),
+            *([_say_unchanged(len(unchanged))] if unchanged else []),
             *([_grouped_as_before(recorded)] if group_by is None and new and recorded else []),
             *system_files,
             *_warnings(
                 naming.classes, result.balance, reader, "--append" if append else "--overwrite"
             ),
-            *_turned(result),
+            *_say_turned(result),
             *_notes(found, annotated, renames, rules, result.balance),
         ],
     )
@@ -354,7 +354,7 @@ def _write_images(
     return result
 
 
-def _first(skipped: Sequence[Skipped]) -> str:
+def _left_out(skipped: Sequence[Skipped]) -> str:
     """What was left out, in one line."""
     first = skipped[0]
     why = first.why.removeprefix(f"{first.where}: ")
@@ -362,7 +362,7 @@ def _first(skipped: Sequence[Skipped]) -> str:
     return f"{number} {first.where}: {why}"
 
 
-def _unchanged(number: int) -> str:
+def _say_unchanged(number: int) -> str:
     return (
         f"{number:,} images are suggestions that nobody has changed, and are left out: correct and"
         " save them, or import them as they are with --accept-unchanged"
@@ -384,10 +384,10 @@ def _system_files(source: str) -> list[str]:
     return [f"left out {system}"] if system.counts else []
 
 
-def _warnings(classes: Classes, balance: Balance, reader: Reader, again: str) -> list[str]:
+def _warnings(classes: Classes, balance: Balance, reader: Reader, option: str) -> list[str]:
     """What makes a dataset useless for training, although every file of it is in order.
 
-    ``again`` is the option with which the same import can be typed again.
+    ``option`` is the one with which the same import can be typed again: --append or --overwrite.
     """
     *of_classes, void = balance.shares(classes)
     absent = [share.name for share in of_classes if not share.pixels]
@@ -404,23 +404,23 @@ def _warnings(classes: Classes, balance: Balance, reader: Reader, again: str) ->
         warnings.append(
             f"255 is void in masks of ids; if it is {meant} here, put the lines"
             f" {', '.join(map(repr, lines))} into a file and import with"
-            f" --colors FILE {again}"
+            f" --colors FILE {option}"
         )
     if void.share > MOSTLY_VOID:
         advice = ""
         if "unlabelled" in reader.options:
-            rest = absent[0] if absent else "background"
-            is_new = rest not in classes.names
-            names = ",".join([rest] * is_new + classes.names)
-            add = ["--add-class"] * (is_new and again == "--append")
-            options = shlex.join(["--classes", names, "--unlabelled", rest, again, *add])
-            advice = f": give the pixels that no shape covers a class, for instance with {options}"
+            new_class = absent[0] if absent else "background"
+            is_new = new_class not in classes.names
+            names = ",".join([new_class] * is_new + classes.names)
+            add = ["--add-class"] * (is_new and option == "--append")
+            typed = shlex.join(["--classes", names, "--unlabelled", new_class, option, *add])
+            advice = f": give the pixels that no shape covers a class, for instance with {typed}"
         void_share = f"{void.share:.1%} of all pixels are void"
         warnings.append(f"warning: {void_share}, from which nothing is learnt{advice}")
     return warnings
 
 
-def _turned(result: WrittenImages) -> list[str]:
+def _say_turned(result: WrittenImages) -> list[str]:
     """A warning of images that are perhaps labelled as they are stored, because another one is."""
     as_stored = next((entry.where for entry in result.skipped if AS_STORED in entry.why), None)
     if as_stored is None or not result.perhaps_turned:

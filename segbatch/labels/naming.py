@@ -65,40 +65,40 @@ def name_classes(
     names. Raises :class:`~segbatch.errors.InputError` for names that are not classes, and
     :class:`~segbatch.errors.SourceError` if there is no name at all.
     """
+    in_dataset = before.names if before is not None else []
     # A dataset may hold names that an earlier version did not clean.
-    spelled = {clean_name(name): name for name in (before.names if before is not None else [])}
+    spelled = {clean_name(name): name for name in in_dataset}
     renames = {clean_name(old): clean_name(new) for old, new in renames.items()}
 
     def class_of(name: str) -> str:
         new = renames.get(clean_name(name), clean_name(name))
         return spelled.get(new, new)
 
-    names = {name: class_of(name) for name in found.names}
-    used = sorted(set(names.values()) - {IGNORE})
+    class_by_label = {name: class_of(name) for name in found.names}
+    used = sorted(set(class_by_label.values()) - {IGNORE})
     if before is None and given is None and not used:
         raise SourceError(f"{source}: no shape there has the name of a class")
-    kept = before.names if before is not None else []
     wanted = used if given is None else [spelled.get(name, name) for name in given.names]
-    extra = [name for name in wanted if name not in kept]
-    if before is not None and extra and not add_class:
+    added = [name for name in wanted if name not in in_dataset]
+    if before is not None and added and not add_class:
         raise InputError(
-            f"{source}: {_listed(extra, kept)}: not among the classes of the dataset; rename with"
-            f" --map {_map(extra[0], _closest(extra[0], kept))}, leave out with"
-            f" --map {_map(extra[0], IGNORE)}, or add with --add-class"
+            f"{source}: {_listed(added, in_dataset)}: not among the classes of the dataset; rename"
+            f" with --map {_map(added[0], _closest(added[0], in_dataset))}, leave out with"
+            f" --map {_map(added[0], IGNORE)}, or add with --add-class"
         )
-    known = [*kept, *extra]
-    _refuse_unknown(source, names, known)
+    class_names = [*in_dataset, *added]
+    _refuse_unknown(source, class_by_label, class_names)
     for old, new in renames.items():
-        if spelled.get(new, new) not in known and new != IGNORE:
-            raise InputError(f"--map {old}={new}: {_listed([new], known)} is not a class")
-    colors = _colors(found, names, given, before)
+        if spelled.get(new, new) not in class_names and new != IGNORE:
+            raise InputError(f"--map {old}={new}: {_listed([new], class_names)} is not a class")
+    colors = _colors(found, class_by_label, given, before)
     try:
-        classes = Classes(known, [colors.get(name) for name in known])
+        classes = Classes(class_names, [colors.get(name) for name in class_names])
     except InputError as error:
         raise InputError(f"{source}: {error}, with --map old=new") from error
     id_of_class = {c.name: c.id for c in classes} | {IGNORE: IGNORE_INDEX}
-    ids = {name: id_of_class[new] for name, new in names.items()}
-    return Naming(classes, ids, extra if before is not None else ())
+    ids = {name: id_of_class[new] for name, new in class_by_label.items()}
+    return Naming(classes, ids, added if before is not None else ())
 
 
 def unlabelled_id(unlabelled: str | None, classes: Classes) -> int:

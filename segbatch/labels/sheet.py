@@ -26,6 +26,7 @@ from segbatch.masks import (
     share,
     with_legend,
 )
+from segbatch.masks.drawing import legible_name, load_font
 
 MAX_IMAGES = 24
 COLUMNS = 4
@@ -117,23 +118,24 @@ def _caption(
     """Two lines below a pair: the class that it was chosen for, or else its largest classes, and
     which image it is.
     """
-    font = ImageFont.load_default(FONT)
+    font = load_font(FONT)
     x, (first, second) = place[0], (place[1] + FONT, place[1] + 9 * FONT // 4)
     row, start = chosen.row, x
     present = (class_id for class_id in row.pixels if class_id < len(dataset.classes))
     largest = sorted(present, key=lambda class_id: -row.pixels[class_id])[:LARGEST]
-    why = ", ".join(f"{dataset.classes[each].name} {share(_share(row, each))}" for each in largest)
+    names = [legible_name(each, font) for each in dataset.classes]
+    why = ", ".join(f"{names[each]} {share(_share(row, each))}" for each in largest)
     if chosen.shown_for is not None:
         shown = dataset.classes[chosen.shown_for]
         box = (x, first - FONT // 2, x + FONT, first + FONT // 2)
         draw.rectangle(box, fill=shown.color, outline="black")
-        why, start = f"for {shown.name}, {share(_share(row, shown.id))}", x + 3 * FONT // 2
+        why, start = f"for {names[shown.id]}, {share(_share(row, shown.id))}", x + 3 * FONT // 2
     draw.text((start, first), _fitted(why, font, x + 2 * SIDE - start), "black", font, anchor="lm")
     which = _fitted(f"{row.image_id}  {row.split}  {storage.name_of(row.uri)}", font, 2 * SIDE)
     draw.text((x, second), which, QUIET, font, anchor="lm")
 
 
-def _fitted(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+def _fitted(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     """``text``, cut to at most ``width`` pixels."""
     if font.getlength(text) <= width:
         return text

@@ -6,9 +6,7 @@ same split, no matter what else is imported.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -170,9 +168,7 @@ def _read_list(where: str) -> dict[str, str]:
 
 def _list_entries(text: str) -> Iterable[tuple[int, str, str]]:
     """Line number, name and split of each entry."""
-    columns = next(csv.reader(io.StringIO(text)), [])
-    if {"uri", "split"} <= set(columns):
-        reader = csv.DictReader(io.StringIO(text))
+    if (reader := storage.csv_reader(text, ["uri", "split"])) is not None:
         return [(reader.line_num, _text(row["uri"]), _text(row["split"])) for row in reader]
     return [
         (number, *_name_and_split(line.strip()))

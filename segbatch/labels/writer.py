@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
@@ -44,6 +45,8 @@ class DatasetWriter:
         if append and overwrite:
             raise InputError("--append and --overwrite exclude each other")
         self.uri = storage.normalize(uri)
+        if storage.is_local(self.uri) and "/../" in f"{self.uri}/":
+            self.uri = os.path.realpath(self.uri)  # printed, and written into the card
         self._before = _dataset_at(self.uri)
         if self._before is None:
             if append:

@@ -6,7 +6,7 @@ read where its form is certain:
     classes.json     ``{"classes": [{"id": 0, "name": …, "color": …}, …]}``, or that list
     JSON             a list of names, ``{"0": "wall", …}``, or ``id2label`` of a ``config.json``
     *.yaml, *.yml    the key ``names`` of a YOLO dataset, a list or ``{0: wall, …}``; or a list
-    labels.txt       a name a line (labelme)
+    labels.txt       a name a line (labelme); after ``__ignore__``, ``#`` and numbers are names, too
     numbered lines   ``0 wall``, ``1: window``, ``2;door``, with or without a line of headings
     _classes.csv     ``Pixel Value, Class`` and ``0, wall`` (Roboflow)
     labelmap.txt     ``wall:222,203,164::`` (CVAT), with its colours
@@ -112,8 +112,11 @@ def _from_values(values: Any, kind: str) -> Classes:
 
 
 def _from_lines(lines: Sequence[str]) -> Classes:
+    lines = [line for line in lines if line]
+    if lines[:1] == [IGNORE] and not _are_numbered(lines[1:]):
+        return Classes(names_by_id(lines))  # labelme's list, in which every line is a name
     comments = [line for line in lines if line.startswith("#")]
-    lines = [line for line in lines if line and not line.startswith("#")]
+    lines = [line for line in lines if not line.startswith("#")]
     if any("color_rgb" in comment for comment in comments):
         return _from_labelmap(lines)
     if any(NUMBERED.fullmatch(line) for line in lines):
@@ -131,6 +134,12 @@ def _from_lines(lines: Sequence[str]) -> Classes:
     if commas := [line for line in lines if "," in line or ";" in line]:
         raise ValueError(f"{shortened(commas[0])}: has a separator: write one name a line")
     return Classes(names_by_id(lines))
+
+
+def _are_numbered(lines: Sequence[str]) -> bool:
+    """Whether the lines begin with the ids 0, 1, 2 … in any order."""
+    ids = [int(match[1]) for line in lines if (match := NUMBERED.fullmatch(line))]
+    return sorted(ids) == list(range(len(lines)))
 
 
 def _from_numbered_lines(lines: Sequence[str]) -> Classes:

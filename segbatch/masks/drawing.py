@@ -10,7 +10,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from segbatch.errors import InputError
-from segbatch.masks.classes import IGNORE_INDEX, Classes
+from segbatch.masks.classes import IGNORE_INDEX, Classes, SegClass
 
 # Formats that hold a picture of any class colours at its full size, by extension.
 FORMATS = {
@@ -141,10 +141,9 @@ def with_legend(
     if len(coverage) != len(classes):
         raise ValueError(f"{len(coverage)} shares for {len(classes)} classes")
     present = [classes[i] for i in np.argsort(-coverage, kind="stable") if coverage[i] > 0]
-    texts = [f"{c.name}  {share(coverage[c.id])}" for c in present]
-
     size = font_size or max(12, picture.width // 60)  # all other lengths derive from it
-    font = ImageFont.load_default(size)
+    font = load_font(size)
+    texts = [f"{legible_name(c, font)}  {share(coverage[c.id])}" for c in present]
     entry_width = 3 * size + max((round(font.getlength(text)) for text in texts), default=0)
     num_columns = max(1, picture.width // entry_width)
     num_lines = -(-len(texts) // num_columns)
@@ -165,6 +164,25 @@ def with_legend(
     return sheet
 
 
+def load_font(size: int) -> ImageFont.FreeTypeFont:
+    """matplotlib's DejaVu Sans, of ``size`` pixels. It has Latin, Greek, Cyrillic and Arabic
+    letters; Pillow's own font has ASCII alone.
+    """
+    import matplotlib  # takes a third of a second, which only pictures with text need
+
+    return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)
+
+
+def legible_name(seg_class: SegClass, font: ImageFont.FreeTypeFont) -> str:
+    """The name of a class; its id where the font lacks a letter of it (Chinese, Japanese, Korean),
+    because all names would look alike.
+    """
+    missing = bytes(font.getmask("\uffff"))
+    others = (letter for letter in seg_class.name if not letter.isascii())
+    is_legible = all(bytes(font.getmask(letter)) != missing for letter in others)
+    return seg_class.name if is_legible else f"class {seg_class.id}"
+
+
 def share(value: float) -> str:
     """A share as a percentage; what rounds to nothing is not nothing."""
     return f"{value:.1%}" if value >= 0.0005 or not value else "<0.1%"
@@ -178,8 +196,9 @@ def legend(classes: Classes, size: tuple[int, int]) -> Image.Image | None:
     width, height = size
     font_size = max(MIN_FONT, height // 45)  # all other lengths derive from it
     line = round(font_size * 1.4)
-    font = ImageFont.load_default(font_size)
-    text_width = max(round(font.getlength(each.name)) for each in classes)
+    font = load_font(font_size)
+    names = [legible_name(each, font) for each in classes]
+    text_width = max(round(font.getlength(name)) for name in names)
     needed = (text_width + 3 * font_size, line * len(classes) + font_size)
     if needed[0] > width * MAX_WIDTH_SHARE or needed[1] > height:
         return None
@@ -190,5 +209,5 @@ def legend(classes: Classes, size: tuple[int, int]) -> Image.Image | None:
         box = (font_size // 2, y, font_size * 3 // 2, y + font_size)
         draw.rectangle(box, fill=each.color, outline="white")
         middle = y + font_size // 2
-        draw.text((font_size * 2, middle), each.name, fill="white", font=font, anchor="lm")
+        draw.text((font_size * 2, middle), names[each.id], fill="white", font=font, anchor="lm")
     return sheet

@@ -29,7 +29,7 @@ from segbatch.storage.reading import (
     version_of,
 )
 from segbatch.storage.systemfiles import SystemFiles
-from segbatch.storage.text import clean_name, composed, decode_text
+from segbatch.storage.text import clean_name, composed, csv_reader, decode_text
 from segbatch.storage.uris import (
     DELTA_SCHEMES,
     HTTP_SCHEMES,
@@ -57,6 +57,7 @@ __all__ = [
     "arrow_filesystem",
     "clean_name",
     "composed",
+    "csv_reader",
     "decode_text",
     "delete",
     "delta_options",

@@ -8,8 +8,11 @@ that has to meet another one is brought to one form here.
 from __future__ import annotations
 
 import codecs
+import csv
+import io
 import re
 import unicodedata
+from collections.abc import Collection
 
 from segbatch.errors import InputError
 
@@ -43,6 +46,15 @@ def decode_text(data: bytes, where: str, wrong: type[InputError] = InputError) -
         line = 1 + data[: len(mark) + error.start].count(b"\n")
         raise wrong(f"{where}: line {line} is not {encoding.upper()} text: {_ADVICE}") from error
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def csv_reader(text: str, columns: Collection[str]) -> csv.DictReader[str] | None:
+    """A reader of the CSV in ``text``; ``None`` unless it has the ``columns``.
+
+    Its separator is a comma, a semicolon or a tab: spreadsheets of each country have their own.
+    """
+    readers = (csv.DictReader(io.StringIO(text, newline=""), delimiter=each) for each in ",;\t")
+    return next((each for each in readers if set(columns) <= set(each.fieldnames or ())), None)
 
 
 def encoding_of(head: bytes) -> str:

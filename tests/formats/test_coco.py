@@ -1,4 +1,5 @@
 import pickle
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 
 from segbatch.errors import SourceError
 from segbatch.formats.coco import COCO, find_coco, read_coco, shapes_digest
+from segbatch.formats.folder import uri_digest
 from segbatch.formats.format import AnnotatedImage, Annotations, ReadOptions, Unusable
 from tests.conftest import S3
 from tests.formats.round_trip import assert_round_trip
@@ -618,6 +620,53 @@ def test_a_copy_that_was_made_for_labelling_is_the_image_that_it_says(
     assert annotated.file == f"{tmp_path}/a.jpg"
     assert annotated.unchanged is unchanged
     assert read_coco(annotated, IDS, UNLABELLED).shapes == 1
+
+
+PLACE = "s3://street/Zürich 東京/tür.jpg"
+COPY = f"tür-{uri_digest(PLACE)}.jpg"
+LIST = f"image_id,uri,file,shapes\n3,{PLACE},{COPY},{DRAWN}\n"
+
+
+def suggested(copies_list: bytes) -> Mapping[str, Any]:
+    """A folder of ``labels suggest`` from which CVAT has dropped the key ``segbatch``."""
+    content = document(annotation(1, SQUARE), images=[image(COPY)])
+    return {"labels.json": content, COPY: photograph(), "suggested.csv": copies_list}
+
+
+@pytest.mark.parametrize(
+    "copies_list",
+    [
+        LIST.encode(),
+        LIST.replace(",", ";").replace("\n", "\r\n").encode("utf-8-sig"),  # Excel in German
+        LIST.replace(",", "\t").encode("utf-16"),  # Excel's "Unicode text"
+        LIST.replace(COPY, unicodedata.normalize("NFD", COPY)).encode(),
+        LIST.replace(PLACE, "s3://moved/tuer.jpg").encode(),
+    ],
+)
+def test_a_list_of_suggestions_that_a_spreadsheet_saved_is_read(
+    tmp_path: Path, copies_list: bytes
+) -> None:
+    [annotated] = find(tmp_path, suggested(copies_list)).images
+    assert annotated.uri in (PLACE, "s3://moved/tuer.jpg")
+    assert annotated.unchanged
+
+
+@pytest.mark.parametrize(
+    ("copies_list", "why"),
+    [
+        (LIST.encode("cp1252", "replace"), "line 2 is not UTF-8 text"),
+        (LIST.encode("ascii", "replace"), "letters were lost in t[?]r-"),
+        (LIST.encode().decode("latin-1").encode(), "letters were lost in tÃ¼r-"),
+        (LIST.replace(PLACE, "s3://street/Z?rich ??/t?r.jpg").encode(), "letters were lost"),
+        (b"name,price\nbread,3\n", "is not a list of suggestions"),
+        (b"", "is not a list of suggestions"),
+    ],
+)
+def test_a_list_of_suggestions_that_lost_what_it_said_is_refused(
+    tmp_path: Path, copies_list: bytes, why: str
+) -> None:
+    with pytest.raises(SourceError, match=f"suggested.csv: {why}"):
+        find(tmp_path, suggested(copies_list))
 
 
 def test_an_export_comes_back_under_the_uris_of_its_images(tmp_path: Path) -> None:

@@ -248,6 +248,15 @@ def test_a_sheet_has_photographs_beside_their_classes(tmp_path: Path) -> None:
     assert covered == tuple(round((1 - fill) * 128 + fill * value) for value in blue)
 
 
+def test_the_captions_of_a_sheet_have_letters_of_any_language(tmp_path: Path) -> None:
+    sheets = set()
+    for letter in "aäéñж":
+        write(tmp_path / letter, train=[row(0, uri=f"/photos/t{letter}r.jpg")], val=[row(1)])
+        write_sheet(check_dataset(str(tmp_path / letter)), str(tmp_path / "sheet.png"))
+        sheets.add((tmp_path / "sheet.png").read_bytes())
+    assert len(sheets) == 5
+
+
 def sixteen_bits() -> bytes:
     """Grey of half the brightness."""
     return encoded(Image.fromarray(np.full((HEIGHT, WIDTH), 1 << 15, np.uint16)), "PNG")

@@ -133,6 +133,23 @@ def test_the_card_says_what_is_there(street: Path, tmp_path: Path) -> None:
     assert "| train | 4 |" in text
     assert "| 1 | window | #0072b2 | 1,280 | 8.33% | 5 |" in text
     assert f"| {street} | labelme | 5 | 0 |" in text
+    assert f'images = datasets.load_dataset("{tmp_path}/labels")\n' in text
+
+
+def test_a_dataset_named_from_the_folder_next_to_it_has_one_plain_path(
+    street: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere" / "deep")
+    assert labelme(street, tmp_path / "link/../labels").dataset == f"{tmp_path}/elsewhere/labels"
+    assert labelme(street, tmp_path / "street/../labels").dataset == f"{tmp_path}/labels"
+
+
+def test_the_card_loads_a_local_copy_of_a_dataset_in_a_bucket(street: Path, s3: S3) -> None:
+    dataset = s3.uri("labels/facades")
+    labelme(street, dataset)
+    card = storage.read_bytes(f"{dataset}/README.md").decode()
+    assert f'images = datasets.load_dataset("./facades")  # a copy of {dataset}\n' in card
 
 
 def _list(folder: Path, **names: str) -> Path:

@@ -96,9 +96,10 @@ def test_an_image_in_no_such_folder_is_refused() -> None:
         "a/1.jpg val\n2 test\ns3://bucket/b/3.jpg train\n",
         "a/1.jpg, val\n2.jpg,test\nb/3\ttrain\n\n",
         "note,split,uri\nfirst,val,./a/1.jpg\n,TEST,2\n,train,s3://bucket/b/3.jpg\n",
+        "note;split;uri\r\nfirst;val;./a/1.jpg\r\n;TEST;2\r\n;train;s3://bucket/b/3.jpg\r\n",
         "\ufeff1 valid\n/photos/a/2.jpg  test\n3.jpg train",
     ],
-    ids=["blanks", "commas", "columns", "names"],
+    ids=["blanks", "commas", "columns", "semicolons", "names"],
 )
 def test_a_list_names_images_by_their_uri_or_the_end_of_it(tmp_path: Path, text: str) -> None:
     (tmp_path / "splits.txt").write_text(text)

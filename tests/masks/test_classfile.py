@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from segbatch.errors import InputError
+from segbatch.formats.labelme import labels_txt
+from segbatch.masks.classes import Classes
 from segbatch.masks.classfile import read_classes
 
 FORMS = {
@@ -42,6 +44,13 @@ def test_the_colours_of_a_labelmap_are_taken(tmp_path: Path) -> None:
     assert read_classes(str(tmp_path / "labelmap.txt"))[1].color == (0, 114, 178)
 
 
+def test_any_names_come_back_from_the_labels_of_an_export(tmp_path: Path) -> None:
+    names = ["#1 brick", "2 storey", "wall, brick", "a: 3", "<b>", "wall"]
+    lines = labels_txt(Classes(names), "runs/a")["labels.txt"]
+    (tmp_path / "labels.txt").write_text("".join(map(str, lines)))
+    assert read_classes(str(tmp_path / "labels.txt")).names == names
+
+
 @pytest.mark.parametrize(
     ("name", "text", "told"),
     [
@@ -52,6 +61,7 @@ def test_the_colours_of_a_labelmap_are_taken(tmp_path: Path) -> None:
         ("void.txt", "wall\n__ignore__\ndoor\n", "__ignore__ has no id and must be the first"),
         ("blank.json", '["wall", "", "door"]', "class name '': must be a text"),
         ("blank.json", '{"0": "", "1": "door"}', "class name '': must be a text"),
+        ("void.txt", "__ignore__\n0 wall\n1 door\n", "__ignore__: has no id, unlike other lines"),
         ("heading.txt", "names\n0 wall\n1 door\n", "names: has no id, unlike other lines"),
         ("last.csv", "wall,0\ndoor,1\n", "wall,0: write the id first"),
         ("page.txt", "<object>\n<name>wall</name>\n", "<object>: is markup"),

@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 from segbatch.errors import InputError, SourceError
 from segbatch.masks import decode_mask, encode_mask, encode_picture, overlay, with_legend
 from segbatch.masks.classes import Classes, voc_color
+from segbatch.masks.drawing import legend
 
 CLASSES = Classes(["wall", "window", "traffic light"], [(10, 20, 30), (0, 114, 178), None])
 PALETTE = CLASSES.palette
@@ -312,6 +314,24 @@ def test_a_legend_is_never_cut_off_by_a_narrow_picture() -> None:
     assert narrow.width > 20
     right_edge = np.array(narrow)[200:, -4:]
     assert (right_edge == 255).all()
+
+
+LEGENDS: list[Callable[[Classes], Image.Image | None]] = [
+    lambda classes: with_legend(Image.new("RGB", (99, 9)), classes, np.array([0.5, 0.5])),
+    lambda classes: legend(classes, (600, 400)),
+]
+
+
+@pytest.mark.parametrize("draw", LEGENDS)
+def test_a_legend_can_be_read_in_any_language(
+    draw: Callable[[Classes], Image.Image | None],
+) -> None:
+    for letters in ["äöüßéèêçàñø…–—×€", "αβγ", "окнс", "شبك"]:
+        drawn = [draw(Classes([f"wall {letter}", "sky"])) for letter in letters]
+        assert all(picture is not None for picture in drawn)
+        assert len({np.asarray(picture).tobytes() for picture in drawn}) == len(letters)
+    numbered = np.asarray(draw(Classes(["wall", "class 1"])))
+    np.testing.assert_array_equal(np.asarray(draw(Classes(["wall", "窗户"]))), numbered)
 
 
 def test_a_legend_needs_one_share_per_class() -> None:

@@ -16,13 +16,14 @@ import pytest
 from PIL import Image
 
 from segbatch import import_labels, storage
+from segbatch.cli.labels import read_uris
 from segbatch.cli.main import main
 from segbatch.errors import InputError, SourceError
 from segbatch.formats.polygons import without_specks
 from segbatch.labels.dataset import open_dataset
 from segbatch.masks import decode_mask
 from segbatch.review.suggest.diversity import describe_images, diverse_order
-from segbatch.review.suggest.labelling import copy_name
+from segbatch.review.suggest.labelling import LABEL_WRITERS, copy_name, write_coco
 from segbatch.review.suggest.suggest import LabelledImages, Suggestions, suggest
 from segbatch.run import Run
 from segbatch.storage import clients
@@ -211,6 +212,30 @@ def test_a_list_limits_the_choice_and_the_rest_is_counted(run: Run, tmp_path: Pa
     }
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "s3://photos/1.jpg\n\n s3://photos/ü.jpg \n",
+        "image_id,uri\n1,s3://photos/1.jpg\n2,s3://photos/ü.jpg\n",
+        "\ufeffimage_id;uri;x\r\n1;s3://photos/1.jpg;a\r\n2;s3://photos/ü.jpg;b\r\n",
+        "uri\timage_id\ns3://photos/1.jpg\t1\ns3://photos/ü.jpg\t2\n",
+        '[{"image_id": 1, "uri": "s3://photos/1.jpg"}, {"uri": "s3://photos/ü.jpg"}]',
+        '["s3://photos/1.jpg", "s3://photos/ü.jpg"]',
+    ],
+)
+def test_a_list_of_images_is_read_in_any_form(tmp_path: Path, text: str) -> None:
+    (tmp_path / "list").write_bytes(text.encode())
+    assert read_uris(str(tmp_path / "list")) == ["s3://photos/1.jpg", "s3://photos/ü.jpg"]
+
+
+def test_names_in_brackets_are_no_json(tmp_path: Path) -> None:
+    (tmp_path / "list").write_text("[1].jpg\n[2].jpg\n")
+    assert read_uris(str(tmp_path / "list")) == ["[1].jpg", "[2].jpg"]
+    (tmp_path / "list").write_text('[{"image_id": 1}]')
+    with pytest.raises(InputError, match="list: no URIs: give one a line, or a CSV or a JSON"):
+        read_uris(str(tmp_path / "list"))
+
+
 def test_an_image_that_is_labelled_is_left_out_by_its_uri_or_its_content(
     run: Run, photos: S3, tmp_path: Path
 ) -> None:
@@ -357,6 +382,38 @@ def test_suggestions_are_known_without_their_list(
     assert rows(dataset).keys() == {entry.uri for entry in suggestions.images}
 
 
+@pytest.mark.parametrize("format", ["coco", "labelstudio"])
+def test_every_image_has_its_labels_although_the_list_is_lost(
+    run: Run, photos: S3, tmp_path: Path, format: str
+) -> None:
+    folder, dataset = tmp_path / "to", str(tmp_path / "labels")
+    first = suggest(run, str(folder), count=2, to=format)
+    (folder / "suggested.csv").rename(tmp_path / "elsewhere.csv")
+    second = suggest(run, str(folder), count=2, by="diverse", to=format)
+    again = suggest(run, str(folder), count=2, images=[e.uri for e in first.images], to=format)
+    uris = {entry.uri for each in (first, second, again) for entry in each.images}
+    assert len(uris) > 2
+    import_labels(str(folder), dataset, format=format, accept_unchanged=True)
+    assert rows(dataset).keys() == uris
+
+
+def test_the_list_keeps_the_lines_of_a_call_at_the_same_time(
+    run: Run, photos: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = str(tmp_path / "to")
+
+    def write_after_another_call(*arguments: Any) -> None:
+        monkeypatch.undo()
+        suggest(run, folder, count=2, by="diverse", to="coco")
+        write_coco(*arguments)
+
+    monkeypatch.setitem(LABEL_WRITERS, "coco", write_after_another_call)
+    suggest(run, folder, count=3, to="coco")
+    files = [row["file"] for row in listed(folder)]
+    assert sorted(files) == sorted(path.name for path in Path(folder).glob("*.jpg"))
+    assert len(files) > 3
+
+
 def test_label_studio_gets_the_copies_with_predictions_and_its_configuration(
     run: Run, photos: S3, tmp_path: Path
 ) -> None:
@@ -417,6 +474,7 @@ def test_the_command_says_how_to_go_on_and_leaves_a_dataset_out(
 
     out, err = command(tmp_path / "to", "--count", 2)
     assert "suggested         2" in out
+    assert f"correct them with: labelme {tmp_path}/to\n" in err
     assert f"segbatch labels import {tmp_path}/to DATASET --from labelme --append" in err
     import_labels(
         str(tmp_path / "to"), str(tmp_path / "labels"), format="labelme", accept_unchanged=True
@@ -426,6 +484,10 @@ def test_the_command_says_how_to_go_on_and_leaves_a_dataset_out(
         tmp_path / "b", "--exclude", tmp_path / "labels", "--images", tmp_path / "list.csv"
     )
     assert "is labelled already 1" in out
+    (tmp_path / "strangers.txt").write_text("photos/0006.jpg\n")
+    _, err = command(tmp_path / "b", "--images", tmp_path / "strangers.txt", code=2)
+    assert f"none of the list is in {run.uri}: it says photos/0006.jpg" in err
+    assert "and the run s3://photos/0000.jpg" in err
     out, err = command(tmp_path / "c", "--count", 1, "--to", "coco", "--format", "json")
     told = json.loads(out)
     assert (told["folder"], told["suggested"], told["left_out"]) == (f"{tmp_path}/c", 1, {})

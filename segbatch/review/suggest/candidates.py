@@ -19,6 +19,7 @@ from segbatch.results.diff import diff
 from segbatch.results.query import query_failure, sql
 from segbatch.results.runfolder import RunFolder
 from segbatch.results.schema import FAILED, OK
+from segbatch.storage.uris import without_query
 
 FACTOR = 10  # candidates for each wanted image; Zhdanov (2019) takes 10 to 50
 # A ranking by score takes at most one of four rows, but at least two for each wanted image.
@@ -54,6 +55,18 @@ class Candidate:
     confidence: Mapping[str, float | None]
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What a ranking ranks: the images that meet ``scope``, SQL on the columns of a candidate.
+
+    ``against`` is the other run, for disagreement; ``most`` the number of rows that are enough.
+    """
+
+    scope: str
+    against: RunFolder | None
+    most: int
+
+
 def find_candidates(
     run: RunFolder,
     *,
@@ -75,18 +88,20 @@ def find_candidates(
         raise InputError(f"--by {by}: must be one of {', '.join(RANKINGS)}")
     if (against is None) == (by == "disagreement"):
         raise InputError("--by disagreement and --against RUN_B go together; give both or neither")
-    scope = "true" if among is None else f"uri IN ({', '.join(map(quoted_text, sorted(among)))})"
+    uris = ", ".join(map(quoted_text, sorted(among or ())))
+    scope = "true" if among is None else f"uri IN ({uris})"
+    passed_over = len(without) + run.info.manifest.duplicates  # rows that may be no candidates
+    limit = FACTOR * count
     try:
-        margin = len(without) + run.info.manifest.duplicates
-        ranking = RANKINGS[by](run, scope, against, ROWS_PER_CANDIDATE * FACTOR * count + margin)
+        wanted = Wanted(scope, against, ROWS_PER_CANDIDATE * limit + passed_over)
+        ranking = RANKINGS[by](run, wanted)
         left_out = _left_out(run, by, scope, among)
-        [(rows,)] = sql([run], f"SELECT count(*) FROM ({ranking.select})").fetchall()
-        limit = FACTOR * count
         if ranking.reason:
+            [(rows,)] = sql([run], f"SELECT count(*) FROM ({ranking.select})").fetchall()
             limit = min(limit, max(MIN_FACTOR * count, rows // ROWS_PER_CANDIDATE))
         relation = sql(
             [run],
-            f"{ranking.select} ORDER BY score DESC, md5(uri), image_id LIMIT {limit + margin}",
+            f"{ranking.select} ORDER BY score DESC, md5(uri), image_id LIMIT {limit + passed_over}",
         )
         found: dict[str, Candidate] = {}
         for values in relation.fetchall():
@@ -115,10 +130,19 @@ def _candidate(row: Mapping[str, Any], reason: str) -> Candidate:
 
 
 def _left_out(run: RunFolder, by: str, scope: str, among: Collection[str] | None) -> Counter[str]:
-    """Images that were asked for but cannot be candidates, by reason."""
+    """Images that were asked for but cannot be candidates, by reason.
+
+    Raises :class:`~segbatch.errors.InputError` if none of them is in the run.
+    """
     left_out: Counter[str] = Counter()
     if among is not None:
         [(there,)] = sql([run], f"SELECT count(DISTINCT uri) FROM images WHERE {scope}").fetchall()
+        first = sql([run], "SELECT uri FROM images ORDER BY image_id LIMIT 1").fetchall()
+        if first and not there:
+            asked, known = without_query(next(iter(among))), without_query(first[0][0])
+            raise InputError(
+                f"--images: none of the list is in {run.uri}: it says {asked}, and the run {known}"
+            )
         left_out["not in the run"] = len(among) - there
     if by == "failures" or among is not None:
         errors = sql([run], f"SELECT error, count(*) FROM failures WHERE {scope} GROUP BY error")
@@ -151,7 +175,7 @@ def _images(run: RunFolder) -> str:
     return f"(SELECT {', '.join(name for name in COLUMNS if name in there)} FROM images)"
 
 
-def _by_uncertainty(run: RunFolder, scope: str, _: RunFolder | None, __: int) -> Ranking:
+def _by_uncertainty(run: RunFolder, wanted: Wanted) -> Ranking:
     if "uncertainty" not in sql([run], "FROM images LIMIT 0").columns:
         raise InputError(
             f"{run.uri}: has no uncertainty; run the job with stats: [confidence], or choose"
@@ -163,12 +187,12 @@ def _by_uncertainty(run: RunFolder, scope: str, _: RunFolder | None, __: int) ->
             f"{run.uri}: has no uncertainty, because its model gives class ids alone: choose --by"
             " rare or --by diverse"
         )
-    which = f"uncertainty IS NOT NULL AND {scope}"
+    which = f"uncertainty IS NOT NULL AND {wanted.scope}"
     select = f"SELECT *, uncertainty AS score FROM {_images(run)} WHERE {which}"
     return Ranking(select, "uncertainty {:.3f}")
 
 
-def _by_rarity(run: RunFolder, scope: str, _: RunFolder | None, __: int) -> Ranking:
+def _by_rarity(run: RunFolder, wanted: Wanted) -> Ranking:
     """Each class that an image shows counts as much as few images of the run show it; the score is
     divided by that of an image with all classes.
     """
@@ -180,18 +204,19 @@ def _by_rarity(run: RunFolder, scope: str, _: RunFolder | None, __: int) -> Rank
     score = " + ".join(
         f"{weight / whole} * {shows}::INTEGER" for weight, shows in zip(weights, shown, strict=True)
     )
-    which = f"status = '{OK}' AND {scope}"
+    which = f"status = '{OK}' AND {wanted.scope}"
     return Ranking(f"SELECT *, {score} AS score FROM {_images(run)} WHERE {which}", "rarity {:.3f}")
 
 
-def _by_disagreement(run: RunFolder, scope: str, against: RunFolder | None, most: int) -> Ranking:
-    assert against is not None
+def _by_disagreement(run: RunFolder, wanted: Wanted) -> Ranking:
+    assert wanted.against is not None
     pairs = cast(
         duckdb.DuckDBPyRelation,
-        diff(run, against).images.query(
+        diff(run, wanted.against).images.query(
             "answer",
             "SELECT image_id_a, coalesce(disagreement, coverage_distance) AS score FROM answer"
-            f" WHERE score > 0 AND {scope} ORDER BY score DESC, image_id_a LIMIT {most}",
+            f" WHERE score > 0 AND {wanted.scope} ORDER BY score DESC, image_id_a"
+            f" LIMIT {wanted.most}",
         ),
     ).fetchall()
     values = ", ".join(f"({image_id}, {score})" for image_id, score in pairs or [(-1, 0)])
@@ -200,19 +225,18 @@ def _by_disagreement(run: RunFolder, scope: str, against: RunFolder | None, most
     return Ranking(select, "disagreement {:.3f}")
 
 
-def _by_failure(run: RunFolder, scope: str, _: RunFolder | None, __: int) -> Ranking:
+def _by_failure(run: RunFolder, wanted: Wanted) -> Ranking:
     kinds = ", ".join(map(quoted_text, UNLABELLABLE))
-    which = f"status = '{FAILED}' AND error NOT IN ({kinds}) AND {scope}"
+    which = f"status = '{FAILED}' AND error NOT IN ({kinds}) AND {wanted.scope}"
     return Ranking(f"SELECT *, 0 AS score FROM {_images(run)} WHERE {which}", "")
 
 
-def _for_diversity(run: RunFolder, scope: str, _: RunFolder | None, __: int) -> Ranking:
-    which = f"status = '{OK}' AND {scope}"
+def _for_diversity(run: RunFolder, wanted: Wanted) -> Ranking:
+    which = f"status = '{OK}' AND {wanted.scope}"
     return Ranking(f"SELECT *, 0 AS score FROM {_images(run)} WHERE {which}", "")
 
 
-# The parameters: the run, an SQL condition on the rows, the other run, and the most rows needed.
-RANKINGS: dict[str, Callable[[RunFolder, str, RunFolder | None, int], Ranking]] = {
+RANKINGS: dict[str, Callable[[RunFolder, Wanted], Ranking]] = {
     "uncertainty": _by_uncertainty,
     "rare": _by_rarity,
     "disagreement": _by_disagreement,

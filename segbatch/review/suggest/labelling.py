@@ -27,7 +27,12 @@ import numpy.typing as npt
 from segbatch import storage
 from segbatch.errors import InputError
 from segbatch.formats.coco import shapes_digest, to_categories
-from segbatch.formats.folder import COPIES_LIST, PROVENANCE_KEY
+from segbatch.formats.folder import (
+    COPIES_LIST,
+    PROVENANCE_KEY,
+    read_copies_list,
+    uri_digest,
+)
 from segbatch.formats.labelconfig import LABEL_CONFIG, write_label_config
 from segbatch.formats.labelme import labelme_json
 from segbatch.formats.labelstudio import to_prediction, write_task
@@ -79,29 +84,31 @@ def read_list(folder: str) -> list[dict[str, str]]:
     """
     where = storage.join(folder, COPIES_LIST)
     try:
-        text = storage.decode_text(storage.read_bytes(where), where)
+        content = storage.read_bytes(where)
     except FileNotFoundError:
         return []
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    missing = {"uri", "file", "sha256"} - set(reader.fieldnames or ())
-    if missing:
-        raise InputError(f"{where}: is not a list of suggestions; choose another folder")
-    return list(reader)
+    lines = read_copies_list(content, where)
+    if lines and "sha256" not in lines[0]:
+        raise InputError(f"{where}: has no column sha256; choose another folder")
+    return lines
 
 
-def write_list(folder: str, earlier: Sequence[dict[str, str]], copies: Sequence[Copy]) -> None:
-    """Write the list again, with a line added for each of ``copies``.
+def write_list(folder: str, copies: Sequence[Copy]) -> None:
+    """Write the list again, with a line added for each of ``copies`` that has none.
 
     Raises :class:`~segbatch.errors.InputError` if the folder cannot be written to, and
     :class:`~segbatch.errors.Incomplete` if storage does not answer.
     """
+    earlier = read_list(folder)  # here: another call may have added lines meanwhile
+    listed = {line["file"] for line in earlier}
+    suggestions = [copy.suggestion for copy in copies if copy.suggestion.file not in listed]
     sink = io.StringIO(newline="")
     own = [field.name for field in fields(Suggestion)]  # users may add others
     columns = list(dict.fromkeys([*own, *(name for line in earlier for name in line)]))
     writer = csv.DictWriter(sink, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(earlier)
-    writer.writerows(asdict(copy.suggestion) for copy in copies)
+    writer.writerows(map(asdict, suggestions))
     with storage.translate_errors("cannot write", InputError):
         storage.write_bytes(storage.join(folder, COPIES_LIST), sink.getvalue().encode())
 
@@ -115,9 +122,8 @@ def copy_name(uri: str, content: bytes) -> str:
     is_http = storage.scheme_of(uri) in storage.HTTP_SCHEMES
     path = cut_query(uri) if is_http else uri
     name = safe_name(uri, path[: path.rfind("/") + 1])
-    digest = hashlib.sha256(uri.encode()).hexdigest()[:8]
     extension = PurePosixPath(path).suffix if is_image_name(path) else part_extension(uri, content)
-    return f"{name}-{digest}{extension}"
+    return f"{name}-{uri_digest(uri)}{extension}"
 
 
 def write_missing(folder: str, name: str, data: bytes) -> None:
@@ -126,6 +132,20 @@ def write_missing(folder: str, name: str, data: bytes) -> None:
     with storage.translate_errors("cannot write", InputError):
         if not storage.exists(where):
             storage.write_bytes(where, data)
+
+
+def write_beside(folder: str, name: str, data: bytes) -> None:
+    """Write a JSON file; where one of the name has other content, with a digest in its name.
+
+    Raises as :func:`write_list`.
+    """
+    where = storage.join(folder, name)
+    with storage.translate_errors("cannot read", InputError):
+        is_taken = storage.exists(where) and storage.read_bytes(where) != data
+    if is_taken:
+        digest = hashlib.sha256(data).hexdigest()[:8]
+        name = f"{name.removesuffix('.json')}-{digest}.json"
+    write_missing(folder, name, data)
 
 
 # ------------------------------------------------------------------------------------------ labels
@@ -190,7 +210,7 @@ def write_coco(folder: str, copies: Sequence[Copy], classes: Classes, earlier: i
         "categories": to_categories(classes),
     }
     name = f"instances_{earlier + 1}-{earlier + len(copies)}.json"
-    write_missing(folder, name, json.dumps(document, ensure_ascii=False, indent=1).encode())
+    write_beside(folder, name, json.dumps(document, ensure_ascii=False, indent=1).encode())
 
 
 def write_labelstudio(folder: str, copies: Sequence[Copy], classes: Classes, earlier: int) -> None:
@@ -206,7 +226,7 @@ def write_labelstudio(folder: str, copies: Sequence[Copy], classes: Classes, ear
         for copy in copies
     ]
     name = f"tasks_{earlier + 1}-{earlier + len(copies)}.json"
-    write_missing(folder, name, "[\n{}\n]\n".format(",\n".join(tasks)).encode())
+    write_beside(folder, name, "[\n{}\n]\n".format(",\n".join(tasks)).encode())
     write_missing(folder, LABEL_CONFIG, write_label_config(classes).encode())
 
 

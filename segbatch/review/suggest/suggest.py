@@ -159,7 +159,7 @@ def suggest(
                 known[copy.suggestion.sha256] = SUGGESTED
     if copies:
         LABEL_WRITERS[to](folder, copies, run.classes, len(earlier))
-        write_list(folder, earlier, copies)
+        write_list(folder, copies)
     suggestions = [copy.suggestion for copy in copies]
     return Suggestions(folder, run.uri, suggestions, len(earlier), left_out)
 
