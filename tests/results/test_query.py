@@ -791,6 +791,30 @@ def test_a_workbook_has_values_of_every_type(run: Run, tmp_path: Path) -> None:
     assert dict(zip(values, row, strict=True)) == values
 
 
+def test_a_workbook_changes_no_id_of_many_digits_and_no_early_date(
+    run: Run, tmp_path: Path
+) -> None:
+    """A sheet's numbers are doubles, and its calendar begins in 1900."""
+    values = {
+        "123456789012345": 123456789012345,
+        "12345678901234567": "12345678901234567",
+        "-1234567890123456::BIGINT": "-1234567890123456",
+        "10000000000000000000::UBIGINT": "10000000000000000000",
+        "12345678901234567890::DECIMAL(20, 0)": "12345678901234567890",
+        "0.12345678901234567::DECIMAL(38, 17)": "0.12345678901234567",
+        "0.5::DECIMAL(38, 17)": 0.5,
+        "DATE '1850-01-01'": "1850-01-01",
+        "DATE '1900-01-01'": datetime(1900, 1, 1),
+        "TIMESTAMP '1899-12-31 23:59:59'": "1899-12-31 23:59:59",
+        "'-infinity'::DATE": "0001-01-01",
+        "DATE '12000-01-01'": "12000-01-01",
+    }
+    out = str(tmp_path / "answer.xlsx")
+    write_answer(sql([run], f"SELECT {', '.join(values)}"), "xlsx", out)
+    _, row = openpyxl.load_workbook(out)["answer"].values
+    assert dict(zip(values, row, strict=True)) == values
+
+
 def test_a_workbook_takes_no_more_rows_than_a_sheet_has(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
