@@ -503,6 +503,31 @@ def test_json_is_one_array_of_objects(run: Run, capsys: pytest.CaptureFixture[st
     assert json.loads(capsys.readouterr().out) == []
 
 
+def test_json_has_null_and_base64_at_any_depth(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Columns and fields may be called as the variable of DuckDB's lambdas."""
+    values: dict[str, object] = {
+        "[1.5, 1 / 0, 0 / 0, NULL]": [1.5, None, None, None],
+        "['-inf'::FLOAT, 2]::FLOAT[2]": [None, 2.0],
+        "[[1 / 0], [], NULL]": [[None], [], None],
+        "MAP {'a': 1 / 0, 'b': 2.5}": {"a": None, "b": 2.5},
+        "{'a b': 1 / 0, 'c': ['\\xFF'::BLOB], 'item': {'d': 0 / 0}}": {
+            "a b": None, "c": ["/w=="], "item": {"d": None},
+        },
+        "[{'item': [1 / 0, 0.5]}]": [{"item": [None, 0.5]}],
+        "row(1 / 0, 2)": [None, 2],
+        "NULL::STRUCT(a DOUBLE)": None,
+        "NULL::MAP(VARCHAR, DOUBLE)": None,
+        "['Infinity', 'NaN']": ["Infinity", "NaN"],
+    }  # fmt: skip
+    columns = ", ".join(f"{value} AS v{i}" for i, value in enumerate(values))
+    write_answer(sql([run], f"SELECT {columns}, [1 / 0] AS item"), "json")
+    [row] = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert dict(zip(values, row.values(), strict=False)) == values
+    assert row["item"] == [None]
+
+
 def test_parquet_keeps_structs_and_bytes(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "new folder" / "out.parquet"
     question = "SELECT coverage, mask FROM images JOIN masks USING (image_id) WHERE image_id = 4"
