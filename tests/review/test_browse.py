@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any
@@ -224,6 +225,20 @@ def test_columns_of_the_users_may_be_called_as_anything_here_is(tmp_path: Path) 
     assert grid.other_id(3) == 3
     changes = [image["value"] for image in grid.page(GridQuery(sort="coverage_change_"))]
     assert changes == [0] * 12 + [None] * 2
+
+
+def test_texts_of_one_moment_have_one_date_whatever_their_zones(tmp_path: Path) -> None:
+    texts = ["2026-11-05T00:30:00+01:00", "2026-11-04 23:30:00", "2026-11-04T23:30:00Z",
+             "2026-11-04T15:30:00-08", "2026-11-05", "no date"]  # fmt: skip
+    run = write_run(
+        str(tmp_path / "run"),
+        num_ok=len(texts),
+        user_columns=[pa.field("taken", pa.string())],
+        user_values={"taken": dict(enumerate(texts)).get},
+    )
+    page = Grid(run).page(GridQuery(sort="dates.taken"))
+    moment = datetime(2026, 11, 4, 23, 30, tzinfo=UTC).timestamp()
+    assert [image["value"] for image in page[:6]] == [*[moment] * 4, moment + 1800, None]
 
 
 @pytest.mark.parametrize("num_ok", [6, 0])

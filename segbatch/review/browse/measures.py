@@ -62,7 +62,8 @@ def measures_in(
         elif pa.types.is_temporal(kind):
             yield Measure(f"dates.{field.name}", "dates", field.name, f"epoch({column})")
         elif is_text(kind):
-            moment = f"epoch(TRY_CAST({column} AS TIMESTAMP))"
+            # As TIMESTAMP, DuckDB would drop the zone. A text without a zone is in UTC.
+            moment = f"epoch(TRY_CAST({column} AS TIMESTAMPTZ))"
             yield Measure(f"dates.{field.name}", "dates", field.name, moment)
 
 
