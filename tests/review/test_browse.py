@@ -478,6 +478,21 @@ def test_sliders_and_numbers_have_all_digits_of_ids_and_coordinates(
     assert "columns.east=2683141.6.." in address
 
 
+def test_an_image_is_called_after_its_address_without_the_signature(
+    url: str, browser: Visitor
+) -> None:
+    names = {
+        "https://a.example/b/front.jpg?sv=2024&sig=a/b%3D": "front.jpg",
+        "HTTPS://a.example/b/pano.jpg?sig=a/b%3D#yaw=90&pitch=0": "pano.jpg#yaw=90&pitch=0",
+        "s3://bucket/b/really?.jpg": "really?.jpg",
+    }
+
+    def look(page: "Page") -> list[str]:
+        return list(page.evaluate("uris => uris.map(baseName)", list(names)))
+
+    assert browser.visit(url, look) == list(names.values())
+
+
 def test_the_address_says_what_is_shown_and_marks_outlive_a_reload(
     url: str, browser: Visitor
 ) -> None:
