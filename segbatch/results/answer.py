@@ -119,8 +119,9 @@ def _write_file(relation: duckdb.DuckDBPyRelation, format: AnswerFormat, out: st
             with storage.translate_errors("cannot write", InputError):
                 storage.upload(result, out)
         else:
-            with result.open(encoding="utf-8", newline="") as text:
-                shutil.copyfileobj(text, sys.stdout)
+            with result.open("rb") as data:  # CSV and JSON are UTF-8, whatever the terminal is
+                sys.stdout.flush()
+                shutil.copyfileobj(data, sys.stdout.buffer)
     return rows
 
 

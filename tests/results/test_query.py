@@ -528,6 +528,32 @@ def test_json_has_null_and_base64_at_any_depth(
     assert row["item"] == [None]
 
 
+def test_standard_output_of_another_encoding_takes_every_name(tmp_path: Path) -> None:
+    """CSV and JSON are UTF-8 all the same; a table has a mark for letters that are not there."""
+    run = write_run(str(tmp_path / "run"), num_ok=1, failed=(), photos="/photos/東京")
+    program = (
+        "import sys\n"
+        "from segbatch.cli.main import main\n"
+        "for format in ('csv', 'json', 'table'):\n"
+        f"    sys.argv = ['segbatch', 'query', {run.uri!r}, 'SELECT uri FROM images']\n"
+        "    sys.argv += ['--format', format]\n"
+        "    try:\n"
+        "        main()\n"
+        "    except SystemExit as end:\n"
+        "        assert not end.code, end.code\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONIOENCODING": "latin-1"},
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    uri = "/photos/東京/0000.jpg".encode()
+    assert done.stdout.startswith(b'uri\n%s\n[\n\t{"uri":"%s"}\n]\n' % (uri, uri))
+    assert b"\n/photos/??/0000.jpg" in done.stdout
+
+
 def test_parquet_keeps_structs_and_bytes(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "new folder" / "out.parquet"
     question = "SELECT coverage, mask FROM images JOIN masks USING (image_id) WHERE image_id = 4"
