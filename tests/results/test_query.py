@@ -433,6 +433,11 @@ def test_a_python_variable_is_not_a_table(run: Run) -> None:
         ("SELECT traffic_light FROM images", "did you mean coverage.traffic_light"),
         ("SELECT windo FROM wide", "did you mean coverage_window"),
         ("SELECT buildingid FROM images", "did you mean building_id"),
+        (
+            'FROM images WHERE city = "Bern"',
+            "no column Bern; a text stands in single quotes",
+        ),
+        ('FROM images WHERE city = "St. Gall\'s"', "in single quotes: 'St. Gall''s'"),
         ("SELECT xyzzy FROM images", '"xyzzy" not found'),
         ("SELECT 1 FROM imges", 'Did you mean "images"'),
         ("SELECT FROM", "syntax error"),

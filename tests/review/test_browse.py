@@ -157,6 +157,7 @@ def test_queries_of_many_threads_wait_for_one_another(
     ("condition", "told"),
     [
         ("coverage.windw > 0.1", "no column windw; did you mean coverage.window?"),
+        ('city = "Luzern"', "no column Luzern; a text stands in single quotes: 'Luzern'"),
         ("window > 0.1", "window is an SQL keyword; coverage.window works"),
         ("true LIMIT 3", 'syntax error at or near "LIMIT"'),
         ("true) ORDER BY (1", "Cannot have any modifiers"),
