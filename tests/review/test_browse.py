@@ -242,6 +242,26 @@ def test_texts_of_one_moment_have_one_date_whatever_their_zones(tmp_path: Path) 
     assert [image["value"] for image in page[:6]] == [*[moment] * 4, moment + 1800, None]
 
 
+@pytest.mark.parametrize("kind", [pa.int64(), pa.uint64(), pa.decimal128(20)])
+def test_ids_of_more_digits_than_a_double_has_are_compared_as_they_are(
+    tmp_path: Path, kind: pa.DataType
+) -> None:
+    first = 12345678901234567
+    run = write_run(
+        str(tmp_path / "run"),
+        num_ok=PAGE_IMAGES + 5,
+        user_columns=[pa.field("id", kind)],
+        user_values={"id": lambda image_id: first + (7 * image_id) % (PAGE_IMAGES + 7)},
+    )
+    grid = Grid(run)
+    wanted = GridQuery(ranges={"columns.id": (str(first + 3), str(first + 4))})
+    assert grid.count(wanted) == 2
+    page = grid.page(GridQuery(sort="columns.id"))
+    after = (page[-1]["value"], page[-1]["image_id"])
+    page += grid.page(GridQuery(sort="columns.id", after=after))
+    assert [image["value"] for image in page] == [str(first + n) for n in range(PAGE_IMAGES + 7)]
+
+
 @pytest.mark.parametrize("num_ok", [6, 0])
 def test_a_run_that_goes_on_is_shown_as_far_as_it_is(tmp_path: Path, num_ok: int) -> None:
     running = write_run(str(tmp_path / "april"), num_ok=num_ok, failed=(), finished=False)
@@ -458,6 +478,8 @@ def test_sliders_and_numbers_have_all_digits_of_ids_and_coordinates(
         "building": lambda image_id: 190123456.0 + image_id,
     }
     columns = [pa.field(name, pa.float64()) for name in values]
+    columns.append(pa.field("parcel", pa.int64()))
+    values["parcel"] = lambda image_id: 12345678901234567 + image_id
     run = write_run(
         str(tmp_path / "run"), user_columns=columns, user_values=values, photos=str(tmp_path)
     )
@@ -470,13 +492,23 @@ def test_sliders_and_numbers_have_all_digits_of_ids_and_coordinates(
         page.locator("#hits", has_text="9 images").wait_for()
         slide(page, "lon at most", 151.221)
         page.locator("#hits", has_text="4 images").wait_for()
-        ends = [page.get_by_label(f"{name}").input_value() for name in ("east from", "lon to")]
+        page.get_by_label("parcel from").fill("12345678901234574")
+        page.get_by_label("parcel from").press("Tab")
+        page.locator("#hits", has_text="2 images").wait_for()
+        page.select_option("#sort", "columns.parcel")
+        page.locator("figure .value", has_text="12345678901234575").wait_for()
+        page.reload()
+        page.locator("#hits", has_text="2 images").wait_for()
+        page.locator("#measuring").wait_for(state="detached")
+        names = ("east from", "lon to", "parcel from")
+        ends = [page.get_by_label(name).input_value() for name in names]
         return ends, page.url.partition("#")[2]
 
     with served(run) as url:
         ends, address = browser.visit(url, look)
-    assert ends == ["2683141.6", "151.221"]
+    assert ends == ["2683141.6", "151.221", "12345678901234574"]
     assert "columns.east=2683141.6.." in address
+    assert "columns.parcel=12345678901234574.." in address
 
 
 def test_an_image_is_called_after_its_address_without_the_signature(

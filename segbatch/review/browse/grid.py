@@ -41,6 +41,7 @@ from segbatch.review.browse.query import GridQuery
 from segbatch.review.map.sheet import SAMPLE
 
 PAGE_IMAGES = 60
+MAX_SAFE_INTEGER = 2**53 - 1  # of JavaScript
 QUERY_S = 30.0  # limit for one query: a condition can be arbitrarily slow
 
 FACTS = ("image_id", "uri", "status", "error", "message", "width", "height")
@@ -144,7 +145,8 @@ class Grid:
     def page(self, query: GridQuery) -> list[dict[str, Any]]:
         """The next matching images after ``query.after``, at most ``PAGE_IMAGES``.
 
-        Each has ``image_id, uri, kind, message`` and ``value``, the sort key. Later pages take no
+        Each has ``image_id, uri, kind, message`` and ``value``, the sort key: a number, or a text,
+        also of an integer that JavaScript would round. Later pages take no
         longer than the first: they start behind the last value, without an offset.
         """
         value = self._sort_key(query.sort)
@@ -170,7 +172,7 @@ class Grid:
                 f" LIMIT {PAGE_IMAGES}",
             )
         names = ("image_id", "uri", "kind", "message", "value")
-        return [dict(zip(names, row, strict=True)) for row in rows]
+        return [_as_json(names, row) for row in rows]
 
     def points(self, query: GridQuery) -> list[dict[str, Any]]:
         """The matching images with coordinates, for a map: at most ``MAX_POINTS``, drawn at random.
@@ -193,9 +195,7 @@ class Grid:
                 SAMPLE,
             )
         names = ("image_id", "uri", "kind", "message", "value", "lon", "lat")
-        return sorted(
-            (dict(zip(names, row, strict=True)) for row in rows), key=lambda row: row["image_id"]
-        )
+        return sorted((_as_json(names, row) for row in rows), key=lambda row: row["image_id"])
 
     def image(self, image_id: int) -> dict[str, Any]:
         """The facts of one image, its ``measures`` by name, and the user's ``columns`` as text.
@@ -237,7 +237,7 @@ class Grid:
             return "NULL::DOUBLE"
         if name.startswith(TEXTS):
             return self._text(name.removeprefix(TEXTS))
-        return self._measure(name).expression
+        return self._measure(name).exact
 
     def _text(self, name: str) -> str:
         """SQL: a column as text."""
@@ -252,7 +252,7 @@ class Grid:
             measure = self._measure(name)
             for sign, bound in zip((">=", "<="), bounds, strict=True):
                 if bound is not None:
-                    conditions.append(f"{measure.expression} {sign} {measure.bound(bound)}")
+                    conditions.append(f"{measure.exact} {sign} {measure.bound(bound)}")
         if query.kinds is not None:
             kinds = ", ".join(["NULL", *map(quoted_text, query.kinds)])
             conditions.append(f"{KIND} IN ({kinds})")
@@ -300,3 +300,9 @@ class Grid:
                 raise query_failure(error) from error
             finally:
                 deadline.cancel()
+
+
+def _as_json(names: Sequence[str], row: Sequence[Any]) -> dict[str, Any]:
+    """A row by names; integers that JavaScript would round are texts."""
+    exact = [str(v) if isinstance(v, int) and abs(v) > MAX_SAFE_INTEGER else v for v in row]
+    return dict(zip(names, exact, strict=True))
