@@ -419,7 +419,7 @@ class _Converter:
     def _photograph(self, row: _NamedImage) -> Photograph | _LeftOut:
         [part] = self.run.parts([(row.image_id, row.uri)])
         read = read_photograph(part, self.limits, jpeg=self.writer.photos is Photos.JPEG_FILES)
-        if isinstance(read, storage.Unreadable) and read.kind == "credentials":
+        if isinstance(read, storage.Unreadable) and read.kind == storage.REFUSED_CREDENTIALS:
             raise CredentialsRefused(f"{without_query(row.uri)}: {read.message}")
         if not isinstance(read, Photograph):
             return _LeftOut(f"photograph {read.kind}", row.uri)
