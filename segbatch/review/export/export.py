@@ -109,10 +109,11 @@ def export(
     file, ``wide.csv`` or ``wide.parquet``, or one of :data:`~segbatch.results.points.FILES` for the
     images as points, with the columns of ``wide``. With ``by``, a column of the user's, a table has
     the rows of the view ``buildings`` instead, ``buildings.csv`` or ``buildings.parquet``.
-    ``where`` is an SQL condition over the view
-    ``images``; of the images that match, the first ``limit`` by ``image_id`` are taken. Images
-    without a mask or, for points, without coordinates are left out and counted,
-    and images whose photograph has disappeared or changed its size, are left out and counted.
+    ``where`` is an SQL condition over the view ``images``; of the images that match, the first
+    ``limit`` by ``image_id`` are taken.
+
+    Left out and counted are images without a mask, those whose photograph has disappeared or
+    changed its size, and, for points, those without coordinates.
 
     Raises :class:`~segbatch.errors.InputError` for a folder, a format or a condition that cannot be
     used, :class:`~segbatch.errors.CredentialsRefused`, ``OSError`` if storage fails.
