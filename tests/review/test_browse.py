@@ -187,8 +187,8 @@ def test_what_the_page_never_asks_for_is_refused(url: str) -> None:
 
 def test_columns_of_the_users_may_be_called_as_anything_here_is(tmp_path: Path) -> None:
     names = [
-        "kind", "text", "num", "value", "change", "other_id", "lon", "lat", "Coverage_Change", "m0",
-        "v", "bin", "nth", "a", "b", "ours", "others", "chosen", "answer", "images",
+        "kind", "text", "num", "value", "change", "other_id", "lon", "lat", "m0", "v", "bin",
+        "Coverage_Distance", "nth", "a", "b", "ours", "others", "chosen", "answer", "images",
     ]  # fmt: skip
     texts: dict[str, Any] = {
         name: lambda image_id, name=name: f"{name} {image_id % 2}" for name in names
@@ -224,7 +224,7 @@ def test_columns_of_the_users_may_be_called_as_anything_here_is(tmp_path: Path) 
         **{name: f"{name} 1" for name in names}, "latitude": "0.3", "longitude": "0.6",
     }  # fmt: skip
     assert grid.other_id(3) == 3
-    changes = [image["value"] for image in grid.page(GridQuery(sort="coverage_change_"))]
+    changes = [image["value"] for image in grid.page(GridQuery(sort="coverage_distance_"))]
     assert changes == [0] * 12 + [None] * 2
 
 
@@ -678,13 +678,13 @@ def two(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield address
 
 
-def test_images_are_sorted_by_how_much_their_coverage_changed(two: str) -> None:
-    found = ask(two, "images", sort="coverage_change", descending=True)["images"]
+def test_images_are_sorted_by_how_much_their_coverage_distanced(two: str) -> None:
+    found = ask(two, "images", sort="coverage_distance", descending=True)["images"]
     changes = [image["value"] for image in found]
     assert [image["image_id"] for image in found[:10]] == list(range(9, -1, -1))
     assert changes[:2] == pytest.approx([100 / 600, 90 / 600])  # all of the window
     assert set(changes[10:]) == {None}  # not in the other run
-    assert ask(two, "count", condition="coverage_change > 0.11")["count"] == 4
+    assert ask(two, "count", condition="coverage_distance > 0.11")["count"] == 4
     facts = json.loads(get(f"{two}images/9")[1])
     assert facts["other_id"] == 9
     assert json.loads(get(f"{two}images/20")[1])["other_id"] is None

@@ -34,7 +34,7 @@ from segbatch.results.query import (
     sql_error,
 )
 from segbatch.results.runfolder import RunFolder
-from segbatch.review.browse.counterparts import CHANGE, COUNTERPARTS, create_counterparts
+from segbatch.review.browse.counterparts import COUNTERPARTS, COVERAGE_DISTANCE, create_counterparts
 from segbatch.review.browse.facets import Facets, find_facets
 from segbatch.review.browse.measures import Measure, double, is_number, measures_in
 from segbatch.review.browse.query import GridQuery
@@ -78,8 +78,8 @@ class Grid:
             joined = ""
             if against is not None:
                 create_counterparts(con, source, run, against)
-                change = self._add_change(schema.names)
-                shown = f"{shown}, others.change AS {quoted_name(change)}"
+                distance = self._add_distance(schema.names)
+                shown = f"{shown}, others.{COVERAGE_DISTANCE} AS {quoted_name(distance)}"
                 joined = f" LEFT JOIN {COUNTERPARTS} AS others USING (image_id)"
             con.execute(f"CREATE VIEW images AS SELECT {shown} FROM {source} AS ours{joined}")
             con.execute(f"SET allowed_directories = [{quoted_text(f'{folder}/')}]")
@@ -92,9 +92,9 @@ class Grid:
         self._images = con.table("images")
         self.coordinates = coordinates_in(self._images)
 
-    def _add_change(self, taken: Sequence[str]) -> str:
-        """Add the measure of the change from the other run; returns its column."""
-        name, names = CHANGE, {column.lower() for column in taken}  # SQL ignores case
+    def _add_distance(self, taken: Sequence[str]) -> str:
+        """Add the measure of the distance from the other run; returns its column."""
+        name, names = COVERAGE_DISTANCE, {column.lower() for column in taken}  # SQL ignores case
         while name in names:
             name += "_"
         self.measures[name] = Measure(name, "change", "change of coverage", quoted_name(name))
