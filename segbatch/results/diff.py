@@ -1,7 +1,7 @@
 """Compares two runs over the same images: coverages by class, and masks pixel by pixel.
 
-Images are joined on their URIs, as :mod:`~segbatch.results.pairing` says. Classes are the same if their
-fields are the same, as in the views of a query; the two models may number them differently.
+Images are joined on their URIs, as :mod:`~segbatch.results.pairing` says. Classes are the same if
+their fields are the same, as in the views of a query; the two models may number them differently.
 
 DuckDB joins the rows, and spills to disk what does not fit into its memory limit.
 """

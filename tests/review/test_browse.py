@@ -189,6 +189,7 @@ def test_columns_of_the_users_may_be_called_as_anything_here_is(tmp_path: Path) 
     names = [
         "kind", "text", "num", "value", "change", "other_id", "lon", "lat", "m0", "v", "bin",
         "Coverage_Distance", "nth", "a", "b", "ours", "others", "chosen", "answer", "images",
+        "num0", "high1", "distinct0",
     ]  # fmt: skip
     texts: dict[str, Any] = {
         name: lambda image_id, name=name: f"{name} {image_id % 2}" for name in names

@@ -124,16 +124,12 @@ class Grid:
         """What the filters offer."""
         if self._facets is None:
 
-            def ask(select: str) -> list[tuple[Any, ...]]:
-                with self._exclusive():
-                    return select_from(self._images, select).fetchall()
-
             def read(select: str) -> pa.Table:
                 with self._exclusive():
                     return select_from(self._images, select).to_arrow_table()
 
             texts = [name for name in self.texts if name != "uri"]
-            self._facets = find_facets(ask, read, list(self.measures.values()), texts)
+            self._facets = find_facets(read, list(self.measures.values()), texts)
         return self._facets
 
     def count(self, query: GridQuery) -> int:
@@ -252,7 +248,7 @@ class Grid:
             measure = self._measure(name)
             for sign, bound in zip((">=", "<="), bounds, strict=True):
                 if bound is not None:
-                    conditions.append(f"{measure.exact} {sign} {measure.bound(bound)}")
+                    conditions.append(f"{measure.exact} {sign} {measure.bound_literal(bound)}")
         if query.kinds is not None:
             kinds = ", ".join(["NULL", *map(quoted_text, query.kinds)])
             conditions.append(f"{KIND} IN ({kinds})")

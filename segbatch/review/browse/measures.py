@@ -39,7 +39,7 @@ class Measure:
         """The value to sort and to filter by: an integer where ``expression`` would round it."""
         return f"{self.column}::HUGEINT" if self.is_whole else self.expression
 
-    def bound(self, value: float | str) -> str:
+    def bound_literal(self, value: float | str) -> str:
         """A bound in SQL, in the precision of the column, so that 0.2 finds a stored 0.2.
 
         A text holds an integer that a double would round.
