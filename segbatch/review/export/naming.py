@@ -1,8 +1,8 @@
 """Names of the images that are exported, each the same in every export of a run.
 
-An image whose name another image of the run has too gets its id appended. An export of a few images
-cannot afford to name all images of a large run, in Python; so SQL first finds those that may have a
-name of the few.
+An image whose name another image of the run has too gets its id appended. To name a million images
+takes ten seconds, in Python, which is long for an export of a few; so SQL first finds those that
+may have a name of the few.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from segbatch.results.runfolder import RunFolder
 from segbatch.results.schema import OK
 from segbatch.review.names import MAX_PART, common_folder, safe_name
 
-# The letters and digits of a URI up to the first dot of its last part. Images of one name have the
-# same, unless a part is cut or a web address has escapes.
-LETTERS = r"""
+# The letters and digits of a URI's last part up to its first dot. Images of one name have the same,
+# unless a part is cut or a web address has escapes.
+LETTERS = """
 CREATE MACRO letters(uri) AS regexp_replace(
-    lower(nfc_normalize(regexp_replace(replace(uri, '\', '/'), '([^/.])\.[^/]*$', '\1'))),
+    lower(nfc_normalize(split_part(ltrim(parse_filename(uri, false, 'both_slash'), '.'), '.', 1))),
     '[^a-z0-9]', '', 'g')"""
 NAMESAKES = f"""
 CREATE VIEW namesakes AS SELECT uri FROM answer
