@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import select
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -56,6 +57,8 @@ def main() -> None:
     code: Any = 0
     # Rich puts something else in the place of a broken stdout.
     stdout = os.dup(STDOUT) if sys.stdout is not None else None
+    if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")  # a terminal may not have every letter of a name
     try:
         app()
     except SegbatchError as error:

@@ -55,7 +55,7 @@ from segbatch.results.encode import Encoding, user_fields
 from segbatch.results.finish import write_stats_file
 from segbatch.results.lease import Lease
 from segbatch.results.schema import OK, rows_schema
-from segbatch.results.write import NEVER_WRITTEN, Writing
+from segbatch.results.write import Writing
 
 NUM_COMPARED = 4  # images with which precisions are compared
 
@@ -312,7 +312,7 @@ class TimedPipeline:
 
 
 def _check_credentials(table: pa.Table) -> None:
-    refused = table.filter(pc.equal(table["error"], NEVER_WRITTEN))
+    refused = table.filter(pc.equal(table["error"], storage.REFUSED_CREDENTIALS))
     if refused.num_rows:
         raise CredentialsRefused(
             f"the storage refuses our credentials: {refused['message'][0]}; renew them"

@@ -94,7 +94,7 @@ def why_unreadable(error: SourceError | Incomplete) -> Undecodable | storage.Unr
     if isinstance(cause, FileNotFoundError | IsADirectoryError | NotADirectoryError):
         return storage.Unreadable("not_found", message)
     if isinstance(cause, NoCredentials):
-        return storage.Unreadable("credentials", message)
+        return storage.Unreadable(storage.REFUSED_CREDENTIALS, message)
     if isinstance(cause, PermissionError):
         return storage.Unreadable("forbidden", message)
     return Undecodable("undecodable", message)

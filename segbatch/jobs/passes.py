@@ -26,8 +26,8 @@ from segbatch.jobs.progress import Progress
 from segbatch.jobs.watch import Watch
 from segbatch.results.ledger import IdSet, Ledger
 from segbatch.results.schema import TRANSIENT_ERRORS
-from segbatch.results.write import NEVER_WRITTEN, Account
-from segbatch.storage.failures import one_line
+from segbatch.results.write import Account
+from segbatch.storage.failures import REFUSED_CREDENTIALS, one_line
 
 READS_WATCHED = 1000
 MAX_BLOCKS = 10_000  # of one execution; the driver keeps about 7 KB of each until it ends
@@ -165,7 +165,7 @@ class Passes:
 
     def _take(self, account: Account, outcome: Outcome) -> None:
         num = len(account.image_ids)
-        if account.kind == NEVER_WRITTEN:
+        if account.kind == REFUSED_CREDENTIALS:
             raise CredentialsRefused(
                 f"the storage refuses our credentials: {account.message}; renew them and run again"
             )

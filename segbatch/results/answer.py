@@ -23,6 +23,7 @@ from segbatch import storage
 from segbatch.console import say
 from segbatch.errors import InputError
 from segbatch.results.database import quoted_name, quoted_text, select_from, without_zones
+from segbatch.results.jsonvalues import json_columns
 from segbatch.results.query import query_failure
 from segbatch.results.workbook import require_excel, write_workbook
 
@@ -46,9 +47,6 @@ WHOLE_DIGITS = 15
 # Control characters: a terminal would act on those in an object's name.
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
-# JSON has no number for the result of a division by zero.
-FINITE = "CASE WHEN isfinite({0}) THEN {0} END"
-
 
 def write_answer(
     relation: duckdb.DuckDBPyRelation,
@@ -62,8 +60,8 @@ def write_answer(
     A table on standard output shows the first ``shown_rows`` rows and their total number. Files and
     the other formats have all rows: CSV with a header, JSON as one array of objects, Parquet, a
     workbook of Excel. Table, CSV and workbook have one column for each field of a struct
-    (``coverage_window``), and sizes in place of bytes. JSON has bytes in base64; JSON and workbook
-    have null for numbers that are not finite.
+    (``coverage_window``), and sizes in place of bytes. JSON has bytes in base64, and null for
+    numbers that are not finite, also inside of lists and structs; a workbook has empty cells.
 
     Raises :class:`~segbatch.errors.InputError` if the SQL fails on a value or ``out`` cannot be
     written, ``Incomplete`` if a file can no longer be read or storage does not answer.
@@ -121,8 +119,9 @@ def _write_file(relation: duckdb.DuckDBPyRelation, format: AnswerFormat, out: st
             with storage.translate_errors("cannot write", InputError):
                 storage.upload(result, out)
         else:
-            with result.open(encoding="utf-8", newline="") as text:
-                shutil.copyfileobj(text, sys.stdout)
+            with result.open("rb") as data:  # CSV and JSON are UTF-8, whatever the terminal is
+                sys.stdout.flush()
+                shutil.copyfileobj(data, sys.stdout.buffer)
     return rows
 
 
@@ -130,7 +129,7 @@ def _copy(relation: duckdb.DuckDBPyRelation, format: AnswerFormat, file: Path) -
     """Write a file by DuckDB's COPY; returns the number of rows."""
     columns, options = {
         "csv": (_flat_columns, "FORMAT csv, HEADER"),
-        "json": (json_columns, "FORMAT json, ARRAY true"),
+        "json": (_json_columns, "FORMAT json, ARRAY true"),
         "parquet": (_all_columns, "FORMAT parquet, COMPRESSION zstd"),
     }[format]
     select = f"SELECT {columns(relation)} FROM answer"
@@ -142,16 +141,8 @@ def _all_columns(relation: duckdb.DuckDBPyRelation) -> str:
     return "*"
 
 
-def json_columns(relation: duckdb.DuckDBPyRelation, named: str = "AS") -> str:
-    """SQL: the columns as JSON can hold them. With ``named=":="``, as the fields of a struct."""
-    replaced = {"blob": "to_base64({0})", "float": FINITE, "double": FINITE}
-    columns = [
-        (replaced.get(kind.id, "{0}").format(quoted_name(name)), quoted_name(name))
-        for name, kind in zip(relation.columns, relation.types, strict=True)
-    ]
-    return ", ".join(
-        f"{value} AS {name}" if named == "AS" else f"{name} := {value}" for value, name in columns
-    )
+def _json_columns(relation: duckdb.DuckDBPyRelation) -> str:
+    return ", ".join(f"{value} AS {name}" for value, name in json_columns(relation))
 
 
 def _flat_columns(relation: duckdb.DuckDBPyRelation) -> str:

@@ -1,8 +1,7 @@
 """Compares two runs over the same images: coverages by class, and masks pixel by pixel.
 
-Images are joined on their URIs; if a URI occurs several times, its rows are joined in their order.
-Classes are the same if their fields are the same, as in the views of a query; the two models may
-number them differently.
+Images are joined on their URIs, as :mod:`~segbatch.results.pairing` says. Classes are the same if
+their fields are the same, as in the views of a query; the two models may number them differently.
 
 DuckDB joins the rows, and spills to disk what does not fit into its memory limit.
 """
@@ -32,6 +31,7 @@ from segbatch.results.database import (
     select_from,
 )
 from segbatch.results.disagreement import Counts, Pair, compare_masks
+from segbatch.results.pairing import PAIRED, coverage_distance, coverage_of, numbered
 from segbatch.results.query import query_failure
 from segbatch.results.runfolder import RunFolder
 from segbatch.results.schema import FAILED, OK
@@ -46,7 +46,7 @@ SELECT
     coalesce(a.uri, b.uri) AS uri, a.image_id AS image_id_a, b.image_id AS image_id_b,
     a.status AS status_a, b.status AS status_b, a.error AS error_a, b.error AS error_b,
     a.file AS file_a, b.file AS file_b, a.coverage AS coverage_a, b.coverage AS coverage_b
-FROM ({a}) AS a FULL JOIN ({b}) AS b ON a.uri = b.uri AND a.nth = b.nth"""
+FROM ({a}) AS a FULL JOIN ({b}) AS b ON {paired}"""
 
 TABLES = """
 CREATE TABLE compared (image_id_a BIGINT, disagreement DOUBLE, resized BOOLEAN);
@@ -111,12 +111,13 @@ class Diff:
         share = self.facts["disagreement"]
         return images if share is None else f"{images}, on average {share:.2%} of an image differs"
 
-    def most_changed(self, limit: int = 20) -> duckdb.DuckDBPyRelation:
+    def most_changed(
+        self, limit: int = 20, columns: str = "uri, disagreement, coverage_distance, change"
+    ) -> duckdb.DuckDBPyRelation:
         """Images with the largest disagreement or, without masks, coverage distance."""
         return select_from(
             self.images,
-            "SELECT uri, disagreement, coverage_distance, change FROM answer"
-            " WHERE disagreement > 0 OR coverage_distance > 0"
+            f"SELECT {columns} FROM answer WHERE disagreement > 0 OR coverage_distance > 0"
             f" ORDER BY disagreement DESC NULLS LAST, coverage_distance DESC, uri LIMIT {limit}",
         )
 
@@ -177,7 +178,7 @@ def diff(a: RunFolder, b: RunFolder) -> Diff:
     con.execute(f"SET memory_limit = '{MEMORY}'")
     register_filesystems(con, [a.uri, b.uri])
     try:
-        con.execute(PAIRS.format(a=_rows(con, a, "a"), b=_rows(con, b, "b")))
+        con.execute(PAIRS.format(a=_rows(con, a, "a"), b=_rows(con, b, "b"), paired=PAIRED))
         _require_common_images(con, a, b)
         con.execute(TABLES)
         _compare(con, a, b)
@@ -194,11 +195,8 @@ def diff(a: RunFolder, b: RunFolder) -> Diff:
 
 def _rows(con: duckdb.DuckDBPyConnection, run: RunFolder, side: str) -> str:
     """The SELECT of a run's rows, numbered among rows with the same URI."""
-    source = scan_run(con, f"source_{side}", run)
-    return (
-        "SELECT image_id, uri, status, error, coverage, parse_filename(file) AS file,"
-        f" row_number() OVER (PARTITION BY uri ORDER BY image_id) AS nth FROM {source.view}"
-    )
+    columns = "image_id, uri, status, error, coverage, parse_filename(file) AS file"
+    return numbered(scan_run(con, f"source_{side}", run).view, columns)
 
 
 def _require_common_images(con: duckdb.DuckDBPyConnection, a: RunFolder, b: RunFolder) -> None:
@@ -268,16 +266,16 @@ def _facts(con: duckdb.DuckDBPyConnection, a: RunFolder, b: RunFolder) -> dict[s
 
 def _images(a: Classes, b: Classes) -> str:
     """The SELECT of :attr:`Diff.images`."""
-    changes, distances = [], []
+    changes = []
     for field in _class_names(a, b):
-        of_a, of_b = _coverage_of(field, a, "a"), _coverage_of(field, b, "b")
+        of_a, of_b = coverage_of(field, "coverage_a", a), coverage_of(field, "coverage_b", b)
         changes.append(f"{quoted_text(field)}: {of_b} - {of_a}")
-        distances.append(f"abs(coalesce({of_b}, 0) - coalesce({of_a}, 0))")
+    distance = coverage_distance("coverage_a", a, "coverage_b", b)
     return f"""
         SELECT
             uri, image_id_a, image_id_b, status_a, status_b, error_a, error_b,
             disagreement, resized,
-            CASE WHEN {BOTH_OK} THEN ({" + ".join(distances)}) / 2 END AS coverage_distance,
+            CASE WHEN {BOTH_OK} THEN {distance} END AS coverage_distance,
             CASE WHEN {BOTH_OK} THEN {{{", ".join(changes)}}} END AS change
         FROM pairs LEFT JOIN compared USING (image_id_a)
         ORDER BY image_id_a NULLS LAST, image_id_b"""
@@ -285,7 +283,7 @@ def _images(a: Classes, b: Classes) -> str:
 
 def _fill_coverage(con: duckdb.DuckDBPyConnection, a: Classes, b: Classes) -> None:
     for field, name in _class_names(a, b).items():
-        of_a, of_b = _coverage_of(field, a, "a"), _coverage_of(field, b, "b")
+        of_a, of_b = coverage_of(field, "coverage_a", a), coverage_of(field, "coverage_b", b)
         con.execute(
             f"INSERT INTO coverage SELECT ?, avg({of_a}) AS of_a, avg({of_b}) AS of_b, of_b - of_a"
             f" FROM pairs WHERE {BOTH_OK}",
@@ -306,10 +304,6 @@ def _fill_confusion(con: duckdb.DuckDBPyConnection, a: Classes, b: Classes, pixe
         pixels[rows, columns].tolist(),
         shares[rows, columns].tolist(),
     )
-
-
-def _coverage_of(field: str, classes: Classes, side: str) -> str:
-    return f"coverage_{side}.{quoted_name(field)}" if field in classes.fields else "NULL::FLOAT"
 
 
 def _class_names(a: Classes, b: Classes) -> dict[str, str]:

@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 
 from segbatch import storage
 from segbatch.errors import InputError
-from segbatch.results.answer import json_columns
 from segbatch.results.database import quoted_name, quoted_text, select_from
+from segbatch.results.jsonvalues import json_columns
 from segbatch.results.query import query_failure
 
 PointFormat = Literal["geoparquet", "geojson"]
@@ -84,10 +84,11 @@ def write_points(
 def _write_geojson(rows: duckdb.DuckDBPyRelation, coordinates: Coordinates, result: Path) -> None:
     """RFC 7946."""
     latitude, longitude = map(quoted_name, coordinates)
+    properties = ", ".join(f"{name} := {value}" for value, name in json_columns(rows))
     # One SELECT, so that no column of the user's is taken for a member of the feature.
     features = (
         f"SELECT 'Feature' AS type, {{'type': 'Point', 'coordinates': [{longitude}, {latitude}]}}"
-        f" AS geometry, struct_pack({json_columns(rows, ':=')}) AS properties FROM answer"
+        f" AS geometry, struct_pack({properties}) AS properties FROM answer"
     )
     lines = result.with_suffix(".lines")
     select_from(rows, f"COPY ({features}) TO {quoted_text(str(lines))} (FORMAT json)")

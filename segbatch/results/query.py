@@ -285,6 +285,10 @@ def sql_error(
                 )
         if close:
             return InputError(f"no column {name}; did you mean {' or '.join(close)}?")
+        if quoted_name(name) in query:
+            return InputError(
+                f"no column {name}; a text stands in single quotes: {quoted_text(name)}"
+            )
     if f"Table with name {buildings.VIEW} does not exist" in text:
         return InputError(
             f"{buildings.VIEW} needs a column of yours to group by, such as"

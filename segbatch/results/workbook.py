@@ -16,6 +16,8 @@ from segbatch.results.database import without_zones
 
 MAX_ROWS = 1_048_575  # of a sheet, under its header
 MAX_TEXT = 32_767  # characters of a cell
+MAX_DIGITS = 15  # of a cell's number, which is a double
+FIRST_YEAR = 1900  # of a cell's date
 CELL_TYPES = (int, Decimal, date, time)  # beside floats and texts; a datetime is a date
 
 # Texts stay texts: one that begins with "=" would be a formula of whoever named an object.
@@ -38,8 +40,9 @@ def require_excel() -> None:
 def write_workbook(relation: duckdb.DuckDBPyRelation, file: Path) -> int:
     """Write all rows of ``relation``, whose columns are no structs, to one sheet; returns how many.
 
-    Numbers that are not finite become empty cells, texts end after 32,767 characters, and times are
-    in UTC. DuckDB holds the rows, at most as many as a sheet takes. Raises
+    Numbers that are not finite become empty cells, integers and decimals of more than 15 digits
+    and dates before 1900 become texts, texts end after 32,767 characters, and times are in UTC.
+    DuckDB holds the rows, at most as many as a sheet takes. Raises
     :class:`~segbatch.errors.InputError` for more of them, and ``duckdb.Error``.
     """
     import xlsxwriter
@@ -63,7 +66,17 @@ def write_workbook(relation: duckdb.DuckDBPyRelation, file: Path) -> int:
 
 
 def _cell(value: Any) -> Any:
-    """What a cell can hold: values of other types, such as intervals, as text."""
+    """What a cell can hold: values that it would change, and those of other types, as text."""
     if isinstance(value, float):
         return value if isfinite(value) else None
-    return value if value is None or isinstance(value, CELL_TYPES) else str(value)[:MAX_TEXT]
+    if value is None or (isinstance(value, CELL_TYPES) and _is_exact(value)):
+        return value
+    return str(value)[:MAX_TEXT]
+
+
+def _is_exact(value: int | Decimal | date | time) -> bool:
+    """Whether a cell holds ``value`` as it is: with all its digits, in the calendar of Excel."""
+    if isinstance(value, int | Decimal):
+        digits = f"{Decimal(value).normalize():f}".replace(".", "").lstrip("-0")
+        return len(digits) <= MAX_DIGITS
+    return isinstance(value, time) or value.year >= FIRST_YEAR

@@ -24,7 +24,6 @@ from segbatch.results.schema import OK, TRANSIENT_ERRORS
 from segbatch.results.table import DataFile, file_name
 
 ROW_GROUP_ROWS = 500  # one mask by id costs one row group: 10 ms, 3 to 5 MB
-NEVER_WRITTEN = "credentials"  # no image is to blame: the driver stops the run
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,9 @@ def write_rows(rows: pa.Table, writing: Writing) -> list[Account]:
     for kind in pc.unique(kinds).to_pylist():
         chosen = rows.filter(pc.equal(kinds, kind)).sort_by("image_id")
         file = None
-        if kind != NEVER_WRITTEN and (kind not in TRANSIENT_ERRORS or writing.last_pass):
+        if kind != storage.REFUSED_CREDENTIALS and (
+            kind not in TRANSIENT_ERRORS or writing.last_pass
+        ):
             file = write_file(chosen, writing.folder, writing.epoch, kind)
         message = chosen["message"][0].as_py() or ""
         accounts.append(Account(kind, chosen["image_id"].to_pylist(), message, file))

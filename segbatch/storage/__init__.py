@@ -2,6 +2,7 @@
 
 from segbatch.storage.clients import delta_options, filesystem
 from segbatch.storage.failures import (
+    REFUSED_CREDENTIALS,
     REPLACED,
     Unreadable,
     one_line,
@@ -48,6 +49,7 @@ __all__ = [
     "DELTA_SCHEMES",
     "HTTP_SCHEMES",
     "OBJECT_SCHEMES",
+    "REFUSED_CREDENTIALS",
     "REPLACED",
     "Piece",
     "ReadLimits",

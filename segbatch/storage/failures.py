@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from obstore.exceptions import InvalidPathError, PermissionDeniedError, UnauthenticatedError
 
@@ -43,6 +43,9 @@ FailureKind = Literal[
     "not_found", "forbidden", "timeout", "unavailable", "too_large", "credentials"
 ]
 
+# The storage refuses us for every object. No image is to blame: the driver stops the run.
+REFUSED_CREDENTIALS: Final = "credentials"
+
 
 class NoCredentials(PermissionError):
     """This machine has no credentials for the storage, or ones that it refuses for every object."""
@@ -58,10 +61,7 @@ class Replaced(Exception):
 
 @dataclass(frozen=True)
 class Unreadable:
-    """Why an object could not be read.
-
-    ``credentials`` means that the storage refuses us for every object, not for this one.
-    """
+    """Why an object could not be read."""
 
     kind: FailureKind
     message: str
@@ -72,7 +72,7 @@ class Unreadable:
         """The ``OSError`` to raise for this failure."""
         if self.kind == "not_found":
             return FileNotFoundError(f"{uri}: {self.message}")
-        if self.kind == "credentials":
+        if self.kind == REFUSED_CREDENTIALS:
             return NoCredentials(f"{uri}: {self.message}")
         if self.kind == "forbidden":
             return PermissionError(f"{uri}: {self.message}")
@@ -102,7 +102,7 @@ def classify(uri: str, error: Exception) -> Unreadable:
         or code in CREDENTIAL_CODES
         or "status code: 401" in text
     ):
-        kind = "credentials"
+        kind = REFUSED_CREDENTIALS
     elif code == "NoSuchBucket":
         kind, message = "not_found", "no such bucket"
     elif is_missing or names_nothing:

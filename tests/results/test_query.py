@@ -433,6 +433,11 @@ def test_a_python_variable_is_not_a_table(run: Run) -> None:
         ("SELECT traffic_light FROM images", "did you mean coverage.traffic_light"),
         ("SELECT windo FROM wide", "did you mean coverage_window"),
         ("SELECT buildingid FROM images", "did you mean building_id"),
+        (
+            'FROM images WHERE city = "Bern"',
+            "no column Bern; a text stands in single quotes",
+        ),
+        ('FROM images WHERE city = "St. Gall\'s"', "in single quotes: 'St. Gall''s'"),
         ("SELECT xyzzy FROM images", '"xyzzy" not found'),
         ("SELECT 1 FROM imges", 'Did you mean "images"'),
         ("SELECT FROM", "syntax error"),
@@ -501,6 +506,57 @@ def test_json_is_one_array_of_objects(run: Run, capsys: pytest.CaptureFixture[st
     assert second["image_id"] == 1
     write_answer(sql([run], "SELECT 1 WHERE false"), "json")
     assert json.loads(capsys.readouterr().out) == []
+
+
+def test_json_has_null_and_base64_at_any_depth(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Columns and fields may be called as the variable of DuckDB's lambdas."""
+    values: dict[str, object] = {
+        "[1.5, 1 / 0, 0 / 0, NULL]": [1.5, None, None, None],
+        "['-inf'::FLOAT, 2]::FLOAT[2]": [None, 2.0],
+        "[[1 / 0], [], NULL]": [[None], [], None],
+        "MAP {'a': 1 / 0, 'b': 2.5}": {"a": None, "b": 2.5},
+        "{'a b': 1 / 0, 'c': ['\\xFF'::BLOB], 'item': {'d': 0 / 0}}": {
+            "a b": None, "c": ["/w=="], "item": {"d": None},
+        },
+        "[{'item': [1 / 0, 0.5]}]": [{"item": [None, 0.5]}],
+        "row(1 / 0, 2)": [None, 2],
+        "NULL::STRUCT(a DOUBLE)": None,
+        "NULL::MAP(VARCHAR, DOUBLE)": None,
+        "['Infinity', 'NaN']": ["Infinity", "NaN"],
+    }  # fmt: skip
+    columns = ", ".join(f"{value} AS v{i}" for i, value in enumerate(values))
+    write_answer(sql([run], f"SELECT {columns}, [1 / 0] AS item"), "json")
+    [row] = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert dict(zip(values, row.values(), strict=False)) == values
+    assert row["item"] == [None]
+
+
+def test_standard_output_of_another_encoding_takes_every_name(tmp_path: Path) -> None:
+    """CSV and JSON are UTF-8 all the same; a table has a mark for letters that are not there."""
+    run = write_run(str(tmp_path / "run"), num_ok=1, failed=(), photos="/photos/東京")
+    program = (
+        "import sys\n"
+        "from segbatch.cli.main import main\n"
+        "for format in ('csv', 'json', 'table'):\n"
+        f"    sys.argv = ['segbatch', 'query', {run.uri!r}, 'SELECT uri FROM images']\n"
+        "    sys.argv += ['--format', format]\n"
+        "    try:\n"
+        "        main()\n"
+        "    except SystemExit as end:\n"
+        "        assert not end.code, end.code\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONIOENCODING": "latin-1"},
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    uri = "/photos/東京/0000.jpg".encode()
+    assert done.stdout.startswith(b'uri\n%s\n[\n\t{"uri":"%s"}\n]\n' % (uri, uri))
+    assert b"\n/photos/??/0000.jpg" in done.stdout
 
 
 def test_parquet_keeps_structs_and_bytes(run: Run, tmp_path: Path) -> None:
@@ -784,6 +840,30 @@ def test_a_workbook_has_values_of_every_type(run: Run, tmp_path: Path) -> None:
         "MAP {'a': 1}": '{"a":1}',
         "'ab'::BLOB": "2 bytes",
         "NULL": None,
+    }
+    out = str(tmp_path / "answer.xlsx")
+    write_answer(sql([run], f"SELECT {', '.join(values)}"), "xlsx", out)
+    _, row = openpyxl.load_workbook(out)["answer"].values
+    assert dict(zip(values, row, strict=True)) == values
+
+
+def test_a_workbook_changes_no_id_of_many_digits_and_no_early_date(
+    run: Run, tmp_path: Path
+) -> None:
+    """A sheet's numbers are doubles, and its calendar begins in 1900."""
+    values = {
+        "123456789012345": 123456789012345,
+        "12345678901234567": "12345678901234567",
+        "-1234567890123456::BIGINT": "-1234567890123456",
+        "10000000000000000000::UBIGINT": "10000000000000000000",
+        "12345678901234567890::DECIMAL(20, 0)": "12345678901234567890",
+        "0.12345678901234567::DECIMAL(38, 17)": "0.12345678901234567",
+        "0.5::DECIMAL(38, 17)": 0.5,
+        "DATE '1850-01-01'": "1850-01-01",
+        "DATE '1900-01-01'": datetime(1900, 1, 1),
+        "TIMESTAMP '1899-12-31 23:59:59'": "1899-12-31 23:59:59",
+        "'-infinity'::DATE": "0001-01-01",
+        "DATE '12000-01-01'": "12000-01-01",
     }
     out = str(tmp_path / "answer.xlsx")
     write_answer(sql([run], f"SELECT {', '.join(values)}"), "xlsx", out)

@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any
@@ -156,6 +157,7 @@ def test_queries_of_many_threads_wait_for_one_another(
     ("condition", "told"),
     [
         ("coverage.windw > 0.1", "no column windw; did you mean coverage.window?"),
+        ('city = "Luzern"', "no column Luzern; a text stands in single quotes: 'Luzern'"),
         ("window > 0.1", "window is an SQL keyword; coverage.window works"),
         ("true LIMIT 3", 'syntax error at or near "LIMIT"'),
         ("true) ORDER BY (1", "Cannot have any modifiers"),
@@ -185,8 +187,9 @@ def test_what_the_page_never_asks_for_is_refused(url: str) -> None:
 
 def test_columns_of_the_users_may_be_called_as_anything_here_is(tmp_path: Path) -> None:
     names = [
-        "kind", "text", "num", "value", "change", "other_id", "lon", "lat", "Coverage_Change", "m0",
-        "v", "bin", "nth", "a", "b", "ours", "others", "chosen", "answer", "images",
+        "kind", "text", "num", "value", "change", "other_id", "lon", "lat", "m0", "v", "bin",
+        "Coverage_Distance", "nth", "a", "b", "ours", "others", "chosen", "answer", "images",
+        "num0", "high1", "distinct0",
     ]  # fmt: skip
     texts: dict[str, Any] = {
         name: lambda image_id, name=name: f"{name} {image_id % 2}" for name in names
@@ -222,8 +225,42 @@ def test_columns_of_the_users_may_be_called_as_anything_here_is(tmp_path: Path) 
         **{name: f"{name} 1" for name in names}, "latitude": "0.3", "longitude": "0.6",
     }  # fmt: skip
     assert grid.other_id(3) == 3
-    changes = [image["value"] for image in grid.page(GridQuery(sort="coverage_change_"))]
+    changes = [image["value"] for image in grid.page(GridQuery(sort="coverage_distance_"))]
     assert changes == [0] * 12 + [None] * 2
+
+
+def test_texts_of_one_moment_have_one_date_whatever_their_zones(tmp_path: Path) -> None:
+    texts = ["2026-11-05T00:30:00+01:00", "2026-11-04 23:30:00", "2026-11-04T23:30:00Z",
+             "2026-11-04T15:30:00-08", "2026-11-05", "no date"]  # fmt: skip
+    run = write_run(
+        str(tmp_path / "run"),
+        num_ok=len(texts),
+        user_columns=[pa.field("taken", pa.string())],
+        user_values={"taken": dict(enumerate(texts)).get},
+    )
+    page = Grid(run).page(GridQuery(sort="dates.taken"))
+    moment = datetime(2026, 11, 4, 23, 30, tzinfo=UTC).timestamp()
+    assert [image["value"] for image in page[:6]] == [*[moment] * 4, moment + 1800, None]
+
+
+@pytest.mark.parametrize("kind", [pa.int64(), pa.uint64(), pa.decimal128(20)])
+def test_ids_of_more_digits_than_a_double_has_are_compared_as_they_are(
+    tmp_path: Path, kind: pa.DataType
+) -> None:
+    first = 12345678901234567
+    run = write_run(
+        str(tmp_path / "run"),
+        num_ok=PAGE_IMAGES + 5,
+        user_columns=[pa.field("id", kind)],
+        user_values={"id": lambda image_id: first + (7 * image_id) % (PAGE_IMAGES + 7)},
+    )
+    grid = Grid(run)
+    wanted = GridQuery(ranges={"columns.id": (str(first + 3), str(first + 4))})
+    assert grid.count(wanted) == 2
+    page = grid.page(GridQuery(sort="columns.id"))
+    after = (page[-1]["value"], page[-1]["image_id"])
+    page += grid.page(GridQuery(sort="columns.id", after=after))
+    assert [image["value"] for image in page] == [str(first + n) for n in range(PAGE_IMAGES + 7)]
 
 
 @pytest.mark.parametrize("num_ok", [6, 0])
@@ -442,6 +479,8 @@ def test_sliders_and_numbers_have_all_digits_of_ids_and_coordinates(
         "building": lambda image_id: 190123456.0 + image_id,
     }
     columns = [pa.field(name, pa.float64()) for name in values]
+    columns.append(pa.field("parcel", pa.int64()))
+    values["parcel"] = lambda image_id: 12345678901234567 + image_id
     run = write_run(
         str(tmp_path / "run"), user_columns=columns, user_values=values, photos=str(tmp_path)
     )
@@ -454,13 +493,38 @@ def test_sliders_and_numbers_have_all_digits_of_ids_and_coordinates(
         page.locator("#hits", has_text="9 images").wait_for()
         slide(page, "lon at most", 151.221)
         page.locator("#hits", has_text="4 images").wait_for()
-        ends = [page.get_by_label(f"{name}").input_value() for name in ("east from", "lon to")]
+        page.get_by_label("parcel from").fill("12345678901234574")
+        page.get_by_label("parcel from").press("Tab")
+        page.locator("#hits", has_text="2 images").wait_for()
+        page.select_option("#sort", "columns.parcel")
+        page.locator("figure .value", has_text="12345678901234575").wait_for()
+        page.reload()
+        page.locator("#hits", has_text="2 images").wait_for()
+        page.locator("#measuring").wait_for(state="detached")
+        names = ("east from", "lon to", "parcel from")
+        ends = [page.get_by_label(name).input_value() for name in names]
         return ends, page.url.partition("#")[2]
 
     with served(run) as url:
         ends, address = browser.visit(url, look)
-    assert ends == ["2683141.6", "151.221"]
+    assert ends == ["2683141.6", "151.221", "12345678901234574"]
     assert "columns.east=2683141.6.." in address
+    assert "columns.parcel=12345678901234574.." in address
+
+
+def test_an_image_is_called_after_its_address_without_the_signature(
+    url: str, browser: Visitor
+) -> None:
+    names = {
+        "https://a.example/b/front.jpg?sv=2024&sig=a/b%3D": "front.jpg",
+        "HTTPS://a.example/b/pano.jpg?sig=a/b%3D#yaw=90&pitch=0": "pano.jpg#yaw=90&pitch=0",
+        "s3://bucket/b/really?.jpg": "really?.jpg",
+    }
+
+    def look(page: "Page") -> list[str]:
+        return list(page.evaluate("uris => uris.map(baseName)", list(names)))
+
+    assert browser.visit(url, look) == list(names.values())
 
 
 def test_the_address_says_what_is_shown_and_marks_outlive_a_reload(
@@ -615,13 +679,13 @@ def two(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield address
 
 
-def test_images_are_sorted_by_how_much_their_coverage_changed(two: str) -> None:
-    found = ask(two, "images", sort="coverage_change", descending=True)["images"]
+def test_images_are_sorted_by_how_much_their_coverage_distanced(two: str) -> None:
+    found = ask(two, "images", sort="coverage_distance", descending=True)["images"]
     changes = [image["value"] for image in found]
     assert [image["image_id"] for image in found[:10]] == list(range(9, -1, -1))
     assert changes[:2] == pytest.approx([100 / 600, 90 / 600])  # all of the window
     assert set(changes[10:]) == {None}  # not in the other run
-    assert ask(two, "count", condition="coverage_change > 0.11")["count"] == 4
+    assert ask(two, "count", condition="coverage_distance > 0.11")["count"] == 4
     facts = json.loads(get(f"{two}images/9")[1])
     assert facts["other_id"] == 9
     assert json.loads(get(f"{two}images/20")[1])["other_id"] is None

@@ -334,6 +334,43 @@ def test_images_of_one_name_get_names_of_their_own_that_are_safe_everywhere(tmp_
     }
 
 
+NAMESAKES = [
+    "s3://b/zurich/a b.jpg", "s3://b/zurich/A_b.tif", "s3://b/zurich/ab.jpg",
+    "s3://b/zurich/v1.2.jpg", "s3://b/zurich/v1.2", "s3://b/zurich/v1.3.jpg",
+    "s3://b/caf\u00e9/..x.png", "s3://b/cafe\u0301/.x", "s3://b/caf/x.png",
+    "s3://b/" + 90 * "\u9577" + "a.jpg", "s3://b/" + 90 * "\u9577" + "b.jpg",
+    "s3://b/clip.mp4#t=0.5", "s3://b/clip.mp4#t=0_5",
+]  # fmt: skip
+
+
+def test_an_image_has_one_name_in_all_exports_of_the_run(tmp_path: Path) -> None:
+    run = write_run(
+        str(tmp_path / "run"), num_ok=len(NAMESAKES), failed=("timeout",), finished=False
+    )
+    uris = [*NAMESAKES, "s3://b/zurich/ab.png"]  # the last one failed, and is no namesake
+    with_uris(run, uris.__getitem__).export(str(tmp_path / "all"), "png")
+    names = {str(p.relative_to(tmp_path / "all")) for p in (tmp_path / "all").rglob("*.png")}
+    assert {name for name in names if "@" not in name} == {
+        "zurich/ab.png", "zurich/v1.3.png", "caf/x.png", "clip.mp4_t_0.5.png", "clip.mp4_t_0_5.png",
+    }  # fmt: skip
+    found: set[str] = set()
+    for image_id in range(len(NAMESAKES)):
+        run.export(str(tmp_path / str(image_id)), "png", where=f"image_id = {image_id}")
+        [file] = (tmp_path / str(image_id)).rglob("*.png")
+        found.add(str(file.relative_to(tmp_path / str(image_id))))
+    assert found == names
+    assert run.export(str(tmp_path / "first"), "png", limit=2).written == 2
+    assert {p.name for p in (tmp_path / "first").rglob("*.png")} == {"a_b@0.png", "A_b@1.png"}
+
+
+def test_web_addresses_of_one_name_are_told_apart_in_all_exports(tmp_path: Path) -> None:
+    uris = ["https://h.example/p/a%20b.jpg?sig=x/y", "https://h.example/p/a_b.png?sig=z/w",
+            "https://h.example/p/c.jpg"]  # fmt: skip
+    run = write_run(str(tmp_path / "run"), num_ok=3, failed=(), finished=False)
+    with_uris(run, uris.__getitem__).export(str(tmp_path / "out"), "png", where="image_id <> 1")
+    assert {p.name for p in (tmp_path / "out").rglob("*.png")} == {"a_b@0.png", "c.png"}
+
+
 def test_damaged_masks_are_named_and_all_others_exported(s3: S3, tmp_path: Path) -> None:
     run = write_run(str(tmp_path / "run"), num_ok=6, failed=(), photos="s3://to-export")
     damage_mask(run, 4)
@@ -493,6 +530,18 @@ def test_a_file_that_may_be_a_part_is_not_taken_for_a_whole_one(
     again = run.export(folder, "coco", where=WHOLE)
     assert (again.written, again.before) == (6, 0)
     assert files_in(folder) == files_in(whole)
+
+
+def test_an_export_that_an_earlier_version_began_keeps_its_names(tmp_path: Path) -> None:
+    run = write_run(str(tmp_path / "run"), num_ok=2, failed=(), finished=False)
+    with_uris(run, ["s3://b/front.jpg", "s3://b/front.png"].__getitem__)
+    folder, version = tmp_path / "out", run.table("rows").version  # type: ignore[union-attr]
+    claim = {"run": run.uri, "to": "png", "where": None, "limit": 1, "version": version}
+    folder.mkdir()
+    (folder / CLAIM_FILE).write_text(json.dumps(claim, indent=2))
+    (folder / "front.png").write_bytes(b"written before")
+    assert run.export(str(folder), "png", limit=1).before == 1
+    assert {p.name for p in folder.glob("*.png")} == {"front.png"}
 
 
 def test_another_export_does_not_go_on_in_its_place(run: Run, outage: S3, tmp_path: Path) -> None:

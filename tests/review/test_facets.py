@@ -1,7 +1,6 @@
 """What the filters of the browse page offer, found in a table."""
 
 from datetime import datetime, timedelta
-from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -34,13 +33,9 @@ def facets() -> Facets:
     schema = rows_schema(classes, user_columns=list(own.schema))
     con = duckdb.connect()
     con.from_arrow(table).create("answer")
-
-    def ask(select: str) -> list[tuple[Any, ...]]:
-        return con.execute(select).fetchall()
-
     measures = list(measures_in(schema, classes, list(own.schema)))
     texts = ["taken", "noted", "city", "code"]
-    return find_facets(ask, lambda select: con.sql(select).to_arrow_table(), measures, texts)
+    return find_facets(lambda select: con.sql(select).to_arrow_table(), measures, texts)
 
 
 def test_a_range_goes_as_far_as_the_data(facets: Facets) -> None:

@@ -132,6 +132,23 @@ def test_columns_called_as_parts_of_the_formats_are_still_there(tmp_path: Path) 
     assert len(geopandas.read_file(tmp_path / "b" / "images.geojson")) == 14
 
 
+def test_numbers_in_lists_that_are_not_finite_are_null(tmp_path: Path) -> None:
+    values: dict[str, Any] = {
+        "embedding": lambda image_id: [0.5, math.inf, math.nan],
+        "lat": lambda image_id: 47.0,
+        "lon": lambda image_id: 8.5,
+    }
+    columns = [
+        pa.field("embedding", pa.list_(pa.float64())),
+        *(pa.field(name, pa.float64()) for name in ("lat", "lon")),
+    ]
+    run = write_run(str(tmp_path / "run"), user_columns=columns, user_values=values)
+    run.export(str(tmp_path / "out"), "geojson")
+    text = (tmp_path / "out" / "images.geojson").read_text()
+    collection = json.loads(text, parse_constant=pytest.fail)
+    assert collection["features"][0]["properties"]["embedding"] == [0.5, None, None]
+
+
 def test_the_report_has_a_map_that_asks_for_nothing(
     run: Run, tmp_path: Path, browser: Visitor
 ) -> None:

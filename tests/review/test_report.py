@@ -1,6 +1,8 @@
 """The report page of a run, opened in a browser."""
 
+import io
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from segbatch import storage
 from segbatch.cli.main import main
@@ -22,8 +25,9 @@ from segbatch.review.report.pairs import changed_pixels
 from segbatch.run import Run
 from segbatch.storage import clients
 from tests.conftest import S3
+from tests.images.test_web import Web
 from tests.review.conftest import Visitor
-from tests.written_run import NAMES, damage_mask, write_run
+from tests.written_run import NAMES, damage_mask, with_uris, write_run
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -378,6 +382,45 @@ def test_without_masks_the_photographs_are_shown(
     num_photos, num_switched = browser.visit(url, look)
     assert num_photos
     assert not num_switched
+
+
+def test_a_page_has_no_signature_of_a_web_address(tmp_path: Path) -> None:
+    """Photographs, failures, the comparison, the map and the facts at the top name addresses."""
+    jpeg = io.BytesIO()
+    Image.new("RGB", (60, 40), "gray").save(jpeg, "JPEG")
+    web = Web()
+    names = [f"p/{image_id}.jpg?X-Amz-Signature=a/b%3D{image_id}" for image_id in range(4)]
+    uris = [web.put(name, jpeg.getvalue()) for name in names]
+    uris[1] += "#yaw=0&pitch=0&fov=90&size=64"
+    runs = [
+        with_uris(
+            write_run(
+                str(tmp_path / name),
+                names=NAMES[:size],
+                num_ok=3,
+                failed=("timeout",),
+                finished=False,
+                user_columns=[pa.field(name, pa.float64()) for name in ("lat", "lon")],
+                user_values={"lat": float, "lon": float},
+            ),
+            uris.__getitem__,
+        )
+        for name, size in (("march", 3), ("february", 4))
+    ]
+    runs[0].info.job["images"] = f"{uris[0]}&list.csv"
+    served = threading.Thread(target=web.serve_forever)
+    served.start()
+    try:
+        report_of(runs[0], tmp_path, against=runs[1])
+    finally:
+        web.shutdown()
+        served.join()
+        web.server_close()
+    page = (tmp_path / "report.html").read_text()
+    assert "X-Amz-Signature" not in page
+    assert ">0.jpg</bdi>" in page
+    assert ">1.jpg#yaw=0&amp;pitch=0&amp;fov=90&amp;size=64</bdi>" in page
+    assert f'"http://127.0.0.1:{web.server_port}/p/2.jpg"' in page, "a point of the map"
 
 
 def test_the_command_line_writes_one_small_file_anywhere(

@@ -47,7 +47,7 @@ function readAddress() {
     else if (key.startsWith("value.")) (read.values[name] ??= []).push(value);
     else if (key.startsWith("text.")) read.texts[name] = value;
     else if (run.measures.some((measure) => measure.name === key)) {
-      read.ranges[key] = value.split("..").map((bound) => bound === "" ? null : +bound);
+      read.ranges[key] = value.split("..").map((bound) => bound === "" ? null : exactNumber(bound));
     }
   }
   query = read;

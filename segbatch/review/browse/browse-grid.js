@@ -138,7 +138,11 @@ function tile(index) {
   return made;
 }
 
-const baseName = (uri) => uri.replace(/\/+$/, "").split("/").pop();
+// The last part of a URI. The query of a web address may be a signature.
+function baseName(uri) {
+  const path = /^https?:/i.test(uri) ? uri.replace(/\?[^#]*/, "") : uri;
+  return path.replace(/\/+$/, "").split("/").pop();
+}
 
 // The tile of an image, drawn again if it was far from view; null if the grid has no such image.
 function tileAt(index) {

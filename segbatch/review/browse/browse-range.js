@@ -92,8 +92,8 @@ function exactInputs(measure, range, set) {
       placeholder: text(at ? range.high : range.low), ...(isDate ? {} : { step: "any" }),
     });
     input.addEventListener("change", () => {
-      const value = isDate ? Date.parse(input.value) / 1000 + (at ? 86_400 - 1e-6 : 0) : parseFloat(input.value);
-      set(at, Number.isFinite(value) ? value : null);
+      const value = isDate ? Date.parse(input.value) / 1000 + (at ? 86_400 - 1e-6 : 0) : exactNumber(input.value);
+      set(at, Number.isFinite(+value) ? value : null);
     });
     return input;
   });

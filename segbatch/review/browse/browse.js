@@ -28,8 +28,11 @@ function element(tag, properties = {}, ...children) {
 const integer = (value) => value.toLocaleString("en");
 const percent = (value) => value === null || value === undefined ? "–" : `${(100 * value).toFixed(1)} %`;
 // Six significant digits below 1, otherwise six decimals: ids and coordinates have many digits.
-const number = (value) => value === null || value === undefined ? "–"
+// A text is an integer of more digits than a number has.
+const number = (value) => value === null || value === undefined ? "–" : typeof value === "string" ? value
   : String(+(Math.abs(value) < 1 ? value.toPrecision(6) : value.toFixed(6)));
+// The number in a text, or the text itself if it is an integer that a number would round.
+const exactNumber = (text) => /^-?\d+$/.test(text) && !Number.isSafeInteger(+text) ? text : parseFloat(text);
 const moment = (value) => value === null ? "–" : isoDate(value).slice(0, 16).replace("T", " ");
 
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import duckdb
 
-from segbatch.results.database import quoted_name, register_filesystems, scan_run
+from segbatch.results.database import register_filesystems, scan_run
+from segbatch.results.pairing import PAIRED, coverage_distance, numbered
 from segbatch.results.runfolder import RunFolder
 from segbatch.results.schema import OK
 
-COUNTERPARTS = "segbatch.counterparts"  # image_id, other_id, change
-CHANGE = "coverage_change"
+COUNTERPARTS = "segbatch.counterparts"  # image_id, other_id, coverage_distance
+COVERAGE_DISTANCE = "coverage_distance"
 
 
 def create_counterparts(
@@ -21,30 +22,17 @@ def create_counterparts(
     """Create the table ``COUNTERPARTS`` of the images of ``source``, the rows of ``run``, that are
     in ``other`` too.
 
-    ``change`` is the total variation distance of the coverages, from the other run to this one: 0
-    to 1, null unless both are ok. Raises ``duckdb.Error``, and ``OSError`` if storage fails.
+    ``coverage_distance`` is that of a :class:`~segbatch.results.diff.Diff`; null unless both are
+    ok. Raises ``duckdb.Error``, and ``OSError`` if storage fails.
     """
     register_filesystems(con, [other.uri])
     others = scan_run(con, "others", other).view
-    changes = [
-        f"abs({_share('a', field, run)} - {_share('b', field, other)})"
-        for field in dict.fromkeys([*run.classes.fields, *other.classes.fields])
-    ]
+    columns = "image_id, uri, status, coverage"
+    distance = coverage_distance("a.coverage", run.classes, "b.coverage", other.classes)
     con.execute(
         f"CREATE TABLE {COUNTERPARTS} AS SELECT a.image_id, b.image_id AS other_id,"
-        f" CASE WHEN a.status = '{OK}' AND b.status = '{OK}'"
-        f" THEN ({' + '.join(changes)})::DOUBLE / 2 END AS change"
-        f" FROM ({_numbered(source)}) AS a JOIN ({_numbered(others)}) AS b USING (uri, nth)"
-    )
-
-
-def _share(side: str, field: str, run: RunFolder) -> str:
-    has_class = field in run.classes.fields
-    return f"coalesce({side}.coverage.{quoted_name(field)}, 0)" if has_class else "0"
-
-
-def _numbered(source: str) -> str:
-    return (
-        "SELECT image_id, uri, status, coverage,"
-        f" row_number() OVER (PARTITION BY uri ORDER BY image_id) AS nth FROM {source}"
+        f" CASE WHEN a.status = '{OK}' AND b.status = '{OK}' THEN ({distance})::DOUBLE END"
+        f" AS {COVERAGE_DISTANCE}"
+        f" FROM ({numbered(source, columns)}) AS a JOIN ({numbered(others, columns)}) AS b"
+        f" ON {PAIRED}"
     )

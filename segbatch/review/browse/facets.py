@@ -48,36 +48,40 @@ class Facets:
     values: Mapping[str, Sequence[tuple[str | None, int]]]
 
 
-def find_facets(ask: Ask, read: Read, measures: Sequence[Measure], texts: Sequence[str]) -> Facets:
-    """The facets of the rows; ``texts`` are columns. Raises what ``ask`` and ``read`` raise."""
-    extremes = [
-        f"min({m.expression}), max({m.expression}), count({m.expression})" for m in measures
-    ]
+def find_facets(read: Read, measures: Sequence[Measure], texts: Sequence[str]) -> Facets:
+    """The facets of the rows; ``texts`` are columns. Raises what ``read`` raises."""
     columns = {text: f"{quoted_name(text)}::VARCHAR" for text in texts}
-    counts = [f"approx_count_distinct({c}), count({c})" for c in columns.values()]
-    [found] = ask(f"SELECT {', '.join(extremes + counts)} FROM answer")
-    numbers, rest = found[: 3 * len(measures)], found[3 * len(measures) :]
-    num_distinct, num_texts = (dict(zip(texts, rest[at::2], strict=True)) for at in (0, 1))
+    extremes = [
+        f"min({m.expression}) AS low{i}, max({m.expression}) AS high{i},"
+        f" count({m.expression}) AS num{i}"
+        for i, m in enumerate(measures)
+    ]
+    counts = [
+        f"approx_count_distinct({column}) AS distinct{i}, count({column}) AS num_texts{i}"
+        for i, column in enumerate(columns.values())
+    ]
+    [found] = read(f"SELECT {', '.join(extremes + counts)} FROM answer").to_pylist()
+    num_texts = {text: found[f"num_texts{i}"] for i, text in enumerate(texts)}
 
     values = {}
-    for text in texts:
-        if num_distinct[text] <= 2 * FEW_VALUES:  # it is an estimate
-            rows = ask(
-                f"SELECT {columns[text]}, count(*) FROM answer GROUP BY ALL"
+    for i, text in enumerate(texts):
+        if found[f"distinct{i}"] <= 2 * FEW_VALUES:  # it is an estimate
+            rows = read(
+                f"SELECT {columns[text]} AS value, count(*) AS num FROM answer GROUP BY ALL"
                 f" ORDER BY 2 DESC, 1 LIMIT {FEW_VALUES + 1}"
-            )
+            ).to_pylist()
             if 1 < len(rows) <= FEW_VALUES:
-                values[text] = rows
+                values[text] = [(row["value"], row["num"]) for row in rows]
 
+    counted = ", ".join(f"{_counted(m)} AS m{i}" for i, m in enumerate(measures))
     sample = read(
-        f"SELECT {', '.join(f'{_drawn(m)} AS m{i}' for i, m in enumerate(measures))} FROM answer"
-        f" USING SAMPLE reservoir({SAMPLE_ROWS} ROWS) REPEATABLE (1)"
+        f"SELECT {counted} FROM answer USING SAMPLE reservoir({SAMPLE_ROWS} ROWS) REPEATABLE (1)"
     )
+    ranges = {}
     with duckdb.connect() as con:
         con.from_arrow(sample).create("answer")
-        ranges = {}
-        for number, measure in enumerate(measures):
-            low, high, num = numbers[3 * number : 3 * number + 3]
+        for i, measure in enumerate(measures):
+            low, high, num = (found[f"{key}{i}"] for key in ("low", "high", "num"))
             is_text = measure.group == "dates" and measure.label in num_texts
             if not num or (is_text and num < num_texts[measure.label]):
                 continue
@@ -85,13 +89,13 @@ def find_facets(ask: Ask, read: Read, measures: Sequence[Measure], texts: Sequen
                 low = 0.0
             if low < high:
                 ranges[measure.name] = _range(
-                    lambda select: con.execute(select).fetchall(), f"m{number}", low, high
+                    lambda select: con.execute(select).fetchall(), f"m{i}", low, high
                 )
     return Facets(ranges, values)
 
 
-def _drawn(measure: Measure) -> str:
-    """What the histogram counts: only images with the class."""
+def _counted(measure: Measure) -> str:
+    """The SQL of what the histogram counts: only images with the class."""
     expression = measure.expression
     return f"nullif({expression}, 0)" if measure.group == "coverage" else expression
 

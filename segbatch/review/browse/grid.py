@@ -34,13 +34,14 @@ from segbatch.results.query import (
     sql_error,
 )
 from segbatch.results.runfolder import RunFolder
-from segbatch.review.browse.counterparts import CHANGE, COUNTERPARTS, create_counterparts
+from segbatch.review.browse.counterparts import COUNTERPARTS, COVERAGE_DISTANCE, create_counterparts
 from segbatch.review.browse.facets import Facets, find_facets
 from segbatch.review.browse.measures import Measure, double, is_number, measures_in
 from segbatch.review.browse.query import GridQuery
 from segbatch.review.map.sheet import SAMPLE
 
 PAGE_IMAGES = 60
+MAX_SAFE_INTEGER = 2**53 - 1  # of JavaScript
 QUERY_S = 30.0  # limit for one query: a condition can be arbitrarily slow
 
 FACTS = ("image_id", "uri", "status", "error", "message", "width", "height")
@@ -77,8 +78,8 @@ class Grid:
             joined = ""
             if against is not None:
                 create_counterparts(con, source, run, against)
-                change = self._add_change(schema.names)
-                shown = f"{shown}, others.change AS {quoted_name(change)}"
+                distance = self._add_distance(schema.names)
+                shown = f"{shown}, others.{COVERAGE_DISTANCE} AS {quoted_name(distance)}"
                 joined = f" LEFT JOIN {COUNTERPARTS} AS others USING (image_id)"
             con.execute(f"CREATE VIEW images AS SELECT {shown} FROM {source} AS ours{joined}")
             con.execute(f"SET allowed_directories = [{quoted_text(f'{folder}/')}]")
@@ -91,9 +92,9 @@ class Grid:
         self._images = con.table("images")
         self.coordinates = coordinates_in(self._images)
 
-    def _add_change(self, taken: Sequence[str]) -> str:
-        """Add the measure of the change from the other run; returns its column."""
-        name, names = CHANGE, {column.lower() for column in taken}  # SQL ignores case
+    def _add_distance(self, taken: Sequence[str]) -> str:
+        """Add the measure of the distance from the other run; returns its column."""
+        name, names = COVERAGE_DISTANCE, {column.lower() for column in taken}  # SQL ignores case
         while name in names:
             name += "_"
         self.measures[name] = Measure(name, "change", "change of coverage", quoted_name(name))
@@ -123,16 +124,12 @@ class Grid:
         """What the filters offer."""
         if self._facets is None:
 
-            def ask(select: str) -> list[tuple[Any, ...]]:
-                with self._exclusive():
-                    return select_from(self._images, select).fetchall()
-
             def read(select: str) -> pa.Table:
                 with self._exclusive():
                     return select_from(self._images, select).to_arrow_table()
 
             texts = [name for name in self.texts if name != "uri"]
-            self._facets = find_facets(ask, read, list(self.measures.values()), texts)
+            self._facets = find_facets(read, list(self.measures.values()), texts)
         return self._facets
 
     def count(self, query: GridQuery) -> int:
@@ -144,7 +141,8 @@ class Grid:
     def page(self, query: GridQuery) -> list[dict[str, Any]]:
         """The next matching images after ``query.after``, at most ``PAGE_IMAGES``.
 
-        Each has ``image_id, uri, kind, message`` and ``value``, the sort key. Later pages take no
+        Each has ``image_id, uri, kind, message`` and ``value``, the sort key: a number, or a text,
+        also of an integer that JavaScript would round. Later pages take no
         longer than the first: they start behind the last value, without an offset.
         """
         value = self._sort_key(query.sort)
@@ -170,7 +168,7 @@ class Grid:
                 f" LIMIT {PAGE_IMAGES}",
             )
         names = ("image_id", "uri", "kind", "message", "value")
-        return [dict(zip(names, row, strict=True)) for row in rows]
+        return [_as_json(names, row) for row in rows]
 
     def points(self, query: GridQuery) -> list[dict[str, Any]]:
         """The matching images with coordinates, for a map: at most ``MAX_POINTS``, drawn at random.
@@ -193,9 +191,7 @@ class Grid:
                 SAMPLE,
             )
         names = ("image_id", "uri", "kind", "message", "value", "lon", "lat")
-        return sorted(
-            (dict(zip(names, row, strict=True)) for row in rows), key=lambda row: row["image_id"]
-        )
+        return sorted((_as_json(names, row) for row in rows), key=lambda row: row["image_id"])
 
     def image(self, image_id: int) -> dict[str, Any]:
         """The facts of one image, its ``measures`` by name, and the user's ``columns`` as text.
@@ -237,7 +233,7 @@ class Grid:
             return "NULL::DOUBLE"
         if name.startswith(TEXTS):
             return self._text(name.removeprefix(TEXTS))
-        return self._measure(name).expression
+        return self._measure(name).exact
 
     def _text(self, name: str) -> str:
         """SQL: a column as text."""
@@ -252,7 +248,7 @@ class Grid:
             measure = self._measure(name)
             for sign, bound in zip((">=", "<="), bounds, strict=True):
                 if bound is not None:
-                    conditions.append(f"{measure.expression} {sign} {measure.bound(bound)}")
+                    conditions.append(f"{measure.exact} {sign} {measure.bound_literal(bound)}")
         if query.kinds is not None:
             kinds = ", ".join(["NULL", *map(quoted_text, query.kinds)])
             conditions.append(f"{KIND} IN ({kinds})")
@@ -300,3 +296,9 @@ class Grid:
                 raise query_failure(error) from error
             finally:
                 deadline.cancel()
+
+
+def _as_json(names: Sequence[str], row: Sequence[Any]) -> dict[str, Any]:
+    """A row by names; integers that JavaScript would round are texts."""
+    exact = [str(v) if isinstance(v, int) and abs(v) > MAX_SAFE_INTEGER else v for v in row]
+    return dict(zip(names, exact, strict=True))

@@ -19,7 +19,7 @@ class Measure:
     """A number that images may have: ``name`` is unique, ``column`` and ``expression`` are SQL.
 
     Those of the group ``dates`` are moments, in seconds since 1970, UTC; a text may hold them too.
-    ``is_whole`` says that the column holds integers.
+    ``is_whole`` says that the column holds integers, which may be ids of more digits than a double.
     """
 
     name: str
@@ -34,8 +34,18 @@ class Measure:
         number = f"{self.column}::DOUBLE"
         return f"CASE WHEN isfinite({number}) THEN {number} END"
 
-    def bound(self, value: float) -> str:
-        """A bound in SQL, in the precision of the column, so that 0.2 finds a stored 0.2."""
+    @property
+    def exact(self) -> str:
+        """The value to sort and to filter by: an integer where ``expression`` would round it."""
+        return f"{self.column}::HUGEINT" if self.is_whole else self.expression
+
+    def bound_literal(self, value: float | str) -> str:
+        """A bound in SQL, in the precision of the column, so that 0.2 finds a stored 0.2.
+
+        A text holds an integer that a double would round.
+        """
+        if isinstance(value, str):
+            return f"{quoted_text(value)}::HUGEINT"
         is_double = self.group in ("columns", "dates", "change")
         return double(value) if is_double else f"{double(value)}::FLOAT"
 
@@ -57,12 +67,14 @@ def measures_in(
     for field in own_columns:
         column, kind = quoted_name(field.name), field.type
         if is_number(kind):
-            is_whole = pa.types.is_integer(kind)
+            is_decimal = pa.types.is_decimal(kind)
+            is_whole = pa.types.is_integer(kind) or (is_decimal and kind.scale == 0)
             yield Measure(f"columns.{field.name}", "columns", field.name, column, is_whole)
         elif pa.types.is_temporal(kind):
             yield Measure(f"dates.{field.name}", "dates", field.name, f"epoch({column})")
         elif is_text(kind):
-            moment = f"epoch(TRY_CAST({column} AS TIMESTAMP))"
+            # As TIMESTAMP, DuckDB would drop the zone. A text without a zone is in UTC.
+            moment = f"epoch(TRY_CAST({column} AS TIMESTAMPTZ))"
             yield Measure(f"dates.{field.name}", "dates", field.name, moment)
 
 

@@ -6,7 +6,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Bound = Annotated[float, Field(allow_inf_nan=False)] | None
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Whole = Annotated[str, Field(pattern=r"^-?\d{1,38}$")]  # an integer that JavaScript would round
 
 
 class GridQuery(BaseModel):
@@ -14,7 +15,7 @@ class GridQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    ranges: dict[str, tuple[Bound, Bound]] = {}
+    ranges: dict[str, tuple[Number | Whole | None, Number | Whole | None]] = {}
     """Lowest and highest value by name of a measure, both included."""
     kinds: list[str] | None = None
     """``ok`` or kinds of errors; ``null``: all."""
@@ -27,5 +28,5 @@ class GridQuery(BaseModel):
     sort: str = "image_id"
     """The name of a measure, or ``texts.`` and a text column."""
     descending: bool = False
-    after: tuple[Bound | str, int] | None = None
+    after: tuple[Number | str | None, int] | None = None
     """The end of the previous page: its last value and ``image_id``."""

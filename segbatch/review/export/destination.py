@@ -7,14 +7,15 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 from segbatch import storage
 from segbatch.errors import InputError
 from segbatch.formats.format import Slot
 
+Names = Literal["run", "export"]
 CLAIM_FILE = "unfinished-export"  # no image has this name: their files have extensions
 
 
@@ -24,7 +25,8 @@ class Claim:
 
     A folder without a claim must be empty. In a folder with one, the same export resumes and any
     other is refused. ``version`` is that of the run's rows: a repair or a resumed run changes it,
-    and may change the names of files.
+    and may change the names of files. ``names`` says where these are unique: in the run or, as in
+    claims of earlier versions, in this export.
     """
 
     run: str
@@ -32,9 +34,10 @@ class Claim:
     where: str | None
     limit: int | None
     version: int | None
+    names: Names
 
-    def is_begun(self, folder: str) -> bool:
-        """Whether this export has begun in ``folder``.
+    def find(self, folder: str) -> Claim | None:
+        """The claim in ``folder``, if this export has begun there.
 
         Raises :class:`~segbatch.errors.InputError` if ``folder`` holds anything else; system files
         do not count. Raises what :func:`~segbatch.storage.reading_input` raises.
@@ -55,13 +58,14 @@ class Claim:
         if is_full:
             raise InputError(f"{folder}: is not empty; name an empty or a new folder")
         if found is None:
-            return False
-        if found != self._as_json():
+            return None
+        claims = {claim._as_json(): claim for claim in (self, replace(self, names="export"))}
+        if found not in claims:
             raise InputError(
                 f"{folder}: holds another unfinished export (see {CLAIM_FILE} there), or the run"
                 " has changed since; name an empty folder"
             )
-        return True
+        return claims[found]
 
     def stake(self, folder: str) -> None:
         """Write the claim into ``folder``. Raises ``OSError``."""
@@ -72,7 +76,10 @@ class Claim:
         storage.delete([storage.join(folder, CLAIM_FILE)])
 
     def _as_json(self) -> bytes:
-        return json.dumps(asdict(self), ensure_ascii=False, indent=2).encode()
+        content = asdict(self)
+        if self.names == "export":
+            del content["names"]
+        return json.dumps(content, ensure_ascii=False, indent=2).encode()
 
 
 class SharedFiles:

@@ -38,9 +38,9 @@ from segbatch.results.runfolder import RunFolder
 from segbatch.results.schema import OK
 from segbatch.results.table import kind_of
 from segbatch.results.threads import map_in_threads
-from segbatch.review.export.destination import Claim, SharedFiles
+from segbatch.review.export.destination import Claim, Names, SharedFiles
+from segbatch.review.export.naming import name_images
 from segbatch.review.export.photographs import read_photograph
-from segbatch.review.names import common_folder, safe_name
 from segbatch.review.pictures import label_map_at, limits_of
 from segbatch.storage.uris import without_query
 
@@ -53,17 +53,6 @@ THREADS = 8  # each holds a photograph, its mask, and the files made from them
 MEMORY = "1GB"  # of the table of names
 MAX_NAMED = 10  # images whose problem is reported one by one; the others are only counted
 DAMAGED = "damaged mask"
-
-# Some file systems ignore case: images whose names differ in case only get their id appended. No
-# name contains "@" otherwise.
-NAME_IMAGES = """
-CREATE TABLE named AS
-SELECT
-    image_id, uri, width, height,
-    CASE WHEN count(*) OVER (PARTITION BY lower(name)) > 1 THEN name || '@' || image_id ELSE name
-    END AS name
-FROM (SELECT *, safe_name(uri) AS name FROM chosen)
-ORDER BY image_id"""  # so that a range of ids is found without reading all
 
 
 @dataclass
@@ -109,10 +98,11 @@ def export(
     file, ``wide.csv`` or ``wide.parquet``, or one of :data:`~segbatch.results.points.FILES` for the
     images as points, with the columns of ``wide``. With ``by``, a column of the user's, a table has
     the rows of the view ``buildings`` instead, ``buildings.csv`` or ``buildings.parquet``.
-    ``where`` is an SQL condition over the view
-    ``images``; of the images that match, the first ``limit`` by ``image_id`` are taken. Images
-    without a mask or, for points, without coordinates are left out and counted,
-    and images whose photograph has disappeared or changed its size, are left out and counted.
+    ``where`` is an SQL condition over the view ``images``; of the images that match, the first
+    ``limit`` by ``image_id`` are taken.
+
+    Left out and counted are images without a mask, those whose photograph has disappeared or
+    changed its size, and, for points, those without coordinates.
 
     Raises :class:`~segbatch.errors.InputError` for a folder, a format or a condition that cannot be
     used, :class:`~segbatch.errors.CredentialsRefused`, ``OSError`` if storage fails.
@@ -122,8 +112,12 @@ def export(
     if by is not None and to not in TABLES:
         raise InputError(f"--by {by}: groups are rows of a table: --to {' or --to '.join(TABLES)}")
     table = run.table("rows")
-    claim = Claim(run.uri, to, where, limit, table.version if table else None)
-    is_begun = claim.is_begun(folder)
+    version = table.version if table else None
+    # Of all images, the names are the same either way, and the claim is that of earlier versions.
+    names: Names = "export" if where is None and limit is None else "run"
+    claim = Claim(run.uri, to, where, limit, version, names)
+    begun = claim.find(folder)
+    claim = begun or claim
     condition = f" WHERE (\n{where}\n)" if where is not None else ""
     rest = f"{condition} ORDER BY image_id" + (f" LIMIT {limit}" if limit is not None else "")
     try:
@@ -134,7 +128,9 @@ def export(
         if to in points.FILES:
             return _export_points(run, folder, to, rest)
         chosen = sql([run], f"SELECT image_id, uri, status, width, height FROM images{rest}")
-        exported = _export_images(run, folder, WRITERS[to], chosen, claim, is_begun=is_begun)
+        exported = _export_images(
+            run, folder, WRITERS[to], chosen, claim, is_begun=begun is not None
+        )
     except duckdb.Error as error:
         raise query_failure(error) from error
     except PermissionError as error:
@@ -207,7 +203,7 @@ def _export_images(
 ) -> Exported:
     con = open_database()
     con.execute(f"SET memory_limit = '{MEMORY}'")
-    exported = _name_images(con, run, chosen)
+    exported = _name_images(con, run, chosen, claim)
     if not exported.chosen:
         condition = "" if claim.where is None else f" where {claim.where}"
         raise InputError(f"{run.uri}: has no image{condition}")
@@ -237,22 +233,16 @@ def _export_images(
 
 
 def _name_images(
-    con: duckdb.DuckDBPyConnection, run: RunFolder, chosen: duckdb.DuckDBPyRelation
+    con: duckdb.DuckDBPyConnection,
+    run: RunFolder,
+    chosen: duckdb.DuckDBPyRelation,
+    claim: Claim,
 ) -> Exported:
     """Create the table ``named`` of the images that are ok, and count the others."""
-    # Names start below the folder of all images of the run, not only of the chosen ones, so that
-    # an image has the same name in every export.
-    [(first, last)] = sql([run], "SELECT min(uri), max(uri) FROM images").fetchall()
-    folder = common_folder(first or "", last or "")
-
-    def name(uri: str) -> str:
-        return safe_name(uri, folder)
-
-    con.create_function("safe_name", name, ["VARCHAR"], "VARCHAR")
     con.register("answer", chosen.to_arrow_reader())
     con.execute("CREATE TABLE answered AS FROM answer")
     con.execute(f"CREATE VIEW chosen AS FROM answered WHERE status = '{OK}'")
-    con.execute(NAME_IMAGES)
+    name_images(con, run, among_chosen=claim.names == "export")
     [(num_chosen, num_failed)] = con.execute(
         f"SELECT count(*), count(*) FILTER (status <> '{OK}') FROM answered"
     ).fetchall()
@@ -419,7 +409,7 @@ class _Converter:
     def _photograph(self, row: _NamedImage) -> Photograph | _LeftOut:
         [part] = self.run.parts([(row.image_id, row.uri)])
         read = read_photograph(part, self.limits, jpeg=self.writer.photos is Photos.JPEG_FILES)
-        if isinstance(read, storage.Unreadable) and read.kind == "credentials":
+        if isinstance(read, storage.Unreadable) and read.kind == storage.REFUSED_CREDENTIALS:
             raise CredentialsRefused(f"{without_query(row.uri)}: {read.message}")
         if not isinstance(read, Photograph):
             return _LeftOut(f"photograph {read.kind}", row.uri)

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
-
-import duckdb
+from typing import Any
 
 from segbatch.results.diff import diff
 from segbatch.results.runfolder import RunFolder
 
 NUM_CHANGED = 6  # images
 NUM_CONFUSIONS = 10
-MOST_CHANGED = f"""
-SELECT uri, image_id_a, image_id_b, disagreement, coverage_distance FROM answer
-WHERE disagreement > 0 OR coverage_distance > 0
-ORDER BY disagreement DESC NULLS LAST, coverage_distance DESC, uri LIMIT {NUM_CHANGED}"""
+CHANGED_IMAGE = "uri, image_id_a, image_id_b, disagreement, coverage_distance"
 
 
 @dataclass(frozen=True)
@@ -74,7 +69,7 @@ def summarize_diff(before: RunFolder, after: RunFolder) -> DiffSummary:
     Raises what :func:`~segbatch.results.diff.diff` raises.
     """
     found = diff(before, after)
-    changed = cast(duckdb.DuckDBPyRelation, found.images.query("answer", MOST_CHANGED))
+    changed = found.most_changed(NUM_CHANGED, CHANGED_IMAGE)
     return DiffSummary(
         before=before,
         after=after,

@@ -10,6 +10,7 @@ from segbatch.config.images import location_of, parse_source
 from segbatch.results import cost
 from segbatch.results.prices import Prices
 from segbatch.results.runfolder import RunFolder
+from segbatch.review.pages import without_signature
 
 
 def overview(run: RunFolder, prices: Prices) -> dict[str, str]:
@@ -21,7 +22,7 @@ def overview(run: RunFolder, prices: Prices) -> dict[str, str]:
     facts = {
         "run": run.uri,
         "model": f"{model.uri} ({network})" if network else model.uri,
-        "images": ", ".join(_sources(info.job.get("images", []))),
+        "images": ", ".join(map(without_signature, _sources(info.job.get("images", [])))),
         "started": _time(info.created),
         "ended": _time(info.finished) if info.finished else "",
         "took": f"{_duration(seconds)}, {pace:,.3g} images per second" if pace else "",

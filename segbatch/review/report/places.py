@@ -12,6 +12,7 @@ from segbatch.results.points import coordinates_in
 from segbatch.results.schema import OK
 from segbatch.review.distribution import Ask
 from segbatch.review.map.sheet import SAMPLE, SCRIPTS, STYLE, map_file
+from segbatch.review.pages import without_signature
 from segbatch.review.report.classes import ClassFacts
 
 MAP_CLASSES = 20  # to choose from on the map
@@ -42,7 +43,7 @@ def places(
         return None
     return {
         "total": total,
-        "points": points,
+        "points": [(without_signature(uri), *rest) for uri, *rest in points],
         "classes": [{"name": c.name, "color": c.hex} for c in shown],
         "tiles": tiles,
         "scripts": [map_file(name).decode() for name in SCRIPTS],

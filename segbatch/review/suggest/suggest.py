@@ -32,7 +32,6 @@ from segbatch.masks.classes import IGNORE_INDEX
 from segbatch.results.lookup import mask_png, unreadable_mask
 from segbatch.results.runfolder import RunFolder
 from segbatch.results.schema import TRANSIENT_ERRORS
-from segbatch.results.write import NEVER_WRITTEN
 from segbatch.review.pictures import Picture, label_map_at, limits_of, read_pictures
 from segbatch.review.suggest.candidates import Candidate, find_candidates
 from segbatch.review.suggest.diversity import describe_images, diverse_order
@@ -87,7 +86,7 @@ class Suggestions:
     @property
     def unanswered(self) -> int:
         """Images that a later attempt, or other credentials, may be able to read."""
-        kinds = (*TRANSIENT_ERRORS, NEVER_WRITTEN)
+        kinds = (*TRANSIENT_ERRORS, storage.REFUSED_CREDENTIALS)
         return sum(self.left_out[GONE.format(kind)] for kind in kinds)
 
     def facts(self) -> dict[str, Any]:
