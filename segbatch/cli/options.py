@@ -97,7 +97,7 @@ def print_status(summary: Mapping[str, Any], format: str = "text") -> None:
 
 
 def _width(facts: Mapping[str, Any]) -> int:
-    """That of the longest key, as it is printed."""
+    """Printed width of the longest key."""
     return max(len(LABELS.get(key, key)) for key in facts)
 
 

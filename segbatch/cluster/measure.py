@@ -203,7 +203,7 @@ def speed_of_other_precisions(
 
 
 def _seconds(model: Model, images: list[Pixels]) -> float:
-    """Of predicting ``images``, several times over; the first time is not counted."""
+    """Seconds to predict a batch of ``images``, repeated to fill it, after a warm-up."""
     batch = (images * NUM_COMPARED)[: 2 * NUM_COMPARED]
     model.predict_batch(batch, [None] * len(batch))
     start = time.perf_counter()

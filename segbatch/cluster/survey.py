@@ -181,7 +181,7 @@ def take_census(job: SegmentJob, size: int, list_s: float) -> Census:
 
 
 class Reservoir:
-    """A uniform random sample of a stream of rows: each row draws a number, the smallest stay."""
+    """A uniform random sample of a stream: the rows with the smallest random numbers."""
 
     def __init__(self, size: int) -> None:
         self._size = size

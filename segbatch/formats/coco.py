@@ -259,7 +259,7 @@ class KnownIds:
 
 
 def _shown(value: Id) -> str:
-    """As JSON, so that ``"7"`` and ``7`` differ."""
+    """An id for a message, as JSON: ``"7"`` and ``7`` differ."""
     return shortened(json.dumps(value, ensure_ascii=False))
 
 

@@ -308,7 +308,7 @@ class ImageFiles:
         return split_of_path(f"{storage.name_of(root)}{uri.removeprefix(root)}")
 
     def _of_split(self, split: str | None, uris: list[str]) -> list[str]:
-        """Those in a folder of the split, else those in no split; all if ``split`` is unknown."""
+        """URIs in a folder of the split, else those in no split; all if ``split`` is ``None``."""
         if split is None:
             return uris
         splits = {uri: self.split_of(f"{folder_of(uri)}/") for uri in uris}

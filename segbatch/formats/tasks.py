@@ -66,7 +66,7 @@ class Drawing:
 
     @property
     def rank(self) -> tuple[bool, bool, str]:
-        """Of several drawings of one image, the one with the highest rank counts."""
+        """What drawings of one image are ordered by: the one with the highest rank counts."""
         return not self.is_prediction, self.is_ground_truth, self.changed
 
 

@@ -239,8 +239,9 @@ def listed_name(image: SegmentedImage, last: str) -> Mapping[str, Sequence[str]]
 
 
 def distinct_colors(classes: Classes) -> Classes:
-    """The same classes; all in VOC's colours if two of them have one colour or one has void's,
-    because colours in ``labelmap.txt`` must be unique.
+    """``classes``, all in VOC's colours if two of them share a colour or one has that of void.
+
+    Colours in ``labelmap.txt`` must be unique.
     """
     colors = {c.color for c in classes}
     if len(colors) == len(classes) and voc_color(IGNORE_INDEX) not in colors:

@@ -181,7 +181,7 @@ def _decode_into(
     keep_jpegs: bool,
     exif: bool,
 ) -> Decoded | LeftEncoded | Undecodable:
-    """As :func:`decode_image`, with the pixels at the beginning of ``room``."""
+    """Decode an image as :func:`decode_image` does, into the beginning of ``room``."""
     try:
         with _identified(data, max_pixels, long_side) as image:
             capture = capture_of(image) if exif else None

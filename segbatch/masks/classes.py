@@ -177,7 +177,7 @@ class Classes(Sequence[SegClass]):
         return palette
 
     def to_json(self) -> list[dict[str, Any]]:
-        """As stored in ``config.json``, ``classes.json`` and ``run.json``."""
+        """The classes as ``config.json``, ``classes.json`` and ``run.json`` store them."""
         return [{"id": c.id, "name": c.name, "color": list(c.color)} for c in self._classes]
 
     @classmethod

@@ -128,7 +128,7 @@ def select_from(relation: duckdb.DuckDBPyRelation, query: str) -> duckdb.DuckDBP
 def without_zones(
     relation: duckdb.DuckDBPyRelation, kind: Literal["VARCHAR", "TIMESTAMP"] = "VARCHAR"
 ) -> duckdb.DuckDBPyRelation:
-    """The same rows to be fetched as Python objects; times with a zone become UTC of another type.
+    """``relation`` for fetching as Python objects: times with a zone become UTC of another type.
 
     DuckDB would need pytz to make Python objects of them.
     """

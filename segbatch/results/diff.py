@@ -315,7 +315,7 @@ def _class_names(a: Classes, b: Classes) -> dict[str, str]:
 
 
 def _single(relation: duckdb.DuckDBPyRelation) -> duckdb.DuckDBPyRelation:
-    """The same rows with doubles in single precision, of which a table prints four digits."""
+    """``relation`` with doubles in single precision, of which a table prints four digits."""
     columns = [
         f"{quoted_name(name)}{'::FLOAT' if kind.id == 'double' else ''} AS {quoted_name(name)}"
         for name, kind in zip(relation.columns, relation.types, strict=True)

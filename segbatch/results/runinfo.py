@@ -139,10 +139,10 @@ class RunInfo(_Recorded):
     reason: str | None = None
     """Why the last start ended early."""
     images_per_second: float | None = None
-    """Of all starts together."""
+    """Pace of all starts together."""
     finished: float | None = None
     epoch: int | None = None
-    """Of the driver that finished the run."""
+    """Epoch of the driver that finished the run."""
     updated: float = 0.0
 
     @property
@@ -152,7 +152,7 @@ class RunInfo(_Recorded):
         return extensions[-1].at if extensions else self.created
 
     def to_json(self) -> dict[str, Any]:
-        """As it is written: only what is set; ``submission`` is null in a run of no Ray job."""
+        """The JSON that is written: only what is set; ``submission`` is null without a Ray job."""
         content = self.model_dump(mode="json", exclude_unset=True)
         ours = RunInfo.model_fields.keys() - {"submission"}
         return {k: v for k, v in content.items() if v is not None or k not in ours}

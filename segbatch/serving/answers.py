@@ -37,10 +37,10 @@ class Facts(BaseModel):
     """What the model sees in an image."""
 
     width: int
-    """Of the upright image and of its mask, in pixels."""
+    """Width of the upright image and of its mask, in pixels."""
     height: int
     model_width: int
-    """Of the image as the network takes it, in pixels."""
+    """Width of the image as the network takes it, in pixels."""
     model_height: int
     pixels: dict[str, int]
     """Pixels of the mask by class."""

@@ -68,8 +68,9 @@ def obstore_client(
 
 
 def reading_client(uri: str, timeout_s: float, retries: int) -> tuple[ObjectStore, str] | None:
-    """As :func:`obstore_client`, only to read; also of a file on the Hugging Face Hub, or on the
-    user's own Label Studio.
+    """A client that only reads, as :func:`obstore_client` gives one for reading and writing.
+
+    It also reads files on the Hugging Face Hub and on the user's own Label Studio.
     """
     if hub.is_on_hub(uri):
         headers = tuple(sorted(hub.headers().items()))

@@ -61,7 +61,7 @@ class Viewpoint:
         return replace(view, middle=2 * centre - view.project(point))
 
     def scaled(self, factor: int) -> Viewpoint:
-        """The same view with ``factor`` times as many pixels a side."""
+        """This view with ``factor`` times as many pixels a side."""
         return replace(
             self,
             width=self.width * factor,

@@ -60,7 +60,7 @@ def map_blocks(
     fn_constructor_args: tuple[Any, ...] = (),
     **options: Any,
 ) -> Dataset:
-    """A dataset of what ``stage``, a function or a class, makes of blocks, as Arrow tables.
+    """Apply ``stage``, a function or a class, to each block of a dataset, as an Arrow table.
 
     A block whose process dies is tried ``ATTEMPTS`` times; then it is an error of the execution.
     """

@@ -105,7 +105,7 @@ def _stride(arch: str, config: Mapping[str, Any]) -> int | None:
 
 
 def _options(arch: str, config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Those options of the constructor that are not its defaults."""
+    """Options of the constructor that differ from its defaults."""
     if (channels := config.get("in_channels", 3)) != 3:
         raise ModelError(f"{where}: takes {channels} channels, not RGB")
     parameters = _defaults(arch)

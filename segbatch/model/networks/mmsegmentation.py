@@ -104,7 +104,7 @@ class Backbone(nn.Sequential):
     """Stages one after the other; gives the features of those that the heads take."""
 
     channels: tuple[int, int, int]
-    """Of the low-level, the auxiliary head's and the last features."""
+    """Numbers of channels: of the low-level features, the auxiliary head's, and the last ones."""
     taken: tuple[str, str, str]
     """The names of the stages that these features come from."""
 

@@ -49,7 +49,7 @@ class Network(nn.Module):
     size_multiple: int = 1
     """Height and width of the input must be multiples of this; callers pad."""
     align_corners: bool
-    """As the library upsamples the logits of this network to the input's size."""
+    """How the logits are upsampled to the input's size, as the network's library does it."""
 
     def coarse(self, images: Tensor) -> Tensor:
         """Logits at the resolution of the last convolution."""
