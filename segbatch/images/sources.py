@@ -219,9 +219,11 @@ def _open_manifest(source: Manifest, reserved: Collection[str], scratch: str) ->
     table = open_table(source.manifest, scratch)
     known = {*(field.name for field in table.fields), *source.rename.values()}
     if table.images and source.uri_column not in known:
+        is_web = storage.scheme_of(name) in storage.HTTP_SCHEMES
+        where = columns.as_yaml({"table": storage.name_of(name) if is_web else name})
         raise SourceError(
             f"{name}: has no column {source.uri_column}, and holds images itself (column"
-            f" {', '.join(table.images)}): write images: {{table: {source.manifest}}}"
+            f" {', '.join(table.images)}): {'download it, and ' * is_web}write images: {where}"
         )
     if table.images:
         say(f"{name}: left out, because it holds images: column {', '.join(table.images)}")

@@ -30,7 +30,7 @@ from PIL import Image
 
 from segbatch import storage
 from segbatch.config.images import MANIFEST_SUFFIXES, has_wildcard, is_glob
-from segbatch.errors import SourceError
+from segbatch.errors import Incomplete, SourceError
 from segbatch.images import columns
 from segbatch.images.listing import (
     list_matches,
@@ -99,12 +99,36 @@ def open_table(name: str, scratch: str) -> TableStream:
     kinds = {_kind_of(file) for file in files}
     if len(kinds) > 1:
         raise SourceError(f"{name}: files of several kinds: {', '.join(sorted(kinds))}")
+    kind = kinds.pop()
+    originals = {}  # of copies, which errors must not name
     if storage.scheme_of(name) in storage.HTTP_SCHEMES:
         files = [local_copy(name, scratch)]
-    kind = kinds.pop()
-    if kind != "parquet":
-        files = [_for_duckdb(file, scratch) for file in files]
-    return _READERS[kind](name, files, base)
+        name = originals[files[0]] = without_query(name)
+    with _naming(originals):
+        if kind != "parquet":
+            readable = [_for_duckdb(file, scratch) for file in files]
+            pairs = zip(readable, files, strict=True)
+            originals |= {copy: originals.get(file, file) for copy, file in pairs}
+            files = readable
+        table = _READERS[kind](name, files, base)
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        with _naming(originals):
+            yield from table.batches
+
+    return table._replace(batches=batches())
+
+
+@contextmanager
+def _naming(originals: Mapping[str, str]) -> Iterator[None]:
+    """Name the ``originals`` of copies in errors."""
+    try:
+        yield
+    except (SourceError, Incomplete) as error:
+        text = str(error)
+        for copy, original in originals.items():
+            text = text.replace(copy, original)
+        raise type(error)(text) from error.__cause__
 
 
 def find_files(name: str) -> tuple[list[str], str]:

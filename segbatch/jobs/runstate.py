@@ -21,7 +21,7 @@ import pyarrow as pa
 from segbatch import storage
 from segbatch.config.images import parse_sources
 from segbatch.config.job import Predict, SegmentJob
-from segbatch.config.keys import identity_of
+from segbatch.config.keys import identity_of, recorded
 from segbatch.console import say
 from segbatch.errors import (
     Damaged,
@@ -100,7 +100,7 @@ class RunState:
             run_id=uuid.uuid4().hex,
             status="running",
             created=time.time(),
-            job=job.model_dump(mode="json"),
+            job=recorded(job.model_dump(mode="json")),
             identity=job.identity(),
             model=ModelInfo(
                 uri=job.model,
@@ -135,7 +135,7 @@ class RunState:
         begun = identity_of(Predict(), "predict.") | self.info.identity
         with contextlib.suppress(ValueError):
             sources = parse_sources(begun.get("images"))
-            begun["images"] = [source.model_dump(mode="json") for source in sources]
+            begun["images"] = recorded([source.model_dump(mode="json") for source in sources])
         for key, new in job.identity().items():
             old = begun.get(key)
             if old != new:

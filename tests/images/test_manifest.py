@@ -31,6 +31,7 @@ from segbatch import storage
 from segbatch.config.images import Inventory, parse_source
 from segbatch.errors import SourceError
 from segbatch.images import manifest
+from segbatch.images.fetch import fetch
 from segbatch.images.manifest import FrozenManifest, freeze, read_rows, user_columns
 from tests.collection import encoded
 from tests.films import film
@@ -578,6 +579,54 @@ def test_a_manifest_may_be_a_web_address(run: Run, web: tuple[Path, str], name: 
     said = run.refusal({"manifest": f"{address}/nothing-{name}?signature=x"})
     assert "no such file" in said
     assert "signature" not in said
+
+
+SIGNED = "?id=7&X-Amz-Signature=SECRET"
+WRONG_FILES: dict[str, bytes] = {
+    "ragged.csv": b"uri,a\nx,1\ny,1,2\n",
+    "latin.csv": "uri\nZ\u00fcrich.jpg\n".encode("cp1252"),
+    "latin.jsonl": '{"uri": "Z\u00fcrich.jpg"}\n'.encode("cp1252"),
+    "twice.csv": b"uri,a,A\nx,1,2\n",
+    "torn.jsonl": b'{"uri": \n',
+    "torn.csv.gz": b"no gzip",
+    "torn.parquet": b"PAR1",
+    "list.txt": b"a.jpg\n",
+    "photos.tar": b"",
+    "clip.mp4": b"no film",
+    "manifest.json": b"{}",
+}
+
+
+def test_no_message_has_the_signature_of_a_web_address_or_the_path_of_a_copy(
+    run: Run, web: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, address = web
+    for name, content in WRONG_FILES.items():
+        (folder / name).write_bytes(content)
+    picture = encoded(Image.new("RGB", (4, 4)), "PNG")
+    parquet(folder / "images.parquet", image=[picture])
+    parquet(folder / "time.parquet", uri=["a"], at=pa.array([1], pa.time64("us")))
+    parquet(folder / "thumbnail.parquet", uri=[None], thumbnail=[picture])
+    named = ["missing.csv", "images.parquet", "time.parquet", "thumbnail.parquet", *WRONG_FILES]
+    sources: list[tuple[str, dict[str, Any]]] = [
+        *((name, {"manifest": f"{address}/{name}{SIGNED}"}) for name in named),
+        *(
+            ("photos.tar", {kind: f"{address}/photos.tar{SIGNED}"})
+            for kind in ("table", "shards", "inventory", "prefix")
+        ),
+        ("list.txt", {"inventory": f"{address}/list.txt{SIGNED}"}),
+        ("twice.csv", {"panorama": f"{address}/twice.csv{SIGNED}"}),
+    ]
+    for name, source in sources:
+        refusal = run.refusal(source)
+        shown = refusal + capsys.readouterr().err
+        assert f"{address}/{name}" in refusal
+        assert "SECRET" not in shown
+        assert "/segbatch-" not in shown
+        assert "{table: http" not in shown
+    failed = fetch(run.rows(f"{address}/clip.mp4{SIGNED}"), storage.ReadLimits())
+    assert "clip.mp4: no video" in failed["message"][0].as_py()
+    assert "SECRET" not in failed["message"][0].as_py()
 
 
 def test_a_delta_table_is_refused(run: Run, place: str) -> None:

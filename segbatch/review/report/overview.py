@@ -10,6 +10,7 @@ from segbatch.config.images import location_of, parse_source
 from segbatch.results import cost
 from segbatch.results.prices import Prices
 from segbatch.results.runfolder import RunFolder
+from segbatch.storage.uris import without_query
 
 
 def overview(run: RunFolder, prices: Prices) -> dict[str, str]:
@@ -38,8 +39,8 @@ def _sources(images: Any) -> list[str]:
     """
     entries = images if isinstance(images, list) else [images]
     with suppress(ValueError):
-        return [location_of(parse_source(entry)) for entry in entries]
-    return [str(entry) for entry in entries]
+        return [without_query(location_of(parse_source(entry))) for entry in entries]
+    return [without_query(str(entry)) for entry in entries]
 
 
 def _time(seconds: float) -> str:
