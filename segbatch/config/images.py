@@ -64,7 +64,7 @@ class Manifest(Strict):
 
 class Table(Strict):
     """Parquet files that hold the images themselves, one a row; the other columns are copied to the
-    results.
+    results, but for those that hold images, too.
     """
 
     table: Location

@@ -225,8 +225,7 @@ def _open_manifest(source: Manifest, reserved: Collection[str], scratch: str) ->
             f"{name}: has no column {source.uri_column}, and holds images itself (column"
             f" {', '.join(table.images)}): {'download it, and ' * is_web}write images: {where}"
         )
-    if table.images:
-        say(f"{name}: left out, because it holds images: column {', '.join(table.images)}")
+    _say_left_out(name, table)
     old = [field.name for field in table.fields]
     new = columns.renamed(old, source.rename, name)
     uri = columns.uri_index(table.fields, new, source.uri_column, name)
@@ -252,6 +251,7 @@ def _open_parts(
     """Parts of objects, with their URIs, places and columns. Raises ``SourceError`` as
     :func:`_open_manifest`.
     """
+    _say_left_out(name, table)
     fields = [field for field in table.fields if field.name not in (PART_URI, PLACE.name)]
     old = [field.name for field in fields]
     new = columns.renamed(old, source.rename, name)
@@ -262,6 +262,11 @@ def _open_parts(
     batches = (batch.rename_columns([URI.name, PLACE.name, *new]) for batch in selected)
     renamed = [field.with_name(name) for field, name in zip(fields, new, strict=True)]
     return _SourceStream(name, renamed, batches, has_places=True)
+
+
+def _say_left_out(name: str, table: TableStream) -> None:
+    if table.images:
+        say(f"{name}: left out, because it holds images: column {', '.join(table.images)}")
 
 
 def _quoted(column: str) -> str:

@@ -45,6 +45,9 @@ from segbatch.storage.uris import without_query
 _HEAD_BYTES = 65_536
 _NONE = "\x1f"  # the delimiter of a file with one column
 _FOOTERS_AT_ONCE = 16
+IMAGE_BUFFER_BYTES = 4 << 20  # of a column of images at a time: each is a request to object storage
+_ROWS_SEARCHED = 1000  # for the first value of a binary column
+_ROWS_AT_ONCE = 16  # of them
 _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 
 # A CSV column has the first of these types from which every value prints back the same, else it is
@@ -76,7 +79,7 @@ def _keeps_digits(text: str) -> tuple[str, str]:
 class TableStream(NamedTuple):
     """The columns of a table, with types that results can hold, and its rows, to be read once.
 
-    ``images`` names the columns that hold whole images; they are not read.
+    ``images`` names the columns that hold images; they are left out.
     """
 
     fields: list[pa.Field]
@@ -180,26 +183,40 @@ def _kind_of(file: str) -> str:
 # ------------------------------------------------------------------------------------------ Parquet
 
 
+class ImageColumns(NamedTuple):
+    """The columns of a table that hold images, by the first values of its first file.
+
+    ``single`` hold an image a row, ``nested`` hold images in lists or structs. ``unnamed`` are
+    those of ``single`` that the URI of a row without ``&column=`` may mean: their first value, or
+    their type, says that they hold images. URIs of existing runs depend on it.
+    """
+
+    single: list[str]
+    nested: list[str]
+    unnamed: list[str]
+
+
 class ParquetTable(NamedTuple):
     """The files of a table, with the Hive partitions that their paths name.
 
-    ``fields`` are the columns of all files, with types that results can hold, without ``images``;
-    ``keys`` are those of partitions. ``group_rows`` are the rows of the largest row group of each
-    file.
+    ``fields`` are the columns of all files, with types that results can hold, without those of
+    images; ``keys`` are those of partitions. ``group_rows`` are the rows of the largest row group
+    of each file.
     """
 
     files: list[tuple[str, Mapping[str, str | None]]]
     fields: list[pa.Field]
     keys: list[pa.Field]
-    images: list[str]
+    images: ImageColumns
     group_rows: list[int]
 
     def batches(self) -> Iterator[tuple[str, int, pa.RecordBatch]]:
         """The rows, to be read once: a file, the number of a row in it, and rows from there on."""
+        left_out = {*self.images.single, *self.images.nested}
         for file, values in self.files:
             first = 0
             with reading_source(file), open_parquet(file) as table:
-                wanted = [name for name in table.schema_arrow.names if name not in self.images]
+                wanted = [name for name in table.schema_arrow.names if name not in left_out]
                 missing = [key for key in self.keys if key.name not in wanted]
                 for group in range(table.num_row_groups):
                     for batch in table.iter_batches(
@@ -230,10 +247,10 @@ def parquet_table(files: list[str], base: str) -> ParquetTable:
 
     partitions = [_partitions_in(file.removeprefix(base)) for file in files]
     keys = _partition_fields(partitions)
-    with reading_source(files[0]), open_parquet(files[0]) as table:
+    with reading_source(files[0]), open_parquet(files[0], IMAGE_BUFFER_BYTES) as table:
         images = image_columns(table)
     with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
-        found = pool.map(partial(_footer, images=images), files)
+        found = pool.map(partial(_footer, images=[*images.single, *images.nested]), files)
         fields = columns.union(own_fields(zip(files, found, strict=True)))
     # Spark and DuckDB can write a partition's value into the file as well; the file's has a type.
     own = {field.name: field for field in fields}
@@ -244,22 +261,48 @@ def parquet_table(files: list[str], base: str) -> ParquetTable:
 
 def _open_parquet(name: str, files: list[str], base: str) -> TableStream:
     table = parquet_table(files, base)
-    return TableStream(table.fields, (batch for _, _, batch in table.batches()), table.images)
+    left_out = [*table.images.single, *table.images.nested]
+    return TableStream(table.fields, (batch for _, _, batch in table.batches()), left_out)
 
 
-def image_columns(table: pq.ParquetFile) -> list[str]:
+def image_columns(table: pq.ParquetFile) -> ImageColumns:
     """The columns that hold images: ``struct<bytes, path>`` as Hugging Face writes it, and binary
     columns whose first value is an image.
     """
-    schema: pa.Schema = table.schema_arrow
-    binary = [field.name for field in schema if _is_binary(field.type)]
-    first = next(table.iter_batches(1, columns=binary), None) if binary else None
-    heads = {name: first.column(name)[0].as_py() for name in binary} if first is not None else {}
-    return [
-        field.name
-        for field in schema
-        if _is_image_struct(field.type) or _is_image(heads.get(field.name))
-    ]
+    found = ImageColumns([], [], [])
+    for field in table.schema_arrow:
+        is_struct = _is_image_struct(field.type)
+        row = None if is_struct else _row_of_first_image(table, field)
+        if is_struct or (row is not None and _is_binary(field.type)):
+            found.single.append(field.name)
+            if row in (None, 0) and "binary_view" not in str(field.type):
+                found.unnamed.append(field.name)
+        elif row is not None or _has_image_struct(field.type):
+            found.nested.append(field.name)
+    return found
+
+
+def _row_of_first_image(table: pq.ParquetFile, field: pa.Field) -> int | None:
+    """The row of the first value of a column of binaries or of lists of them; ``None`` if there is
+    none in the first rows, or it is no image.
+    """
+    inner = field.type.value_type if hasattr(field.type, "value_field") else field.type
+    if not _is_binary(inner):
+        return None
+    first = 0
+    for batch in table.iter_batches(_ROWS_AT_ONCE, columns=[field.name]):
+        for row, value in enumerate(batch.column(field.name).to_pylist(), first):
+            if value:
+                return row if _is_image(value[0] if isinstance(value, list) else value) else None
+        first += batch.num_rows
+        if first >= _ROWS_SEARCHED:
+            break
+    return None
+
+
+def _has_image_struct(type_: pa.DataType) -> bool:
+    inner = [type_.field(number).type for number in range(type_.num_fields)]
+    return any(_is_image_struct(one) or _has_image_struct(one) for one in inner)
 
 
 def _is_image(data: bytes | None) -> bool:
@@ -271,7 +314,8 @@ def _is_image(data: bytes | None) -> bool:
 
 
 def _is_binary(type_: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(type_) or pa.types.is_large_binary(type_))
+    kinds = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+    return any(is_kind(type_) for is_kind in kinds)
 
 
 def _is_image_struct(type_: pa.DataType) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +59,80 @@ def test_binary_columns_hold_images_too(root: str, tmp_path: Path) -> None:
     put(f"{root}/a.parquet", pa.table({"photo": photos, "name": ["a", "b"]}))
     rows = frozen(tmp_path, {"table": f"{root}/a.parquet"})
     assert read_images(rows["uri"].to_pylist(), LIMITS) == photos
+
+
+@pytest.mark.parametrize(
+    "type_",
+    [pa.binary(), pa.large_binary(), pa.binary_view(), pa.struct([("bytes", pa.binary_view())])],
+)
+def test_images_are_found_behind_nulls_and_in_every_binary_type(
+    tmp_path: Path, type_: pa.DataType
+) -> None:
+    is_struct = pa.types.is_struct(type_)
+    photos = [None] * 40 + [{"bytes": jpeg(40)} if is_struct else jpeg(40)]
+    put(f"{tmp_path}/a.parquet", pa.table({"photo": pa.array(photos, type_), "n": range(41)}))
+    rows = frozen(tmp_path, {"table": f"{tmp_path}/a.parquet"})
+    assert rows.column_names == ["image_id", "uri", "n", PLACE.name]
+    found = read_images(rows["uri"].to_pylist()[39:], LIMITS)
+    assert found == [storage.Unreadable("not_found", "the row has no image"), jpeg(40)]
+
+
+def test_columns_of_images_are_left_out_of_the_results_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = {"bytes": jpeg(5), "path": None}
+    more = {
+        "crops": pa.array([[], [photo, photo], None], pa.list_(STRUCT)),
+        "thumbnails": pa.array([None, [jpeg(6)], []], pa.list_(pa.binary())),
+        "pair": pa.array([{"left": photo, "right": photo}] * 3),
+        "mask": pa.array([None, jpeg(7), None], pa.binary()),
+        "hashes": pa.array([[b"\0"], None, []], pa.list_(pa.binary())),
+    }
+    put(f"{tmp_path}/a.parquet", table(3, **more, s3_path=["a", "b", "c"]))
+    for kind, rest in (
+        ("table", {"image_column": "image"}),
+        ("manifest", {"uri_column": "s3_path"}),
+    ):
+        rows = frozen(tmp_path, {kind: f"{tmp_path}/a.parquet", **rest}, kind)
+        assert {"city", "hashes"} < set(rows.column_names)
+        assert not {"image", "crops", "thumbnails", "pair", "mask"} & set(rows.column_names)
+        said = capsys.readouterr().err
+        images = "image, " * (kind == "manifest")
+        assert f"holds images: column {images}mask, crops, thumbnails, pair" in said
+    with pytest.raises(SourceError, match=r"several columns hold images \(image, mask\)"):
+        frozen(tmp_path, {"table": f"{tmp_path}/a.parquet"}, "unnamed")
+    with pytest.raises(SourceError, match="column crops holds images in lists or structs"):
+        frozen(tmp_path, {"table": f"{tmp_path}/a.parquet", "image_column": "crops"}, "nested")
+    put(f"{tmp_path}/b.parquet", pa.table({"crops": more["crops"]}))
+    with pytest.raises(SourceError, match="column crops holds images in lists or structs"):
+        frozen(tmp_path, {"table": f"{tmp_path}/b.parquet"}, "only")
+
+
+def test_a_uri_without_a_column_stays_the_image_that_it_was(tmp_path: Path) -> None:
+    masks = pa.array([None, jpeg(7)], pa.binary())  # earlier versions did not see images there
+    put(f"{tmp_path}/a.parquet", table(2, mask=masks))
+    uris = [f"{tmp_path}/a.parquet#row={row}" for row in range(2)]
+    assert read_images(uris, LIMITS) == [jpeg(0), jpeg(1)]
+    rows = frozen(tmp_path, {"table": f"{tmp_path}/a.parquet", "image_column": "image"})
+    assert rows["uri"].to_pylist() == uris
+
+
+def test_a_table_is_listed_without_reading_its_images(tmp_path: Path) -> None:
+    photo, noise = jpeg(0), random.Random(0).randbytes(10_000)
+    photos = [photo + bytes([row % 256]) + noise for row in range(3000)]
+    columns = {"photo": pa.array(photos, pa.binary()), "number": range(3000)}
+    options = {"compression": "none", "use_dictionary": False}
+    put(f"{tmp_path}/a.parquet", pa.table(columns), **options)
+    put(f"{tmp_path}/small.parquet", table(1))
+    frozen(tmp_path, {"table": f"{tmp_path}/small.parquet"}, "small")  # what it imports is read
+    before = _bytes_read()
+    assert len(frozen(tmp_path, {"table": f"{tmp_path}/a.parquet"})) == 3000
+    assert _bytes_read() - before < 15_000_000  # of 32: a page of pyarrow has 1,024 values
+
+
+def _bytes_read() -> int:
+    """By this process, also from the page cache."""
+    return int(Path("/proc/self/io").read_text().split()[1])
 
 
 def test_large_row_groups_are_said_once_with_what_makes_them_small(
