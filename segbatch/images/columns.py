@@ -188,11 +188,14 @@ def uri_index(
                 f"{origin}: its first line is no header: put a line with the names of the columns"
                 " above it, `uri` for that of the URIs"
             )
+        if old[0].startswith("#"):
+            raise SourceError(f"{origin}: its first line is a comment and no header: delete it")
         strings = [field.name for field in fields if pa.types.is_string(field.type)]
         likely = max(strings or old, key=_uri_likeness)
         raise SourceError(
             f"{origin}: no column {uri_column}; {_list_names(old)}: say which one holds the URIs,"
-            f" for example uri_column: {likely} or rename: {as_yaml({likely: 'uri'})}"
+            f" for example {as_yaml({'uri_column': likely})[1:-1]} or rename:"
+            f" {as_yaml({likely: 'uri'})}"
         )
     index = list(names).index(uri_column)
     type_ = fields[index].type

@@ -68,12 +68,19 @@ _CSV_TYPES = {
 
 def _keeps_digits(text: str) -> tuple[str, str]:
     """SQL: the significant digits of a number as it is written, and as a double prints them."""
+    return _digits(text), _digits(f"CAST(try_cast({text} AS DOUBLE) AS VARCHAR)")
 
-    def digits(number: str) -> str:
-        mantissa = f"regexp_replace(regexp_replace({number}, '[eE].*$', ''), '[-+.]', '', 'g')"
-        return f"trim(ltrim({mantissa}, '0'), '0')"
 
-    return digits(text), digits(f"CAST(try_cast({text} AS DOUBLE) AS VARCHAR)")
+def _digits(number: str) -> str:
+    mantissa = f"regexp_replace(regexp_replace({number}, '[eE].*$', ''), '[-+.]', '', 'g')"
+    return f"trim(ltrim({mantissa}, '0'), '0')"
+
+
+def _all_digits(json_text: str) -> str:
+    """SQL: the significant digits of every number in a JSON text, sorted."""
+    without_strings = rf"""regexp_replace({json_text}, '"([^"\\]|\\.)*"', '', 'g')"""
+    numbers = f"regexp_extract_all({without_strings}, '-?[0-9][-+.0-9eE]*')"
+    return f"list_sort(list_transform({numbers}, lambda number: {_digits('number')}))"
 
 
 class TableStream(NamedTuple):
@@ -425,11 +432,16 @@ def _csv_header(file: str) -> CsvHeader:
 
     A line without any is one column, in which commas and semicolons are part of the URIs.
     """
+    delimiters, skip = ",;\t|", 0
     with _opened(file) as plain:
-        first = decode_text(plain.readline(), file, SourceError)
-        excel = re.fullmatch(r'"?sep=(.)"?\n?', first)
-        line = decode_text(plain.readline(), file, SourceError) if excel else first
-    delimiters = excel[1] if excel else ",;\t|"
+        for line in (decode_text(data, file, SourceError) for data in plain):
+            if excel := re.fullmatch(r'"?sep=(.)"?\n?', line):
+                delimiters = excel[1]
+            elif line.strip():
+                break
+            skip += 1
+        else:
+            raise SourceError(f"{file}: has no rows")
     names, delimiter = max(
         ((next(csv.reader([line], delimiter=d), []), d) for d in delimiters),
         key=lambda found: len(found[0]),
@@ -437,7 +449,7 @@ def _csv_header(file: str) -> CsvHeader:
     if len(names) < 2:
         names, delimiter = next(csv.reader([line], delimiter=_NONE), []) or [""], _NONE
     names = [name.strip() or f"column{n}" for n, name in enumerate(names)]
-    return CsvHeader(names, delimiter, skip=1 if excel else 0)
+    return CsvHeader(names, delimiter, skip)
 
 
 def _csv_types(
@@ -477,8 +489,9 @@ def open_json_lines(name: str, files: list[str], base: str = "") -> TableStream:
 
     Reads the files twice: once to find which kinds of JSON values each key has, once for these.
 
-    Strings stay strings, also those that look like numbers or dates. A key with values of several
-    kinds, and one with numbers that no double holds, becomes their text.
+    Strings stay strings, also those that look like numbers or dates. A key becomes the JSON text of
+    its values where these are of several kinds or have numbers that no double holds, and so does
+    an object with keys that are empty or differ in case only.
     """
     options: dict[str, Any] = {"files": files}
     database = _database_for(files)
@@ -490,6 +503,8 @@ def open_json_lines(name: str, files: list[str], base: str = "") -> TableStream:
         kinds = json.loads(structure or "{}")
         if not isinstance(kinds, dict):
             raise SourceError(f"{name}: its lines must be JSON objects, each in one line")
+        if not kinds:
+            raise SourceError(f"{name}: has no rows")
         types = {key: _sql_type(kind) for key, kind in kinds.items()}
         types |= _json_numbers(database, types, options)
         source = "FROM read_json($files, format='newline_delimited', columns=$columns)"
@@ -507,6 +522,8 @@ def open_json_lines(name: str, files: list[str], base: str = "") -> TableStream:
 def _sql_type(kind: Any) -> str:
     """The SQL type for a kind of JSON values, as ``json_group_structure`` names it."""
     if isinstance(kind, dict):
+        if "" in kind or len({key.lower() for key in kind}) < len(kind):
+            return "JSON"
         inner = ", ".join(f"{_quoted(key)} {_sql_type(value)}" for key, value in kind.items())
         return f"STRUCT({inner})" if kind else "JSON"
     if isinstance(kind, list):
@@ -518,14 +535,18 @@ def _json_numbers(
     database: duckdb.DuckDBPyConnection, types: Mapping[str, str], options: dict[str, Any]
 ) -> dict[str, str]:
     """``JSON`` for each key whose numbers would lose digits in its type."""
-    numbers = [key for key, type_ in types.items() if type_ in ("BIGINT", "DOUBLE")]
+    numbers = [key for key, type_ in types.items() if "BIGINT" in type_ or "DOUBLE" in type_]
     if not numbers:
         return {}
     raw = {key: f"json_extract_string(json, {_pointer(key)})" for key in numbers}
     tests = []
     for key in numbers:
         fits = f"try_cast({raw[key]} AS BIGINT) IS NOT NULL"
-        if types[key] == "DOUBLE":
+        if types[key] not in ("BIGINT", "DOUBLE"):
+            value = f"try_cast(json_extract(json, {_pointer(key)}) AS {types[key]})"
+            converted = f"CAST(to_json({value}) AS VARCHAR)"
+            fits = f"coalesce({_all_digits(raw[key])} = {_all_digits(converted)}, false)"
+        elif types[key] == "DOUBLE":
             digits, double_digits = _keeps_digits(raw[key])
             fits = f"{digits} = {double_digits} OR NOT isfinite(try_cast({raw[key]} AS DOUBLE))"
         tests.append(f"coalesce(bool_and({fits}) FILTER (WHERE {raw[key]} IS NOT NULL), true)")
@@ -541,7 +562,9 @@ def _pointer(key: str) -> str:
 
 
 def _check_keys(name: str, database: duckdb.DuckDBPyConnection, files: list[str]) -> None:
-    """Refuse keys that differ in case only: DuckDB would rename one of them without a word."""
+    """Refuse keys that are empty, and those that differ in case only: DuckDB would rename one of
+    them without a word.
+    """
     keys = database.sql(
         "SELECT DISTINCT unnest(json_keys(json)) AS key FROM read_ndjson_objects($files)"
         " ORDER BY key",
@@ -549,6 +572,8 @@ def _check_keys(name: str, database: duckdb.DuckDBPyConnection, files: list[str]
     ).fetchall()
     spelled: dict[str, str] = {}
     for (key,) in keys:
+        if not key:
+            raise SourceError(f'{name}: the key "" is no name of a column: give it another one')
         other = spelled.setdefault(key.lower(), key)
         if other != key:
             raise SourceError(
@@ -584,14 +609,16 @@ def _for_duckdb(file: str, scratch: str) -> str:
     """``file``, or a copy in ``scratch`` if DuckDB would not read it as it is.
 
     The copy is in UTF-8 without a mark and with ``\\n``, and has a plain name: DuckDB takes every
-    name for a glob.
+    name for a glob. It refuses a CSV whose lines end in two ways.
     """
     with _opened(file) as plain:
         head = plain.read(_HEAD_BYTES)
     encoding = encoding_of(head)
     text = head.decode(encoding, "ignore")
-    old_mac = "\r" in text and "\n" not in text
-    is_utf8 = encoding == "utf-8" and not old_mac
+    unquoted = re.sub('"[^"]*("|$)', "", text)  # a quoted value may have line ends of its own
+    is_mixed = {"\r\n", "\n"} <= set(re.findall("\r?\n", unquoted))
+    has_other_ends = is_mixed or ("\r" in text and "\n" not in text)
+    is_utf8 = encoding == "utf-8" and not has_other_ends
     if is_utf8 and not has_wildcard(file):
         return file
     suffix = PurePosixPath(file.lower().removesuffix(".gz")).suffix
@@ -600,7 +627,7 @@ def _for_duckdb(file: str, scratch: str) -> str:
         if is_utf8:
             shutil.copyfileobj(plain, target)
         else:
-            lines = io.TextIOWrapper(plain, encoding, newline=None if old_mac else "")
+            lines = io.TextIOWrapper(plain, encoding, newline=None if has_other_ends else "")
             target.writelines(line.encode() for line in lines)
     return copy
 

@@ -644,8 +644,8 @@ def test_manifests_that_are_none_are_refused(run: Run, place: str) -> None:
     assert "must end in .parquet, .csv" in run.refusal({"manifest": f"{place}/table.xlsx"})
     assert "several kinds" in run.refusal({"manifest": f"{place}/mixed/*"})
     assert "no such file" in run.refusal(f"{place}/nothing.csv")
-    assert "no column uri" in run.refusal(f"{place}/empty.csv")
-    assert "no column uri" in run.refusal(f"{place}/gone.csv.gz")
+    assert "has no rows" in run.refusal(f"{place}/empty.csv")
+    assert "has no rows" in run.refusal(f"{place}/gone.csv.gz")
     assert "cannot be read" in run.refusal(f"{place}/plain.csv.gz")
 
 
@@ -795,6 +795,36 @@ def test_csv_of_excel_and_blanks_around_uris(run: Run, tmp_path: Path) -> None:
         assert run.uris(text(tmp_path / "m.csv", content)) == ["a.jpg"]
 
 
+@pytest.mark.parametrize("name", ["m.csv", "m.csv.gz"])
+def test_csv_with_two_kinds_of_line_ends_and_blank_lines_above_the_header(
+    run: Run, tmp_path: Path, name: str
+) -> None:
+    for content in (
+        "uri,n\r\na.jpg,1\nb.jpg,2\r\n\r\n",
+        "uri,n\na.jpg,1\r\nb.jpg,2\n",
+        "\n \r\nuri,n\na.jpg,1\nb.jpg,2\n",
+        "sep=;\n\nuri;n\na.jpg;1\nb.jpg;2\n",
+    ):
+        rows = run.rows(text(tmp_path / name, content)).drop_columns("image_id").to_pylist()
+        assert rows == [{"uri": "a.jpg", "n": 1}, {"uri": "b.jpg", "n": 2}]
+    quoted = text(tmp_path / name, 'uri,n\r\na.jpg,"1\n2"\r\nb.jpg,2\r\n')
+    assert run.rows(quoted)["n"].to_pylist() == ["1\n2", "2"]
+    mixed = text(tmp_path / name, 'uri,n\na.jpg,"1\r\n2"\nb.jpg,2\n')
+    assert run.rows(mixed)["n"].to_pylist() == ["1\r\n2", "2"]
+
+
+def test_a_file_without_rows_or_with_a_comment_above_its_header_says_so(
+    run: Run, tmp_path: Path
+) -> None:
+    for name, content in {"m.csv": "", "n.csv": "\n\n", "m.jsonl": "", "n.jsonl": "\n"}.items():
+        assert run.refusal(text(tmp_path / name, content)).endswith(f"{name}: has no rows")
+    said = run.refusal(text(tmp_path / "m.csv", "# exported 2024\nuri\na.jpg\n"))
+    assert said.endswith("m.csv: its first line is a comment and no header: delete it")
+    said = run.refusal(text(tmp_path / "m.csv", "n: 1,a\nx,y\n"))
+    advised = said.partition("for example ")[2].partition(" or rename")[0]
+    assert run.uris({"manifest": str(tmp_path / "m.csv"), **yaml.safe_load(advised)})
+
+
 def test_json_numbers_that_no_number_holds_stay_as_they_are_written(
     run: Run, tmp_path: Path
 ) -> None:
@@ -811,6 +841,30 @@ def test_json_numbers_that_no_number_holds_stay_as_they_are_written(
     assert np.isnan(first["f"])
     assert second["f"] == -np.inf
     assert second["n"] == {"at": "08:05"}
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ('{"id": [9007199254740993, 0.5]}', '{"id":[9007199254740993,0.5]}'),
+        ('{"id": 12345678901234567890}', '{"id":12345678901234567890}'),
+        ("[1, 123456789012345678901234]", "[1,123456789012345678901234]"),
+        ('{"x": 1, "X": 2}', '{"x":1,"X":2}'),
+        ('{"": 1}', '{"":1}'),
+        ('{"x": [{"": 1}]}', {"x": ['{"":1}']}),
+        (
+            '{"id": 9007199254740993, "x": 1e22, "t": "\\"12345678901234567890.123"}',
+            {"id": 9007199254740993, "x": 1e22, "t": '"12345678901234567890.123'},
+        ),
+        ("[[0.5], [1, null], []]", [[0.5], [1.0, None], []]),
+    ],
+)
+def test_numbers_within_json_values_lose_no_digit(
+    run: Run, tmp_path: Path, value: str, expected: Any
+) -> None:
+    lines = f'{{"uri": "a", "m": {value}}}\n{{"uri": "b"}}\n{{"uri": "c", "m": null}}\n'
+    rows = run.rows(text(tmp_path / "m.jsonl", lines))
+    assert rows["m"].to_pylist() == [expected, None, None]
 
 
 def test_a_partition_that_is_also_in_the_file_is_one_column(run: Run, tmp_path: Path) -> None:
@@ -889,6 +943,8 @@ def test_json_that_cannot_be_read_is_refused(run: Run, tmp_path: Path) -> None:
     assert "Malformed JSON" in run.refusal(text(tmp_path / "m.jsonl", '{"uri": "a"}\n{nope\n'))
     said = run.refusal(text(tmp_path / "m.jsonl", '{"uri": "a", "city": 1, "City": 2}\n'))
     assert "City and city" in said
+    said = run.refusal(text(tmp_path / "m.jsonl", '{"uri": "a", "": 2}\n'))
+    assert 'the key "" is no name of a column' in said
 
 
 # ---------------------------------------------------------------------------------------- inventory
