@@ -126,7 +126,9 @@ def stream_images(
         places = [PLACE] if any(stream.has_places for stream in streams) else []
         users = columns.without_null_type(columns.union(found))
         schema = pa.schema([URI, *users, *places])
-        batches = (columns.conform(batch, schema) for stream in streams for batch in stream.batches)
+        batches = (
+            _conform(batch, schema, stream.name) for stream in streams for batch in stream.batches
+        )
         yield ImageStream(schema, batches, listing)
 
 
@@ -147,6 +149,14 @@ def added_columns(sources: Iterable[Source]) -> list[pa.Field]:
     if any(getattr(source, "exif", False) for source in sources):
         return exif.FIELDS
     return [exif.COMPASS] if any(isinstance(source, Panorama) for source in sources) else []
+
+
+def _conform(batch: pa.RecordBatch, schema: pa.Schema, name: str) -> pa.RecordBatch:
+    """``batch`` with the columns of ``schema``. Raises ``SourceError`` for a value that does not
+    fit the type that its column has in all tables.
+    """
+    with reading_source(name):
+        return columns.conform(batch, schema)
 
 
 def _with_nulls(batch: pa.RecordBatch, fields: Sequence[pa.Field]) -> pa.RecordBatch:
@@ -293,8 +303,7 @@ def _select_rows(
     is_csv = name.lower().endswith((".csv", ".csv.gz"))
     num_read = num_selected = 0
     for given in batches:
-        with reading_source(name):
-            batch = columns.conform(given, schema)
+        batch = _conform(given, schema, name)
         if is_csv:  # blanks around a delimiter are layout
             trimmed = pc.utf8_trim_whitespace(batch.column(uri))
             batch = batch.set_column(uri, schema.field(uri), trimmed)

@@ -212,6 +212,30 @@ def test_sources_that_disagree_are_refused(run: Run, tmp_path: Path) -> None:
 # ----------------------------------------------------------------------------------------- prefixes
 
 
+def test_numbers_of_several_types_become_one_that_holds_all(run: Run, tmp_path: Path) -> None:
+    for number, (floors, area) in enumerate([([2], 1), ([None, 3.0], 2), ([4], 2**40)]):
+        area_type = pa.int64() if area > 2 else pa.int32()
+        parquet(
+            tmp_path / f"parts/{number}.parquet",
+            uri=[f"{number}.jpg"] * len(floors),
+            floors=pa.array(floors, pa.float32() if None in floors else pa.int64()),
+            area=pa.array([area] * len(floors), area_type),
+        )
+    rows = run.rows({"manifest": str(tmp_path / "parts")})
+    assert rows["floors"].to_pylist() == [2.0, None, 3.0, 4.0]
+    assert rows["area"].to_pylist() == [1, 2, 2, 2**40]
+    assert rows.schema.field("area").type == pa.int64()
+    whole = parquet(tmp_path / "whole.parquet", uri=["a"], floors=[2**53 + 1])
+    halves = parquet(tmp_path / "halves.parquet", uri=["b"], floors=[0.5])
+    assert "whole.parquet: cannot be read: column floors: Integer value" in run.refusal(
+        whole, halves
+    )
+    texts = parquet(tmp_path / "texts.parquet", uri=["c"], floors=["two"])
+    assert "list them as two sources" in run.refusal(halves, texts)
+    renamed = {"manifest": texts, "rename": {"floors": "words"}}
+    assert run.rows(halves, renamed)["words"].to_pylist() == [None, "two"]
+
+
 def test_a_prefix_takes_images_in_any_case_and_counts_the_rest(run: Run, place: str) -> None:
     put(place, "a.JPG", "d/b.png", "d/e/c.TIFF", "notes.txt", "d/notes.TXT", "README")
     result = run.freeze(f"{place}/")
