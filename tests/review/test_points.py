@@ -19,6 +19,7 @@ from segbatch.cli.main import app
 from segbatch.errors import InputError
 from segbatch.images.exif import Capture, exif_of
 from segbatch.jobs.segment import segment
+from segbatch.review.browse.grid import Grid, GridQuery
 from segbatch.run import Run
 from tests.collection import image
 from tests.conftest import EVERYTHING, job
@@ -130,6 +131,39 @@ def test_columns_called_as_parts_of_the_formats_are_still_there(tmp_path: Path) 
     for name in names:
         assert read[name][3] == feature["properties"][name] == f"{name} 3"
     assert len(geopandas.read_file(tmp_path / "b" / "images.geojson")) == 14
+
+
+def test_coordinates_may_be_text(tmp_path: Path) -> None:
+    """A CSV with six decimals has 47.370000, which no number prints back."""
+    latitudes = ["47.370000", None, "", "47°22'N", "91.000000"]
+    values: dict[str, Any] = {
+        "latitude": lambda image_id: latitudes[min(image_id, 4)],
+        "longitude": lambda image_id: 8.541234,
+        "Lat": lambda image_id: "none",
+        "lon": lambda image_id: "none",
+    }
+    types = [pa.string(), pa.float64(), pa.string(), pa.string()]
+    columns = [pa.field(name, type_) for name, type_ in zip(values, types, strict=True)]
+    run = write_run(str(tmp_path / "run"), user_columns=columns, user_values=values)
+    run.export(str(tmp_path / "parquet"), "geoparquet")
+    [point] = geopandas.read_parquet(tmp_path / "parquet" / "images.parquet").geometry
+    assert (point.x, point.y) == (8.541234, 47.37)
+    run.export(str(tmp_path / "json"), "geojson")
+    [point] = geopandas.read_file(tmp_path / "json" / "images.geojson").geometry
+    assert (point.x, point.y) == (8.541234, 47.37)
+    run.report(str(tmp_path / "report.html"))
+    assert "8.541234, 47.37, [" in (tmp_path / "report.html").read_text()
+    grid = Grid(run)
+    [shown] = grid.points(GridQuery())
+    assert (shown["lon"], shown["lat"]) == (8.541234, 47.37)
+
+
+def test_text_that_is_no_number_is_no_coordinate(tmp_path: Path) -> None:
+    columns = [pa.field(name, pa.string()) for name in ("lat", "lon")]
+    values: dict[str, Any] = {name: lambda image_id: "47°22'N" for name in ("lat", "lon")}
+    run = write_run(str(tmp_path / "run"), user_columns=columns, user_values=values)
+    with pytest.raises(InputError, match="has no coordinates"):
+        run.export(str(tmp_path / "out"), "geojson")
 
 
 def test_the_report_has_a_map_that_asks_for_nothing(
