@@ -42,7 +42,8 @@ _ROW_URI = re.compile(r"(.+\.parquet)#row=(\d+)(?:&column=([^#&]+))?", re.S | re
 MANY_ROWS = 1000  # of a row group: its images are read slowly
 _BATCH_ROWS = 16  # that are in memory at once
 
-# A table from elsewhere must not make us read files of this machine.
+# A table from elsewhere must not make us read files of this machine, by no protocol of fsspec.
+_REMOTE_SCHEMES = storage.OBJECT_SCHEMES | storage.HTTP_SCHEMES | {"hf"}
 _ELSEWHERE = storage.Unreadable("not_found", "its path is on the machine that wrote the table")
 _NO_IMAGE = storage.Unreadable("not_found", "the row has no image")
 
@@ -220,7 +221,8 @@ def _content(value: Any, file: str, limits: storage.ReadLimits) -> Any:
     path = value.get("path") if isinstance(value, dict) else None
     if data is None and path:
         is_absolute = storage.scheme_of(path) or path.startswith("/")
-        if is_absolute and storage.is_local(path) and not storage.is_local(file):
+        scheme = path.partition("://")[0].lower()  # of a chain (`zip::file`) no known one
+        if is_absolute and not storage.is_local(file) and scheme not in _REMOTE_SCHEMES:
             return _ELSEWHERE
         return path if is_absolute else storage.join(file.rpartition("/")[0], path)
     if not isinstance(data, bytes):

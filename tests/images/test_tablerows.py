@@ -6,6 +6,7 @@ import io
 import random
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,31 @@ def test_a_path_without_bytes_is_read_from_there(root: str, tmp_path: Path) -> N
         assert "on the machine that wrote the table" in getattr(local, "message", "")
     assert [getattr(reason, "kind", None) for reason in gone] == ["not_found"] * 2
     assert empty == b""  # an empty file, which decoding names
+
+
+def test_a_table_in_a_bucket_reads_no_file_of_this_machine(s3: Any, tmp_path: Path) -> None:
+    root = s3.uri("table")
+    storage.write_bytes(f"{root}/7.jpg", jpeg(7))
+    photo = tmp_path / "secret.jpg"
+    photo.write_bytes(jpeg(0))
+    with zipfile.ZipFile(tmp_path / "secret.zip", "w") as archive:
+        archive.write(photo, "secret.jpg")
+    paths = [
+        f"{root}/7.jpg",
+        f"{photo}",
+        f"file://{photo}",
+        f"FILE://{photo}",
+        f"local://{photo}",
+        f"zip://secret.jpg::{tmp_path}/secret.zip",
+        f"simplecache::file://{photo}",
+        f"s3::file://{photo}",
+    ]
+    photos = [{"bytes": None, "path": path} for path in paths]
+    put(f"{root}/a.parquet", pa.table({"image": pa.array(photos, STRUCT)}))
+    rows = frozen(tmp_path, {"table": f"{root}/a.parquet"})
+    first, *others = read_images(rows["uri"].to_pylist(), LIMITS)
+    assert first == jpeg(7)
+    assert [getattr(one, "kind", None) for one in others] == ["not_found"] * 7
 
 
 def test_rows_are_chosen_and_columns_renamed(tmp_path: Path) -> None:
