@@ -150,6 +150,8 @@ class Panorama(Strict):
         source = parse_source(value)
         if isinstance(source, Video | Panorama):
             raise ValueError("must be a source of photographs")
+        if source.exif:
+            raise ValueError("exif has no effect here: write exif: true beside panorama")
         return source
 
 

@@ -13,6 +13,7 @@ import uuid
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -134,7 +135,7 @@ class RunState:
         # Keys may be younger than the run, also those of its sources.
         begun = identity_of(Predict(), "predict.") | self.info.identity
         with contextlib.suppress(ValueError):
-            sources = parse_sources(begun.get("images"))
+            sources = parse_sources(_without_idle_exif(begun.get("images")))
             begun["images"] = recorded([source.model_dump(mode="json") for source in sources])
         for key, new in job.identity().items():
             old = begun.get(key)
@@ -368,6 +369,20 @@ class RunState:
                 with contextlib.suppress(OSError, Fenced):
                     self.write("interrupted" if isinstance(error, Interrupted) else "incomplete")
             raise
+
+
+def _without_idle_exif(images: Any) -> Any:
+    """``images`` of an identity without ``exif`` in ``panorama``, where earlier versions took it
+    and it had no effect.
+    """
+    if not isinstance(images, list):
+        return images
+    return [
+        source | {"panorama": source["panorama"] | {"exif": False}}
+        if isinstance(source, dict) and isinstance(source.get("panorama"), dict)
+        else source
+        for source in images
+    ]
 
 
 class StartRecord:

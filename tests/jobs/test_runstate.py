@@ -1,12 +1,13 @@
 """What a start leaves in run.json about itself, without a Ray."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from segbatch.config.job import SegmentJob, load_kind
-from segbatch.errors import RunError
+from segbatch.errors import JobFileError, RunError
 from segbatch.images.manifest import FrozenManifest
 from segbatch.jobs.preflight import prepare
 from segbatch.jobs.progress import Progress
@@ -62,6 +63,21 @@ def test_run_json_has_no_signature_and_a_new_one_resumes(tmp_path: Path, model_u
     # Earlier versions kept the whole address.
     state.info.identity["images"] = first.model_dump(mode="json")["images"]
     state.refuse_changes(renewed, prepared.model_sha256)
+
+
+def test_a_run_with_exif_within_its_panorama_resumes_without_it(tmp_path: Path) -> None:
+    source: dict[str, Any] = {"panorama": {"prefix": "/panos/"}}
+    mapping = {"kind": "segment", "images": source, "model": "/model", "output": "/run"}
+    new = load_kind(mapping, SegmentJob)
+    state = RunState(str(tmp_path), parse_info("run", INFO))
+    state.info.identity = new.identity()
+    [begun] = json.loads(json.dumps(state.info.identity["images"]))
+    begun["panorama"]["exif"] = True
+    state.info.identity["images"] = [begun]
+    state.refuse_changes(new, "0")
+    source["panorama"]["exif"] = True
+    with pytest.raises(JobFileError, match="write exif: true beside panorama"):
+        load_kind(mapping, SegmentJob)
 
 
 def test_the_pace_is_that_of_all_starts(tmp_path: Path) -> None:
