@@ -70,7 +70,7 @@ def columns(captures: Sequence[Capture | None]) -> dict[str, pa.Array]:
     }
 
 
-def exif_of(capture: Capture) -> bytes:
+def exif_bytes(capture: Capture) -> bytes:
     """The EXIF that says ``capture``, for a picture that is made of a photograph."""
     exif = Image.Exif()
     gps: dict[int, Any] = {}

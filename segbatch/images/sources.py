@@ -55,7 +55,13 @@ from segbatch.images.panorama import VIEW_COLUMNS, expand_panoramas
 from segbatch.images.place import PART_URI, PLACE
 from segbatch.images.shards import open_shards
 from segbatch.images.tablerows import open_image_table
-from segbatch.images.tables import TableStream, first_lines, in_memory_duckdb, open_table
+from segbatch.images.tables import (
+    TableStream,
+    first_lines,
+    in_memory_duckdb,
+    open_table,
+    quoted_name,
+)
 from segbatch.images.video import FRAME_COLUMNS, expand_videos
 from segbatch.storage import hub
 from segbatch.storage.uris import without_query
@@ -86,7 +92,7 @@ class ImageStream:
         return self.listing.whole
 
     @property
-    def places(self) -> list[pa.Field]:
+    def place_fields(self) -> list[pa.Field]:
         """The column of places, if there is one."""
         return [field for field in self.schema if field.name == PLACE.name]
 
@@ -123,9 +129,9 @@ def stream_images(
         streams = [open_source(source, reserved, listing) for source in sources]
         found = [(stream.name, stream.user_columns) for stream in streams]
         columns.check_spelling(found)
-        places = [PLACE] if any(stream.has_places for stream in streams) else []
+        place_fields = [PLACE] if any(stream.has_places for stream in streams) else []
         users = columns.without_null_type(columns.union(found))
-        schema = pa.schema([URI, *users, *places])
+        schema = pa.schema([URI, *users, *place_fields])
         batches = (
             _conform(batch, schema, stream.name) for stream in streams for batch in stream.batches
         )
@@ -279,11 +285,6 @@ def _say_left_out(name: str, table: TableStream) -> None:
         say(f"{name}: left out, because it holds images: column {', '.join(table.images)}")
 
 
-def _quoted(column: str) -> str:
-    """``column`` as a name in SQL."""
-    return '"' + column.replace('"', '""') + '"'
-
-
 RowFinder = Callable[[pa.RecordBatch], npt.NDArray[np.int64]]  # numbers of rows of a batch, sorted
 
 
@@ -326,7 +327,7 @@ def _select_rows(
 def _no_uri(
     source: Manifest | Table | Shards, name: str, column: str, row: int, value: str | None
 ) -> str:
-    quoted = column if re.fullmatch(r"[A-Za-z_]\w*", column) else _quoted(column)
+    quoted = column if re.fullmatch(r"[A-Za-z_]\w*", column) else quoted_name(column)
     condition = f"{quoted} IS NOT NULL" if value is None else f"{quoted} <> ''"
     if source.where is not None:
         condition = f"({source.where}) AND {condition}"

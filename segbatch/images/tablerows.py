@@ -146,8 +146,8 @@ def read_rows(
 ) -> list[Content]:
     """The image files in rows, or why there are none, in the order of ``parts``.
 
-    A file is opened once for all its rows that follow each other in ``parts``. Raises nothing for
-    what storage answers.
+    A file is opened once for all its rows that follow each other in ``parts``. ``raw_bytes`` has no
+    effect, because these are files already. Raises nothing for what storage answers.
     """
     wanted = [(*_split(part.uri), part.place and part.place.version) for part in parts]
     contents: list[Any] = []

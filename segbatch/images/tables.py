@@ -385,7 +385,7 @@ def open_parquet(file: str, buffer_bytes: int = 0) -> Iterator[pq.ParquetFile]:
 
 
 def _open_csv(name: str, files: list[str], base: str) -> TableStream:
-    """Reads the files twice: once to find the types over all values, once to convert them."""
+    """Reads the files once to find the types over all values, and once to convert them."""
     header = _csv_header(files[0])
     for file in files[1:]:
         if _csv_header(file) != header:
@@ -487,7 +487,8 @@ def _csv_test(name: str, type_: str) -> str:
 def open_json_lines(name: str, files: list[str], base: str = "") -> TableStream:
     """Files of JSON objects, one a line, as one table; ``name`` is for messages.
 
-    Reads the files twice: once to find which kinds of JSON values each key has, once for these.
+    Reads the files four times: for the keys, for the kinds of JSON values that each has, for the
+    digits of numbers, and for the values.
 
     Strings stay strings, also those that look like numbers or dates. A key becomes the JSON text of
     its values where these are of several kinds or have numbers that no double holds, and so does
@@ -510,7 +511,9 @@ def open_json_lines(name: str, files: list[str], base: str = "") -> TableStream:
         source = "FROM read_json($files, format='newline_delimited', columns=$columns)"
         options["columns"] = types
         values = ", ".join(
-            f"({_quoted(key)} ->> '$') AS {_quoted(key)}" if type_ == "JSON" else _quoted(key)
+            f"({quoted_name(key)} ->> '$') AS {quoted_name(key)}"
+            if type_ == "JSON"
+            else quoted_name(key)
             for key, type_ in types.items()
         )
         sql = f"SELECT {values} {source}"
@@ -524,7 +527,7 @@ def _sql_type(kind: Any) -> str:
     if isinstance(kind, dict):
         if "" in kind or len({key.lower() for key in kind}) < len(kind):
             return "JSON"
-        inner = ", ".join(f"{_quoted(key)} {_sql_type(value)}" for key, value in kind.items())
+        inner = ", ".join(f"{quoted_name(key)} {_sql_type(value)}" for key, value in kind.items())
         return f"STRUCT({inner})" if kind else "JSON"
     if isinstance(kind, list):
         return f"{_sql_type(kind[0])}[]"
@@ -582,7 +585,8 @@ def _check_keys(name: str, database: duckdb.DuckDBPyConnection, files: list[str]
             )
 
 
-def _quoted(column: str) -> str:
+def quoted_name(column: str) -> str:
+    """``column`` as a name in SQL."""
     return '"' + column.replace('"', '""') + '"'
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image, TiffImagePlugin, TiffTags
 
 from segbatch.images.decode import decode_image
-from segbatch.images.exif import Capture, capture_of, exif_of
+from segbatch.images.exif import Capture, capture_of, exif_bytes
 from segbatch.images.faults import Undecodable
 
 GPS, BASE = ExifTags.GPS, ExifTags.Base
@@ -82,7 +82,7 @@ def test_what_is_written_is_read(
     assume(max(abs(latitude), abs(longitude)) > 1e-6)  # else it is no place
     given = Capture(latitude, longitude, time.replace(microsecond=0), compass)
     sink = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(sink, "JPEG", exif=exif_of(given))
+    Image.new("RGB", (8, 8)).save(sink, "JPEG", exif=exif_bytes(given))
     found = capture_of(Image.open(io.BytesIO(sink.getvalue())))
     assert found.captured_at == given.captured_at
     numbers = [found.latitude, found.longitude, found.compass]

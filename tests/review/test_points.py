@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from segbatch.cli.main import app
 from segbatch.errors import InputError
-from segbatch.images.exif import Capture, exif_of
+from segbatch.images.exif import Capture, exif_bytes
 from segbatch.jobs.segment import segment
 from segbatch.review.browse.grid import Grid, GridQuery
 from segbatch.run import Run
@@ -46,7 +46,7 @@ def run(ray_address: str, model_uri: str, tmp_path_factory: pytest.TempPathFacto
     (root / "photos").mkdir()
     for number, place in enumerate(PLACES):
         name = root / "photos" / f"{number}.jpg"
-        image(number).save(name, quality=90, exif=exif_of(place))
+        image(number).save(name, quality=90, exif=exif_bytes(place))
     (root / "photos" / "3.jpg").write_bytes(b"nothing")
     sphere(root / "panoramas" / "0.jpg", room(), PLACES[0])
     sources = [
