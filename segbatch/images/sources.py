@@ -360,7 +360,10 @@ def _where_filter(name: str, where: str, schema: pa.Schema) -> RowFinder:
             expression = duckdb.SQLExpression(where)
             rows = database.from_arrow(numbered).filter(expression).project(row).to_arrow_table()
         except duckdb.Error as error:
-            raise SourceError(f"{name}: where: {where}: {first_lines(error)}") from error
+            why = first_lines(error)
+            if "VARCHAR" in why and "explicit" in why:
+                why += ": a column of text is compared as CAST(column AS DOUBLE)"
+            raise SourceError(f"{name}: where: {where}: {why}") from error
         return np.sort(rows.column(row).to_numpy())
 
     matching_rows(pa.RecordBatch.from_pylist([], schema))

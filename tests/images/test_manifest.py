@@ -523,6 +523,13 @@ def test_where_is_a_condition_on_the_table_and_nothing_else(
     assert said.startswith(f"{source}: where: {where}: ")
 
 
+def test_where_on_numbers_that_are_text_says_how(run: Run, tmp_path: Path) -> None:
+    source = text(tmp_path / "m.csv", "uri,lat\na,47.370000\nb,47.51\n")
+    said = run.refusal({"manifest": source, "where": "lat > 47.5"})
+    advised = said.rpartition("is compared as ")[2].replace("column", "lat")
+    assert run.uris({"manifest": source, "where": f"{advised} > 47.5"}) == ["b"]
+
+
 def test_where_gives_the_same_images_in_each_time_zone(tmp_path: Path) -> None:
     """ICU finds the zone of the machine when a process begins."""
     midnight = datetime(2026, 5, 2, tzinfo=UTC)
