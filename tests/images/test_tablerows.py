@@ -118,7 +118,7 @@ def test_a_uri_without_a_column_stays_the_image_that_it_was(tmp_path: Path) -> N
     assert rows["uri"].to_pylist() == uris
 
 
-def test_a_table_is_listed_without_reading_its_images(tmp_path: Path) -> None:
+def test_listing_a_table_reads_a_page_of_its_images(tmp_path: Path) -> None:
     photo, noise = jpeg(0), random.Random(0).randbytes(10_000)
     photos = [photo + bytes([row % 256]) + noise for row in range(3000)]
     columns = {"photo": pa.array(photos, pa.binary()), "number": range(3000)}
