@@ -30,6 +30,8 @@ from typing import Any
 MAX_WORD = 250  # characters: file names have up to 255 bytes
 MAX_LINE = 700
 MAX_QUOTED = 60  # characters of a value that a message quotes
+# The query of a web address, without the punctuation of the sentence around it.
+_QUERY = re.compile(r"(https?://[^\s?]+)\?\S+?(?=[:;,.)}\]]*(?:\s|$))", re.I)
 
 
 class SegbatchError(Exception):
@@ -48,12 +50,11 @@ class SegbatchError(Exception):
 def presentable(message: str) -> str:
     """``message`` as a terminal can show it.
 
-    Control characters are written out. Of a long value the middle is left out, so that the file,
-    the key and the advice around it stay.
+    Control characters are written out. Web addresses lose their queries, which may be signatures.
+    Of a long value the middle is left out, so that the file, the key and the advice around it stay.
     """
-    text = re.sub(
-        rf"\S{{{MAX_WORD + 1},}}", lambda word: shortened(word[0], MAX_WORD), visible(message)
-    )
+    unsigned = _QUERY.sub(r"\1", visible(message))
+    text = re.sub(rf"\S{{{MAX_WORD + 1},}}", lambda word: shortened(word[0], MAX_WORD), unsigned)
     return "\n".join(shortened(line, MAX_LINE) for line in text.split("\n"))
 
 

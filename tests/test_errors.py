@@ -26,6 +26,13 @@ def test_a_long_value_is_cut_in_the_middle_and_the_words_around_it_stay() -> Non
     assert many.endswith(": say uri_column")
 
 
+def test_web_addresses_are_shown_without_their_queries() -> None:
+    said = "m.csv: https://h/a.csv?sig=S: is ragged; {glob: HTTP://h/b.jpg?sig=S}, or https://h?"
+    assert str(InputError(said)) == (
+        "m.csv: https://h/a.csv: is ragged; {glob: HTTP://h/b.jpg}, or https://h?"
+    )
+
+
 def test_control_characters_never_reach_a_terminal() -> None:
     assert str(InputError("a\x1b[31mred\r\0b: \u009b1m")) == r"a\x1b[31mred\r\x00b: \x9b1m"
 

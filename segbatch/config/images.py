@@ -64,7 +64,7 @@ class Manifest(Strict):
 
 class Table(Strict):
     """Parquet files that hold the images themselves, one a row; the other columns are copied to the
-    results.
+    results, but for those that hold images, too.
     """
 
     table: Location
@@ -150,6 +150,8 @@ class Panorama(Strict):
         source = parse_source(value)
         if isinstance(source, Video | Panorama):
             raise ValueError("must be a source of photographs")
+        if source.exif:
+            raise ValueError("exif has no effect here: write exif: true beside panorama")
         return source
 
 

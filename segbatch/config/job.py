@@ -27,6 +27,7 @@ from segbatch.config.keys import (
     Workers,
     check_outside,
     identity_of,
+    recorded,
 )
 from segbatch.config.training import (
     FromBackbone,
@@ -191,7 +192,7 @@ class SegmentJob(Strict):
 
     def identity(self) -> dict[str, Any]:
         """The identity keys, dotted, with their values as in ``run.json``."""
-        return identity_of(self)
+        return {key: recorded(value) for key, value in identity_of(self).items()}
 
 
 class FinetuneJob(Strict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -62,6 +63,31 @@ def _output(uri: str) -> str:
 
 Location = Annotated[str, AfterValidator(_location)]
 Output = Annotated[Location, AfterValidator(_output)]
+
+
+# Parameters of a web address that are others when it is signed again: of S3, Google, Azure (`se`).
+_SIGNATURE = re.compile(
+    r"(x-\w+-.*|.*(signature|token|secret|passw|credential|access_?key|api_?key).*|expires|policy"
+    r"|sig|s[et]|sk[et])=.*",
+    re.I | re.S,
+)
+
+
+def recorded(value: Any) -> Any:
+    """``value`` of a job, as JSON, as the job's output keeps it: without signatures.
+
+    The query of a web address may be one. A digest of the other parameters takes its place, so that
+    ``?id=2`` is another source than ``?id=1``, and an address that is signed again the same one.
+    """
+    if isinstance(value, Mapping):
+        return {key: recorded(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [recorded(inner) for inner in value]
+    if not isinstance(value, str) or (address := uris.without_query(value)) == value:
+        return value
+    parameters = value.removeprefix(address).lstrip("?").split("&")
+    kept = "&".join(one for one in parameters if one and not _SIGNATURE.fullmatch(one))
+    return address + (f"#query={hashlib.sha256(kept.encode()).hexdigest()[:16]}" if kept else "")
 
 
 def check_outside(output: str, folders: Mapping[str, Any]) -> str:

@@ -15,7 +15,12 @@ from segbatch.formats.folder import split_of_path
 from segbatch.formats.format import AnnotatedImage, Annotations, Format, Reader, ReadOptions
 from segbatch.formats.maskfiles import mask_key, read_mask_file
 from segbatch.images.listing import reading_source
-from segbatch.images.tables import find_files, image_columns, open_parquet
+from segbatch.images.tables import (
+    IMAGE_BUFFER_BYTES,
+    find_files,
+    image_columns,
+    open_parquet,
+)
 from segbatch.storage import hub
 
 IMAGES = ("image", "images", "img", "photo", "pixel_values")
@@ -43,9 +48,9 @@ def find_rows(source: str, options: ReadOptions) -> Annotations:
     images: list[AnnotatedImage] = []
     columns: tuple[str, str] | None = None
     for file in files:
-        with reading_source(file), open_parquet(file) as table:
+        with reading_source(file), open_parquet(file, IMAGE_BUFFER_BYTES) as table:
             names: list[str] = table.schema_arrow.names
-            columns = columns or _columns(source, image_columns(table), names, options)
+            columns = columns or _columns(source, image_columns(table).single, names, options)
             rows = table.metadata.num_rows
         missing = [column for column in columns if column not in names]
         if missing:

@@ -105,7 +105,7 @@ def conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     present = set(batch.schema.names)
     return pa.record_batch(
         [
-            _cast(batch.column(field.name), field.type)
+            _cast(batch.column(field.name), field)
             if field.name in present
             else pa.nulls(batch.num_rows, field.type)
             for field in schema
@@ -114,19 +114,24 @@ def conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     )
 
 
-def _cast(array: pa.Array, type_: pa.DataType) -> pa.Array:
-    if array.type == type_:
+def _cast(array: pa.Array, field: pa.Field) -> pa.Array:
+    if array.type == field.type:
         return array
     if array.null_count == len(array):  # there is no cast from null to every type
-        return pa.nulls(len(array), type_)
-    return pc.cast(array, options=pc.CastOptions(target_type=type_, allow_time_truncate=True))
+        return pa.nulls(len(array), field.type)
+    options = pc.CastOptions(target_type=field.type, allow_time_truncate=True)
+    try:
+        return pc.cast(array, options=options)
+    except pa.ArrowInvalid as error:
+        raise pa.ArrowInvalid(f"column {field.name}: {error}") from error
 
 
 def union(tables: Iterable[tuple[str, Sequence[pa.Field]]]) -> list[pa.Field]:
     """All columns of several tables by name; a table is its name for errors, and its columns.
 
-    A column of nothing but nulls in one table takes its type from the others. Raises
-    ``SourceError`` where two tables disagree about a type.
+    A column of nothing but nulls in one table takes its type from the others, and numbers of
+    several types get one that holds all. Raises ``SourceError`` where two tables disagree about a
+    type.
     """
     found: dict[str, tuple[pa.Field, str]] = {}
     for origin, fields in tables:
@@ -135,12 +140,26 @@ def union(tables: Iterable[tuple[str, Sequence[pa.Field]]]) -> list[pa.Field]:
             if pa.types.is_null(known.type):
                 known, first = field, origin
             elif field.type != known.type and not pa.types.is_null(field.type):
-                raise SourceError(
-                    f"{origin}: column {field.name} is {field.type}, but {known.type} in {first}:"
-                    " give it one type, or rename it in one of them"
-                )
+                common = _common_number(known.type, field.type)
+                if common is None:
+                    raise SourceError(
+                        f"{origin}: column {field.name} is {field.type}, but {known.type} in"
+                        f" {first}: give it one type, or list them as two sources and rename it in"
+                        " one of them"
+                    )
+                known = known.with_type(common)
             found[field.name] = known, first
     return [field for field, _ in found.values()]
+
+
+def _common_number(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    """The type for numbers of two types: pandas and Spark write whole numbers as doubles where some
+    are missing. A whole number that no double holds is refused when it is cast.
+    """
+    if pa.types.is_integer(one) and pa.types.is_integer(other):
+        return max(one, other, key=lambda type_: type_.bit_width)
+    is_number = all(pa.types.is_integer(t) or pa.types.is_floating(t) for t in (one, other))
+    return pa.float64() if is_number else None
 
 
 def check_spelling(tables: Iterable[tuple[str, Sequence[pa.Field]]]) -> None:
@@ -188,11 +207,14 @@ def uri_index(
                 f"{origin}: its first line is no header: put a line with the names of the columns"
                 " above it, `uri` for that of the URIs"
             )
+        if old[0].startswith("#"):
+            raise SourceError(f"{origin}: its first line is a comment and no header: delete it")
         strings = [field.name for field in fields if pa.types.is_string(field.type)]
         likely = max(strings or old, key=_uri_likeness)
         raise SourceError(
             f"{origin}: no column {uri_column}; {_list_names(old)}: say which one holds the URIs,"
-            f" for example uri_column: {likely} or rename: {as_yaml({likely: 'uri'})}"
+            f" for example {as_yaml({'uri_column': likely})[1:-1]} or rename:"
+            f" {as_yaml({likely: 'uri'})}"
         )
     index = list(names).index(uri_column)
     type_ = fields[index].type

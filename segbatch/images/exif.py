@@ -2,7 +2,8 @@
 
 ``latitude`` and ``longitude`` are in degrees of WGS 84, north and east positive; ``captured_at`` is
 the camera's own local time; ``compass`` is the direction in which it looked, 0 to 360 degrees
-clockwise from north. All are null where the file does not say, or says nonsense.
+clockwise from north. All are null where the file does not say, or says nonsense: without its letter
+(N, S, E, W) a number of degrees is no place, and 0°, 0° is that of a camera that has none.
 """
 
 from __future__ import annotations
@@ -48,9 +49,9 @@ def capture_of(image: Image.Image) -> Capture:
         times = exif.get_ifd(ExifTags.IFD.Exif)
     except Exception:  # Pillow raises anything for damaged EXIF
         return Capture(compass=_pose_heading(image))
-    latitude = _degrees(gps, ExifTags.GPS.GPSLatitude, ExifTags.GPS.GPSLatitudeRef, "S", 90)
-    longitude = _degrees(gps, ExifTags.GPS.GPSLongitude, ExifTags.GPS.GPSLongitudeRef, "W", 180)
-    is_known = latitude is not None and longitude is not None
+    latitude = _degrees(gps, ExifTags.GPS.GPSLatitude, ExifTags.GPS.GPSLatitudeRef, "NS", 90)
+    longitude = _degrees(gps, ExifTags.GPS.GPSLongitude, ExifTags.GPS.GPSLongitudeRef, "EW", 180)
+    is_known = None not in (latitude, longitude) and (latitude, longitude) != (0, 0)
     compass = _number(gps.get(ExifTags.GPS.GPSImgDirection))
     return Capture(
         latitude if is_known else None,
@@ -69,7 +70,7 @@ def columns(captures: Sequence[Capture | None]) -> dict[str, pa.Array]:
     }
 
 
-def exif_of(capture: Capture) -> bytes:
+def exif_bytes(capture: Capture) -> bytes:
     """The EXIF that says ``capture``, for a picture that is made of a photograph."""
     exif = Image.Exif()
     gps: dict[int, Any] = {}
@@ -89,17 +90,20 @@ def exif_of(capture: Capture) -> bytes:
 
 
 def _degrees(
-    gps: dict[int, Any], tag: int, reference: int, negative: str, most: int
+    gps: dict[int, Any], tag: int, reference: int, letters: str, most: int
 ) -> float | None:
-    """Degrees, minutes and seconds as one number."""
+    """Degrees, minutes and seconds as one number, positive for the first of ``letters``."""
     try:
         parts = [float(part) for part in gps[tag]]
+        letter = gps[reference]
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
         return None
+    letter = letter.decode(errors="replace") if isinstance(letter, bytes) else str(letter)
+    letter = letter.strip("\0 ")[:1].upper()
     degrees = math.fsum(part / 60**index for index, part in enumerate(parts[:3]))
-    if not 0 <= degrees <= most:  # also for a number that is none
+    if not letter or letter not in letters or not 0 <= degrees <= most:  # also for NaN
         return None
-    return -degrees if str(gps.get(reference, "")).upper().startswith(negative) else degrees
+    return degrees if letter == letters[0] else -degrees
 
 
 def _number(value: Any) -> float | None:

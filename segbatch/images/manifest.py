@@ -138,7 +138,7 @@ def extend(
             table = read_rows(folder, file)
             old_columns = user_columns(table.schema)  # all files have the same
             database.from_arrow(table.select([URI.name])).insert_into("frozen")
-        schema = pa.schema([URI, *old_columns, *stream.places])
+        schema = pa.schema([URI, *old_columns, *stream.place_fields])
         new = _conformed(_rows_at(listing, _new_positions(database)), schema)
         files = _write_files(new, schema, folder, frozen, confirm)
         rows = _next_id(files)

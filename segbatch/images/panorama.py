@@ -155,8 +155,8 @@ def _views_of(
         raw_bytes -= pixels.nbytes
         sink = io.BytesIO()
         format_ = {"format": "TIFF"} if raw_bytes >= 0 else {"format": "PNG", "compress_level": 1}
-        told = exif.exif_of(capture._replace(compass=compass))
-        Image.fromarray(pixels).save(sink, exif=told, **format_)
+        tags = exif.exif_bytes(capture._replace(compass=compass))
+        Image.fromarray(pixels).save(sink, exif=tags, **format_)
         yield sink.getvalue()
 
 

@@ -55,7 +55,13 @@ from segbatch.images.panorama import VIEW_COLUMNS, expand_panoramas
 from segbatch.images.place import PART_URI, PLACE
 from segbatch.images.shards import open_shards
 from segbatch.images.tablerows import open_image_table
-from segbatch.images.tables import TableStream, first_lines, in_memory_duckdb, open_table
+from segbatch.images.tables import (
+    TableStream,
+    first_lines,
+    in_memory_duckdb,
+    open_table,
+    quoted_name,
+)
 from segbatch.images.video import FRAME_COLUMNS, expand_videos
 from segbatch.storage import hub
 from segbatch.storage.uris import without_query
@@ -86,7 +92,7 @@ class ImageStream:
         return self.listing.whole
 
     @property
-    def places(self) -> list[pa.Field]:
+    def place_fields(self) -> list[pa.Field]:
         """The column of places, if there is one."""
         return [field for field in self.schema if field.name == PLACE.name]
 
@@ -123,10 +129,12 @@ def stream_images(
         streams = [open_source(source, reserved, listing) for source in sources]
         found = [(stream.name, stream.user_columns) for stream in streams]
         columns.check_spelling(found)
-        places = [PLACE] if any(stream.has_places for stream in streams) else []
+        place_fields = [PLACE] if any(stream.has_places for stream in streams) else []
         users = columns.without_null_type(columns.union(found))
-        schema = pa.schema([URI, *users, *places])
-        batches = (columns.conform(batch, schema) for stream in streams for batch in stream.batches)
+        schema = pa.schema([URI, *users, *place_fields])
+        batches = (
+            _conform(batch, schema, stream.name) for stream in streams for batch in stream.batches
+        )
         yield ImageStream(schema, batches, listing)
 
 
@@ -147,6 +155,14 @@ def added_columns(sources: Iterable[Source]) -> list[pa.Field]:
     if any(getattr(source, "exif", False) for source in sources):
         return exif.FIELDS
     return [exif.COMPASS] if any(isinstance(source, Panorama) for source in sources) else []
+
+
+def _conform(batch: pa.RecordBatch, schema: pa.Schema, name: str) -> pa.RecordBatch:
+    """``batch`` with the columns of ``schema``. Raises ``SourceError`` for a value that does not
+    fit the type that its column has in all tables.
+    """
+    with reading_source(name):
+        return columns.conform(batch, schema)
 
 
 def _with_nulls(batch: pa.RecordBatch, fields: Sequence[pa.Field]) -> pa.RecordBatch:
@@ -219,12 +235,13 @@ def _open_manifest(source: Manifest, reserved: Collection[str], scratch: str) ->
     table = open_table(source.manifest, scratch)
     known = {*(field.name for field in table.fields), *source.rename.values()}
     if table.images and source.uri_column not in known:
+        is_web = storage.scheme_of(name) in storage.HTTP_SCHEMES
+        where = columns.as_yaml({"table": storage.name_of(name) if is_web else name})
         raise SourceError(
             f"{name}: has no column {source.uri_column}, and holds images itself (column"
-            f" {', '.join(table.images)}): write images: {{table: {source.manifest}}}"
+            f" {', '.join(table.images)}): {'download it, and ' * is_web}write images: {where}"
         )
-    if table.images:
-        say(f"{name}: left out, because it holds images: column {', '.join(table.images)}")
+    _say_left_out(name, table)
     old = [field.name for field in table.fields]
     new = columns.renamed(old, source.rename, name)
     uri = columns.uri_index(table.fields, new, source.uri_column, name)
@@ -250,6 +267,7 @@ def _open_parts(
     """Parts of objects, with their URIs, places and columns. Raises ``SourceError`` as
     :func:`_open_manifest`.
     """
+    _say_left_out(name, table)
     fields = [field for field in table.fields if field.name not in (PART_URI, PLACE.name)]
     old = [field.name for field in fields]
     new = columns.renamed(old, source.rename, name)
@@ -262,9 +280,9 @@ def _open_parts(
     return _SourceStream(name, renamed, batches, has_places=True)
 
 
-def _quoted(column: str) -> str:
-    """``column`` as a name in SQL."""
-    return '"' + column.replace('"', '""') + '"'
+def _say_left_out(name: str, table: TableStream) -> None:
+    if table.images:
+        say(f"{name}: left out, because it holds images: column {', '.join(table.images)}")
 
 
 RowFinder = Callable[[pa.RecordBatch], npt.NDArray[np.int64]]  # numbers of rows of a batch, sorted
@@ -286,8 +304,7 @@ def _select_rows(
     is_csv = name.lower().endswith((".csv", ".csv.gz"))
     num_read = num_selected = 0
     for given in batches:
-        with reading_source(name):
-            batch = columns.conform(given, schema)
+        batch = _conform(given, schema, name)
         if is_csv:  # blanks around a delimiter are layout
             trimmed = pc.utf8_trim_whitespace(batch.column(uri))
             batch = batch.set_column(uri, schema.field(uri), trimmed)
@@ -310,7 +327,7 @@ def _select_rows(
 def _no_uri(
     source: Manifest | Table | Shards, name: str, column: str, row: int, value: str | None
 ) -> str:
-    quoted = column if re.fullmatch(r"[A-Za-z_]\w*", column) else _quoted(column)
+    quoted = column if re.fullmatch(r"[A-Za-z_]\w*", column) else quoted_name(column)
     condition = f"{quoted} IS NOT NULL" if value is None else f"{quoted} <> ''"
     if source.where is not None:
         condition = f"({source.where}) AND {condition}"
@@ -343,7 +360,10 @@ def _where_filter(name: str, where: str, schema: pa.Schema) -> RowFinder:
             expression = duckdb.SQLExpression(where)
             rows = database.from_arrow(numbered).filter(expression).project(row).to_arrow_table()
         except duckdb.Error as error:
-            raise SourceError(f"{name}: where: {where}: {first_lines(error)}") from error
+            why = first_lines(error)
+            if "VARCHAR" in why and "explicit" in why:
+                why += ": a column of text is compared as CAST(column AS DOUBLE)"
+            raise SourceError(f"{name}: where: {where}: {why}") from error
         return np.sort(rows.column(row).to_numpy())
 
     matching_rows(pa.RecordBatch.from_pylist([], schema))

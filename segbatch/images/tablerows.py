@@ -28,6 +28,7 @@ from segbatch.images.faults import Content, Undecodable, why_unreadable
 from segbatch.images.listing import reading_source
 from segbatch.images.place import PART_URI, PLACE, Part, Place, places
 from segbatch.images.tables import (
+    IMAGE_BUFFER_BYTES,
     TableStream,
     find_files,
     image_columns,
@@ -40,9 +41,9 @@ FRAGMENT = r"#row=\d+(&column=[^#&]+)?"  # at the end of a row's URI
 _ROW_URI = re.compile(r"(.+\.parquet)#row=(\d+)(?:&column=([^#&]+))?", re.S | re.I)
 MANY_ROWS = 1000  # of a row group: its images are read slowly
 _BATCH_ROWS = 16  # that are in memory at once
-_BUFFER_BYTES = 4 << 20  # at a time: each is a request to object storage
 
-# A table from elsewhere must not make us read files of this machine.
+# A table from elsewhere must not make us read files of this machine, by no protocol of fsspec.
+_REMOTE_SCHEMES = storage.OBJECT_SCHEMES | storage.HTTP_SCHEMES | {"hf"}
 _ELSEWHERE = storage.Unreadable("not_found", "its path is on the machine that wrote the table")
 _NO_IMAGE = storage.Unreadable("not_found", "the row has no image")
 
@@ -75,10 +76,16 @@ def open_image_table(name: str, column: str | None) -> TableStream:
         raise SourceError(f"{name}: no Parquet file, no folder with any, and no glob that matches")
     table = parquet_table(files, base)
     _say_large_groups(files, table.group_rows)
-    chosen = _chosen_column(name, table.images, [field.name for field in table.fields], column)
-    suffix = f"&column={quote(chosen, safe='')}" if table.images != [chosen] else ""
-    if chosen not in table.images:  # its first value is null
-        table = table._replace(images=[*table.images, chosen])
+    images = table.images
+    if column in images.nested or (column is None and images.nested and not images.single):
+        raise SourceError(
+            f"{name}: column {column or images.nested[0]} holds images in lists or structs: write"
+            " each image to a row of its own"
+        )
+    chosen = _chosen_column(name, images.single, [field.name for field in table.fields], column)
+    suffix = "" if images.unnamed == [chosen] else f"&column={quote(chosen, safe='')}"
+    if chosen not in images.single:  # its first values are null
+        images.single.append(chosen)
 
     def batches() -> Iterator[pa.RecordBatch]:
         for file, rows in groupby(table.batches(), key=itemgetter(0)):
@@ -91,7 +98,8 @@ def open_image_table(name: str, column: str | None) -> TableStream:
                 yield pa.RecordBatch.from_arrays([*own, *batch.columns], names)
 
     fields = [field for field in table.fields if field.name != chosen]
-    return TableStream(fields, batches(), table.images)
+    left_out = [name for name in (*images.single, *images.nested) if name != chosen]
+    return TableStream(fields, batches(), left_out)
 
 
 def _say_large_groups(files: Sequence[str], group_rows: Sequence[int]) -> None:
@@ -138,8 +146,8 @@ def read_rows(
 ) -> list[Content]:
     """The image files in rows, or why there are none, in the order of ``parts``.
 
-    A file is opened once for all its rows that follow each other in ``parts``. Raises nothing for
-    what storage answers.
+    A file is opened once for all its rows that follow each other in ``parts``. ``raw_bytes`` has no
+    effect, because these are files already. Raises nothing for what storage answers.
     """
     wanted = [(*_split(part.uri), part.place and part.place.version) for part in parts]
     contents: list[Any] = []
@@ -173,10 +181,10 @@ def _read_values(file: str, column: str | None, rows: Sequence[int]) -> dict[int
     """The values of an image column by row. Raises ``SourceError``, ``Incomplete``."""
     found: dict[int, Any] = {}
     first = 0
-    with reading_source(file), open_parquet(file, _BUFFER_BYTES) as table:
+    with reading_source(file), open_parquet(file, IMAGE_BUFFER_BYTES) as table:
         names: list[str] = table.schema_arrow.names
         if column is None:
-            column = _chosen_column(file, image_columns(table), names, None)
+            column = _chosen_column(file, image_columns(table).unnamed, names, None)
         elif column not in names:
             raise SourceError(f"{file}: no column {column}; there are {', '.join(names)}")
         for group in range(table.num_row_groups):
@@ -213,7 +221,8 @@ def _content(value: Any, file: str, limits: storage.ReadLimits) -> Any:
     path = value.get("path") if isinstance(value, dict) else None
     if data is None and path:
         is_absolute = storage.scheme_of(path) or path.startswith("/")
-        if is_absolute and storage.is_local(path) and not storage.is_local(file):
+        scheme = path.partition("://")[0].lower()  # of a chain (`zip::file`) no known one
+        if is_absolute and not storage.is_local(file) and scheme not in _REMOTE_SCHEMES:
             return _ELSEWHERE
         return path if is_absolute else storage.join(file.rpartition("/")[0], path)
     if not isinstance(data, bytes):

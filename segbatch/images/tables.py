@@ -30,7 +30,7 @@ from PIL import Image
 
 from segbatch import storage
 from segbatch.config.images import MANIFEST_SUFFIXES, has_wildcard, is_glob
-from segbatch.errors import SourceError
+from segbatch.errors import Incomplete, SourceError
 from segbatch.images import columns
 from segbatch.images.listing import (
     list_matches,
@@ -45,6 +45,9 @@ from segbatch.storage.uris import without_query
 _HEAD_BYTES = 65_536
 _NONE = "\x1f"  # the delimiter of a file with one column
 _FOOTERS_AT_ONCE = 16
+IMAGE_BUFFER_BYTES = 4 << 20  # of a column of images at a time: each is a request to object storage
+_ROWS_SEARCHED = 1000  # for the first value of a binary column
+_ROWS_AT_ONCE = 16  # of them
 _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 
 # A CSV column has the first of these types from which every value prints back the same, else it is
@@ -65,18 +68,25 @@ _CSV_TYPES = {
 
 def _keeps_digits(text: str) -> tuple[str, str]:
     """SQL: the significant digits of a number as it is written, and as a double prints them."""
+    return _digits(text), _digits(f"CAST(try_cast({text} AS DOUBLE) AS VARCHAR)")
 
-    def digits(number: str) -> str:
-        mantissa = f"regexp_replace(regexp_replace({number}, '[eE].*$', ''), '[-+.]', '', 'g')"
-        return f"trim(ltrim({mantissa}, '0'), '0')"
 
-    return digits(text), digits(f"CAST(try_cast({text} AS DOUBLE) AS VARCHAR)")
+def _digits(number: str) -> str:
+    mantissa = f"regexp_replace(regexp_replace({number}, '[eE].*$', ''), '[-+.]', '', 'g')"
+    return f"trim(ltrim({mantissa}, '0'), '0')"
+
+
+def _all_digits(json_text: str) -> str:
+    """SQL: the significant digits of every number in a JSON text, sorted."""
+    without_strings = rf"""regexp_replace({json_text}, '"([^"\\]|\\.)*"', '', 'g')"""
+    numbers = f"regexp_extract_all({without_strings}, '-?[0-9][-+.0-9eE]*')"
+    return f"list_sort(list_transform({numbers}, lambda number: {_digits('number')}))"
 
 
 class TableStream(NamedTuple):
     """The columns of a table, with types that results can hold, and its rows, to be read once.
 
-    ``images`` names the columns that hold whole images; they are not read.
+    ``images`` names the columns that hold images; they are left out.
     """
 
     fields: list[pa.Field]
@@ -99,12 +109,36 @@ def open_table(name: str, scratch: str) -> TableStream:
     kinds = {_kind_of(file) for file in files}
     if len(kinds) > 1:
         raise SourceError(f"{name}: files of several kinds: {', '.join(sorted(kinds))}")
+    kind = kinds.pop()
+    originals = {}  # of copies, which errors must not name
     if storage.scheme_of(name) in storage.HTTP_SCHEMES:
         files = [local_copy(name, scratch)]
-    kind = kinds.pop()
-    if kind != "parquet":
-        files = [_for_duckdb(file, scratch) for file in files]
-    return _READERS[kind](name, files, base)
+        name = originals[files[0]] = without_query(name)
+    with _naming(originals):
+        if kind != "parquet":
+            readable = [_for_duckdb(file, scratch) for file in files]
+            pairs = zip(readable, files, strict=True)
+            originals |= {copy: originals.get(file, file) for copy, file in pairs}
+            files = readable
+        table = _READERS[kind](name, files, base)
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        with _naming(originals):
+            yield from table.batches
+
+    return table._replace(batches=batches())
+
+
+@contextmanager
+def _naming(originals: Mapping[str, str]) -> Iterator[None]:
+    """Name the ``originals`` of copies in errors."""
+    try:
+        yield
+    except (SourceError, Incomplete) as error:
+        text = str(error)
+        for copy, original in originals.items():
+            text = text.replace(copy, original)
+        raise type(error)(text) from error.__cause__
 
 
 def find_files(name: str) -> tuple[list[str], str]:
@@ -156,26 +190,40 @@ def _kind_of(file: str) -> str:
 # ------------------------------------------------------------------------------------------ Parquet
 
 
+class ImageColumns(NamedTuple):
+    """The columns of a table that hold images, by the first values of its first file.
+
+    ``single`` hold an image a row, ``nested`` hold images in lists or structs. ``unnamed`` are
+    those of ``single`` that the URI of a row without ``&column=`` may mean: their first value, or
+    their type, says that they hold images. URIs of existing runs depend on it.
+    """
+
+    single: list[str]
+    nested: list[str]
+    unnamed: list[str]
+
+
 class ParquetTable(NamedTuple):
     """The files of a table, with the Hive partitions that their paths name.
 
-    ``fields`` are the columns of all files, with types that results can hold, without ``images``;
-    ``keys`` are those of partitions. ``group_rows`` are the rows of the largest row group of each
-    file.
+    ``fields`` are the columns of all files, with types that results can hold, without those of
+    images; ``keys`` are those of partitions. ``group_rows`` are the rows of the largest row group
+    of each file.
     """
 
     files: list[tuple[str, Mapping[str, str | None]]]
     fields: list[pa.Field]
     keys: list[pa.Field]
-    images: list[str]
+    images: ImageColumns
     group_rows: list[int]
 
     def batches(self) -> Iterator[tuple[str, int, pa.RecordBatch]]:
         """The rows, to be read once: a file, the number of a row in it, and rows from there on."""
+        left_out = {*self.images.single, *self.images.nested}
         for file, values in self.files:
             first = 0
             with reading_source(file), open_parquet(file) as table:
-                wanted = [name for name in table.schema_arrow.names if name not in self.images]
+                wanted = [name for name in table.schema_arrow.names if name not in left_out]
                 missing = [key for key in self.keys if key.name not in wanted]
                 for group in range(table.num_row_groups):
                     for batch in table.iter_batches(
@@ -206,10 +254,10 @@ def parquet_table(files: list[str], base: str) -> ParquetTable:
 
     partitions = [_partitions_in(file.removeprefix(base)) for file in files]
     keys = _partition_fields(partitions)
-    with reading_source(files[0]), open_parquet(files[0]) as table:
+    with reading_source(files[0]), open_parquet(files[0], IMAGE_BUFFER_BYTES) as table:
         images = image_columns(table)
     with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
-        found = pool.map(partial(_footer, images=images), files)
+        found = pool.map(partial(_footer, images=[*images.single, *images.nested]), files)
         fields = columns.union(own_fields(zip(files, found, strict=True)))
     # Spark and DuckDB can write a partition's value into the file as well; the file's has a type.
     own = {field.name: field for field in fields}
@@ -220,22 +268,48 @@ def parquet_table(files: list[str], base: str) -> ParquetTable:
 
 def _open_parquet(name: str, files: list[str], base: str) -> TableStream:
     table = parquet_table(files, base)
-    return TableStream(table.fields, (batch for _, _, batch in table.batches()), table.images)
+    left_out = [*table.images.single, *table.images.nested]
+    return TableStream(table.fields, (batch for _, _, batch in table.batches()), left_out)
 
 
-def image_columns(table: pq.ParquetFile) -> list[str]:
+def image_columns(table: pq.ParquetFile) -> ImageColumns:
     """The columns that hold images: ``struct<bytes, path>`` as Hugging Face writes it, and binary
     columns whose first value is an image.
     """
-    schema: pa.Schema = table.schema_arrow
-    binary = [field.name for field in schema if _is_binary(field.type)]
-    first = next(table.iter_batches(1, columns=binary), None) if binary else None
-    heads = {name: first.column(name)[0].as_py() for name in binary} if first is not None else {}
-    return [
-        field.name
-        for field in schema
-        if _is_image_struct(field.type) or _is_image(heads.get(field.name))
-    ]
+    found = ImageColumns([], [], [])
+    for field in table.schema_arrow:
+        is_struct = _is_image_struct(field.type)
+        row = None if is_struct else _row_of_first_image(table, field)
+        if is_struct or (row is not None and _is_binary(field.type)):
+            found.single.append(field.name)
+            if row in (None, 0) and "binary_view" not in str(field.type):
+                found.unnamed.append(field.name)
+        elif row is not None or _has_image_struct(field.type):
+            found.nested.append(field.name)
+    return found
+
+
+def _row_of_first_image(table: pq.ParquetFile, field: pa.Field) -> int | None:
+    """The row of the first value of a column of binaries or of lists of them; ``None`` if there is
+    none in the first rows, or it is no image.
+    """
+    inner = field.type.value_type if hasattr(field.type, "value_field") else field.type
+    if not _is_binary(inner):
+        return None
+    first = 0
+    for batch in table.iter_batches(_ROWS_AT_ONCE, columns=[field.name]):
+        for row, value in enumerate(batch.column(field.name).to_pylist(), first):
+            if value:
+                return row if _is_image(value[0] if isinstance(value, list) else value) else None
+        first += batch.num_rows
+        if first >= _ROWS_SEARCHED:
+            break
+    return None
+
+
+def _has_image_struct(type_: pa.DataType) -> bool:
+    inner = [type_.field(number).type for number in range(type_.num_fields)]
+    return any(_is_image_struct(one) or _has_image_struct(one) for one in inner)
 
 
 def _is_image(data: bytes | None) -> bool:
@@ -247,7 +321,8 @@ def _is_image(data: bytes | None) -> bool:
 
 
 def _is_binary(type_: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(type_) or pa.types.is_large_binary(type_))
+    kinds = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+    return any(is_kind(type_) for is_kind in kinds)
 
 
 def _is_image_struct(type_: pa.DataType) -> bool:
@@ -310,7 +385,7 @@ def open_parquet(file: str, buffer_bytes: int = 0) -> Iterator[pq.ParquetFile]:
 
 
 def _open_csv(name: str, files: list[str], base: str) -> TableStream:
-    """Reads the files twice: once to find the types over all values, once to convert them."""
+    """Reads the files once to find the types over all values, and once to convert them."""
     header = _csv_header(files[0])
     for file in files[1:]:
         if _csv_header(file) != header:
@@ -357,11 +432,16 @@ def _csv_header(file: str) -> CsvHeader:
 
     A line without any is one column, in which commas and semicolons are part of the URIs.
     """
+    delimiters, skip = ",;\t|", 0
     with _opened(file) as plain:
-        first = decode_text(plain.readline(), file, SourceError)
-        excel = re.fullmatch(r'"?sep=(.)"?\n?', first)
-        line = decode_text(plain.readline(), file, SourceError) if excel else first
-    delimiters = excel[1] if excel else ",;\t|"
+        for line in (decode_text(data, file, SourceError) for data in plain):
+            if excel := re.fullmatch(r'"?sep=(.)"?\n?', line):
+                delimiters = excel[1]
+            elif line.strip():
+                break
+            skip += 1
+        else:
+            raise SourceError(f"{file}: has no rows")
     names, delimiter = max(
         ((next(csv.reader([line], delimiter=d), []), d) for d in delimiters),
         key=lambda found: len(found[0]),
@@ -369,7 +449,7 @@ def _csv_header(file: str) -> CsvHeader:
     if len(names) < 2:
         names, delimiter = next(csv.reader([line], delimiter=_NONE), []) or [""], _NONE
     names = [name.strip() or f"column{n}" for n, name in enumerate(names)]
-    return CsvHeader(names, delimiter, skip=1 if excel else 0)
+    return CsvHeader(names, delimiter, skip)
 
 
 def _csv_types(
@@ -407,10 +487,12 @@ def _csv_test(name: str, type_: str) -> str:
 def open_json_lines(name: str, files: list[str], base: str = "") -> TableStream:
     """Files of JSON objects, one a line, as one table; ``name`` is for messages.
 
-    Reads the files twice: once to find which kinds of JSON values each key has, once for these.
+    Reads the files four times: for the keys, for the kinds of JSON values that each has, for the
+    digits of numbers, and for the values.
 
-    Strings stay strings, also those that look like numbers or dates. A key with values of several
-    kinds, and one with numbers that no double holds, becomes their text.
+    Strings stay strings, also those that look like numbers or dates. A key becomes the JSON text of
+    its values where these are of several kinds or have numbers that no double holds, and so does
+    an object with keys that are empty or differ in case only.
     """
     options: dict[str, Any] = {"files": files}
     database = _database_for(files)
@@ -422,12 +504,16 @@ def open_json_lines(name: str, files: list[str], base: str = "") -> TableStream:
         kinds = json.loads(structure or "{}")
         if not isinstance(kinds, dict):
             raise SourceError(f"{name}: its lines must be JSON objects, each in one line")
+        if not kinds:
+            raise SourceError(f"{name}: has no rows")
         types = {key: _sql_type(kind) for key, kind in kinds.items()}
         types |= _json_numbers(database, types, options)
         source = "FROM read_json($files, format='newline_delimited', columns=$columns)"
         options["columns"] = types
         values = ", ".join(
-            f"({_quoted(key)} ->> '$') AS {_quoted(key)}" if type_ == "JSON" else _quoted(key)
+            f"({quoted_name(key)} ->> '$') AS {quoted_name(key)}"
+            if type_ == "JSON"
+            else quoted_name(key)
             for key, type_ in types.items()
         )
         sql = f"SELECT {values} {source}"
@@ -439,7 +525,9 @@ def open_json_lines(name: str, files: list[str], base: str = "") -> TableStream:
 def _sql_type(kind: Any) -> str:
     """The SQL type for a kind of JSON values, as ``json_group_structure`` names it."""
     if isinstance(kind, dict):
-        inner = ", ".join(f"{_quoted(key)} {_sql_type(value)}" for key, value in kind.items())
+        if "" in kind or len({key.lower() for key in kind}) < len(kind):
+            return "JSON"
+        inner = ", ".join(f"{quoted_name(key)} {_sql_type(value)}" for key, value in kind.items())
         return f"STRUCT({inner})" if kind else "JSON"
     if isinstance(kind, list):
         return f"{_sql_type(kind[0])}[]"
@@ -450,14 +538,18 @@ def _json_numbers(
     database: duckdb.DuckDBPyConnection, types: Mapping[str, str], options: dict[str, Any]
 ) -> dict[str, str]:
     """``JSON`` for each key whose numbers would lose digits in its type."""
-    numbers = [key for key, type_ in types.items() if type_ in ("BIGINT", "DOUBLE")]
+    numbers = [key for key, type_ in types.items() if "BIGINT" in type_ or "DOUBLE" in type_]
     if not numbers:
         return {}
     raw = {key: f"json_extract_string(json, {_pointer(key)})" for key in numbers}
     tests = []
     for key in numbers:
         fits = f"try_cast({raw[key]} AS BIGINT) IS NOT NULL"
-        if types[key] == "DOUBLE":
+        if types[key] not in ("BIGINT", "DOUBLE"):
+            value = f"try_cast(json_extract(json, {_pointer(key)}) AS {types[key]})"
+            converted = f"CAST(to_json({value}) AS VARCHAR)"
+            fits = f"coalesce({_all_digits(raw[key])} = {_all_digits(converted)}, false)"
+        elif types[key] == "DOUBLE":
             digits, double_digits = _keeps_digits(raw[key])
             fits = f"{digits} = {double_digits} OR NOT isfinite(try_cast({raw[key]} AS DOUBLE))"
         tests.append(f"coalesce(bool_and({fits}) FILTER (WHERE {raw[key]} IS NOT NULL), true)")
@@ -473,7 +565,9 @@ def _pointer(key: str) -> str:
 
 
 def _check_keys(name: str, database: duckdb.DuckDBPyConnection, files: list[str]) -> None:
-    """Refuse keys that differ in case only: DuckDB would rename one of them without a word."""
+    """Refuse keys that are empty, and those that differ in case only: DuckDB would rename one of
+    them without a word.
+    """
     keys = database.sql(
         "SELECT DISTINCT unnest(json_keys(json)) AS key FROM read_ndjson_objects($files)"
         " ORDER BY key",
@@ -481,6 +575,8 @@ def _check_keys(name: str, database: duckdb.DuckDBPyConnection, files: list[str]
     ).fetchall()
     spelled: dict[str, str] = {}
     for (key,) in keys:
+        if not key:
+            raise SourceError(f'{name}: the key "" is no name of a column: give it another one')
         other = spelled.setdefault(key.lower(), key)
         if other != key:
             raise SourceError(
@@ -489,7 +585,8 @@ def _check_keys(name: str, database: duckdb.DuckDBPyConnection, files: list[str]
             )
 
 
-def _quoted(column: str) -> str:
+def quoted_name(column: str) -> str:
+    """``column`` as a name in SQL."""
     return '"' + column.replace('"', '""') + '"'
 
 
@@ -516,14 +613,16 @@ def _for_duckdb(file: str, scratch: str) -> str:
     """``file``, or a copy in ``scratch`` if DuckDB would not read it as it is.
 
     The copy is in UTF-8 without a mark and with ``\\n``, and has a plain name: DuckDB takes every
-    name for a glob.
+    name for a glob. It refuses a CSV whose lines end in two ways.
     """
     with _opened(file) as plain:
         head = plain.read(_HEAD_BYTES)
     encoding = encoding_of(head)
     text = head.decode(encoding, "ignore")
-    old_mac = "\r" in text and "\n" not in text
-    is_utf8 = encoding == "utf-8" and not old_mac
+    unquoted = re.sub('"[^"]*("|$)', "", text)  # a quoted value may have line ends of its own
+    is_mixed = {"\r\n", "\n"} <= set(re.findall("\r?\n", unquoted))
+    has_other_ends = is_mixed or ("\r" in text and "\n" not in text)
+    is_utf8 = encoding == "utf-8" and not has_other_ends
     if is_utf8 and not has_wildcard(file):
         return file
     suffix = PurePosixPath(file.lower().removesuffix(".gz")).suffix
@@ -532,7 +631,7 @@ def _for_duckdb(file: str, scratch: str) -> str:
         if is_utf8:
             shutil.copyfileobj(plain, target)
         else:
-            lines = io.TextIOWrapper(plain, encoding, newline=None if old_mac else "")
+            lines = io.TextIOWrapper(plain, encoding, newline=None if has_other_ends else "")
             target.writelines(line.encode() for line in lines)
     return copy
 

@@ -13,6 +13,7 @@ import uuid
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,7 @@ import pyarrow as pa
 from segbatch import storage
 from segbatch.config.images import parse_sources
 from segbatch.config.job import Predict, SegmentJob
-from segbatch.config.keys import identity_of
+from segbatch.config.keys import identity_of, recorded
 from segbatch.console import say
 from segbatch.errors import (
     Damaged,
@@ -100,7 +101,7 @@ class RunState:
             run_id=uuid.uuid4().hex,
             status="running",
             created=time.time(),
-            job=job.model_dump(mode="json"),
+            job=recorded(job.model_dump(mode="json")),
             identity=job.identity(),
             model=ModelInfo(
                 uri=job.model,
@@ -134,8 +135,8 @@ class RunState:
         # Keys may be younger than the run, also those of its sources.
         begun = identity_of(Predict(), "predict.") | self.info.identity
         with contextlib.suppress(ValueError):
-            sources = parse_sources(begun.get("images"))
-            begun["images"] = [source.model_dump(mode="json") for source in sources]
+            sources = parse_sources(_without_idle_exif(begun.get("images")))
+            begun["images"] = recorded([source.model_dump(mode="json") for source in sources])
         for key, new in job.identity().items():
             old = begun.get(key)
             if old != new:
@@ -368,6 +369,20 @@ class RunState:
                 with contextlib.suppress(OSError, Fenced):
                     self.write("interrupted" if isinstance(error, Interrupted) else "incomplete")
             raise
+
+
+def _without_idle_exif(images: Any) -> Any:
+    """``images`` of an identity without ``exif`` in ``panorama``, where earlier versions took it
+    and it had no effect.
+    """
+    if not isinstance(images, list):
+        return images
+    return [
+        source | {"panorama": source["panorama"] | {"exif": False}}
+        if isinstance(source, dict) and isinstance(source.get("panorama"), dict)
+        else source
+        for source in images
+    ]
 
 
 class StartRecord:

@@ -1,7 +1,7 @@
 """Writes images as points on the Earth, for maps: GeoParquet and GeoJSON.
 
 The coordinates are two columns of the user's, in degrees of WGS 84: those that ``exif: true`` adds,
-or others of the usual names. An image without them is no point.
+or others of the usual names, as numbers or as text. An image without them is no point.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ BATCH_ROWS = 65_536
 # The names under which tables have coordinates, in lower case, the likeliest first.
 _NAMES = (("latitude", "longitude"), ("lat", "lon"), ("lat", "lng"), ("lat", "long"))
 _NUMBERS = ("double", "float", "decimal", "tinyint", "smallint", "integer", "bigint")
+_AS_NUMBER = "try_cast"
 _POINT = np.dtype([("order", "u1"), ("kind", "<u4"), ("x", "<f8"), ("y", "<f8")])  # WKB
 
 
 class Coordinates(NamedTuple):
-    """The names of the columns of a run's coordinates."""
+    """SQL for the degrees of an image of a run."""
 
     latitude: str
     longitude: str
@@ -43,21 +44,29 @@ class Coordinates(NamedTuple):
     @property
     def are_known(self) -> str:
         """SQL: whether an image has coordinates."""
-        latitude, longitude = map(quoted_name, self)
-        return f"{latitude} BETWEEN -90 AND 90 AND {longitude} BETWEEN -180 AND 180"
+        return f"{self.latitude} BETWEEN -90 AND 90 AND {self.longitude} BETWEEN -180 AND 180"
 
 
 def coordinates_in(rows: duckdb.DuckDBPyRelation) -> Coordinates | None:
-    """The columns of coordinates among those of ``rows``, if there are any."""
-    numbers = {
-        name.lower(): name
-        for name, kind in zip(rows.columns, rows.types, strict=True)
-        if kind.id in _NUMBERS
-    }
-    for latitude, longitude in _NAMES:
-        if latitude in numbers and longitude in numbers:
-            return Coordinates(numbers[latitude], numbers[longitude])
+    """The columns of coordinates among those of ``rows``, if there are any.
+
+    Columns of text are some if a row has coordinates there: a CSV with 47.370000 gives text.
+    """
+    degrees = {}
+    for name, kind in zip(rows.columns, rows.types, strict=True):
+        if kind.id in _NUMBERS:
+            degrees[name.lower()] = quoted_name(name)
+        elif kind.id == "varchar":
+            degrees[name.lower()] = f"{_AS_NUMBER}({quoted_name(name)} AS DOUBLE)"
+    pairs = [Coordinates(degrees[y], degrees[x]) for y, x in _NAMES if {y, x} <= degrees.keys()]
+    for found in sorted(pairs, key=_has_text):
+        if not _has_text(found) or rows.filter(found.are_known).limit(1).fetchall():
+            return found
     return None
+
+
+def _has_text(coordinates: Coordinates) -> bool:
+    return any(degrees.startswith(_AS_NUMBER) for degrees in coordinates)
 
 
 def write_points(
@@ -83,7 +92,7 @@ def write_points(
 
 def _write_geojson(rows: duckdb.DuckDBPyRelation, coordinates: Coordinates, result: Path) -> None:
     """RFC 7946."""
-    latitude, longitude = map(quoted_name, coordinates)
+    latitude, longitude = coordinates
     properties = ", ".join(f"{name} := {value}" for value, name in json_columns(rows))
     # One SELECT, so that no column of the user's is taken for a member of the feature.
     features = (
@@ -103,23 +112,23 @@ def _write_geoparquet(
     rows: duckdb.DuckDBPyRelation, coordinates: Coordinates, result: Path
 ) -> None:
     """GeoParquet 1.1: a column of WKB points in longitude and latitude (OGC:CRS84)."""
-    latitude, longitude = map(quoted_name, coordinates)
+    latitude, longitude = coordinates
     bounds = f"min({longitude}), min({latitude}), max({longitude}), max({latitude})"
     [bbox] = select_from(rows, f"SELECT {bounds} FROM answer").fetchall()
     column = {"encoding": "WKB", "geometry_types": ["Point"], "bbox": [float(b) for b in bbox]}
     name = _geometry_column(rows.columns)
     geo = {"version": "1.1.0", "primary_column": name, "columns": {name: column}}
-    reader = select_from(rows, "FROM answer").to_arrow_reader(BATCH_ROWS)
-    schema = reader.schema.append(pa.field(name, pa.binary()))
+    degrees = f"{longitude}::DOUBLE AS __segbatch_x, {latitude}::DOUBLE AS __segbatch_y"
+    reader = select_from(rows, f"SELECT *, {degrees} FROM answer").to_arrow_reader(BATCH_ROWS)
+    schema = pa.schema([*list(reader.schema)[:-2], pa.field(name, pa.binary())])
     schema = schema.with_metadata({"geo": json.dumps(geo)})
     with pq.ParquetWriter(result, schema, compression="zstd") as writer:
         for batch in reader:
             points = np.empty(batch.num_rows, _POINT)
             points["order"], points["kind"] = 1, 1  # little-endian; a point
-            points["x"] = batch.column(coordinates.longitude).to_numpy(zero_copy_only=False)
-            points["y"] = batch.column(coordinates.latitude).to_numpy(zero_copy_only=False)
+            *columns, points["x"], points["y"] = batch.columns
             geometry = pa.array([point.tobytes() for point in points], pa.binary())
-            writer.write_batch(pa.record_batch([*batch.columns, geometry], schema=schema))
+            writer.write_batch(pa.record_batch([*columns, geometry], schema=schema))
 
 
 def _geometry_column(taken: Sequence[str]) -> str:

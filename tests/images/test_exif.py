@@ -7,15 +7,17 @@ from datetime import datetime
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, TiffImagePlugin, TiffTags
 
 from segbatch.images.decode import decode_image
-from segbatch.images.exif import Capture, capture_of, exif_of
+from segbatch.images.exif import Capture, capture_of, exif_bytes
 from segbatch.images.faults import Undecodable
 
 GPS, BASE = ExifTags.GPS, ExifTags.Base
+NORTH_EAST: dict[int, Any] = {GPS.GPSLatitudeRef: "N", GPS.GPSLongitudeRef: "E"}
+BERN = ((46.0, 57.0, 0.0), (7.0, 27.0, 0.0))
 NOTHING = TiffImagePlugin.IFDRational(1, 0)
 
 
@@ -48,14 +50,26 @@ def test_degrees_minutes_and_seconds_are_one_number(format: str) -> None:
     "gps",
     [
         {GPS.GPSLatitude: (47.0, 0.0, 0.0), GPS.GPSLatitudeRef: "N"},  # no longitude
-        {GPS.GPSLatitude: (97.0, 0.0, 0.0), GPS.GPSLongitude: (8.0, 0.0, 0.0)},
-        {GPS.GPSLatitude: (NOTHING, 0.0, 0.0), GPS.GPSLongitude: (8.0, 0.0, 0.0)},
-        {GPS.GPSLatitude: (47.0,), GPS.GPSLongitude: (190.0,)},
+        {**NORTH_EAST, GPS.GPSLatitude: (97.0, 0.0, 0.0), GPS.GPSLongitude: (8.0, 0.0, 0.0)},
+        {**NORTH_EAST, GPS.GPSLatitude: (NOTHING, 0.0, 0.0), GPS.GPSLongitude: (8.0, 0.0, 0.0)},
+        {**NORTH_EAST, GPS.GPSLatitude: (47.0,), GPS.GPSLongitude: (190.0,)},
         {GPS.GPSImgDirection: NOTHING},
+        {GPS.GPSLatitude: BERN[0], GPS.GPSLongitude: BERN[1]},  # or Cape Verde, or elsewhere
+        {GPS.GPSLatitude: BERN[0], GPS.GPSLongitude: BERN[1], GPS.GPSLatitudeRef: "N"},
+        {**NORTH_EAST, GPS.GPSLatitude: BERN[0], GPS.GPSLongitude: BERN[1], GPS.GPSLatitudeRef: ""},
+        {**NORTH_EAST, GPS.GPSLatitude: (0.0,) * 3, GPS.GPSLongitude: (0.0,) * 3},  # no fix
     ],
 )
 def test_nonsense_is_nothing(gps: dict[int, Any]) -> None:
     assert told(gps, {BASE.DateTimeOriginal: "0000:00:00 00:00:00"}) == Capture()
+
+
+@pytest.mark.parametrize(("north", "east"), [("N\0", " e"), (b"N", b"E"), ("North", "East")])
+def test_letters_are_read_as_cameras_write_them(north: Any, east: Any) -> None:
+    gps = {GPS.GPSLatitude: BERN[0], GPS.GPSLongitude: BERN[1]}
+    found = told(gps | {GPS.GPSLatitudeRef: north, GPS.GPSLongitudeRef: east})
+    assert found.latitude == pytest.approx(46.95)
+    assert found.longitude == pytest.approx(7.45)
 
 
 @given(
@@ -65,9 +79,10 @@ def test_nonsense_is_nothing(gps: dict[int, Any]) -> None:
 def test_what_is_written_is_read(
     latitude: float, longitude: float, compass: float, time: datetime
 ) -> None:
+    assume(max(abs(latitude), abs(longitude)) > 1e-6)  # else it is no place
     given = Capture(latitude, longitude, time.replace(microsecond=0), compass)
     sink = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(sink, "JPEG", exif=exif_of(given))
+    Image.new("RGB", (8, 8)).save(sink, "JPEG", exif=exif_bytes(given))
     found = capture_of(Image.open(io.BytesIO(sink.getvalue())))
     assert found.captured_at == given.captured_at
     numbers = [found.latitude, found.longitude, found.compass]

@@ -31,6 +31,7 @@ from segbatch import storage
 from segbatch.config.images import Inventory, parse_source
 from segbatch.errors import SourceError
 from segbatch.images import manifest
+from segbatch.images.fetch import fetch
 from segbatch.images.manifest import FrozenManifest, freeze, read_rows, user_columns
 from tests.collection import encoded
 from tests.films import film
@@ -209,6 +210,30 @@ def test_sources_that_disagree_are_refused(run: Run, tmp_path: Path) -> None:
 
 
 # ----------------------------------------------------------------------------------------- prefixes
+
+
+def test_numbers_of_several_types_become_one_that_holds_all(run: Run, tmp_path: Path) -> None:
+    for number, (floors, area) in enumerate([([2], 1), ([None, 3.0], 2), ([4], 2**40)]):
+        area_type = pa.int64() if area > 2 else pa.int32()
+        parquet(
+            tmp_path / f"parts/{number}.parquet",
+            uri=[f"{number}.jpg"] * len(floors),
+            floors=pa.array(floors, pa.float32() if None in floors else pa.int64()),
+            area=pa.array([area] * len(floors), area_type),
+        )
+    rows = run.rows({"manifest": str(tmp_path / "parts")})
+    assert rows["floors"].to_pylist() == [2.0, None, 3.0, 4.0]
+    assert rows["area"].to_pylist() == [1, 2, 2, 2**40]
+    assert rows.schema.field("area").type == pa.int64()
+    whole = parquet(tmp_path / "whole.parquet", uri=["a"], floors=[2**53 + 1])
+    halves = parquet(tmp_path / "halves.parquet", uri=["b"], floors=[0.5])
+    assert "whole.parquet: cannot be read: column floors: Integer value" in run.refusal(
+        whole, halves
+    )
+    texts = parquet(tmp_path / "texts.parquet", uri=["c"], floors=["two"])
+    assert "list them as two sources" in run.refusal(halves, texts)
+    renamed = {"manifest": texts, "rename": {"floors": "words"}}
+    assert run.rows(halves, renamed)["words"].to_pylist() == [None, "two"]
 
 
 def test_a_prefix_takes_images_in_any_case_and_counts_the_rest(run: Run, place: str) -> None:
@@ -498,6 +523,13 @@ def test_where_is_a_condition_on_the_table_and_nothing_else(
     assert said.startswith(f"{source}: where: {where}: ")
 
 
+def test_where_on_numbers_that_are_text_says_how(run: Run, tmp_path: Path) -> None:
+    source = text(tmp_path / "m.csv", "uri,lat\na,47.370000\nb,47.51\n")
+    said = run.refusal({"manifest": source, "where": "lat > 47.5"})
+    advised = said.rpartition("is compared as ")[2].replace("column", "lat")
+    assert run.uris({"manifest": source, "where": f"{advised} > 47.5"}) == ["b"]
+
+
 def test_where_gives_the_same_images_in_each_time_zone(tmp_path: Path) -> None:
     """ICU finds the zone of the machine when a process begins."""
     midnight = datetime(2026, 5, 2, tzinfo=UTC)
@@ -580,6 +612,54 @@ def test_a_manifest_may_be_a_web_address(run: Run, web: tuple[Path, str], name: 
     assert "signature" not in said
 
 
+SIGNED = "?id=7&X-Amz-Signature=SECRET"
+WRONG_FILES: dict[str, bytes] = {
+    "ragged.csv": b"uri,a\nx,1\ny,1,2\n",
+    "latin.csv": "uri\nZ\u00fcrich.jpg\n".encode("cp1252"),
+    "latin.jsonl": '{"uri": "Z\u00fcrich.jpg"}\n'.encode("cp1252"),
+    "twice.csv": b"uri,a,A\nx,1,2\n",
+    "torn.jsonl": b'{"uri": \n',
+    "torn.csv.gz": b"no gzip",
+    "torn.parquet": b"PAR1",
+    "list.txt": b"a.jpg\n",
+    "photos.tar": b"",
+    "clip.mp4": b"no film",
+    "manifest.json": b"{}",
+}
+
+
+def test_no_message_has_the_signature_of_a_web_address_or_the_path_of_a_copy(
+    run: Run, web: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, address = web
+    for name, content in WRONG_FILES.items():
+        (folder / name).write_bytes(content)
+    picture = encoded(Image.new("RGB", (4, 4)), "PNG")
+    parquet(folder / "images.parquet", image=[picture])
+    parquet(folder / "time.parquet", uri=["a"], at=pa.array([1], pa.time64("us")))
+    parquet(folder / "thumbnail.parquet", uri=[None], thumbnail=[picture])
+    named = ["missing.csv", "images.parquet", "time.parquet", "thumbnail.parquet", *WRONG_FILES]
+    sources: list[tuple[str, dict[str, Any]]] = [
+        *((name, {"manifest": f"{address}/{name}{SIGNED}"}) for name in named),
+        *(
+            ("photos.tar", {kind: f"{address}/photos.tar{SIGNED}"})
+            for kind in ("table", "shards", "inventory", "prefix")
+        ),
+        ("list.txt", {"inventory": f"{address}/list.txt{SIGNED}"}),
+        ("twice.csv", {"panorama": f"{address}/twice.csv{SIGNED}"}),
+    ]
+    for name, source in sources:
+        refusal = run.refusal(source)
+        shown = refusal + capsys.readouterr().err
+        assert f"{address}/{name}" in refusal
+        assert "SECRET" not in shown
+        assert "/segbatch-" not in shown
+        assert "{table: http" not in shown
+    failed = fetch(run.rows(f"{address}/clip.mp4{SIGNED}"), storage.ReadLimits())
+    assert "clip.mp4: no video" in failed["message"][0].as_py()
+    assert "SECRET" not in failed["message"][0].as_py()
+
+
 def test_a_delta_table_is_refused(run: Run, place: str) -> None:
     parquet(f"{place}/table/0.parquet", uri=["a"])
     put(place, "table/_delta_log/00000000000000000000.json")
@@ -595,8 +675,8 @@ def test_manifests_that_are_none_are_refused(run: Run, place: str) -> None:
     assert "must end in .parquet, .csv" in run.refusal({"manifest": f"{place}/table.xlsx"})
     assert "several kinds" in run.refusal({"manifest": f"{place}/mixed/*"})
     assert "no such file" in run.refusal(f"{place}/nothing.csv")
-    assert "no column uri" in run.refusal(f"{place}/empty.csv")
-    assert "no column uri" in run.refusal(f"{place}/gone.csv.gz")
+    assert "has no rows" in run.refusal(f"{place}/empty.csv")
+    assert "has no rows" in run.refusal(f"{place}/gone.csv.gz")
     assert "cannot be read" in run.refusal(f"{place}/plain.csv.gz")
 
 
@@ -746,6 +826,36 @@ def test_csv_of_excel_and_blanks_around_uris(run: Run, tmp_path: Path) -> None:
         assert run.uris(text(tmp_path / "m.csv", content)) == ["a.jpg"]
 
 
+@pytest.mark.parametrize("name", ["m.csv", "m.csv.gz"])
+def test_csv_with_two_kinds_of_line_ends_and_blank_lines_above_the_header(
+    run: Run, tmp_path: Path, name: str
+) -> None:
+    for content in (
+        "uri,n\r\na.jpg,1\nb.jpg,2\r\n\r\n",
+        "uri,n\na.jpg,1\r\nb.jpg,2\n",
+        "\n \r\nuri,n\na.jpg,1\nb.jpg,2\n",
+        "sep=;\n\nuri;n\na.jpg;1\nb.jpg;2\n",
+    ):
+        rows = run.rows(text(tmp_path / name, content)).drop_columns("image_id").to_pylist()
+        assert rows == [{"uri": "a.jpg", "n": 1}, {"uri": "b.jpg", "n": 2}]
+    quoted = text(tmp_path / name, 'uri,n\r\na.jpg,"1\n2"\r\nb.jpg,2\r\n')
+    assert run.rows(quoted)["n"].to_pylist() == ["1\n2", "2"]
+    mixed = text(tmp_path / name, 'uri,n\na.jpg,"1\r\n2"\nb.jpg,2\n')
+    assert run.rows(mixed)["n"].to_pylist() == ["1\r\n2", "2"]
+
+
+def test_a_file_without_rows_or_with_a_comment_above_its_header_says_so(
+    run: Run, tmp_path: Path
+) -> None:
+    for name, content in {"m.csv": "", "n.csv": "\n\n", "m.jsonl": "", "n.jsonl": "\n"}.items():
+        assert run.refusal(text(tmp_path / name, content)).endswith(f"{name}: has no rows")
+    said = run.refusal(text(tmp_path / "m.csv", "# exported 2024\nuri\na.jpg\n"))
+    assert said.endswith("m.csv: its first line is a comment and no header: delete it")
+    said = run.refusal(text(tmp_path / "m.csv", "n: 1,a\nx,y\n"))
+    advised = said.partition("for example ")[2].partition(" or rename")[0]
+    assert run.uris({"manifest": str(tmp_path / "m.csv"), **yaml.safe_load(advised)})
+
+
 def test_json_numbers_that_no_number_holds_stay_as_they_are_written(
     run: Run, tmp_path: Path
 ) -> None:
@@ -762,6 +872,30 @@ def test_json_numbers_that_no_number_holds_stay_as_they_are_written(
     assert np.isnan(first["f"])
     assert second["f"] == -np.inf
     assert second["n"] == {"at": "08:05"}
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ('{"id": [9007199254740993, 0.5]}', '{"id":[9007199254740993,0.5]}'),
+        ('{"id": 12345678901234567890}', '{"id":12345678901234567890}'),
+        ("[1, 123456789012345678901234]", "[1,123456789012345678901234]"),
+        ('{"x": 1, "X": 2}', '{"x":1,"X":2}'),
+        ('{"": 1}', '{"":1}'),
+        ('{"x": [{"": 1}]}', {"x": ['{"":1}']}),
+        (
+            '{"id": 9007199254740993, "x": 1e22, "t": "\\"12345678901234567890.123"}',
+            {"id": 9007199254740993, "x": 1e22, "t": '"12345678901234567890.123'},
+        ),
+        ("[[0.5], [1, null], []]", [[0.5], [1.0, None], []]),
+    ],
+)
+def test_numbers_within_json_values_lose_no_digit(
+    run: Run, tmp_path: Path, value: str, expected: Any
+) -> None:
+    lines = f'{{"uri": "a", "m": {value}}}\n{{"uri": "b"}}\n{{"uri": "c", "m": null}}\n'
+    rows = run.rows(text(tmp_path / "m.jsonl", lines))
+    assert rows["m"].to_pylist() == [expected, None, None]
 
 
 def test_a_partition_that_is_also_in_the_file_is_one_column(run: Run, tmp_path: Path) -> None:
@@ -840,6 +974,8 @@ def test_json_that_cannot_be_read_is_refused(run: Run, tmp_path: Path) -> None:
     assert "Malformed JSON" in run.refusal(text(tmp_path / "m.jsonl", '{"uri": "a"}\n{nope\n'))
     said = run.refusal(text(tmp_path / "m.jsonl", '{"uri": "a", "city": 1, "City": 2}\n'))
     assert "City and city" in said
+    said = run.refusal(text(tmp_path / "m.jsonl", '{"uri": "a", "": 2}\n'))
+    assert 'the key "" is no name of a column' in said
 
 
 # ---------------------------------------------------------------------------------------- inventory

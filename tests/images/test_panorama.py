@@ -106,7 +106,7 @@ def test_views_are_those_of_py360convert(yaw: float, pitch: float, fov: float) -
 
 def sphere(path: Path, picture: Pixels, capture: Capture | None = None, xmp: bytes = b"") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    exif = panorama.exif.exif_of(capture or Capture())
+    exif = panorama.exif.exif_bytes(capture or Capture())
     Image.fromarray(picture).save(path, quality=95, exif=exif, xmp=xmp)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import random
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,80 @@ def test_binary_columns_hold_images_too(root: str, tmp_path: Path) -> None:
     assert read_images(rows["uri"].to_pylist(), LIMITS) == photos
 
 
+@pytest.mark.parametrize(
+    "type_",
+    [pa.binary(), pa.large_binary(), pa.binary_view(), pa.struct([("bytes", pa.binary_view())])],
+)
+def test_images_are_found_behind_nulls_and_in_every_binary_type(
+    tmp_path: Path, type_: pa.DataType
+) -> None:
+    is_struct = pa.types.is_struct(type_)
+    photos = [None] * 40 + [{"bytes": jpeg(40)} if is_struct else jpeg(40)]
+    put(f"{tmp_path}/a.parquet", pa.table({"photo": pa.array(photos, type_), "n": range(41)}))
+    rows = frozen(tmp_path, {"table": f"{tmp_path}/a.parquet"})
+    assert rows.column_names == ["image_id", "uri", "n", PLACE.name]
+    found = read_images(rows["uri"].to_pylist()[39:], LIMITS)
+    assert found == [storage.Unreadable("not_found", "the row has no image"), jpeg(40)]
+
+
+def test_columns_of_images_are_left_out_of_the_results_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = {"bytes": jpeg(5), "path": None}
+    more = {
+        "crops": pa.array([[], [photo, photo], None], pa.list_(STRUCT)),
+        "thumbnails": pa.array([None, [jpeg(6)], []], pa.list_(pa.binary())),
+        "pair": pa.array([{"left": photo, "right": photo}] * 3),
+        "mask": pa.array([None, jpeg(7), None], pa.binary()),
+        "hashes": pa.array([[b"\0"], None, []], pa.list_(pa.binary())),
+    }
+    put(f"{tmp_path}/a.parquet", table(3, **more, s3_path=["a", "b", "c"]))
+    for kind, rest in (
+        ("table", {"image_column": "image"}),
+        ("manifest", {"uri_column": "s3_path"}),
+    ):
+        rows = frozen(tmp_path, {kind: f"{tmp_path}/a.parquet", **rest}, kind)
+        assert {"city", "hashes"} < set(rows.column_names)
+        assert not {"image", "crops", "thumbnails", "pair", "mask"} & set(rows.column_names)
+        said = capsys.readouterr().err
+        images = "image, " * (kind == "manifest")
+        assert f"holds images: column {images}mask, crops, thumbnails, pair" in said
+    with pytest.raises(SourceError, match=r"several columns hold images \(image, mask\)"):
+        frozen(tmp_path, {"table": f"{tmp_path}/a.parquet"}, "unnamed")
+    with pytest.raises(SourceError, match="column crops holds images in lists or structs"):
+        frozen(tmp_path, {"table": f"{tmp_path}/a.parquet", "image_column": "crops"}, "nested")
+    put(f"{tmp_path}/b.parquet", pa.table({"crops": more["crops"]}))
+    with pytest.raises(SourceError, match="column crops holds images in lists or structs"):
+        frozen(tmp_path, {"table": f"{tmp_path}/b.parquet"}, "only")
+
+
+def test_a_uri_without_a_column_stays_the_image_that_it_was(tmp_path: Path) -> None:
+    masks = pa.array([None, jpeg(7)], pa.binary())  # earlier versions did not see images there
+    put(f"{tmp_path}/a.parquet", table(2, mask=masks))
+    uris = [f"{tmp_path}/a.parquet#row={row}" for row in range(2)]
+    assert read_images(uris, LIMITS) == [jpeg(0), jpeg(1)]
+    rows = frozen(tmp_path, {"table": f"{tmp_path}/a.parquet", "image_column": "image"})
+    assert rows["uri"].to_pylist() == uris
+
+
+def test_listing_a_table_reads_a_page_of_its_images(tmp_path: Path) -> None:
+    photo, noise = jpeg(0), random.Random(0).randbytes(10_000)
+    photos = [photo + bytes([row % 256]) + noise for row in range(3000)]
+    columns = {"photo": pa.array(photos, pa.binary()), "number": range(3000)}
+    options = {"compression": "none", "use_dictionary": False}
+    put(f"{tmp_path}/a.parquet", pa.table(columns), **options)
+    put(f"{tmp_path}/small.parquet", table(1))
+    frozen(tmp_path, {"table": f"{tmp_path}/small.parquet"}, "small")  # what it imports is read
+    before = _bytes_read()
+    assert len(frozen(tmp_path, {"table": f"{tmp_path}/a.parquet"})) == 3000
+    assert _bytes_read() - before < 15_000_000  # of 32: a page of pyarrow has 1,024 values
+
+
+def _bytes_read() -> int:
+    """By this process, also from the page cache."""
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
 def test_large_row_groups_are_said_once_with_what_makes_them_small(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,6 +188,31 @@ def test_a_path_without_bytes_is_read_from_there(root: str, tmp_path: Path) -> N
         assert "on the machine that wrote the table" in getattr(local, "message", "")
     assert [getattr(reason, "kind", None) for reason in gone] == ["not_found"] * 2
     assert empty == b""  # an empty file, which decoding names
+
+
+def test_a_table_in_a_bucket_reads_no_file_of_this_machine(s3: Any, tmp_path: Path) -> None:
+    root = s3.uri("table")
+    storage.write_bytes(f"{root}/7.jpg", jpeg(7))
+    photo = tmp_path / "secret.jpg"
+    photo.write_bytes(jpeg(0))
+    with zipfile.ZipFile(tmp_path / "secret.zip", "w") as archive:
+        archive.write(photo, "secret.jpg")
+    paths = [
+        f"{root}/7.jpg",
+        f"{photo}",
+        f"file://{photo}",
+        f"FILE://{photo}",
+        f"local://{photo}",
+        f"zip://secret.jpg::{tmp_path}/secret.zip",
+        f"simplecache::file://{photo}",
+        f"s3::file://{photo}",
+    ]
+    photos = [{"bytes": None, "path": path} for path in paths]
+    put(f"{root}/a.parquet", pa.table({"image": pa.array(photos, STRUCT)}))
+    rows = frozen(tmp_path, {"table": f"{root}/a.parquet"})
+    first, *others = read_images(rows["uri"].to_pylist(), LIMITS)
+    assert first == jpeg(7)
+    assert [getattr(one, "kind", None) for one in others] == ["not_found"] * 7
 
 
 def test_rows_are_chosen_and_columns_renamed(tmp_path: Path) -> None:

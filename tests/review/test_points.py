@@ -17,8 +17,9 @@ from typer.testing import CliRunner
 
 from segbatch.cli.main import app
 from segbatch.errors import InputError
-from segbatch.images.exif import Capture, exif_of
+from segbatch.images.exif import Capture, exif_bytes
 from segbatch.jobs.segment import segment
+from segbatch.review.browse.grid import Grid, GridQuery
 from segbatch.run import Run
 from tests.collection import image
 from tests.conftest import EVERYTHING, job
@@ -45,7 +46,7 @@ def run(ray_address: str, model_uri: str, tmp_path_factory: pytest.TempPathFacto
     (root / "photos").mkdir()
     for number, place in enumerate(PLACES):
         name = root / "photos" / f"{number}.jpg"
-        image(number).save(name, quality=90, exif=exif_of(place))
+        image(number).save(name, quality=90, exif=exif_bytes(place))
     (root / "photos" / "3.jpg").write_bytes(b"nothing")
     sphere(root / "panoramas" / "0.jpg", room(), PLACES[0])
     sources = [
@@ -147,6 +148,39 @@ def test_numbers_in_lists_that_are_not_finite_are_null(tmp_path: Path) -> None:
     text = (tmp_path / "out" / "images.geojson").read_text()
     collection = json.loads(text, parse_constant=pytest.fail)
     assert collection["features"][0]["properties"]["embedding"] == [0.5, None, None]
+
+
+def test_coordinates_may_be_text(tmp_path: Path) -> None:
+    """A CSV with six decimals has 47.370000, which no number prints back."""
+    latitudes = ["47.370000", None, "", "47°22'N", "91.000000"]
+    values: dict[str, Any] = {
+        "latitude": lambda image_id: latitudes[min(image_id, 4)],
+        "longitude": lambda image_id: 8.541234,
+        "Lat": lambda image_id: "none",
+        "lon": lambda image_id: "none",
+    }
+    types = [pa.string(), pa.float64(), pa.string(), pa.string()]
+    columns = [pa.field(name, type_) for name, type_ in zip(values, types, strict=True)]
+    run = write_run(str(tmp_path / "run"), user_columns=columns, user_values=values)
+    run.export(str(tmp_path / "parquet"), "geoparquet")
+    [point] = geopandas.read_parquet(tmp_path / "parquet" / "images.parquet").geometry
+    assert (point.x, point.y) == (8.541234, 47.37)
+    run.export(str(tmp_path / "json"), "geojson")
+    [point] = geopandas.read_file(tmp_path / "json" / "images.geojson").geometry
+    assert (point.x, point.y) == (8.541234, 47.37)
+    run.report(str(tmp_path / "report.html"))
+    assert "8.541234, 47.37, [" in (tmp_path / "report.html").read_text()
+    grid = Grid(run)
+    [shown] = grid.points(GridQuery())
+    assert (shown["lon"], shown["lat"]) == (8.541234, 47.37)
+
+
+def test_text_that_is_no_number_is_no_coordinate(tmp_path: Path) -> None:
+    columns = [pa.field(name, pa.string()) for name in ("lat", "lon")]
+    values: dict[str, Any] = {name: lambda image_id: "47°22'N" for name in ("lat", "lon")}
+    run = write_run(str(tmp_path / "run"), user_columns=columns, user_values=values)
+    with pytest.raises(InputError, match="has no coordinates"):
+        run.export(str(tmp_path / "out"), "geojson")
 
 
 def test_the_report_has_a_map_that_asks_for_nothing(

@@ -178,8 +178,7 @@ class Grid:
         if self.coordinates is None:
             raise InputError("the run has no coordinates")
         value = self._sort_key(query.sort)
-        longitude = quoted_name(self.coordinates.longitude)
-        latitude = quoted_name(self.coordinates.latitude)
+        latitude, longitude = self.coordinates
         with self._exclusive():
             chosen = self._matching(query).filter(self.coordinates.are_known)
             rows = self._select(

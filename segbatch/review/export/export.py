@@ -167,7 +167,7 @@ def _export_buildings(
 
 
 def _export_points(run: RunFolder, folder: str, to: points.PointFormat, rest: str) -> Exported:
-    coordinates = points.coordinates_in(sql([run], "FROM wide LIMIT 0"))
+    coordinates = points.coordinates_in(sql([run], "FROM wide"))
     if coordinates is None:
         raise InputError(
             f"{run.uri}: has no coordinates: segment with images: {{…, exif: true}}, or give the"

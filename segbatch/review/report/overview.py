@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from segbatch.config.images import location_of, parse_source
+from segbatch.config.keys import recorded
 from segbatch.results import cost
 from segbatch.results.prices import Prices
 from segbatch.results.runfolder import RunFolder
@@ -40,7 +41,7 @@ def _sources(images: Any) -> list[str]:
     entries = images if isinstance(images, list) else [images]
     with suppress(ValueError):
         return [location_of(parse_source(entry)) for entry in entries]
-    return [str(entry) for entry in entries]
+    return [str(entry) for entry in recorded(entries)]
 
 
 def _time(seconds: float) -> str:

@@ -34,7 +34,7 @@ def places(
     [(total,)] = ask(f"SELECT count(*) FROM answer {where}")
     shown = [facts.seg_class for facts in classes if facts.mean][:MAP_CLASSES]
     shares = ", ".join(f"round(coverage.{quoted_name(c.field)}, 4)" for c in shown)
-    longitude, latitude = quoted_name(coordinates.longitude), quoted_name(coordinates.latitude)
+    latitude, longitude = coordinates
     points = ask(
         f"FROM (SELECT uri, {longitude}::DOUBLE, {latitude}::DOUBLE, [{shares}]::DOUBLE[]"
         f" FROM answer {where} ORDER BY image_id) {SAMPLE}"
