@@ -19,10 +19,11 @@ from segbatch import signals, storage
 from segbatch.config.images import location_of
 from segbatch.config.job import Job, SegmentJob, load_kind
 from segbatch.console import say
-from segbatch.errors import InputError, SegbatchError
+from segbatch.errors import SegbatchError
 from segbatch.images import manifest
 from segbatch.images.panorama import views_each
 from segbatch.images.place import has_places
+from segbatch.jobs.options import check_options
 from segbatch.jobs.passes import Passes
 from segbatch.jobs.preflight import (
     Prepared,
@@ -59,7 +60,7 @@ from segbatch.model.predict import load_model
 from segbatch.results.encode import Encoding
 from segbatch.results.lease import Lease
 from segbatch.results.ledger import Ledger
-from segbatch.results.schema import ERRORS, RESERVED_COLUMNS
+from segbatch.results.schema import RESERVED_COLUMNS
 from segbatch.results.write import Writing
 from segbatch.run import Run, open_run
 from segbatch.signals import interruptible
@@ -119,8 +120,7 @@ def segment(
     :class:`~segbatch.errors.Incomplete` if it should be run again.
     """
     job = load_kind(job, SegmentJob)
-    if unknown := sorted(set(only) - set(ERRORS)):
-        raise InputError(f"--only {','.join(unknown)}: no such kind; kinds: {', '.join(ERRORS)}")
+    check_options(job, retry_failed=retry_failed, only=only, repair=repair, extend=extend)
     prepared = prepare(job)
     uri = storage.normalize(job.output)
     with storage.translate_errors("storage:"), interruptible():
