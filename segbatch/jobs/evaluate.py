@@ -71,7 +71,8 @@ def evaluate(job: str | Mapping[str, Any] | Job) -> dict[str, Any]:
     uri = storage.normalize(job.output)
     facts = _facts(job, dataset, prepared)
     with storage.translate_errors("storage:"), interruptible():
-        _refuse_other_evaluation(uri, facts)
+        with storage.translate_errors("output", RunError):
+            _refuse_other_evaluation(uri, facts)
         check_output(uri)
         with Lease(uri, say) as lease:
             with connected(say):

@@ -80,10 +80,8 @@ class RunState:
     @classmethod
     def read(cls, uri: str) -> RunState | None:
         """The run at ``uri``; ``None`` if there is none, or only an incomplete first start."""
-        try:
+        with storage.translate_errors("output", RunError):
             info = read_info(uri)
-        except PermissionError as error:
-            raise RunError(f"output {error}") from error
         if info is None:
             if any(storage.exists(entry_uri(storage.join(uri, t), 0)) for t in ("rows", "stats")):
                 raise Damaged(f"{uri}/run.json", "it is gone, and the run's tables are there")

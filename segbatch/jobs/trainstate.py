@@ -56,14 +56,15 @@ class TrainState:
             "starts": [],
         }
         file = storage.join(uri, "run.json")
-        try:
-            info = json.loads(storage.read_bytes(file))
-        except FileNotFoundError:
-            if storage.exists(storage.join(uri, "config.json")):
-                raise RunError(f"{uri}: already holds a model: choose a new output") from None
-            return cls(uri, fresh)
-        except ValueError as error:
-            raise RunError(f"{file}: not valid JSON: {error}; choose a new output") from error
+        with storage.translate_errors("output", RunError):
+            try:
+                info = json.loads(storage.read_bytes(file))
+            except FileNotFoundError:
+                if storage.exists(storage.join(uri, "config.json")):
+                    raise RunError(f"{uri}: already holds a model: choose a new output") from None
+                return cls(uri, fresh)
+            except ValueError as error:
+                raise RunError(f"{file}: not valid JSON: {error}; choose a new output") from error
         if not isinstance(info, dict) or info.get("kind") != job.kind:
             raise RunError(f"{uri}: holds something other than a training: choose a new output")
         state = cls(uri, info)
@@ -125,7 +126,7 @@ class TrainState:
         start = {"at": time.time(), "workers": str(workers), "device": workers.device}
         self.info["starts"].append(start)
         try:
-            with storage.translate_errors("storage:"):
+            with storage.translate_errors("storage:"):  # run.json notes how these errors end it
                 self.write("running")
                 yield
         except Fenced:
