@@ -77,7 +77,8 @@ def pipeline(
 
     One task returns one block. Ray could split a large block differently when it computes it again
     after a node was lost, and rows would vanish or come twice. Ray fuses only stages that reserve
-    the same CPUs; the others run apart, so that each keeps its own bound of memory.
+    the same CPUs: fetch and decode run in one task, which needs the memory of both. The others run
+    apart, so that each keeps its own bound of memory.
     """
     blocks = [images.slice(start, block_rows) for start in range(0, len(images), block_rows)]
     worker_lease = stages.writing.worker_lease
