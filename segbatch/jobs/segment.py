@@ -8,7 +8,6 @@ manifest has its row.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -16,22 +15,14 @@ import pyarrow as pa
 import ray.data
 
 from segbatch import signals, storage
-from segbatch.config.images import location_of
 from segbatch.config.job import Job, SegmentJob, load_kind
 from segbatch.console import say
-from segbatch.errors import SegbatchError
-from segbatch.images import manifest
 from segbatch.images.panorama import views_each
 from segbatch.images.place import has_places
+from segbatch.jobs.imagelist import add_new_images, begin_run, say_growth
 from segbatch.jobs.options import check_options
 from segbatch.jobs.passes import Passes
-from segbatch.jobs.preflight import (
-    Prepared,
-    check_first_images,
-    check_output,
-    choose_sizes,
-    prepare,
-)
+from segbatch.jobs.preflight import Prepared, check_output, choose_sizes, prepare
 from segbatch.jobs.progress import Progress
 from segbatch.jobs.runstate import RunState, StartRecord, repair_run
 from segbatch.jobs.runtime.compat import map_blocks
@@ -60,13 +51,10 @@ from segbatch.model.predict import load_model
 from segbatch.results.encode import Encoding
 from segbatch.results.lease import Lease
 from segbatch.results.ledger import Ledger
-from segbatch.results.schema import RESERVED_COLUMNS
 from segbatch.results.write import Writing
 from segbatch.run import Run, open_run
 from segbatch.signals import interruptible
-from segbatch.storage import hub
 
-COUNT_S = 60.0  # limit for counting the images of the sources of a finished run
 GRACE_S = 10.0  # after a signal, to finish files; Kubernetes kills after 30 s
 
 
@@ -130,19 +118,23 @@ def segment(
             state.refuse_changes(job, prepared.model_sha256)
             is_over = state.finished and state.verdict(job) == state.info.status
             if is_over and not (retry_failed or extend):
-                return close(state, job)
+                try:
+                    return state.close(job)
+                finally:
+                    say_growth(state, job)
         check_output(uri)
         with Lease(uri, say) as lease:
             if repair:
                 repair_run(uri, job, prepared, lease.driver, lease.confirm)
             state = RunState.read(uri)
             if state is None:
-                state = freeze(uri, job, prepared, lease)
+                state = begin_run(uri, job, prepared, lease)
             state.lease = lease.worker_lease
             state.refuse_changes(job, prepared.model_sha256)
             if extend:
                 add_new_images(state, job, prepared, lease)
-            # By another driver meanwhile, or nothing is new, or the limits are others than before.
+            # Another driver has finished it meanwhile, --extend has found nothing new, or the job's
+            # limits were changed.
             if state.finished and not retry_failed:
                 return state.close(job)
             with state.note_end():
@@ -158,90 +150,6 @@ def segment(
                 lease.confirm()
                 state.finish(ledger, job)
         return open_run(uri)
-
-
-def freeze(uri: str, job: SegmentJob, prepared: Prepared, lease: Lease) -> RunState:
-    """Freeze the list of images, and begin the run with its first ``run.json``."""
-    say("freezing the list of images")
-    frozen = manifest.freeze(job.sources, **_manifest_options(uri, job, lease))
-    skipped = ", ".join(
-        f"{count} {end or 'without extension'}" for end, count in sorted(frozen.skipped.items())
-    )
-    say(f"{frozen.rows:,} images" + (f"; skipped {skipped}" if skipped else ""))
-    if frozen.duplicates:
-        say(f"{frozen.duplicates:,} URIs are repeated; each occurrence gets its own row")
-    state = RunState.new(uri, job, prepared, frozen)
-    check_first_images(state.first_images, prepared)
-    lease.confirm()
-    state.write("running")
-    return state
-
-
-def add_new_images(state: RunState, job: SegmentJob, prepared: Prepared, lease: Lease) -> None:
-    """Freeze the images that the sources have gained, behind those that the run has."""
-    say("looking for new images")
-    old = state.info.manifest
-    frozen = manifest.extend(
-        job.sources, frozen=old.files, **_manifest_options(state.uri, job, lease)
-    )
-    if frozen.gone:
-        say(f"{frozen.gone:,} images of the run are no longer in the source; their rows stay")
-    if frozen.left_out:
-        say(f"left out, because the run does not have them: column {', '.join(frozen.left_out)}")
-    if frozen.rows == old.rows:
-        say(f"no new images: the run has all that the source has ({old.rows:,})")
-        return
-    first_id = old.rows
-    say(f"{frozen.rows - first_id:,} new images, behind the {first_id:,} of the run")
-    state.prove_logs()
-    state.extend(frozen)
-    check_first_images(state.images_from(first_id), prepared)
-    lease.confirm()
-    state.write("running")
-
-
-def _manifest_options(uri: str, job: SegmentJob, lease: Lease) -> dict[str, Any]:
-    def confirm() -> None:
-        signals.check()
-        lease.confirm()
-
-    return {
-        "folder": storage.join(uri, "manifest"),
-        "reserved": RESERVED_COLUMNS | set(job.formulas),
-        "leave_out": uri,
-        "confirm": confirm,
-    }
-
-
-def close(state: RunState, job: SegmentJob) -> Run:
-    """Close a finished run that is run again, and say whether its sources have grown."""
-    try:
-        return state.close(job)
-    finally:
-        say_growth(state, job)
-
-
-def say_growth(state: RunState, job: SegmentJob) -> None:
-    """Say how many images the sources have now, if they have more than the run."""
-    if any(hub.is_on_hub(location_of(source)) for source in job.sources):
-        return  # the run has those of one commit
-    try:
-        count = manifest.count_images(job.sources, leave_out=state.uri, limit_s=COUNT_S)
-    except (SegbatchError, OSError) as error:
-        say(f"whether there are new images is unknown: {storage.one_line(error)}")
-        return
-    if count.rows > state.num_images:
-        frozen = datetime.fromtimestamp(state.info.frozen_at, UTC)
-        say(
-            f"the run has the {state.num_images:,} images of {frozen:%Y-%m-%d %H:%M} UTC; the"
-            f" source has {'' if count.whole else 'at least '}{count.rows:,} now: to add the new"
-            " ones, run it again with --extend; or choose a new output"
-        )
-    elif not count.whole:
-        say(
-            f"whether there are new images is unknown: counting takes more than {COUNT_S:.0f} s;"
-            " --extend looks for them and adds them"
-        )
 
 
 def share_quantized(
