@@ -35,12 +35,13 @@ from segbatch.errors import (
 from segbatch.images import manifest
 from segbatch.jobs.preflight import SAMPLE_IMAGES, Prepared, Sizes
 from segbatch.jobs.progress import Progress
+from segbatch.jobs.settings import schema_of
 from segbatch.jobs.stamp import software, submission
 from segbatch.masks.classes import Classes
 from segbatch.model.bundle import bundle_sha256
 from segbatch.model.engine import EngineChoice
 from segbatch.model.quantize import drawn
-from segbatch.results.encode import carried, user_fields
+from segbatch.results.encode import carried
 from segbatch.results.finish import sweep, write_stats
 from segbatch.results.lease import WorkerLease
 from segbatch.results.ledger import Ledger
@@ -58,7 +59,7 @@ from segbatch.results.runinfo import (
     read_info,
     write_info,
 )
-from segbatch.results.schema import ERRORS, rows_schema, stats_schema
+from segbatch.results.schema import ERRORS, stats_schema
 from segbatch.results.table import Table, kind_of
 from segbatch.run import Run, open_run
 
@@ -192,12 +193,7 @@ class RunState:
 
     def schema(self, job: SegmentJob, classes: Classes) -> pa.Schema:
         """The schema of every file in ``rows/``."""
-        return rows_schema(
-            classes,
-            stats=job.stats,
-            formulas=list(job.formulas),
-            user_columns=user_fields(self.first_images.schema),
-        )
+        return schema_of(job, classes, self.first_images)
 
     def prove_logs(self) -> None:
         """Check both logs before anything is committed or deleted.

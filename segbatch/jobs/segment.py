@@ -17,8 +17,6 @@ import ray.data
 from segbatch import signals, storage
 from segbatch.config.job import Job, SegmentJob, load_kind
 from segbatch.console import say
-from segbatch.images.panorama import views_each
-from segbatch.images.place import has_places
 from segbatch.jobs.imagelist import add_new_images, begin_run, say_growth
 from segbatch.jobs.options import check_options
 from segbatch.jobs.passes import Passes
@@ -36,8 +34,8 @@ from segbatch.jobs.runtime.executor import RayExecutor, sample_sizes
 from segbatch.jobs.runtime.nodes import NodeClock
 from segbatch.jobs.runtime.sharing import ENCODE_CPUS, PARQUET_CPUS, READ_CPUS, worker_cpus
 from segbatch.jobs.runtime.workers import Workers, choose_device, connected, share_out
+from segbatch.jobs.settings import stages_of
 from segbatch.jobs.stages import (
-    Predicting,
     PredictStage,
     Stages,
     decode_stage,
@@ -48,7 +46,6 @@ from segbatch.jobs.stages import (
 from segbatch.jobs.watch import Patience, Watch
 from segbatch.model.bundle import Packed
 from segbatch.model.predict import load_model
-from segbatch.results.encode import Encoding
 from segbatch.results.lease import Lease
 from segbatch.results.ledger import Ledger
 from segbatch.results.write import Writing
@@ -178,10 +175,6 @@ def work_through(
     """Bring every image of the manifest to a committed row, on the connected Ray."""
     limits = job.limits
     watch = Watch(lease, limits.stall_minutes, GRACE_S, "limits.stall_minutes")
-    schema = state.schema(job, prepared.config.classes)
-    encoding = Encoding(
-        prepared.config.classes, schema, prepared.formulas, store_masks=job.masks != "none"
-    )
     device = choose_device(job.resources)
     # Waits for a first node.
     choice = engine_on_workers(job.predict, prepared.config, device, watch)
@@ -190,12 +183,11 @@ def work_through(
     sizes = choose_sizes(
         job,
         prepared,
+        state.first_images,
         sample_sizes(state.sample(), prepared.reading, watch),
         device,
         num_images=ledger.remaining(),
         num_workers=workers.expected,
-        in_parts=has_places(state.first_images),
-        together=views_each(job.sources),
     )
     slowest_read_s = limits.read_limits().longest_s(sizes.block_rows)
     patience = Patience(max(60 * limits.idle_minutes, slowest_read_s), 60 * limits.stall_minutes)
@@ -209,17 +201,16 @@ def work_through(
     model = share_model(prepared.model, choice.engine)
     if choice.precision == "int8" and not prepared.config.is_graph:
         model = share_quantized(state, job, prepared, ledger, model, workers=workers, watch=watch)
-    predicting = Predicting(
+    schema = state.schema(job, prepared.config.classes)
+    stages = stages_of(
+        job,
+        prepared,
+        Writing(lease.worker_lease, ledger.epoch, schema, last_pass=False),
         model=model,
         options=prepared.options.model_copy(update=choice._asdict()),
         device=device,
         threads=workers.num_cpus,
-        original_grid=job.masks == "original",
-        keep_label_maps=encoding.wants_label_maps,
-        confidence="confidence" in job.stats,
     )
-    writing = Writing(lease.worker_lease, ledger.epoch, schema, last_pass=False)
-    stages = Stages(prepared.reading, predicting, encoding, writing)
     make_pipeline = partial(pipeline, file_rows=sizes.file_rows, workers=workers)
     with Progress(state.uri, state.num_images, ledger.taken.count()) as progress:
         record = StartRecord(state, progress, clock.read)

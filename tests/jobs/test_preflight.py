@@ -58,8 +58,10 @@ def test_one_photograph_among_them_is_enough(tmp_path: Path, prepared: Prepared)
 def test_views_of_one_panorama_stay_in_a_block_and_a_file_has_whole_blocks(
     prepared: Prepared, rows_per_file: int
 ) -> None:
-    work = load_kind({**job("/photos/", "m", "/run"), "rows_per_file": rows_per_file}, SegmentJob)
-    sizes = choose_sizes(work, prepared, [], "cpu", num_images=12, num_workers=1, together=4)
+    views = {"panorama": "/panoramas/", "yaw": [0, 90, 180, 270]}
+    work = load_kind({**job(views, "m", "/run"), "rows_per_file": rows_per_file}, SegmentJob)
+    images = pa.table({"uri": ["/panoramas/a.jpg#yaw=0&pitch=0&fov=90&size=64"]})
+    sizes = choose_sizes(work, prepared, images, [], "cpu", num_images=12, num_workers=1)
     assert sizes.block_rows % 4 == 0
     assert sizes.file_rows >= sizes.block_rows
     assert sizes.file_rows % sizes.block_rows == 0
