@@ -199,8 +199,8 @@ def score_images(
             mapping=mapping,
             workers=workers,
         )
-        with in_background(blocks) as tables:
-            for table in watch.over(tables):
+        with in_background(blocks) as next_table:
+            for table in watch.results_of(next_table):
                 watch.moved()
                 scores.add(table)
                 if time.monotonic() - said >= EVERY_S:
