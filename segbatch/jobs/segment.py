@@ -30,13 +30,12 @@ from segbatch.jobs.runtime.engines import (
     quantize_on_worker,
     share_model,
 )
-from segbatch.jobs.runtime.executor import RayExecutor, sample_sizes
+from segbatch.jobs.runtime.executor import RayExecutor, predict_blocks, sample_sizes
 from segbatch.jobs.runtime.nodes import NodeClock
-from segbatch.jobs.runtime.sharing import ENCODE_CPUS, PARQUET_CPUS, READ_CPUS, worker_cpus
+from segbatch.jobs.runtime.sharing import ENCODE_CPUS, PARQUET_CPUS, READ_CPUS
 from segbatch.jobs.runtime.workers import Workers, choose_device, connected, share_out
 from segbatch.jobs.settings import stages_of
 from segbatch.jobs.stages import (
-    PredictStage,
     Stages,
     decode_stage,
     encode_stage,
@@ -71,14 +70,8 @@ def pipeline(
     fetched = map_blocks(ray.data.from_arrow(blocks), fetching, num_cpus=READ_CPUS)
     decoding = partial(decode_stage, reading=stages.reading)
     decoded = map_blocks(fetched, decoding, num_cpus=READ_CPUS)
-    predicted = map_blocks(
-        decoded,
-        PredictStage,
-        fn_constructor_args=(stages.predicting, stages.reading, worker_lease),
-        compute=workers.pool(),
-        num_cpus=worker_cpus(workers.num_cpus),
-        num_gpus=workers.num_gpus,
-        batch_size=block_rows,  # a block; Ray requires a number with GPUs
+    predicted = predict_blocks(
+        decoded, workers, block_rows, stages.predicting, stages.reading, worker_lease
     )
     encoding = partial(encode_stage, encoding=stages.encoding)
     encoded = map_blocks(predicted, encoding, num_cpus=ENCODE_CPUS)

@@ -29,10 +29,12 @@ from segbatch.errors import Incomplete, InputError, SegbatchError
 from segbatch.jobs.passes import Accounts, ExecutionStopped
 from segbatch.jobs.runtime import compat
 from segbatch.jobs.runtime.metrics import Metrics
+from segbatch.jobs.runtime.sharing import worker_cpus
 from segbatch.jobs.runtime.workers import ON_RAY, Workers, cluster_resources, node_cpus
 from segbatch.jobs.stages import (
     AllStages,
     ImageSize,
+    PredictStage,
     Reading,
     Stages,
     accounts_of,
@@ -220,12 +222,30 @@ class _LostBlocks(logging.Filter):
 _RAY_DATA_LOG = logging.getLogger(compat.BLOCK_ERRORS_LOG)
 
 
+def predict_blocks(
+    decoded: ray.data.Dataset, workers: Workers, block_rows: int, *arguments: Any
+) -> ray.data.Dataset:
+    """Predict decoded blocks in the pool of ``workers``: ``PredictStage(*arguments)`` in each."""
+    return compat.map_blocks(
+        decoded,
+        PredictStage,
+        fn_constructor_args=arguments,
+        compute=workers.pool(),
+        num_cpus=worker_cpus(workers.num_cpus),
+        num_gpus=workers.num_gpus,
+        batch_size=block_rows,  # a block; Ray requires a number with GPUs
+    )
+
+
 @contextlib.contextmanager
-def data_context(stall_minutes: float) -> Iterator[None]:
-    """Ray Data's settings for this job; the previous settings are restored afterwards."""
+def data_context(stall_minutes: float, *, max_errored_blocks: int = -1) -> Iterator[None]:
+    """Ray Data's settings for this job; the previous settings are restored afterwards.
+
+    ``max_errored_blocks`` may be lost; by default any number, and the next pass takes them apart.
+    """
     context = ray.data.DataContext.get_current().copy()
     context.target_max_block_size = None  # one task, one block: see segment.pipeline
-    context.max_errored_blocks = -1  # the next pass takes a lost block apart
+    context.max_errored_blocks = max_errored_blocks
     context.execution_no_progress_timeout_s = (
         stall_minutes * 60 + 60
     )  # Watch ends a stalled run before
