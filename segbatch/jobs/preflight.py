@@ -10,7 +10,9 @@ from __future__ import annotations
 import math
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +20,7 @@ import pyarrow.compute as pc
 
 from segbatch import storage
 from segbatch.config.job import Limits, Predict, SegmentJob
-from segbatch.errors import Incomplete, JobFileError, RunError, SourceError
+from segbatch.errors import Incomplete, JobFileError, RunError, SourceError, shortened
 from segbatch.images.faults import HEAD_BYTES, VIDEO_HINT, is_video
 from segbatch.images.fetch import fetch
 from segbatch.images.panorama import views_each
@@ -119,6 +121,19 @@ def check_output(uri: str) -> None:
     except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
         reason = str(error).replace(f"{probe}: ", "")
         raise RunError(f"output {uri}: cannot be written to: {reason}") from error
+
+
+def refuse_changes(uri: str, before: Mapping[str, Any], now: Mapping[str, Any], why: str) -> None:
+    """Raises :class:`~segbatch.errors.RunError` that names an identity key with another value than
+    ``before``, as the output's ``run.json`` has it, and ``why`` that is refused.
+    """
+    for key, new in now.items():
+        old = before.get(key)
+        if old != new:
+            raise RunError(
+                f"{uri}: {key} was {shortened(old)} and is {shortened(new)} now; {why}: choose a"
+                " new output"
+            )
 
 
 def check_first_images(images: pa.Table, prepared: Prepared) -> None:

@@ -30,10 +30,9 @@ from segbatch.errors import (
     JobFailed,
     RunError,
     SegbatchError,
-    shortened,
 )
 from segbatch.images import manifest
-from segbatch.jobs.preflight import SAMPLE_IMAGES, Prepared, Sizes
+from segbatch.jobs.preflight import SAMPLE_IMAGES, Prepared, Sizes, refuse_changes
 from segbatch.jobs.progress import Progress
 from segbatch.jobs.settings import schema_of
 from segbatch.jobs.stamp import software, submission
@@ -135,13 +134,7 @@ class RunState:
         with contextlib.suppress(ValueError):
             sources = parse_sources(begun.get("images"))
             begun["images"] = [source.model_dump(mode="json") for source in sources]
-        for key, new in job.identity().items():
-            old = begun.get(key)
-            if old != new:
-                raise RunError(
-                    f"{self.uri}: {key} was {shortened(old)} and is {shortened(new)} now; one run"
-                    " holds one job: choose a new output"
-                )
+        refuse_changes(self.uri, begun, job.identity(), "one run holds one job")
         if self.info.model.sha256 != model_sha256:
             raise RunError(
                 f"{self.uri}: the weights of {job.model} have changed since it began; one run"
@@ -289,7 +282,7 @@ class RunState:
 
     @property
     def finished(self) -> bool:
-        return self.info.status in ("complete", "failed")
+        return self.info.is_finished
 
     def finish(self, ledger: Ledger, job: SegmentJob) -> None:
         """Fence the run, write ``stats/``, sweep, and set the status to complete or failed.
@@ -360,6 +353,7 @@ class RunState:
             if not self.finished:
                 self.info.reason = storage.one_line(error)
                 with contextlib.suppress(OSError, Fenced):
+                    # Incomplete after JobFailed, too: a run that is failed has every row.
                     self.write("interrupted" if isinstance(error, Interrupted) else "incomplete")
             raise
 

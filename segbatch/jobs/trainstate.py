@@ -11,6 +11,7 @@ from typing import Any
 from segbatch import storage
 from segbatch.config.job import FinetuneJob
 from segbatch.errors import Fenced, Interrupted, JobFailed, RunError, SegbatchError
+from segbatch.jobs.preflight import refuse_changes
 from segbatch.jobs.runtime.workers import Workers
 from segbatch.jobs.stamp import software, submission
 from segbatch.labels.dataset import Dataset
@@ -72,13 +73,9 @@ class TrainState:
         return state
 
     def _refuse_changes(self, fresh: dict[str, Any]) -> None:
-        old, new = self.info["identity"], fresh["identity"]
-        for key in new.keys() | old.keys():
-            if old.get(key) != new.get(key):
-                raise RunError(
-                    f"{self.uri}: {key} was {old.get(key)} and is {new.get(key)} now; one output"
-                    " holds one training: choose a new output"
-                )
+        old = self.info["identity"]
+        new = dict.fromkeys(old) | fresh["identity"]  # a key that is gone counts as null
+        refuse_changes(self.uri, old, new, "one output holds one training")
         if self.info["dataset"]["fingerprint"] != fresh["dataset"]["fingerprint"]:
             raise RunError(
                 f"{self.uri}: was trained on other labels than {fresh['dataset']['uri']} holds now:"
