@@ -7,7 +7,6 @@ Ray and the driver with it, is what any job goes through.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,13 @@ import pyarrow.parquet as pq
 import segbatch
 from benchmarks.peers.task import CELL, INSTANT, Pixels, Task, instant_cells
 from segbatch.jobs import preflight, stages
+from segbatch.jobs.runtime import executor
 from segbatch.masks.classes import Classes
 from segbatch.model import networks, predict
 from segbatch.model.bundle import save_bundle
 from segbatch.model.config import ModelConfig
 from segbatch.model.predict import Model, Prediction
 
-JOB = import_module("segbatch.jobs.segment")  # of which the package shows the function
 CLASSES = Classes(["dark", "dim", "light", "bright"])
 
 
@@ -72,7 +71,7 @@ def main() -> None:
     model = task.model
     if model == INSTANT:
         model = instant_bundle(f"{task.output}-model")
-        JOB.PredictStage = InstantStage  # type: ignore[attr-defined]
+        executor.PredictStage = InstantStage  # type: ignore[assignment]
         preflight.load_model = lambda *a, **k: instant(predict.load_model(*a, **k))
     segbatch.segment(
         {

@@ -125,7 +125,8 @@ def run(
 
     A job whose output exists already resumes automatically.
     """
-    from segbatch.config.job import check_options, load_job
+    from segbatch.config.job import load_job
+    from segbatch.jobs.options import check_options
 
     loaded = load_job(job, overrides or ())
     kinds = kinds_of(only)

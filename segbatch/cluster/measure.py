@@ -25,11 +25,10 @@ from segbatch.console import say
 from segbatch.errors import CredentialsRefused, SourceError
 from segbatch.images.decode import decode
 from segbatch.images.panorama import views_each
-from segbatch.images.place import has_places
 from segbatch.jobs.preflight import SAMPLE_IMAGES, Prepared, choose_sizes
+from segbatch.jobs.settings import schema_of, stages_of
 from segbatch.jobs.stages import (
     COUNTED,
-    Predicting,
     PredictStage,
     Reading,
     accounts_of,
@@ -51,10 +50,9 @@ from segbatch.model.quantize import (
     save_quantized,
 )
 from segbatch.results.cost import part_requests
-from segbatch.results.encode import Encoding, user_fields
 from segbatch.results.finish import write_stats_file
 from segbatch.results.lease import Lease
-from segbatch.results.schema import OK, rows_schema
+from segbatch.results.schema import OK
 from segbatch.results.write import Writing
 
 NUM_COMPARED = 4  # images with which precisions are compared
@@ -128,12 +126,11 @@ def measure_stages(
     sizes = choose_sizes(
         job,
         prepared,
+        images,
         decoded_sizes(images.slice(0, SAMPLE_IMAGES), prepared.reading),
         setup.device,
         num_images=num_images,
         num_workers=max(1, int(setup.node.workers)),
-        in_parts=has_places(images),
-        together=views_each(job.sources),
     )
     with (
         tempfile.TemporaryDirectory(prefix="segbatch-plan-") as folder,
@@ -225,37 +222,23 @@ class TimedPipeline:
         setup: NodeSetup,
         lease: Lease,
     ) -> None:
-        classes = prepared.config.classes
-        schema = rows_schema(
-            classes,
-            stats=job.stats,
-            formulas=list(job.formulas),
-            user_columns=user_fields(images.schema),
-        )
-        self.worker_lease = lease.worker_lease
-        self.reading = prepared.reading
-        self.encoding = Encoding(
-            classes, schema, prepared.formulas, store_masks=job.masks != "none"
-        )
-        self.writing = Writing(lease.worker_lease, 0, schema, last_pass=True)
         model_uri = job.model
         if prepared.options.precision == "int8" and not prepared.config.is_graph:
             model_uri = storage.join(lease.run_uri, "int8")
             uris = images["uri"].to_pylist()
             save_quantized(prepared.model, job.model, model_uri, uris, job.limits)
-        start = time.perf_counter()
-        self.predict = PredictStage(
-            Predicting(
-                model=model_uri,
-                options=prepared.options,
-                device=setup.device,
-                threads=setup.threads,
-                original_grid=job.masks == "original",
-                keep_label_maps=self.encoding.wants_label_maps,
-                confidence=prepared.model.confidence,
-            ),
-            prepared.reading,
+        schema = schema_of(job, prepared.config.classes, images)
+        self.stages = stages_of(
+            job,
+            prepared,
+            Writing(lease.worker_lease, 0, schema, last_pass=True),
+            model=model_uri,
+            options=prepared.options,
+            device=setup.device,
+            threads=setup.threads,
         )
+        start = time.perf_counter()
+        self.predict = PredictStage(self.stages.predicting, self.stages.reading)
         self.load_s = time.perf_counter() - start
         self.reset()
 
@@ -278,30 +261,31 @@ class TimedPipeline:
 
         Raises :class:`~segbatch.errors.CredentialsRefused` as a run would.
         """
+        reading = self.stages.reading
         with self._timed("fetch"):
-            table = fetch_stage(images, self.reading, self.worker_lease)
+            table = fetch_stage(images, reading, self.stages.writing.worker_lease)
         _check_credentials(table)
         self.counts["read"] += pc.sum(table[f"{COUNTED}read_bytes"]).as_py() or 0
-        self.counts["plain"] += _num_plain_jpegs(table, self.reading)
+        self.counts["plain"] += _num_plain_jpegs(table, reading)
         with self._timed("decode"):
-            table = decode_stage(table, self.reading)
+            table = decode_stage(table, reading)
         self.counts["decoded"] += _num_bytes(table["pixels"])
         with self._timed("predict"):
             table = self.predict(table)
         with self._timed("encode"):
-            return encode_stage(table, self.encoding)
+            return encode_stage(table, self.stages.encoding)
 
     def write(self, rows: pa.Table, file_rows: int) -> None:
         """Write rows to files as a run does, and a file of statistics as its finish does."""
         for start in range(0, rows.num_rows, file_rows):
             with self._timed("write"):
-                written = write_stage(rows.slice(start, file_rows), self.writing)
+                written = write_stage(rows.slice(start, file_rows), self.stages.writing)
             for account in accounts_of(written):
                 self.counts["rows"] += account.file.size if account.file else 0
                 if account.kind != OK:
                     self.failed[account.kind] += len(account.image_ids)
         without_masks = rows.drop_columns("mask")
-        self.counts["stats"] += write_stats_file(without_masks, self.writing.folder, 0).size
+        self.counts["stats"] += write_stats_file(without_masks, self.stages.writing.folder, 0).size
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:

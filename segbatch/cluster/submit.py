@@ -20,10 +20,11 @@ from segbatch.cluster.dashboard import connect
 from segbatch.cluster.environment import with_segbatch, with_variables
 from segbatch.cluster.submission import OUTPUT, STOP_S, Submission, list_submissions
 from segbatch.config.images import SOURCES
-from segbatch.config.job import JOBS, FinetuneJob, Job, SegmentJob, check_options
+from segbatch.config.job import JOBS, FinetuneJob, Job, SegmentJob
 from segbatch.config.reading import JobDocument, Key, job_text, read_document, validate
 from segbatch.errors import Incomplete, InputError
 from segbatch.jobs import stamp
+from segbatch.jobs.options import check_options
 
 ZOO = "zoo:"
 MAX_ENTRYPOINT = 100_000  # bytes; Linux allows 131,072 in one argument

@@ -7,7 +7,7 @@ types and contradictions, and names file, line and key.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
@@ -294,20 +294,3 @@ def load_kind(path: str | Mapping[str, Any] | Job, kind: type[J]) -> J:
         wanted = next(name for name, type_ in JOBS.items() if type_ is kind)
         raise JobFileError(f"kind: {job.kind}: this needs a job of kind: {wanted}")
     return job
-
-
-def check_options(
-    job: Job,
-    *,
-    retry_failed: bool = False,
-    only: Collection[str] = (),
-    repair: bool = False,
-    extend: bool = False,
-) -> None:
-    """Raises :class:`~segbatch.errors.InputError` for options that do not apply to ``job``."""
-    if only and not retry_failed:
-        raise InputError("--only needs --retry-failed")
-    options = {"--retry-failed": retry_failed, "--repair": repair, "--extend": extend}
-    for option, given in options.items():
-        if given and job.kind != "segment":
-            raise InputError(f"{option} is for jobs of kind: segment, not {job.kind}")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -27,7 +26,7 @@ from ray.exceptions import WorkerCrashedError
 from segbatch import storage
 from segbatch.config.job import EvaluateJob, Job, Limits, Predict, load_kind
 from segbatch.config.keys import identity_of
-from segbatch.console import EVERY_S, say
+from segbatch.console import ImageBar, say
 from segbatch.errors import Incomplete, InputError, RunError, SourceError
 from segbatch.images.decode import Decoded, decode_image
 from segbatch.jobs.passes import ExecutionStopped
@@ -39,12 +38,12 @@ from segbatch.jobs.runtime.engines import (
     quantize_on_worker,
     share_model,
 )
-from segbatch.jobs.runtime.executor import data_context, in_background
+from segbatch.jobs.runtime.executor import data_context, in_background, predict_blocks
 from segbatch.jobs.runtime.rayerrors import causes_of, raised_on_purpose
-from segbatch.jobs.runtime.sharing import ENCODE_CPUS, PARQUET_CPUS, READ_CPUS, worker_cpus
+from segbatch.jobs.runtime.sharing import ENCODE_CPUS, PARQUET_CPUS, READ_CPUS
 from segbatch.jobs.runtime.workers import Workers, choose_device, connected, share_out
 from segbatch.jobs.scoring import ClassMapping, Scores, read_stage, score_stage
-from segbatch.jobs.stages import BLOCK_BYTES, Predicting, PredictStage, Reading, decode_stage
+from segbatch.jobs.stages import BLOCK_BYTES, Predicting, Reading, decode_stage
 from segbatch.jobs.stamp import software
 from segbatch.jobs.watch import Watch
 from segbatch.jobs.worst import PICTURE_SIDE, WorstImage, worst_page
@@ -78,7 +77,8 @@ def evaluate(job: str | Mapping[str, Any] | Job) -> dict[str, Any]:
     uri = storage.normalize(job.output)
     facts = _facts(job, dataset, prepared)
     with storage.translate_errors("storage:"), interruptible():
-        _refuse_other_evaluation(uri, facts)
+        with storage.translate_errors("output", RunError):
+            _refuse_other_evaluation(uri, facts)
         check_output(uri)
         with Lease(uri, say) as lease:
             with connected(say):
@@ -217,9 +217,8 @@ def score_images(
         keep_label_maps=True,
         confidence=False,
     )
-    began = said = time.monotonic()
-    with _errors_of_stages(), data_context(watch.stall_minutes):
-        ray.data.DataContext.get_current().max_errored_blocks = 0  # the first one tells why
+    # The first lost block ends the execution, and tells why.
+    with _errors_of_stages(), data_context(watch.stall_minutes, max_errored_blocks=0):
         blocks = pipeline(
             dataset,
             job.split,
@@ -229,14 +228,11 @@ def score_images(
             mapping=mapping,
             workers=workers,
         )
-        with in_background(blocks) as tables:
-            for table in watch.over(tables):
+        with in_background(blocks) as next_table, ImageBar("evaluate", total) as bar:
+            for table in watch.results_of(next_table):
                 watch.moved()
                 scores.add(table)
-                if time.monotonic() - said >= EVERY_S:
-                    said = time.monotonic()
-                    pace = scores.num_images / (said - began)
-                    say(f"images={scores.num_images}/{total} images_per_second={pace:.2f}")
+                bar.add(table.num_rows)
     return scores, {"device": device, **choice._asdict()}
 
 
@@ -280,15 +276,7 @@ def pipeline(
     read = map_blocks(files, partial(read_stage, dataset=dataset), num_cpus=PARQUET_CPUS)
     blocks = read.repartition(target_num_rows_per_block=block_rows)
     decoded = map_blocks(blocks, partial(decode_stage, reading=reading), num_cpus=READ_CPUS)
-    predicted = map_blocks(
-        decoded,
-        PredictStage,
-        fn_constructor_args=(predicting, reading),
-        compute=workers.pool(),
-        num_cpus=worker_cpus(workers.num_cpus),
-        num_gpus=workers.num_gpus,
-        batch_size=block_rows,  # a block; Ray requires a number with GPUs
-    )
+    predicted = predict_blocks(decoded, workers, block_rows, predicting, reading)
     return map_blocks(predicted, partial(score_stage, mapping=mapping), num_cpus=ENCODE_CPUS)
 
 

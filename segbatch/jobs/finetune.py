@@ -49,7 +49,7 @@ def finetune(job: str | Mapping[str, Any] | Job) -> dict[str, Any]:
     uri = storage.normalize(job.output)
     dataset = open_labels(job)
     open_state = partial(TrainState.open, uri, job, dataset, initial_sha256(job))
-    with interruptible():
+    with storage.translate_errors("storage:"), interruptible():
         state = open_state()
         if not state.finished:
             check_output(uri)

@@ -2,9 +2,10 @@
 
 A pass leaves transient failures to the next one; the last pass commits them. Images without any
 result (their block was lost with a node or a worker) get further passes as long as each finishes
-something. Up to ``FEW_LOST`` of them are done one at a time, and an image that crashes its own
-process twice is committed as ``crashed``; more of them are first tried in blocks again. So a killed
-driver, a lost node, a dropped block and an image that kills its worker are handled alike.
+something, or other images show that workers work. Up to ``FEW_LOST`` of them are done one at a
+time, and an image that crashes its own process twice is committed as ``crashed``; more of them are
+first tried in blocks again. So a killed driver, a lost node, a dropped block and an image that
+kills its worker are handled alike.
 """
 
 from __future__ import annotations
@@ -128,14 +129,14 @@ class Passes:
                 self._take_all(partial(executor.alone, last_pass=last), ids[suspect], outcome)
             signals.check()  # an interrupted pass says nothing about lost images
             self.progress.event("pass_end", **outcome.kinds)
-            self._release_held()
+            self._release_held(outcome)
             self._commit()
             if not self.ledger.remaining():
                 return  # also if the last pass only gave images up
             counted += 0 if outcome.stopped else 1  # a stopped pass has not tried every image
             lost = self._lost(outcome)
             if outcome.finished == 0 and (last or outcome.stopped or len(lost)):
-                self._give_up(executor, outcome, lost)
+                self._give_up(executor, outcome, lost, suspects)
             suspects = lost if len(lost) <= FEW_LOST else lost[lost_before.contains(lost)]
             lost_before.add(lost)
             if outcome.transient.count():
@@ -215,15 +216,16 @@ class Passes:
         """Whether so many transient failures mean an outage, not bad images."""
         return num_transient > self.limits.max_failed_fraction * self.num_images
 
-    def _release_held(self) -> None:
+    def _release_held(self, outcome: Outcome) -> None:
         """Enter the held failures, except transient ones during an outage."""
         held, self.held = self.held, []
         transient = [account for account in held if account.kind in TRANSIENT_ERRORS]
         num_transient = sum(len(account.image_ids) for account in transient)
         outage = self._is_outage(num_transient)
         for account in held:
-            if not (outage and account.kind in TRANSIENT_ERRORS):
-                self.ledger.enter(account)
+            waits = outage and account.kind in TRANSIENT_ERRORS
+            if not waits and self.ledger.enter(account):
+                outcome.finished += len(account.image_ids)
         if outage:
             raise Incomplete(
                 f"{num_transient} images could not be read for transient reasons"
@@ -244,21 +246,29 @@ class Passes:
             self.progress.event("lost", images=len(lost))
         return lost
 
-    def _give_up(self, executor: Executor, outcome: Outcome, lost: Ids) -> None:
+    def _give_up(self, executor: Executor, outcome: Outcome, lost: Ids, suspects: Ids) -> None:
         """Raise ``Incomplete`` after a pass that finished nothing, unless single images succeed.
 
-        They do in a small collection in which a few images crash every worker.
+        They do in a small collection in which a few images crash every worker. Where such images
+        are the only ones that are left, one that is committed already is tried: if it succeeds,
+        workers work, and the lost images that were no ``suspects`` yet are done one at a time.
         """
         num_missing = self.ledger.remaining()
         reason = outcome.stopped or "run again later"
         for image_id in np.unique(lost[[0, len(lost) // 2, -1]]) if len(lost) else []:
-            why = executor.why(self.images_of(np.array([image_id])))
+            why = self._why(executor, image_id)
             if why is None:
                 return
             reason = why
+        committed = self.ledger.committed_id() if len(np.setdiff1d(lost, suspects)) else None
+        if committed is not None and self._why(executor, committed) is None:
+            return
         raise Incomplete(
             f"{num_missing} images are missing and a whole pass finished none of them: {reason}"
         )
+
+    def _why(self, executor: Executor, image_id: int) -> str | None:
+        return executor.why(self.images_of(np.array([image_id])))
 
     def _commit_if_possible(self) -> None:
         """Commit; if storage fails, the next commit includes these files."""

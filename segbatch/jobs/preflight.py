@@ -10,7 +10,9 @@ from __future__ import annotations
 import math
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +20,11 @@ import pyarrow.compute as pc
 
 from segbatch import storage
 from segbatch.config.job import MIN_TILE, Limits, Predict, SegmentJob
-from segbatch.errors import Incomplete, JobFileError, RunError, SourceError
+from segbatch.errors import Incomplete, JobFileError, RunError, SourceError, shortened
 from segbatch.images.faults import HEAD_BYTES, VIDEO_HINT, is_video
 from segbatch.images.fetch import fetch
+from segbatch.images.panorama import views_each
+from segbatch.images.place import has_places
 from segbatch.images.sources import added_columns
 from segbatch.jobs.stages import BLOCK_BYTES, ImageSize, Reading
 from segbatch.model.bundle import fingerprint, load_config
@@ -121,6 +125,19 @@ def check_output(uri: str) -> None:
         raise RunError(f"output {uri}: cannot be written to: {reason}") from error
 
 
+def refuse_changes(uri: str, before: Mapping[str, Any], now: Mapping[str, Any], why: str) -> None:
+    """Raises :class:`~segbatch.errors.RunError` that names an identity key with another value than
+    ``before``, as the output's ``run.json`` has it, and ``why`` that is refused.
+    """
+    for key, new in now.items():
+        old = before.get(key)
+        if old != new:
+            raise RunError(
+                f"{uri}: {key} was {shortened(old)} and is {shortened(new)} now; {why}: choose a"
+                " new output"
+            )
+
+
 def check_first_images(images: pa.Table, prepared: Prepared) -> None:
     """Fetch the first images; one must be readable.
 
@@ -145,23 +162,22 @@ def check_first_images(images: pa.Table, prepared: Prepared) -> None:
 def choose_sizes(
     job: SegmentJob,
     prepared: Prepared,
+    images: pa.Table,
     sizes: list[ImageSize],
     device: str,
     *,
     num_images: int,
     num_workers: int,
-    in_parts: bool = False,
-    together: int = 1,
 ) -> Sizes:
     """Rows of a block and of a file.
 
-    ``sizes``: of sample images.
-    ``num_images``: images left to do; few of them give small blocks and files, so that every worker
-    has work and progress shows. ``in_parts``: neighbours come with one request.
-    ``together``: so many images come from one object, which is decoded once for those in a block.
+    ``images`` are some rows of the manifest: neighbours that are parts come with one request.
+    ``sizes``: of sample images. ``num_images``: images left to do; few of them give small blocks
+    and files, so that every worker has work and progress shows. The views of a panorama stay in a
+    block, which decodes it once.
     """
     most_rows = MAX_BLOCK_ROWS
-    if in_parts and sizes:
+    if sizes and has_places(images):
         files = float(np.mean([size.file_bytes for size in sizes]))
         most_rows = min(MAX_PART_ROWS, max(MAX_BLOCK_ROWS, int(PART_BYTES / files)))
     block_rows = min(most_rows, math.ceil(num_images / (4 * num_workers)))
@@ -178,6 +194,7 @@ def choose_sizes(
     block_rows = max(1, min(block_rows, file_rows))
     if block_rows > job.predict.batch_size:
         block_rows -= block_rows % job.predict.batch_size  # no ragged last batch
+    together = views_each(job.sources)
     block_rows = max(together, block_rows - block_rows % together)
     return Sizes(block_rows, max(1, file_rows // block_rows) * block_rows)
 

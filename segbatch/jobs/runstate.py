@@ -31,17 +31,17 @@ from segbatch.errors import (
     JobFailed,
     RunError,
     SegbatchError,
-    shortened,
 )
 from segbatch.images import manifest
-from segbatch.jobs.preflight import SAMPLE_IMAGES, Prepared, Sizes
+from segbatch.jobs.preflight import SAMPLE_IMAGES, Prepared, Sizes, refuse_changes
 from segbatch.jobs.progress import Progress
+from segbatch.jobs.settings import schema_of
 from segbatch.jobs.stamp import software, submission
 from segbatch.masks.classes import Classes
 from segbatch.model.bundle import bundle_sha256
 from segbatch.model.engine import EngineChoice
 from segbatch.model.quantize import drawn
-from segbatch.results.encode import carried, user_fields
+from segbatch.results.encode import carried
 from segbatch.results.finish import sweep, write_stats
 from segbatch.results.lease import WorkerLease
 from segbatch.results.ledger import Ledger
@@ -59,7 +59,7 @@ from segbatch.results.runinfo import (
     read_info,
     write_info,
 )
-from segbatch.results.schema import ERRORS, rows_schema, stats_schema
+from segbatch.results.schema import ERRORS, stats_schema
 from segbatch.results.table import Table, kind_of
 from segbatch.run import Run, open_run
 
@@ -81,10 +81,8 @@ class RunState:
     @classmethod
     def read(cls, uri: str) -> RunState | None:
         """The run at ``uri``; ``None`` if there is none, or only an incomplete first start."""
-        try:
+        with storage.translate_errors("output", RunError):
             info = read_info(uri)
-        except PermissionError as error:
-            raise RunError(f"output {error}") from error
         if info is None:
             if any(storage.exists(entry_uri(storage.join(uri, t), 0)) for t in ("rows", "stats")):
                 raise Damaged(f"{uri}/run.json", "it is gone, and the run's tables are there")
@@ -137,13 +135,7 @@ class RunState:
         with contextlib.suppress(ValueError):
             sources = parse_sources(_without_idle_exif(begun.get("images")))
             begun["images"] = recorded([source.model_dump(mode="json") for source in sources])
-        for key, new in job.identity().items():
-            old = begun.get(key)
-            if old != new:
-                raise RunError(
-                    f"{self.uri}: {key} was {shortened(old)} and is {shortened(new)} now; one run"
-                    " holds one job: choose a new output"
-                )
+        refuse_changes(self.uri, begun, job.identity(), "one run holds one job")
         if self.info.model.sha256 != model_sha256:
             raise RunError(
                 f"{self.uri}: the weights of {job.model} have changed since it began; one run"
@@ -195,12 +187,7 @@ class RunState:
 
     def schema(self, job: SegmentJob, classes: Classes) -> pa.Schema:
         """The schema of every file in ``rows/``."""
-        return rows_schema(
-            classes,
-            stats=job.stats,
-            formulas=list(job.formulas),
-            user_columns=user_fields(self.first_images.schema),
-        )
+        return schema_of(job, classes, self.first_images)
 
     def prove_logs(self) -> None:
         """Check both logs before anything is committed or deleted.
@@ -296,7 +283,7 @@ class RunState:
 
     @property
     def finished(self) -> bool:
-        return self.info.status in ("complete", "failed")
+        return self.info.is_finished
 
     def finish(self, ledger: Ledger, job: SegmentJob) -> None:
         """Fence the run, write ``stats/``, sweep, and set the status to complete or failed.
@@ -367,6 +354,7 @@ class RunState:
             if not self.finished:
                 self.info.reason = storage.one_line(error)
                 with contextlib.suppress(OSError, Fenced):
+                    # Incomplete after JobFailed, too: a run that is failed has every row.
                     self.write("interrupted" if isinstance(error, Interrupted) else "incomplete")
             raise
 

@@ -8,7 +8,6 @@ manifest has its row.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -16,21 +15,12 @@ import pyarrow as pa
 import ray.data
 
 from segbatch import signals, storage
-from segbatch.config.images import location_of
 from segbatch.config.job import Job, SegmentJob, load_kind
 from segbatch.console import say
-from segbatch.errors import InputError, SegbatchError
-from segbatch.images import manifest
-from segbatch.images.panorama import views_each
-from segbatch.images.place import has_places
+from segbatch.jobs.imagelist import add_new_images, begin_run, say_growth
+from segbatch.jobs.options import check_options
 from segbatch.jobs.passes import Passes
-from segbatch.jobs.preflight import (
-    Prepared,
-    check_first_images,
-    check_output,
-    choose_sizes,
-    prepare,
-)
+from segbatch.jobs.preflight import Prepared, check_output, choose_sizes, prepare
 from segbatch.jobs.progress import Progress
 from segbatch.jobs.runstate import RunState, StartRecord, repair_run
 from segbatch.jobs.runtime.compat import map_blocks
@@ -40,13 +30,12 @@ from segbatch.jobs.runtime.engines import (
     quantize_on_worker,
     share_model,
 )
-from segbatch.jobs.runtime.executor import RayExecutor, sample_sizes
+from segbatch.jobs.runtime.executor import RayExecutor, predict_blocks, sample_sizes
 from segbatch.jobs.runtime.nodes import NodeClock
-from segbatch.jobs.runtime.sharing import ENCODE_CPUS, PARQUET_CPUS, READ_CPUS, worker_cpus
+from segbatch.jobs.runtime.sharing import ENCODE_CPUS, PARQUET_CPUS, READ_CPUS
 from segbatch.jobs.runtime.workers import Workers, choose_device, connected, share_out
+from segbatch.jobs.settings import stages_of
 from segbatch.jobs.stages import (
-    Predicting,
-    PredictStage,
     Stages,
     decode_stage,
     encode_stage,
@@ -56,16 +45,12 @@ from segbatch.jobs.stages import (
 from segbatch.jobs.watch import Patience, Watch
 from segbatch.model.bundle import Packed
 from segbatch.model.predict import load_model
-from segbatch.results.encode import Encoding
 from segbatch.results.lease import Lease
 from segbatch.results.ledger import Ledger
-from segbatch.results.schema import ERRORS, RESERVED_COLUMNS
 from segbatch.results.write import Writing
 from segbatch.run import Run, open_run
 from segbatch.signals import interruptible
-from segbatch.storage import hub
 
-COUNT_S = 60.0  # limit for counting the images of the sources of a finished run
 GRACE_S = 10.0  # after a signal, to finish files; Kubernetes kills after 30 s
 
 
@@ -76,7 +61,8 @@ def pipeline(
 
     One task returns one block. Ray could split a large block differently when it computes it again
     after a node was lost, and rows would vanish or come twice. Ray fuses only stages that reserve
-    the same CPUs; the others run apart, so that each keeps its own bound of memory.
+    the same CPUs: fetch and decode run in one task, which needs the memory of both. The others run
+    apart, so that each keeps its own bound of memory.
     """
     blocks = [images.slice(start, block_rows) for start in range(0, len(images), block_rows)]
     worker_lease = stages.writing.worker_lease
@@ -84,14 +70,8 @@ def pipeline(
     fetched = map_blocks(ray.data.from_arrow(blocks), fetching, num_cpus=READ_CPUS)
     decoding = partial(decode_stage, reading=stages.reading)
     decoded = map_blocks(fetched, decoding, num_cpus=READ_CPUS)
-    predicted = map_blocks(
-        decoded,
-        PredictStage,
-        fn_constructor_args=(stages.predicting, stages.reading, worker_lease),
-        compute=workers.pool(),
-        num_cpus=worker_cpus(workers.num_cpus),
-        num_gpus=workers.num_gpus,
-        batch_size=block_rows,  # a block; Ray requires a number with GPUs
+    predicted = predict_blocks(
+        decoded, workers, block_rows, stages.predicting, stages.reading, worker_lease
     )
     encoding = partial(encode_stage, encoding=stages.encoding)
     encoded = map_blocks(predicted, encoding, num_cpus=ENCODE_CPUS)
@@ -119,8 +99,7 @@ def segment(
     :class:`~segbatch.errors.Incomplete` if it should be run again.
     """
     job = load_kind(job, SegmentJob)
-    if unknown := sorted(set(only) - set(ERRORS)):
-        raise InputError(f"--only {','.join(unknown)}: no such kind; kinds: {', '.join(ERRORS)}")
+    check_options(job, retry_failed=retry_failed, only=only, repair=repair, extend=extend)
     prepared = prepare(job)
     uri = storage.normalize(job.output)
     with storage.translate_errors("storage:"), interruptible():
@@ -129,19 +108,23 @@ def segment(
             state.refuse_changes(job, prepared.model_sha256)
             is_over = state.finished and state.verdict(job) == state.info.status
             if is_over and not (retry_failed or extend):
-                return close(state, job)
+                try:
+                    return state.close(job)
+                finally:
+                    say_growth(state, job)
         check_output(uri)
         with Lease(uri, say) as lease:
             if repair:
                 repair_run(uri, job, prepared, lease.driver, lease.confirm)
             state = RunState.read(uri)
             if state is None:
-                state = freeze(uri, job, prepared, lease)
+                state = begin_run(uri, job, prepared, lease)
             state.lease = lease.worker_lease
             state.refuse_changes(job, prepared.model_sha256)
             if extend:
                 add_new_images(state, job, prepared, lease)
-            # By another driver meanwhile, or nothing is new, or the limits are others than before.
+            # Another driver has finished it meanwhile, --extend has found nothing new, or the job's
+            # limits were changed.
             if state.finished and not retry_failed:
                 return state.close(job)
             with state.note_end():
@@ -157,90 +140,6 @@ def segment(
                 lease.confirm()
                 state.finish(ledger, job)
         return open_run(uri)
-
-
-def freeze(uri: str, job: SegmentJob, prepared: Prepared, lease: Lease) -> RunState:
-    """Freeze the list of images, and begin the run with its first ``run.json``."""
-    say("freezing the list of images")
-    frozen = manifest.freeze(job.sources, **_manifest_options(uri, job, lease))
-    skipped = ", ".join(
-        f"{count} {end or 'without extension'}" for end, count in sorted(frozen.skipped.items())
-    )
-    say(f"{frozen.rows:,} images" + (f"; skipped {skipped}" if skipped else ""))
-    if frozen.duplicates:
-        say(f"{frozen.duplicates:,} URIs are repeated; each occurrence gets its own row")
-    state = RunState.new(uri, job, prepared, frozen)
-    check_first_images(state.first_images, prepared)
-    lease.confirm()
-    state.write("running")
-    return state
-
-
-def add_new_images(state: RunState, job: SegmentJob, prepared: Prepared, lease: Lease) -> None:
-    """Freeze the images that the sources have gained, behind those that the run has."""
-    say("looking for new images")
-    old = state.info.manifest
-    frozen = manifest.extend(
-        job.sources, frozen=old.files, **_manifest_options(state.uri, job, lease)
-    )
-    if frozen.gone:
-        say(f"{frozen.gone:,} images of the run are no longer in the source; their rows stay")
-    if frozen.left_out:
-        say(f"left out, because the run does not have them: column {', '.join(frozen.left_out)}")
-    if frozen.rows == old.rows:
-        say(f"no new images: the run has all that the source has ({old.rows:,})")
-        return
-    first_id = old.rows
-    say(f"{frozen.rows - first_id:,} new images, behind the {first_id:,} of the run")
-    state.prove_logs()
-    state.extend(frozen)
-    check_first_images(state.images_from(first_id), prepared)
-    lease.confirm()
-    state.write("running")
-
-
-def _manifest_options(uri: str, job: SegmentJob, lease: Lease) -> dict[str, Any]:
-    def confirm() -> None:
-        signals.check()
-        lease.confirm()
-
-    return {
-        "folder": storage.join(uri, "manifest"),
-        "reserved": RESERVED_COLUMNS | set(job.formulas),
-        "leave_out": uri,
-        "confirm": confirm,
-    }
-
-
-def close(state: RunState, job: SegmentJob) -> Run:
-    """Close a finished run that is run again, and say whether its sources have grown."""
-    try:
-        return state.close(job)
-    finally:
-        say_growth(state, job)
-
-
-def say_growth(state: RunState, job: SegmentJob) -> None:
-    """Say how many images the sources have now, if they have more than the run."""
-    if any(hub.is_on_hub(location_of(source)) for source in job.sources):
-        return  # the run has those of one commit
-    try:
-        count = manifest.count_images(job.sources, leave_out=state.uri, limit_s=COUNT_S)
-    except (SegbatchError, OSError) as error:
-        say(f"whether there are new images is unknown: {storage.one_line(error)}")
-        return
-    if count.rows > state.num_images:
-        frozen = datetime.fromtimestamp(state.info.frozen_at, UTC)
-        say(
-            f"the run has the {state.num_images:,} images of {frozen:%Y-%m-%d %H:%M} UTC; the"
-            f" source has {'' if count.whole else 'at least '}{count.rows:,} now: to add the new"
-            " ones, run it again with --extend; or choose a new output"
-        )
-    elif not count.whole:
-        say(
-            f"whether there are new images is unknown: counting takes more than {COUNT_S:.0f} s;"
-            " --extend looks for them and adds them"
-        )
 
 
 def share_quantized(
@@ -269,10 +168,6 @@ def work_through(
     """Bring every image of the manifest to a committed row, on the connected Ray."""
     limits = job.limits
     watch = Watch(lease, limits.stall_minutes, GRACE_S, "limits.stall_minutes")
-    schema = state.schema(job, prepared.config.classes)
-    encoding = Encoding(
-        prepared.config.classes, schema, prepared.formulas, store_masks=job.masks != "none"
-    )
     device = choose_device(job.resources)
     # Waits for a first node.
     choice = engine_on_workers(job.predict, prepared.config, device, watch)
@@ -281,12 +176,11 @@ def work_through(
     sizes = choose_sizes(
         job,
         prepared,
+        state.first_images,
         sample_sizes(state.sample(), prepared.reading, watch),
         device,
         num_images=ledger.remaining(),
         num_workers=workers.expected,
-        in_parts=has_places(state.first_images),
-        together=views_each(job.sources),
     )
     slowest_read_s = limits.read_limits().longest_s(sizes.block_rows)
     patience = Patience(max(60 * limits.idle_minutes, slowest_read_s), 60 * limits.stall_minutes)
@@ -300,17 +194,16 @@ def work_through(
     model = share_model(prepared.model, choice.engine)
     if choice.precision == "int8" and not prepared.config.is_graph:
         model = share_quantized(state, job, prepared, ledger, model, workers=workers, watch=watch)
-    predicting = Predicting(
+    schema = state.schema(job, prepared.config.classes)
+    stages = stages_of(
+        job,
+        prepared,
+        Writing(lease.worker_lease, ledger.epoch, schema, last_pass=False),
         model=model,
         options=prepared.options.model_copy(update=choice._asdict()),
         device=device,
         threads=workers.num_cpus,
-        original_grid=job.masks == "original",
-        keep_label_maps=encoding.wants_label_maps,
-        confidence="confidence" in job.stats,
     )
-    writing = Writing(lease.worker_lease, ledger.epoch, schema, last_pass=False)
-    stages = Stages(prepared.reading, predicting, encoding, writing)
     make_pipeline = partial(pipeline, file_rows=sizes.file_rows, workers=workers)
     with Progress(state.uri, state.num_images, ledger.taken.count()) as progress:
         record = StartRecord(state, progress, clock.read)

@@ -40,10 +40,11 @@ JPEGS_AT_ONCE = 16  # decoded on the device in one call
 SECONDS = "seconds:"  # prefix of columns: a stage's seconds, divided among its rows
 COUNTED = "counted:"  # prefix of columns: what a stage counted, divided likewise
 
-# Columns of a block that predict reads, and those that it drops.
-DECODED = ("error", "message", "width", "height", "model_width", "model_height")
+# Columns of a block that predict reads: it replaces those of OUTCOME and drops the others.
+OUTCOME = ("error", "message", "width", "height")
+MODEL_SIZE = ("model_width", "model_height")
 PIXELS = ("data", "pixels")
-# Columns that predict adds or replaces.
+# Columns that predict replaces or adds.
 PREDICTED = {
     "error": pa.string(),
     "message": pa.string(),
@@ -232,7 +233,7 @@ class PredictStage:
             for data, pixels, *values in zip(
                 table["data"],
                 binary_views(table["pixels"]),
-                *(table[name].to_pylist() for name in DECODED),
+                *(table[name].to_pylist() for name in (*OUTCOME, *MODEL_SIZE)),
                 strict=True,
             )
         ]
@@ -336,13 +337,13 @@ class PredictStage:
             self.idle_since = time.perf_counter()
 
     def _table(self, table: pa.Table, rows: list[_Row]) -> pa.Table:
-        """``table`` with :data:`PREDICTED` in the place of the pixels."""
+        """``table`` with :data:`PREDICTED` in the place of the pixels and their size."""
         predictions = [row.prediction for row in rows]
         masks = [None if p is None else p.mask for p in predictions]
         keep = self.predicting.keep_label_maps
         maps = [m.ravel() if m is not None and keep else NO_LABELS for m in masks]
         values: dict[str, list[Any]] = {
-            **{name: [getattr(row, name) for row in rows] for name in DECODED[:4]},
+            **{name: [getattr(row, name) for row in rows] for name in OUTCOME},
             "mask_width": [None if m is None else m.shape[1] for m in masks],
             "mask_height": [None if m is None else m.shape[0] for m in masks],
             "class_pixels": [p and p.pixels for p in predictions],
@@ -351,9 +352,8 @@ class PredictStage:
                 None if p is None or np.isnan(p.uncertainty) else p.uncertainty for p in predictions
             ],
         }
-        columns = {name: table[name] for name in table.column_names}
-        for name in (*DECODED, *PIXELS):
-            del columns[name]
+        kept = table.drop_columns([*MODEL_SIZE, *PIXELS])
+        columns = {name: kept[name] for name in kept.column_names}
         columns |= {name: pa.array(column, PREDICTED[name]) for name, column in values.items()}
         columns["label_map"] = binary_column(
             np.concatenate([NO_LABELS, *maps]), [0, *np.cumsum([m.size for m in maps])]

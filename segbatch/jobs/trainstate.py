@@ -11,6 +11,7 @@ from typing import Any
 from segbatch import storage
 from segbatch.config.job import FinetuneJob
 from segbatch.errors import Fenced, Interrupted, JobFailed, RunError, SegbatchError
+from segbatch.jobs.preflight import refuse_changes
 from segbatch.jobs.runtime.workers import Workers
 from segbatch.jobs.stamp import software, submission
 from segbatch.labels.dataset import Dataset
@@ -56,14 +57,15 @@ class TrainState:
             "starts": [],
         }
         file = storage.join(uri, "run.json")
-        try:
-            info = json.loads(storage.read_bytes(file))
-        except FileNotFoundError:
-            if storage.exists(storage.join(uri, "config.json")):
-                raise RunError(f"{uri}: already holds a model: choose a new output") from None
-            return cls(uri, fresh)
-        except ValueError as error:
-            raise RunError(f"{file}: not valid JSON: {error}; choose a new output") from error
+        with storage.translate_errors("output", RunError):
+            try:
+                info = json.loads(storage.read_bytes(file))
+            except FileNotFoundError:
+                if storage.exists(storage.join(uri, "config.json")):
+                    raise RunError(f"{uri}: already holds a model: choose a new output") from None
+                return cls(uri, fresh)
+            except ValueError as error:
+                raise RunError(f"{file}: not valid JSON: {error}; choose a new output") from error
         if not isinstance(info, dict) or info.get("kind") != job.kind:
             raise RunError(f"{uri}: holds something other than a training: choose a new output")
         state = cls(uri, info)
@@ -71,13 +73,9 @@ class TrainState:
         return state
 
     def _refuse_changes(self, fresh: dict[str, Any]) -> None:
-        old, new = self.info["identity"], fresh["identity"]
-        for key in new.keys() | old.keys():
-            if old.get(key) != new.get(key):
-                raise RunError(
-                    f"{self.uri}: {key} was {old.get(key)} and is {new.get(key)} now; one output"
-                    " holds one training: choose a new output"
-                )
+        old = self.info["identity"]
+        new = dict.fromkeys(old) | fresh["identity"]  # a key that is gone counts as null
+        refuse_changes(self.uri, old, new, "one output holds one training")
         if self.info["dataset"]["fingerprint"] != fresh["dataset"]["fingerprint"]:
             raise RunError(
                 f"{self.uri}: was trained on other labels than {fresh['dataset']['uri']} holds now:"
@@ -125,7 +123,7 @@ class TrainState:
         start = {"at": time.time(), "workers": str(workers), "device": workers.device}
         self.info["starts"].append(start)
         try:
-            with storage.translate_errors("storage:"):
+            with storage.translate_errors("storage:"):  # run.json notes how these errors end it
                 self.write("running")
                 yield
         except Fenced:

@@ -81,7 +81,7 @@ class Watch:
         """Raises ``Interrupted``, ``Fenced`` or ``Incomplete`` if the work has to end."""
         now = time.monotonic()
         if signals.arrived() and self._deadline is None:
-            self._deadline = now + self.grace_s  # twice that while results arrive
+            self._deadline = now + self.grace_s
             if self.grace_s:
                 say(
                     f"stopping: finishing files for up to {self.grace_s:.0f} s;"
@@ -89,22 +89,22 @@ class Watch:
                 )
             self.lease.announce_stop()
         if self._deadline is not None and now >= self._deadline + self.grace_s:
-            signals.check()
+            signals.check()  # although results still arrive
         self.lease.check()
         if now - self._moved > self.stall_minutes * 60:
             raise Incomplete(
                 f"no image was finished for {self.stall_minutes:g} minutes{self.set_by}; run again"
             )
 
-    def over(self, results: Callable[[float], Any]) -> Iterator[Any]:
-        """Results of ``results(timeout)`` until it raises ``StopIteration``, checking in between.
+    def results_of(self, next_result: Callable[[float], Any]) -> Iterator[Any]:
+        """What ``next_result(timeout)`` returns, until ``StopIteration``; checks in between.
 
-        ``results`` raises :class:`NothingYet` when the timeout passes without one.
+        ``next_result`` raises :class:`NothingYet` when the timeout passes without a result.
         """
         while True:
             self.check()
             try:
-                yield results(1.0)
+                yield next_result(1.0)
             except StopIteration:
                 return
             except NothingYet:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from segbatch.results.log import TableFile, read_columns
+from segbatch.results.schema import OK
 from segbatch.results.table import DataFile, Table, kind_of
 from segbatch.results.write import Account
 
@@ -88,6 +89,13 @@ class Ledger:
     def remaining(self) -> int:
         """The number of images without a row."""
         return self.taken.size - self.taken.count()
+
+    def committed_id(self) -> int | None:
+        """An image with a committed row, one without an error if there is any."""
+        files = self.table.files()
+        good = (file for file in files if kind_of(file.name) == OK)
+        file = next(good, files[0] if files else None)
+        return None if file is None else file.first_id
 
     def enter(self, account: Account) -> bool:
         """Enter a written file for the next commit; ``False`` if it is refused."""

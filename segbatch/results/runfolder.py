@@ -78,7 +78,7 @@ class RunFolder:
     @property
     def finished(self) -> bool:
         """Whether ``stats/`` holds every row."""
-        return self.info.status in ("complete", "failed")
+        return self.info.is_finished
 
     def parts(self, images: Sequence[tuple[int, str]]) -> list[Part]:
         """Images, given as ``(image_id, uri)``, with their places if they are parts of objects.

@@ -146,6 +146,11 @@ class RunInfo(_Recorded):
     updated: float = 0.0
 
     @property
+    def is_finished(self) -> bool:
+        """Whether every image has its row; ``finished`` is when that was so."""
+        return self.status in ("complete", "failed")
+
+    @property
     def frozen_at(self) -> float:
         """When the list of images was frozen or last extended."""
         extensions = self.manifest.extensions

@@ -218,12 +218,14 @@ def test_an_image_that_kills_its_process_is_found_and_its_neighbours_are_done(
         # The first one is also among those whose sizes are measured beforehand.
         data = jpeg(number, 64, 64, comment=b"" if number else poison.KILL)
         (images / f"{number:02d}.jpg").write_bytes(data)
-    run = segment(job(f"{images}/", model_uri, str(tmp_path / "run")))
-    rows = rows_of(run).to_pylist()
-    assert [row["image_id"] for row in rows] == list(range(22))
-    assert {row["image_id"]: row["error"] for row in rows if row["error"]} == {0: "crashed"}
-    assert "the worker's process died" in rows[0]["message"]
-    assert run.audit(deep=True).exit_code == 0
+    work = job(f"{images}/", model_uri, str(tmp_path / "run"))
+    for again in (False, True):
+        run = segment(work, retry_failed=again, only=["crashed"] if again else [])
+        rows = rows_of(run).to_pylist()
+        assert [row["image_id"] for row in rows] == list(range(22))
+        assert {row["image_id"]: row["error"] for row in rows if row["error"]} == {0: "crashed"}
+        assert "the worker's process died" in rows[0]["message"]
+        assert run.audit(deep=True).exit_code == 0
 
 
 @pytest.mark.long

@@ -258,6 +258,59 @@ def test_a_poisonous_image_in_every_block_of_a_small_collection_does_not_end_the
     assert job.committed() == {"ok": 198, "crashed": 2}
 
 
+def interrupted_before(job: Job, ids: Container[int], kind: str = OK) -> None:
+    """Commit all images as ``kind`` except ``ids``, as a driver that was killed leaves them."""
+    with pytest.raises(Incomplete):
+        job.run(Scripted(lambda i, times: "unavailable" if i in ids else kind))
+
+
+@pytest.mark.parametrize("few_lost", [passes.FEW_LOST, 50], ids=["few", "many"])
+@pytest.mark.parametrize("kind", [OK, "not_found"])
+def test_images_that_kill_and_are_the_only_ones_left_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, few_lost: int
+) -> None:
+    monkeypatch.setattr(passes, "FEW_LOST", few_lost)
+    job = Job(tmp_path, 300, max_failed_fraction=0.0)
+    poisonous = range(100, 200)
+    interrupted_before(job, poisonous, kind)
+    job.run(Scripted(lambda i, times: None if i in poisonous else OK, good={0}))
+    assert job.committed() == {kind: 200, "crashed": 100}
+
+
+def test_nothing_has_crashed_where_an_image_that_is_committed_fails_too(tmp_path: Path) -> None:
+    job = Job(tmp_path, 300, max_failed_fraction=0.0)
+    interrupted_before(job, {100})
+    with pytest.raises(Incomplete, match=r"1 images are missing.*disk of image 100 is full"):
+        job.run(Scripted(lambda i, times: None))
+    assert job.committed() == {"ok": 299}
+
+
+class Forgetful(Scripted):
+    """Does no image that is done alone, as while the storage fails."""
+
+    def alone(self, images: pa.Table, *, last_pass: bool) -> Accounts:
+        self.calls.append(("alone", images.num_rows, 1))
+        yield from ()
+
+
+def test_images_that_are_lost_alone_too_end_the_run(tmp_path: Path) -> None:
+    job = Job(tmp_path, 300, max_failed_fraction=0.0)
+    interrupted_before(job, {100})
+    script = Forgetful(lambda i, times: None, good={0})
+    with pytest.raises(Incomplete, match=r"1 images are missing.*disk of image 100 is full"):
+        job.run(script)
+    assert script.calls == [("blocks", 1, 100), ("alone", 1, 1)]
+
+
+@pytest.mark.parametrize("kind", ["forbidden", "timeout", "not_found"])
+def test_a_pass_that_finishes_failed_images_alone_is_gone_on_from(
+    tmp_path: Path, kind: str
+) -> None:
+    job = Job(tmp_path, 110, passes=1, max_failed_fraction=1.0)
+    job.run(Scripted(lambda i, times: None if i == 105 else kind))
+    assert job.committed() == {kind: 109, "crashed": 1}
+
+
 def test_passes_go_on_beyond_their_number_as_long_as_they_finish_something(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

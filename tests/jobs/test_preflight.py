@@ -1,19 +1,27 @@
-"""What the first images say before a cluster is asked for anything."""
+"""What the first images and the output say before a cluster is asked for anything."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 
 from segbatch.config.job import SegmentJob, load_kind
-from segbatch.errors import SourceError
+from segbatch.errors import Incomplete, RunError, SegbatchError, SourceError
 from segbatch.images.video import frame_uri
+from segbatch.jobs.evaluate import evaluate
+from segbatch.jobs.finetune import finetune
 from segbatch.jobs.preflight import Prepared, check_first_images, choose_sizes, prepare
+from segbatch.jobs.segment import segment
 from tests.collection import jpeg
-from tests.conftest import job
+from tests.conftest import S3, job
 from tests.films import STEADY, film
+from tests.labelled import labelled_dataset
+from tests.model.conftest import CLASSES
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +58,10 @@ def test_one_photograph_among_them_is_enough(tmp_path: Path, prepared: Prepared)
 def test_views_of_one_panorama_stay_in_a_block_and_a_file_has_whole_blocks(
     prepared: Prepared, rows_per_file: int
 ) -> None:
-    work = load_kind({**job("/photos/", "m", "/run"), "rows_per_file": rows_per_file}, SegmentJob)
-    sizes = choose_sizes(work, prepared, [], "cpu", num_images=12, num_workers=1, together=4)
+    views = {"panorama": "/panoramas/", "yaw": [0, 90, 180, 270]}
+    work = load_kind({**job(views, "m", "/run"), "rows_per_file": rows_per_file}, SegmentJob)
+    images = pa.table({"uri": ["/panoramas/a.jpg#yaw=0&pitch=0&fov=90&size=64"]})
+    sizes = choose_sizes(work, prepared, images, [], "cpu", num_images=12, num_workers=1)
     assert sizes.block_rows % 4 == 0
     assert sizes.file_rows >= sizes.block_rows
     assert sizes.file_rows % sizes.block_rows == 0
@@ -63,3 +73,41 @@ def test_a_relative_path_is_looked_for_where_the_message_says(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SourceError, match=f"photos/a.jpg: not_found: no such file in {tmp_path}"):
         check(prepared, "photos/a.jpg")
+
+
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory: pytest.TempPathFactory, model_uri: str) -> dict[Any, dict[str, Any]]:
+    """A job for each function that runs one, without its output."""
+    labels = str(tmp_path_factory.mktemp("labels") / "facades")
+    dataset = labelled_dataset(labels, train=1, val=1, long_side=32)
+    replace(dataset, classes=CLASSES).publish()
+    network = {"arch": "deeplabv3plus", "backbone": "tu-test_resnet", "backbone_weights": None}
+    return {
+        segment: {"kind": "segment", "images": "photos/", "model": model_uri},
+        finetune: {"kind": "finetune", "dataset": labels, "model": network},
+        evaluate: {"kind": "evaluate", "dataset": labels, "model": model_uri},
+    }
+
+
+@pytest.mark.parametrize("start", [segment, finetune, evaluate])
+def test_an_output_that_storage_refuses_ends_each_kind_of_job_with_an_error_of_ours(
+    s3: S3, jobs: dict[Any, dict[str, Any]], start: Callable[..., Any]
+) -> None:
+    output = s3.uri("out")
+    denied = {"status": 403, "code": "AccessDenied"}
+    faults: list[tuple[dict[str, Any], type[SegbatchError], str]] = [
+        ({"method": "GET", "part": "out/", **denied}, RunError, r"^output s3:\S+\.json: 403 "),
+        ({"method": "PUT", "part": "out/pre", **denied}, RunError, "out: cannot be written to: "),
+        (
+            {"method": "PUT", "part": "out/lease", "status": 400, "code": "InvalidRequest"},
+            Incomplete,
+            r"^storage: s3:\S+/out/lease.json: .*; run it again$",
+        ),
+    ]
+    try:
+        for fault, error, message in faults:
+            s3.break_down(fault)
+            with pytest.raises(error, match=message):
+                start(jobs[start] | {"output": output})
+    finally:
+        s3.break_down()

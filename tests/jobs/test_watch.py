@@ -25,7 +25,7 @@ def test_nothing_for_too_long_is_a_stall(tmp_path: Path) -> None:
         raise NothingYet
 
     with pytest.raises(Incomplete, match=r"no image was finished for 0.001 minutes"):
-        list(Watch(lease, 0.001).over(never))
+        list(Watch(lease, 0.001).results_of(never))
 
 
 def test_slow_results_are_no_stall(tmp_path: Path) -> None:
@@ -38,7 +38,7 @@ def test_slow_results_are_no_stall(tmp_path: Path) -> None:
             raise item
         return item
 
-    assert list(Watch(lease, 60).over(slow)) == [1, 2]
+    assert list(Watch(lease, 60).results_of(slow)) == [1, 2]
 
 
 def test_a_lost_lease_is_noticed_while_nothing_comes(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_a_lost_lease_is_noticed_while_nothing_comes(tmp_path: Path) -> None:
         raise NothingYet
 
     with pytest.raises(Fenced):
-        list(Watch(lease, 60).over(never))
+        list(Watch(lease, 60).results_of(never))
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -65,7 +65,7 @@ def test_a_signal_whose_exception_a_library_swallowed_ends_the_waiting(
         raise NothingYet
 
     with interruptible(), pytest.raises(Interrupted, match=signum.name) as caught:
-        list(Watch(lease, 60).over(swallows))
+        list(Watch(lease, 60).results_of(swallows))
     assert caught.value.exit_code == code
 
 
@@ -84,7 +84,7 @@ def test_after_a_signal_what_is_begun_may_be_finished_and_workers_are_told(tmp_p
 
         watch = Watch(lease, 60, grace_s=30)
         assert not lease.worker_lease.should_stop()
-        assert list(watch.over(results)) == [1, 2, 3]
+        assert list(watch.results_of(results)) == [1, 2, 3]
 
 
 def test_the_grace_after_a_signal_ends(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_the_grace_after_a_signal_ends(tmp_path: Path) -> None:
 
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(Interrupted):
-            list(Watch(lease, 60, grace_s=0.3).over(never))
+            list(Watch(lease, 60, grace_s=0.3).results_of(never))
 
 
 def test_patience_is_learnt_from_the_results_of_the_run() -> None:

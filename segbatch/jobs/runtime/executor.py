@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import queue
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -29,10 +29,12 @@ from segbatch.errors import Incomplete, InputError
 from segbatch.jobs.passes import Accounts, ExecutionStopped
 from segbatch.jobs.runtime import compat
 from segbatch.jobs.runtime.metrics import Metrics
+from segbatch.jobs.runtime.sharing import worker_cpus
 from segbatch.jobs.runtime.workers import ON_RAY, Workers, cluster_resources, node_cpus
 from segbatch.jobs.stages import (
     AllStages,
     ImageSize,
+    PredictStage,
     Reading,
     Stages,
     accounts_of,
@@ -81,27 +83,9 @@ class RayExecutor:
         """Run ``images`` through the pipeline in blocks of ``rows``; yields accounts of files."""
         with data_context(self.watch.stall_minutes):
             dataset = self.make_pipeline(images, rows, self.stages.in_pass(last_pass))
-            self.patience.begin()
-            with in_background(dataset) as tables:
-                for table in self.watch.over(partial(self._next_table, tables)):
+            with in_background(dataset, self.patience) as next_table:
+                for table in self.watch.results_of(next_table):
                     yield from self._accounts(table)
-
-    def _next_table(self, tables: Callable[[float], Any], timeout: float) -> Any:
-        """The next result. Raises :class:`ExecutionStopped` for an execution that hangs.
-
-        Ray can lose the wake-up of a task (ray-project/ray#62535, #45822): then a few blocks never
-        come, while everything else waits for them.
-        """
-        try:
-            table = tables(timeout)
-        except NothingYet:
-            if self.patience.waited(timeout):
-                raise ExecutionStopped(
-                    f"no result for {self.patience.limit_s / 60:.1f} minutes: taken for hung"
-                ) from None
-            raise
-        self.patience.came()
-        return table
 
     def alone(self, images: pa.Table, *, last_pass: bool) -> Accounts:
         """Run images one at a time; one that crashes its own process twice is ``crashed``.
@@ -181,7 +165,7 @@ def wait_for(running: Any, watch: Watch, waiting: str | None = None) -> Any:
                 said = time.monotonic()
             raise NothingYet from None
 
-    return next(watch.over(result))
+    return next(watch.results_of(result))
 
 
 def sample_sizes(images: pa.Table, reading: Reading, watch: Watch) -> list[ImageSize]:
@@ -229,12 +213,30 @@ class _LostBlocks(logging.Filter):
 _RAY_DATA_LOG = logging.getLogger(compat.BLOCK_ERRORS_LOG)
 
 
+def predict_blocks(
+    decoded: ray.data.Dataset, workers: Workers, block_rows: int, *arguments: Any
+) -> ray.data.Dataset:
+    """Predict decoded blocks in the pool of ``workers``: ``PredictStage(*arguments)`` in each."""
+    return compat.map_blocks(
+        decoded,
+        PredictStage,
+        fn_constructor_args=arguments,
+        compute=workers.pool(),
+        num_cpus=worker_cpus(workers.num_cpus),
+        num_gpus=workers.num_gpus,
+        batch_size=block_rows,  # a block; Ray requires a number with GPUs
+    )
+
+
 @contextlib.contextmanager
-def data_context(stall_minutes: float) -> Iterator[None]:
-    """Ray Data's settings for this job; the previous settings are restored afterwards."""
+def data_context(stall_minutes: float, *, max_errored_blocks: int = -1) -> Iterator[None]:
+    """Ray Data's settings for this job; the previous settings are restored afterwards.
+
+    ``max_errored_blocks`` may be lost; by default any number, and the next pass takes them apart.
+    """
     context = ray.data.DataContext.get_current().copy()
     context.target_max_block_size = None  # one task, one block: see segment.pipeline
-    context.max_errored_blocks = -1  # the next pass takes a lost block apart
+    context.max_errored_blocks = max_errored_blocks
     context.execution_no_progress_timeout_s = (
         stall_minutes * 60 + 60
     )  # Watch ends a stalled run before
@@ -253,13 +255,21 @@ def data_context(stall_minutes: float) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def in_background(dataset: ray.data.Dataset) -> Iterator[Callable[[float], Any]]:
-    """Run a dataset in a thread; yields ``next_table(timeout)``, for :meth:`Watch.over`.
+def in_background(
+    dataset: ray.data.Dataset, patience: Patience | None = None
+) -> Iterator[Callable[[float], Any]]:
+    """Run a dataset in a thread; yields ``next_table(timeout)``, for :meth:`Watch.results_of`.
 
     Meanwhile the driver can commit, check its lease and be interrupted. On an early exit the
     execution is shut down, because it would continue in the background and even connect to Ray
     again after ``ray.shutdown``.
+
+    ``next_table`` raises :class:`ExecutionStopped` for an execution that failed, and for one that
+    hangs by the measure of ``patience``: Ray can lose the wake-up of a task (ray-project/ray#62535,
+    #45822), and then a few blocks never come, while everything else waits for them.
     """
+    waiting = patience or Patience(math.inf, math.inf)  # which never runs out
+    waiting.begin()
     tables: queue.Queue[Any] = queue.Queue()
     end = object()
     left = threading.Event()
@@ -282,11 +292,16 @@ def in_background(dataset: ray.data.Dataset) -> Iterator[Callable[[float], Any]]
         try:
             item = tables.get(timeout=timeout)
         except queue.Empty:
+            if waiting.waited(timeout):
+                raise ExecutionStopped(
+                    f"no result for {waiting.limit_s / 60:.1f} minutes: taken for hung"
+                ) from None
             raise NothingYet from None
         if isinstance(item, Exception):
             raise ExecutionStopped(storage.one_line(item)) from item
         if item is end:
             raise StopIteration
+        waiting.came()
         return item
 
     try:
