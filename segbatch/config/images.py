@@ -39,6 +39,8 @@ class Glob(Strict):
     """The files that match a glob (``*``, ``**``, ``?``, ``[…]``), or one file."""
 
     glob: Location
+    """With any extension. A wildcard matches no system files and no hidden ones; ``.cache/*.jpg``
+    names what is in ``.cache``."""
     exif: bool = False
     """Adds the columns ``latitude``, ``longitude``, ``captured_at`` and ``compass`` from EXIF."""
 

@@ -101,7 +101,7 @@ def list_prefix(source: Prefix, leave_out: str, skipped: Counter[str]) -> Iterat
     is_excluded = _exclusion(source.exclude)
     others: Counter[str] = Counter()
     taken = excluded = 0
-    files = _without_system_files(_list_files(base, leave_out), base, others)
+    files = list_user_files(base, leave_out, others)
     for uri in _images_among(files, source.extensions, others):
         if is_excluded(storage.path_below(uri, base)):
             excluded += 1
@@ -111,16 +111,6 @@ def list_prefix(source: Prefix, leave_out: str, skipped: Counter[str]) -> Iterat
     if not taken:
         raise SourceError(_why_no_images(base, others, excluded))
     skipped.update(others)
-
-
-def _without_system_files(
-    files: Iterable[storage.StoredFile], base: str, others: Counter[str]
-) -> Iterator[storage.StoredFile]:
-    """The ``files`` that people put below ``base``; ``others`` counts the rest."""
-    system = storage.SystemFiles()
-    yield from system.left_out(files, lambda file: storage.path_below(file.uri, base))
-    if system.counts:
-        others[str(system).partition(" ")[2]] += system.counts.total()
 
 
 def _exclusion(globs: list[str]) -> Callable[[str], object]:
@@ -175,25 +165,31 @@ def _why_no_images(base: str, others: Counter[str], excluded: int) -> str:
 # ------------------------------------------------------------------------------------------- globs
 
 
-def list_glob(source: Glob, leave_out: str) -> Iterator[str]:
-    """URIs of the files that match a glob, by key, with any extension.
+def list_glob(source: Glob, leave_out: str, skipped: Counter[str]) -> Iterator[str]:
+    """URIs of the files that match a glob, by key, with any extension; ``skipped`` counts system
+    files that match it.
 
     Raises ``SourceError`` if no file matches.
     """
     if not is_glob(source.glob):
         yield _existing_file(source.glob)
         return
+    others: Counter[str] = Counter()
     is_empty = True
-    for file in list_matches(source.glob, leave_out):
+    for file in match_user_files(source.glob, leave_out, others):
         is_empty = False
         yield file.uri
     if is_empty:
-        raise SourceError(f"{source.glob}: no file matches")
+        system = "".join(f" but {number:,} {kinds}" for kinds, number in others.items())
+        raise SourceError(f"{source.glob}: no file matches{system}")
+    skipped.update(others)
 
 
-def list_matches(glob: str, leave_out: str | None = None) -> Iterator[storage.StoredFile]:
-    """The files that match ``glob``, or have exactly that name. Only the folder before its first
-    wildcard is listed.
+def match_user_files(
+    glob: str, leave_out: str | None = None, others: Counter[str] | None = None
+) -> Iterator[storage.StoredFile]:
+    """The files that match ``glob``, or have exactly that name, as :func:`list_user_files`: a
+    wildcard matches no system file. Only the folder before its first wildcard is listed.
 
     Raises ``SourceError`` if it cannot be listed or is no valid glob.
     """
@@ -202,10 +198,16 @@ def list_matches(glob: str, leave_out: str | None = None) -> Iterator[storage.St
         matches = re.compile(glob_translate(pattern)).match
     except (ValueError, re.error) as error:
         raise SourceError(f"{glob}: not a glob: {error}") from error
-    for file in _list_files(base, leave_out):
-        path = storage.path_below(file.uri, base)
-        if matches(path) or path == pattern:
-            yield file
+
+    def is_match(path: str) -> bool:
+        return matches(path) is not None or path == pattern
+
+    matching = (
+        file
+        for file in _list_outside_run(base, leave_out)
+        if is_match(storage.path_below(file.uri, base))
+    )
+    yield from _without_system_files(matching, base, others, pattern)
 
 
 def split_glob(glob: str) -> tuple[str, str]:
@@ -261,7 +263,7 @@ def list_inventory(source: Inventory, leave_out: str, skipped: Counter[str]) -> 
         report = json.loads(content)
         bucket, kind = report["sourceBucket"], report["fileFormat"].upper()
         data = f"s3://{report['destinationBucket'].rpartition(':')[2]}"
-        files = [f"{data}/{file['key']}" for file in report["files"]]
+        pages = [f"{data}/{file['key']}" for file in report["files"]]
         names = [_plain_name(name) for name in report["fileSchema"].split(",")]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SourceError(
@@ -273,12 +275,12 @@ def list_inventory(source: Inventory, leave_out: str, skipped: Counter[str]) -> 
     run_folder = f"{listed_spelling(leave_out)}/"
     others: Counter[str] = Counter()
     is_empty = True
-    for file in files:
-        with reading_source(file):
-            keys = _csv_keys(file, names) if kind == "CSV" else _parquet_keys(file)
+    for page in pages:
+        with reading_source(page):
+            keys = _csv_keys(page, names) if kind == "CSV" else _parquet_keys(page)
             stored = (storage.StoredFile(f"s3://{bucket}/{key}", 0) for key in keys)
-            photographs = _without_system_files(stored, f"s3://{bucket}", others)
-            for image in _images_among(photographs, source.extensions, others):
+            files = _without_system_files(stored, f"s3://{bucket}", others)
+            for image in _images_among(files, source.extensions, others):
                 if not image.startswith(run_folder):
                     is_empty = False
                     yield image
@@ -325,8 +327,27 @@ def _parquet_keys(file: str) -> Iterator[str]:
 # ------------------------------------------------------------------------------- files and folders
 
 
-def _list_files(base: str, leave_out: str | None) -> Iterator[storage.StoredFile]:
-    """The files below ``base``, without those below ``leave_out``."""
+def list_user_files(
+    base: str, leave_out: str | None = None, others: Counter[str] | None = None
+) -> Iterator[storage.StoredFile]:
+    """The files that people put below ``base``: no system or hidden ones, which ``others`` counts,
+    and none below ``leave_out``.
+    """
+    yield from _without_system_files(_list_outside_run(base, leave_out), base, others)
+
+
+def _without_system_files(
+    files: Iterable[storage.StoredFile], base: str, others: Counter[str] | None, glob: str = ""
+) -> Iterator[storage.StoredFile]:
+    """Those of the ``files`` below ``base`` that are no system files, or that ``glob`` names."""
+    system = storage.SystemFiles(glob)
+    yield from system.left_out(files, lambda file: storage.path_below(file.uri, base))
+    if system.counts and others is not None:
+        others[str(system).partition(" ")[2]] += system.counts.total()
+
+
+def _list_outside_run(base: str, leave_out: str | None) -> Iterator[storage.StoredFile]:
+    """All files below ``base``, system files too, without those below ``leave_out``."""
     if storage.scheme_of(base) in storage.HTTP_SCHEMES:
         raise SourceError(
             f"{without_query(base)}: http cannot be listed: write the URLs into a manifest (.csv or"

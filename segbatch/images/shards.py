@@ -36,8 +36,9 @@ from segbatch.images.archive import DAMAGE, Member, UnpackingReader, damage, is_
 from segbatch.images.faults import Content, Undecodable, why_unreadable
 from segbatch.images.listing import (
     Listing,
-    list_matches,
+    list_user_files,
     listed_spelling,
+    match_user_files,
     reading_source,
 )
 from segbatch.images.place import PART_URI, PLACE, Part, Place
@@ -159,7 +160,7 @@ def _numbered(location: str, numbers: re.Match[str]) -> list[str]:
     chosen = range(int(numbers[1]), int(numbers[2]) + 1)
     with reading_source(location):
         matching = f"{glob.escape(before)}*{glob.escape(after)}"
-        there = {file.uri for file in list_matches(matching)}
+        there = {file.uri for file in match_user_files(matching)}
     shards = [storage.normalize(f"{before}{number:0{width}d}{after}") for number in chosen]
     missing = [shard for shard in shards if shard not in there]
     if missing:
@@ -188,14 +189,10 @@ def _said_once(members: Iterable[Member], wanted: frozenset[str]) -> Iterator[Me
 def _shards_at(place: str, leave_out: str | None) -> list[str]:
     with reading_source(place):
         if is_glob(place):
-            files = [file.uri for file in list_matches(place, leave_out)]
+            files = [file.uri for file in match_user_files(place, leave_out)]
         else:
             base = listed_spelling(place)
-            files = [
-                file.uri
-                for file in storage.list_files(base)
-                if system_part(storage.path_below(file.uri, base)) is None
-            ]
+            files = [file.uri for file in list_user_files(base, leave_out)]
             if not files and is_shard_name(place):
                 if not storage.exists(base):
                     raise SourceError(f"{place}: no such file")

@@ -199,7 +199,7 @@ def _open_listing(source: Prefix | Glob | Inventory, listing: Listing) -> _Sourc
         return _stream_uris(source.prefix, list_prefix(source, leave_out, skipped))
     if isinstance(source, Inventory):
         return _stream_uris(source.inventory, list_inventory(source, leave_out, skipped))
-    return _stream_uris(source.glob, list_glob(source, leave_out))
+    return _stream_uris(source.glob, list_glob(source, leave_out, skipped))
 
 
 def _stream_uris(name: str, uris: Iterator[str]) -> _SourceStream:

@@ -1016,6 +1016,35 @@ def test_system_files_below_a_prefix_are_left_out_and_counted(run: Run, place: s
     assert run.uris(f"{place}/.cache/photos/.thumbnails/*.jpg") != []
 
 
+def test_a_wildcard_matches_no_system_file(run: Run, place: str) -> None:
+    photos = put(f"{place}/.cache/photos", "a.jpg", "x/b.jpg", "x/Thumbs.db", *SYSTEM)
+    for glob, names in {
+        "**/*.jpg": ["a.jpg", "x/b.jpg"],
+        "*": ["a.jpg"],
+        "x/*": ["x/b.jpg"],
+        "**/._*": ["._a.jpg"],
+        "._*": ["._a.jpg"],
+        "**/.thumbnails/*.jpg": [".thumbnails/a.jpg"],
+        "*/@eaDir/?.jpg": ["x/@eaDir/a.jpg"],
+        "__MACOSX/._a.jpg": ["__MACOSX/._a.jpg"],
+    }.items():
+        assert run.uris({"glob": f"{photos}/{glob}"}) == [f"{photos}/{name}" for name in names]
+    [(kinds, number)] = run.freeze(f"{photos}/**/*.jpg").skipped.items()
+    assert number == 4
+    assert kinds.startswith("system files (")
+    assert "no file matches but 1 system file (Thumbs.db)" in run.refusal(
+        {"glob": f"{photos}/x/T*"}
+    )
+
+
+def test_a_glob_of_manifests_matches_no_system_file(run: Run, place: str) -> None:
+    text(f"{place}/a.csv", "uri\na.jpg\n")
+    text(f"{place}/._a.csv", "\x00\x05\x16\x07")
+    parquet(f"{place}/a.parquet", uri=["b.jpg"])
+    text(f"{place}/@eaDir/a.parquet", "no Parquet")
+    assert run.uris(f"{place}/*.csv", f"{place}/**/*.parquet") == ["a.jpg", "b.jpg"]
+
+
 def test_links_are_followed_once_and_loops_are_said(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -70,6 +70,14 @@ def test_every_image_in_a_shard_is_a_row(root: str, tmp_path: Path, suffix: str)
     assert contents(some) == [jpeg(row) for row in (7, 3, 3, 0)]
 
 
+def test_a_glob_of_shards_matches_no_system_file(root: str, tmp_path: Path) -> None:
+    for name in ("0.tar", "._0.tar", "@eaDir/0.tar"):
+        storage.write_bytes(f"{root}/{name}", tar(photographs(1)))
+    rows = frozen(tmp_path, f"{root}/**/*.tar")
+    assert rows["uri"].to_pylist() == [f"{root}/0.tar#member=a/0000.jpg"]
+    assert frozen(tmp_path, f"{root}/._*.tar", "named").num_rows == 1
+
+
 def test_what_webdataset_writes_becomes_rows_and_columns(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     with webdataset.ShardWriter(f"{tmp_path}/data/%06d.tar", maxcount=3, verbose=0) as writer:
