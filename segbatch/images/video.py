@@ -13,6 +13,7 @@ FFmpeg open any of them.
 from __future__ import annotations
 
 import io
+import math
 import re
 import struct
 import tempfile
@@ -50,6 +51,7 @@ _FRAME_URI = re.compile(rf"(.+){FRAGMENT}", re.S)
 
 DEFAULT_RATE = 25  # frames a second of a stream that says nothing, as FFmpeg assumes
 _READ_BYTES = 1 << 20  # at a time: each is a request to object storage
+_ROUNDING = 1e-6  # of an interval: 0.3 / 0.1 is 2.9999999999999996
 _SEEK_BEFORE_S = 0.5  # because frames are not stored in the order in which they are shown
 
 # A header may overstate the length of an intact video by this much: in many of them the duration of
@@ -127,7 +129,7 @@ def _sampled(times: Sequence[float], every: float | None) -> list[int]:
         return list(range(len(times)))
     taken: dict[int, int] = {}
     for number, time in enumerate(times):
-        taken.setdefault(int(time / every), number)
+        taken.setdefault(math.floor(time / every + _ROUNDING), number)
     return list(taken.values())
 
 

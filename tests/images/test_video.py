@@ -20,7 +20,7 @@ from segbatch.images.decode import decode
 from segbatch.images.faults import HEAD_BYTES, is_video
 from segbatch.images.fetch import fetch
 from segbatch.images.place import Part, parts_of
-from segbatch.images.video import frame_times, frame_uri, read_frames
+from segbatch.images.video import _sampled, frame_times, frame_uri, read_frames
 from segbatch.results.schema import RESERVED_COLUMNS
 from tests.collection import jpeg
 from tests.conftest import S3
@@ -84,6 +84,19 @@ def test_a_manifest_of_videos_repeats_its_columns(tmp_path: Path) -> None:
     table = rows(tmp_path, Video(video=str(tmp_path / "drives.csv"), every=0.2))
     assert table["frame"].to_pylist() == [0, 5, 10]
     assert table["city"].to_pylist() == ["Bern"] * 3
+
+
+@pytest.mark.parametrize(
+    ("every", "rate"), [(0.1, 10), (0.2, 5), (0.05, 20), (0.04, 25), (1.0, 1), (1 / 30, 30)]
+)
+def test_an_interval_as_long_as_a_frame_takes_every_frame(every: float, rate: int) -> None:
+    times = [number / rate for number in range(1000)]
+    assert _sampled(times, every) == list(range(1000))
+    assert _sampled(times, 10 * every) == list(range(0, 1000, 10))
+
+
+def test_a_frame_before_the_beginning_is_in_an_interval_of_its_own() -> None:
+    assert _sampled([-0.04, 0.0, 0.5, 1.0], 1.0) == [0, 1, 3]
 
 
 def test_images_alone_get_no_new_columns(tmp_path: Path) -> None:
