@@ -169,6 +169,23 @@ def test_a_video_that_breaks_off_has_a_row_that_says_so(
     assert fetched[-1]["message"] == "the video breaks off before this frame"
 
 
+@pytest.mark.parametrize("extension", ["ts", "vob"])
+def test_joined_recordings_are_a_row_that_says_so(tmp_path: Path, extension: str) -> None:
+    parts = [tmp_path / f"{name}.{extension}" for name in ("short", "long")]
+    for path, frames in zip(parts, (30, 45), strict=True):
+        film(path, range(0, 40 * frames, 40), sound=None)
+        assert len(frame_times(str(path))[0]) == frames
+    joined = tmp_path / f"all [1].{extension}"
+    for first, second in (parts, parts[::-1]):
+        joined.write_bytes(first.read_bytes() + second.read_bytes())
+        table = rows(tmp_path, {"video": str(joined)})
+        assert table["uri"].to_pylist() == [f"{joined}#t=0"]
+        [row] = fetch(table, LIMITS).to_pylist()
+        assert row["error"] == "undecodable"
+        assert "joined byte by byte" in row["message"]
+        assert f"ffmpeg -i 'all [1].{extension}' -map" in row["message"]
+
+
 def test_a_block_opens_its_video_once_and_reads_it_in_few_requests(tmp_path: Path, s3: S3) -> None:
     film(tmp_path / "clip.mp4", range(0, 4000, 40))
     data = bytearray((tmp_path / "clip.mp4").read_bytes())
