@@ -3,7 +3,7 @@
 An image's URI is that of its shard followed by ``#member=a/0001.jpg``, its name in the archive.
 Members are grouped into samples as WebDataset does: the name up to the first dot of its last part
 is the sample, the rest is the kind. A sample's ``.json`` (its flat keys), ``.txt`` and ``.cls``
-become columns of its images.
+become columns of its images; one that has the name of one image up to the last dot, of that image.
 
 When the images are listed, the headers of a shard are read by ranges, and the manifest keeps where
 each image is. A block of images then takes one range of its shard. A compressed shard has no
@@ -224,13 +224,33 @@ class _ListedShard:
             yield self._row(Member("", 1, 0, 0, _NOT_LISTED), {}, None)
 
     def _rows_of(self, sample: Sequence[Member], version: str) -> Iterator[bytes]:
-        values: dict[str, Any] = {}
+        """A line for each image in ``sample``.
+
+        A file describes the image of its name, as ``2024.05.01.json`` does ``2024.05.01.jpg``; one
+        that has the name of the sample, or of no image, describes all of them.
+        """
+        images = {_stem(m.name) for m in sample if m.extension in self.wanted}
+        own: dict[str, dict[str, Any]] = {}
+        shared: dict[str, Any] = {}
+        disputed: set[str] = set()
         for member in sample:
-            if member.content:
-                values |= self._columns_of(member)
+            if not member.content:
+                continue
+            stem = _stem(member.name)
+            is_of_image = stem in images
+            values = self._columns_of(member, member.extension[1:] if is_of_image else None)
+            if is_of_image:
+                own[stem] = own.get(stem, {}) | values
+            if not is_of_image or stem == sample_of(member.name):
+                disputed.update(k for k in values if shared.get(k, values[k]) != values[k])
+                shared |= values
+        shared |= dict.fromkeys(disputed)
         for member in sample:
             if not member.name or member.extension in self.wanted:
-                yield self._row(member, values, version)
+                known = own.get(_stem(member.name), {})
+                lost = disputed - known.keys()
+                self.left_out.update(f"{key}, of which files of a sample disagree" for key in lost)
+                yield self._row(member, shared | known, version)
             elif not _describes_sample(member.name):
                 self.skipped[member.extension] += 1
 
@@ -245,9 +265,9 @@ class _ListedShard:
         }
         return f"{json.dumps(row | values, ensure_ascii=False)}\n".encode(errors="replace")
 
-    def _columns_of(self, member: Member) -> dict[str, Any]:
-        """The columns that a file of a sample gives."""
-        kind = member.name.rpartition("/")[2].partition(".")[2].lower()
+    def _columns_of(self, member: Member, kind: str | None = None) -> dict[str, Any]:
+        """The columns that a file of a sample gives; its ``kind`` is WebDataset's by default."""
+        kind = kind or member.name.rpartition("/")[2].partition(".")[2].lower()
         text = member.content.decode(errors="replace").strip()
         if not kind.endswith("json"):
             is_number = kind.endswith("cls") and re.fullmatch(r"-?\d{1,18}", text)
@@ -282,6 +302,11 @@ def sample_of(name: str) -> str:
     """The key of a member's sample: its name up to the first dot of its last part."""
     folder, slash, last = name.rpartition("/")
     return f"{folder}{slash}{last.partition('.')[0]}"
+
+
+def _stem(name: str) -> str:
+    """A member's name without its extension."""
+    return name.removesuffix(PurePosixPath(name).suffix)
 
 
 # ---------------------------------------------------------------------------------- reading images

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import re
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -140,6 +141,41 @@ def test_several_images_of_a_sample_are_rows_with_its_columns(tmp_path: Path) ->
     rows = frozen(tmp_path, {"shards": f"{tmp_path}/data/0.tar"})
     assert names(rows) == ["7.left.jpg", "7.right.png"]
     assert rows["city"].to_pylist() == ["Bern", "Bern"]
+
+
+def test_images_whose_names_have_dots_have_their_own_columns(tmp_path: Path) -> None:
+    files = [("2024.05.00_x.jpg", jpeg(9)), ("2024.05.04_x.jpg", jpeg(4))]
+    for row in range(1, 4):
+        name = f"2024.05.{row:02d}_house"
+        described = json.dumps({"latitude": 46 + row, "id": row}).encode()
+        files += [(f"{name}.jpg", jpeg(row)), (f"{name}.json", described)]
+        files += [(f"{name}.txt", b"house %d" % row)]
+    for number, order in enumerate((sorted(files), files, files[::-1])):
+        storage.write_bytes(f"{tmp_path}/data/0.tar", tar(order))
+        rows = frozen(tmp_path, {"shards": f"{tmp_path}/data/0.tar"}, f"run-{number}")
+        assert set(rows.column_names) == {"image_id", "uri", PLACE.name, "latitude", "id", "txt"}
+        for row in rows.to_pylist():
+            found = re.search(r"(\d\d)_house", row["uri"])
+            told = (int(found[1]), f"house {int(found[1])}") if found else (None, None)
+            assert (row["id"], row["txt"]) == told
+
+
+def test_a_column_of_which_a_sample_says_two_things_is_null_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [
+        ("7.left.jpg", jpeg(1)),
+        ("7.left.json", b'{"side": "left"}'),
+        ("7.right.jpg", jpeg(2)),
+        ("7.a.json", b'{"city": "Bern", "floor": 1}'),
+        ("7.b.json", b'{"city": "Bern", "floor": 2}'),
+    ]
+    storage.write_bytes(f"{tmp_path}/data/0.tar", tar(files))
+    rows = frozen(tmp_path, {"shards": f"{tmp_path}/data/0.tar"})
+    assert rows["side"].to_pylist() == ["left", None]
+    assert rows["city"].to_pylist() == ["Bern", "Bern"]
+    assert rows["floor"].to_pylist() == [None, None]
+    assert "floor, of which files of a sample disagree (2)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("format", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
