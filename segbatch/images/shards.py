@@ -236,6 +236,9 @@ class _ListedShard:
         for member in sample:
             if not member.content:
                 continue
+            if not images:
+                self.left_out[f"a {member.extension} {_ALONE}"] += 1
+                continue
             stem = _stem(member.name)
             is_of_image = stem in images
             values = self._columns_of(member, member.extension[1:] if is_of_image else None)
@@ -286,6 +289,7 @@ class _ListedShard:
         return {key: values[key] for key in values if key in kept}
 
 
+_ALONE = "without an image of its sample next to it: sort the archive with tar --sort=name"
 _NOT_LISTED = Undecodable("undecodable", "the shard could not be listed")
 
 

@@ -160,6 +160,21 @@ def test_images_whose_names_have_dots_have_their_own_columns(tmp_path: Path) -> 
             assert (row["id"], row["txt"]) == told
 
 
+def test_columns_far_from_their_images_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [(f"{row}.jpg", jpeg(row)) for row in range(3)]
+    files += [(f"{row}.json", b'{"id": 1}') for row in range(3)] + [("0.txt", b"house")]
+    storage.write_bytes(f"{tmp_path}/data/0.tar", tar(files))
+    assert "id" not in frozen(tmp_path, {"shards": f"{tmp_path}/data/"}).column_names
+    said = capsys.readouterr().err
+    assert "a .json without an image of its sample next to it: sort the archive" in said
+    assert "tar --sort=name (3)" in said
+    storage.write_bytes(f"{tmp_path}/data/0.tar", tar(sorted(files)))
+    assert frozen(tmp_path, {"shards": f"{tmp_path}/data/"}, "sorted")["id"].to_pylist() == [1] * 3
+    assert "without an image" not in capsys.readouterr().err
+
+
 def test_a_column_of_which_a_sample_says_two_things_is_null_and_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
