@@ -60,8 +60,7 @@ from segbatch.storage.uris import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Buffer
-
+    from _typeshed import ReadableBuffer
     from obstore import ObjectMeta
 
 DISK_THREADS = 8  # for local files, which may be on a network file system
@@ -442,7 +441,7 @@ class _BoundedBuffer(io.BytesIO):
         super().__init__()
         self._limits = limits
 
-    def write(self, data: Buffer) -> int:
+    def write(self, data: ReadableBuffer, /) -> int:
         written = super().write(data)
         _check_size(min(self.tell(), self._limits.max_bytes + 1), self._limits)
         return written

@@ -258,7 +258,7 @@ def test_large_members_are_not_read_to_list_them(tmp_path: Path, s3: S3) -> None
         def read(self, size: int) -> bytes:
             before = self._held
             data = super().read(size)
-            read.extend([len(self._held)] if self._held is not before else [])
+            read.extend([len(self._held)] if self._held and self._held is not before else [])
             return data
 
     with pytest.MonkeyPatch.context() as patch:
@@ -331,6 +331,28 @@ def test_a_damaged_header_ends_the_shard_with_a_reason(root: str, tmp_path: Path
         "undecodable",
         "the archive is damaged here",
     )
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
+def test_archives_that_were_joined_are_read_to_their_end(tmp_path: Path, suffix: str) -> None:
+    root = f"{tmp_path}/data"
+    pack = gzip.compress if suffix == ".tar.gz" else bytes
+    long = [(f"{'n' * 120}.jpg", jpeg(3))]  # its header has an extension
+    parts = [tar(photographs(1)), tar(photographs(2, first=1)), tar(long), tar([])]
+    for blocks in range(4, 8):  # of one small file: zeros of any number up to a record
+        parts.append(tar([(f"{blocks}.jpg", jpeg(4) + bytes(512 * blocks))]))
+    storage.write_bytes(f"{root}/0{suffix}", b"".join(map(pack, parts)))
+    rows = frozen(tmp_path, {"shards": f"{root}/0{suffix}"})
+    assert len(names(rows)) == 8
+    assert [content[:99] for content in contents(rows) if isinstance(content, bytes)] == [
+        jpeg(row)[:99] for row in (0, 1, 2, 3, 4, 4, 4, 4)
+    ]
+    storage.write_bytes(f"{root}/0{suffix}", b"".join(map(pack, [*parts, b"no archive" * 99])))
+    assert len(frozen(tmp_path, {"shards": f"{root}/0{suffix}"}, "with more")) == 8
+    cut = b"".join(map(pack, parts[:2])) + pack(parts[1][:1600])
+    storage.write_bytes(f"{root}/0{suffix}", cut)
+    *_, reason = contents(frozen(tmp_path, {"shards": f"{root}/0{suffix}"}, "cut"))
+    assert getattr(reason, "kind", None) == "truncated"
 
 
 @pytest.mark.parametrize("data", [b"", b"<html>404</html>" * 100, jpeg(1)])
