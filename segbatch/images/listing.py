@@ -180,8 +180,10 @@ def list_glob(source: Glob, leave_out: str, skipped: Counter[str]) -> Iterator[s
         is_empty = False
         yield file.uri
     if is_empty:
-        system = "".join(f" but {number:,} {kinds}" for kinds, number in others.items())
-        raise SourceError(f"{source.glob}: no file matches{system}")
+        why = "".join(f" but {number:,} {kinds}" for kinds, number in others.items())
+        if "[" in source.glob and not storage.is_local(source.glob):
+            why += f"; where [ belongs to a name, write [[]: {source.glob.replace('[', '[[]')}"
+        raise SourceError(f"{source.glob}: no file matches{why}")
     skipped.update(others)
 
 
@@ -211,9 +213,16 @@ def match_user_files(
 
 
 def split_glob(glob: str) -> tuple[str, str]:
-    """The longest folder without a wildcard, and the pattern below it."""
+    """The longest folder without a wildcard, and the pattern below it. A folder that is there is
+    meant, also where its name looks like a glob: ``cams [2024]/*.jpg``.
+    """
     parts = storage.normalize(glob).split("/")
-    first = next((n for n, part in enumerate(parts) if has_wildcard(part)), len(parts) - 1)
+    first = 0
+    while first < len(parts) - 1 and (
+        not has_wildcard(parts[first])
+        or (storage.is_local(glob) and os.path.isdir("/".join(parts[: first + 1])))
+    ):
+        first += 1
     folder = "/".join(parts[:first])
     if storage.scheme_of(glob) and not storage.is_local(glob) and first < 3:
         raise SourceError(f"{glob}: the bucket must be named without a wildcard")
