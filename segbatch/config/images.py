@@ -88,7 +88,8 @@ class Shards(Strict):
     """
 
     shards: Location
-    """A shard, a glob, a folder, or numbered ones: ``s3://b/shard-{000000..000999}.tar``."""
+    """A shard, a glob, a folder, or numbered ones: ``"s3://b/shard-{000000..000999}.tar"``, in
+    quotes because of its braces."""
     extensions: list[str] = list(IMAGE_EXTENSIONS)
     """File extensions of images, in any case."""
     where: str | None = None

@@ -42,6 +42,8 @@ from segbatch.config.images import (
     is_glob,
 )
 from segbatch.errors import SourceError
+from segbatch.images.columns import as_yaml
+from segbatch.images.faults import HEIC_HINT
 from segbatch.storage.uris import without_query
 
 # Files that are no images and may hold or name some: what they are, and the key of the source.
@@ -49,6 +51,15 @@ _COLLECTIONS = {
     **dict.fromkeys(SHARD_SUFFIXES, ("tar archives", "shards")),
     **{f".{extension}": ("videos", "video") for extension in VIDEO_EXTENSIONS},
     ".parquet": ("Parquet files", "manifest"),
+}
+# What to do with files that are no source.
+_ADVICE = {
+    **dict.fromkeys((".zip", ".7z", ".rar"), "unpack it, or pack the images into a .tar"),
+    **dict.fromkeys((".tar.zst", ".tar.xz", ".tar.bz2"), "unpack it, and pack it as .tar"),
+    ".tsv": "if it lists images, name it .csv, with a line above them that says `uri`",
+    ".json": "if it lists images, make a .jsonl of it: jq -c '.[]' A.json > A.jsonl",
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), "save the sheet as CSV"),
+    **dict.fromkeys((".heic", ".heif"), HEIC_HINT),
 }
 # Extensions that are counted separately: file names that end in numbers have millions.
 _MAX_EXTENSIONS = 100
@@ -130,14 +141,14 @@ def _images_among(
     """URIs of the files with one of ``extensions``; ``others`` counts those of all other files."""
     wanted = dotted(extensions)
     for file in files:
-        extension = _extension_of(file.uri)
+        extension = _whole_extension(file.uri)
         if extension in wanted:
             yield file.uri
         else:
             others[extension if len(others) < _MAX_EXTENSIONS else "other"] += 1
 
 
-def _extension_of(uri: str) -> str:
+def _whole_extension(uri: str) -> str:
     """In lower case with its dot; that of a compressed archive has two."""
     double = re.search(r"\.tar\.\w+$", uri, re.I)
     return (double[0] if double else posixpath.splitext(uri)[1]).lower()
@@ -146,17 +157,26 @@ def _extension_of(uri: str) -> str:
 def _why_no_images(base: str, others: Counter[str], excluded: int) -> str:
     for extension, (held, key) in _COLLECTIONS.items():
         if others[extension]:
-            return f"{base}: holds {held} and no image: write images: {{{key}: {base}}}"
+            folder = f"{base}/" if has_wildcard(base) else base  # the slash says it is no glob
+            source = as_yaml({key: folder})
+            return f"{base}: holds {held} and no image: write images: {source}"
     if excluded:
         return f"{base}: all {excluded:,} images are excluded by exclude"
     if others:
+        number = others.total()
+        found = f"{number:,} files, but none of them is an image"
+        found = "1 file, but it is no image" if number == 1 else found
         counts = ", ".join(f"{n:,} {extension or 'without'}" for extension, n in others.items())
-        return f"{base}: {others.total():,} files, but none of them is an image: {counts}"
-    if storage.is_local(base) and storage.local_path(base).is_file():
-        return (
-            f"{base}: is a file, not a folder: write images: {{glob: {base}}} if it is an image;"
-            " if it lists images, put a line `uri` above them and name it .csv"
+        advice = next(
+            (f": {_ADVICE[end]}" for end, _ in others.most_common() if end in _ADVICE), ""
         )
+        return f"{base}: {found}: {counts}{advice}"
+    if storage.is_local(base) and storage.local_path(base).is_file():
+        either = (
+            f"write images: {as_yaml({'glob': base})} if it is an image; if it lists images, put a"
+            " line `uri` above them and name it .csv"
+        )
+        return f"{base}: is a file, not a folder: {_ADVICE.get(_whole_extension(base), either)}"
     if storage.is_local(base) and storage.local_path(base).exists():
         return f"{base}: the folder is empty"
     return f"{base}: no such folder, or nothing in it"
@@ -236,7 +256,7 @@ def _existing_file(uri: str) -> str:
     if storage.is_local(uri):
         uri = storage.normalize(uri)
         if storage.local_path(uri).is_dir():
-            raise SourceError(f"{uri}: is a folder: write {{prefix: {uri}}}")
+            raise SourceError(f"{uri}: is a folder: write {as_yaml({'prefix': uri})}")
     with reading_source(uri):
         if not storage.exists(uri):
             raise SourceError(f"{uri}: no such file")

@@ -235,7 +235,8 @@ def _open_manifest(source: Manifest, reserved: Collection[str], scratch: str) ->
     if table.images and source.uri_column not in known:
         raise SourceError(
             f"{name}: has no column {source.uri_column}, and holds images itself (column"
-            f" {', '.join(table.images)}): write images: {{table: {source.manifest}}}"
+            f" {', '.join(table.images)}): write images:"
+            f" {columns.as_yaml({'table': source.manifest})}"
         )
     if table.images:
         say(f"{name}: left out, because it holds images: column {', '.join(table.images)}")
