@@ -51,10 +51,12 @@ def local_path(uri: str) -> Path:
     is one.
 
     ``file:///a%20b.jpg`` is ``/a b.jpg``, unless there is a file of the name as it is written.
+    Java and Spark write ``file:/a.jpg``.
     """
-    if scheme_of(uri) != "file":
-        return Path(os.path.expanduser(uri))
-    path = Path(os.path.expanduser(uri.removeprefix("file://")))
+    plain = re.sub(r"^file:(//localhost(?=/)|//|(?=/))", "", uri)
+    path = Path(os.path.expanduser(plain))
+    if plain == uri:
+        return path
     if "%" in uri and not os.path.lexists(path):
         return Path(unquote(str(path), errors="surrogateescape"))
     return path

@@ -1126,7 +1126,10 @@ def test_uris_of_files_are_read_as_pathlib_and_browsers_write_them(
 ) -> None:
     for name in ("Haus 1.jpg", "Tür.jpg", "100%25.jpg", "a%20b.jpg"):
         (tmp_path / name).write_bytes(name.encode())
-        for uri in ((tmp_path / name).as_uri(), f"file://{tmp_path}/{name}", f"{tmp_path}/{name}"):
+        whole = (tmp_path / name).as_uri()
+        spellings = [whole, f"file://{tmp_path}/{name}", f"{tmp_path}/{name}"]
+        spellings += [whole.replace("//", "", 1), whole.replace("//", "//localhost", 1)]
+        for uri in spellings:
             assert storage.read_bytes(uri) == name.encode()
 
 
