@@ -171,7 +171,7 @@ def _why_no_images(base: str, others: Counter[str], excluded: int) -> str:
             (f": {_ADVICE[end]}" for end, _ in others.most_common() if end in _ADVICE), ""
         )
         return f"{base}: {found}: {counts}{advice}"
-    if storage.is_local(base) and storage.local_path(base).is_file():
+    if storage.is_local(base) and storage.existing_path(base).is_file():
         either = (
             f"write images: {as_yaml({'glob': base})} if it is an image; if it lists images, put a"
             " line `uri` above them and name it .csv"
@@ -216,13 +216,15 @@ def match_user_files(
     Raises ``SourceError`` if it cannot be listed or is no valid glob.
     """
     base, pattern = split_glob(glob)
+    # Names on disk are compared as people read them, in any Unicode form.
+    spelled = storage.composed if storage.is_local(base) else str
     try:
-        matches = re.compile(glob_translate(pattern)).match
+        matches = re.compile(glob_translate(spelled(pattern))).match
     except (ValueError, re.error) as error:
         raise SourceError(f"{glob}: not a glob: {error}") from error
 
     def is_match(path: str) -> bool:
-        return matches(path) is not None or path == pattern
+        return matches(spelled(path)) is not None or path == pattern
 
     matching = (
         file
@@ -255,7 +257,7 @@ def _existing_file(uri: str) -> str:
         return uri
     if storage.is_local(uri):
         uri = storage.normalize(uri)
-        if storage.local_path(uri).is_dir():
+        if storage.existing_path(uri).is_dir():
             raise SourceError(f"{uri}: is a folder: write {as_yaml({'prefix': uri})}")
     with reading_source(uri):
         if not storage.exists(uri):
@@ -268,6 +270,8 @@ def one_or_many(place: Prefix | Glob | Manifest) -> Prefix | Glob | Manifest:
     if not isinstance(place, Prefix) or place.prefix.endswith("/"):
         return place
     uri = place.prefix
+    if storage.is_local(uri):
+        uri = str(storage.existing_path(uri))
     if storage.scheme_of(uri) not in storage.HTTP_SCHEMES:
         with reading_source(uri):
             is_folder = any(file.uri != uri for file in islice(storage.list_files(uri), 1))
@@ -392,7 +396,7 @@ def _list_outside_run(base: str, leave_out: str | None) -> Iterator[storage.Stor
 def listed_spelling(folder: str) -> str:
     """``folder`` spelled as the URIs of its files in a listing begin."""
     if storage.is_local(folder):
-        return posixpath.normpath(storage.normalize(folder))
+        return posixpath.normpath(str(storage.existing_path(folder).absolute()))
     if storage.scheme_of(folder) in storage.OBJECT_SCHEMES | storage.HTTP_SCHEMES:
         return storage.normalize(folder)
     fs, path = storage.filesystem(folder)

@@ -310,6 +310,8 @@ def open_video(uri: str) -> Iterator[InputContainer]:
     with reading_source(uri), tempfile.TemporaryDirectory(prefix="segbatch-") as scratch:
         # Many web servers do not serve parts of a file.
         is_http = storage.scheme_of(uri) in storage.HTTP_SCHEMES
+        if storage.is_local(uri):
+            uri = str(storage.existing_path(uri))
         filesystem, path = storage.arrow_filesystem(local_copy(uri, scratch) if is_http else uri)
         with filesystem.open_input_file(path) as file:
             try:

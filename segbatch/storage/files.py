@@ -22,6 +22,7 @@ from segbatch.storage.failures import as_os_error
 from segbatch.storage.systemfiles import system_part
 from segbatch.storage.uris import (
     OBJECT_SCHEMES,
+    existing_path,
     is_local,
     local_path,
     local_uri,
@@ -175,7 +176,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 def exists(uri: str) -> bool:
     """Whether the object exists. Raises ``PermissionError`` or ``OSError`` if that is unknown."""
     if is_local(uri):
-        return local_path(uri).exists()
+        return existing_path(uri).exists()
     try:
         client = obstore_client(uri)
         if client is None:

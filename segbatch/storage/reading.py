@@ -18,12 +18,10 @@ import stat
 import sys
 import threading
 import time
-import unicodedata
 from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -53,8 +51,8 @@ from segbatch.storage.text import decode_text
 from segbatch.storage.traffic import count_bytes, count_request
 from segbatch.storage.uris import (
     HTTP_SCHEMES,
+    existing_path,
     is_local,
-    local_path,
     scheme_of,
     split_bucket,
 )
@@ -162,7 +160,7 @@ def version_of(uri: str) -> str:
     """
     try:
         if is_local(uri):
-            return _version_of_file(local_path(uri).stat())
+            return _version_of_file(existing_path(uri).stat())
         if hub.is_on_hub(uri):
             return hub.commit_of(uri)
         client = obstore_client(uri)
@@ -469,7 +467,7 @@ def _copy_with_fsspec(
 def _read_local(piece: Piece, limits: ReadLimits) -> bytes | Unreadable:
     """Read a local file, without retries: a failure of the disk is not transient."""
     try:
-        path = _existing(local_path(piece.uri))
+        path = existing_path(piece.uri)
         # Before opening it: opening a named pipe or reading a device may block for ever.
         if not stat.S_ISREG(path.stat().st_mode):
             raise FileNotFoundError(path)
@@ -482,16 +480,6 @@ def _read_local(piece: Piece, limits: ReadLimits) -> bytes | Unreadable:
             return file.read(-1 if piece.end is None else piece.end - piece.start)
     except Exception as error:
         return classify(piece.uri, error)
-
-
-def _existing(path: Path) -> Path:
-    """``path``, or the file of the same name in another Unicode form (macOS decomposes names)."""
-    if not path.exists() and not str(path).isascii():
-        for form in ("NFC", "NFD"):
-            other = Path(unicodedata.normalize(form, str(path)))
-            if other.exists():
-                return other
-    return path
 
 
 def _check_size(size: int, limits: ReadLimits) -> None:

@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,6 +18,7 @@ import pytest
 from segbatch import storage
 from segbatch.errors import SourceError
 from segbatch.images.listing import has_wildcard
+from segbatch.images.parts import read_images
 from tests.collection import jpeg
 from tests.conftest import S3
 from tests.films import film
@@ -150,6 +152,32 @@ def test_in_a_bucket_the_message_says_how_a_bracket_is_written(
     with pytest.raises(SourceError) as caught:
         uris(image.replace("a.jpg", "*.jpg"))
     assert uris(str(caught.value).rpartition("write [[]: ")[2]) == [image]
+
+
+@pytest.mark.parametrize(
+    ("home", "folder", "file"),
+    [("NFC", "NFD", "NFC"), ("NFC", "NFD", "NFD"), ("NFD", "NFC", "NFC"), ("NFD", "NFD", "NFD")],
+)
+def test_names_on_disk_may_have_other_unicode_forms(
+    uris: Callable[[Any], list[str]], tmp_path: Path, home: Any, folder: Any, file: Any
+) -> None:
+    stored = tmp_path / normalize(home, "Jürg") / normalize(folder, "Häuser")
+    stored.mkdir(parents=True)
+    image = stored / normalize(file, "Zürich.jpg")
+    image.write_bytes(jpeg(1))
+    manifest(str(stored / normalize(file, "lä.csv")), f"{tmp_path}/Jürg/Häuser/Zürich.jpg")
+    film(stored / normalize(file, "fährt.mp4"), [0], sound=None)
+    named = f"{tmp_path}/{normalize('NFC', 'Jürg/Häuser')}"
+    assert uris(f"{named}/") == [str(image)]
+    assert uris(named) == [str(image)]
+    assert uris(normalize("NFC", f"{named}/Zür*.jpg")) == [str(image)]
+    assert uris(f"{named}/../*/*.jpg") == [str(image)]
+    for source in (f"{named}/lä.csv", f"{named}/Zürich.jpg"):
+        [uri] = uris(normalize("NFC", source))
+        assert storage.read_bytes(normalize("NFC", uri)) == jpeg(1)
+    [frame] = uris({"video": named})
+    [content] = read_images([normalize("NFC", frame)], storage.ReadLimits())
+    assert isinstance(content, bytes)
 
 
 def test_a_question_mark_in_a_web_address_is_no_wildcard() -> None:
