@@ -265,7 +265,7 @@ def _existing_file(uri: str) -> str:
     return uri
 
 
-def one_or_many(place: Prefix | Glob | Manifest) -> Prefix | Glob | Manifest:
+def file_if_single(place: Prefix | Glob | Manifest) -> Prefix | Glob | Manifest:
     """Replace a prefix that is really a single file by that file."""
     if not isinstance(place, Prefix) or place.prefix.endswith("/"):
         return place

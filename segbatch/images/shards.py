@@ -187,6 +187,7 @@ def _said_once(members: Iterable[Member], wanted: frozenset[str]) -> Iterator[Me
 
 
 def _shards_at(place: str, leave_out: str | None) -> list[str]:
+    """The shard ``place``, or those that people put into the folder or that a glob matches."""
     with reading_source(place):
         if is_glob(place):
             files = [file.uri for file in match_user_files(place, leave_out)]

@@ -46,10 +46,10 @@ from segbatch.errors import SourceError
 from segbatch.images import columns, exif
 from segbatch.images.listing import (
     Listing,
+    file_if_single,
     list_glob,
     list_inventory,
     list_prefix,
-    one_or_many,
     reading_source,
 )
 from segbatch.images.panorama import VIEW_COLUMNS, expand_panoramas
@@ -134,7 +134,7 @@ def stream_images(
 def open_source(source: Source, reserved: Collection[str], listing: Listing) -> _SourceStream:
     """The rows of one source. Raises as :func:`stream_images`."""
     if isinstance(source, Video):
-        videos = open_source(one_or_many(source.videos), reserved, listing)
+        videos = open_source(file_if_single(source.videos), reserved, listing)
         frames = (part for batch in videos.batches for part in expand_videos(batch, source.every))
         return replace(videos, user_columns=[*videos.user_columns, *FRAME_COLUMNS], batches=frames)
     added = added_columns([source])

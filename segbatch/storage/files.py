@@ -43,7 +43,8 @@ class StoredFile:
 
 
 def list_files(folder: str) -> Iterator[StoredFile]:
-    """All files below ``folder``, at any depth, sorted by key; nothing if the folder is missing.
+    """All files below ``folder``, at any depth, sorted by key, system files and hidden ones, too;
+    nothing if the folder is missing.
 
     On disk, links to folders are followed once, and not to those that are listed anyway; links that
     are left out are said, and so are system and hidden folders that may not be read. A name that is
