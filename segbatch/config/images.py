@@ -250,7 +250,7 @@ def parse_source(value: Any) -> Source:
         if is_video_name(value):
             return Video(video=value)
         is_image = _extension_of(value) in IMAGE_EXTENSIONS
-        # Not has_wildcard: a web address with a query (?) is one file, and a Glob takes it as it is.
+        # Not has_wildcard: a Glob takes a web address with a query (?) as it is, as one file.
         names_files = any(c in value for c in "*?[") and not _is_folder(value)
         return Glob(glob=value) if is_image or names_files else Prefix(prefix=value)
     kinds = [kind for kind in SOURCES if isinstance(value, Mapping) and kind in value]
