@@ -39,6 +39,8 @@ class Glob(Strict):
     """The files that match a glob (``*``, ``**``, ``?``, ``[…]``), or one file."""
 
     glob: Location
+    """With any extension. A wildcard matches no system files and no hidden ones; ``.cache/*.jpg``
+    names what is in ``.cache``."""
     exif: bool = False
     """Adds the columns ``latitude``, ``longitude``, ``captured_at`` and ``compass`` from EXIF."""
 
@@ -86,7 +88,8 @@ class Shards(Strict):
     """
 
     shards: Location
-    """A shard, a glob, a folder, or numbered ones: ``s3://b/shard-{000000..000999}.tar``."""
+    """A shard, a glob, a folder, or numbered ones: ``"s3://b/shard-{000000..000999}.tar"``, in
+    quotes because of its braces."""
     extensions: list[str] = list(IMAGE_EXTENSIONS)
     """File extensions of images, in any case."""
     where: str | None = None
@@ -249,6 +252,7 @@ def parse_source(value: Any) -> Source:
         if is_video_name(value):
             return Video(video=value)
         is_image = _extension_of(value) in IMAGE_EXTENSIONS
+        # Not has_wildcard: a Glob takes a web address with a query (?) as it is, as one file.
         names_files = any(c in value for c in "*?[") and not _is_folder(value)
         return Glob(glob=value) if is_image or names_files else Prefix(prefix=value)
     kinds = [kind for kind in SOURCES if isinstance(value, Mapping) and kind in value]

@@ -28,6 +28,7 @@ _SKIPPED_BYTES = 64 << 10  # to the next header: less is read through, more is j
 _UNPACK_BYTES = 8 << 20  # of a compressed shard, read at a time
 _CONTENT_BYTES = 1 << 20  # of a file that is read while its archive is listed
 _HEADER_BYTES = 1 << 20  # of a name, and of the extensions of a header
+_FILL_BYTES = 1 << 20  # of zeros behind an archive, in which another one is looked for
 _BOMB_RATIO, _BOMB_BYTES = 100, 1 << 30  # an archive that unpacks to more than both is refused
 
 # What tarfile and gzip raise for archives that are cut off, damaged or hostile.
@@ -164,7 +165,13 @@ def scan(shard: str, wants_content: Callable[[str], bool] = lambda name: False) 
             with tarfile.open(
                 fileobj=reader, mode="r:", encoding="utf-8", errors="surrogateescape"
             ) as archive:
-                while header := archive.next():
+                while True:
+                    header = archive.next()
+                    if header is None:
+                        why = _why_ended(reader.last)
+                        header = None if why else _first_of_appended(archive)
+                    if header is None:
+                        break
                     archive.members.clear()  # type: ignore[attr-defined]  # it would keep all
                     if header.size < 0:  # tarfile would go back, and never end
                         raise tarfile.ReadError("a size below zero")
@@ -183,7 +190,6 @@ def scan(shard: str, wants_content: Callable[[str], bool] = lambda name: False) 
                         _why_not_whole(header),
                         _content(archive, header) if wants_content(name) else b"",
                     )
-            why = _why_ended(reader.last)
         except DAMAGE as error:
             why = damage(error)
         is_broken = pending is not None and reader.end() < pending.offset + pending.size
@@ -193,6 +199,21 @@ def scan(shard: str, wants_content: Callable[[str], bool] = lambda name: False) 
         yield pending
     if why:
         yield Member("", 1, 0, 0, why)
+
+
+def _first_of_appended(archive: tarfile.TarFile) -> tarfile.TarInfo | None:
+    """The first header of an archive that was appended, as ``cat a.tar b.tar`` does; zeros fill the
+    one before it up to a record.
+    """
+    try:
+        for _ in range(0, _FILL_BYTES, tarfile.BLOCKSIZE):
+            try:
+                return tarfile.TarInfo.fromtarfile(archive)
+            except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # a block of zeros
+                continue
+    except DAMAGE:  # what follows is no archive
+        pass
+    return None
 
 
 def _content(archive: tarfile.TarFile, header: tarfile.TarInfo) -> bytes:

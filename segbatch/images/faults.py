@@ -29,6 +29,7 @@ from segbatch.storage.failures import NoCredentials
 DecodeErrorKind = Literal["truncated", "undecodable", "unsupported", "too_large"]
 HEAD_BYTES = 1024  # this many bytes of a file are enough to recognise it
 VIDEO_HINT = "for its frames write images: {video: …}"
+HEIC_HINT = "convert it first, for example: mogrify -format jpg *.heic"  # Pillow needs a plugin
 
 # Parts of one file: chunks, segments, blocks, strips. A PNG of 256 MB has 32,000 chunks of the
 # usual size, a TIFF of 200 megapixels 780,000 of the smallest tiles.
@@ -257,8 +258,8 @@ def diagnose(data: bytes, error: Exception, max_pixels: int) -> Undecodable:
 def _diagnose_broken(data: bytes, error: Exception) -> Undecodable:
     message = " ".join(str(error).split())[:300] or type(error).__name__
     if foreign := _foreign_format(data):
-        hint = f": {VIDEO_HINT}" if is_video(data) else ""
-        return Undecodable("unsupported", foreign + hint)
+        hint = VIDEO_HINT if is_video(data) else HEIC_HINT if foreign == "HEIC" else ""
+        return Undecodable("unsupported", foreign + f": {hint}" * bool(hint))
     if isinstance(error, UnidentifiedImageError):
         message = "not an image that the installed Pillow knows, or a damaged one"
         head = data[:HEAD_BYTES].removeprefix(b"\xef\xbb\xbf").lstrip()

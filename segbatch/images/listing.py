@@ -42,6 +42,8 @@ from segbatch.config.images import (
     is_glob,
 )
 from segbatch.errors import SourceError
+from segbatch.images.columns import as_yaml
+from segbatch.images.faults import HEIC_HINT
 from segbatch.storage.uris import without_query
 
 # Files that are no images and may hold or name some: what they are, and the key of the source.
@@ -49,6 +51,15 @@ _COLLECTIONS = {
     **dict.fromkeys(SHARD_SUFFIXES, ("tar archives", "shards")),
     **{f".{extension}": ("videos", "video") for extension in VIDEO_EXTENSIONS},
     ".parquet": ("Parquet files", "manifest"),
+}
+# What to do with files that are no source.
+_ADVICE = {
+    **dict.fromkeys((".zip", ".7z", ".rar"), "unpack it, or pack the images into a .tar"),
+    **dict.fromkeys((".tar.zst", ".tar.xz", ".tar.bz2"), "unpack it, and pack it as .tar"),
+    ".tsv": "if it lists images, name it .csv, with a line above them that says `uri`",
+    ".json": "if it lists images, make a .jsonl of it: jq -c '.[]' A.json > A.jsonl",
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), "save the sheet as CSV"),
+    **dict.fromkeys((".heic", ".heif"), HEIC_HINT),
 }
 # Extensions that are counted separately: file names that end in numbers have millions.
 _MAX_EXTENSIONS = 100
@@ -101,7 +112,7 @@ def list_prefix(source: Prefix, leave_out: str, skipped: Counter[str]) -> Iterat
     is_excluded = _exclusion(source.exclude)
     others: Counter[str] = Counter()
     taken = excluded = 0
-    files = _without_system_files(_list_files(base, leave_out), base, others)
+    files = list_user_files(base, leave_out, others)
     for uri in _images_among(files, source.extensions, others):
         if is_excluded(storage.path_below(uri, base)):
             excluded += 1
@@ -111,16 +122,6 @@ def list_prefix(source: Prefix, leave_out: str, skipped: Counter[str]) -> Iterat
     if not taken:
         raise SourceError(_why_no_images(base, others, excluded))
     skipped.update(others)
-
-
-def _without_system_files(
-    files: Iterable[storage.StoredFile], base: str, others: Counter[str]
-) -> Iterator[storage.StoredFile]:
-    """The ``files`` that people put below ``base``; ``others`` counts the rest."""
-    system = storage.SystemFiles()
-    yield from system.left_out(files, lambda file: storage.path_below(file.uri, base))
-    if system.counts:
-        others[str(system).partition(" ")[2]] += system.counts.total()
 
 
 def _exclusion(globs: list[str]) -> Callable[[str], object]:
@@ -140,14 +141,14 @@ def _images_among(
     """URIs of the files with one of ``extensions``; ``others`` counts those of all other files."""
     wanted = dotted(extensions)
     for file in files:
-        extension = _extension_of(file.uri)
+        extension = _whole_extension(file.uri)
         if extension in wanted:
             yield file.uri
         else:
             others[extension if len(others) < _MAX_EXTENSIONS else "other"] += 1
 
 
-def _extension_of(uri: str) -> str:
+def _whole_extension(uri: str) -> str:
     """In lower case with its dot; that of a compressed archive has two."""
     double = re.search(r"\.tar\.\w+$", uri, re.I)
     return (double[0] if double else posixpath.splitext(uri)[1]).lower()
@@ -156,17 +157,26 @@ def _extension_of(uri: str) -> str:
 def _why_no_images(base: str, others: Counter[str], excluded: int) -> str:
     for extension, (held, key) in _COLLECTIONS.items():
         if others[extension]:
-            return f"{base}: holds {held} and no image: write images: {{{key}: {base}}}"
+            folder = f"{base}/" if has_wildcard(base) else base  # the slash says it is no glob
+            source = as_yaml({key: folder})
+            return f"{base}: holds {held} and no image: write images: {source}"
     if excluded:
         return f"{base}: all {excluded:,} images are excluded by exclude"
     if others:
+        number = others.total()
+        found = f"{number:,} files, but none of them is an image"
+        found = "1 file, but it is no image" if number == 1 else found
         counts = ", ".join(f"{n:,} {extension or 'without'}" for extension, n in others.items())
-        return f"{base}: {others.total():,} files, but none of them is an image: {counts}"
-    if storage.is_local(base) and storage.local_path(base).is_file():
-        return (
-            f"{base}: is a file, not a folder: write images: {{glob: {base}}} if it is an image;"
-            " if it lists images, put a line `uri` above them and name it .csv"
+        advice = next(
+            (f": {_ADVICE[end]}" for end, _ in others.most_common() if end in _ADVICE), ""
         )
+        return f"{base}: {found}: {counts}{advice}"
+    if storage.is_local(base) and storage.existing_path(base).is_file():
+        either = (
+            f"write images: {as_yaml({'glob': base})} if it is an image; if it lists images, put a"
+            " line `uri` above them and name it .csv"
+        )
+        return f"{base}: is a file, not a folder: {_ADVICE.get(_whole_extension(base), either)}"
     if storage.is_local(base) and storage.local_path(base).exists():
         return f"{base}: the folder is empty"
     return f"{base}: no such folder, or nothing in it"
@@ -175,43 +185,66 @@ def _why_no_images(base: str, others: Counter[str], excluded: int) -> str:
 # ------------------------------------------------------------------------------------------- globs
 
 
-def list_glob(source: Glob, leave_out: str) -> Iterator[str]:
-    """URIs of the files that match a glob, by key, with any extension.
+def list_glob(source: Glob, leave_out: str, skipped: Counter[str]) -> Iterator[str]:
+    """URIs of the files that match a glob, by key, with any extension; ``skipped`` counts system
+    files that match it.
 
     Raises ``SourceError`` if no file matches.
     """
     if not is_glob(source.glob):
         yield _existing_file(source.glob)
         return
+    others: Counter[str] = Counter()
     is_empty = True
-    for file in list_matches(source.glob, leave_out):
+    for file in match_user_files(source.glob, leave_out, others):
         is_empty = False
         yield file.uri
     if is_empty:
-        raise SourceError(f"{source.glob}: no file matches")
+        why = "".join(f" but {number:,} {kinds}" for kinds, number in others.items())
+        if "[" in source.glob and not storage.is_local(source.glob):
+            why += f"; where [ belongs to a name, write [[]: {source.glob.replace('[', '[[]')}"
+        raise SourceError(f"{source.glob}: no file matches{why}")
+    skipped.update(others)
 
 
-def list_matches(glob: str, leave_out: str | None = None) -> Iterator[storage.StoredFile]:
-    """The files that match ``glob``, or have exactly that name. Only the folder before its first
-    wildcard is listed.
+def match_user_files(
+    glob: str, leave_out: str | None = None, others: Counter[str] | None = None
+) -> Iterator[storage.StoredFile]:
+    """The files that match ``glob``, or have exactly that name, as :func:`list_user_files`: a
+    wildcard matches no system file. Only the folder before its first wildcard is listed.
 
     Raises ``SourceError`` if it cannot be listed or is no valid glob.
     """
     base, pattern = split_glob(glob)
+    # Names on disk are compared as people read them, in any Unicode form.
+    spelled = storage.composed if storage.is_local(base) else str
     try:
-        matches = re.compile(glob_translate(pattern)).match
+        matches = re.compile(glob_translate(spelled(pattern))).match
     except (ValueError, re.error) as error:
         raise SourceError(f"{glob}: not a glob: {error}") from error
-    for file in _list_files(base, leave_out):
-        path = storage.path_below(file.uri, base)
-        if matches(path) or path == pattern:
-            yield file
+
+    def is_match(path: str) -> bool:
+        return matches(spelled(path)) is not None or path == pattern
+
+    matching = (
+        file
+        for file in _list_outside_run(base, leave_out)
+        if is_match(storage.path_below(file.uri, base))
+    )
+    yield from _without_system_files(matching, base, others, pattern)
 
 
 def split_glob(glob: str) -> tuple[str, str]:
-    """The longest folder without a wildcard, and the pattern below it."""
+    """The longest folder without a wildcard, and the pattern below it. A folder that is there is
+    meant, also where its name looks like a glob: ``cams [2024]/*.jpg``.
+    """
     parts = storage.normalize(glob).split("/")
-    first = next((n for n, part in enumerate(parts) if has_wildcard(part)), len(parts) - 1)
+    first = 0
+    while first < len(parts) - 1 and (
+        not has_wildcard(parts[first])
+        or (storage.is_local(glob) and os.path.isdir("/".join(parts[: first + 1])))
+    ):
+        first += 1
     folder = "/".join(parts[:first])
     if storage.scheme_of(glob) and not storage.is_local(glob) and first < 3:
         raise SourceError(f"{glob}: the bucket must be named without a wildcard")
@@ -224,19 +257,21 @@ def _existing_file(uri: str) -> str:
         return uri
     if storage.is_local(uri):
         uri = storage.normalize(uri)
-        if storage.local_path(uri).is_dir():
-            raise SourceError(f"{uri}: is a folder: write {{prefix: {uri}}}")
+        if storage.existing_path(uri).is_dir():
+            raise SourceError(f"{uri}: is a folder: write {as_yaml({'prefix': uri})}")
     with reading_source(uri):
         if not storage.exists(uri):
             raise SourceError(f"{uri}: no such file")
     return uri
 
 
-def one_or_many(place: Prefix | Glob | Manifest) -> Prefix | Glob | Manifest:
+def file_if_single(place: Prefix | Glob | Manifest) -> Prefix | Glob | Manifest:
     """Replace a prefix that is really a single file by that file."""
     if not isinstance(place, Prefix) or place.prefix.endswith("/"):
         return place
     uri = place.prefix
+    if storage.is_local(uri):
+        uri = str(storage.existing_path(uri))
     if storage.scheme_of(uri) not in storage.HTTP_SCHEMES:
         with reading_source(uri):
             is_folder = any(file.uri != uri for file in islice(storage.list_files(uri), 1))
@@ -261,7 +296,7 @@ def list_inventory(source: Inventory, leave_out: str, skipped: Counter[str]) -> 
         report = json.loads(content)
         bucket, kind = report["sourceBucket"], report["fileFormat"].upper()
         data = f"s3://{report['destinationBucket'].rpartition(':')[2]}"
-        files = [f"{data}/{file['key']}" for file in report["files"]]
+        pages = [f"{data}/{file['key']}" for file in report["files"]]
         names = [_plain_name(name) for name in report["fileSchema"].split(",")]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SourceError(
@@ -273,12 +308,12 @@ def list_inventory(source: Inventory, leave_out: str, skipped: Counter[str]) -> 
     run_folder = f"{listed_spelling(leave_out)}/"
     others: Counter[str] = Counter()
     is_empty = True
-    for file in files:
-        with reading_source(file):
-            keys = _csv_keys(file, names) if kind == "CSV" else _parquet_keys(file)
+    for page in pages:
+        with reading_source(page):
+            keys = _csv_keys(page, names) if kind == "CSV" else _parquet_keys(page)
             stored = (storage.StoredFile(f"s3://{bucket}/{key}", 0) for key in keys)
-            photographs = _without_system_files(stored, f"s3://{bucket}", others)
-            for image in _images_among(photographs, source.extensions, others):
+            files = _without_system_files(stored, f"s3://{bucket}", others)
+            for image in _images_among(files, source.extensions, others):
                 if not image.startswith(run_folder):
                     is_empty = False
                     yield image
@@ -325,8 +360,27 @@ def _parquet_keys(file: str) -> Iterator[str]:
 # ------------------------------------------------------------------------------- files and folders
 
 
-def _list_files(base: str, leave_out: str | None) -> Iterator[storage.StoredFile]:
-    """The files below ``base``, without those below ``leave_out``."""
+def list_user_files(
+    base: str, leave_out: str | None = None, others: Counter[str] | None = None
+) -> Iterator[storage.StoredFile]:
+    """The files that people put below ``base``: no system or hidden ones, which ``others`` counts,
+    and none below ``leave_out``.
+    """
+    yield from _without_system_files(_list_outside_run(base, leave_out), base, others)
+
+
+def _without_system_files(
+    files: Iterable[storage.StoredFile], base: str, others: Counter[str] | None, glob: str = ""
+) -> Iterator[storage.StoredFile]:
+    """Those of the ``files`` below ``base`` that are no system files, or that ``glob`` names."""
+    system = storage.SystemFiles(glob)
+    yield from system.left_out(files, lambda file: storage.path_below(file.uri, base))
+    if system.counts and others is not None:
+        others[str(system).partition(" ")[2]] += system.counts.total()
+
+
+def _list_outside_run(base: str, leave_out: str | None) -> Iterator[storage.StoredFile]:
+    """All files below ``base``, system files too, without those below ``leave_out``."""
     if storage.scheme_of(base) in storage.HTTP_SCHEMES:
         raise SourceError(
             f"{without_query(base)}: http cannot be listed: write the URLs into a manifest (.csv or"
@@ -342,7 +396,7 @@ def _list_files(base: str, leave_out: str | None) -> Iterator[storage.StoredFile
 def listed_spelling(folder: str) -> str:
     """``folder`` spelled as the URIs of its files in a listing begin."""
     if storage.is_local(folder):
-        return posixpath.normpath(storage.normalize(folder))
+        return posixpath.normpath(str(storage.existing_path(folder).absolute()))
     if storage.scheme_of(folder) in storage.OBJECT_SCHEMES | storage.HTTP_SCHEMES:
         return storage.normalize(folder)
     fs, path = storage.filesystem(folder)

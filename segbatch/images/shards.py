@@ -3,7 +3,7 @@
 An image's URI is that of its shard followed by ``#member=a/0001.jpg``, its name in the archive.
 Members are grouped into samples as WebDataset does: the name up to the first dot of its last part
 is the sample, the rest is the kind. A sample's ``.json`` (its flat keys), ``.txt`` and ``.cls``
-become columns of its images.
+become columns of its images; one that has the name of one image up to the last dot, of that image.
 
 When the images are listed, the headers of a shard are read by ranges, and the manifest keeps where
 each image is. A block of images then takes one range of its shard. A compressed shard has no
@@ -36,8 +36,9 @@ from segbatch.images.archive import DAMAGE, Member, UnpackingReader, damage, is_
 from segbatch.images.faults import Content, Undecodable, why_unreadable
 from segbatch.images.listing import (
     Listing,
-    list_matches,
+    list_user_files,
     listed_spelling,
+    match_user_files,
     reading_source,
 )
 from segbatch.images.place import PART_URI, PLACE, Part, Place
@@ -159,7 +160,7 @@ def _numbered(location: str, numbers: re.Match[str]) -> list[str]:
     chosen = range(int(numbers[1]), int(numbers[2]) + 1)
     with reading_source(location):
         matching = f"{glob.escape(before)}*{glob.escape(after)}"
-        there = {file.uri for file in list_matches(matching)}
+        there = {file.uri for file in match_user_files(matching)}
     shards = [storage.normalize(f"{before}{number:0{width}d}{after}") for number in chosen]
     missing = [shard for shard in shards if shard not in there]
     if missing:
@@ -186,16 +187,13 @@ def _said_once(members: Iterable[Member], wanted: frozenset[str]) -> Iterator[Me
 
 
 def _shards_at(place: str, leave_out: str | None) -> list[str]:
+    """The shard ``place``, or those that people put into the folder or that a glob matches."""
     with reading_source(place):
         if is_glob(place):
-            files = [file.uri for file in list_matches(place, leave_out)]
+            files = [file.uri for file in match_user_files(place, leave_out)]
         else:
             base = listed_spelling(place)
-            files = [
-                file.uri
-                for file in storage.list_files(base)
-                if system_part(storage.path_below(file.uri, base)) is None
-            ]
+            files = [file.uri for file in list_user_files(base, leave_out)]
             if not files and is_shard_name(place):
                 if not storage.exists(base):
                     raise SourceError(f"{place}: no such file")
@@ -227,13 +225,36 @@ class _ListedShard:
             yield self._row(Member("", 1, 0, 0, _NOT_LISTED), {}, None)
 
     def _rows_of(self, sample: Sequence[Member], version: str) -> Iterator[bytes]:
-        values: dict[str, Any] = {}
+        """A line for each image in ``sample``.
+
+        A file describes the image of its name, as ``2024.05.01.json`` does ``2024.05.01.jpg``; one
+        that has the name of the sample, or of no image, describes all of them.
+        """
+        images = {_stem(m.name) for m in sample if m.extension in self.wanted}
+        own: dict[str, dict[str, Any]] = {}
+        shared: dict[str, Any] = {}
+        disputed: set[str] = set()
         for member in sample:
-            if member.content:
-                values |= self._columns_of(member)
+            if not member.content:
+                continue
+            if not images:
+                self.left_out[f"a {member.extension} {_ALONE}"] += 1
+                continue
+            stem = _stem(member.name)
+            is_of_image = stem in images
+            values = self._columns_of(member, member.extension[1:] if is_of_image else None)
+            if is_of_image:
+                own[stem] = own.get(stem, {}) | values
+            if not is_of_image or stem == sample_of(member.name):
+                disputed.update(k for k in values if shared.get(k, values[k]) != values[k])
+                shared |= values
+        shared |= dict.fromkeys(disputed)
         for member in sample:
             if not member.name or member.extension in self.wanted:
-                yield self._row(member, values, version)
+                known = own.get(_stem(member.name), {})
+                lost = disputed - known.keys()
+                self.left_out.update(f"{key}, of which files of a sample disagree" for key in lost)
+                yield self._row(member, shared | known, version)
             elif not _describes_sample(member.name):
                 self.skipped[member.extension] += 1
 
@@ -248,9 +269,9 @@ class _ListedShard:
         }
         return f"{json.dumps(row | values, ensure_ascii=False)}\n".encode(errors="replace")
 
-    def _columns_of(self, member: Member) -> dict[str, Any]:
-        """The columns that a file of a sample gives."""
-        kind = member.name.rpartition("/")[2].partition(".")[2].lower()
+    def _columns_of(self, member: Member, kind: str | None = None) -> dict[str, Any]:
+        """The columns that a file of a sample gives; its ``kind`` is WebDataset's by default."""
+        kind = kind or member.name.rpartition("/")[2].partition(".")[2].lower()
         text = member.content.decode(errors="replace").strip()
         if not kind.endswith("json"):
             is_number = kind.endswith("cls") and re.fullmatch(r"-?\d{1,18}", text)
@@ -269,6 +290,7 @@ class _ListedShard:
         return {key: values[key] for key in values if key in kept}
 
 
+_ALONE = "without an image of its sample next to it: sort the archive with tar --sort=name"
 _NOT_LISTED = Undecodable("undecodable", "the shard could not be listed")
 
 
@@ -285,6 +307,11 @@ def sample_of(name: str) -> str:
     """The key of a member's sample: its name up to the first dot of its last part."""
     folder, slash, last = name.rpartition("/")
     return f"{folder}{slash}{last.partition('.')[0]}"
+
+
+def _stem(name: str) -> str:
+    """A member's name without its extension."""
+    return name.removesuffix(PurePosixPath(name).suffix)
 
 
 # ---------------------------------------------------------------------------------- reading images

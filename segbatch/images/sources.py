@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import PurePosixPath
 
 import duckdb
 import numpy as np
@@ -45,10 +46,10 @@ from segbatch.errors import SourceError
 from segbatch.images import columns, exif
 from segbatch.images.listing import (
     Listing,
+    file_if_single,
     list_glob,
     list_inventory,
     list_prefix,
-    one_or_many,
     reading_source,
 )
 from segbatch.images.panorama import VIEW_COLUMNS, expand_panoramas
@@ -141,7 +142,7 @@ def stream_images(
 def open_source(source: Source, reserved: Collection[str], listing: Listing) -> _SourceStream:
     """The rows of one source. Raises as :func:`stream_images`."""
     if isinstance(source, Video):
-        videos = open_source(one_or_many(source.videos), reserved, listing)
+        videos = open_source(file_if_single(source.videos), reserved, listing)
         frames = (part for batch in videos.batches for part in expand_videos(batch, source.every))
         return replace(videos, user_columns=[*videos.user_columns, *FRAME_COLUMNS], batches=frames)
     added = added_columns([source])
@@ -192,21 +193,34 @@ def _open_images(source: Source, reserved: Collection[str], listing: Listing) ->
 
 def _as_on_hub(source: Source) -> Source:
     """A source on the Hugging Face Hub at the commit that it has now; a repository or a folder of
-    it as what its files are: images, else shards, else tables of images.
+    it as what its files are: images, shards, else tables of images.
+
+    Raises ``SourceError`` where images stand next to shards or tables: a dataset's description has
+    pictures, too.
     """
+    named = location_of(source)
     with storage.translate_errors("cannot read", SourceError):
-        location = hub.pinned(location_of(source))
+        location = hub.pinned(named)
     source = moved(source, location)
     if not isinstance(source, Prefix):
         return source
     with reading_source(location):
-        names = [file.uri.lower() for file in storage.list_files(location)]
-    endings = tuple(dotted(source.extensions))
-    if any(name.endswith(endings) for name in names):
+        names = [file.uri for file in storage.list_files(location)]
+    extensions = Counter(PurePosixPath(name).suffix for name in names)
+    wanted = dotted(source.extensions)
+    images = [end for end, _ in extensions.most_common() if end.lower() in wanted]
+    has_shards = any(map(is_shard_name, names))
+    if not has_shards and not any(end.lower() == ".parquet" for end in extensions):
         return source
-    if any(map(is_shard_name, names)):
-        return Shards(shards=location)
-    return Table(table=location) if any(n.endswith(".parquet") for n in names) else source
+    if images:
+        whole = columns.as_yaml({"shards" if has_shards else "table": named})
+        loose = columns.as_yaml({"glob": storage.join(named, f"**/*{images[0]}")})
+        number = sum(extensions[end] for end in images)
+        raise SourceError(
+            f"{named}: holds {'shards' if has_shards else 'Parquet files'} and, as files,"
+            f" {number:,} image{'s' * (number > 1)}: write images: {whole} or images: {loose}"
+        )
+    return Shards(shards=location) if has_shards else Table(table=location)
 
 
 def _open_listing(source: Prefix | Glob | Inventory, listing: Listing) -> _SourceStream:
@@ -215,7 +229,7 @@ def _open_listing(source: Prefix | Glob | Inventory, listing: Listing) -> _Sourc
         return _stream_uris(source.prefix, list_prefix(source, leave_out, skipped))
     if isinstance(source, Inventory):
         return _stream_uris(source.inventory, list_inventory(source, leave_out, skipped))
-    return _stream_uris(source.glob, list_glob(source, leave_out))
+    return _stream_uris(source.glob, list_glob(source, leave_out, skipped))
 
 
 def _stream_uris(name: str, uris: Iterator[str]) -> _SourceStream:

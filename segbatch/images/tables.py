@@ -33,9 +33,9 @@ from segbatch.config.images import MANIFEST_SUFFIXES, has_wildcard, is_glob
 from segbatch.errors import Incomplete, SourceError
 from segbatch.images import columns
 from segbatch.images.listing import (
-    list_matches,
     listed_spelling,
     local_copy,
+    match_user_files,
     reading_source,
     split_glob,
 )
@@ -152,7 +152,7 @@ def find_files(name: str) -> tuple[list[str], str]:
     if is_glob(name):
         base = split_glob(name)[0]
         _refuse_delta(name, storage.list_files(storage.join(base, "_delta_log")))
-        return [file.uri for file in list_matches(name)], base
+        return [file.uri for file in match_user_files(name)], base
     base = listed_spelling(name)
     listed = list(storage.list_files(base))
     if not listed and storage.exists(base):

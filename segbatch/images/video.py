@@ -13,7 +13,9 @@ FFmpeg open any of them.
 from __future__ import annotations
 
 import io
+import math
 import re
+import shlex
 import struct
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -50,10 +52,11 @@ _FRAME_URI = re.compile(rf"(.+){FRAGMENT}", re.S)
 
 DEFAULT_RATE = 25  # frames a second of a stream that says nothing, as FFmpeg assumes
 _READ_BYTES = 1 << 20  # at a time: each is a request to object storage
+_ROUNDING = 1e-6  # of an interval: 0.3 / 0.1 is 2.9999999999999996
 _SEEK_BEFORE_S = 0.5  # because frames are not stored in the order in which they are shown
 
 # A header may overstate the length of an intact video by this much: in many of them the duration of
-# the last frame is a guess.
+# the last frame is a guess. The times in which the frames of one recording are stored go back less.
 _TOLERANCE_S = 1.0
 # Formats whose header declares the length of the video. For other formats FFmpeg estimates it from
 # the file's size, so a video that was cut off never looks too short.
@@ -127,7 +130,7 @@ def _sampled(times: Sequence[float], every: float | None) -> list[int]:
         return list(range(len(times)))
     taken: dict[int, int] = {}
     for number, time in enumerate(times):
-        taken.setdefault(int(time / every), number)
+        taken.setdefault(math.floor(time / every + _ROUNDING), number)
     return list(taken.values())
 
 
@@ -137,9 +140,10 @@ def frame_times(uri: str) -> tuple[list[float], float | None]:
 
     The times come from the packets, which takes reading but no decoding; only a video whose packets
     lack them is decoded. Raises as :func:`open_video`, and ``SourceError`` for a video without any
-    frame.
+    frame, or of several recordings that were joined byte by byte: each of them begins its own time.
     """
     times: list[float | None] = []
+    last_two = (-math.inf, -math.inf)  # one alone may be a damaged time
     end_s, picture_end_s, is_torn = 0.0, 0.0, False
     with open_video(uri) as video:
         picture = picture_stream(video)
@@ -151,6 +155,11 @@ def frame_times(uri: str) -> tuple[list[float], float | None]:
                     end_s = max(end_s, start + duration)
                 if packet.stream.index == picture.index and packet.size and not packet.is_discard:
                     times.append(start)
+                    if packet.dts is not None:  # in the order of the file
+                        stored_s = float(packet.dts * packet.time_base)
+                        if stored_s < min(last_two) - _TOLERANCE_S:
+                            raise SourceError(_joined(without_query(uri), last_two[1], stored_s))
+                        last_two = last_two[1], stored_s
                     picture_end_s = max(picture_end_s, end_s if start is None else start + duration)
         except av.FFmpegError:
             is_torn = True
@@ -162,6 +171,14 @@ def frame_times(uri: str) -> tuple[list[float], float | None]:
     if not known:
         raise SourceError(f"{without_query(uri)}: no frame in it")
     return known, max(picture_end_s, known[-1] + 0.001) if is_torn else None
+
+
+def _joined(name: str, end_s: float, begin_s: float) -> str:
+    return (
+        f"{name}: its time goes back from {end_s:.1f} s to {begin_s:.1f} s, as of recordings that"
+        " were joined byte by byte: list the recordings, or continue the time with"
+        f" ffmpeg -i {shlex.quote(storage.name_of(name))} -map 0:v:0 -c copy OUT.mp4"
+    )
 
 
 # ----------------------------------------------------------------------------------- reading frames
@@ -293,6 +310,8 @@ def open_video(uri: str) -> Iterator[InputContainer]:
     with reading_source(uri), tempfile.TemporaryDirectory(prefix="segbatch-") as scratch:
         # Many web servers do not serve parts of a file.
         is_http = storage.scheme_of(uri) in storage.HTTP_SCHEMES
+        if storage.is_local(uri):
+            uri = str(storage.existing_path(uri))
         filesystem, path = storage.arrow_filesystem(local_copy(uri, scratch) if is_http else uri)
         with filesystem.open_input_file(path) as file:
             try:

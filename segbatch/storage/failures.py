@@ -132,7 +132,9 @@ def is_behind_the_end(error: Exception) -> bool:
 
 def _no_such_file(path: str) -> str:
     """A relative path is looked for in the current folder, which may not be the user's."""
-    return "no such file" if path.startswith(("/", "~")) else f"no such file in {Path.cwd()}"
+    return (
+        "no such file" if path.startswith(("/", "~", "file:")) else f"no such file in {Path.cwd()}"
+    )
 
 
 def as_os_error(uri: str, error: Exception) -> OSError:

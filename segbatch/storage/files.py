@@ -22,6 +22,7 @@ from segbatch.storage.failures import as_os_error
 from segbatch.storage.systemfiles import system_part
 from segbatch.storage.uris import (
     OBJECT_SCHEMES,
+    existing_path,
     is_local,
     local_path,
     local_uri,
@@ -42,10 +43,12 @@ class StoredFile:
 
 
 def list_files(folder: str) -> Iterator[StoredFile]:
-    """All files below ``folder``, at any depth, sorted by key; nothing if the folder is missing.
+    """All files below ``folder``, at any depth, sorted by key, system files and hidden ones, too;
+    nothing if the folder is missing.
 
     On disk, links to folders are followed once, and not to those that are listed anyway; links that
-    are left out are said. A name that is not UTF-8 is escaped, in a ``file://`` URI.
+    are left out are said, and so are system and hidden folders that may not be read. A name that is
+    not UTF-8 is escaped, in a ``file://`` URI.
 
     Raises ``FileNotFoundError`` for a missing bucket, ``PermissionError`` or ``OSError``.
     """
@@ -106,10 +109,11 @@ def _keys_after(last: str, folder: str) -> Iterator[tuple[str, int]]:
 
 @dataclass
 class _Links:
-    """Links to folders in one listing: the real paths of the folder that is listed and of those
-    that were followed, and what is said of links that are left out.
+    """Links to folders in the listing of ``folder``: the real paths of it and of those that were
+    followed, and what is said of links and folders that are left out.
     """
 
+    folder: Path
     listed: list[str]
     left_out: list[str] = field(default_factory=list)
 
@@ -125,12 +129,12 @@ class _Links:
 
 def _list_local(folder: Path) -> Iterator[StoredFile]:
     real = os.path.realpath(folder)
-    links = _Links([real])
+    links = _Links(folder, [real])
     yield from _walk(folder, real, links)
     for line in links.left_out[:SAID_LINKS]:
         say_once(line)
     if more := links.left_out[SAID_LINKS:]:
-        say_once(f"{folder}: {len(more):,} more links are left out")
+        say_once(f"{folder}: {len(more):,} more links and folders are left out")
 
 
 def _walk(folder: Path, real: str, links: _Links) -> Iterator[StoredFile]:
@@ -138,6 +142,12 @@ def _walk(folder: Path, real: str, links: _Links) -> Iterator[StoredFile]:
     try:
         entries = list(os.scandir(folder))
     except (FileNotFoundError, NotADirectoryError):
+        return
+    except PermissionError:
+        below = f"{folder.relative_to(links.folder)}/"
+        if folder == links.folder or system_part(below) is None:
+            raise
+        links.left_out.append(f"{folder}: may not be read; left out")  # lost+found of every disk
         return
     # In the order of object storage, where a folder sorts as its files' keys do.
     for entry in sorted(entries, key=lambda entry: entry.name + "/" * _is_folder(entry)):
@@ -167,7 +177,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 def exists(uri: str) -> bool:
     """Whether the object exists. Raises ``PermissionError`` or ``OSError`` if that is unknown."""
     if is_local(uri):
-        return local_path(uri).exists()
+        return existing_path(uri).exists()
     try:
         client = obstore_client(uri)
         if client is None:

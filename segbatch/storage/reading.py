@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import hashlib
+import io
 import math
 import os
 import re
@@ -17,13 +18,12 @@ import stat
 import sys
 import threading
 import time
-import unicodedata
 from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import obstore
 from obstore.store import ObjectStore, S3Store
@@ -49,9 +49,16 @@ from segbatch.storage.failures import (
 )
 from segbatch.storage.text import decode_text
 from segbatch.storage.traffic import count_bytes, count_request
-from segbatch.storage.uris import is_local, local_path
+from segbatch.storage.uris import (
+    HTTP_SCHEMES,
+    existing_path,
+    is_local,
+    scheme_of,
+    split_bucket,
+)
 
 if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
     from obstore import ObjectMeta
 
 DISK_THREADS = 8  # for local files, which may be on a network file system
@@ -60,6 +67,9 @@ LAST_CALLS_S = 1.0  # how long the end of a process waits for calls of obstore's
 
 # Buckets whose ETags look like an MD5 of the content and are not: SSE-KMS, SSE-C.
 BUCKETS_WITHOUT_MD5: set[str] = set()
+# Web servers that announce no length, which obstore needs.
+SERVERS_WITHOUT_LENGTH: set[str] = set()
+_URL_CHARACTERS = "%/:?#[]@!$&'()*+,;=|"  # of an address that stay as they are: it may be signed
 
 
 @dataclass(frozen=True)
@@ -118,7 +128,7 @@ def read_many(wanted: Sequence[str | Piece], limits: ReadLimits) -> list[bytes |
     """The bytes of each object or piece, or why it could not be read, in the order of ``wanted``.
 
     Costs one GET each and no HEAD, ``limits.concurrency`` at a time. A transient failure is
-    retried at most ``limits.retries`` times, after waits that grow to twenty seconds. The length is
+    retried at most ``limits.retries`` times, after waits that grow to twenty seconds. A length is
     checked before the body is read, and compared with what arrived; ``limits.max_bytes`` is for
     whole objects. A piece that ends behind the end of its object is shorter. One that begins there
     is empty, which costs a HEAD. Raises no storage errors.
@@ -150,7 +160,7 @@ def version_of(uri: str) -> str:
     """
     try:
         if is_local(uri):
-            return _version_of_file(local_path(uri).stat())
+            return _version_of_file(existing_path(uri).stat())
         if hub.is_on_hub(uri):
             return hub.commit_of(uri)
         client = obstore_client(uri)
@@ -298,6 +308,9 @@ class Download:
         :class:`~segbatch.storage.failures.Replaced`, ``OSError`` for an incomplete object, and the
         client's own exceptions.
         """
+        server = split_bucket(self.piece.uri)[0]
+        if self.piece.is_whole and server in SERVERS_WITHOUT_LENGTH:
+            return await asyncio.to_thread(self._receive_without_length)
         timeout_s = self.limits.timeout_s if self._file is None else LONGEST_DOWNLOAD_S
         client = reading_client(self.piece.uri, timeout_s, retries=0)
         if client is None:
@@ -308,9 +321,10 @@ class Download:
             if self.piece.start and not self._arrived and is_behind_the_end(error):
                 await self._check_end(*client, error)
                 return b""
-            if self._file is not None and has_no_length(error):
-                await asyncio.to_thread(_copy_with_fsspec, self.piece, self.limits, self._file)
-                return b""
+            is_http = scheme_of(self.piece.uri) in HTTP_SCHEMES
+            if is_http and self.piece.is_whole and has_no_length(error):
+                SERVERS_WITHOUT_LENGTH.add(server)
+                return await asyncio.to_thread(self._receive_without_length)
             if self._etag is None or classify(self.piece.uri, error).kind != "timeout":
                 self._start_over()
             raise
@@ -359,6 +373,15 @@ class Download:
             else:
                 self._file.write(part)
         return min(size, size if end is None else end) - self.piece.start
+
+    def _receive_without_length(self) -> bytes:
+        """Request an object of a web server that announces no length, as of what it makes."""
+        if self._file is not None:
+            _copy_with_fsspec(self.piece.uri, self._file, sock_read=self.limits.timeout_s)
+            return b""
+        memory = _BoundedBuffer(self.limits)
+        _copy_with_fsspec(self.piece.uri, memory, total=self.limits.timeout_s)
+        return memory.getvalue()
 
     async def _check_end(self, store: ObjectStore, key: str, refused: Exception) -> None:
         """Raises :class:`~segbatch.storage.failures.Replaced` if the object has another version,
@@ -409,15 +432,31 @@ def _read_with_fsspec(piece: Piece, limits: ReadLimits) -> bytes:
     return data
 
 
-def _copy_with_fsspec(piece: Piece, limits: ReadLimits, file: IO[bytes]) -> None:
-    """Copy a file on a web server that announces no length, as of a page that it makes."""
+class _BoundedBuffer(io.BytesIO):
+    """A file in memory, not larger than ``limits`` allow an object to be."""
+
+    def __init__(self, limits: ReadLimits) -> None:
+        super().__init__()
+        self._limits = limits
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        written = super().write(data)
+        _check_size(min(self.tell(), self._limits.max_bytes + 1), self._limits)
+        return written
+
+
+def _copy_with_fsspec(
+    address: str, file: IO[bytes], *, total: float | None = None, sock_read: float | None = None
+) -> None:
+    """Copy a file on a web server; the limits are aiohttp's, in seconds."""
     from aiohttp import ClientTimeout
     from fsspec.implementations.http import HTTPFileSystem
 
-    timeout = ClientTimeout(total=None, sock_read=limits.timeout_s)
+    timeout = ClientTimeout(total=total, sock_read=sock_read)
     count_request()
     try:
-        HTTPFileSystem(client_kwargs={"timeout": timeout}).get_file(piece.uri, file)
+        fs = HTTPFileSystem(client_kwargs={"timeout": timeout}, encoded=True)
+        fs.get_file(quote(address, safe=_URL_CHARACTERS), file)
         count_bytes(file.tell())
     except Exception:
         file.seek(0)
@@ -428,7 +467,7 @@ def _copy_with_fsspec(piece: Piece, limits: ReadLimits, file: IO[bytes]) -> None
 def _read_local(piece: Piece, limits: ReadLimits) -> bytes | Unreadable:
     """Read a local file, without retries: a failure of the disk is not transient."""
     try:
-        path = _existing(local_path(piece.uri))
+        path = existing_path(piece.uri)
         # Before opening it: opening a named pipe or reading a device may block for ever.
         if not stat.S_ISREG(path.stat().st_mode):
             raise FileNotFoundError(path)
@@ -441,16 +480,6 @@ def _read_local(piece: Piece, limits: ReadLimits) -> bytes | Unreadable:
             return file.read(-1 if piece.end is None else piece.end - piece.start)
     except Exception as error:
         return classify(piece.uri, error)
-
-
-def _existing(path: Path) -> Path:
-    """``path``, or the file of the same name in another Unicode form (macOS decomposes names)."""
-    if not path.exists() and not str(path).isascii():
-        for form in ("NFC", "NFD"):
-            other = Path(unicodedata.normalize(form, str(path)))
-            if other.exists():
-                return other
-    return path
 
 
 def _check_size(size: int, limits: ReadLimits) -> None:

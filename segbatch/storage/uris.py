@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+import unicodedata
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -51,13 +52,32 @@ def local_path(uri: str) -> Path:
     is one.
 
     ``file:///a%20b.jpg`` is ``/a b.jpg``, unless there is a file of the name as it is written.
+    Java and Spark write ``file:/a.jpg``.
     """
-    if scheme_of(uri) != "file":
-        return Path(os.path.expanduser(uri))
-    path = Path(os.path.expanduser(uri.removeprefix("file://")))
+    plain = re.sub(r"^file:(//localhost(?=/)|//|(?=/))", "", uri)
+    path = Path(os.path.expanduser(plain))
+    if plain == uri:
+        return path
     if "%" in uri and not os.path.lexists(path):
         return Path(unquote(str(path), errors="surrogateescape"))
     return path
+
+
+def existing_path(uri: str) -> Path:
+    """:func:`local_path`, to read what is there: each of its parts may have another Unicode form on
+    disk (macOS decomposes names).
+    """
+    path = local_path(uri)
+    if str(path).isascii() or os.path.lexists(path):
+        return path
+    found = Path()
+    for part in path.parts:
+        forms = (part, *(unicodedata.normalize(form, part) for form in ("NFC", "NFD")))
+        there = next((found / form for form in forms if os.path.lexists(found / form)), None)
+        if there is None:
+            return path
+        found = there
+    return found
 
 
 def local_uri(path: str) -> str:

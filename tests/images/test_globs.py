@@ -9,13 +9,16 @@ import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from segbatch import storage
+from segbatch.errors import SourceError
 from segbatch.images.listing import has_wildcard
+from segbatch.images.parts import read_images
 from tests.collection import jpeg
 from tests.conftest import S3
 from tests.films import film
@@ -121,6 +124,60 @@ def test_a_folder_of_videos_may_be_called_like_a_video(
     (tmp_path / "A001.mov").mkdir()
     film(tmp_path / "A001.mov" / "clip.mp4", [0], sound=None)
     assert uris(f"{tmp_path}/A001.mov/") == [f"{tmp_path}/A001.mov/clip.mp4#t=0.000"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_glob_may_go_through_folders_of_such_names(
+    uris: Callable[[Any], list[str]], tmp_path: Path, name: str
+) -> None:
+    folder = f"{tmp_path}/Zürich/{name}"
+    for parent in (folder, f"{folder}/x [1]", *(f"{tmp_path}/Zürich/{d}" for d in DECOYS)):
+        storage.write_bytes(f"{parent}/a.jpg", b"")
+    manifest(f"{folder}/list.csv", "listed")
+    parquet(f"{folder}/0.parquet", image=[jpeg(1)])
+    storage.write_bytes(f"{folder}/0.tar", tar([("a.jpg", jpeg(1))]))
+    assert uris(f"{folder}/*.jpg") == [f"{folder}/a.jpg"]
+    assert uris(f"{folder}/x [1]/*.jpg") == [f"{folder}/x [1]/a.jpg"]
+    assert uris(f"{folder}/**/*.jpg") == [f"{folder}/a.jpg", f"{folder}/x [1]/a.jpg"]
+    assert uris(f"{folder}/*.csv") == ["listed"]
+    assert uris({"table": f"{folder}/*.parquet"}) == [f"{folder}/0.parquet#row=0"]
+    assert uris(f"{folder}/*.tar") == [f"{folder}/0.tar#member=a.jpg"]
+
+
+def test_in_a_bucket_the_message_says_how_a_bracket_is_written(
+    uris: Callable[[Any], list[str]], s3: S3
+) -> None:
+    image = f"{s3.uri('data')}/cams [2024]/a.jpg"
+    storage.write_bytes(image, b"")
+    with pytest.raises(SourceError) as caught:
+        uris(image.replace("a.jpg", "*.jpg"))
+    assert uris(str(caught.value).rpartition("write [[]: ")[2]) == [image]
+
+
+@pytest.mark.parametrize(
+    ("home", "folder", "file"),
+    [("NFC", "NFD", "NFC"), ("NFC", "NFD", "NFD"), ("NFD", "NFC", "NFC"), ("NFD", "NFD", "NFD")],
+)
+def test_names_on_disk_may_have_other_unicode_forms(
+    uris: Callable[[Any], list[str]], tmp_path: Path, home: Any, folder: Any, file: Any
+) -> None:
+    stored = tmp_path / normalize(home, "Jürg") / normalize(folder, "Häuser")
+    stored.mkdir(parents=True)
+    image = stored / normalize(file, "Zürich.jpg")
+    image.write_bytes(jpeg(1))
+    manifest(str(stored / normalize(file, "lä.csv")), f"{tmp_path}/Jürg/Häuser/Zürich.jpg")
+    film(stored / normalize(file, "fährt.mp4"), [0], sound=None)
+    named = f"{tmp_path}/{normalize('NFC', 'Jürg/Häuser')}"
+    assert uris(f"{named}/") == [str(image)]
+    assert uris(named) == [str(image)]
+    assert uris(normalize("NFC", f"{named}/Zür*.jpg")) == [str(image)]
+    assert uris(f"{named}/../*/*.jpg") == [str(image)]
+    for source in (f"{named}/lä.csv", f"{named}/Zürich.jpg"):
+        [uri] = uris(normalize("NFC", source))
+        assert storage.read_bytes(normalize("NFC", uri)) == jpeg(1)
+    [frame] = uris({"video": named})
+    [content] = read_images([normalize("NFC", frame)], storage.ReadLimits())
+    assert isinstance(content, bytes)
 
 
 def test_a_question_mark_in_a_web_address_is_no_wildcard() -> None:

@@ -28,12 +28,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from segbatch import storage
-from segbatch.config.images import Inventory, parse_source
+from segbatch.config.images import Inventory, is_glob, parse_source
 from segbatch.errors import SourceError
 from segbatch.images import manifest
 from segbatch.images.fetch import fetch
 from segbatch.images.manifest import FrozenManifest, freeze, read_rows, user_columns
-from tests.collection import encoded
+from tests.collection import encoded, jpeg
 from tests.films import film
 
 RESERVED = {"image_id", "uri", "status", "mask", "width"}
@@ -290,9 +290,52 @@ def test_a_prefix_without_images_says_what_is_there(run: Run, place: str) -> Non
     put(place, "notes/a.txt", "notes/b.md", "notes/c.txt", "table/1.parquet", "thumbs/a.jpg")
     said = run.refusal(f"{place}/notes")
     assert "3 files, but none of them is an image: 2 .txt, 1 .md" in said
-    assert f"{{manifest: {place}/table}}" in run.refusal(f"{place}/table")
+    assert f"{place}/table: holds Parquet files and no image" in run.refusal(f"{place}/table")
     assert "no such folder, or nothing in it" in run.refusal(f"{place}/nothing")
     assert "excluded" in run.refusal({"prefix": f"{place}/thumbs", "exclude": ["*"]})
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("a.zip", "unpack it"),
+        ("a.tar.zst", "pack it as .tar"),
+        ("a.TAR.XZ", "pack it as .tar"),
+        ("a.tar.bz2", "pack it as .tar"),
+        ("a.tsv", "name it .csv"),
+        ("a.json", "jq -c '.[]' A.json > A.jsonl"),
+        ("a.xlsx", "save the sheet as CSV"),
+        ("a.heic", "mogrify -format jpg *.heic"),
+        ("a.txt", "put a line `uri` above them"),
+    ],
+)
+def test_a_file_that_is_no_source_comes_with_what_to_do(
+    run: Run, tmp_path: Path, name: str, advice: str
+) -> None:
+    put(tmp_path / "files", name)
+    assert advice in run.refusal(f"{tmp_path}/files/{name}")
+    if "txt" not in name:
+        refused = run.refusal(f"{tmp_path}/files")
+        assert "1 file, but it is no image" in refused
+        assert advice in refused
+
+
+@pytest.mark.parametrize("folder", ["Fotos, Juni", "A [1]", "a: #2", "plain"])
+def test_a_source_that_a_message_advises_can_be_typed(run: Run, place: str, folder: str) -> None:
+    folder = f"{place}/{folder}"
+    parquet(f"{folder}/table/a.parquet", image=[jpeg(1)])
+    put(folder, "shards/a.tar", "videos/a.mp4", "photo")
+    refused = [run.refusal({"manifest": f"{folder}/table/a.parquet"})]
+    refused += [run.refusal({"prefix": f"{folder}/{kind}"}) for kind in ("shards", "videos")]
+    if storage.is_local(place):
+        refused += [run.refusal({"prefix": f"{folder}/photo"}), run.refusal({"glob": folder})]
+    for message in refused:
+        [advised] = re.findall(r"write (?:images: )?(\{.*?\})(?: if|$)", message)
+        source = yaml.safe_load(advised)
+        [location] = source.values()
+        assert location.rstrip("/").startswith(folder)
+        assert location.endswith(".parquet") or not is_glob(location)
+        parse_source(source)
 
 
 def test_a_prefix_that_is_no_folder_is_refused(run: Run, tmp_path: Path, s3: Any) -> None:
@@ -1039,7 +1082,7 @@ def test_inventories_that_cannot_be_read_are_refused(run: Run, s3: Any, tmp_path
     assert "manifest.json" in run.refusal({"inventory": text(tmp_path / "manifest.json", "{}")})
     assert "no such file" in run.refusal(Inventory(inventory=str(tmp_path / "nope.json")))
     notes = csv_inventory(s3, '"photos","notes.txt","v1","true","false","1","2024"')
-    assert "none of them is an image: 1 .txt" in run.refusal({"inventory": notes})
+    assert "1 file, but it is no image: 1 .txt" in run.refusal({"inventory": notes})
 
 
 def test_the_frozen_files_are_plain_parquet(run: Run, tmp_path: Path) -> None:
@@ -1152,6 +1195,35 @@ def test_system_files_below_a_prefix_are_left_out_and_counted(run: Run, place: s
     assert run.uris(f"{place}/.cache/photos/.thumbnails/*.jpg") != []
 
 
+def test_a_wildcard_matches_no_system_file(run: Run, place: str) -> None:
+    photos = put(f"{place}/.cache/photos", "a.jpg", "x/b.jpg", "x/Thumbs.db", *SYSTEM)
+    for glob, names in {
+        "**/*.jpg": ["a.jpg", "x/b.jpg"],
+        "*": ["a.jpg"],
+        "x/*": ["x/b.jpg"],
+        "**/._*": ["._a.jpg"],
+        "._*": ["._a.jpg"],
+        "**/.thumbnails/*.jpg": [".thumbnails/a.jpg"],
+        "*/@eaDir/?.jpg": ["x/@eaDir/a.jpg"],
+        "__MACOSX/._a.jpg": ["__MACOSX/._a.jpg"],
+    }.items():
+        assert run.uris({"glob": f"{photos}/{glob}"}) == [f"{photos}/{name}" for name in names]
+    [(kinds, number)] = run.freeze(f"{photos}/**/*.jpg").skipped.items()
+    assert number == 4
+    assert kinds.startswith("system files (")
+    assert "no file matches but 1 system file (Thumbs.db)" in run.refusal(
+        {"glob": f"{photos}/x/T*"}
+    )
+
+
+def test_a_glob_of_manifests_matches_no_system_file(run: Run, place: str) -> None:
+    text(f"{place}/a.csv", "uri\na.jpg\n")
+    text(f"{place}/._a.csv", "\x00\x05\x16\x07")
+    parquet(f"{place}/a.parquet", uri=["b.jpg"])
+    text(f"{place}/@eaDir/a.parquet", "no Parquet")
+    assert run.uris(f"{place}/*.csv", f"{place}/**/*.parquet") == ["a.jpg", "b.jpg"]
+
+
 def test_links_are_followed_once_and_loops_are_said(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -1190,7 +1262,10 @@ def test_uris_of_files_are_read_as_pathlib_and_browsers_write_them(
 ) -> None:
     for name in ("Haus 1.jpg", "Tür.jpg", "100%25.jpg", "a%20b.jpg"):
         (tmp_path / name).write_bytes(name.encode())
-        for uri in ((tmp_path / name).as_uri(), f"file://{tmp_path}/{name}", f"{tmp_path}/{name}"):
+        whole = (tmp_path / name).as_uri()
+        spellings = [whole, f"file://{tmp_path}/{name}", f"{tmp_path}/{name}"]
+        spellings += [whole.replace("//", "", 1), whole.replace("//", "//localhost", 1)]
+        for uri in spellings:
             assert storage.read_bytes(uri) == name.encode()
 
 

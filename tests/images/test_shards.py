@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import re
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -70,6 +71,14 @@ def test_every_image_in_a_shard_is_a_row(root: str, tmp_path: Path, suffix: str)
     assert contents(some) == [jpeg(row) for row in (7, 3, 3, 0)]
 
 
+def test_a_glob_of_shards_matches_no_system_file(root: str, tmp_path: Path) -> None:
+    for name in ("0.tar", "._0.tar", "@eaDir/0.tar"):
+        storage.write_bytes(f"{root}/{name}", tar(photographs(1)))
+    rows = frozen(tmp_path, f"{root}/**/*.tar")
+    assert rows["uri"].to_pylist() == [f"{root}/0.tar#member=a/0000.jpg"]
+    assert frozen(tmp_path, f"{root}/._*.tar", "named").num_rows == 1
+
+
 def test_what_webdataset_writes_becomes_rows_and_columns(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     with webdataset.ShardWriter(f"{tmp_path}/data/%06d.tar", maxcount=3, verbose=0) as writer:
@@ -132,6 +141,56 @@ def test_several_images_of_a_sample_are_rows_with_its_columns(tmp_path: Path) ->
     rows = frozen(tmp_path, {"shards": f"{tmp_path}/data/0.tar"})
     assert names(rows) == ["7.left.jpg", "7.right.png"]
     assert rows["city"].to_pylist() == ["Bern", "Bern"]
+
+
+def test_images_whose_names_have_dots_have_their_own_columns(tmp_path: Path) -> None:
+    files = [("2024.05.00_x.jpg", jpeg(9)), ("2024.05.04_x.jpg", jpeg(4))]
+    for row in range(1, 4):
+        name = f"2024.05.{row:02d}_house"
+        described = json.dumps({"latitude": 46 + row, "id": row}).encode()
+        files += [(f"{name}.jpg", jpeg(row)), (f"{name}.json", described)]
+        files += [(f"{name}.txt", b"house %d" % row)]
+    for number, order in enumerate((sorted(files), files, files[::-1])):
+        storage.write_bytes(f"{tmp_path}/data/0.tar", tar(order))
+        rows = frozen(tmp_path, {"shards": f"{tmp_path}/data/0.tar"}, f"run-{number}")
+        assert set(rows.column_names) == {"image_id", "uri", PLACE.name, "latitude", "id", "txt"}
+        for row in rows.to_pylist():
+            found = re.search(r"(\d\d)_house", row["uri"])
+            told = (int(found[1]), f"house {int(found[1])}") if found else (None, None)
+            assert (row["id"], row["txt"]) == told
+
+
+def test_columns_far_from_their_images_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [(f"{row}.jpg", jpeg(row)) for row in range(3)]
+    files += [(f"{row}.json", b'{"id": 1}') for row in range(3)] + [("0.txt", b"house")]
+    storage.write_bytes(f"{tmp_path}/data/0.tar", tar(files))
+    assert "id" not in frozen(tmp_path, {"shards": f"{tmp_path}/data/"}).column_names
+    said = capsys.readouterr().err
+    assert "a .json without an image of its sample next to it: sort the archive" in said
+    assert "tar --sort=name (3)" in said
+    storage.write_bytes(f"{tmp_path}/data/0.tar", tar(sorted(files)))
+    assert frozen(tmp_path, {"shards": f"{tmp_path}/data/"}, "sorted")["id"].to_pylist() == [1] * 3
+    assert "without an image" not in capsys.readouterr().err
+
+
+def test_a_column_of_which_a_sample_says_two_things_is_null_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [
+        ("7.left.jpg", jpeg(1)),
+        ("7.left.json", b'{"side": "left"}'),
+        ("7.right.jpg", jpeg(2)),
+        ("7.a.json", b'{"city": "Bern", "floor": 1}'),
+        ("7.b.json", b'{"city": "Bern", "floor": 2}'),
+    ]
+    storage.write_bytes(f"{tmp_path}/data/0.tar", tar(files))
+    rows = frozen(tmp_path, {"shards": f"{tmp_path}/data/0.tar"})
+    assert rows["side"].to_pylist() == ["left", None]
+    assert rows["city"].to_pylist() == ["Bern", "Bern"]
+    assert rows["floor"].to_pylist() == [None, None]
+    assert "floor, of which files of a sample disagree (2)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("format", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
@@ -199,7 +258,7 @@ def test_large_members_are_not_read_to_list_them(tmp_path: Path, s3: S3) -> None
         def read(self, size: int) -> bytes:
             before = self._held
             data = super().read(size)
-            read.extend([len(self._held)] if self._held is not before else [])
+            read.extend([len(self._held)] if self._held and self._held is not before else [])
             return data
 
     with pytest.MonkeyPatch.context() as patch:
@@ -272,6 +331,28 @@ def test_a_damaged_header_ends_the_shard_with_a_reason(root: str, tmp_path: Path
         "undecodable",
         "the archive is damaged here",
     )
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
+def test_archives_that_were_joined_are_read_to_their_end(tmp_path: Path, suffix: str) -> None:
+    root = f"{tmp_path}/data"
+    pack = gzip.compress if suffix == ".tar.gz" else bytes
+    long = [(f"{'n' * 120}.jpg", jpeg(3))]  # its header has an extension
+    parts = [tar(photographs(1)), tar(photographs(2, first=1)), tar(long), tar([])]
+    for blocks in range(4, 8):  # of one small file: zeros of any number up to a record
+        parts.append(tar([(f"{blocks}.jpg", jpeg(4) + bytes(512 * blocks))]))
+    storage.write_bytes(f"{root}/0{suffix}", b"".join(map(pack, parts)))
+    rows = frozen(tmp_path, {"shards": f"{root}/0{suffix}"})
+    assert len(names(rows)) == 8
+    assert [content[:99] for content in contents(rows) if isinstance(content, bytes)] == [
+        jpeg(row)[:99] for row in (0, 1, 2, 3, 4, 4, 4, 4)
+    ]
+    storage.write_bytes(f"{root}/0{suffix}", b"".join(map(pack, [*parts, b"no archive" * 99])))
+    assert len(frozen(tmp_path, {"shards": f"{root}/0{suffix}"}, "with more")) == 8
+    cut = b"".join(map(pack, parts[:2])) + pack(parts[1][:1600])
+    storage.write_bytes(f"{root}/0{suffix}", cut)
+    *_, reason = contents(frozen(tmp_path, {"shards": f"{root}/0{suffix}"}, "cut"))
+    assert getattr(reason, "kind", None) == "truncated"
 
 
 @pytest.mark.parametrize("data", [b"", b"<html>404</html>" * 100, jpeg(1)])

@@ -20,7 +20,7 @@ from segbatch.images.decode import decode
 from segbatch.images.faults import HEAD_BYTES, is_video
 from segbatch.images.fetch import fetch
 from segbatch.images.place import Part, parts_of
-from segbatch.images.video import frame_times, frame_uri, read_frames
+from segbatch.images.video import _sampled, frame_times, frame_uri, read_frames
 from segbatch.results.schema import RESERVED_COLUMNS
 from tests.collection import jpeg
 from tests.conftest import S3
@@ -84,6 +84,19 @@ def test_a_manifest_of_videos_repeats_its_columns(tmp_path: Path) -> None:
     table = rows(tmp_path, Video(video=str(tmp_path / "drives.csv"), every=0.2))
     assert table["frame"].to_pylist() == [0, 5, 10]
     assert table["city"].to_pylist() == ["Bern"] * 3
+
+
+@pytest.mark.parametrize(
+    ("every", "rate"), [(0.1, 10), (0.2, 5), (0.05, 20), (0.04, 25), (1.0, 1), (1 / 30, 30)]
+)
+def test_an_interval_as_long_as_a_frame_takes_every_frame(every: float, rate: int) -> None:
+    times = [number / rate for number in range(1000)]
+    assert _sampled(times, every) == list(range(1000))
+    assert _sampled(times, 10 * every) == list(range(0, 1000, 10))
+
+
+def test_a_frame_before_the_beginning_is_in_an_interval_of_its_own() -> None:
+    assert _sampled([-0.04, 0.0, 0.5, 1.0], 1.0) == [0, 1, 3]
 
 
 def test_images_alone_get_no_new_columns(tmp_path: Path) -> None:
@@ -154,6 +167,23 @@ def test_a_video_that_breaks_off_has_a_row_that_says_so(
     assert fetched[0]["error"] is None
     assert fetched[-1]["error"] == "truncated"
     assert fetched[-1]["message"] == "the video breaks off before this frame"
+
+
+@pytest.mark.parametrize("extension", ["ts", "vob"])
+def test_joined_recordings_are_a_row_that_says_so(tmp_path: Path, extension: str) -> None:
+    parts = [tmp_path / f"{name}.{extension}" for name in ("short", "long")]
+    for path, frames in zip(parts, (30, 45), strict=True):
+        film(path, range(0, 40 * frames, 40), sound=None)
+        assert len(frame_times(str(path))[0]) == frames
+    joined = tmp_path / f"all [1].{extension}"
+    for first, second in (parts, parts[::-1]):
+        joined.write_bytes(first.read_bytes() + second.read_bytes())
+        table = rows(tmp_path, {"video": str(joined)})
+        assert table["uri"].to_pylist() == [f"{joined}#t=0"]
+        [row] = fetch(table, LIMITS).to_pylist()
+        assert row["error"] == "undecodable"
+        assert "joined byte by byte" in row["message"]
+        assert f"ffmpeg -i 'all [1].{extension}' -map" in row["message"]
 
 
 def test_a_block_opens_its_video_once_and_reads_it_in_few_requests(tmp_path: Path, s3: S3) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from segbatch import storage
 from segbatch.config.images import Manifest, Video
 from segbatch.errors import Incomplete, SourceError
 from segbatch.images.fetch import fetch
+from segbatch.images.parts import read_images
 from segbatch.storage import ReadLimits, clients, reading
+from tests.collection import jpeg
 from tests.films import STEADY, film
 from tests.images.frozen import frozen
 
@@ -92,6 +95,7 @@ def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
     monkeypatch.setattr(clients, "BACKOFF_S", 0.01)
     monkeypatch.setattr(clients, "MAX_BACKOFF_S", 0.1)
     monkeypatch.setattr(reading, "SINGLE", ReadLimits(1 << 36, timeout_s=0.3, retries=2))
+    monkeypatch.setattr(reading, "SERVERS_WITHOUT_LENGTH", set())
     with Web() as server:
         threading.Thread(target=server.serve_forever, args=(0.02,)).start()
         yield server
@@ -162,6 +166,38 @@ def test_a_server_that_announces_no_length_is_read_too(tmp_path: Path, web: Web)
     web.breaks("chunked-cut", times=100)
     with pytest.raises(Incomplete, match="run it again"):
         frozen(tmp_path, Manifest(manifest=listed), "cut")
+
+
+def test_a_photograph_of_unknown_length_is_read_up_to_the_limit(web: Web) -> None:
+    photograph = jpeg(1)
+    addresses = [web.put(name, photograph) for name in ("a.jpg", "b.jpg", "c.jpg?size=[1]")]
+    web.breaks("chunked", times=100)
+    enough = ReadLimits(max_bytes=len(photograph), timeout_s=5, retries=1)
+    assert read_images(addresses, enough) == [photograph] * 3
+    asked = web.asked["a.jpg"]
+    assert read_images(addresses[:1], enough) == [photograph]
+    assert web.asked["a.jpg"] == asked + 1  # the server is known
+    [why] = read_images(addresses[:1], replace(enough, max_bytes=len(photograph) - 1))
+    assert isinstance(why, storage.Unreadable)
+    assert why.kind == "too_large"
+    assert web.asked["a.jpg"] == asked + 2
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_server_without_lengths_may_fail_as_any_other(web: Web, fault: str) -> None:
+    address = web.put("a.jpg", jpeg(1))
+    web.breaks("chunked", times=100)
+    limits = ReadLimits(timeout_s=0.3, retries=1)
+    assert read_images([address], limits) == [jpeg(1)]
+    web.breaks(fault, times=1)
+    assert read_images([address], limits) == [jpeg(1)]
+    web.breaks("chunked-cut", times=100)
+    [why] = read_images([address], limits)
+    assert isinstance(why, storage.Unreadable)
+    assert (why.kind, why.transient) == ("unavailable", True)
+    [missing] = read_images([address.replace("a.jpg", "none.jpg")], LIMITS)
+    assert isinstance(missing, storage.Unreadable)
+    assert missing.kind == "not_found"
 
 
 def test_a_long_download_has_a_limit_for_each_part_and_not_for_all_of_it(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 from PIL import Image
@@ -12,6 +13,7 @@ from segbatch.cli.main import app
 from tests.collection import jpeg
 from tests.images.test_shards import tar
 from tests.images.test_tablerows import put, table
+from tests.images.test_web import Web
 
 
 def predict(source: str, model: str, output: str) -> list[Path]:
@@ -39,3 +41,15 @@ def test_a_part_a_shard_and_a_table_are_predicted(model_uri: str, tmp_path: Path
     for path in [*many, *rows]:
         with Image.open(path) as overlay:
             overlay.load()
+
+
+def test_a_photograph_on_a_web_server_is_read_with_one_request(
+    model_uri: str, tmp_path: Path
+) -> None:
+    with Web() as web:  # it refuses HEAD
+        threading.Thread(target=web.serve_forever, args=(0.02,)).start()
+        for name in ("a.jpg", "b.jpg?signature=a/b"):
+            [overlay] = predict(web.put(name, jpeg(1)), model_uri, f"{tmp_path}/out/{name[0]}/")
+            assert overlay.name == f"{name[0]}.png"
+        assert set(web.asked.values()) == {1}
+        web.shutdown()

@@ -2,10 +2,12 @@
 
 import itertools
 import os
+import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -518,7 +520,7 @@ def test_links_that_lead_to_no_file_are_said_and_the_first_few_only(
         " left out"
         for number in range(5)
     ]
-    assert last == f"{tmp_path}: 5 more links are left out"
+    assert last == f"{tmp_path}: 5 more links and folders are left out"
 
 
 @pytest.mark.parametrize(
@@ -580,3 +582,35 @@ def test_a_tilde_that_names_no_user_is_part_of_a_name(
     (tmp_path / "~nobody-here").mkdir()
     (tmp_path / "~nobody-here" / "a.jpg").write_bytes(b"content")
     assert read(uri) == b"content"
+
+
+@contextmanager
+def an_ordinary_user() -> Iterator[None]:
+    """Give up the rights of root in the block."""
+    user = os.geteuid()
+    os.seteuid(user or 65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+def test_system_folders_that_may_not_be_read_are_left_out_and_said(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    closed = ["lost+found", "x/System Volume Information", ".Trashes/501"]
+    with tempfile.TemporaryDirectory() as disk:
+        Path(disk).chmod(0o755)
+        for name in closed:
+            Path(disk, name).mkdir(parents=True)
+            Path(disk, name).chmod(0)
+        Path(disk, "x/a.jpg").write_bytes(b"a")
+        with an_ordinary_user():
+            assert list(storage.list_files(disk)) == [StoredFile(f"{disk}/x/a.jpg", 1)]
+            said = capsys.readouterr().err
+            assert all(f"{disk}/{name}: may not be read; left out" in said for name in closed)
+            with pytest.raises(PermissionError):
+                list(storage.list_files(f"{disk}/lost+found"))
+        Path(disk, "private").mkdir(mode=0)
+        with an_ordinary_user(), pytest.raises(PermissionError):
+            list(storage.list_files(disk))

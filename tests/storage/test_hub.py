@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from segbatch import storage
@@ -80,6 +81,23 @@ def test_a_dataset_of_shards_is_read_by_ranges(hub: Hub, tmp_path: Path, suffix:
     hub.commit("datasets/zurich/shards", {f"train-0{suffix}": shard})
     rows = frozen(tmp_path, "hf://datasets/zurich/shards")
     assert read_parts(parts_of(rows), LIMITS) == [jpeg(row) for row in range(40)]
+
+
+def test_a_dataset_with_a_picture_in_its_description_is_not_that_picture(
+    hub: Hub, tmp_path: Path
+) -> None:
+    name = "hf://datasets/zurich/described"
+    shard = tar([(f"{row}.jpg", jpeg(row)) for row in range(3)])
+    described = {"README.md": b"![](a.png)", "assets/a.PNG": jpeg(9)}
+    for held, number in (({"data/0.parquet": table(0)}, 3), ({"data/0.tar": shard}, 3)):
+        hub.commit("datasets/zurich/described", {**described, **held})
+        with pytest.raises(SourceError, match=r"and, as files, 1 image: write images: ") as caught:
+            frozen(tmp_path, name, "refused")
+        whole, loose = str(caught.value).partition(": write images: ")[2].split(" or images: ")
+        suffix = ".tar" if ".tar" in str(held) else ".parquet"
+        assert len(frozen(tmp_path, yaml.safe_load(whole), f"whole{suffix}")) == number
+        [uri] = frozen(tmp_path, yaml.safe_load(loose), f"loose{suffix}")["uri"].to_pylist()
+        assert uri.endswith("/assets/a.PNG")
 
 
 def test_a_private_dataset_is_read_with_the_token(

@@ -86,13 +86,17 @@ def _outputs(source: str, output: str) -> Iterator[tuple[str, str]]:
     if is_shard_name(source) or source.lower().endswith(".parquet"):
         yield from _outputs_of_parts(source, output)
         return
-    try:
-        files = [file.uri for file in storage.list_files(source)]
-        is_file = files == [source] or (not files and storage.exists(source))
-    except OSError as error:
-        raise SourceError(f"cannot read {error}") from error
+    files: list[str] = []
+    # A web server is not asked: many refuse HEAD, as signed addresses do.
+    is_file = storage.scheme_of(source) in storage.HTTP_SCHEMES and not source.endswith("/")
+    if not is_file:
+        try:
+            files = [file.uri for file in storage.list_files(source)]
+            is_file = files == [source] or (not files and storage.exists(source))
+        except OSError as error:
+            raise SourceError(f"cannot read {error}") from error
     if is_file:
-        name = _overlay_name(PurePosixPath(storage.name_of(source)))
+        name = _overlay_name(PurePosixPath(storage.name_of(without_query(source))))
         into_folder = output.endswith("/") or _is_folder(output)
         yield source, storage.join(output, name) if into_folder else output
         return
