@@ -94,6 +94,10 @@ def _storage(uri: str) -> dict[str, str]:
     def list_it() -> str:
         return "yes" if next(iter(storage.list_files(uri)), None) else "yes; there are no files"
 
+    try:
+        storage.require_extra(uri)
+    except SegbatchError as error:
+        return facts | {"extra": f"no: {error}"}
     attempt("list", list_it)
     if attempt("write", write):
         attempt("read", read)
