@@ -18,9 +18,11 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ray.exceptions import RpcError
 from ray.job_submission import JobDetails
 
 import segbatch
+from segbatch.cluster import dashboard as dashboard_module
 from segbatch.cluster.dashboard import Dashboard, connect
 from segbatch.cluster.environment import (
     add_segbatch,
@@ -44,6 +46,7 @@ from segbatch.run import Run, open_run
 from tests.collection import various
 from tests.conftest import job
 from tests.drivers import cli, wait_until
+from tests.written_run import write_run
 
 CLOUD: dict[str, Any] = {
     "kind": "segment",
@@ -234,6 +237,10 @@ def test_a_cluster_without_segbatch_gets_this_checkout_and_what_it_needs() -> No
         (NOWHERE, "127.0.0.1:9: does not answer: connection refused"),
         ("127.0.0.1:9", "127.0.0.1:9: does not answer: connection refused"),
         ("http://no-such-host.invalid:8265", "does not answer: "),
+        (
+            "no-such-host.invalid:8265",
+            "no-such-host.invalid:8265: does not answer: [a-z ]+$",
+        ),
         ("ray://127.0.0.1:10001", "Ray Client's address"),
         ("http://me:secret@127.0.0.1:9", "holds a password"),
     ],
@@ -244,6 +251,49 @@ def test_an_address_where_no_cluster_is_ends_soon(address: str, said: str) -> No
         submit(CLOUD, address)
     assert time.monotonic() - began < 10
     assert "secret" not in str(raised.value)
+
+
+def test_a_run_that_was_not_submitted_has_no_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+        monkeypatch.delenv(variable, raising=False)
+    run = write_run(str(tmp_path / "run"))
+    with pytest.raises(InputError) as refused:
+        find_submission(run.uri, None)
+    assert str(refused.value) == (
+        f"{run.uri}: its last driver was started with segbatch run, not submitted: it has no job;"
+        f" segbatch status {run.uri} shows it"
+    )
+
+
+def test_a_gcs_that_does_not_answer_is_an_error_of_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(address: str) -> str:
+        raise RpcError("Timed out while waiting for GCS to become available.")  # after 40 s
+
+    def answer_as_grpc() -> None:
+        client, _ = server.accept()
+        with client:
+            client.recv(65536)
+            client.sendall(bytes.fromhex("000018040000000000000400400000000500400000"))
+
+    monkeypatch.setattr(dashboard_module, "api_server_url", fails)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        thread = threading.Thread(target=answer_as_grpc)
+        thread.start()
+        said = f"{address}: not a Ray dashboard: Timed out .* available; give it as --address"
+        with pytest.raises(InputError, match=said):
+            connect(address)
+        thread.join()
+
+
+@pytest.mark.parametrize("page", ["/", "/#/jobs", "/#/overview?tab=a", "?a=b#/jobs"])
+def test_the_address_of_a_page_of_the_dashboard_will_do(jobs_server: str, page: str) -> None:
+    assert connect(f"{jobs_server}{page}").get_address() == jobs_server
+    assert connect(f"{jobs_server.removeprefix('http://')}{page}").get_address() == jobs_server
 
 
 def test_a_server_that_is_no_ray_is_told_from_one(s3: Any) -> None:
