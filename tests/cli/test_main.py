@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ import yaml
 
 import segbatch
 from segbatch import storage
+from segbatch.cli.main import main
 from segbatch.config.job import load_job
 from tests.collection import jpeg
 from tests.conftest import S3, job
@@ -166,6 +168,34 @@ def test_status_and_audit_say_in_json_what_is_on_storage(whole_run: Any) -> None
     audit = cli("audit", whole_run.uri, "--deep", "--format", "json")
     assert audit.returncode == 0
     assert json.loads(audit.stdout)["rows"] == 21
+
+
+# ----------------------------------------------------------------------------------- streams
+
+
+def test_streams_may_be_closed() -> None:
+    command = '"$0" -m segbatch run - <&- >&-'
+    ended = subprocess.run(
+        ["sh", "-c", command, sys.executable], check=False, capture_output=True, text=True
+    )
+    assert ended.returncode == 2
+    assert ended.stderr == (
+        "segbatch: <stdin>: not a job file: it should begin with 'kind: segment'\n"
+    )
+
+
+def test_stdout_of_another_encoding_gets_question_marks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write_run(str(tmp_path / "München → Zürich"))
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="latin-1"))
+    monkeypatch.setattr(sys, "argv", ["segbatch", "status", run.uri])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    sys.stdout.flush()
+    assert "München ? Zürich" in written.getvalue().decode("latin-1")
 
 
 # ------------------------------------------------------------------------------- broken pipes
