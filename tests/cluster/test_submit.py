@@ -44,7 +44,7 @@ from segbatch.config.reading import CONTROL, job_text, read_document
 from segbatch.errors import Incomplete, InputError, JobFileError, RunError
 from segbatch.run import Run, open_run
 from tests.collection import various
-from tests.conftest import job
+from tests.conftest import ROOT, job
 from tests.drivers import cli, wait_until
 from tests.written_run import write_run
 
@@ -214,6 +214,14 @@ def test_what_the_user_sets_comes_before_ours_and_after() -> None:
     assert environment == {"env_vars": {"A": "user", "B": "y"}}
     with pytest.raises(InputError, match="env_vars: PORT: not a string; quote it"):
         with_variables({"env_vars": {"PORT": 1, "KEY": "secret"}}, {}, {})
+
+
+def test_nothing_is_asked_of_a_package_index_that_has_no_segbatch() -> None:
+    assert "segbatch is on no package index yet" in (ROOT / "README.md").read_text()
+    texts = [*ROOT.glob("docs/**/*.md"), *ROOT.glob("segbatch/**/*.py"), *ROOT.glob("*.yaml")]
+    asks = re.compile(r"segbatch==|install segbatch\b")
+    asking = [text.name for text in texts if asks.search(text.read_text())]
+    assert asking == ["releasing.md"]
 
 
 def test_a_cluster_without_segbatch_gets_this_checkout_and_what_it_needs() -> None:
@@ -521,7 +529,9 @@ def test_another_version_on_the_cluster_is_said_before_anything_is_sent(
 ) -> None:
     (tmp_path / "segbatch.py").write_text("__version__ = '9.9.9'\n")
     before = len(list_submissions(dashboard))
-    with pytest.raises(InputError, match=r"has segbatch 9\.9\.9 and here is .*: install .* or "):
+    with pytest.raises(
+        InputError, match=r"has segbatch 9\.9\.9 and here is .*: install .* or .*py_modules"
+    ):
         submit(CLOUD, jobs_server, runtime_env={"working_dir": str(tmp_path)})
     assert len(list_submissions(dashboard)) == before
 
