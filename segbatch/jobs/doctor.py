@@ -6,6 +6,7 @@ import os
 import platform
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -71,6 +72,8 @@ def _aws() -> str:
 def _storage(uri: str) -> dict[str, str]:
     """Whether a folder can be listed, written to and read from."""
     facts = {"uri": uri}
+    folder = storage.local_path(uri) if storage.is_local(uri) else None
+    missing = [each for each in (folder, *folder.parents) if not each.exists()] if folder else []
     probe = storage.join(uri, f"doctor-{uuid.uuid4().hex}")
 
     def attempt(name: str, does: Callable[[], str]) -> bool:
@@ -92,6 +95,10 @@ def _storage(uri: str) -> dict[str, str]:
         return "yes, the same bytes" if same else "no: other bytes than were written"
 
     def list_it() -> str:
+        if folder in missing:
+            return "yes; the folder does not exist yet"
+        if folder is not None and not folder.is_dir():
+            return "no: it is a file, not a folder"
         return "yes" if next(iter(storage.list_files(uri)), None) else "yes; there are no files"
 
     try:
@@ -101,4 +108,7 @@ def _storage(uri: str) -> dict[str, str]:
     attempt("list", list_it)
     if attempt("write", write):
         attempt("read", read)
+    for made in missing:
+        with suppress(OSError):  # another process may have written to it
+            made.rmdir()
     return facts

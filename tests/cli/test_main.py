@@ -19,6 +19,7 @@ import segbatch
 from segbatch import storage
 from segbatch.cli.main import main
 from segbatch.config.job import load_job
+from segbatch.jobs.doctor import examine
 from tests.collection import jpeg
 from tests.conftest import S3, job
 from tests.drivers import cli
@@ -378,5 +379,12 @@ def test_the_doctor_tries_storage_and_says_what_does_not_work(s3: S3, tmp_path: 
     assert "read" not in facts
 
     (tmp_path / "file").write_bytes(b"")
+    facts = examine(str(tmp_path / "file"))
+    assert facts["list"] == "no: it is a file, not a folder"
+    assert facts["write"].startswith("no: ")
     assert cli("doctor", str(tmp_path / "file" / "below")).returncode == 1
+    facts = examine(str(tmp_path / "new" / "run"))
+    assert facts["list"] == "yes; the folder does not exist yet"
+    assert facts["read"] == "yes, the same bytes"
+    assert not (tmp_path / "new").exists()
     assert cli("doctor").returncode == 0
