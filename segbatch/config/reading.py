@@ -311,7 +311,7 @@ def _explain(document: JobDocument, model: type[BaseModel], details: ErrorDetail
 
 def _is_no_text(value: str) -> bool:
     """Whether YAML reads ``value`` as a number, a boolean or null."""
-    tag: str = _Loader("").resolve(yaml.ScalarNode, value, (True, False))
+    tag: str = _Loader("").resolve(yaml.ScalarNode, value, (True, False))  # type: ignore[no-untyped-call]
     return not tag.endswith(":str")
 
 

@@ -34,6 +34,7 @@ SETTINGS = {
 
 ZONED_TIME = "timestamp with time zone"  # the id of DuckDB's type
 
+# Connections that SIGINT interrupts.
 _open: WeakSet[duckdb.DuckDBPyConnection] = WeakSet()
 
 
