@@ -821,8 +821,12 @@ def test_sigint_ends_a_query_that_takes_hours(
     run: Run, tmp_path: Path, command: Callable[[str, str], None]
 ) -> None:
     folder = f"{tmp_path}/answers"
-    Timer(0.5, os.kill, [os.getpid(), signal.SIGINT]).start()
-    with pytest.raises(KeyboardInterrupt):
-        command(run.uri, folder)
+    interrupt = Timer(0.5, os.kill, [os.getpid(), signal.SIGINT])
+    interrupt.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            command(run.uri, folder)
+    finally:
+        interrupt.cancel()
     assert signal.set_wakeup_fd(-1) == -1, "as it was before"
     assert list(storage.list_files(folder)) == []
