@@ -146,7 +146,7 @@ def _dashboard_at(address: str) -> Dashboard:
         return _dashboard(f"http://{address}")
     except Unanswered as error:
         cause = error.__cause__
-        if cause is None or not isinstance(cause.args[0], ProtocolError):
+        if cause is None or not any(isinstance(arg, ProtocolError) for arg in cause.args):
             raise  # nothing listens, or a server of HTTP that does not work
         # Something listens that does not speak HTTP: the GCS, which knows the dashboard's URL.
         return _dashboard(api_server_url(address))

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from segbatch import storage
@@ -69,11 +70,22 @@ def _aws() -> str:
     return "none found" if credentials is None else f"found ({credentials.method})"
 
 
+def _is_missing(path: Path) -> bool:
+    """Whether there is nothing at ``path``; false where the folder around it cannot be read."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def _storage(uri: str) -> dict[str, str]:
     """Whether a folder can be listed, written to and read from."""
     facts = {"uri": uri}
     folder = storage.local_path(uri) if storage.is_local(uri) else None
-    missing = [each for each in (folder, *folder.parents) if not each.exists()] if folder else []
+    missing = [each for each in (folder, *folder.parents) if _is_missing(each)] if folder else []
     probe = storage.join(uri, f"doctor-{uuid.uuid4().hex}")
 
     def attempt(name: str, does: Callable[[], str]) -> bool:
