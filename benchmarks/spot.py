@@ -177,7 +177,7 @@ def measured(
         ended = arrivals.last
         for slot in slots:
             slot.count()
-        driver.send_signal(signal.SIGINT)
+        driver.send_signal(signal.SIGTERM)
         driver.wait(STOP_S)
     for slot in slots:
         slot.lose()

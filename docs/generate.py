@@ -29,8 +29,9 @@ INTRODUCTION = """\
 A job file is one YAML document that starts with `kind`. segbatch refuses unknown and duplicate
 keys, wrong types and contradictions, and names the file, line and key. `null` means off; `1e-3` is
 a number; quote a class called `on`. `--set predict.batch_size=64` overrides any key, and `${VAR}`
-inserts an environment variable. Relative paths are relative to the current folder. Credentials
-belong in the environment.
+inserts an environment variable as text; for a number or boolean use `--set predict.batch_size=$N`.
+`$VAR` and `${VAR:-default}` are not replaced. Relative paths are relative to the current folder.
+Credentials belong in the environment.
 
 Keys marked ● are part of the run's identity: running a job again on the same `output` resumes it,
 and a change of such a key is refused. All other keys may change from one start to the next.

@@ -65,21 +65,23 @@ class Bar:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
 
+        console = Console(stderr=True)
         self._bar = RichProgress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[state]}"),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
-            disable=_Said.is_quiet or not sys.stderr.isatty(),
+            console=console,
+            # Rich draws nothing on a dumb terminal until the end.
+            disable=_Said.is_quiet or not sys.stderr.isatty() or console.is_dumb_terminal,
         )
         self._task = self._bar.add_task(what, total=total, completed=done, state="")
         self.started = self._last_line = time.monotonic()
 
     @property
     def shown(self) -> bool:
-        """Whether there is a bar, because stderr is a terminal."""
+        """Whether there is a bar, because stderr is a terminal that can show one."""
         return not self._bar.disable
 
     def __enter__(self) -> Self:

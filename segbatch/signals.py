@@ -20,7 +20,10 @@ _arrived: list[int] = []
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Record SIGINT and SIGTERM for :func:`check` in the block; a second one kills."""
+    """Record SIGINT and SIGTERM for :func:`check` in the block; a second one kills.
+
+    A signal that is ignored stays so: a shell lets ``command &`` in a script ignore SIGINT.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -30,7 +33,8 @@ def interruptible() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
         _arrived.append(signum)
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: was for number, was in handlers.items() if was is not signal.SIG_IGN}
     for number in before:
         signal.signal(number, interrupt)
     try:

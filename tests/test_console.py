@@ -1,5 +1,8 @@
 import io
+import os
+import sys
 
+import pytest
 from rich.console import Console
 from rich.progress import Progress
 
@@ -32,3 +35,20 @@ def test_a_terminal_sees_what_is_committed_and_only_events_that_are_no_routine()
     assert "crashed: image ids [7], reason killed by SIGSEGV" in text
     assert "pass" not in text
     assert "version" not in text
+
+
+@pytest.mark.parametrize(("term", "is_bar"), [("dumb", False), ("xterm", True)])
+def test_a_dumb_terminal_gets_lines_as_the_job_goes_on(
+    monkeypatch: pytest.MonkeyPatch, term: str, is_bar: bool
+) -> None:
+    read, write = os.openpty()
+    monkeypatch.setenv("TERM", term)
+    with os.fdopen(write, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        with RunProgress("s3://bucket/runs/first", 100, 20) as progress:
+            progress.event("pass", remaining=80)
+            progress.commit(30, version=4)
+            terminal.flush()
+            shown = os.read(read, 65536)
+    os.close(read)
+    assert (b"event=pass pass=0" in shown) == (not is_bar)

@@ -41,7 +41,7 @@ Address = Annotated[
 JobOrOutput = Annotated[
     str, Argument(metavar="RUN|ID", help="The job's output, or its submission id.")
 ]
-COLUMNS = ("id", "status", "kind", "output", "model", "started", "took")
+COLUMNS = ("id", "status", "kind", "output", "model", "started (UTC)", "took")
 LEFT = 130  # exit code of a command that stopped following a job
 
 

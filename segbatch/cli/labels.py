@@ -201,6 +201,7 @@ def labels_suggest(
     """
     from segbatch import storage
     from segbatch.labels.dataset import open_dataset
+    from segbatch.results.database import sigint_stops_queries
     from segbatch.review.suggest.suggest import LabelledImages, suggest
     from segbatch.run import open_run
 
@@ -211,16 +212,17 @@ def labels_suggest(
         contents = open_dataset(dataset).image_digests()
         uris |= contents.keys()
         digests |= set(contents.values())
-    suggestions = suggest(
-        opened,
-        folder,
-        count=count,
-        by=by,
-        against=None if against is None else open_run(against),
-        images=None if images is None else read_uris(images),
-        labelled=LabelledImages(uris, digests),
-        to=to,
-    )
+    with sigint_stops_queries():
+        suggestions = suggest(
+            opened,
+            folder,
+            count=count,
+            by=by,
+            against=None if against is None else open_run(against),
+            images=None if images is None else read_uris(images),
+            labelled=LabelledImages(uris, digests),
+            to=to,
+        )
     print_facts(suggestions.to_json() if format == "json" else suggestions.facts(), format)
     if suggestions.unanswered and not suggestions.images:
         raise Incomplete("storage did not deliver the images; run it again as it is")

@@ -6,10 +6,10 @@ that ``--help`` and ``query`` load neither torch nor Ray.
 
 from __future__ import annotations
 
+import io
 import os
 import select
 import sys
-from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -55,10 +55,9 @@ app = Typer(
 def main() -> None:
     """Entry point: prints errors of segbatch as one line and ends with their exit code."""
     code: Any = 0
+    _prepare_streams()
     # Rich puts something else in the place of a broken stdout.
-    stdout = os.dup(STDOUT) if sys.stdout is not None else None
-    if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(errors="replace")  # a terminal may not have every letter of a name
+    stdout = os.dup(STDOUT)
     try:
         app()
     except SegbatchError as error:
@@ -81,10 +80,20 @@ def main() -> None:
     sys.exit(code)
 
 
-def _is_unread(output: int | None) -> bool:
+def _prepare_streams() -> None:
+    """Open streams that are closed, and let stdout print ``?`` for what its encoding does not have.
+
+    A stream is missing after ``<&-`` or ``>&-``, which some daemons do.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")
+
+
+def _is_unread(output: int) -> bool:
     """Whether an open file is a pipe that nobody reads any more."""
-    if output is None:
-        return False
     poll = select.poll()
     poll.register(output, 0)  # errors are reported in any case
     return any(event & select.POLLERR for _, event in poll.poll(0))

@@ -92,6 +92,7 @@ def query(
     groups images by a column of yours.
     """
     from segbatch.results.answer import format_of, write_answer
+    from segbatch.results.database import sigint_stops_queries
     from segbatch.results.query import sql
     from segbatch.run import open_runs
 
@@ -103,7 +104,8 @@ def query(
     else:
         raise InputError('no SQL given: segbatch query RUN "SELECT * FROM images LIMIT 10"')
     answer_format = format or "table" if output is None else format_of(output, format)
-    write_answer(sql(open_runs(runs), text), answer_format, output)
+    with sigint_stops_queries():
+        write_answer(sql(open_runs(runs), text), answer_format, output)
 
 
 def _read_sql(file: Path) -> str:
@@ -130,21 +132,23 @@ def diff(
 ) -> None:
     """Compare two runs over the same images, by class and by pixel."""
     from segbatch.results.answer import SHOWN_ROWS, format_of, write_answer
+    from segbatch.results.database import sigint_stops_queries
     from segbatch.run import open_run
 
     output_format = None if output is None else format_of(output)
-    found = open_run(run_a).diff(open_run(run_b))
-    for note in found.notes():
-        say(note)
-    if output_format is not None:
-        write_answer(found.images, output_format, output)
-    if format == "json":
-        print_facts(found.to_json(limit), format)
-        return
-    print_facts(found.facts)
-    for title, rows in found.tables(limit).items():
-        print(f"\n{title}")
-        write_answer(rows, shown_rows=max(limit, SHOWN_ROWS))
+    with sigint_stops_queries():
+        found = open_run(run_a).diff(open_run(run_b))
+        for note in found.notes():
+            say(note)
+        if output_format is not None:
+            write_answer(found.images, output_format, output)
+        if format == "json":
+            print_facts(found.to_json(limit), format)
+            return
+        print_facts(found.facts)
+        for title, rows in found.tables(limit).items():
+            print(f"\n{title}")
+            write_answer(rows, shown_rows=max(limit, SHOWN_ROWS))
 
 
 @runs_app.command(
@@ -168,12 +172,14 @@ def report_command(
 
     It shows distributions, failures and a gallery of overlays.
     """
+    from segbatch.results.database import sigint_stops_queries
     from segbatch.run import open_run
 
     require_extension(output, ".html", ".htm")
     run = open_run(run_uri)
     before = None if against is None else open_run(against)
-    size = run.report(output, by=by, against=before, prices=prices, tiles=tiles)
+    with sigint_stops_queries():
+        size = run.report(output, by=by, against=before, prices=prices, tiles=tiles)
     say(f"{output}: {size / 1e6:.1f} MB; open it in a browser")
 
 
@@ -259,9 +265,11 @@ def export_command(
 
     Annotation formats come with the photographs.
     """
+    from segbatch.results.database import sigint_stops_queries
     from segbatch.run import open_run
 
-    exported = open_run(run_uri).export(folder, to, where=where, limit=limit, by=by)
+    with sigint_stops_queries():
+        exported = open_run(run_uri).export(folder, to, where=where, limit=limit, by=by)
     for line in exported.unread:
         say(line)
     say(exported.line(folder))

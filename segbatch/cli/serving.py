@@ -69,8 +69,9 @@ def serve(
     Runs on this machine, or on the Ray at RAY_ADDRESS, until Ctrl-C; with --address it deploys on a
     cluster and returns.
     """
-    from segbatch.serving.service import require_serve, service_of
+    from segbatch.serving.service import check_name, require_serve, service_of
 
+    check_name(name)
     require_serve()
     predict = {"long_side": _long_side(long_side), "engine": engine, "precision": precision}
     given = {
@@ -118,6 +119,6 @@ def _long_side(text: str) -> int | str | None:
         return None
     if text == "auto":
         return text
-    if not text.isdigit() or not int(text):
+    if not text.isdecimal() or not int(text):
         raise InputError(f"--long-side {text}: must be a number of pixels, auto or none")
     return int(text)

@@ -15,8 +15,9 @@ from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 import requests
-from ray.exceptions import AuthenticationError
+from ray.exceptions import AuthenticationError, RayError
 from ray.job_submission import JobSubmissionClient
+from urllib3.exceptions import ProtocolError
 
 from segbatch.errors import Incomplete, InputError, SegbatchError
 from segbatch.jobs.runtime.compat import JOBS_CLIENT_LOGS, api_server_url
@@ -104,9 +105,10 @@ def _proxy_hint(url: str) -> str:
 def connect(address: str | None) -> Dashboard:
     """Connect to the Jobs server at ``address``, by default to the one of Ray's own variables.
 
-    ``address`` is the dashboard's URL, or ``host:port`` of the dashboard or of the GCS. Without it,
-    ``RAY_API_SERVER_ADDRESS`` and ``RAY_ADDRESS`` are tried, then a Ray on this machine. Raises
-    :class:`~segbatch.errors.InputError` where no Jobs server answers.
+    ``address`` is the dashboard's URL, also as a browser shows it (``…/#/jobs``), or ``host:port``
+    of the dashboard or of the GCS. Without it, ``RAY_API_SERVER_ADDRESS`` and ``RAY_ADDRESS`` are
+    tried, then a Ray on this machine. Raises :class:`~segbatch.errors.InputError` where no Jobs
+    server answers.
     """
     given = address or os.environ.get(ADDRESS) or os.environ.get("RAY_ADDRESS")
     try:
@@ -115,13 +117,16 @@ def connect(address: str | None) -> Dashboard:
         return _dashboard_at(given.rstrip("/"))
     except SegbatchError as error:
         raise InputError(str(error)) from error
-    except (AssertionError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+    except (
+        *(AssertionError, KeyError, OSError, RuntimeError, TypeError, ValueError),
+        RayError,
+    ) as error:
         where = f"{given}: not a Ray dashboard" if given else "no address"
         hint = ""
         if given and isinstance(error, requests.RequestException | RuntimeError):  # an answer
             hint = _proxy_hint(given if "://" in given else f"http://{given}")
         hint = hint or f"; give it as {EXAMPLE}"
-        raise InputError(f"{where}: {one_line(error)}{hint}") from error
+        raise InputError(f"{where}: {one_line(error).rstrip('.')}{hint}") from error
 
 
 def _dashboard_at(address: str) -> Dashboard:
@@ -129,13 +134,15 @@ def _dashboard_at(address: str) -> Dashboard:
         raise InputError("the address holds a password; give headers as JSON in RAY_JOB_HEADERS")
     if address.startswith("ray://"):
         raise InputError(f"{address}: is Ray Client's address; jobs are sent to {EXAMPLE}")
+    address = re.sub(r"/*[?#].*", "", address)  # the page of the dashboard that a browser shows
     if "://" in address:
         return _dashboard(address)
     try:
         return _dashboard(f"http://{address}")
     except Unanswered as error:
-        if isinstance(error.__cause__, requests.Timeout) or "refused" in str(error):
-            raise
+        cause = error.__cause__
+        if cause is None or not any(isinstance(arg, ProtocolError) for arg in cause.args):
+            raise  # nothing listens, or a server of HTTP that does not work
         # Something listens that does not speak HTTP: the GCS, which knows the dashboard's URL.
         return _dashboard(api_server_url(address))
 
@@ -170,7 +177,13 @@ def _reason(error: requests.RequestException) -> str:
     if isinstance(error, requests.Timeout):
         return "it timed out"
     text = str(error)
-    for reason in ("Connection refused", "Name or service not known", "No route to host"):
+    for reason in (
+        "Connection refused",
+        "Name or service not known",
+        "Temporary failure in name resolution",
+        "Network is unreachable",
+        "No route to host",
+    ):
         if reason in text:
             return reason.lower()
     return one_line(error)

@@ -38,6 +38,7 @@ except ImportError:
 print({MARK!r} + json.dumps({{"segbatch": __version__, "ray": version("ray")}}))
 PROBE
 """
+PACKAGE = Path(__file__).parents[1]
 PROBE_S = 1800.0  # long enough to install torch
 
 
@@ -126,14 +127,13 @@ def with_segbatch(dashboard: Dashboard, environment: dict[str, Any]) -> dict[str
     if found.segbatch is None:
         _refuse_ray(found.ray, where)
         environment = add_segbatch(environment)
-        what = "this checkout" if "py_modules" in environment else f"segbatch=={__version__}"
-        say(f"{where} has no segbatch: sending {what}; each node installs what it needs with pip")
+        say(f"{where} has no segbatch: sending this one; each node installs what it needs with pip")
         found = installed_versions(dashboard, environment)
     if found.segbatch != __version__:
         raise InputError(
             f"{where} has segbatch {found.segbatch} and here is {__version__}: install"
-            f" segbatch=={__version__} there, or submit with {found.segbatch}; another version for"
-            f' one job is --runtime-env-json \'{{"pip": ["segbatch=={__version__}"]}}\''
+            f" {__version__} there, or submit with {found.segbatch}; to send this one with the job:"
+            f' --runtime-env-json \'{{"py_modules": ["{PACKAGE}"]}}\''
         )
     return environment
 
@@ -158,35 +158,26 @@ def installed_versions(dashboard: Dashboard, environment: dict[str, Any]) -> Ver
 
 
 def add_segbatch(environment: dict[str, Any]) -> dict[str, Any]:
-    """``environment`` with this segbatch: the released package, or this checkout and what it needs.
+    """``environment`` with this segbatch and what it needs.
 
-    It is added to ``pip``, for which Ray creates a virtual environment on top of the node's
-    packages. Environments of ``uv`` and ``conda`` do not see those and would need a second Ray.
-    Raises :class:`~segbatch.errors.InputError` for an environment of such a kind.
+    The package itself is sent, because segbatch is on no package index. What it needs is added to
+    ``pip``, for which Ray creates a virtual environment on top of the node's packages. Environments
+    of ``uv`` and ``conda`` do not see those and would need a second Ray. Raises
+    :class:`~segbatch.errors.InputError` for an environment of such a kind.
     """
     for kind in ("uv", "conda", "image_uri", "container"):
         if kind in environment:
             raise InputError(
-                f"runtime environment: {kind} has no segbatch in it; add segbatch=={__version__}"
+                f"runtime environment: {kind} has no segbatch in it; add a wheel of segbatch"
+                f" {__version__} that the nodes can reach"
             )
     pip = RuntimeEnv(pip=environment.get("pip", [])).to_dict()["pip"]
-    package = Path(__file__).parents[1]
-    if _is_released(package):
-        packages = [f"segbatch=={__version__}"]
-    else:
-        packages = _requirements()
-        environment = {
-            **environment,
-            "py_modules": [*(environment.get("py_modules") or []), str(package)],
-            "excludes": [*(environment.get("excludes") or []), "__pycache__"],
-        }
-    return {**environment, "pip": {**pip, "packages": [*pip["packages"], *packages]}}
-
-
-def _is_released(package: Path) -> bool:
-    """Whether segbatch was installed from a package index, as far as pip has recorded it."""
-    info = package.parent / f"segbatch-{__version__}.dist-info"
-    return info.is_dir() and not (info / "direct_url.json").exists()
+    return {
+        **environment,
+        "py_modules": [*(environment.get("py_modules") or []), str(PACKAGE)],
+        "excludes": [*(environment.get("excludes") or []), "__pycache__"],
+        "pip": {**pip, "packages": [*pip["packages"], *_requirements()]},
+    }
 
 
 def _requirements() -> list[str]:

@@ -28,8 +28,10 @@ from segbatch.cluster.measure import Measurement
 from segbatch.cluster.nodeoptions import NodeOption, Terms, Wish, node_options
 from segbatch.cluster.survey import Effort, Survey, survey_job
 from segbatch.config.job import Job, SegmentJob, load_kind
+from segbatch.console import say
+from segbatch.errors import InputError
 from segbatch.images.panorama import views_each
-from segbatch.jobs.runtime.nodes import ClusterFile, read_cluster_file
+from segbatch.jobs.runtime.nodes import NO_CLUSTER, ClusterFile, read_cluster_file
 from segbatch.results.cost import count_requests
 from segbatch.results.prices import GB, Prices, read_prices
 from segbatch.results.schema import TRANSIENT_ERRORS
@@ -128,9 +130,7 @@ def plan(
     """
     job = load_kind(job, SegmentJob)
     price_table = read_prices(prices)
-    if cluster is None and storage.exists(CLUSTER):
-        cluster = CLUSTER
-    nodes = read_cluster_file(cluster) if cluster is not None else ClusterFile(None, [], None, 0)
+    nodes = _cluster_here() if cluster is None else read_cluster_file(cluster)
     effort = effort or Effort()
     if address is None:
         survey = survey_job(job, effort)
@@ -139,6 +139,15 @@ def plan(
 
         survey = survey_remotely(job, effort, address, env_vars)
     return make_plan(job, survey, nodes, price_table, wish or Wish())
+
+
+def _cluster_here() -> ClusterFile:
+    """The ``cluster.yaml`` in the current folder, if there is one for ``ray up``."""
+    try:
+        return read_cluster_file(CLUSTER) if storage.exists(CLUSTER) else NO_CLUSTER
+    except InputError as error:  # other tools have files of this name
+        say(f"{error}; left out, --cluster names another")
+        return NO_CLUSTER
 
 
 def make_plan(

@@ -156,11 +156,23 @@ def find_submission(id_or_output: str, address: str | None) -> Submission:
         return Submission(id_or_output, connect(address))
     uri = storage.normalize(id_or_output)
     recorded = _recorded_submission(uri)
-    dashboard = connect(address or recorded.get("address"))
+    not_submitted = InputError(
+        f"{uri}: its last driver was started with segbatch run, not submitted: it has no job;"
+        f" segbatch status {uri} shows it"
+    )
+    began_without_job = address is None and recorded == {}
+    try:
+        dashboard = connect(address or (recorded or {}).get("address"))
+    except InputError as error:
+        if began_without_job:
+            raise not_submitted from error
+        raise
     jobs = [job for job in list_submissions(dashboard) if output_of(job) == uri]
     jobs.sort(key=lambda job: (not job.status.is_terminal(), job.start_time or 0))
-    submission_id = jobs[-1].submission_id if jobs else recorded.get("id")
+    submission_id = jobs[-1].submission_id if jobs else (recorded or {}).get("id")
     if submission_id is None:
+        if began_without_job:
+            raise not_submitted
         raise InputError(
             f"{uri}: no job for it at {dashboard.get_address()}; segbatch jobs lists all jobs"
         )
@@ -203,11 +215,13 @@ def job_facts(job: JobDetails) -> dict[str, Any]:
     }
 
 
-def _recorded_submission(uri: str) -> dict[str, Any]:
-    """``id`` and ``address`` of the last submission in the ``run.json`` of a run or a training."""
+def _recorded_submission(uri: str) -> dict[str, Any] | None:
+    """``id`` and ``address`` of the last submission in the ``run.json`` of a run or a training;
+    empty if it was not submitted, ``None`` without a ``run.json``.
+    """
     with storage.translate_errors("cannot read run"):
         try:
             info = json.loads(storage.read_bytes(storage.join(uri, "run.json")))
             return info.get("submission") or {}
         except (AttributeError, FileNotFoundError, ValueError):
-            return {}
+            return None

@@ -55,6 +55,8 @@ def _output(uri: str) -> str:
     odd = re.search(r"[?#%*\[\]\\]", uri)
     if odd:
         raise ValueError(f"{uri} has {odd[0]} in it, which not every library accepts: rename it")
+    if variable := re.search(r"\$([A-Za-z_]\w*)", uri):
+        raise ValueError(f"{variable[0]} is not replaced: write ${{{variable[1]}}}")
     key = uris.split_bucket(uri.rstrip("/"))[1]
     if key and not {"", ".", ".."}.isdisjoint(key.split("/")):
         raise ValueError(f"{uri} has a part that is empty, . or ..: write it without")

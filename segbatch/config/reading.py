@@ -8,9 +8,11 @@ refused: a job file needs none, and a small file of nested aliases can expand wi
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import os
 import re
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,7 +26,7 @@ from pydantic_core import ErrorDetails
 
 from segbatch import storage
 from segbatch.config.validation import message_of
-from segbatch.errors import JobFileError
+from segbatch.errors import JobFileError, shortened
 
 STDIN = "-"
 MAX_BYTES = 200_000
@@ -47,13 +49,15 @@ Key = tuple[str | int, ...]
 class JobDocument:
     """The values of a job file, not validated yet, and the line of each key, counted from 1.
 
-    ``overridden`` are the keys that ``--set`` gives.
+    ``overridden`` are the keys that ``--set`` gives; ``expanded`` are the values with variables, as
+    they were written.
     """
 
     name: str
     values: dict[str, Any]
     lines: dict[Key, int] = field(default_factory=dict)
     overridden: set[Key] = field(default_factory=set)
+    expanded: dict[Key, str] = field(default_factory=dict)
 
     def error(self, key: Key, message: str) -> JobFileError:
         """The error to raise for the value at ``key``."""
@@ -173,15 +177,23 @@ def _parse(name: str, text: str) -> JobDocument:
 
 
 @contextmanager
-def _reading_yaml(name: str) -> Iterator[None]:
+def _reading_yaml(name: str, quoted: str | None = None) -> Iterator[None]:
+    """Raises :class:`JobFileError` for wrong YAML in the file ``name``, or in the option ``name``
+    whose value is to be ``quoted`` so.
+    """
     try:
         yield
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        where = f"{name}:{mark.line + 1}" if mark else name
+        where = f"{name}:{mark.line + 1}" if mark and quoted is None else name
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         what = "" if isinstance(error, _AliasError) else "not valid YAML: "
-        raise JobFileError(f"{where}: {what}{problem[:MAX_MESSAGE]}") from error
+        start = getattr(error, "context_mark", None) or mark
+        text = start.buffer[start.pointer :] if start and start.buffer else ""
+        advice = "; indent with spaces" if text.startswith("\t") else ""
+        if value := re.match(r"[*&@%!`][^,\]}#\n\0]*", text):  # they begin no text
+            advice = f"; quote it if it is text: {quoted or repr(shortened(value[0].rstrip()))}"
+        raise JobFileError(f"{where}: {what}{problem[:MAX_MESSAGE]}{advice}") from error
 
 
 def _value_of(document: JobDocument, key: Key, node: yaml.Node, loader: _Loader) -> Any:
@@ -239,9 +251,17 @@ def _apply_override(document: JobDocument, override: str) -> None:
         raise JobFileError(f"--set {override}: must be key=value, as in predict.batch_size=64")
     *parents, last = key_text.strip().split(".")
     document.overridden.add((*parents, last))
-    with _reading_yaml(f"--set {key_text.strip()}"):
-        node = yaml.compose(f"value: {value_text}", Loader=_Loader)
+    name = f"--set {key_text.strip()}"
+    text = f"value: {value_text}"
+    as_text = f"{key_text.strip()}={json.dumps(value_text, ensure_ascii=False)}"
+    quoted = f"--set {shlex.quote(as_text)}"
+    with _reading_yaml(name, quoted):
+        node = yaml.compose(text, Loader=_Loader)
         assert isinstance(node, yaml.MappingNode)
+        end = node.value[0][1].end_mark.index
+        if end < len(text.rstrip()):  # a comment, or another key on the next line
+            read = text[len("value: ") : end]
+            raise JobFileError(f"{name}: YAML reads only {read!r} of its value; quote it: {quoted}")
         value = _value_of(document, (*parents, last), node.value[0][1], _Loader(""))
     target: dict[str, Any] = document.values
     for parent in parents:
@@ -254,7 +274,7 @@ def _apply_override(document: JobDocument, override: str) -> None:
 def _expand_variables(
     document: JobDocument, key: Key, value: Any, variables: Mapping[str, str]
 ) -> Any:
-    """``value`` with every ``${VAR}`` replaced."""
+    """``value`` with every ``${VAR}`` replaced. Other expansions of a shell are refused."""
     if isinstance(value, Mapping):
         return {k: _expand_variables(document, (*key, k), v, variables) for k, v in value.items()}
     if isinstance(value, list):
@@ -263,11 +283,16 @@ def _expand_variables(
         return value
 
     def variable(match: re.Match[str]) -> str:
+        if not re.fullmatch(r"\w+", match[1]):
+            raise document.error(key, f"{match[0]} is not replaced: only ${{NAME}} is")
         if match[1] not in variables:
             raise document.error(key, f"the environment variable {match[1]} is not set")
         return variables[match[1]]
 
-    return re.sub(r"\$\{(\w+)\}", variable, value)
+    expanded = re.sub(r"\$\{([^}]*)\}", variable, value)
+    if expanded != value:
+        document.expanded[key] = value
+    return expanded
 
 
 # ---------------------------------------------------------------------------------- error messages
@@ -278,7 +303,16 @@ def _explain(document: JobDocument, model: type[BaseModel], details: ErrorDetail
     key: Key = tuple(part for part in details["loc"] if part != "constrained-str")
     is_unknown = details["type"] == "extra_forbidden"
     message = _unknown_key(model, key) if is_unknown else message_of(details)
+    written = document.expanded.get(key)
+    if written is not None and _is_no_text(str(details["input"])):
+        message += f": {written} inserts text; use --set {_dotted(key)}={written}"
     return str(document.error(key, message))
+
+
+def _is_no_text(value: str) -> bool:
+    """Whether YAML reads ``value`` as a number, a boolean or null."""
+    tag: str = _Loader("").resolve(yaml.ScalarNode, value, (True, False))  # type: ignore[no-untyped-call]
+    return not tag.endswith(":str")
 
 
 def _unknown_key(model: type[BaseModel], key: Key) -> str:

@@ -6,7 +6,9 @@ import os
 import platform
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from segbatch import storage
@@ -68,9 +70,22 @@ def _aws() -> str:
     return "none found" if credentials is None else f"found ({credentials.method})"
 
 
+def _is_missing(path: Path) -> bool:
+    """Whether there is nothing at ``path``; false where the folder around it cannot be read."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def _storage(uri: str) -> dict[str, str]:
     """Whether a folder can be listed, written to and read from."""
     facts = {"uri": uri}
+    folder = storage.local_path(uri) if storage.is_local(uri) else None
+    missing = [each for each in (folder, *folder.parents) if _is_missing(each)] if folder else []
     probe = storage.join(uri, f"doctor-{uuid.uuid4().hex}")
 
     def attempt(name: str, does: Callable[[], str]) -> bool:
@@ -92,9 +107,20 @@ def _storage(uri: str) -> dict[str, str]:
         return "yes, the same bytes" if same else "no: other bytes than were written"
 
     def list_it() -> str:
+        if folder in missing:
+            return "yes; the folder does not exist yet"
+        if folder is not None and not folder.is_dir():
+            return "no: it is a file, not a folder"
         return "yes" if next(iter(storage.list_files(uri)), None) else "yes; there are no files"
 
+    try:
+        storage.require_extra(uri)
+    except SegbatchError as error:
+        return facts | {"extra": f"no: {error}"}
     attempt("list", list_it)
     if attempt("write", write):
         attempt("read", read)
+    for made in missing:
+        with suppress(OSError):  # another process may have written to it
+            made.rmdir()
     return facts

@@ -112,10 +112,11 @@ def prepare_model(uri: str, predict: Predict, limits: Limits, *, confidence: boo
 
 
 def check_output(uri: str) -> None:
-    """Write a probe to the run's folder.
+    """Write a probe to the run's folder, and check that its statistics can be made.
 
-    Raises :class:`~segbatch.errors.RunError` if that is not allowed, ``OSError`` if storage fails.
+    Raises :class:`~segbatch.errors.InputError` if not, ``OSError`` if storage fails.
     """
+    storage.require_extra(uri)
     probe = storage.join(uri, f"preflight-{uuid.uuid4().hex}")
     try:
         storage.write_bytes(probe, b"")

@@ -5,11 +5,15 @@ Remote files are read through fsspec, since the DuckDB wheel has no S3 client.
 
 from __future__ import annotations
 
+import signal
+import socket
 import tempfile
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import cache, partial
+from threading import Thread
 from typing import Any, Literal, NamedTuple, cast
+from weakref import WeakSet
 
 import duckdb
 import pyarrow as pa
@@ -30,6 +34,9 @@ SETTINGS = {
 
 ZONED_TIME = "timestamp with time zone"  # the id of DuckDB's type
 
+# Connections that SIGINT interrupts.
+_open: WeakSet[duckdb.DuckDBPyConnection] = WeakSet()
+
 
 def open_database() -> duckdb.DuckDBPyConnection:
     """A DuckDB in memory with a schema ``segbatch``, in which :func:`scan` creates views."""
@@ -41,7 +48,44 @@ def open_database() -> duckdb.DuckDBPyConnection:
         con.execute("SET enable_progress_bar = false")
     count_times_in_utc(con)
     con.execute("CREATE SCHEMA segbatch")  # SHOW TABLES leaves it out
+    _open.add(con)
     return con
+
+
+@contextmanager
+def sigint_stops_queries() -> Iterator[None]:
+    """Let SIGINT end a running query in the block; the block must be in the main thread.
+
+    Python calls its own handler only after DuckDB has returned, which may take hours. A thread
+    receives the signal at once.
+    """
+    receiving, sending = socket.socketpair()
+    sending.setblocking(False)  # set_wakeup_fd requires it
+    received = b""
+
+    def watch() -> None:
+        nonlocal received
+        while number := receiving.recv(1):
+            received += number
+            if number[0] == signal.SIGINT:
+                for con in list(_open):
+                    con.interrupt()
+
+    watching = Thread(target=watch, daemon=True)
+    watching.start()
+    before = signal.set_wakeup_fd(sending.fileno())
+    try:
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(before)
+            sending.close()
+            watching.join()
+            receiving.close()
+    except Exception as error:  # of one of several types, in place of KeyboardInterrupt
+        if signal.SIGINT in received:
+            raise KeyboardInterrupt from error
+        raise
 
 
 def register_filesystems(con: duckdb.DuckDBPyConnection, uris: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -56,6 +57,12 @@ def service_of(values: dict[str, Any]) -> Service:
         return Service.model_validate(values)
     except ValidationError as error:
         raise InputError(next(explain(error))) from error
+
+
+def check_name(name: str) -> None:
+    """Raises :class:`~segbatch.errors.InputError` for a name that is no part of a URL."""
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise InputError(f"--name {name!r}: must be of letters, digits, _, . and -")
 
 
 def route_of(name: str) -> str:

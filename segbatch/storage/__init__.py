@@ -1,6 +1,6 @@
 """Reads and writes all of segbatch's data: on local disk, in object storage and over HTTP."""
 
-from segbatch.storage.clients import delta_options, filesystem
+from segbatch.storage.clients import delta_options, filesystem, require_extra
 from segbatch.storage.failures import (
     REFUSED_CREDENTIALS,
     REPLACED,
@@ -81,6 +81,7 @@ __all__ = [
     "read_many",
     "read_text",
     "reading_input",
+    "require_extra",
     "scheme_of",
     "split_bucket",
     "translate_errors",

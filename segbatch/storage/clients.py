@@ -19,6 +19,7 @@ from typing import Any
 import fsspec
 from obstore.store import HTTPStore, ObjectStore, from_url
 
+from segbatch.errors import InputError
 from segbatch.storage import hub, labelstudio
 from segbatch.storage.failures import NoCredentials
 from segbatch.storage.uris import HTTP_SCHEMES, OBJECT_SCHEMES, is_local, scheme_of, split_bucket
@@ -32,10 +33,34 @@ BACKOFF_FACTOR = 4
 MAX_BACKOFF_S = 20.0
 JITTER = 0.5  # share of a wait by which it varies
 
+# Extras of pyproject.toml with the fsspec filesystem of a scheme; that of s3 is always there.
+EXTRAS = {"gs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
+
 MAX_SITES = 256  # web servers whose connections are kept: a list of images may name any number
 
 Headers = tuple[tuple[str, str], ...]
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+class MissingExtra(InputError, ImportError):
+    """A location needs an extra of segbatch that is not installed."""
+
+
+def require_extra(uri: str) -> None:
+    """Check that the extra is installed which queries and statistics of ``uri`` need.
+
+    obstore alone reads images and writes results. Raises :class:`MissingExtra`.
+    """
+    scheme = scheme_of(uri)
+    if scheme not in EXTRAS:
+        return
+    try:
+        fsspec.get_filesystem_class(scheme)
+    except (ImportError, ValueError) as error:  # fsspec knows abfss from adlfs alone
+        extra = EXTRAS[scheme]
+        raise MissingExtra(
+            f"{scheme}:// needs the extra {extra}: pip install 'segbatch[{extra}]'"
+        ) from error
 
 
 def retry_waits(retries: int) -> Iterator[float]:
@@ -98,7 +123,8 @@ def bucket_client(root: str, timeout_s: float = TIMEOUT_S, retries: int = RETRIE
 
 
 def filesystem(uri: str, timeout_s: float = TIMEOUT_S, retries: int = RETRIES) -> tuple[Any, str]:
-    """The fsspec filesystem of ``uri`` and the path in it."""
+    """The fsspec filesystem of ``uri`` and the path in it. Raises :class:`MissingExtra`."""
+    require_extra(uri)
     if hub.is_on_hub(uri):
         return fsspec.core.url_to_fs(uri, endpoint=hub.endpoint())  # type: ignore[no-any-return]
     if scheme_of(uri) not in ("s3", "s3a"):

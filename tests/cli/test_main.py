@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -16,7 +17,9 @@ import yaml
 
 import segbatch
 from segbatch import storage
+from segbatch.cli.main import main
 from segbatch.config.job import load_job
+from segbatch.jobs.doctor import examine
 from tests.collection import jpeg
 from tests.conftest import S3, job
 from tests.drivers import cli
@@ -166,6 +169,34 @@ def test_status_and_audit_say_in_json_what_is_on_storage(whole_run: Any) -> None
     audit = cli("audit", whole_run.uri, "--deep", "--format", "json")
     assert audit.returncode == 0
     assert json.loads(audit.stdout)["rows"] == 21
+
+
+# ----------------------------------------------------------------------------------- streams
+
+
+def test_streams_may_be_closed() -> None:
+    command = '"$0" -m segbatch run - <&- >&-'
+    ended = subprocess.run(
+        ["sh", "-c", command, sys.executable], check=False, capture_output=True, text=True
+    )
+    assert ended.returncode == 2
+    assert ended.stderr == (
+        "segbatch: <stdin>: not a job file: it should begin with 'kind: segment'\n"
+    )
+
+
+def test_stdout_of_another_encoding_gets_question_marks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write_run(str(tmp_path / "München → Zürich"))
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="latin-1"))
+    monkeypatch.setattr(sys, "argv", ["segbatch", "status", run.uri])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    sys.stdout.flush()
+    assert "München ? Zürich" in written.getvalue().decode("latin-1")
 
 
 # ------------------------------------------------------------------------------- broken pipes
@@ -348,5 +379,12 @@ def test_the_doctor_tries_storage_and_says_what_does_not_work(s3: S3, tmp_path: 
     assert "read" not in facts
 
     (tmp_path / "file").write_bytes(b"")
+    facts = examine(str(tmp_path / "file"))
+    assert facts["list"] == "no: it is a file, not a folder"
+    assert facts["write"].startswith("no: ")
     assert cli("doctor", str(tmp_path / "file" / "below")).returncode == 1
+    facts = examine(str(tmp_path / "new" / "run"))
+    assert facts["list"] == "yes; the folder does not exist yet"
+    assert facts["read"] == "yes, the same bytes"
+    assert not (tmp_path / "new").exists()
     assert cli("doctor").returncode == 0

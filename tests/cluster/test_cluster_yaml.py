@@ -91,6 +91,12 @@ def test_a_head_of_ones_own_machines_that_would_run_workers_is_found() -> None:
     assert "head would run workers" in problem
 
 
+def test_clusters_for_google_have_the_extra_for_its_storage() -> None:
+    [command] = load(ROOT / "docs/clusters/gcp.yaml")["setup_commands"]
+    assert command.endswith(".whl[gcs]'")
+    assert ".[serve,gcs,azure]" in (ROOT / "jobs/kuberay/Dockerfile").read_text()
+
+
 @every_cloud
 def test_nodes_come_from_zero_for_what_segbatch_asks_for(path: Path) -> None:
     config = load(path)

@@ -11,6 +11,7 @@ import pytest
 
 from segbatch import storage
 from segbatch.cli.plan import hours_of, print_plan
+from segbatch.cluster import jobplan
 from segbatch.cluster.estimate import (
     BLOCK_CPU_S,
     ImageCost,
@@ -36,7 +37,7 @@ from segbatch.config.job import Resources, SegmentJob, load_job
 from segbatch.errors import InputError, SourceError
 from segbatch.jobs.preflight import prepare
 from segbatch.jobs.runstate import RunState
-from segbatch.jobs.runtime.nodes import ClusterFile, NodeType, read_cluster_file
+from segbatch.jobs.runtime.nodes import NO_CLUSTER, ClusterFile, NodeType, read_cluster_file
 from segbatch.jobs.runtime.sharing import ENCODE_CPUS, PARQUET_CPUS, READ_CPUS
 from segbatch.results.cost import count_requests
 from segbatch.results.prices import read_prices
@@ -362,6 +363,22 @@ def test_a_cluster_file_that_is_none(tmp_path: Path, content: str, message: str)
     (tmp_path / "c.yaml").write_text(content)
     with pytest.raises(InputError, match=message):
         read_cluster_file(str(tmp_path / "c.yaml"))
+
+
+def test_a_cluster_of_machines_of_your_own_has_no_types_of_nodes() -> None:
+    assert read_cluster_file(str(ROOT / "docs/clusters/local.yaml")) == NO_CLUSTER
+
+
+def test_another_tools_cluster_yaml_in_the_folder_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert jobplan._cluster_here() == NO_CLUSTER
+    (tmp_path / "cluster.yaml").write_text("kind: Cluster\napiVersion: kind.x-k8s.io/v1alpha4\n")
+    assert jobplan._cluster_here() == NO_CLUSTER
+    assert "cluster.yaml: has no available_node_types" in capsys.readouterr().err
+    (tmp_path / "cluster.yaml").write_text((ROOT / "cluster.yaml").read_text())
+    assert jobplan._cluster_here().workers
 
 
 def test_the_node_types_of_cluster_yaml_have_prices() -> None:

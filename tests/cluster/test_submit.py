@@ -20,9 +20,11 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from packaging.requirements import Requirement
+from ray.exceptions import RpcError
 from ray.job_submission import JobDetails
 
 import segbatch
+from segbatch.cluster import dashboard as dashboard_module
 from segbatch.cluster.dashboard import Dashboard, connect
 from segbatch.cluster.environment import (
     add_segbatch,
@@ -47,6 +49,7 @@ from segbatch.run import Run, open_run
 from tests.collection import various
 from tests.conftest import ROOT, job
 from tests.drivers import cli, wait_until
+from tests.written_run import write_run
 
 CLOUD: dict[str, Any] = {
     "kind": "segment",
@@ -216,6 +219,14 @@ def test_what_the_user_sets_comes_before_ours_and_after() -> None:
         with_variables({"env_vars": {"PORT": 1, "KEY": "secret"}}, {}, {})
 
 
+def test_nothing_is_asked_of_a_package_index_that_has_no_segbatch() -> None:
+    assert "segbatch is on no package index yet" in (ROOT / "README.md").read_text()
+    texts = [*ROOT.glob("docs/**/*.md"), *ROOT.glob("segbatch/**/*.py"), *ROOT.glob("*.yaml")]
+    asks = re.compile(r"segbatch==|install segbatch\b")
+    asking = [text.name for text in texts if asks.search(text.read_text())]
+    assert asking == ["releasing.md"]
+
+
 def test_a_cluster_without_segbatch_gets_this_checkout_and_what_it_needs() -> None:
     environment = add_segbatch({"pip": ["mine"], "env_vars": {"A": "1"}})
     assert environment["py_modules"] == [str(Path(segbatch.__file__).parent)]
@@ -247,6 +258,10 @@ def test_a_job_that_is_too_long_for_a_command_is_refused(send: Callable[..., Any
         (NOWHERE, "127.0.0.1:9: does not answer: connection refused"),
         ("127.0.0.1:9", "127.0.0.1:9: does not answer: connection refused"),
         ("http://no-such-host.invalid:8265", "does not answer: "),
+        (
+            "no-such-host.invalid:8265",
+            "no-such-host.invalid:8265: does not answer: [a-z ]+$",
+        ),
         ("ray://127.0.0.1:10001", "Ray Client's address"),
         ("http://me:secret@127.0.0.1:9", "holds a password"),
     ],
@@ -257,6 +272,49 @@ def test_an_address_where_no_cluster_is_ends_soon(address: str, said: str) -> No
         submit(CLOUD, address)
     assert time.monotonic() - began < 10
     assert "secret" not in str(raised.value)
+
+
+def test_a_run_that_was_not_submitted_has_no_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+        monkeypatch.delenv(variable, raising=False)
+    run = write_run(str(tmp_path / "run"))
+    with pytest.raises(InputError) as refused:
+        find_submission(run.uri, None)
+    assert str(refused.value) == (
+        f"{run.uri}: its last driver was started with segbatch run, not submitted: it has no job;"
+        f" segbatch status {run.uri} shows it"
+    )
+
+
+def test_a_gcs_that_does_not_answer_is_an_error_of_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(address: str) -> str:
+        raise RpcError("Timed out while waiting for GCS to become available.")  # after 40 s
+
+    def answer_as_grpc() -> None:
+        client, _ = server.accept()
+        with client:
+            client.recv(65536)
+            client.sendall(bytes.fromhex("000018040000000000000400400000000500400000"))
+
+    monkeypatch.setattr(dashboard_module, "api_server_url", fails)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        thread = threading.Thread(target=answer_as_grpc)
+        thread.start()
+        said = f"{address}: not a Ray dashboard: Timed out .* available; give it as --address"
+        with pytest.raises(InputError, match=said):
+            connect(address)
+        thread.join()
+
+
+@pytest.mark.parametrize("page", ["/", "/#/jobs", "/#/overview?tab=a", "?a=b#/jobs"])
+def test_the_address_of_a_page_of_the_dashboard_will_do(jobs_server: str, page: str) -> None:
+    assert connect(f"{jobs_server}{page}").get_address() == jobs_server
+    assert connect(f"{jobs_server.removeprefix('http://')}{page}").get_address() == jobs_server
 
 
 def test_a_server_that_is_no_ray_is_told_from_one(s3: Any) -> None:
@@ -484,7 +542,9 @@ def test_another_version_on_the_cluster_is_said_before_anything_is_sent(
 ) -> None:
     (tmp_path / "segbatch.py").write_text("__version__ = '9.9.9'\n")
     before = len(list_submissions(dashboard))
-    with pytest.raises(InputError, match=r"has segbatch 9\.9\.9 and here is .*: install .* or "):
+    with pytest.raises(
+        InputError, match=r"has segbatch 9\.9\.9 and here is .*: install .* or .*py_modules"
+    ):
         submit(CLOUD, jobs_server, runtime_env={"working_dir": str(tmp_path)})
     assert len(list_submissions(dashboard)) == before
 

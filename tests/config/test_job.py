@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -89,6 +90,43 @@ def test_variables_come_from_the_environment_of_the_command(load) -> None:
     assert load(text, environment={"WEEK": "47"}).output == "s3://bucket/runs/47"
 
 
+def test_a_variable_inserts_text(load) -> None:
+    text = MINIMAL.replace("runs/one", "runs/${N}")
+    assert load(text, environment={"N": "2026"}).output == "s3://bucket/runs/2026"
+    text = MINIMAL + "predict: {batch_size: '${N}', flip: '${F}'}\nresources: {workers: '${N}'}\n"
+    with pytest.raises(JobFileError) as refused:
+        load(text, environment={"N": "16", "F": "true"})
+    lines = str(refused.value).splitlines()
+    assert len(lines) == 3
+    for key, name, line in zip(
+        ("predict.flip", "predict.batch_size", "resources.workers"), "FNN", lines, strict=True
+    ):
+        assert line.endswith(f"': ${{{name}}} inserts text; use --set {key}=${{{name}}}")
+
+
+@pytest.mark.parametrize(
+    ("text", "advice"),
+    [
+        ("images: *.jpg", "job.yaml:1: not valid YAML: .*; quote it if it is text: '\\*.jpg'"),
+        ("images: **/*.jpg", r"; quote it if it is text: '\*\*/\*.jpg'"),
+        ("images: [*.jpg, a/]", r"; quote it if it is text: '\*.jpg'"),
+        ("output: @x", "; quote it if it is text: '@x'"),
+        ("images:\n\t- a", "job.yaml:2: .*; indent with spaces"),
+    ],
+)
+def test_text_that_is_no_yaml_is_to_be_quoted(refusal, text: str, advice: str) -> None:
+    assert re.search(f"{advice}$", refusal(text))
+
+
+def test_a_value_of_set_may_have_spaces_and_signs(load) -> None:
+    assert load(MINIMAL, 'output="runs/a b"').output == "runs/a b"
+    assert load(MINIMAL, "images=a#b/").sources == [Prefix(prefix="a#b/")]
+    assert load(MINIMAL, "images={manifest: a.csv, where: \"a = '$1'\"} ").sources == [
+        Manifest(manifest="a.csv", where="a = '$1'")
+    ]
+    assert load(MINIMAL, "predict.tile=").predict.tile is None
+
+
 def test_set_overrides_any_key(load) -> None:
     job = load(MINIMAL, "predict.batch_size=64", "predict.tile={size: 512}", "masks=none")
     assert job.predict.batch_size == 64
@@ -109,7 +147,17 @@ def test_set_overrides_any_key(load) -> None:
         ("output=${NOWHERE}", "--set: output: the environment variable NOWHERE is not set"),
         ("kind=x", "--set: kind: 'x' is unknown"),
         ("stats=[confidence, foo]", "--set: stats[1]: should be 'confidence', 'components'"),
-        ("stats=[confidence", "--set stats:1: not valid YAML"),
+        ("stats=[confidence", "--set stats: not valid YAML"),
+        ("output=a/b #1", "--set output: YAML reads only 'a/b' of its value; quote it: --set"),
+        ("images=Block #3/", """quote it: --set 'images="Block #3/"'"""),
+        ("output=a\nmasks: none", r"""quote it: --set 'output="a\nmasks: none"'"""),
+        ("stats=[boxes] # x", "--set stats: YAML reads only '[boxes]' of its value"),
+        ("images=*.jpg", """; quote it if it is text: --set 'images="*.jpg"'"""),
+        ("images=*jpg", """; quote it if it is text: --set 'images="*jpg"'"""),
+        ("output=@x", """--set output: not valid YAML: found character '@'"""),
+        ("output=@x", """; quote it if it is text: --set 'output="@x"'"""),
+        ("output=runs/$DAY", "--set: output: $DAY is not replaced: write ${DAY}"),
+        ("output=runs/${A:-b}", "--set: output: ${A:-b} is not replaced: only ${NAME} is"),
         ("rows_per_file=", "--set: rows_per_file: must be auto or"),
         ("masks=none", "job.yaml:6: predict.scales: "),
     ],

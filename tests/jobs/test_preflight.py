@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +12,20 @@ import pyarrow as pa
 import pytest
 
 from segbatch.config.job import SegmentJob, load_kind
-from segbatch.errors import Incomplete, RunError, SegbatchError, SourceError
+from segbatch.errors import Incomplete, InputError, RunError, SegbatchError, SourceError
 from segbatch.images.video import frame_uri
+from segbatch.jobs.doctor import examine
 from segbatch.jobs.evaluate import evaluate
 from segbatch.jobs.finetune import finetune
-from segbatch.jobs.preflight import Prepared, check_first_images, choose_sizes, prepare
+from segbatch.jobs.preflight import (
+    Prepared,
+    check_first_images,
+    check_output,
+    choose_sizes,
+    prepare,
+)
 from segbatch.jobs.segment import segment
+from segbatch.results.log import read_columns
 from tests.collection import jpeg
 from tests.conftest import S3, job
 from tests.films import STEADY, film
@@ -46,6 +55,24 @@ def test_videos_in_the_place_of_images_are_refused(tmp_path: Path, prepared: Pre
     film(tmp_path / "clip.mp4", STEADY, sound=None)
     with pytest.raises(SourceError, match=r"a video: .*images: \{video: …\}"):
         check(prepared, f"{tmp_path}/clip.mp4")
+
+
+@pytest.mark.parametrize(
+    ("scheme", "package", "extra"),
+    [("gs", "gcsfs", "gcs"), ("az", "adlfs", "azure"), ("abfss", "adlfs", "azure")],
+)
+def test_an_output_that_needs_an_extra_is_refused_before_a_cluster_is_asked(
+    monkeypatch: pytest.MonkeyPatch, scheme: str, package: str, extra: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    advice = f"{scheme}:// needs the extra {extra}: pip install 'segbatch[{extra}]'"
+    with pytest.raises(InputError) as refused:
+        check_output(f"{scheme}://bucket/run")
+    assert str(refused.value) == advice
+    with pytest.raises(InputError) as refused:
+        read_columns(f"{scheme}://bucket/run/rows", "a.parquet", ["uri"])
+    assert str(refused.value) == advice
+    assert examine(f"{scheme}://bucket")["extra"] == f"no: {advice}"
 
 
 def test_one_photograph_among_them_is_enough(tmp_path: Path, prepared: Prepared) -> None:

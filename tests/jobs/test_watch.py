@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from segbatch import signals
 from segbatch.errors import Fenced, Incomplete, Interrupted
 from segbatch.jobs.watch import NothingYet, Patience, Watch
 from segbatch.results.lease import Lease
@@ -67,6 +68,20 @@ def test_a_signal_whose_exception_a_library_swallowed_ends_the_waiting(
     with interruptible(), pytest.raises(Interrupted, match=signum.name) as caught:
         list(Watch(lease, 60).results_of(swallows))
     assert caught.value.exit_code == code
+
+
+def test_a_signal_that_is_ignored_stays_so() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with interruptible():
+            os.kill(os.getpid(), signal.SIGINT)
+            assert not signals.arrived()
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert signals.arrived()
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_after_a_signal_what_is_begun_may_be_finished_and_workers_are_told(tmp_path: Path) -> None:

@@ -2,11 +2,14 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import uuid
+from collections.abc import Callable
 from datetime import UTC, datetime, time
 from pathlib import Path
+from threading import Timer
 
 import duckdb
 import numpy as np
@@ -18,6 +21,7 @@ import s3fs
 from rich.console import Console
 
 from segbatch import storage
+from segbatch.cli import runs
 from segbatch.errors import Incomplete, InputError, RunError, UnreadableMask
 from segbatch.results import workbook
 from segbatch.results.answer import AnswerFormat, _print_table, write_answer
@@ -878,3 +882,31 @@ def test_a_workbook_takes_no_more_rows_than_a_sheet_has(
     with pytest.raises(InputError, match=r"an Excel sheet takes 13 rows"):
         write_answer(sql([run], "FROM images"), "xlsx", str(tmp_path / "answer.xlsx"))
     assert list(tmp_path.iterdir()) == []
+
+
+HOURS = "SELECT sum(hash(range)) AS number FROM range(100_000_000_000)"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        lambda run, folder: runs.query([run, HOURS]),
+        lambda run, folder: runs.query([run, HOURS], output=f"{folder}/answer.csv"),
+        lambda run, folder: runs.export_command(run, folder, to="png", where=f"({HOURS}) > 0"),
+        lambda run, folder: runs.export_command(run, folder, to="csv", where=f"({HOURS}) > 0"),
+    ],
+    ids=["query", "query to a file", "export of masks", "export of rows"],
+)
+def test_sigint_ends_a_query_that_takes_hours(
+    run: Run, tmp_path: Path, command: Callable[[str, str], None]
+) -> None:
+    folder = f"{tmp_path}/answers"
+    interrupt = Timer(0.5, os.kill, [os.getpid(), signal.SIGINT])
+    interrupt.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            command(run.uri, folder)
+    finally:
+        interrupt.cancel()
+    assert signal.set_wakeup_fd(-1) == -1, "as it was before"
+    assert list(storage.list_files(folder)) == []

@@ -2,9 +2,10 @@ from typing import Any
 
 import pytest
 
+from segbatch.cli.serving import serve
 from segbatch.errors import InputError
 from segbatch.serving import service
-from segbatch.serving.service import require_serve, service_of, url_of
+from segbatch.serving.service import check_name, require_serve, service_of, url_of
 
 
 @pytest.mark.parametrize(
@@ -32,6 +33,19 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'segbatch\[serve\]'"):
         require_serve()
+
+
+@pytest.mark.parametrize("name", ["", "a{b}", "a b", "a/b", "..", "-a"])
+def test_a_name_that_serve_cannot_use_is_refused_before_anything_starts(name: str) -> None:
+    with pytest.raises(InputError, match=r"--name '.*': must be of letters, digits, _, . and -"):
+        serve("zoo:facades", name=name)
+    for good in ("segbatch", "streets-2", "my_model.v1"):
+        check_name(good)
+
+
+def test_a_long_side_that_is_no_number_is_refused() -> None:
+    with pytest.raises(InputError, match="--long-side ²: must be a number of pixels"):
+        serve("zoo:facades", long_side="²")
 
 
 def test_another_name_is_another_path() -> None:

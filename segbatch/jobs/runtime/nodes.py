@@ -67,14 +67,23 @@ class ClusterFile:
         return total
 
 
+NO_CLUSTER = ClusterFile(None, [], None, 0)
+
+
 def read_cluster_file(uri: str) -> ClusterFile:
-    """Read a file for ``ray up``. Raises :class:`~segbatch.errors.InputError` if it is not one."""
+    """Read a file for ``ray up``; one for machines of your own has no types of nodes.
+
+    Raises :class:`~segbatch.errors.InputError` if it is not such a file.
+    """
     text = storage.read_text(uri, InputError)
     try:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise InputError(f"{uri}: not valid YAML: {storage.one_line(error)}") from error
-    types = content.get("available_node_types") if isinstance(content, Mapping) else None
+    content = content if isinstance(content, Mapping) else {}
+    types, provider = content.get("available_node_types"), content.get("provider") or {}
+    if types is None and isinstance(provider, Mapping) and provider.get("type") == "local":
+        return NO_CLUSTER
     if not isinstance(types, Mapping):
         raise InputError(f"{uri}: has no available_node_types: not a cluster file for ray up")
     most_in_all = content.get("max_workers", MAX_WORKERS)
@@ -88,7 +97,6 @@ def read_cluster_file(uri: str) -> ClusterFile:
             ) from error
     head = content.get("head_node_type")
     workers = [t for name, t in known.items() if t.most and (t.cpus or t.gpus) and name != head]
-    provider = content.get("provider") or {}
     return ClusterFile(known.get(head), workers, provider.get("region"), int(most_in_all))
 
 

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 MIN_LOGICAL_CPUS = 4  # with fewer, the stages of a pipeline can starve each other
 CONNECT_S = 10.0
+MAX_SOCKET_PATH = 107  # bytes, on Linux
+RAY_SOCKET = "/ray/session_2026-11-30_14-42-16_123456_4194304/sockets/plasma_store"
 ON_RAY = "on-ray"  # name of a thread that waits for Ray, and may call it after the job has ended
 
 # Set while a job is connected, unless the user has set them.
@@ -168,9 +170,11 @@ def temporary_folder() -> dict[str, str]:
     """The variable of the folder in which a local Ray keeps its sockets and logs, where the one for
     temporary files does not do.
 
-    Ray cannot use a path with letters outside of ASCII.
+    Ray cannot use a path with letters outside of ASCII, or one that is too long for its sockets.
     """
-    return {} if tempfile.gettempdir().isascii() else {"RAY_TMPDIR": "/tmp"}
+    folder = tempfile.gettempdir()
+    usable = folder.isascii() and len(folder) <= MAX_SOCKET_PATH - len(RAY_SOCKET)
+    return {} if usable else {"RAY_TMPDIR": "/tmp"}
 
 
 def _refuse_silence(address: str) -> None:

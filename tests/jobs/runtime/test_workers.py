@@ -329,6 +329,23 @@ def test_ray_is_given_a_folder_that_it_can_use(monkeypatch: pytest.MonkeyPatch) 
     assert workers.temporary_folder() == {"RAY_TMPDIR": "/tmp"}
     monkeypatch.setattr(tempfile, "tempdir", "/home/jurg/tmp")
     assert workers.temporary_folder() == {}
+    for length in range(30, 60):
+        folder = f"/{'x' * (length - 1)}"
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        expected = {} if length + len(workers.RAY_SOCKET) <= 107 else {"RAY_TMPDIR": "/tmp"}
+        assert workers.temporary_folder() == expected
+
+
+@pytest.mark.long
+def test_ray_starts_where_the_folder_for_temporary_files_has_a_long_name(tmp_path: Path) -> None:
+    folder = tmp_path / "slurm-job.123456.compute-node-17"
+    folder.mkdir()
+    code = "from segbatch.jobs.runtime.workers import connected\nwith connected(print): pass"
+    started = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(folder)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert started.returncode == 0, started.stderr
 
 
 @pytest.mark.long
