@@ -223,7 +223,7 @@ def work(
 def opened(run: str, job: SegmentJob, prepared: Any, lease: Lease) -> tuple[RunState, Ledger]:
     state = RunState.read(run)
     assert state is not None
-    state.prove_logs()
+    state.refuse_damaged_logs()
     return state, state.open_ledger(state.schema(job, prepared.config.classes), lease.driver)
 
 

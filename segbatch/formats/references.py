@@ -23,7 +23,7 @@ from urllib.parse import parse_qs, quote, unquote
 from segbatch import storage
 from segbatch.config.images import IMAGE_EXTENSIONS
 from segbatch.formats.folder import ImageFiles, folded
-from segbatch.images.parts import kind_of
+from segbatch.images.parts import part_kind
 from segbatch.masks.classes import CONTROL
 from segbatch.storage.labelstudio import server_url
 
@@ -54,7 +54,7 @@ def has_address(uri: str) -> bool:
     return (
         storage.scheme_of(uri) in READABLE_SCHEMES
         and _path_of(uri).rpartition(".")[2].lower() in SHOWN
-        and kind_of(uri) is None
+        and part_kind(uri) is None
     )
 
 

@@ -35,7 +35,7 @@ from segbatch.config.images import Source, Video, location_of
 from segbatch.errors import Damaged, SegbatchError, SourceError
 from segbatch.images.columns import BATCH_ROWS, conform
 from segbatch.images.manifestfile import ManifestFile
-from segbatch.images.parts import kind_of
+from segbatch.images.parts import part_kind
 from segbatch.images.place import PLACE, Part, Place
 from segbatch.images.sources import URI, ImageStream, stream_images
 from segbatch.images.tables import in_memory_duckdb, open_parquet
@@ -385,7 +385,7 @@ def find_parts(
     parts = []
     for image_id, uri in images:
         place = None
-        if kind_of(uri) is not None and files:
+        if part_kind(uri) is not None and files:
             file = files[bisect_right(starts, image_id) - 1]
             row = image_id - file.first_id
             places = _places_in(storage.join(folder, file.name), row // ROWS_PER_GROUP)

@@ -56,7 +56,7 @@ KINDS = (
 )
 
 
-def kind_of(uri: str) -> PartKind | None:
+def part_kind(uri: str) -> PartKind | None:
     """The kind of part that ``uri`` names; ``None`` for an object of its own."""
     return next((kind for kind in KINDS if kind.is_part(uri)), None)
 
@@ -65,7 +65,7 @@ def part_extension(uri: str, content: bytes) -> str:
     """The extension for a copy of the part ``uri`` of an object, by its ``content``; empty where
     the URI ends in one.
     """
-    if kind_of(uri) is None or is_photograph_name(uri):
+    if part_kind(uri) is None or is_photograph_name(uri):
         return ""
     try:
         with Image.open(io.BytesIO(content)) as image:
@@ -109,7 +109,7 @@ def read_parts(
     Frames of videos become image files; up to ``raw_bytes`` of them are not compressed. Raises
     nothing for what storage answers.
     """
-    kinds = [kind_of(part.uri) for part in parts]
+    kinds = [part_kind(part.uri) for part in parts]
     found: list[Content | None] = [None] * len(parts)
     for kind in set(kinds):
         rows = [row for row, known in enumerate(kinds) if known is kind]

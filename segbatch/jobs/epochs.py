@@ -47,7 +47,7 @@ class TrainingPlan:
     train: Train
     class_weights: list[float] | None
     training_uri: str
-    lease: WorkerLease
+    worker_lease: WorkerLease
     track: list[str]
     identity: dict[str, Any]  # of the job, for trackers
     num_micro_batches: int  # of a step, which the workers share
@@ -91,7 +91,7 @@ def check_lease(plan: TrainingPlan) -> None:
     those of the next one.
     """
     with suppress(OSError):  # an outage of the storage does not answer the question
-        plan.lease.check()
+        plan.worker_lease.check()
 
 
 def train_epochs(plan: TrainingPlan, worker: TrainWorker) -> str | None:

@@ -230,7 +230,7 @@ def score_images(
         )
         with in_background(blocks) as next_table, ImageBar("evaluate", total) as bar:
             for table in watch.results_of(next_table):
-                watch.moved()
+                watch.note_progress()
                 scores.add(table)
                 bar.add(table.num_rows)
     return scores, {"device": device, **choice._asdict()}

@@ -55,7 +55,7 @@ def finetune(job: str | Mapping[str, Any] | Job) -> dict[str, Any]:
             check_output(uri)
             with Lease(uri, say) as lease:
                 state = open_state()  # another driver may have written to it meanwhile
-                state.lease = lease.worker_lease
+                state.worker_lease = lease.worker_lease
                 if not state.finished:
                     train(job, dataset, state, lease)
                     return state.summary()
@@ -156,7 +156,7 @@ def initial_sha256(job: FinetuneJob) -> str | None:
 
 
 def make_training_plan(
-    job: FinetuneJob, dataset: Dataset, state: TrainState, lease: WorkerLease
+    job: FinetuneJob, dataset: Dataset, state: TrainState, worker_lease: WorkerLease
 ) -> TrainingPlan:
     """The plan for all workers. Builds the network, so that its faults show before they start."""
     seed_everything(job.train.seed)
@@ -178,7 +178,7 @@ def make_training_plan(
             median_frequency_weights(dataset) if weights == "median_frequency" else weights
         ),
         training_uri=state.training_uri,
-        lease=lease,
+        worker_lease=worker_lease,
         track=list(job.track),
         identity=job.identity(),
         num_micro_batches=job.resources.num_workers[1] * job.train.accumulation,

@@ -57,7 +57,7 @@ def add_new_images(state: RunState, job: SegmentJob, prepared: Prepared, lease: 
         return
     first_id = old.rows
     say(f"{frozen.rows - first_id:,} new images, behind the {first_id:,} of the run")
-    state.prove_logs()
+    state.refuse_damaged_logs()
     state.extend(frozen)
     check_first_images(state.images_from(first_id), prepared)
     lease.confirm()

@@ -177,7 +177,7 @@ class Passes:
             outcome.transient.add(np.array(account.image_ids, np.int64))
         few = not self._is_outage(outcome.transient.count())
         if few or account.kind not in TRANSIENT_ERRORS:
-            self.watch.moved()
+            self.watch.note_progress()
         if account.file is None:
             return
         if account.kind in TRANSIENT_ERRORS or account.kind == "forbidden":

@@ -60,7 +60,7 @@ from segbatch.results.runinfo import (
     write_info,
 )
 from segbatch.results.schema import ERRORS, stats_schema
-from segbatch.results.table import Table, kind_of
+from segbatch.results.table import Table, kind_in_name
 from segbatch.run import Run, open_run
 
 NOTE_EVERY_S = 60.0
@@ -72,7 +72,7 @@ class RunState:
     def __init__(self, uri: str, info: RunInfo) -> None:
         self.uri = uri
         self.info = info
-        self.lease: WorkerLease | None = None  # what every write is checked against, once it is set
+        self.worker_lease: WorkerLease | None = None  # checked at every write, once it is set
         self._ledger: Ledger | None = None
         self._began = False  # whether info.starts[-1] is this start
 
@@ -189,7 +189,7 @@ class RunState:
         """The schema of every file in ``rows/``."""
         return schema_of(job, classes, self.first_images)
 
-    def prove_logs(self) -> None:
+    def refuse_damaged_logs(self) -> None:
         """Check both logs before anything is committed or deleted.
 
         Raises :class:`~segbatch.errors.Damaged`.
@@ -199,14 +199,14 @@ class RunState:
             if log is not None:
                 log.refuse_damage()
 
-    def take_up_failed(self, driver: str, only: Collection[str]) -> None:
+    def reset_failed(self, driver: str, only: Collection[str]) -> None:
         """Remove failed rows from the table, so that a resume does their images again."""
         rows = Table.open(storage.join(self.uri, "rows"))
         if rows is None:
             return
         self.write("running")
         wanted = set(only) or set(ERRORS)
-        failed = [file for file in rows.files() if kind_of(file.name) in wanted]
+        failed = [file for file in rows.files() if kind_in_name(file.name) in wanted]
         if failed:
             rows.commit(remove=failed, note={"driver": driver, "event": "retry failed"})
         say(f"retrying {sum(file.rows for file in failed)} failed images")
@@ -267,8 +267,8 @@ class RunState:
 
         Raises ``Fenced`` if another driver has taken over meanwhile, and ``OSError``.
         """
-        if self.lease is not None:
-            self.lease.check()
+        if self.worker_lease is not None:
+            self.worker_lease.check()
         if self._ledger is not None:
             kinds = dict(sorted(self._ledger.kinds.items()))
             self.info.counts = Counts(ok=kinds.pop("ok", 0), failed=kinds)
@@ -309,7 +309,7 @@ class RunState:
 
     def close(self, job: SegmentJob) -> Run:
         """A finished run is run again: delete uncommitted files, and check the job's limits."""
-        self.prove_logs()
+        self.refuse_damaged_logs()
         rows = Table.open(storage.join(self.uri, "rows"))
         stats = Table.open(storage.join(self.uri, "stats"))
         if rows is None or stats is None:

@@ -119,7 +119,7 @@ def segment(
             state = RunState.read(uri)
             if state is None:
                 state = begin_run(uri, job, prepared, lease)
-            state.lease = lease.worker_lease
+            state.worker_lease = lease.worker_lease
             state.refuse_changes(job, prepared.model_sha256)
             if extend:
                 add_new_images(state, job, prepared, lease)
@@ -128,9 +128,9 @@ def segment(
             if state.finished and not retry_failed:
                 return state.close(job)
             with state.note_end():
-                state.prove_logs()
+                state.refuse_damaged_logs()
                 if retry_failed:
-                    state.take_up_failed(lease.driver, only)
+                    state.reset_failed(lease.driver, only)
                 ledger = state.open_ledger(state.schema(job, prepared.config.classes), lease.driver)
                 signals.check()
                 if ledger.remaining():

@@ -28,7 +28,7 @@ class TrainState:
     def __init__(self, uri: str, info: dict[str, Any]) -> None:
         self.uri = uri
         self.info = info
-        self.lease: WorkerLease | None = None  # what every write is checked against, once it is set
+        self.worker_lease: WorkerLease | None = None  # checked at every write, once it is set
         self._began: float | None = None  # of this start, on the monotonic clock
 
     @classmethod
@@ -107,8 +107,8 @@ class TrainState:
 
         Raises ``Fenced`` if another driver has taken over meanwhile, and ``OSError``.
         """
-        if self.lease is not None:
-            self.lease.check()
+        if self.worker_lease is not None:
+            self.worker_lease.check()
         if self._began is not None:
             self.info["starts"][-1]["seconds"] = round(time.monotonic() - self._began, 1)
         now = {"status": status, "submission": submission(), "updated": time.time()}

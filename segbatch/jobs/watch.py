@@ -57,8 +57,9 @@ class Patience:
 class Watch:
     """Decides when the work of a driver has to end.
 
-    ``stall_minutes`` after the last :meth:`moved` it raises :class:`~segbatch.errors.Incomplete`.
-    Workers learn of a signal through the lease and begin nothing new.
+    ``stall_minutes`` after the last :meth:`note_progress` it raises
+    :class:`~segbatch.errors.Incomplete`. Workers learn of a signal through the lease and begin
+    nothing new.
     :class:`~segbatch.errors.Interrupted` follows ``grace_s`` later, or twice that if results still
     arrive.
     """
@@ -70,12 +71,12 @@ class Watch:
         self.stall_minutes = stall_minutes
         self.grace_s = grace_s
         self.set_by = f" ({set_by})" if set_by else ""
-        self._moved = time.monotonic()
+        self._last_progress = time.monotonic()
         self._deadline: float | None = None  # once a signal arrived
 
-    def moved(self) -> None:
+    def note_progress(self) -> None:
         """Record that an image was finished."""
-        self._moved = time.monotonic()
+        self._last_progress = time.monotonic()
 
     def check(self) -> None:
         """Raises ``Interrupted``, ``Fenced`` or ``Incomplete`` if the work has to end."""
@@ -91,7 +92,7 @@ class Watch:
         if self._deadline is not None and now >= self._deadline + self.grace_s:
             signals.check()  # although results still arrive
         self.lease.check()
-        if now - self._moved > self.stall_minutes * 60:
+        if now - self._last_progress > self.stall_minutes * 60:
             raise Incomplete(
                 f"no image was finished for {self.stall_minutes:g} minutes{self.set_by}; run again"
             )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from segbatch import storage
-from segbatch.images.parts import KINDS, kind_of
+from segbatch.images.parts import KINDS, part_kind
 from segbatch.results.prices import GB, Prices
 from segbatch.results.query import sql
 from segbatch.results.runfolder import RunFolder
@@ -69,7 +69,7 @@ def part_requests(uris: Sequence[str]) -> tuple[float, float]:
     """The share of ``uris`` that are parts of objects with others in one request, and the requests
     of a block like them.
     """
-    kinds = [kind for kind in map(kind_of, uris) if kind is not None and kind.requests]
+    kinds = [kind for kind in map(part_kind, uris) if kind is not None and kind.requests]
     number = max(1, len(uris))
     return len(kinds) / number, sum(kind.requests for kind in kinds) / number
 

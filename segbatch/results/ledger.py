@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from segbatch.results.log import TableFile, read_columns
 from segbatch.results.schema import OK
-from segbatch.results.table import DataFile, Table, kind_of
+from segbatch.results.table import DataFile, Table, kind_in_name
 from segbatch.results.write import Account
 
 COMMIT_EVERY_S = 60.0
@@ -84,7 +84,7 @@ class Ledger:
 
     def _take(self, name: str, ids: npt.NDArray[np.int64]) -> None:
         self.taken.add(ids)
-        self.kinds[kind_of(name)] += len(ids)
+        self.kinds[kind_in_name(name)] += len(ids)
 
     def remaining(self) -> int:
         """The number of images without a row."""
@@ -93,7 +93,7 @@ class Ledger:
     def committed_id(self) -> int | None:
         """An image with a committed row, one without an error if there is any."""
         files = self.table.files()
-        good = (file for file in files if kind_of(file.name) == OK)
+        good = (file for file in files if kind_in_name(file.name) == OK)
         file = next(good, files[0] if files else None)
         return None if file is None else file.first_id
 

@@ -30,7 +30,7 @@ from segbatch.results.database import (
 )
 from segbatch.results.runfolder import RunFolder
 from segbatch.results.schema import FAILED, OK, rows_schema
-from segbatch.results.table import kind_of
+from segbatch.results.table import kind_in_name
 
 # Columns for programs, which say where a mask is; masks have a view of their own.
 HIDDEN_COLUMNS = frozenset({"mask", "file", "file_row"})
@@ -186,7 +186,7 @@ def _selects(
         source = failed = scan(con, f"stats_{number}", stats.uri, stats.files(), schema)
     else:
         source = masks
-        failed_files = [file for file in row_files if kind_of(file.name) != OK]
+        failed_files = [file for file in row_files if kind_in_name(file.name) != OK]
         failed = scan(con, f"failed_{number}", folder, failed_files, schema)
 
     begin = f"SELECT {quoted_text(name)} AS run"

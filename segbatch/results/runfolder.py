@@ -19,7 +19,7 @@ from segbatch.masks.classes import Classes
 from segbatch.results.lease import heartbeat_age_s, holder_is_alive, read_lease
 from segbatch.results.log import DeltaLog
 from segbatch.results.runinfo import RunInfo, Status, read_info
-from segbatch.results.table import Table, kind_of
+from segbatch.results.table import Table, kind_in_name
 
 DRIVER_GONE = "its driver is gone; run the same command to resume"
 
@@ -113,7 +113,7 @@ class RunFolder:
         table = self.table("rows")
         kinds: Counter[str] = Counter()
         for file in table.files() if table else []:
-            kinds[kind_of(file.name)] += file.rows
+            kinds[kind_in_name(file.name)] += file.rows
         info = self.info
         remaining = info.manifest.rows - kinds.total()
         pace = info.images_per_second

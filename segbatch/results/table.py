@@ -74,7 +74,7 @@ def file_name(epoch: int, kind: str) -> str:
     return f"{epoch:08d}-{kind}-{uuid.uuid4().hex}.parquet"
 
 
-def kind_of(name: str) -> str:
+def kind_in_name(name: str) -> str:
     """``ok``, or the error of all rows of a file of ``rows/``, from its name."""
     return name.split("-")[1]
 

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from segbatch.config.images import location_of, parse_sources
-from segbatch.images.parts import kind_of
+from segbatch.images.parts import part_kind
 from tests.conftest import ROOT
 from tests.pages import blocks, commands
 
@@ -27,7 +27,7 @@ def test_the_uris_of_the_page_are_those_of_parts() -> None:
     for source, uri in rows:
         [found] = parse_sources(yaml.safe_load(source.strip(" `")))
         assert location_of(found)
-        assert kind_of(uri.strip(" `")) is not None
+        assert part_kind(uri.strip(" `")) is not None
 
 
 def test_the_command_of_the_page_is_one_that_tests_type() -> None:

@@ -236,7 +236,7 @@ def test_a_worker_ends_and_a_driver_writes_nothing_without_the_lease(tmp_path: P
     ours = Lease(str(tmp_path), print)
     plan = namedtuple("Plan", "lease")(ours.worker_lease)
     state = TrainState(str(tmp_path), {"starts": []})
-    state.lease = ours.worker_lease
+    state.worker_lease = ours.worker_lease
     with ours:
         check_lease(plan)
         state.write("running")

@@ -21,7 +21,7 @@ from segbatch.masks.classes import Classes
 from segbatch.results.lease import Lease
 from segbatch.results.ledger import Ledger
 from segbatch.results.schema import FAILED, OK, TRANSIENT_ERRORS, rows_schema
-from segbatch.results.table import Table, kind_of
+from segbatch.results.table import Table, kind_in_name
 from segbatch.results.write import Account, write_file
 
 SCHEMA = rows_schema(Classes(["wall", "window"]))
@@ -119,7 +119,7 @@ class Job:
         assert table is not None
         counts: dict[str, int] = {}
         for file in table.files():
-            kind = kind_of(file.name)
+            kind = kind_in_name(file.name)
             counts[kind] = counts.get(kind, 0) + file.rows
         return counts
 

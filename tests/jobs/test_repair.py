@@ -83,7 +83,7 @@ def finished(work: tuple[SegmentJob, Prepared], tmp_path_factory: pytest.TempPat
             ledger.commit()
         state.finish(ledger, asked)
     rows = rows_of(open_run(str(run)))
-    read(run).take_up_failed("another driver", ["truncated", "undecodable"])
+    read(run).reset_failed("another driver", ["truncated", "undecodable"])
     resume(run, work, rows)
     return run
 
@@ -104,7 +104,7 @@ def opened(
 ) -> tuple[RunState, Ledger]:
     asked, prepared = work
     state = read(uri)
-    state.prove_logs()
+    state.refuse_damaged_logs()
     ledger = state.open_ledger(state.schema(asked, prepared.config.classes), driver)
     choice = EngineChoice("openvino", "fp32")
     state.begin_start(ledger, "cpu", choice, workers="1", sizes=Sizes(6, 6))
@@ -380,7 +380,7 @@ def test_a_driver_commits_and_deletes_nothing_where_a_log_is_damaged(
             resume(run, work, rows)  # which deletes what no table holds
         state = read(run)
         with state.note_end(), pytest.raises(Damaged):
-            state.prove_logs()
+            state.refuse_damaged_logs()
         assert contents(run) == before
         entry.write_bytes(whole)
 

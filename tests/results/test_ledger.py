@@ -12,7 +12,7 @@ from segbatch.errors import Damaged, Fenced
 from segbatch.masks.classes import Classes
 from segbatch.results.ledger import IdSet, Ledger
 from segbatch.results.schema import FAILED, OK, rows_schema
-from segbatch.results.table import Table, epoch_of, kind_of
+from segbatch.results.table import Table, epoch_of, kind_in_name
 from segbatch.results.write import Account, write_file
 
 SCHEMA = rows_schema(Classes(["wall", "window"]))
@@ -121,7 +121,7 @@ def test_a_file_name_contains_epoch_and_kind(uri: str) -> None:
     ledger = Ledger(Table.create(uri, SCHEMA), 10, "one")
     account = written(ledger, [3], "timeout")
     assert account.file is not None
-    assert kind_of(account.file.name) == "timeout"
+    assert kind_in_name(account.file.name) == "timeout"
     assert epoch_of(account.file.name) == ledger.epoch
     assert epoch_of("strange.parquet") is None
 
@@ -133,7 +133,7 @@ def test_removing_files_keeps_the_others(uri: str) -> None:
     ledger.enter(written(ledger, [3], "not_found"))
     ledger.commit()
     table = reopened(uri)
-    table.commit(remove=[f for f in table.files() if kind_of(f.name) == "timeout"])
+    table.commit(remove=[f for f in table.files() if kind_in_name(f.name) == "timeout"])
     assert committed_ids(uri) == [0, 1, 3]
 
 

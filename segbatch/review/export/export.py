@@ -36,7 +36,7 @@ from segbatch.results.log import read_columns
 from segbatch.results.query import query_failure, sql
 from segbatch.results.runfolder import RunFolder
 from segbatch.results.schema import OK
-from segbatch.results.table import kind_of
+from segbatch.results.table import kind_in_name
 from segbatch.results.threads import map_in_threads
 from segbatch.review.export.destination import Claim, Names, SharedFiles
 from segbatch.review.export.naming import name_images
@@ -275,7 +275,7 @@ def _rows_with_masks(
     file of ``rows/`` in memory.
     """
     table = run.table("rows")
-    files = [file for file in table.files() if kind_of(file.name) == OK] if table else []
+    files = [file for file in table.files() if kind_in_name(file.name) == OK] if table else []
     wanted = {"image_id", "mask", "confidence"}
     columns = [name for name in table.schema.names if name in wanted] if table else []
     folder = storage.join(run.uri, "rows")

@@ -27,7 +27,7 @@ from segbatch.console import say
 from segbatch.errors import InputError, JobFailed, SourceError
 from segbatch.images.decode import decode_image
 from segbatch.images.faults import Undecodable
-from segbatch.images.parts import kind_of, read_images
+from segbatch.images.parts import part_kind, read_images
 from segbatch.images.sources import stream_images
 from segbatch.masks import FILL, encode_picture, picture_format, with_legend
 from segbatch.model.predict import Model, load_model
@@ -78,7 +78,7 @@ def predict_files(source: str, model_uri: str, output: str, fill: float = FILL) 
 
 def _outputs(source: str, output: str) -> Iterator[tuple[str, str]]:
     """Each image and video of the source, and the URI of its overlay."""
-    if kind_of(source) is not None:
+    if part_kind(source) is not None:
         name = f"{safe_name(source, source.rpartition('/')[0])}.png"
         into_folder = output.endswith("/") or _is_folder(output)
         yield source, storage.join(output, name) if into_folder else output
