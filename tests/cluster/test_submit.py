@@ -222,7 +222,7 @@ def test_what_the_user_sets_comes_before_ours_and_after() -> None:
 def test_nothing_is_asked_of_a_package_index_that_has_no_segbatch() -> None:
     assert "segbatch is on no package index yet" in (ROOT / "README.md").read_text()
     texts = [*ROOT.glob("docs/**/*.md"), *ROOT.glob("segbatch/**/*.py"), *ROOT.glob("*.yaml")]
-    asks = re.compile(r"segbatch==|install segbatch\b")
+    asks = re.compile(r"segbatch==|pip install segbatch\b")
     asking = [text.name for text in texts if asks.search(text.read_text())]
     assert asking == ["releasing.md"]
 

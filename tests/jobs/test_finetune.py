@@ -234,7 +234,7 @@ def test_a_driver_whose_training_another_one_has_taken_over_writes_nothing_more(
 
 def test_a_worker_ends_and_a_driver_writes_nothing_without_the_lease(tmp_path: Path) -> None:
     ours = Lease(str(tmp_path), print)
-    plan = namedtuple("Plan", "lease")(ours.worker_lease)
+    plan = namedtuple("Plan", "worker_lease")(ours.worker_lease)
     state = TrainState(str(tmp_path), {"starts": []})
     state.worker_lease = ours.worker_lease
     with ours:
