@@ -74,15 +74,16 @@ def objects(s3: S3) -> dict[str, bytes]:
 def test_the_proxy_counts_what_it_breaks_and_each_fault_breaks_others(
     s3: S3, objects: dict[str, bytes]
 ) -> None:
+    uris = list(objects)[1:]  # of the first one, which is empty, nothing can be cut off
     broken = []
     for fault in (SLOW_DOWN, INTERNAL, RESET, BODIES[0]):
         s3.break_down({"method": "GET", "part": "objects/", "rate": 0.3, "times": 1, **fault})
-        storage.read_many(list(objects), ReadLimits(retries=3))
+        storage.read_many(uris, ReadLimits(retries=3))
         asked = s3.requests("GET", "objects/")
-        assert s3.broken() == sum(asked.values()) - len(objects) > 0, "each costs one request more"
+        assert s3.broken() == sum(asked.values()) - len(uris) > 0, "each costs one request more"
         broken.append({path for path, number in asked.items() if number > 1})
-        storage.exists(next(iter(objects)))  # a request that is not broken
-        assert s3.broken() == sum(asked.values()) - len(objects)
+        storage.exists(uris[0])  # a request that is not broken
+        assert s3.broken() == sum(asked.values()) - len(uris)
     assert all(one != other for one, other in combinations(broken, 2))
     s3.break_down()
     assert s3.broken() == 0
