@@ -365,9 +365,9 @@ def test_no_bomb_takes_more_memory_than_the_largest_image_may(tmp_path: Path) ->
         )  # fmt: skip
         return int(done.stdout)
 
-    # The allocator takes 5 MB more in one process of ten, with the same code and files, and more
-    # often on a busy machine. Another copy of the pixels would be 12 MB.
-    assert any(measured() < 18 * 4_000_000 + 8_000_000 for _ in range(3))
+    # 76 MB, or 6 MB more, which the allocator takes in one process of ten with the same code and
+    # files, and in some folders always. Another copy of the pixels would be 12 MB.
+    assert any(measured() < 18 * 4_000_000 + 11_000_000 for _ in range(3))
 
 
 def test_a_long_strip_is_an_image_of_one_line() -> None:
