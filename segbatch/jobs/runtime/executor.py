@@ -249,6 +249,8 @@ def data_context(stall_minutes: float, *, max_errored_blocks: int = -1) -> Itera
         with ray.data.DataContext.current(context), warnings.catch_warnings():
             # Retries after a crash have no named parameter: see compat.takes_retries.
             warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
+            # Of a pass whose images all kill their process before a predict worker gets one.
+            warnings.filterwarnings("ignore", "The minimum number of concurrent actors")
             yield
     finally:
         _RAY_DATA_LOG.removeFilter(lost_blocks)
