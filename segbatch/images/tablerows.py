@@ -98,7 +98,7 @@ def open_image_table(name: str, column: str | None) -> TableStream:
                 yield pa.RecordBatch.from_arrays([*own, *batch.columns], names)
 
     fields = [field for field in table.fields if field.name != chosen]
-    left_out = [name for name in (*images.single, *images.nested) if name != chosen]
+    left_out = [name for name in images.all if name != chosen]
     return TableStream(fields, batches(), left_out)
 
 

@@ -202,6 +202,11 @@ class ImageColumns(NamedTuple):
     nested: list[str]
     unnamed: list[str]
 
+    @property
+    def all(self) -> list[str]:
+        """The names of all columns that hold images."""
+        return [*self.single, *self.nested]
+
 
 class ParquetTable(NamedTuple):
     """The files of a table, with the Hive partitions that their paths name.
@@ -219,7 +224,7 @@ class ParquetTable(NamedTuple):
 
     def batches(self) -> Iterator[tuple[str, int, pa.RecordBatch]]:
         """The rows, to be read once: a file, the number of a row in it, and rows from there on."""
-        left_out = {*self.images.single, *self.images.nested}
+        left_out = set(self.images.all)
         for file, values in self.files:
             first = 0
             with reading_source(file), open_parquet(file) as table:
@@ -257,7 +262,7 @@ def parquet_table(files: list[str], base: str) -> ParquetTable:
     with reading_source(files[0]), open_parquet(files[0], IMAGE_BUFFER_BYTES) as table:
         images = image_columns(table)
     with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
-        found = pool.map(partial(_footer, images=[*images.single, *images.nested]), files)
+        found = pool.map(partial(_footer, images=images.all), files)
         fields = columns.union(own_fields(zip(files, found, strict=True)))
     # Spark and DuckDB can write a partition's value into the file as well; the file's has a type.
     own = {field.name: field for field in fields}
@@ -268,8 +273,7 @@ def parquet_table(files: list[str], base: str) -> ParquetTable:
 
 def _open_parquet(name: str, files: list[str], base: str) -> TableStream:
     table = parquet_table(files, base)
-    left_out = [*table.images.single, *table.images.nested]
-    return TableStream(table.fields, (batch for _, _, batch in table.batches()), left_out)
+    return TableStream(table.fields, (batch for _, _, batch in table.batches()), table.images.all)
 
 
 def image_columns(table: pq.ParquetFile) -> ImageColumns:

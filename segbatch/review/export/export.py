@@ -39,7 +39,7 @@ from segbatch.results.schema import OK
 from segbatch.results.table import kind_in_name
 from segbatch.results.threads import map_in_threads
 from segbatch.review.export.destination import Claim, Names, SharedFiles
-from segbatch.review.export.naming import name_images
+from segbatch.review.export.filenames import name_images
 from segbatch.review.export.photographs import read_photograph
 from segbatch.review.pictures import label_map_at, limits_of
 from segbatch.storage.uris import without_query
